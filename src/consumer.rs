@@ -1,0 +1,88 @@
+//! Consuming by hand: a consumer asks for jobs, one or a few at a time.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::Job;
+use crate::dispatch::source::Source;
+use crate::engine::Running;
+
+/// Takes jobs from a queue, for those who bring their own threads.
+///
+/// Each consumer claims runs of jobs for itself; idle consumers steal from busy ones. Use one
+/// consumer for each thread. Dropping it gives the jobs it has claimed back to the others.
+pub struct Consumer {
+    source: Source<Arc<Running>>,
+    running: Arc<Running>,
+}
+
+impl Consumer {
+    pub(crate) fn new(running: Arc<Running>) -> Self {
+        Self {
+            source: Source::new(Arc::clone(&running)),
+            running,
+        }
+    }
+
+    /// The next job, if one is due now. Never waits.
+    #[inline]
+    pub fn try_next(&self) -> Option<Job<'_>> {
+        if self.running.is_closed() {
+            return None;
+        }
+        loop {
+            let lease = self.source.try_next()?;
+            if let Some(job) = Job::begin(&self.running, lease) {
+                return Some(job);
+            }
+        }
+    }
+
+    /// The next job, waiting for it; None once the queue is closed.
+    ///
+    /// Waits by looking again for a few tens of microseconds, and then sleeps.
+    #[inline]
+    #[expect(clippy::should_implement_trait, reason = "a job borrows from the consumer")]
+    pub fn next(&self) -> Option<Job<'_>> {
+        self.next_until(None)
+    }
+
+    /// The next job, waiting at most this long for it; None once the queue is closed.
+    pub fn next_timeout(&self, timeout: Duration) -> Option<Job<'_>> {
+        // A deadline past the end of time is none.
+        self.next_until(Instant::now().checked_add(timeout))
+    }
+
+    /// Up to `max` jobs, waiting at most `timeout` for the first of them and not at all for the
+    /// others. All of them are being delivered: they count as attempts, and with a lease timeout
+    /// the clock runs for all of them.
+    pub fn next_batch(&self, max: usize, timeout: Duration) -> Vec<Job<'_>> {
+        let mut jobs = Vec::new();
+        if max > 0 {
+            jobs.extend(self.next_timeout(timeout));
+        }
+        while !jobs.is_empty() && jobs.len() < max {
+            match self.try_next() {
+                Some(job) => jobs.push(job),
+                None => break,
+            }
+        }
+        jobs
+    }
+
+    #[inline]
+    fn next_until(&self, deadline: Option<Instant>) -> Option<Job<'_>> {
+        loop {
+            let lease = self.source.next(deadline, || self.running.is_closed())?;
+            if let Some(job) = Job::begin(&self.running, lease) {
+                return Some(job);
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Consumer").finish_non_exhaustive()
+    }
+}

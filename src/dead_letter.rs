@@ -1,0 +1,313 @@
+//! Dead letters: look at the jobs that failed too often, replay them, or purge them.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::engine::Running;
+use crate::error::{DeadLetterError, EnqueueError};
+use crate::log::record::{FailureReason, Meta, NewRecord};
+use crate::log::segment::{Pinned, Record};
+use crate::{Sequence, Timestamp};
+
+/// Most letters that are replayed with one flush of each log.
+const REPLAY_BATCH: usize = 256;
+
+/// The jobs of a queue that failed too often; from [`Queue::dead_letters`].
+///
+/// A letter stays until it is replayed or purged. It has an id of its own, and knows the id of
+/// the job it was.
+///
+/// [`Queue::dead_letters`]: crate::Queue::dead_letters
+pub struct DeadLetters {
+    running: Arc<Running>,
+}
+
+/// A copy of one dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    sequence: Sequence,
+    enqueued_at: SystemTime,
+    payload: Vec<u8>,
+    meta: Meta,
+}
+
+impl DeadLetter {
+    fn read(letters: &Pinned, record: &Record<'_>) -> Self {
+        Self {
+            sequence: letters.segment().sequence(record.header().index),
+            enqueued_at: record.header().enqueued_at.into(),
+            payload: record.payload().to_vec(),
+            meta: Meta::decode(record.meta()),
+        }
+    }
+
+    /// The letter's own id.
+    pub fn sequence(&self) -> Sequence {
+        self.sequence
+    }
+
+    /// The id of the job that became this letter.
+    pub fn job(&self) -> Sequence {
+        self.meta.original.unwrap_or(self.sequence)
+    }
+
+    /// The job's payload.
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// How often the job was delivered.
+    pub fn attempts(&self) -> u32 {
+        self.meta.prior_attempts
+    }
+
+    /// Why attempts failed, oldest first: the latest 32, of each up to 1,024 bytes, and of these
+    /// the latest that fit beside the payload. Reasons of attempts in an earlier process are not
+    /// kept; [`attempts`](Self::attempts) counts them.
+    pub fn reasons(&self) -> &[FailureReason] {
+        &self.meta.reasons
+    }
+
+    /// When the job was enqueued.
+    pub fn enqueued_at(&self) -> SystemTime {
+        self.enqueued_at
+    }
+
+    /// When the first failure happened, of those that this process has seen.
+    pub fn first_failure(&self) -> Option<SystemTime> {
+        self.meta.first_failure.map(SystemTime::from)
+    }
+
+    /// When the last failure happened.
+    pub fn last_failure(&self) -> Option<SystemTime> {
+        self.meta.last_failure.map(SystemTime::from)
+    }
+}
+
+impl DeadLetters {
+    pub(crate) fn new(running: Arc<Running>) -> Self {
+        Self { running }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> u64 {
+        self.running.dead().stats().letters
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The letters, oldest first, each read when it is asked for. Letters that are replayed or
+    /// purged meanwhile may be missing or not.
+    pub fn iter(&self) -> impl Iterator<Item = DeadLetter> + use<> {
+        self.settle();
+        self.running.dead().log().pins().into_iter().flat_map(|letters| {
+            // By position, as records borrow from the pin that moves along.
+            let positions: Vec<_> = letters.live_records().map(|record| record.units()).collect();
+            positions.into_iter().filter_map(move |units| {
+                let record = letters.record(units)?;
+                (!letters.is_done(record.header().index))
+                    .then(|| DeadLetter::read(&letters, &record))
+            })
+        })
+    }
+
+    /// One letter, if it is there.
+    pub fn get(&self, letter: Sequence) -> Option<DeadLetter> {
+        self.settle();
+        let letters = self.running.dead().log().pin_containing(letter)?;
+        let record = letters
+            .live_records()
+            .find(|record| letters.segment().sequence(record.header().index) == letter)?;
+        Some(DeadLetter::read(&letters, &record))
+    }
+
+    /// Makes the letter a new job, due at once, with all its attempts before it. Exactly one job,
+    /// also if the process is killed or the power fails in between; flushed before this returns.
+    ///
+    /// # Errors
+    /// See [`DeadLetterError`]; the letter is then still there.
+    pub fn replay(&self, letter: Sequence) -> Result<Sequence, DeadLetterError> {
+        let found = self.get(letter).ok_or(DeadLetterError::NotFound { letter })?;
+        let jobs = self.replay_batch(&[found])?;
+        jobs.first()
+            .copied()
+            .ok_or(DeadLetterError::NotFound { letter })
+    }
+
+    /// Replays all letters that the filter picks; returns the new jobs.
+    ///
+    /// # Errors
+    /// See [`DeadLetterError`].
+    pub fn replay_where(
+        &self,
+        mut filter: impl FnMut(&DeadLetter) -> bool,
+    ) -> Result<Vec<Sequence>, DeadLetterError> {
+        let mut replayed = Vec::new();
+        let mut letters = self.iter().filter(|letter| filter(letter)).peekable();
+        while letters.peek().is_some() {
+            let batch: Vec<_> = letters.by_ref().take(REPLAY_BATCH).collect();
+            match self.replay_batch(&batch) {
+                Ok(jobs) => replayed.extend(jobs),
+                Err(DeadLetterError::Partial {
+                    replayed: more,
+                    error,
+                }) => {
+                    replayed.extend(more);
+                    return Err(DeadLetterError::Partial { replayed, error });
+                }
+                Err(error) => {
+                    return Err(DeadLetterError::Partial {
+                        replayed,
+                        error: Box::new(error),
+                    });
+                }
+            }
+        }
+        Ok(replayed)
+    }
+
+    /// Replays all letters.
+    ///
+    /// # Errors
+    /// See [`DeadLetterError`].
+    pub fn replay_all(&self) -> Result<Vec<Sequence>, DeadLetterError> {
+        self.replay_where(|_| true)
+    }
+
+    /// Deletes a letter for good; flushed before this returns.
+    ///
+    /// # Errors
+    /// See [`DeadLetterError`].
+    pub fn purge(&self, letter: Sequence) -> Result<(), DeadLetterError> {
+        match self.purge_all_of([letter].into_iter())? {
+            0 => Err(DeadLetterError::NotFound { letter }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes all letters that the filter picks, with one flush; returns how many.
+    ///
+    /// # Errors
+    /// They are deleted, but flushing that failed: a power cut may bring them back.
+    pub fn purge_where(
+        &self,
+        mut filter: impl FnMut(&DeadLetter) -> bool,
+    ) -> Result<u64, DeadLetterError> {
+        let picked = self.iter().filter(|letter| filter(letter));
+        self.purge_all_of(picked.map(|letter| letter.sequence))
+    }
+
+    /// Deletes all letters; returns how many.
+    ///
+    /// # Errors
+    /// As [`purge_where`](Self::purge_where).
+    pub fn purge_all(&self) -> Result<u64, DeadLetterError> {
+        self.purge_where(|_| true)
+    }
+
+    fn purge_all_of(
+        &self,
+        letters: impl Iterator<Item = Sequence>,
+    ) -> Result<u64, DeadLetterError> {
+        self.settle();
+        let dead = self.running.dead();
+        let mut purged = 0;
+        for letter in letters {
+            // Not while it is being replayed.
+            let _hold = dead.hold();
+            purged += u64::from(dead.log().mark_done(letter));
+        }
+        if purged > 0 {
+            let flushed = dead.log().flush(true);
+            flushed.inspect_err(|error| self.running.note_failed_flush(error))?;
+        }
+        Ok(purged)
+    }
+
+    /// Writes the letters that are still to be written, so that they can be seen.
+    fn settle(&self) {
+        if let Err(error) = self.running.write_letters() {
+            tracing::warn!(%error, "some dead letters are not written yet");
+        }
+    }
+
+    /// Appends the jobs, flushes them, and then marks the letters done. While that lasts, the
+    /// segment that the jobs are in is neither sealed nor retired: the next open, which scans it,
+    /// finds which letters each job stands for, and marks those done that a crash left.
+    fn replay_batch(&self, letters: &[DeadLetter]) -> Result<Vec<Sequence>, DeadLetterError> {
+        let engine = &*self.running;
+        // One replay at a time, so that a letter is not replayed twice.
+        let _letters = engine.dead().hold();
+        let stripe = &engine.dispatch().stripes()[0];
+        let _jobs = stripe.hold_retirement();
+        let dead = engine.dead().log();
+        let mut active = stripe.active();
+        let mut jobs = Vec::new();
+        let mut done = Vec::new();
+        let mut result = Ok(());
+        for letter in letters {
+            if !dead.is_live(letter.sequence) {
+                continue;
+            }
+            let meta = Meta {
+                max_attempts: letter.meta.max_attempts,
+                replay_of: Some(letter.sequence),
+                ..Meta::default()
+            }
+            .encode(usize::MAX);
+            let job = NewRecord {
+                enqueued_at: Timestamp::now(),
+                due_at: Timestamp::ZERO,
+                meta: &meta,
+                payload: &letter.payload,
+            };
+            if engine.depth.as_ref().is_some_and(|depth| depth.take(1) == 0) {
+                result = Err(EnqueueError::Full { limit: "max_depth" });
+                break;
+            }
+            match stripe.append(&mut active, &job) {
+                Ok(job) => {
+                    jobs.push(job);
+                    done.push(letter.sequence);
+                }
+                Err(error) => {
+                    if let Some(depth) = &engine.depth {
+                        depth.give_back(1);
+                    }
+                    result = Err(error.into());
+                    break;
+                }
+            }
+        }
+        if !done.is_empty() {
+            let flushed = stripe.flush(false);
+            // The jobs are there, whatever became of the flush: the letters must go, or they would
+            // be replayed twice.
+            for &letter in &done {
+                dead.mark_done(letter);
+            }
+            let flushed = flushed.and_then(|()| dead.flush(true));
+            engine.dispatch().sleepers.notify_fenced(jobs.len());
+            flushed.inspect_err(|error| engine.note_failed_flush(error))?;
+        }
+        match result {
+            Ok(()) => Ok(jobs),
+            Err(error) if jobs.is_empty() => Err(error.into()),
+            Err(error) => Err(DeadLetterError::Partial {
+                replayed: jobs,
+                error: Box::new(error.into()),
+            }),
+        }
+    }
+}
+
+impl std::fmt::Debug for DeadLetters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DeadLetters")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,256 @@
+//! How jobs become dead letters: the failures remembered until then, and the dead letter log they
+//! are written to.
+//!
+//! A letter is written, then flushed, and only then is the job marked done in its own log: a power
+//! cut can repeat a job, never lose one. Workers do not wait for that: they hand the job over, and
+//! one flush serves all that were.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::log::record::{FailureReason, MAX_META_BYTES, Meta, NewRecord};
+use crate::log::segment::{Lease, Segment};
+use crate::log::{RollError, Stripe};
+use crate::storage::StorageError;
+use crate::{Sequence, Timestamp};
+
+/// Longest reason that is kept, in bytes; a longer one is cut.
+const MAX_REASON_BYTES: usize = 1024;
+/// Most reasons that are kept for a job, the latest ones.
+const MAX_REASONS: usize = 32;
+/// Most jobs whose reasons are remembered between attempts. Beyond, only the last reason is.
+const MAX_REMEMBERED: usize = 64 * 1024;
+
+/// The dead letter log, and what is on its way there.
+pub(crate) struct DeadLog {
+    log: Stripe,
+    failures: Mutex<HashMap<Sequence, Failures>>,
+    waiting: Mutex<Waiting>,
+    /// Held by whoever writes letters.
+    writer: Mutex<Writer>,
+}
+
+/// What is known of a job's failed attempts.
+#[derive(Default)]
+struct Failures {
+    first: Timestamp,
+    last: Timestamp,
+    reasons: Vec<FailureReason>,
+}
+
+/// A job whose letter is not written yet.
+struct Death {
+    lease: Lease,
+    attempts: u32,
+}
+
+#[derive(Default)]
+struct Waiting {
+    deaths: Vec<Death>,
+    /// Jobs handed over whose letter is not durable yet; those in `deaths` among them.
+    dying: u64,
+}
+
+struct Writer {
+    active: Arc<Segment>,
+    /// The jobs that the letters found at open are about; built when first needed.
+    known: Option<HashSet<Sequence>>,
+}
+
+/// What the dead letter log holds.
+pub(crate) struct DeadLogStats {
+    /// Letters, those about to be written among them.
+    pub(crate) letters: u64,
+    /// Jobs handed over that are not marked done in their own log yet.
+    pub(crate) dying: u64,
+    pub(crate) bytes: u64,
+    pub(crate) segments: u64,
+    pub(crate) quarantined: u64,
+}
+
+impl DeadLog {
+    pub(crate) fn new(log: Stripe) -> Self {
+        let active = log.active();
+        Self {
+            log,
+            failures: Mutex::default(),
+            waiting: Mutex::default(),
+            writer: Mutex::new(Writer {
+                active,
+                known: None,
+            }),
+        }
+    }
+
+    pub(crate) fn log(&self) -> &Stripe {
+        &self.log
+    }
+
+    pub(crate) fn stats(&self) -> DeadLogStats {
+        let waiting = self.waiting.lock();
+        let log = self.log.stats();
+        DeadLogStats {
+            letters: log.live + waiting.deaths.len() as u64,
+            dying: waiting.dying,
+            bytes: log.bytes,
+            segments: log.segments,
+            quarantined: self.log.damaged_regions(),
+        }
+    }
+
+    /// Remembers why an attempt of a job failed.
+    pub(crate) fn note_failure(&self, job: Sequence, attempt: u32, reason: &str) {
+        let now = Timestamp::now();
+        let mut failures = self.failures.lock();
+        if failures.len() >= MAX_REMEMBERED && !failures.contains_key(&job) {
+            // Some other job's past goes; which one hardly matters.
+            if let Some(&other) = failures.keys().next() {
+                failures.remove(&other);
+            }
+        }
+        let known = failures.entry(job).or_default();
+        if known.reasons.is_empty() {
+            known.first = now;
+        }
+        known.last = now;
+        if known.reasons.len() == MAX_REASONS {
+            known.reasons.remove(0);
+        }
+        known.reasons.push(FailureReason {
+            attempt,
+            at: now.into(),
+            reason: reason[..reason.floor_char_boundary(MAX_REASON_BYTES)].to_owned(),
+        });
+    }
+
+    /// Forgets a job's failures: it was acked.
+    #[cold]
+    pub(crate) fn forget_failures(&self, job: Sequence) {
+        self.failures.lock().remove(&job);
+    }
+
+    /// Takes a job whose letter is to be written.
+    pub(crate) fn hand_over(&self, lease: Lease, attempts: u32) {
+        let mut waiting = self.waiting.lock();
+        waiting.dying += 1;
+        waiting.deaths.push(Death { lease, attempts });
+    }
+
+    /// Writes the letters of all jobs handed over, flushes them, and then lets `complete` mark the
+    /// jobs done.
+    ///
+    /// After an error, the jobs whose letters could not be written wait for the next call; those
+    /// whose letters could not be flushed stay not done, and are met again at the next open.
+    pub(crate) fn write_letters(
+        &self,
+        complete: impl Fn(Lease),
+    ) -> Result<(), Arc<StorageError>> {
+        let mut writer = self.writer.lock();
+        let mut deaths = {
+            let mut waiting = self.waiting.lock();
+            std::mem::take(&mut waiting.deaths).into_iter()
+        };
+        let mut written = Vec::new();
+        let mut result = Ok(());
+        for death in deaths.by_ref() {
+            if !writer.knows(&self.log, &death.lease) && !death.lease.is_done() {
+                match self.write(&mut writer.active, &death) {
+                    Ok(()) => {}
+                    Err(error) => {
+                        self.waiting.lock().deaths.push(death);
+                        result = Err(error);
+                        break;
+                    }
+                }
+            }
+            written.push(death.lease);
+        }
+        self.waiting.lock().deaths.extend(deaths);
+        if written.is_empty() {
+            return result;
+        }
+        let flushed = self.log.flush(false);
+        let count = written.len() as u64;
+        if flushed.is_ok() {
+            for lease in written {
+                let job = lease.job();
+                complete(lease);
+                self.forget_failures(job);
+            }
+        }
+        self.waiting.lock().dying -= count;
+        flushed.and(result)
+    }
+
+    fn write(
+        &self,
+        active: &mut Arc<Segment>,
+        death: &Death,
+    ) -> Result<(), Arc<StorageError>> {
+        let record = death.lease.record();
+        let own = death.lease.meta();
+        let job = death.lease.job();
+        let meta = {
+            let failures = self.failures.lock();
+            let known = failures.get(&job);
+            Meta {
+                max_attempts: own.max_attempts,
+                replay_of: None,
+                original: Some(job),
+                prior_attempts: death.attempts,
+                first_failure: known.map(|known| known.first),
+                last_failure: known.map(|known| known.last),
+                reasons: known.map_or_else(Vec::new, |known| known.reasons.clone()),
+            }
+        };
+        let payload = record.payload();
+        let room = self.log.max_record_bytes() - crate::log::record::HEADER_BYTES;
+        let meta = meta.encode(room.saturating_sub(payload.len()).min(MAX_META_BYTES));
+        let letter = NewRecord {
+            enqueued_at: record.header().enqueued_at,
+            due_at: Timestamp::ZERO,
+            meta: &meta,
+            payload,
+        };
+        match self.log.append(active, &letter) {
+            Ok(_) => Ok(()),
+            Err(RollError::Storage(error)) => Err(Arc::new(error)),
+            // It has no budget, and is closed after its last letter.
+            Err(RollError::OverBudget | RollError::Closed) => Err(Arc::new(StorageError::new(
+                "append to",
+                &active.paths().segment,
+                std::io::Error::other("the dead letter log is closed"),
+            ))),
+        }
+    }
+
+    /// Keeps letters from being written, and the log from being sealed or retired, while the guard
+    /// lives.
+    pub(crate) fn hold(&self) -> impl Sized + '_ {
+        (self.writer.lock(), self.log.hold_retirement())
+    }
+}
+
+impl Writer {
+    /// Whether the log has a letter about this job already: one that an earlier process wrote and
+    /// could not mark done.
+    fn knows(&mut self, log: &Stripe, lease: &Lease) -> bool {
+        if !lease.is_recovered() {
+            return false;
+        }
+        let known = self.known.get_or_insert_with(|| {
+            let mut known = HashSet::new();
+            for pinned in log.pins() {
+                if pinned.segment().is_recovered() {
+                    known.extend(pinned.live_records().filter_map(|record| {
+                        Meta::decode(record.meta()).original
+                    }));
+                }
+            }
+            known
+        });
+        known.contains(&lease.job())
+    }
+}

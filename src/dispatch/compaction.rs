@@ -1,0 +1,122 @@
+//! Compaction: jobs that wait for long are moved to the end of the log, so that they do not keep
+//! segments on disk in which everything else is done.
+//!
+//! The order is that of dead letters: append the copies, flush them, then mark the old ones done.
+//! A job keeps its id, its attempts and its times. A process that dies in between may deliver such
+//! a job twice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Dispatch;
+use crate::Timestamp;
+use crate::log::record::{MAX_META_BYTES, Meta, NewRecord};
+use crate::log::segment::{Lease, Segment};
+use crate::log::{RollError, Stripe};
+use crate::storage::StorageError;
+use crate::time::Tick;
+
+/// A stripe is compacted when it has at least this many segments worth it: fewer are not worth
+/// the flush.
+const MIN_SEGMENTS: usize = 4;
+/// A job that is due within this time is not moved: its segment will be free soon without that.
+const MIN_WAIT: Duration = Duration::from_secs(10);
+
+/// A delayed job on its way.
+struct Move {
+    lease: Lease,
+    due: Tick,
+}
+
+impl Dispatch {
+    /// Moves waiting jobs out of mostly done segments; returns how many.
+    pub(crate) fn compact(&self) -> Result<u64, Arc<StorageError>> {
+        let mut moved = 0;
+        for stripe in &self.stripes {
+            let candidates = stripe.mostly_done();
+            if candidates.len() < MIN_SEGMENTS {
+                continue;
+            }
+            let waiting = self.timer.by_segment();
+            let soon = self.clock.now().saturating_add(MIN_WAIT);
+            let mut moves = Vec::new();
+            let mut segments = 0;
+            for (base, live) in candidates {
+                // All that is left of it must be waiting, and for long.
+                if waiting.get(&base).is_some_and(|&(count, earliest)| count == live && earliest > soon) {
+                    let taken = self.timer.take_segment(base, soon);
+                    moves.extend(taken.into_iter().map(|(lease, due)| Move { lease, due }));
+                    segments += 1;
+                }
+            }
+            if segments < MIN_SEGMENTS {
+                for Move { lease, due } in moves {
+                    self.timer.schedule(lease, due);
+                }
+                continue;
+            }
+            moved += self.move_to_the_end(stripe, moves)?;
+        }
+        Ok(moved)
+    }
+
+    fn move_to_the_end(&self, stripe: &Stripe, moves: Vec<Move>) -> Result<u64, Arc<StorageError>> {
+        let mut active = stripe.active();
+        let mut old = Vec::new();
+        let mut moves = moves.into_iter();
+        let mut result = Ok(());
+        for one in moves.by_ref() {
+            match self.append_copy(stripe, &mut active, &one) {
+                Ok(()) => old.push(one.lease),
+                Err(error) => {
+                    if let RollError::Storage(error) = error {
+                        result = Err(Arc::new(error));
+                    }
+                    self.timer.schedule(one.lease, one.due);
+                    break;
+                }
+            }
+        }
+        for Move { lease, due } in moves {
+            self.timer.schedule(lease, due);
+        }
+        // If this fails the old ones stay not done, without a lease: the copies are delivered, and
+        // the old ones again after the next open.
+        stripe.flush(false)?;
+        let moved = old.len() as u64;
+        let mut complete = false;
+        for lease in old {
+            complete |= lease.ack().segment_complete;
+        }
+        if complete {
+            stripe.kick();
+        }
+        // The copies are still to be claimed, and to be put into the timer again.
+        self.sleepers.notify_fenced(1);
+        result.map(|()| moved)
+    }
+
+    fn append_copy(
+        &self,
+        stripe: &Stripe,
+        active: &mut Arc<Segment>,
+        one: &Move,
+    ) -> Result<(), RollError> {
+        let own = one.lease.meta();
+        let meta = Meta {
+            max_attempts: own.max_attempts,
+            original: Some(one.lease.job()),
+            prior_attempts: own.prior_attempts + u32::from(one.lease.deliveries()),
+            ..Meta::default()
+        }
+        .encode(MAX_META_BYTES);
+        let record = one.lease.record();
+        let copy = NewRecord {
+            enqueued_at: record.header().enqueued_at,
+            due_at: Timestamp::now().saturating_add(one.due.since(self.clock.now())),
+            meta: &meta,
+            payload: record.payload(),
+        };
+        stripe.append(active, &copy).map(|_| ())
+    }
+}

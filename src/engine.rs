@@ -1,0 +1,546 @@
+//! The engine: what the handles of an open queue share, and the life of a job once it is in the
+//! log: delivery, ack, failure, retry.
+
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+
+use parking_lot::Mutex;
+
+use crate::dispatch::Dispatch;
+use crate::dispatch::leases::{Delivery, Leases};
+use crate::dispatch::sleep::EventCount;
+use crate::error::{FlushError, OpenError};
+use crate::dead_log::DeadLog;
+use crate::job::{Failure, Then};
+use crate::log::manifest::{self, Manifest, Refused};
+use crate::log::recovery::{Recovery, RecoveryReport};
+use crate::log::segment::Lease;
+use crate::log::{DEAD_ORIGIN, LogConfig, SpaceBudget, Stripe};
+use crate::maintenance::{self, Signal};
+use crate::options::{self, Builder, Durability};
+use crate::producer;
+use crate::lock::DirectoryLock;
+use crate::storage::{self, StorageError};
+use crate::Sequence;
+use crate::time::Clock;
+
+/// What the handles and threads of an open queue share.
+pub(crate) struct Engine {
+    path: PathBuf,
+    /// Held until the last handle is gone.
+    _lock: DirectoryLock,
+    manifest: Manifest,
+    durability: Durability,
+    dispatch: Dispatch,
+    leases: Option<Leases>,
+    dead: DeadLog,
+    pub(crate) depth: Option<DepthLimit>,
+    /// Producers that wait for room.
+    pub(crate) room: EventCount,
+    pub(crate) signal: Arc<Signal>,
+    clock: Clock,
+    max_payload: usize,
+    poison: OnceLock<Arc<StorageError>>,
+    closed: AtomicBool,
+    retried: AtomicU64,
+    dead_lettered: AtomicU64,
+    moved: AtomicU64,
+}
+
+/// How often things happened since the queue was opened.
+pub(crate) struct Counters {
+    pub(crate) retried: u64,
+    /// Jobs that left the log for the dead letter log.
+    pub(crate) dead_lettered: u64,
+    /// Jobs that compaction moved: appended once more, and done once more.
+    pub(crate) moved: u64,
+}
+
+/// The jobs that are neither acked nor dead, where a limit is set on them.
+pub(crate) struct DepthLimit {
+    max: u64,
+    jobs: AtomicU64,
+}
+
+impl DepthLimit {
+    /// Takes room for up to `wanted` jobs; returns for how many there was.
+    pub(crate) fn take(&self, wanted: u64) -> u64 {
+        let mut taken = 0;
+        // Relaxed: a count, which orders nothing.
+        let _ = self
+            .jobs
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |jobs| {
+                taken = wanted.min(self.max.saturating_sub(jobs));
+                (taken > 0).then_some(jobs + taken)
+            });
+        taken
+    }
+
+    pub(crate) fn give_back(&self, jobs: u64) {
+        // Saturating: jobs that turned out to be damaged were never counted.
+        let _ = self
+            .jobs
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
+                Some(now.saturating_sub(jobs))
+            });
+    }
+}
+
+impl Engine {
+    /// Opens or creates the queue that the builder describes.
+    fn open(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
+        builder.validate()?;
+        let path = builder.path.as_path();
+        // Looked at before anything is created, so that a refused directory is left as it was.
+        read_manifest(path)?;
+        storage::create_directory(path)?;
+        let lock = DirectoryLock::take(path)?;
+        let manifest = match read_manifest(path)? {
+            Some(manifest) => {
+                builder.check_against(&manifest)?;
+                manifest
+            }
+            None => {
+                let manifest = builder.new_manifest();
+                builder.check_against(&manifest)?;
+                manifest.write(path)?;
+                if let Some(parent) = path.canonicalize().ok().as_deref().and_then(Path::parent) {
+                    storage::flush_directory(parent)?;
+                }
+                manifest
+            }
+        };
+
+        let signal = Arc::new(Signal::new());
+        let kick = {
+            let signal = Arc::clone(&signal);
+            Arc::new(move || signal.kick())
+        };
+        let config = LogConfig {
+            segment_size: manifest.segment_size,
+            quarantine: path.join("quarantine"),
+            budget: Arc::new(SpaceBudget::new(builder.max_bytes)),
+            durable_names: false,
+            kick,
+        };
+        let mut recovery = Recovery {
+            segment_size: manifest.segment_size,
+            quarantine: &config.quarantine,
+            report: RecoveryReport::default(),
+            progress: builder.progress.as_deref(),
+            segments_seen: 0,
+        };
+        let log_dir = path.join("log");
+        let mut stripes = Vec::new();
+        let mut replayed = Vec::new();
+        for number in 0..manifest.stripes {
+            // A manifest has at most 64 stripes.
+            let stripe = number as u8;
+            let (stripe, letters) = Stripe::open(
+                &log_dir.join(format!("{stripe:02}")),
+                Sequence::first_of_stripe(stripe),
+                config.clone(),
+                &mut recovery,
+            )?;
+            stripes.push(stripe);
+            replayed.extend(letters);
+        }
+        let live: u64 = stripes.iter().map(|stripe| stripe.stats().live).sum();
+        let dead_config = LogConfig {
+            budget: Arc::new(SpaceBudget::new(None)),
+            ..config.clone()
+        };
+        let (dead, _) = Stripe::open(&path.join("dead"), DEAD_ORIGIN, dead_config, &mut recovery)?;
+        // The directories' own names.
+        storage::flush_directory(&log_dir)?;
+        storage::flush_directory(path)?;
+
+        let mut report = recovery.report;
+        for letter in replayed {
+            // The job of an interrupted replay is in the log, so the letter is not needed.
+            report.replays_settled += u64::from(dead.mark_done(letter));
+        }
+        if report.replays_settled > 0 {
+            // Before the jobs' segments are sealed, after which they are not looked through.
+            dead.flush(true).map_err(|error| OpenError::Flush(FlushError(error)))?;
+        }
+        report.jobs = live;
+        report.dead_letters = dead.stats().live;
+        let clock = Clock::start();
+        let max_payload = producer::max_payload(&stripes[0]);
+        let engine = Self {
+            path: path.to_path_buf(),
+            _lock: lock,
+            durability: builder.durability,
+            dispatch: Dispatch::new(
+                stripes.into(),
+                clock,
+                builder.retry.clone(),
+                builder.lease_timeout.is_some(),
+            ),
+            leases: builder.lease_timeout.map(Leases::new),
+            dead: DeadLog::new(dead),
+            depth: builder.max_depth.map(|max| DepthLimit {
+                max,
+                jobs: AtomicU64::new(live),
+            }),
+            room: EventCount::new(),
+            signal,
+            clock,
+            max_payload,
+            poison: OnceLock::new(),
+            closed: AtomicBool::new(false),
+            retried: AtomicU64::new(0),
+            dead_lettered: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+            manifest,
+        };
+        Ok((engine, report))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    pub(crate) fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    pub(crate) fn dispatch(&self) -> &Dispatch {
+        &self.dispatch
+    }
+
+    pub(crate) fn dead(&self) -> &DeadLog {
+        &self.dead
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        // Relaxed: who closes wakes the sleepers through a lock, and appends are refused by the
+        // log itself.
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        Counters {
+            retried: self.retried.load(Ordering::Relaxed),
+            dead_lettered: self.dead_lettered.load(Ordering::Relaxed),
+            moved: self.moved.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The failed flush after which nothing more is promised to reach the disk.
+    pub(crate) fn poison(&self) -> Option<&Arc<StorageError>> {
+        self.poison.get()
+    }
+
+    /// Longest payload, in bytes.
+    #[inline]
+    pub(crate) fn max_payload(&self) -> usize {
+        self.max_payload
+    }
+
+    /// Refuses durable enqueues from now on if it was a flush that failed: the page cache may have
+    /// dropped what it could not write, so trying again would prove nothing.
+    pub(crate) fn note_failed_flush(&self, error: &Arc<StorageError>) {
+        if error.is_failed_flush() && self.poison.set(Arc::clone(error)).is_ok() {
+            tracing::error!(%error, "a flush has failed: durable enqueues are refused from now on");
+        }
+    }
+
+    /// Begins the delivery of a job: counts it, before it happens. None if the job had used up its
+    /// attempts (and is dead now), or was done meanwhile.
+    #[inline]
+    pub(crate) fn begin(&self, lease: Lease) -> Option<(Lease, u32, Delivery)> {
+        if self.leases.is_none() && !lease.is_recovered() && !lease.has_meta() {
+            let attempts = u32::from(lease.count_delivery());
+            return Some((lease, attempts, Delivery::ONLY));
+        }
+        self.begin_slow(lease)
+    }
+
+    #[cold]
+    fn begin_slow(&self, lease: Lease) -> Option<(Lease, u32, Delivery)> {
+        if lease.is_done() {
+            // By a delivery that had timed out and succeeded after all.
+            return None;
+        }
+        let prior = lease.meta().prior_attempts;
+        let attempts = prior + u32::from(lease.deliveries());
+        if lease.is_recovered() && attempts > 0 && !self.dispatch.may_retry(&lease, attempts) {
+            // The process died in its last attempt, or before its death was on disk.
+            let reason = "the process ended during the last attempt";
+            self.dead.note_failure(lease.job(), attempts, reason);
+            self.dead_letter(lease, attempts);
+            return None;
+        }
+        let attempts = prior + u32::from(lease.count_delivery());
+        let delivery = match &self.leases {
+            None => Delivery::ONLY,
+            Some(leases) => {
+                let (delivery, first) = leases.begin(&lease, attempts, self.clock.now());
+                if first {
+                    self.dispatch.timer.interrupt();
+                }
+                delivery
+            }
+        };
+        Some((lease, attempts, delivery))
+    }
+
+    #[inline]
+    pub(crate) fn ack(&self, lease: Lease, delivery: Delivery, attempts: u32) {
+        if attempts > 1 {
+            self.dead.forget_failures(lease.job());
+        }
+        if let Some(leases) = &self.leases {
+            leases.end(lease.sequence(), delivery);
+        }
+        self.complete(lease);
+    }
+
+    /// Marks a job done. Returns whether it was not before.
+    #[inline]
+    pub(crate) fn complete(&self, lease: Lease) -> bool {
+        let acked = lease.ack();
+        if acked.segment_complete {
+            self.signal.kick();
+        }
+        if acked.first
+            && let Some(depth) = &self.depth
+        {
+            depth.give_back(1);
+            self.room.notify_fenced(1);
+        }
+        acked.first
+    }
+
+    pub(crate) fn fail(
+        &self,
+        lease: Lease,
+        delivery: Delivery,
+        attempts: u32,
+        failure: Failure,
+    ) {
+        if let Some(leases) = &self.leases
+            && !leases.end(lease.sequence(), delivery)
+        {
+            // It has timed out: this attempt has failed already.
+            return;
+        }
+        self.fail_current(lease, attempts, failure);
+    }
+
+    fn fail_current(&self, lease: Lease, attempts: u32, failure: Failure) {
+        self.dead
+            .note_failure(lease.job(), attempts, &failure.reason);
+        let delay = match failure.then {
+            Then::DeadLetter => return self.dead_letter(lease, attempts),
+            Then::Retry => None,
+            Then::RetryAfter(delay) => Some(delay),
+        };
+        if self.dispatch.may_retry(&lease, attempts) {
+            self.retried.fetch_add(1, Ordering::Relaxed);
+            self.dispatch.retry(lease, attempts, delay);
+        } else {
+            self.dead_letter(lease, attempts);
+        }
+    }
+
+    /// Hands a job that must not be delivered again to the dead letter log.
+    fn dead_letter(&self, lease: Lease, attempts: u32) {
+        self.dead.hand_over(lease, attempts);
+        self.signal.kick();
+    }
+
+    /// Writes the letters of all jobs that have died, flushes them, and only then marks the jobs
+    /// done.
+    pub(crate) fn write_letters(&self) -> Result<(), Arc<StorageError>> {
+        self.dead.write_letters(|lease| {
+            if self.complete(lease) {
+                self.dead_lettered.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+        .inspect_err(|error| self.note_failed_flush(error))
+    }
+
+    /// Makes everything appended and acked so far durable.
+    pub(crate) fn flush(&self) -> Result<(), Arc<StorageError>> {
+        let flush = || {
+            self.write_letters()?;
+            for stripe in self.dispatch.stripes() {
+                stripe.flush(true)?;
+            }
+            self.dead.log().flush(true)
+        };
+        if let Some(error) = self.poison() {
+            return Err(Arc::clone(error));
+        }
+        flush().inspect_err(|error| self.note_failed_flush(error))
+    }
+
+    /// Moves the live jobs of mostly done segments to the end of the log.
+    pub(crate) fn compact(&self) -> Result<(), Arc<StorageError>> {
+        let moved = self.dispatch.compact()?;
+        self.moved.fetch_add(moved, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Refuses further enqueues, wakes everybody, and leaves on disk what the next open needs
+    /// least work for. Jobs in flight can still be settled.
+    fn close(&self) -> Result<(), Arc<StorageError>> {
+        self.closed.store(true, Ordering::Relaxed);
+        for stripe in self.dispatch.stripes() {
+            stripe.close();
+        }
+        self.dispatch.sleepers.notify_fenced(usize::MAX);
+        self.room.notify_fenced(usize::MAX);
+        let mut result = self.flush();
+        for stripe in self.dispatch.stripes() {
+            result = result.and(stripe.seal(true));
+            result = result.and(stripe.reclaim().map_err(Arc::new));
+        }
+        result
+    }
+
+    fn close_dead_log(&self) -> Result<(), Arc<StorageError>> {
+        self.write_letters()?;
+        self.dead.log().close();
+        self.dead.log().seal(true)?;
+        self.dead.log().reclaim().map_err(Arc::new)
+    }
+
+    /// Empties the timer: brings jobs back when they are due, and takes leases that ran out.
+    fn run_timer(&self) {
+        let mut next_end = None;
+        while let Some(due) = self.dispatch.timer.wait(self.clock, next_end) {
+            if !due.is_empty() {
+                self.dispatch.inject_all(due);
+            }
+            if let Some(leases) = &self.leases {
+                let (expired, next) = leases.expire(self.clock.now());
+                for expired in expired {
+                    self.fail_current(
+                        expired.lease,
+                        expired.attempts,
+                        "the lease timed out".into(),
+                    );
+                }
+                next_end = next;
+            }
+        }
+    }
+}
+
+/// Reads the manifest; None if the directory is new.
+fn read_manifest(queue_dir: &Path) -> Result<Option<Manifest>, OpenError> {
+    let path = Manifest::path(queue_dir);
+    let Some(bytes) = storage::read_if_exists(&path)? else {
+        return if is_fresh(queue_dir)? {
+            Ok(None)
+        } else {
+            Err(OpenError::ManifestMissing {
+                path: queue_dir.to_path_buf(),
+            })
+        };
+    };
+    let manifest = Manifest::decode(&bytes).map_err(|refused| match refused {
+        Refused::Version(found) => OpenError::ManifestVersion {
+            path: path.clone(),
+            found,
+            supported: crate::log::header::VERSION,
+        },
+        Refused::Corrupt(why) => OpenError::ManifestCorrupt {
+            path: path.clone(),
+            why,
+        },
+    })?;
+    if !options::is_valid(&manifest) {
+        return Err(OpenError::ManifestCorrupt {
+            path,
+            why: "its values are out of range",
+        });
+    }
+    Ok(Some(manifest))
+}
+
+/// Whether a directory holds nothing but what a crash while creating a queue can leave.
+fn is_fresh(queue_dir: &Path) -> Result<bool, StorageError> {
+    if !queue_dir.exists() {
+        return Ok(true);
+    }
+    let ours = [crate::lock::FILE_NAME, manifest::TEMPORARY_NAME];
+    let names = storage::list(queue_dir)?;
+    Ok(names.iter().all(|name| ours.contains(&name.as_str())))
+}
+
+/// An engine with its threads. The last handle to drop it closes the queue.
+pub(crate) struct Running {
+    engine: Arc<Engine>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Running {
+    pub(crate) fn open(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
+        let (engine, report) = Engine::open(builder)?;
+        // From here on, dropping it stops the threads.
+        let running = Self {
+            engine: Arc::new(engine),
+            threads: Mutex::default(),
+        };
+        running.spawn("logmill-timer", Engine::run_timer)?;
+        running.spawn("logmill-upkeep", maintenance::run)?;
+        Ok((running, report))
+    }
+
+    fn spawn(&self, name: &str, run: impl FnOnce(&Engine) + Send + 'static) -> Result<(), OpenError> {
+        let engine = Arc::clone(&self.engine);
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || run(&engine))
+            .map_err(OpenError::Thread)?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    /// Closes the queue; the threads go on until the last handle is gone, for the jobs in flight.
+    pub(crate) fn close(&self) -> Result<(), Arc<StorageError>> {
+        self.engine.close()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.engine.dispatch.timer.stop();
+        self.engine.signal.stop();
+        for thread in self.threads.get_mut().drain(..) {
+            // They do not panic; if one did, it has been reported, and closing goes on.
+            let _ = thread.join();
+        }
+        let closed = self.engine.close().and(self.engine.close_dead_log());
+        if let Err(error) = closed {
+            // Everything is in the page cache, and the next open scans what was not sealed.
+            tracing::error!(%error, "the queue was not closed cleanly");
+        }
+    }
+}
+
+impl Deref for Running {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+impl AsRef<Dispatch> for Arc<Running> {
+    fn as_ref(&self) -> &Dispatch {
+        &self.engine.dispatch
+    }
+}

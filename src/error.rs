@@ -1,0 +1,187 @@
+//! The errors, one type for each concern. Each says what was tried, on which path, and what can
+//! be done.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::{Sequence, StorageError};
+
+/// Why a queue could not be opened. Nothing in its directory was changed, unless it says
+/// [`Storage`](Self::Storage).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Another handle, in this process or another one, has the queue open.
+    #[error("{} is in use{}; one process at a time can open a queue", path.display(), match pid { Some(pid) => format!(" by process {pid}"), None => String::new() })]
+    Locked {
+        /// The queue directory.
+        path: PathBuf,
+        /// The process that holds it, as far as it could be read.
+        pid: Option<u32>,
+    },
+    /// The MANIFEST is not one, or is damaged.
+    #[error("{} cannot be used: {why}; restore it from a backup, or open another directory", path.display())]
+    ManifestCorrupt {
+        /// The MANIFEST file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The queue was written by another version of the format.
+    #[error("{} has format version {found}, this library reads version {supported}", path.display())]
+    ManifestVersion {
+        /// The MANIFEST file.
+        path: PathBuf,
+        /// The version it has.
+        found: u32,
+        /// The version this library reads and writes.
+        supported: u32,
+    },
+    /// The directory has files in it, but no MANIFEST: it is no queue, or has lost its MANIFEST.
+    #[error("{} is not empty and has no MANIFEST, so it is not a queue, or a damaged one", path.display())]
+    ManifestMissing {
+        /// The queue directory.
+        path: PathBuf,
+    },
+    /// An option is out of its range.
+    #[error("option {option}: {why}")]
+    InvalidOption {
+        /// The builder's method.
+        option: &'static str,
+        /// What is wrong with the value.
+        why: String,
+    },
+    /// An option that is fixed when a queue is created was given with another value.
+    #[error("option {option}: the queue was created with {on_disk}, not {asked}; leave the option out to use what the queue has")]
+    OptionMismatch {
+        /// The builder's method.
+        option: &'static str,
+        /// The value of the queue.
+        on_disk: u64,
+        /// The value that was given.
+        asked: u64,
+    },
+    /// A file or directory operation failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// What was recovered could not be flushed.
+    #[error(transparent)]
+    Flush(FlushError),
+    /// A background thread could not be started.
+    #[error("could not start a background thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Why a job was not enqueued. It was not, and will not be delivered; the payload is untouched.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnqueueError {
+    /// The queue is at its `max_depth` or `max_bytes`. Consumers make room.
+    #[error("the queue is full: it has reached {limit}")]
+    Full {
+        /// The option that set the limit: `max_depth` or `max_bytes`.
+        limit: &'static str,
+    },
+    /// The disk, quota or file size limit is exhausted. Enqueueing works again by itself when
+    /// there is room, be it that consumers complete segments or that somebody deletes files.
+    #[error("no space for another segment: {0}")]
+    StorageFull(Arc<StorageError>),
+    /// The payload does not fit a record of this queue.
+    #[error("a payload of {len} bytes is larger than this queue's limit of {max} bytes; a larger segment_size raises it")]
+    PayloadTooLarge {
+        /// Bytes of the payload.
+        len: usize,
+        /// Most bytes that a payload can have, see [`Queue::max_payload`](crate::Queue::max_payload).
+        max: usize,
+    },
+    /// A flush has failed earlier, so that nothing more can be promised to reach the disk. Close
+    /// and reopen the queue, which checks what did.
+    #[error("an earlier flush has failed, so durable enqueues are refused until the queue is reopened: {0}")]
+    Poisoned(Arc<StorageError>),
+    /// The job was enqueued, but flushing it failed: it will be delivered by this process, and may
+    /// not survive a power cut. Later durable enqueues get [`Poisoned`](Self::Poisoned).
+    #[error("job {sequence} is enqueued, but could not be flushed: {error}")]
+    NotDurable {
+        /// The job.
+        sequence: Sequence,
+        /// What failed.
+        error: Arc<StorageError>,
+    },
+    /// An option is out of its range.
+    #[error("option {option}: {why}")]
+    InvalidOption {
+        /// The method of [`EnqueueOptions`](crate::EnqueueOptions).
+        option: &'static str,
+        /// What is wrong with the value.
+        why: &'static str,
+    },
+    /// A file or directory operation failed.
+    #[error(transparent)]
+    Storage(Arc<StorageError>),
+    /// The queue was closed.
+    #[error("the queue is closed")]
+    Closed,
+}
+
+impl EnqueueError {
+    /// Whether waiting can help: the queue or the disk is full.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::StorageFull(_))
+    }
+}
+
+/// Why a batch was enqueued in part or not at all.
+#[derive(Debug, thiserror::Error)]
+#[error("{} jobs of the batch were enqueued, then: {error}", enqueued.len())]
+pub struct BatchError {
+    /// The jobs that were enqueued: the first ones of the batch.
+    pub enqueued: Vec<Sequence>,
+    /// Why the next one was not.
+    pub error: EnqueueError,
+}
+
+/// Why the queue could not be flushed: what was enqueued may not survive a power cut. It
+/// survives the death of the process all the same.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("could not flush the queue: {0}")]
+pub struct FlushError(#[source] pub(crate) Arc<StorageError>);
+
+impl FlushError {
+    /// What failed.
+    pub fn storage_error(&self) -> &StorageError {
+        &self.0
+    }
+}
+
+impl From<Arc<StorageError>> for FlushError {
+    fn from(error: Arc<StorageError>) -> Self {
+        Self(error)
+    }
+}
+
+/// Why a dead letter could not be shown, replayed or purged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeadLetterError {
+    /// There is no such letter: it was replayed or purged, or never existed.
+    #[error("there is no dead letter {letter}")]
+    NotFound {
+        /// The letter that was asked for.
+        letter: Sequence,
+    },
+    /// The new job could not be enqueued; the letter is still there.
+    #[error("the letter was not replayed: {0}")]
+    Enqueue(#[from] EnqueueError),
+    /// A file operation failed. For a replay that had begun, the next open settles whether it
+    /// took place.
+    #[error(transparent)]
+    Storage(#[from] Arc<StorageError>),
+    /// Some letters were replayed before an error.
+    #[error("{} letters were replayed, then: {error}", replayed.len())]
+    Partial {
+        /// The new jobs.
+        replayed: Vec<Sequence>,
+        /// What stopped it.
+        error: Box<DeadLetterError>,
+    },
+}

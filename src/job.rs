@@ -1,0 +1,194 @@
+//! A delivered job, and what a handler can say of it.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use crate::Sequence;
+use crate::dispatch::leases::Delivery;
+use crate::engine::Engine;
+use crate::log::segment::Lease;
+
+/// A job in the hands of a consumer, until it says what became of it.
+///
+/// The payload is read in place, from the log. A job that is dropped is a failed attempt, so that
+/// a panic or a forgotten call loses nothing: it comes back after the policy's backoff, or is
+/// dead after its last attempt.
+///
+/// With a [lease timeout](crate::Builder::lease_timeout) a job that is held for too long is
+/// delivered again. Acking it late still completes it; failing it late has no effect.
+#[must_use = "a job that is dropped is retried"]
+pub struct Job<'a> {
+    engine: &'a Engine,
+    /// Taken by whatever settles the job.
+    lease: Option<Lease>,
+    attempts: u32,
+    delivery: Delivery,
+}
+
+impl<'a> Job<'a> {
+    /// Begins the delivery of a job; None if it had used up its attempts, or was done meanwhile.
+    #[inline]
+    pub(crate) fn begin(engine: &'a Engine, lease: Lease) -> Option<Self> {
+        let (lease, attempts, delivery) = engine.begin(lease)?;
+        Some(Self {
+            engine,
+            lease: Some(lease),
+            attempts,
+            delivery,
+        })
+    }
+
+    /// What was enqueued.
+    #[inline]
+    pub fn payload(&self) -> &[u8] {
+        match &self.lease {
+            Some(lease) => lease.record().payload(),
+            None => &[],
+        }
+    }
+
+    /// The job's id, the one that its enqueue returned.
+    #[inline]
+    pub fn sequence(&self) -> Sequence {
+        self.lease.as_ref().map_or(Sequence::new(0), Lease::job)
+    }
+
+    /// How often the job was delivered, this time included: 1 the first time. Deliveries that
+    /// ended with the process are counted too. Stays at 255 if a job has unlimited attempts.
+    #[inline]
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// When the job was enqueued, to the kernel's clock tick (1 to 10 ms).
+    pub fn enqueued_at(&self) -> SystemTime {
+        match &self.lease {
+            Some(lease) => lease.record().header().enqueued_at.into(),
+            None => SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    /// Completes the job: it is never delivered again. Wait-free, and no system call.
+    ///
+    /// Survives the death of the process at once. A power cut may undo acks since the last
+    /// [flush](crate::Queue::flush), and then the job is delivered again.
+    #[inline]
+    pub fn ack(mut self) {
+        if let Some(lease) = self.lease.take() {
+            self.engine.ack(lease, self.delivery, self.attempts);
+        }
+    }
+
+    /// Fails this attempt: the job comes back after the retry policy's backoff, or is dead if
+    /// this was its last attempt. The reason is kept for the dead letter.
+    pub fn retry(self, reason: impl fmt::Display) {
+        self.fail(reason.into());
+    }
+
+    /// As [`retry`](Self::retry), after this delay instead of the policy's.
+    pub fn retry_after(self, delay: Duration, reason: impl fmt::Display) {
+        self.fail(Failure::retry_after(delay, reason));
+    }
+
+    /// Fails the job for good, however many attempts it has left.
+    pub fn dead_letter(self, reason: impl fmt::Display) {
+        self.fail(Failure::dead_letter(reason));
+    }
+
+    pub(crate) fn fail(mut self, failure: Failure) {
+        if let Some(lease) = self.lease.take() {
+            self.engine
+                .fail(lease, self.delivery, self.attempts, failure);
+        }
+    }
+}
+
+impl Drop for Job<'_> {
+    fn drop(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            let reason = if std::thread::panicking() {
+                "the job was dropped by a panic"
+            } else {
+                "the job was dropped"
+            };
+            self.engine
+                .fail(lease, self.delivery, self.attempts, reason.into());
+        }
+    }
+}
+
+impl fmt::Debug for Job<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job")
+            .field("sequence", &self.sequence())
+            .field("attempts", &self.attempts)
+            .field("payload_len", &self.payload().len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why an attempt failed, and what is to follow.
+///
+/// Made from anything that can be displayed, so that a handler can use `?`; it then means "retry
+/// by the policy". (For that reason it cannot be displayed itself.)
+///
+/// ```
+/// use logmill::Failure;
+/// use std::time::Duration;
+///
+/// fn handler(payload: &[u8]) -> Result<(), Failure> {
+///     let text = std::str::from_utf8(payload).map_err(Failure::dead_letter)?; // no retry helps
+///     let number: u32 = text.parse()?; // retried
+///     if number == 429 {
+///         return Err(Failure::retry_after(Duration::from_secs(30), "told to slow down"));
+///     }
+///     Ok(())
+/// }
+/// # assert!(handler(b"1").is_ok() && handler(b"429").is_err());
+/// ```
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub(crate) reason: String,
+    pub(crate) then: Then,
+}
+
+/// What is to follow a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    Retry,
+    RetryAfter(Duration),
+    DeadLetter,
+}
+
+impl Failure {
+    /// No retry: the job is dead.
+    pub fn dead_letter(reason: impl fmt::Display) -> Self {
+        Self {
+            then: Then::DeadLetter,
+            ..reason.into()
+        }
+    }
+
+    /// A retry after this delay instead of the policy's backoff. It counts as an attempt.
+    pub fn retry_after(delay: Duration, reason: impl fmt::Display) -> Self {
+        Self {
+            then: Then::RetryAfter(delay),
+            ..reason.into()
+        }
+    }
+
+    /// What went wrong.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
+impl<E: fmt::Display> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self {
+            // The alternate form is the one that prints the causes too, where there is one.
+            reason: format!("{error:#}"),
+            then: Then::Retry,
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! An embedded, durable job queue: "do this later, and never lose it", in process, without a
+//! broker.
+//!
+//! ```
+//! use logmill::{Failure, Job, Queue};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path();
+//! // Open, or create. The report says what a crash left behind.
+//! let (queue, report) = Queue::builder(path).open()?;
+//! assert!(report.is_clean());
+//!
+//! // Enqueue and return: the job now survives the process.
+//! queue.enqueue(b"resize cat.jpg")?;
+//!
+//! // A pool of workers: Ok acks, an error is retried with backoff, then dead-lettered.
+//! let workers = queue.workers(2).run(|job: &Job<'_>| {
+//!     let text = std::str::from_utf8(job.payload()).map_err(Failure::dead_letter)?;
+//!     println!("{text}, attempt {}", job.attempts());
+//!     Ok::<(), Failure>(())
+//! })?;
+//!
+//! # while queue.stats().depth() > 0 { std::thread::yield_now(); }
+//! workers.shutdown(std::time::Duration::from_secs(5));
+//! queue.close()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How it works
+//! Producers append records to a memory-mapped segment log, with one atomic add and one release
+//! store. Consumers claim runs of records into work-stealing deques. An ack is one atomic add to
+//! a bitmap in a second mapped file. What fails comes back after a backoff; what fails too often
+//! goes to a dead letter log, to be [inspected, replayed or purged](DeadLetters).
+//!
+//! # Guarantees
+//! - **At least once.** A job whose enqueue returned `Ok` is delivered until it is acked or dead.
+//!   What that survives is [`Durability`]'s to say: by default the death of the process, up to a
+//!   power cut after a flush.
+//! - **No poison.** A delivery is counted on disk before the handler runs, so a job that kills
+//!   the process is dead after its attempts too.
+//! - **No silent loss.** Damaged bytes are quarantined and [reported](RecoveryReport); dead
+//!   letters stay until purged.
+//! - **No needless duplicate.** Without a crash, a failure or a lease timeout a job is delivered
+//!   once, however long it was delayed.
+//! - **Order.** Jobs of one [`Producer`] are claimed in the order they were enqueued, and so are
+//!   all jobs of a queue with one stripe. With several consumers, or after a retry, jobs may
+//!   complete in another order.
+//!
+//! The guide, the file format and the limits are in `docs/DESIGN.md`. Linux only: the files are
+//! allocated with `fallocate`, and their blocks stay allocated while they are mapped.
+//!
+//! The queue must not be used in a child process after `fork`, and nobody else may write to its
+//! directory while it is open.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("logmill runs on Linux only; see docs/DESIGN.md");
+
+mod consumer;
+mod dead_letter;
+mod dead_log;
+mod dispatch;
+mod engine;
+mod error;
+mod job;
+mod lock;
+mod log;
+mod maintenance;
+mod mapped;
+mod options;
+mod producer;
+mod queue;
+mod retry;
+mod sequence;
+mod stats;
+mod storage;
+mod sync;
+mod time;
+mod workers;
+
+pub use consumer::Consumer;
+pub use dead_letter::{DeadLetter, DeadLetters};
+pub use error::{BatchError, DeadLetterError, EnqueueError, FlushError, OpenError};
+pub use job::{Failure, Job};
+pub use log::record::FailureReason;
+pub use log::recovery::{Damage, Quarantined, RecoveryProgress, RecoveryReport};
+pub use options::{Builder, Durability, EnqueueOptions};
+pub use producer::Producer;
+pub use queue::{Queue, VerifyReport};
+pub use retry::{Jitter, MAX_ATTEMPTS, RetryPolicy};
+pub use sequence::Sequence;
+pub use stats::Stats;
+pub use storage::StorageError;
+pub use workers::{ShutdownReport, Workers, WorkersBuilder};
+
+use time::Timestamp;

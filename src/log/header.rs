@@ -1,0 +1,176 @@
+//! The 64-byte header that a segment and its ack file both start with, and the seal.
+//!
+//! ```text
+//! offset  size  field
+//!      0     8  magic         "logmillS" (segment) or "logmillA" (ack file)
+//!      8     4  version       1
+//!     12     4  check         CRC-32 of the bytes 0..12 and 16..48
+//!     16     8  base          sequence of the first record, stripe included
+//!     24     8  segment size  bytes, as preallocated
+//!     32     8  created at    nanoseconds since the Unix epoch
+//!     40     8  salt          random; part of every record's check
+//!     48     4  records       seal: records in the segment   (0 until sealed)
+//!     52     4  used units    seal: where the records end, in 8-byte units
+//!     56     4  seal check    seal: CRC-32 of the bytes 40..56
+//!     60     4  0
+//! ```
+//! The ack file repeats the segment's identity, so that either header can stand in for the other.
+
+use super::tail::Position;
+use crate::{Sequence, Timestamp};
+
+pub(crate) const HEADER_BYTES: usize = 64;
+/// Offset of the seal; its three words are written once, in place.
+pub(crate) const SEAL_OFFSET: usize = 48;
+/// Format version of segments, ack files and the manifest.
+pub(crate) const VERSION: u32 = 1;
+
+const SEGMENT_MAGIC: [u8; 8] = *b"logmillS";
+const ACK_MAGIC: [u8; 8] = *b"logmillA";
+
+/// What tells a segment from every other one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) base: Sequence,
+    pub(crate) segment_size: u64,
+    pub(crate) created_at: Timestamp,
+    pub(crate) salt: u64,
+}
+
+/// Which of the two files a header stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileKind {
+    Segment,
+    Ack,
+}
+
+impl FileKind {
+    fn magic(self) -> [u8; 8] {
+        match self {
+            FileKind::Segment => SEGMENT_MAGIC,
+            FileKind::Ack => ACK_MAGIC,
+        }
+    }
+}
+
+impl Identity {
+    pub(crate) fn encode(&self, kind: FileKind) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[0..8].copy_from_slice(&kind.magic());
+        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.base.get().to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.segment_size.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.created_at.as_nanos().to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.salt.to_le_bytes());
+        let check = check(&bytes);
+        bytes[12..16].copy_from_slice(&check.to_le_bytes());
+        bytes
+    }
+
+    /// None if the bytes are not a whole, valid header of that kind of file.
+    pub(crate) fn decode(kind: FileKind, bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
+        let valid = bytes[0..8] == kind.magic()
+            && u32_at(bytes, 8) == VERSION
+            && u32_at(bytes, 12) == check(bytes);
+        valid.then(|| Self {
+            base: Sequence::new(u64_at(bytes, 16)),
+            segment_size: u64_at(bytes, 24),
+            created_at: Timestamp::from_nanos(u64_at(bytes, 32)),
+            salt: u64_at(bytes, 40),
+        })
+    }
+}
+
+fn check(bytes: &[u8; HEADER_BYTES]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&bytes[0..12]);
+    hasher.update(&bytes[16..48]);
+    hasher.finalize()
+}
+
+/// The words at [`SEAL_OFFSET`] of a sealed segment: records and used units, and their check.
+pub(crate) fn encode_seal(salt: u64, end: Position) -> (u64, u32) {
+    let word = u64::from(end.index) | u64::from(end.units) << 32;
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&salt.to_le_bytes());
+    hasher.update(&word.to_le_bytes());
+    (word, hasher.finalize())
+}
+
+/// The end that a header's seal proves, if it is sealed.
+pub(crate) fn decode_seal(salt: u64, bytes: &[u8]) -> Option<Position> {
+    let bytes: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
+    let end = Position {
+        index: u32_at(bytes, SEAL_OFFSET),
+        units: u32_at(bytes, SEAL_OFFSET + 4),
+    };
+    let (_, check) = encode_seal(salt, end);
+    (end.units != 0 && check == u32_at(bytes, SEAL_OFFSET + 8)).then_some(end)
+}
+
+fn u32_at(bytes: &[u8; HEADER_BYTES], offset: usize) -> u32 {
+    bytes[offset..]
+        .first_chunk()
+        .map_or(0, |chunk| u32::from_le_bytes(*chunk))
+}
+
+fn u64_at(bytes: &[u8; HEADER_BYTES], offset: usize) -> u64 {
+    bytes[offset..]
+        .first_chunk()
+        .map_or(0, |chunk| u64::from_le_bytes(*chunk))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            base: Sequence::new(0x0200_0000_0000_0040),
+            segment_size: 16384,
+            created_at: Timestamp::from_nanos(5),
+            salt: 0x1122_3344_5566_7788,
+        }
+    }
+
+    #[test]
+    fn the_header_bytes_are_pinned() {
+        let bytes = identity().encode(FileKind::Segment);
+        let mut expected = b"logmillS\x01\0\0\0".to_vec();
+        expected.extend_from_slice(&bytes[12..16]);
+        expected.extend_from_slice(b"\x40\0\0\0\0\0\0\x02\0\x40\0\0\0\0\0\0\x05\0\0\0\0\0\0\0");
+        expected.extend_from_slice(b"\x88\x77\x66\x55\x44\x33\x22\x11");
+        expected.extend_from_slice(&[0; 16]);
+        assert_eq!(bytes.as_slice(), expected);
+        assert_eq!(u32_at(&bytes, 12), 0x3af1_2026);
+    }
+
+    #[test]
+    fn a_flipped_bit_or_a_short_header_is_refused() {
+        let good = identity().encode(FileKind::Ack);
+        assert_eq!(Identity::decode(FileKind::Ack, &good), Some(identity()));
+        assert_eq!(Identity::decode(FileKind::Segment, &good), None);
+        assert_eq!(Identity::decode(FileKind::Ack, &good[..63]), None);
+        for bit in 0..SEAL_OFFSET * 8 {
+            let mut bad = good;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Identity::decode(FileKind::Ack, &bad), None, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_seal_is_bound_to_its_salt() {
+        let end = Position {
+            index: 3,
+            units: 100,
+        };
+        let mut bytes = identity().encode(FileKind::Segment);
+        assert_eq!(decode_seal(identity().salt, &bytes), None);
+        let (word, check) = encode_seal(identity().salt, end);
+        bytes[48..56].copy_from_slice(&word.to_le_bytes());
+        bytes[56..60].copy_from_slice(&check.to_le_bytes());
+        assert_eq!(decode_seal(identity().salt, &bytes), Some(end));
+        assert_eq!(decode_seal(identity().salt ^ 1, &bytes), None);
+    }
+}

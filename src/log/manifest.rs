@@ -1,0 +1,134 @@
+//! The MANIFEST: what was fixed when the queue directory was created.
+//!
+//! ```text
+//! offset  size  field
+//!      0     8  magic         "logmillM"
+//!      8     4  version       1
+//!     12     4  stripes
+//!     16     8  segment size  bytes
+//!     24     8  created at    nanoseconds since the Unix epoch
+//!     32     4  check         CRC-32 of the bytes 0..32
+//! ```
+//! Replaced only as a whole, by write, flush, rename, flush of the directory.
+
+use std::path::{Path, PathBuf};
+
+use super::header::VERSION;
+use crate::Timestamp;
+use crate::storage::{self, StorageError};
+
+const MAGIC: [u8; 8] = *b"logmillM";
+const BYTES: usize = 36;
+
+/// The name of the file in the queue directory.
+pub(crate) const FILE_NAME: &str = "MANIFEST";
+
+/// The name of the file that replaces it, until it does.
+pub(crate) const TEMPORARY_NAME: &str = "MANIFEST.tmp";
+
+/// What was fixed at creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Manifest {
+    pub(crate) stripes: u32,
+    pub(crate) segment_size: u64,
+    pub(crate) created_at: Timestamp,
+}
+
+/// Why a MANIFEST was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    Version(u32),
+    Corrupt(&'static str),
+}
+
+impl Manifest {
+    pub(crate) fn path(queue_dir: &Path) -> PathBuf {
+        queue_dir.join(FILE_NAME)
+    }
+
+    pub(crate) fn write(&self, queue_dir: &Path) -> Result<(), StorageError> {
+        storage::replace(&Self::path(queue_dir), &self.encode())
+    }
+
+    fn encode(&self) -> [u8; BYTES] {
+        let mut bytes = [0; BYTES];
+        bytes[0..8].copy_from_slice(&MAGIC);
+        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.stripes.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.segment_size.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.created_at.as_nanos().to_le_bytes());
+        let check = crc32fast::hash(&bytes[..32]);
+        bytes[32..36].copy_from_slice(&check.to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Refused> {
+        let Some((magic, rest)) = bytes.split_first_chunk::<8>() else {
+            return Err(Refused::Corrupt("it is too short"));
+        };
+        if *magic != MAGIC {
+            return Err(Refused::Corrupt("it does not start as a MANIFEST does"));
+        }
+        let Some(version) = rest.first_chunk() else {
+            return Err(Refused::Corrupt("it is too short"));
+        };
+        // The version comes first, so that a later format may change everything after it.
+        let version = u32::from_le_bytes(*version);
+        if version != VERSION {
+            return Err(Refused::Version(version));
+        }
+        let Ok(bytes) = <&[u8; BYTES]>::try_from(bytes) else {
+            return Err(Refused::Corrupt("it has another length than a MANIFEST"));
+        };
+        let (body, check) = bytes.split_at(32);
+        if crc32fast::hash(body).to_le_bytes() != check {
+            return Err(Refused::Corrupt("its check value does not match"));
+        }
+        let word = |at: usize| bytes[at..].first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
+        Ok(Self {
+            stripes: (word(8) >> 32) as u32,
+            segment_size: word(16),
+            created_at: Timestamp::from_nanos(word(24)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        Manifest {
+            stripes: 2,
+            segment_size: 16384,
+            created_at: Timestamp::from_nanos(7),
+        }
+    }
+
+    #[test]
+    fn the_bytes_are_pinned() {
+        let bytes = manifest().encode();
+        assert_eq!(
+            bytes[..32],
+            *b"logmillM\x01\0\0\0\x02\0\0\0\0\x40\0\0\0\0\0\0\x07\0\0\0\0\0\0\0"
+        );
+        assert_eq!(Manifest::decode(&bytes), Ok(manifest()));
+    }
+
+    #[test]
+    fn another_version_and_every_flipped_bit_are_refused() {
+        let good = manifest().encode();
+        for bit in 0..BYTES * 8 {
+            let mut bad = good;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            match Manifest::decode(&bad) {
+                Err(Refused::Version(_)) => assert!((64..96).contains(&bit)),
+                Err(Refused::Corrupt(_)) => assert!(!(64..96).contains(&bit)),
+                Ok(_) => panic!("bit {bit} went unnoticed"),
+            }
+        }
+        for len in 0..BYTES {
+            assert!(Manifest::decode(&good[..len]).is_err());
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! The record: the bytes of one job in a segment, how they are checked, and the optional metadata
+//! between header and payload.
+//!
+//! ```text
+//! offset  size  field
+//!      0     4  len          total bytes, header included; 0: not committed (stored last)
+//!      4     4  check        CRC-32 of metadata and payload, xor a fold of salt and header
+//!      8     4  index        ordinal within the segment
+//!     12     1  kind         1 job, 2 pad
+//!     13     1  flags        0
+//!     14     2  meta_len     bytes of metadata
+//!     16     8  enqueued_at  nanoseconds since the Unix epoch
+//!     24     8  due_at       nanoseconds since the Unix epoch; 0: at once
+//!     32     -  metadata     fields: tag u8, length u16, value
+//!      -     -  payload
+//! ```
+//! All integers are little-endian; every record starts at a multiple of [`UNIT`] bytes.
+
+use std::time::SystemTime;
+
+use crate::{Sequence, Timestamp};
+
+/// Records are placed in units of this many bytes, so that offsets fit 32 bits.
+pub(crate) const UNIT: usize = 8;
+/// Bytes of a record's header.
+pub(crate) const HEADER_BYTES: usize = 32;
+/// Units of a record's header, and so of the smallest record.
+pub(crate) const HEADER_UNITS: u32 = (HEADER_BYTES / UNIT) as u32;
+/// Most bytes of metadata a record can have: its length is a u16.
+pub(crate) const MAX_META_BYTES: usize = u16::MAX as usize;
+
+/// A job.
+pub(crate) const KIND_JOB: u8 = 1;
+/// A region that holds no record; written by recovery over damage, so that later walks are plain.
+pub(crate) const KIND_PAD: u8 = 2;
+
+/// Units that a record of `len` bytes takes.
+#[inline]
+pub(crate) fn units_of(len: usize) -> u32 {
+    // A record fits a segment, and a segment has at most 2^27 units.
+    len.div_ceil(UNIT) as u32
+}
+
+/// The header's fields, as the words that they are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) len: u32,
+    pub(crate) index: u32,
+    pub(crate) kind: u8,
+    pub(crate) meta_len: u16,
+    pub(crate) enqueued_at: Timestamp,
+    pub(crate) due_at: Timestamp,
+}
+
+impl Header {
+    /// The 8 bytes at offset 8.
+    #[inline]
+    pub(crate) fn identity_word(&self) -> u64 {
+        u64::from(self.index) | u64::from(self.kind) << 32 | u64::from(self.meta_len) << 48
+    }
+
+    /// Rebuilds a header from its words. Flags other than 0 are left to the check to refuse.
+    #[inline]
+    pub(crate) fn from_words(len: u32, identity: u64, enqueued_at: u64, due_at: u64) -> Self {
+        Self {
+            len,
+            index: identity as u32,
+            kind: (identity >> 32) as u8,
+            meta_len: (identity >> 48) as u16,
+            enqueued_at: Timestamp::from_nanos(enqueued_at),
+            due_at: Timestamp::from_nanos(due_at),
+        }
+    }
+
+    /// Whether the fields can be those of a record that has `room` bytes up to the segment's end.
+    pub(crate) fn is_plausible(&self, room: usize) -> bool {
+        let len = self.len as usize;
+        len >= HEADER_BYTES
+            && len <= room
+            && usize::from(self.meta_len) <= len - HEADER_BYTES
+            && matches!(self.kind, KIND_JOB | KIND_PAD)
+    }
+
+    /// The check value of a record with this header.
+    ///
+    /// The header is folded in as four words by multiplication and shift, each step a bijection,
+    /// rather than hashed as bytes: the words are in registers when a record is written, and
+    /// reading them back from memory just stored would stall. Metadata and payload are
+    /// under the CRC-32 proper. The salt, random in each segment, and the index make a stale or
+    /// misplaced record fail.
+    #[inline]
+    pub(crate) fn check(&self, salt: u64, meta: &[u8], payload: &[u8]) -> u32 {
+        // An odd constant (2^64 over the golden ratio): multiplication by it is a bijection.
+        const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut fold = salt;
+        for word in [
+            u64::from(self.len),
+            self.identity_word(),
+            self.enqueued_at.as_nanos(),
+            self.due_at.as_nanos(),
+        ] {
+            fold = (fold ^ word).wrapping_mul(MULTIPLIER);
+            fold ^= fold >> 32;
+        }
+        // A pad covers bytes of any content, which it does not vouch for.
+        let content = if self.kind == KIND_PAD {
+            0
+        } else if meta.is_empty() {
+            crc32fast::hash(payload)
+        } else {
+            let mut hasher = crc32fast::Hasher::new();
+            hasher.update(meta);
+            hasher.update(payload);
+            hasher.finalize()
+        };
+        content ^ fold as u32
+    }
+}
+
+/// What an append is made of.
+pub(crate) struct NewRecord<'a> {
+    pub(crate) enqueued_at: Timestamp,
+    pub(crate) due_at: Timestamp,
+    pub(crate) meta: &'a [u8],
+    pub(crate) payload: &'a [u8],
+}
+
+impl NewRecord<'_> {
+    /// Total bytes of the record.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        HEADER_BYTES + self.meta.len() + self.payload.len()
+    }
+}
+
+/// One failed attempt of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailureReason {
+    /// Which attempt failed; the first is 1.
+    pub attempt: u32,
+    /// When it failed.
+    pub at: SystemTime,
+    /// What the handler said, a panic's message, or what became of the lease.
+    pub reason: String,
+}
+
+/// The metadata fields of a record, decoded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Meta {
+    /// Attempts allowed for this job, if not the queue's default; `Some(None)` is unlimited.
+    pub(crate) max_attempts: Option<Option<u8>>,
+    /// The letter that this job is a replay of.
+    pub(crate) replay_of: Option<Sequence>,
+    /// The sequence the job was first enqueued under (a letter's, or a compacted job's).
+    pub(crate) original: Option<Sequence>,
+    /// Deliveries before this record was written.
+    pub(crate) prior_attempts: u32,
+    /// When the job was first enqueued, if not when this record was.
+    pub(crate) first_failure: Option<Timestamp>,
+    pub(crate) last_failure: Option<Timestamp>,
+    pub(crate) reasons: Vec<FailureReason>,
+}
+
+const TAG_MAX_ATTEMPTS: u8 = 1;
+const TAG_REPLAY_OF: u8 = 2;
+const TAG_ORIGINAL: u8 = 3;
+const TAG_PRIOR_ATTEMPTS: u8 = 4;
+const TAG_FIRST_FAILURE: u8 = 5;
+const TAG_LAST_FAILURE: u8 = 6;
+const TAG_REASON: u8 = 7;
+
+/// Bytes of a field before its value.
+const FIELD_HEADER_BYTES: usize = 3;
+
+impl Meta {
+    /// The encoded fields. Reasons that would not fit `limit` bytes are left out, oldest first.
+    pub(crate) fn encode(&self, limit: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if let Some(max) = self.max_attempts {
+            put(&mut bytes, TAG_MAX_ATTEMPTS, &[max.unwrap_or(0)]);
+        }
+        let words = [
+            (TAG_REPLAY_OF, self.replay_of.map(Sequence::get)),
+            (TAG_ORIGINAL, self.original.map(Sequence::get)),
+            (
+                TAG_FIRST_FAILURE,
+                self.first_failure.map(Timestamp::as_nanos),
+            ),
+            (TAG_LAST_FAILURE, self.last_failure.map(Timestamp::as_nanos)),
+        ];
+        for (tag, word) in words {
+            if let Some(word) = word {
+                put(&mut bytes, tag, &word.to_le_bytes());
+            }
+        }
+        if self.prior_attempts > 0 {
+            put(
+                &mut bytes,
+                TAG_PRIOR_ATTEMPTS,
+                &self.prior_attempts.to_le_bytes(),
+            );
+        }
+        let limit = limit.min(MAX_META_BYTES);
+        let mut room = limit.saturating_sub(bytes.len());
+        let mut first = self.reasons.len();
+        while first > 0 {
+            let need = FIELD_HEADER_BYTES + 12 + self.reasons[first - 1].reason.len();
+            if need > room {
+                break;
+            }
+            room -= need;
+            first -= 1;
+        }
+        for reason in &self.reasons[first..] {
+            let mut value = Vec::with_capacity(12 + reason.reason.len());
+            value.extend_from_slice(&reason.attempt.to_le_bytes());
+            value.extend_from_slice(&Timestamp::from(reason.at).as_nanos().to_le_bytes());
+            value.extend_from_slice(reason.reason.as_bytes());
+            put(&mut bytes, TAG_REASON, &value);
+        }
+        bytes
+    }
+
+    /// Decodes what [`encode`](Self::encode) wrote. Unknown tags are skipped, so that a later
+    /// minor version may add fields; a field that is cut short ends the list.
+    pub(crate) fn decode(mut bytes: &[u8]) -> Self {
+        let mut meta = Self::default();
+        while let [tag, low, high, rest @ ..] = bytes {
+            let len = usize::from(u16::from_le_bytes([*low, *high]));
+            let Some((value, rest)) = rest.split_at_checked(len) else {
+                break;
+            };
+            bytes = rest;
+            let word = value.try_into().ok().map(u64::from_le_bytes);
+            match *tag {
+                TAG_MAX_ATTEMPTS => {
+                    meta.max_attempts = value
+                        .first()
+                        .map(|&max| if max == 0 { None } else { Some(max) });
+                }
+                TAG_REPLAY_OF => meta.replay_of = word.map(Sequence::new),
+                TAG_ORIGINAL => meta.original = word.map(Sequence::new),
+                TAG_FIRST_FAILURE => meta.first_failure = word.map(Timestamp::from_nanos),
+                TAG_LAST_FAILURE => meta.last_failure = word.map(Timestamp::from_nanos),
+                TAG_PRIOR_ATTEMPTS => {
+                    meta.prior_attempts = value.try_into().map_or(0, u32::from_le_bytes);
+                }
+                TAG_REASON => {
+                    if let Some((attempt, rest)) = value.split_first_chunk::<4>()
+                        && let Some((at, text)) = rest.split_first_chunk::<8>()
+                    {
+                        meta.reasons.push(FailureReason {
+                            attempt: u32::from_le_bytes(*attempt),
+                            at: Timestamp::from_nanos(u64::from_le_bytes(*at)).into(),
+                            reason: String::from_utf8_lossy(text).into_owned(),
+                        });
+                    }
+                }
+                _ => {}
+            }
+        }
+        meta
+    }
+}
+
+fn put(bytes: &mut Vec<u8>, tag: u8, value: &[u8]) {
+    let Ok(len) = u16::try_from(value.len()) else {
+        return;
+    };
+    bytes.push(tag);
+    bytes.extend_from_slice(&len.to_le_bytes());
+    bytes.extend_from_slice(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn header() -> Header {
+        Header {
+            len: 37,
+            index: 7,
+            kind: KIND_JOB,
+            meta_len: 0,
+            enqueued_at: Timestamp::from_nanos(1_700_000_000_000_000_001),
+            due_at: Timestamp::from_nanos(0),
+        }
+    }
+
+    #[test]
+    fn the_check_value_is_pinned() {
+        assert_eq!(header().check(42, b"", b"hello"), 0xf85e_ea86);
+        assert_eq!(header().identity_word(), 0x0000_0001_0000_0007);
+    }
+
+    #[test]
+    fn every_flipped_bit_of_header_and_payload_changes_the_check() {
+        let good = header();
+        let expected = good.check(42, b"", b"hello");
+        let words = [
+            u64::from(good.len),
+            good.identity_word(),
+            good.enqueued_at.as_nanos(),
+            0,
+        ];
+        for word in 0..4 {
+            for bit in 0..64 {
+                let mut flipped = words;
+                flipped[word] ^= 1 << bit;
+                let header =
+                    Header::from_words(flipped[0] as u32, flipped[1], flipped[2], flipped[3]);
+                if header == good {
+                    // The bit is none of the header's: the upper half of `len`, or flags.
+                    assert!(word == 0 && bit >= 32 || word == 1 && (40..48).contains(&bit));
+                    continue;
+                }
+                assert_ne!(header.check(42, b"", b"hello"), expected, "{word}/{bit}");
+            }
+        }
+        for bit in 0..40 {
+            let mut payload = *b"hello";
+            payload[bit / 8] ^= 1 << (bit % 8);
+            assert_ne!(good.check(42, b"", &payload), expected);
+        }
+        assert_ne!(good.check(43, b"", b"hello"), expected);
+    }
+
+    #[test]
+    fn reasons_that_do_not_fit_are_left_out_oldest_first() {
+        let reasons: Vec<_> = (1..=10)
+            .map(|attempt| FailureReason {
+                attempt,
+                at: Timestamp::from_nanos(u64::from(attempt)).into(),
+                reason: "x".repeat(100),
+            })
+            .collect();
+        let meta = Meta {
+            reasons: reasons.clone(),
+            ..Meta::default()
+        };
+        let decoded = Meta::decode(&meta.encode(400));
+        assert_eq!(decoded.reasons, reasons[7..]);
+    }
+
+    proptest! {
+        #[test]
+        fn metadata_decodes_to_what_was_encoded(
+            max in proptest::option::of(proptest::option::of(1u8..)),
+            replay in proptest::option::of(any::<u64>()),
+            prior in any::<u32>(),
+            first in proptest::option::of(any::<u64>()),
+            reasons in proptest::collection::vec((any::<u32>(), any::<u64>(), ".{0,40}"), 0..5),
+        ) {
+            let meta = Meta {
+                max_attempts: max,
+                replay_of: replay.map(Sequence::new),
+                original: replay.map(Sequence::new),
+                prior_attempts: prior,
+                first_failure: first.map(Timestamp::from_nanos),
+                last_failure: first.map(Timestamp::from_nanos),
+                reasons: reasons
+                    .into_iter()
+                    .map(|(attempt, at, reason)| FailureReason {
+                        attempt,
+                        at: Timestamp::from_nanos(at).into(),
+                        reason,
+                    })
+                    .collect(),
+            };
+            prop_assert_eq!(Meta::decode(&meta.encode(MAX_META_BYTES)), meta);
+        }
+
+        #[test]
+        fn decoding_arbitrary_metadata_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Meta::decode(&bytes);
+        }
+    }
+}

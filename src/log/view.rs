@@ -1,0 +1,134 @@
+//! Looking at a log beside its flow: which jobs are live, whose they are, and whether every
+//! record still passes its check.
+
+use std::sync::Arc;
+
+use super::Stripe;
+use super::record::{KIND_JOB, Meta, NewRecord, UNIT, units_of};
+use super::recovery::{Damage, Quarantined};
+use super::segment::{Lease, Pinned, Record, START, Segment};
+use crate::queue::VerifyReport;
+use crate::storage::StorageError;
+use crate::Sequence;
+
+impl Pinned {
+    /// The jobs that are not done, in log order.
+    pub(crate) fn live_records(&self) -> impl Iterator<Item = Record<'_>> {
+        self.records(START).filter(|record| {
+            let header = record.header();
+            header.kind == KIND_JOB && !self.is_done(header.index)
+        })
+    }
+
+    pub(crate) fn is_done(&self, index: u32) -> bool {
+        self.maps().acks.is_done(index)
+    }
+}
+
+impl Lease {
+    /// The id of the job, which a move to another place in the log does not change.
+    #[inline]
+    pub(crate) fn job(&self) -> Sequence {
+        if self.has_meta() {
+            self.meta().original.unwrap_or(self.sequence())
+        } else {
+            self.sequence()
+        }
+    }
+
+    #[inline]
+    pub(crate) fn has_meta(&self) -> bool {
+        self.record().header().meta_len != 0
+    }
+
+    pub(crate) fn meta(&self) -> Meta {
+        Meta::decode(self.record().meta())
+    }
+}
+
+impl Stripe {
+    /// Longest record, in bytes.
+    pub(crate) fn max_record_bytes(&self) -> usize {
+        super::max_record_bytes(self.config.segment_size)
+    }
+
+    /// How many of the records [`append_all`](Self::append_all) takes at once.
+    pub(crate) fn batch_prefix(&self, records: &[NewRecord<'_>]) -> usize {
+        let mut room = self.max_record_bytes() / UNIT;
+        let fits = |record: &&NewRecord<'_>| {
+            let units = units_of(record.len()) as usize;
+            let fits = units <= room;
+            room = room.saturating_sub(units);
+            fits
+        };
+        // A single record always fits.
+        records.iter().take_while(fits).count().max(1)
+    }
+
+    /// Whether there is a record with this sequence that is not done.
+    pub(crate) fn is_live(&self, sequence: Sequence) -> bool {
+        self.pin_containing(sequence).is_some_and(|pinned| {
+            let index = sequence.offset_from(pinned.segment().base());
+            index < pinned.segment().reached().index && !pinned.is_done(index)
+        })
+    }
+
+    /// The segments that are full, claimed, and at least three quarters done, but not wholly: their
+    /// bases and how many jobs in them are not done.
+    pub(crate) fn mostly_done(&self) -> Vec<(Sequence, u32)> {
+        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
+        let live_in = |segment: &Arc<Segment>| {
+            let end = segment.closed()?;
+            if segment.claimed() != end || segment.is_unscanned() || segment.is_complete() {
+                return None;
+            }
+            let live = end.index - segment.pin()?.done().min(end.index);
+            (live > 0 && live <= end.index / 4).then(|| (segment.base(), live))
+        };
+        segments.iter().filter_map(live_in).collect()
+    }
+
+    /// Tells the upkeep thread that there is something to retire.
+    pub(crate) fn kick(&self) {
+        (self.config.kick)();
+    }
+
+    /// Checks every committed record. Damage in segments that were not checked before is set
+    /// aside; in others it is only reported, as somebody may be reading there.
+    pub(crate) fn verify(&self) -> Result<VerifyReport, StorageError> {
+        let mut report = VerifyReport::default();
+        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
+        for segment in segments {
+            if segment.is_unscanned() {
+                let _step = self.step.lock();
+                self.scan(&segment);
+            }
+            if let Some(pinned) = Segment::pin(&segment) {
+                check_records(&pinned, &mut report);
+                report.segments += 1;
+            }
+        }
+        report.damaged.extend(self.damage());
+        Ok(report)
+    }
+}
+
+fn check_records(pinned: &Pinned, report: &mut VerifyReport) {
+    let segment = pinned.segment();
+    for record in pinned.records(START) {
+        let bytes = (record.next() - record.units()) as u64 * UNIT as u64;
+        let salt = segment.identity().salt;
+        if pinned.maps().valid_record(record.units(), record.next(), salt).is_none() {
+            report.damaged.push(Quarantined {
+                path: segment.paths().segment.clone(),
+                offset: u64::from(record.units()) * UNIT as u64,
+                len: bytes,
+                damage: Damage::Checksum,
+                copy: None,
+            });
+        } else if record.header().kind == KIND_JOB {
+            report.records += 1;
+            report.bytes += bytes;
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The upkeep thread: everything that no producer and no worker should wait for. It prepares
+//! segments, writes dead letters, retires and seals segments, flushes at intervals, and compacts.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::engine::Engine;
+
+/// How often segments that a few delayed jobs keep alive are looked for.
+const COMPACTION_INTERVAL: Duration = Duration::from_secs(1);
+/// How soon something that failed (a full disk, mostly) is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Tells the upkeep thread that there is something to do.
+pub(crate) struct Signal {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    kicked: bool,
+    stopped: bool,
+    flush_at: Option<Instant>,
+}
+
+/// Why the thread woke up.
+struct Wake {
+    flush: bool,
+}
+
+impl Signal {
+    pub(crate) fn new() -> Self {
+        Self {
+            state: Mutex::new(State {
+                // The first segments are to be prepared.
+                kicked: true,
+                stopped: false,
+                flush_at: None,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub(crate) fn kick(&self) {
+        self.state.lock().kicked = true;
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.changed.notify_one();
+    }
+
+    /// Has everything flushed within `interval` from now.
+    pub(crate) fn flush_within(&self, interval: Duration) {
+        let Some(at) = Instant::now().checked_add(interval) else {
+            return;
+        };
+        let mut state = self.state.lock();
+        if state.flush_at.is_none_or(|before| at < before) {
+            state.flush_at = Some(at);
+            drop(state);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Waits for something to do, at most until `deadline`; None once stopped.
+    fn wait(&self, deadline: Option<Instant>) -> Option<Wake> {
+        let mut state = self.state.lock();
+        loop {
+            if state.stopped {
+                return None;
+            }
+            let now = Instant::now();
+            let flush = state.flush_at.is_some_and(|at| at <= now);
+            if flush {
+                state.flush_at = None;
+            }
+            if std::mem::take(&mut state.kicked)
+                || flush
+                || deadline.is_some_and(|deadline| deadline <= now)
+            {
+                return Some(Wake { flush });
+            }
+            match state.flush_at.into_iter().chain(deadline).min() {
+                Some(until) => {
+                    self.changed.wait_until(&mut state, until);
+                }
+                None => self.changed.wait(&mut state),
+            }
+        }
+    }
+}
+
+/// Runs until the signal is stopped.
+pub(crate) fn run(engine: &Engine) {
+    let stripes = engine.dispatch().stripes();
+    let mut next_compaction = Instant::now() + COMPACTION_INTERVAL;
+    let mut failed = false;
+    loop {
+        let now = Instant::now();
+        let deadline = if failed {
+            Some(now + RETRY_INTERVAL)
+        } else if engine.dispatch().timer.len() > 0 {
+            // Something may be kept alive by jobs that wait.
+            Some(next_compaction.max(now))
+        } else {
+            None
+        };
+        let Some(wake) = engine.signal.wait(deadline) else {
+            return;
+        };
+        for stripe in stripes {
+            stripe.prepare();
+        }
+        let mut result = engine.write_letters();
+        for stripe in stripes.iter().chain([engine.dead().log()]) {
+            result = result.and(stripe.reclaim().map_err(std::sync::Arc::new));
+        }
+        engine.room.notify_fenced(usize::MAX);
+        for stripe in stripes {
+            // Once more: what was retired may have made room for it.
+            stripe.prepare();
+        }
+        if engine.poison().is_none() {
+            for stripe in stripes.iter().chain([engine.dead().log()]) {
+                result = result.and(stripe.seal(false));
+            }
+            if wake.flush {
+                result = result.and(engine.flush());
+            }
+            if Instant::now() >= next_compaction {
+                result = result.and(engine.compact());
+                next_compaction = Instant::now() + COMPACTION_INTERVAL;
+            }
+        }
+        failed = false;
+        if let Err(error) = result {
+            engine.note_failed_flush(&error);
+            if !error.is_failed_flush() {
+                tracing::warn!(%error, "upkeep failed and will be tried again");
+                failed = true;
+            }
+        }
+    }
+}

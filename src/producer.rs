@@ -1,0 +1,404 @@
+//! Enqueueing: from a payload to a committed record, as durable as asked for.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::engine::{Engine, Running};
+use crate::error::{BatchError, EnqueueError};
+use crate::log::record::{HEADER_BYTES, Meta, NewRecord};
+use crate::log::segment::Segment;
+use crate::log::{RollError, Stripe};
+use crate::options::{Due, Durability, EnqueueOptions};
+use crate::{Sequence, Timestamp};
+
+/// Bytes of a record kept free for what a dead letter adds to its job: its identity, attempts and
+/// times, and a few reasons.
+const LETTER_BYTES: usize = 512;
+/// How often a producer that waits for room looks again by itself: space on the disk can become
+/// free without this process doing anything.
+const ROOM_POLL: Duration = Duration::from_millis(20);
+
+/// Longest payload, in bytes, of a queue with stripes like this one.
+pub(crate) fn max_payload(stripe: &Stripe) -> usize {
+    stripe.max_record_bytes() - HEADER_BYTES - LETTER_BYTES
+}
+
+/// The fastest way to enqueue: a handle for one thread, which stays on one stripe.
+///
+/// Jobs of one producer are claimed in the order in which they were enqueued. Producers on
+/// different stripes do not slow each other down.
+pub struct Producer {
+    running: Arc<Running>,
+    stripe: usize,
+    active: Arc<Segment>,
+}
+
+impl Producer {
+    pub(crate) fn new(running: Arc<Running>) -> Self {
+        let stripe = next_in_turn() % running.dispatch().stripes().len();
+        let active = running.dispatch().stripes()[stripe].active();
+        Self {
+            running,
+            stripe,
+            active,
+        }
+    }
+
+    /// As [`Queue::enqueue`](crate::Queue::enqueue).
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn enqueue(&mut self, payload: &[u8]) -> Result<Sequence, EnqueueError> {
+        let (engine, mut place) = self.place();
+        engine.enqueue(&mut place, payload)
+    }
+
+    /// As [`Queue::enqueue_with`](crate::Queue::enqueue_with).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn enqueue_with(
+        &mut self,
+        payload: &[u8],
+        options: EnqueueOptions,
+    ) -> Result<Sequence, EnqueueError> {
+        let (engine, mut place) = self.place();
+        engine.enqueue_with(&mut place, payload, &options)
+    }
+
+    /// As [`Queue::enqueue_batch`](crate::Queue::enqueue_batch).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn enqueue_batch<P: AsRef<[u8]>>(
+        &mut self,
+        payloads: &[P],
+    ) -> Result<Vec<Sequence>, BatchError> {
+        self.enqueue_batch_with(payloads, EnqueueOptions::new())
+    }
+
+    /// As [`Queue::enqueue_batch_with`](crate::Queue::enqueue_batch_with).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn enqueue_batch_with<P: AsRef<[u8]>>(
+        &mut self,
+        payloads: &[P],
+        options: EnqueueOptions,
+    ) -> Result<Vec<Sequence>, BatchError> {
+        let (engine, mut place) = self.place();
+        engine.enqueue_batch(&mut place, payloads, &options)
+    }
+
+    #[inline]
+    fn place(&mut self) -> (&Engine, Place<'_>) {
+        let engine: &Engine = &self.running;
+        let place = Place {
+            stripe: &engine.dispatch().stripes()[self.stripe],
+            active: Some(&mut self.active),
+        };
+        (engine, place)
+    }
+}
+
+impl std::fmt::Debug for Producer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Producer")
+            .field("stripe", &self.stripe)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where to append: a stripe, and the caller's notion of its active segment if it keeps one.
+pub(crate) struct Place<'a> {
+    stripe: &'a Stripe,
+    active: Option<&'a mut Arc<Segment>>,
+}
+
+impl<'a> Place<'a> {
+    /// The stripe of the calling thread.
+    #[inline]
+    pub(crate) fn of_this_thread(engine: &'a Engine) -> Self {
+        thread_local! {
+            static TURN: Cell<Option<usize>> = const { Cell::new(None) };
+        }
+        let stripes = engine.dispatch().stripes();
+        // A thread that is ending, and has no locals any more, takes the first stripe.
+        let turn = TURN
+            .try_with(|turn| {
+                turn.get().unwrap_or_else(|| {
+                    let new = next_in_turn();
+                    turn.set(Some(new));
+                    new
+                })
+            })
+            .unwrap_or(0);
+        Self {
+            stripe: &stripes[turn % stripes.len()],
+            active: None,
+        }
+    }
+
+    #[inline]
+    fn append(&mut self, record: &NewRecord<'_>) -> Result<Sequence, RollError> {
+        match &mut self.active {
+            Some(active) => self.stripe.append(active, record),
+            None => self.stripe.append_shared(record).map(|(sequence, _)| sequence),
+        }
+    }
+
+    fn append_all(&mut self, records: &[NewRecord<'_>]) -> Result<Sequence, RollError> {
+        match &mut self.active {
+            Some(active) => self.stripe.append_all(active, records),
+            None => self.stripe.append_all(&mut self.stripe.active(), records),
+        }
+    }
+}
+
+/// Numbers for whoever needs a stripe: producers and threads share the stripes evenly.
+fn next_in_turn() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    // Relaxed: any number serves.
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl From<RollError> for EnqueueError {
+    fn from(error: RollError) -> Self {
+        match error {
+            RollError::OverBudget => Self::Full { limit: "max_bytes" },
+            RollError::Closed => Self::Closed,
+            RollError::Storage(error) if error.is_full() => Self::StorageFull(Arc::new(error)),
+            RollError::Storage(error) => Self::Storage(Arc::new(error)),
+        }
+    }
+}
+
+impl Engine {
+    /// Enqueues a job with the queue's defaults.
+    #[inline]
+    pub(crate) fn enqueue(
+        &self,
+        place: &mut Place<'_>,
+        payload: &[u8],
+    ) -> Result<Sequence, EnqueueError> {
+        if self.depth.is_some() || self.durability() != Durability::Process {
+            return self.enqueue_with(place, payload, &EnqueueOptions::new());
+        }
+        self.check_payload(payload)?;
+        let sequence = place.append(&NewRecord {
+            enqueued_at: Timestamp::now_coarse(),
+            due_at: Timestamp::ZERO,
+            meta: &[],
+            payload,
+        })?;
+        self.dispatch().sleepers.notify(1);
+        Ok(sequence)
+    }
+
+    pub(crate) fn enqueue_with(
+        &self,
+        place: &mut Place<'_>,
+        payload: &[u8],
+        options: &EnqueueOptions,
+    ) -> Result<Sequence, EnqueueError> {
+        options.validate()?;
+        self.check_payload(payload)?;
+        let durability = options.durability.unwrap_or(self.durability());
+        self.check_poison(durability)?;
+        let meta = meta_of(options);
+        let record = new_record(options, &meta, payload);
+        let sequence = self.with_room(options.wait, || {
+            if self.take_room(1) == 0 {
+                return Err(EnqueueError::Full { limit: "max_depth" });
+            }
+            place.append(&record).map_err(|error| {
+                self.give_back_room(1);
+                error.into()
+            })
+        })?;
+        self.dispatch().sleepers.notify(1);
+        self.make_durable(place.stripe, durability, sequence)?;
+        Ok(sequence)
+    }
+
+    pub(crate) fn enqueue_batch<P: AsRef<[u8]>>(
+        &self,
+        place: &mut Place<'_>,
+        payloads: &[P],
+        options: &EnqueueOptions,
+    ) -> Result<Vec<Sequence>, BatchError> {
+        let mut enqueued = Vec::with_capacity(payloads.len());
+        match self.append_batch(place, payloads, options, &mut enqueued) {
+            Ok(()) => Ok(enqueued),
+            Err(error) => Err(BatchError { enqueued, error }),
+        }
+    }
+
+    fn append_batch<P: AsRef<[u8]>>(
+        &self,
+        place: &mut Place<'_>,
+        payloads: &[P],
+        options: &EnqueueOptions,
+        enqueued: &mut Vec<Sequence>,
+    ) -> Result<(), EnqueueError> {
+        options.validate()?;
+        for payload in payloads {
+            self.check_payload(payload.as_ref())?;
+        }
+        let durability = options.durability.unwrap_or(self.durability());
+        self.check_poison(durability)?;
+        let meta = meta_of(options);
+        let mut records: Vec<_> = payloads
+            .iter()
+            .map(|payload| new_record(options, &meta, payload.as_ref()))
+            .collect();
+        let mut rest = records.as_mut_slice();
+        let mut result = Ok(());
+        while !rest.is_empty() {
+            let fitting = place.stripe.batch_prefix(rest);
+            let appended = self.with_room(options.wait, || {
+                let taken = self.take_room(fitting as u64);
+                if taken == 0 {
+                    return Err(EnqueueError::Full { limit: "max_depth" });
+                }
+                // At most `fitting`, which is a usize.
+                let run = &rest[..taken as usize];
+                match place.append_all(run) {
+                    Ok(first) => Ok((first, run.len())),
+                    Err(error) => {
+                        self.give_back_room(taken);
+                        Err(error.into())
+                    }
+                }
+            });
+            match appended {
+                Ok((first, count)) => {
+                    enqueued.extend((0..count as u32).map(|at| first.plus(at)));
+                    self.dispatch().sleepers.notify(count);
+                    rest = &mut rest[count..];
+                }
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        if let Some(&last) = enqueued.last() {
+            self.make_durable(place.stripe, durability, last)?;
+        }
+        result
+    }
+
+    #[inline]
+    fn check_payload(&self, payload: &[u8]) -> Result<(), EnqueueError> {
+        let max = self.max_payload();
+        if payload.len() > max {
+            return Err(EnqueueError::PayloadTooLarge {
+                len: payload.len(),
+                max,
+            });
+        }
+        Ok(())
+    }
+
+    fn check_poison(&self, durability: Durability) -> Result<(), EnqueueError> {
+        match self.poison() {
+            Some(error) if durability != Durability::Process => {
+                Err(EnqueueError::Poisoned(Arc::clone(error)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn take_room(&self, jobs: u64) -> u64 {
+        self.depth.as_ref().map_or(jobs, |depth| depth.take(jobs))
+    }
+
+    fn give_back_room(&self, jobs: u64) {
+        if let Some(depth) = &self.depth {
+            depth.give_back(jobs);
+        }
+    }
+
+    /// Tries until there is room, for as long as `wait` says.
+    fn with_room<T>(
+        &self,
+        wait: Duration,
+        mut attempt: impl FnMut() -> Result<T, EnqueueError>,
+    ) -> Result<T, EnqueueError> {
+        let first = attempt();
+        if wait.is_zero() || !matches!(&first, Err(error) if error.is_full()) {
+            return first;
+        }
+        // A deadline past the end of time is none.
+        let deadline = Instant::now().checked_add(wait);
+        loop {
+            self.room.register();
+            let result = attempt();
+            let now = Instant::now();
+            let timed_out = deadline.is_some_and(|deadline| deadline <= now);
+            if timed_out || !matches!(&result, Err(error) if error.is_full()) {
+                self.room.cancel();
+                return result;
+            }
+            // The upkeep may have something to retire.
+            self.signal.kick();
+            let poll = now + ROOM_POLL;
+            self.room
+                .wait(Some(deadline.map_or(poll, |deadline| deadline.min(poll))));
+        }
+    }
+
+    /// Does what `durability` asks for a job that has been appended, and for those before it on
+    /// its stripe.
+    fn make_durable(
+        &self,
+        stripe: &Stripe,
+        durability: Durability,
+        last: Sequence,
+    ) -> Result<(), EnqueueError> {
+        match durability {
+            Durability::Process => Ok(()),
+            Durability::Interval(interval) => {
+                self.signal.flush_within(interval);
+                Ok(())
+            }
+            Durability::Sync => stripe.flush(false).map_err(|error| {
+                self.note_failed_flush(&error);
+                EnqueueError::NotDurable {
+                    sequence: last,
+                    error,
+                }
+            }),
+        }
+    }
+}
+
+fn meta_of(options: &EnqueueOptions) -> Vec<u8> {
+    Meta {
+        max_attempts: options.max_attempts,
+        ..Meta::default()
+    }
+    .encode(usize::MAX)
+}
+
+fn new_record<'a>(options: &EnqueueOptions, meta: &'a [u8], payload: &'a [u8]) -> NewRecord<'a> {
+    let (enqueued_at, due_at) = match options.due {
+        Due::AtOnce => (Timestamp::now_coarse(), Timestamp::ZERO),
+        Due::After(delay) => {
+            // A coarse time may be a tick too early, and so would the job be.
+            let now = Timestamp::now();
+            (now, now.saturating_add(delay))
+        }
+        Due::At(time) => (Timestamp::now_coarse(), time),
+    };
+    NewRecord {
+        enqueued_at,
+        due_at,
+        meta,
+        payload,
+    }
+}

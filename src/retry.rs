@@ -1,0 +1,195 @@
+//! What happens after a failed attempt: how often a job is tried, and how long it backs off.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Most attempts that a limit can be set to; a delivery count is one byte on disk.
+pub const MAX_ATTEMPTS: u8 = 254;
+
+/// How often a failed job is tried again, and how long it waits before.
+///
+/// The default is 5 attempts with exponential backoff from 1 second up to 5 minutes and full
+/// jitter.
+///
+/// ```
+/// use logmill::{Jitter, RetryPolicy};
+/// use std::time::Duration;
+///
+/// let policy = RetryPolicy::exponential(Duration::from_millis(50), Duration::from_secs(60))
+///     .jitter(Jitter::Equal)
+///     .max_attempts(8);
+/// assert!(policy.backoff(1) >= Duration::from_millis(25));
+/// assert!(policy.backoff(200) <= Duration::from_secs(60));
+/// ```
+#[derive(Clone, Debug)]
+pub struct RetryPolicy {
+    backoff: Backoff,
+    jitter: Jitter,
+    max_attempts: Option<u8>,
+}
+
+#[derive(Clone)]
+enum Backoff {
+    Fixed(Duration),
+    Exponential { base: Duration, cap: Duration },
+    Custom(Arc<dyn Fn(u32) -> Duration + Send + Sync>),
+}
+
+impl std::fmt::Debug for Backoff {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Backoff::Fixed(delay) => f.debug_tuple("Fixed").field(delay).finish(),
+            Backoff::Exponential { base, cap } => f
+                .debug_struct("Exponential")
+                .field("base", base)
+                .field("cap", cap)
+                .finish(),
+            Backoff::Custom(_) => f.write_str("Custom"),
+        }
+    }
+}
+
+/// How much chance there is in a backoff, so that jobs which failed together do not all come back
+/// together. The names are those of Brooker, "Exponential Backoff And Jitter" (AWS Architecture
+/// Blog, 2015).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Jitter {
+    /// The backoff as it is.
+    None,
+    /// Anything from nothing to the whole backoff.
+    #[default]
+    Full,
+    /// Half the backoff, and anything up to the other half.
+    Equal,
+}
+
+const DEFAULT_MAX_ATTEMPTS: u8 = 5;
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self::exponential(Duration::from_secs(1), Duration::from_secs(300))
+    }
+}
+
+impl RetryPolicy {
+    /// One attempt: a job that fails is dead at once.
+    pub fn none() -> Self {
+        Self::fixed(Duration::ZERO).max_attempts(1)
+    }
+
+    /// The same delay before each retry, without jitter; 5 attempts.
+    pub fn fixed(delay: Duration) -> Self {
+        Self {
+            backoff: Backoff::Fixed(delay),
+            jitter: Jitter::None,
+            max_attempts: Some(DEFAULT_MAX_ATTEMPTS),
+        }
+    }
+
+    /// `base` after the first failure, doubled after each further one, at most `cap`; with full
+    /// jitter; 5 attempts.
+    pub fn exponential(base: Duration, cap: Duration) -> Self {
+        Self {
+            backoff: Backoff::Exponential { base, cap },
+            jitter: Jitter::Full,
+            max_attempts: Some(DEFAULT_MAX_ATTEMPTS),
+        }
+    }
+
+    /// The delay is what the function says, given how many attempts have failed (1 after the
+    /// first); without jitter; 5 attempts.
+    ///
+    /// A panic in the function is caught and logged, and the job is retried at once.
+    pub fn custom(delay: impl Fn(u32) -> Duration + Send + Sync + 'static) -> Self {
+        Self {
+            backoff: Backoff::Custom(Arc::new(delay)),
+            jitter: Jitter::None,
+            max_attempts: Some(DEFAULT_MAX_ATTEMPTS),
+        }
+    }
+
+    /// How often a job is delivered before it is dead, the first delivery included. From 1 to
+    /// [`MAX_ATTEMPTS`]; opening a queue with anything else is an error.
+    pub fn max_attempts(mut self, attempts: u8) -> Self {
+        self.max_attempts = Some(attempts);
+        self
+    }
+
+    /// Retries for ever: only a handler that says so makes a job dead. A delivery that kills the
+    /// process is then repeated for ever too.
+    pub fn unlimited_attempts(mut self) -> Self {
+        self.max_attempts = None;
+        self
+    }
+
+    /// Sets the jitter.
+    pub fn jitter(mut self, jitter: Jitter) -> Self {
+        self.jitter = jitter;
+        self
+    }
+
+    /// The attempts limit; None: unlimited.
+    pub fn attempts_limit(&self) -> Option<u8> {
+        self.max_attempts
+    }
+
+    /// A delay for a job of which `failed` attempts have failed (1 after the first). Random where
+    /// there is jitter.
+    pub fn backoff(&self, failed: u32) -> Duration {
+        let whole = match &self.backoff {
+            Backoff::Fixed(delay) => *delay,
+            Backoff::Exponential { base, cap } => {
+                // 2^31 of any base worth the name is past any cap.
+                let doublings = failed.saturating_sub(1).min(31);
+                base.saturating_mul(1 << doublings).min(*cap)
+            }
+            Backoff::Custom(delay) => catch_unwind(AssertUnwindSafe(|| delay(failed)))
+                .unwrap_or_else(|_| {
+                    tracing::error!(failed, "the custom backoff function panicked");
+                    Duration::ZERO
+                }),
+        };
+        match self.jitter {
+            Jitter::None => whole,
+            Jitter::Full => whole.mul_f64(fastrand::f64()),
+            Jitter::Equal => whole.mul_f64(0.5 + fastrand::f64() / 2.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn exponential_backoff_doubles_up_to_its_cap() {
+        let policy = RetryPolicy::exponential(SECOND, 10 * SECOND).jitter(Jitter::None);
+        let delays: Vec<_> = (1..7).map(|n| policy.backoff(n).as_secs()).collect();
+        assert_eq!(delays, [1, 2, 4, 8, 10, 10]);
+        assert_eq!(policy.backoff(u32::MAX), 10 * SECOND);
+    }
+
+    #[test]
+    fn jitter_stays_within_its_bounds_and_varies() {
+        for (jitter, low) in [(Jitter::Full, Duration::ZERO), (Jitter::Equal, SECOND / 2)] {
+            let policy = RetryPolicy::fixed(SECOND).jitter(jitter);
+            let delays: Vec<_> = (0..100).map(|_| policy.backoff(1)).collect();
+            assert!(delays.iter().all(|&delay| low <= delay && delay <= SECOND));
+            assert!(delays.iter().any(|&delay| delay != delays[0]));
+        }
+    }
+
+    #[test]
+    fn a_custom_function_sees_the_failures_and_may_panic() {
+        let policy = RetryPolicy::custom(|failed| {
+            assert!(failed < 3, "too many for me");
+            failed * SECOND
+        });
+        assert_eq!(policy.backoff(2), 2 * SECOND);
+        assert_eq!(policy.backoff(3), Duration::ZERO);
+    }
+}

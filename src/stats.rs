@@ -1,0 +1,84 @@
+//! What is in a queue, and what has gone through it.
+
+use std::time::Duration;
+
+use crate::Timestamp;
+use crate::engine::Engine;
+use crate::log::StripeStats;
+
+/// A look at a queue, from [`Queue::stats`](crate::Queue::stats). The figures are read one after
+/// the other while the queue goes on, so under load they may be off by the jobs of a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Jobs that are due and wait for a consumer. Jobs that an earlier process left behind count
+    /// as ready until they are claimed, even if they turn out to be delayed.
+    pub ready: u64,
+    /// Jobs that wait for their due time or for the end of their backoff.
+    pub delayed: u64,
+    /// Jobs that were delivered and not yet settled.
+    pub in_flight: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Bytes of segment files, the dead letter log's included; without the ack files.
+    pub bytes: u64,
+    /// Segments, the dead letter log's included.
+    pub segments: u64,
+    /// How long ago the oldest job that is not settled was enqueued; None if there is none.
+    pub oldest: Option<Duration>,
+    /// Jobs enqueued since the queue was opened.
+    pub enqueued: u64,
+    /// Jobs acked since the queue was opened.
+    pub acked: u64,
+    /// Failed attempts since the queue was opened after which the job came back.
+    pub retried: u64,
+    /// Jobs that became dead letters since the queue was opened.
+    pub dead_lettered: u64,
+    /// Damaged regions found and set aside since the queue was opened, not counting those in the
+    /// [`RecoveryReport`](crate::RecoveryReport).
+    pub quarantined: u64,
+}
+
+impl Stats {
+    /// Jobs that are neither acked nor dead: `ready + delayed + in_flight`.
+    pub fn depth(&self) -> u64 {
+        self.ready + self.delayed + self.in_flight
+    }
+
+    pub(crate) fn of(engine: &Engine) -> Self {
+        let dispatch = engine.dispatch();
+        let mut log = StripeStats::default();
+        let mut quarantined = 0;
+        let mut oldest: Option<Timestamp> = None;
+        for stripe in dispatch.stripes() {
+            let one = stripe.stats();
+            log.live += one.live;
+            log.unclaimed += one.unclaimed;
+            log.appended += one.appended;
+            log.done += one.done;
+            log.bytes += one.bytes;
+            log.segments += one.segments;
+            quarantined += stripe.damaged_regions();
+            oldest = oldest.into_iter().chain(stripe.oldest_enqueued_at()).min();
+        }
+        let dead_log = engine.dead().stats();
+        let counters = engine.counters();
+        let delayed = dispatch.timer.len() as u64;
+        let ready = log.unclaimed + dispatch.queued();
+        let live = log.live.saturating_sub(dead_log.dying);
+        Self {
+            ready,
+            delayed,
+            in_flight: live.saturating_sub(ready + delayed),
+            dead: dead_log.letters,
+            bytes: log.bytes + dead_log.bytes,
+            segments: log.segments + dead_log.segments,
+            oldest: oldest.map(|oldest| Timestamp::now().since(oldest)),
+            enqueued: log.appended.saturating_sub(counters.moved),
+            acked: log.done.saturating_sub(counters.moved + counters.dead_lettered),
+            retried: counters.retried,
+            dead_lettered: counters.dead_lettered + dead_log.dying,
+            quarantined: quarantined + dead_log.quarantined,
+        }
+    }
+}
