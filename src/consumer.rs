@@ -42,13 +42,21 @@ impl Consumer {
     ///
     /// Waits by looking again for a few tens of microseconds, and then sleeps.
     #[inline]
-    #[expect(clippy::should_implement_trait, reason = "a job borrows from the consumer")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "a job borrows from the consumer"
+    )]
     pub fn next(&self) -> Option<Job<'_>> {
         self.next_until(None)
     }
 
     /// The next job, waiting at most this long for it; None once the queue is closed.
+    #[inline]
     pub fn next_timeout(&self, timeout: Duration) -> Option<Job<'_>> {
+        // The clock is read only if there is nothing to do.
+        if let Some(job) = self.try_next() {
+            return Some(job);
+        }
         // A deadline past the end of time is none.
         self.next_until(Instant::now().checked_add(timeout))
     }

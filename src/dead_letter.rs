@@ -103,15 +103,23 @@ impl DeadLetters {
     /// purged meanwhile may be missing or not.
     pub fn iter(&self) -> impl Iterator<Item = DeadLetter> + use<> {
         self.settle();
-        self.running.dead().log().pins().into_iter().flat_map(|letters| {
-            // By position, as records borrow from the pin that moves along.
-            let positions: Vec<_> = letters.live_records().map(|record| record.units()).collect();
-            positions.into_iter().filter_map(move |units| {
-                let record = letters.record(units)?;
-                (!letters.is_done(record.header().index))
-                    .then(|| DeadLetter::read(&letters, &record))
+        self.running
+            .dead()
+            .log()
+            .pins()
+            .into_iter()
+            .flat_map(|letters| {
+                // By position, as records borrow from the pin that moves along.
+                let positions: Vec<_> = letters
+                    .live_records()
+                    .map(|record| record.units())
+                    .collect();
+                positions.into_iter().filter_map(move |units| {
+                    let record = letters.record(units)?;
+                    (!letters.is_done(record.header().index))
+                        .then(|| DeadLetter::read(&letters, &record))
+                })
             })
-        })
     }
 
     /// One letter, if it is there.
@@ -130,7 +138,9 @@ impl DeadLetters {
     /// # Errors
     /// See [`DeadLetterError`]; the letter is then still there.
     pub fn replay(&self, letter: Sequence) -> Result<Sequence, DeadLetterError> {
-        let found = self.get(letter).ok_or(DeadLetterError::NotFound { letter })?;
+        let found = self
+            .get(letter)
+            .ok_or(DeadLetterError::NotFound { letter })?;
         let jobs = self.replay_batch(&[found])?;
         jobs.first()
             .copied()
@@ -264,7 +274,11 @@ impl DeadLetters {
                 meta: &meta,
                 payload: &letter.payload,
             };
-            if engine.depth.as_ref().is_some_and(|depth| depth.take(1) == 0) {
+            if engine
+                .depth
+                .as_ref()
+                .is_some_and(|depth| depth.take(1) == 0)
+            {
                 result = Err(EnqueueError::Full { limit: "max_depth" });
                 break;
             }

@@ -49,7 +49,9 @@ struct Death {
 #[derive(Default)]
 struct Waiting {
     deaths: Vec<Death>,
-    /// Jobs handed over whose letter is not durable yet; those in `deaths` among them.
+    /// Jobs handed over whose letter is not in the log yet; those in `deaths` among them.
+    unwritten: u64,
+    /// Jobs handed over whose letter is not durable yet; the unwritten among them.
     dying: u64,
 }
 
@@ -92,7 +94,7 @@ impl DeadLog {
         let waiting = self.waiting.lock();
         let log = self.log.stats();
         DeadLogStats {
-            letters: log.live + waiting.deaths.len() as u64,
+            letters: log.live + waiting.unwritten,
             dying: waiting.dying,
             bytes: log.bytes,
             segments: log.segments,
@@ -134,6 +136,7 @@ impl DeadLog {
     /// Takes a job whose letter is to be written.
     pub(crate) fn hand_over(&self, lease: Lease, attempts: u32) {
         let mut waiting = self.waiting.lock();
+        waiting.unwritten += 1;
         waiting.dying += 1;
         waiting.deaths.push(Death { lease, attempts });
     }
@@ -143,10 +146,7 @@ impl DeadLog {
     ///
     /// After an error, the jobs whose letters could not be written wait for the next call; those
     /// whose letters could not be flushed stay not done, and are met again at the next open.
-    pub(crate) fn write_letters(
-        &self,
-        complete: impl Fn(Lease),
-    ) -> Result<(), Arc<StorageError>> {
+    pub(crate) fn write_letters(&self, complete: impl Fn(Lease)) -> Result<(), Arc<StorageError>> {
         let mut writer = self.writer.lock();
         let mut deaths = {
             let mut waiting = self.waiting.lock();
@@ -165,6 +165,7 @@ impl DeadLog {
                     }
                 }
             }
+            self.waiting.lock().unwritten -= 1;
             written.push(death.lease);
         }
         self.waiting.lock().deaths.extend(deaths);
@@ -172,23 +173,18 @@ impl DeadLog {
             return result;
         }
         let flushed = self.log.flush(false);
-        let count = written.len() as u64;
-        if flushed.is_ok() {
-            for lease in written {
+        for lease in written {
+            if flushed.is_ok() {
                 let job = lease.job();
                 complete(lease);
                 self.forget_failures(job);
             }
+            self.waiting.lock().dying -= 1;
         }
-        self.waiting.lock().dying -= count;
         flushed.and(result)
     }
 
-    fn write(
-        &self,
-        active: &mut Arc<Segment>,
-        death: &Death,
-    ) -> Result<(), Arc<StorageError>> {
+    fn write(&self, active: &mut Arc<Segment>, death: &Death) -> Result<(), Arc<StorageError>> {
         let record = death.lease.record();
         let own = death.lease.meta();
         let job = death.lease.job();
@@ -244,9 +240,11 @@ impl Writer {
             let mut known = HashSet::new();
             for pinned in log.pins() {
                 if pinned.segment().is_recovered() {
-                    known.extend(pinned.live_records().filter_map(|record| {
-                        Meta::decode(record.meta()).original
-                    }));
+                    known.extend(
+                        pinned
+                            .live_records()
+                            .filter_map(|record| Meta::decode(record.meta()).original),
+                    );
                 }
             }
             known

@@ -9,12 +9,14 @@ use std::thread::{self, JoinHandle};
 
 use parking_lot::Mutex;
 
+use crate::Sequence;
+use crate::dead_log::DeadLog;
 use crate::dispatch::Dispatch;
 use crate::dispatch::leases::{Delivery, Leases};
 use crate::dispatch::sleep::EventCount;
 use crate::error::{FlushError, OpenError};
-use crate::dead_log::DeadLog;
 use crate::job::{Failure, Then};
+use crate::lock::DirectoryLock;
 use crate::log::manifest::{self, Manifest, Refused};
 use crate::log::recovery::{Recovery, RecoveryReport};
 use crate::log::segment::Lease;
@@ -22,9 +24,7 @@ use crate::log::{DEAD_ORIGIN, LogConfig, SpaceBudget, Stripe};
 use crate::maintenance::{self, Signal};
 use crate::options::{self, Builder, Durability};
 use crate::producer;
-use crate::lock::DirectoryLock;
 use crate::storage::{self, StorageError};
-use crate::Sequence;
 use crate::time::Clock;
 
 /// What the handles and threads of an open queue share.
@@ -94,18 +94,18 @@ impl Engine {
     fn open(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
         builder.validate()?;
         let path = builder.path.as_path();
-        // Looked at before anything is created, so that a refused directory is left as it was.
-        read_manifest(path)?;
+        // All that can be refused is, before anything is created or changed.
+        let manifest = read_manifest(path)?.unwrap_or_else(|| builder.new_manifest());
+        builder.check_against(&manifest)?;
         storage::create_directory(path)?;
         let lock = DirectoryLock::take(path)?;
+        // Once more, as another process may have created the queue meanwhile.
         let manifest = match read_manifest(path)? {
             Some(manifest) => {
                 builder.check_against(&manifest)?;
                 manifest
             }
             None => {
-                let manifest = builder.new_manifest();
-                builder.check_against(&manifest)?;
                 manifest.write(path)?;
                 if let Some(parent) = path.canonicalize().ok().as_deref().and_then(Path::parent) {
                     storage::flush_directory(parent)?;
@@ -165,7 +165,8 @@ impl Engine {
         }
         if report.replays_settled > 0 {
             // Before the jobs' segments are sealed, after which they are not looked through.
-            dead.flush(true).map_err(|error| OpenError::Flush(FlushError(error)))?;
+            dead.flush(true)
+                .map_err(|error| OpenError::Flush(FlushError(error)))?;
         }
         report.jobs = live;
         report.dead_letters = dead.stats().live;
@@ -254,19 +255,15 @@ impl Engine {
         }
     }
 
-    /// Begins the delivery of a job: counts it, before it happens. None if the job had used up its
-    /// attempts (and is dead now), or was done meanwhile.
+    /// Whether a delivery needs no more than to be counted.
     #[inline]
-    pub(crate) fn begin(&self, lease: Lease) -> Option<(Lease, u32, Delivery)> {
-        if self.leases.is_none() && !lease.is_recovered() && !lease.has_meta() {
-            let attempts = u32::from(lease.count_delivery());
-            return Some((lease, attempts, Delivery::ONLY));
-        }
-        self.begin_slow(lease)
+    pub(crate) fn is_plain(&self, lease: &Lease) -> bool {
+        self.leases.is_none() && !lease.is_recovered() && !lease.has_meta()
     }
 
-    #[cold]
-    fn begin_slow(&self, lease: Lease) -> Option<(Lease, u32, Delivery)> {
+    /// Begins the delivery of a job: counts it, before it happens. None if the job had used up its
+    /// attempts (and is dead now), or was done meanwhile.
+    pub(crate) fn begin(&self, lease: Lease) -> Option<(Lease, u32, Delivery)> {
         if lease.is_done() {
             // By a delivery that had timed out and succeeded after all.
             return None;
@@ -321,13 +318,7 @@ impl Engine {
         acked.first
     }
 
-    pub(crate) fn fail(
-        &self,
-        lease: Lease,
-        delivery: Delivery,
-        attempts: u32,
-        failure: Failure,
-    ) {
+    pub(crate) fn fail(&self, lease: Lease, delivery: Delivery, attempts: u32, failure: Failure) {
         if let Some(leases) = &self.leases
             && !leases.end(lease.sequence(), delivery)
         {
@@ -362,12 +353,13 @@ impl Engine {
     /// Writes the letters of all jobs that have died, flushes them, and only then marks the jobs
     /// done.
     pub(crate) fn write_letters(&self) -> Result<(), Arc<StorageError>> {
-        self.dead.write_letters(|lease| {
-            if self.complete(lease) {
-                self.dead_lettered.fetch_add(1, Ordering::Relaxed);
-            }
-        })
-        .inspect_err(|error| self.note_failed_flush(error))
+        self.dead
+            .write_letters(|lease| {
+                if self.complete(lease) {
+                    self.dead_lettered.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+            .inspect_err(|error| self.note_failed_flush(error))
     }
 
     /// Makes everything appended and acked so far durable.
@@ -403,8 +395,8 @@ impl Engine {
         self.room.notify_fenced(usize::MAX);
         let mut result = self.flush();
         for stripe in self.dispatch.stripes() {
-            result = result.and(stripe.seal(true));
-            result = result.and(stripe.reclaim().map_err(Arc::new));
+            result = result.and(stripe.seal(true).map(|_| ()));
+            result = result.and(stripe.reclaim().map(|_| ()).map_err(Arc::new));
         }
         result
     }
@@ -413,7 +405,8 @@ impl Engine {
         self.write_letters()?;
         self.dead.log().close();
         self.dead.log().seal(true)?;
-        self.dead.log().reclaim().map_err(Arc::new)
+        self.dead.log().reclaim().map_err(Arc::new)?;
+        Ok(())
     }
 
     /// Empties the timer: brings jobs back when they are due, and takes leases that ran out.
@@ -499,7 +492,11 @@ impl Running {
         Ok((running, report))
     }
 
-    fn spawn(&self, name: &str, run: impl FnOnce(&Engine) + Send + 'static) -> Result<(), OpenError> {
+    fn spawn(
+        &self,
+        name: &str,
+        run: impl FnOnce(&Engine) + Send + 'static,
+    ) -> Result<(), OpenError> {
         let engine = Arc::clone(&self.engine);
         let thread = thread::Builder::new()
             .name(name.to_owned())

@@ -52,7 +52,9 @@ pub enum OpenError {
         why: String,
     },
     /// An option that is fixed when a queue is created was given with another value.
-    #[error("option {option}: the queue was created with {on_disk}, not {asked}; leave the option out to use what the queue has")]
+    #[error(
+        "option {option}: the queue was created with {on_disk}, not {asked}; leave the option out to use what the queue has"
+    )]
     OptionMismatch {
         /// The builder's method.
         option: &'static str,
@@ -87,7 +89,9 @@ pub enum EnqueueError {
     #[error("no space for another segment: {0}")]
     StorageFull(Arc<StorageError>),
     /// The payload does not fit a record of this queue.
-    #[error("a payload of {len} bytes is larger than this queue's limit of {max} bytes; a larger segment_size raises it")]
+    #[error(
+        "a payload of {len} bytes is larger than this queue's limit of {max} bytes; a larger segment_size raises it"
+    )]
     PayloadTooLarge {
         /// Bytes of the payload.
         len: usize,
@@ -96,7 +100,9 @@ pub enum EnqueueError {
     },
     /// A flush has failed earlier, so that nothing more can be promised to reach the disk. Close
     /// and reopen the queue, which checks what did.
-    #[error("an earlier flush has failed, so durable enqueues are refused until the queue is reopened: {0}")]
+    #[error(
+        "an earlier flush has failed, so durable enqueues are refused until the queue is reopened: {0}"
+    )]
     Poisoned(Arc<StorageError>),
     /// The job was enqueued, but flushing it failed: it will be delivered by this process, and may
     /// not survive a power cut. Later durable enqueues get [`Poisoned`](Self::Poisoned).

@@ -11,7 +11,7 @@ use crate::storage::{Context, StorageError};
 pub(crate) const FILE_NAME: &str = "LOCK";
 
 /// A locked directory, until dropped. The kernel lets go of the lock when the process dies.
-pub(crate) struct DirectoryLock(#[expect(dead_code, reason = "held for its lock")] File);
+pub(crate) struct DirectoryLock(File);
 
 impl DirectoryLock {
     /// Locks the directory, which exists, and notes this process's id in the lock file.
@@ -39,10 +39,17 @@ impl DirectoryLock {
                 return Err(StorageError::new("lock", &path, error).into());
             }
         }
+        // A full disk must not keep the queue from being opened and drained.
         let id = format!("{}\n", std::process::id());
-        file.set_len(0)
-            .and_then(|()| file.write_all(id.as_bytes()))
-            .context("write", &path)?;
+        let _ = file.set_len(0).and_then(|()| file.write_all(id.as_bytes()));
         Ok(Self(file))
+    }
+}
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        // Closing the file would not do: a child process that another thread is just starting has
+        // a copy of the descriptor for a moment, and with it the lock.
+        let _ = self.0.unlock();
     }
 }

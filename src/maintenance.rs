@@ -1,11 +1,13 @@
 //! The upkeep thread: everything that no producer and no worker should wait for. It prepares
 //! segments, writes dead letters, retires and seals segments, flushes at intervals, and compacts.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::Engine;
+use crate::log::Stripe;
 
 /// How often segments that a few delayed jobs keep alive are looked for.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(1);
@@ -98,34 +100,38 @@ pub(crate) fn run(engine: &Engine) {
     let stripes = engine.dispatch().stripes();
     let mut next_compaction = Instant::now() + COMPACTION_INTERVAL;
     let mut failed = false;
+    let mut next_seal: Option<Duration> = None;
+    let mut put_off: Option<Duration> = None;
     loop {
         let now = Instant::now();
-        let deadline = if failed {
-            Some(now + RETRY_INTERVAL)
-        } else if engine.dispatch().timer.len() > 0 {
-            // Something may be kept alive by jobs that wait.
-            Some(next_compaction.max(now))
-        } else {
-            None
-        };
+        let retry = failed.then_some(RETRY_INTERVAL);
+        // Something may be kept alive by jobs that wait.
+        let has_waiting = engine.dispatch().timer.len() > 0;
+        let compaction = has_waiting.then(|| next_compaction.saturating_duration_since(now));
+        let pauses = [put_off, next_seal, retry, compaction];
+        let deadline = pauses.into_iter().flatten().min().map(|pause| now + pause);
+        next_seal = None;
         let Some(wake) = engine.signal.wait(deadline) else {
             return;
         };
-        for stripe in stripes {
-            stripe.prepare();
-        }
         let mut result = engine.write_letters();
-        for stripe in stripes.iter().chain([engine.dead().log()]) {
-            result = result.and(stripe.reclaim().map_err(std::sync::Arc::new));
+        let mut freed = false;
+        for log in stripes.iter().chain([engine.dead().log()]) {
+            match log.reclaim() {
+                Ok(some) => freed |= some,
+                Err(error) => result = result.and(Err(Arc::new(error))),
+            }
         }
-        engine.room.notify_fenced(usize::MAX);
-        for stripe in stripes {
-            // Once more: what was retired may have made room for it.
-            stripe.prepare();
+        put_off = stripes.iter().filter_map(Stripe::prepare).min();
+        if freed {
+            engine.room.notify_fenced(usize::MAX);
         }
         if engine.poison().is_none() {
-            for stripe in stripes.iter().chain([engine.dead().log()]) {
-                result = result.and(stripe.seal(false));
+            for log in stripes.iter().chain([engine.dead().log()]) {
+                match log.seal(false) {
+                    Ok(pause) => next_seal = next_seal.into_iter().chain(pause).min(),
+                    Err(error) => result = result.and(Err(error)),
+                }
             }
             if wake.flush {
                 result = result.and(engine.flush());

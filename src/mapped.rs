@@ -5,21 +5,27 @@
 //! [`MappedFile::copy_in`]. What may be read when is the segment layer's protocol (a commit word
 //! is stored last, with Release); this file only upholds that an access lies inside the mapping
 //! and is aligned.
+//!
+//! A mapping keeps no file descriptor: it holds on to its file by itself, and a long backlog has
+//! more segments than a process may have open files.
 
 #![allow(unsafe_code)]
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use crate::storage::{self, StorageError};
 
-/// A file mapped shared and writable, with its descriptor for flushing.
+/// No page is smaller.
+const SMALLEST_PAGE: usize = 4096;
+
+/// A file mapped shared and writable.
 pub(crate) struct MappedFile {
     map: MmapRaw,
-    file: File,
     path: PathBuf,
 }
 
@@ -29,29 +35,29 @@ impl MappedFile {
     /// The file must not exist; nothing is left behind on failure.
     pub(crate) fn create(path: &Path, len: u64) -> Result<Self, StorageError> {
         let file = storage::create_allocated(path, len)?;
-        Self::map(file, path, len).inspect_err(|_| {
-            // Nobody has seen the file yet; a failure to remove it is found at the next open.
-            let _ = storage::remove_file(path);
-        })
+        Self::map(&file, path, len)
+            .and_then(|mapped| mapped.prefault().map(|()| mapped))
+            .inspect_err(|_| {
+                // Nobody has seen the file yet; if it stays, the next open finds it.
+                let _ = storage::remove_file(path);
+            })
     }
 
     /// Maps the first `len` bytes of an existing file. The caller has checked that the file is at
-    /// least that long.
+    /// least that long, and has it [backed](storage::back_with_blocks) before it writes.
     pub(crate) fn open(path: &Path, len: u64) -> Result<Self, StorageError> {
-        let file = storage::open_read_write(path)?;
-        Self::map(file, path, len)
+        Self::map(&storage::open_read_write(path)?, path, len)
     }
 
-    fn map(file: File, path: &Path, len: u64) -> Result<Self, StorageError> {
-        let len =
-            usize::try_from(len).map_err(|_| StorageError::new("map", path, too_large_to_map()))?;
+    fn map(file: &File, path: &Path, len: u64) -> Result<Self, StorageError> {
+        let too_large = || io::Error::new(io::ErrorKind::InvalidInput, "exceeds the address space");
+        let len = usize::try_from(len).map_err(|_| StorageError::new("map", path, too_large()))?;
         let map = MmapOptions::new()
             .len(len)
-            .map_raw(&file)
+            .map_raw(file)
             .map_err(|error| StorageError::new("map", path, error))?;
         Ok(Self {
             map,
-            file,
             path: path.to_path_buf(),
         })
     }
@@ -65,16 +71,67 @@ impl MappedFile {
         &self.path
     }
 
-    pub(crate) fn file(&self) -> &File {
-        &self.file
+    /// Gives the file another name, replacing a file that has it.
+    pub(crate) fn rename(&mut self, to: &Path) -> Result<(), StorageError> {
+        storage::rename(&self.path, to)?;
+        self.moved_to(to.to_path_buf());
+        Ok(())
     }
 
-    /// Makes the pages of `[offset, offset + len)` present and writable, so that the first store
-    /// to each costs no page fault. Best effort: kernels before 5.14 lack the call, and then the
-    /// stores fault as they always would.
-    pub(crate) fn prefault(&self, offset: usize, len: usize) {
-        if let Err(error) = self.map.advise_range(Advice::PopulateWrite, offset, len) {
-            tracing::debug!(path = %self.path.display(), %error, "prefault not possible");
+    /// Takes note that the file was renamed.
+    pub(crate) fn moved_to(&mut self, path: PathBuf) {
+        self.path = path;
+    }
+
+    /// Zeroes the bytes `[offset, offset + len)`.
+    pub(crate) fn zero(&mut self, offset: usize, len: usize) {
+        let pointer = self.pointer(offset, len, 1);
+        // SAFETY: inside the mapping, and `self` is borrowed exclusively, so nobody has a
+        // reference into it.
+        unsafe { pointer.write_bytes(0, len) }
+    }
+
+    /// Makes what was stored so far durable.
+    pub(crate) fn flush(&self) -> Result<(), StorageError> {
+        storage::flush_mapping(&self.map, &self.path)
+    }
+
+    /// Makes the pages present and writable, so that the first store to each costs no page fault.
+    fn prefault(&self) -> Result<(), StorageError> {
+        match self.map.advise(Advice::PopulateWrite) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                // Linux before 5.14. A read-modify-write faults a page in and changes nothing.
+                for page in (0..self.len().saturating_sub(8)).step_by(SMALLEST_PAGE) {
+                    self.word64(page).fetch_or(0, Ordering::Relaxed);
+                }
+                Ok(())
+            }
+            result => self.check_populated("prefault", result),
+        }
+    }
+
+    /// Reads the pages in, so that a sector that cannot be read is an error here rather than a
+    /// signal later.
+    pub(crate) fn read_in(&self) -> Result<(), StorageError> {
+        self.check_populated("read", self.map.advise(Advice::PopulateRead))
+    }
+
+    fn check_populated(
+        &self,
+        action: &'static str,
+        result: io::Result<()>,
+    ) -> Result<(), StorageError> {
+        match result {
+            // What an access to such a page would raise a signal for.
+            Err(error) if error.raw_os_error() == Some(BAD_PAGE) => {
+                Err(StorageError::new(action, &self.path, error))
+            }
+            // The kernel does not know the call, or is short of memory: accesses fault as ever.
+            Err(error) => {
+                tracing::debug!(path = %self.path.display(), action, %error, "not populated");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
@@ -140,24 +197,18 @@ impl MappedFile {
     }
 }
 
-fn too_large_to_map() -> std::io::Error {
-    std::io::Error::new(
-        std::io::ErrorKind::InvalidInput,
-        "larger than the address space",
-    )
-}
+/// What populating a mapping says of a page that is not there: past the file's end, or unreadable.
+const BAD_PAGE: i32 = rustix::io::Errno::FAULT.raw_os_error();
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::Ordering;
 
     #[test]
     fn stores_reach_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         let mapped = MappedFile::create(&path, 4096).unwrap();
-        mapped.prefault(0, 4096);
         mapped.word64(8).store(0x0102_0304, Ordering::Relaxed);
         // SAFETY: this test is alone with the mapping.
         unsafe { mapped.copy_in(100, b"payload") };

@@ -146,7 +146,10 @@ impl<'a> Place<'a> {
     fn append(&mut self, record: &NewRecord<'_>) -> Result<Sequence, RollError> {
         match &mut self.active {
             Some(active) => self.stripe.append(active, record),
-            None => self.stripe.append_shared(record).map(|(sequence, _)| sequence),
+            None => self
+                .stripe
+                .append_shared(record)
+                .map(|(sequence, _)| sequence),
         }
     }
 
@@ -211,9 +214,7 @@ impl Engine {
         let meta = meta_of(options);
         let record = new_record(options, &meta, payload);
         let sequence = self.with_room(options.wait, || {
-            if self.take_room(1) == 0 {
-                return Err(EnqueueError::Full { limit: "max_depth" });
-            }
+            self.take_room(1)?;
             place.append(&record).map_err(|error| {
                 self.give_back_room(1);
                 error.into()
@@ -260,10 +261,7 @@ impl Engine {
         while !rest.is_empty() {
             let fitting = place.stripe.batch_prefix(rest);
             let appended = self.with_room(options.wait, || {
-                let taken = self.take_room(fitting as u64);
-                if taken == 0 {
-                    return Err(EnqueueError::Full { limit: "max_depth" });
-                }
+                let taken = self.take_room(fitting as u64)?;
                 // At most `fitting`, which is a usize.
                 let run = &rest[..taken as usize];
                 match place.append_all(run) {
@@ -313,8 +311,13 @@ impl Engine {
         }
     }
 
-    fn take_room(&self, jobs: u64) -> u64 {
-        self.depth.as_ref().map_or(jobs, |depth| depth.take(jobs))
+    /// Takes room for up to `jobs` jobs, for one at least; returns for how many there was.
+    fn take_room(&self, jobs: u64) -> Result<u64, EnqueueError> {
+        match self.depth.as_ref().map_or(jobs, |depth| depth.take(jobs)) {
+            0 if self.is_closed() => Err(EnqueueError::Closed),
+            0 => Err(EnqueueError::Full { limit: "max_depth" }),
+            taken => Ok(taken),
+        }
     }
 
     fn give_back_room(&self, jobs: u64) {

@@ -75,7 +75,9 @@ impl Stats {
             segments: log.segments + dead_log.segments,
             oldest: oldest.map(|oldest| Timestamp::now().since(oldest)),
             enqueued: log.appended.saturating_sub(counters.moved),
-            acked: log.done.saturating_sub(counters.moved + counters.dead_lettered),
+            acked: log
+                .done
+                .saturating_sub(counters.moved + counters.dead_lettered),
             retried: counters.retried,
             dead_lettered: counters.dead_lettered + dead_log.dying,
             quarantined: quarantined + dead_log.quarantined,

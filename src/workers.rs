@@ -172,7 +172,9 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 
 fn usable_cores() -> Vec<usize> {
     match sched_getaffinity(None) {
-        Ok(set) => (0..CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect(),
+        Ok(set) => (0..CpuSet::MAX_CPU)
+            .filter(|&core| set.is_set(core))
+            .collect(),
         Err(error) => {
             tracing::warn!(%error, "workers are not pinned: the usable cores are unknown");
             Vec::new()

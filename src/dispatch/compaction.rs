@@ -43,7 +43,10 @@ impl Dispatch {
             let mut segments = 0;
             for (base, live) in candidates {
                 // All that is left of it must be waiting, and for long.
-                if waiting.get(&base).is_some_and(|&(count, earliest)| count == live && earliest > soon) {
+                if waiting
+                    .get(&base)
+                    .is_some_and(|&(count, earliest)| count == live && earliest > soon)
+                {
                     let taken = self.timer.take_segment(base, soon);
                     moves.extend(taken.into_iter().map(|(lease, due)| Move { lease, due }));
                     segments += 1;

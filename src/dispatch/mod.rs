@@ -1,8 +1,9 @@
 //! Dispatch: from the logs of the stripes into the hands of consumers.
 //!
-//! A consumer claims runs of records into a deque of its own, from which idle consumers steal;
-//! what comes back (retries, due jobs) goes through an injector that all of them look at first.
-//! The deques are Chase and Lev's (SPAA 2005), as crossbeam builds them.
+//! A consumer claims runs of records into a deque of its own, and makes one run at a time into
+//! leases, in a second deque; idle consumers steal from both. What comes back (retries, due jobs)
+//! goes through an injector that all of them look at first. The deques are Chase and Lev's (SPAA
+//! 2005), as crossbeam builds them.
 
 mod compaction;
 pub(crate) mod leases;
@@ -15,15 +16,16 @@ pub(crate) mod timer;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use crossbeam_deque::{Injector, Steal, Stealer, Worker};
+use crossbeam_deque::{Injector, Steal};
 use parking_lot::Mutex;
 
 use self::sleep::EventCount;
+use self::source::{Deques, Thief};
 use self::timer::Timer;
 use crate::RetryPolicy;
 use crate::Timestamp;
 use crate::log::Stripe;
-use crate::log::segment::{Claim, Lease};
+use crate::log::segment::{Claim, Lease, Run};
 use crate::time::Clock;
 
 /// Most jobs that one claim takes: enough to pay for the cache lines that a claim moves between
@@ -37,7 +39,7 @@ pub(crate) struct Dispatch {
     stripes: Box<[Stripe]>,
     /// Jobs that are due again, and jobs that a consumer gave back.
     injector: Injector<Lease>,
-    stealers: ArcSwap<Vec<Stealer<Lease>>>,
+    thieves: ArcSwap<Vec<Thief>>,
     /// Serializes the registration of deques.
     registration: Mutex<Registration>,
     pub(crate) sleepers: EventCount,
@@ -51,7 +53,7 @@ pub(crate) struct Dispatch {
 #[derive(Default)]
 struct Registration {
     next_home: usize,
-    /// The names of the deques in `stealers`, in the same order.
+    /// The names of the consumers in `thieves`, in the same order.
     names: Vec<u64>,
     next_name: u64,
 }
@@ -66,7 +68,7 @@ impl Dispatch {
         Self {
             stripes,
             injector: Injector::new(),
-            stealers: ArcSwap::default(),
+            thieves: ArcSwap::default(),
             registration: Mutex::default(),
             sleepers: EventCount::new(),
             timer: Timer::new(),
@@ -82,9 +84,9 @@ impl Dispatch {
 
     /// Jobs that are claimed and wait for a consumer.
     pub(crate) fn queued(&self) -> u64 {
-        let deques = self.stealers.load();
-        let in_deques: usize = deques.iter().map(Stealer::len).sum();
-        (in_deques + self.injector.len()) as u64
+        let thieves = self.thieves.load();
+        let in_deques: u64 = thieves.iter().map(Thief::queued).sum();
+        in_deques + self.injector.len() as u64
     }
 
     /// Makes a job available to all consumers at once.
@@ -102,52 +104,80 @@ impl Dispatch {
         self.sleepers.notify_fenced(count);
     }
 
-    /// The next job for the consumer that owns `deque` and whose home is the stripe `home`.
+    /// The next job for the consumer that owns the deques.
     ///
-    /// Looks into its own deque, then at what came back, then into the logs, and then steals.
-    fn find(&self, deque: &Worker<Lease>, home: usize, claimed: &mut Vec<Lease>) -> Option<Lease> {
-        if let Some(lease) = deque.pop() {
-            return Some(lease);
-        }
-        if let Some(lease) = steal(|| self.injector.steal_batch_and_pop(deque)) {
-            return Some(lease);
-        }
-        for at in 0..self.stripes.len() {
-            let stripe = &self.stripes[(home + at) % self.stripes.len()];
-            if self.claim(stripe, deque, claimed) {
-                return deque.pop();
+    /// Looks into its own deques, then at what came back, then into the logs, and then steals.
+    fn find(&self, own: &Deques) -> Option<Lease> {
+        loop {
+            if let Some(lease) = own.leases.pop() {
+                return Some(lease);
+            }
+            if let Some(lease) = steal(|| self.injector.steal_batch_and_pop(&own.leases)) {
+                return Some(lease);
+            }
+            let run = own
+                .pop_run()
+                .or_else(|| self.claim(own))
+                .or_else(|| self.steal_run());
+            match run {
+                Some(run) => self.expand(run, own),
+                None => return self.steal_lease(own),
             }
         }
-        let stealers = self.stealers.load();
-        // The neighbours' order does not matter: whoever has work has a run of it.
-        stealers
-            .iter()
-            .find_map(|stealer| steal(|| stealer.steal_batch_and_pop(deque)))
     }
 
-    /// Claims a run of jobs into `deque`. Returns whether any of them is due.
-    fn claim(&self, stripe: &Stripe, deque: &Worker<Lease>, claimed: &mut Vec<Lease>) -> bool {
-        loop {
-            match stripe.claim(CLAIM_JOBS, CLAIM_BYTES, self.counted, claimed) {
-                Claim::Taken { plain } => {
-                    let mut due = 0;
-                    for lease in claimed.drain(..) {
-                        if let Some(lease) = if plain { Some(lease) } else { self.hold_back(lease) } {
-                            deque.push(lease);
-                            due += 1;
-                        }
+    /// Claims runs into the deques, from the home stripe or else from the next ones; returns the
+    /// first of them.
+    fn claim(&self, own: &Deques) -> Option<Run> {
+        let mut claimed = own.claimed.borrow_mut();
+        let stripes = self.stripes.len();
+        for at in 0..stripes {
+            let stripe = &self.stripes[(own.home + at) % stripes];
+            match stripe.claim(CLAIM_JOBS, CLAIM_BYTES, self.counted, &mut claimed) {
+                Claim::Taken => {
+                    let mut runs = claimed.drain(..);
+                    let first = runs.next();
+                    for run in runs {
+                        own.push_run(run);
                     }
-                    if due > 1 {
-                        // One more consumer, to steal; it wakes the next one in the same way.
-                        self.sleepers.notify_fenced(1);
-                    }
-                    if due > 0 {
-                        return true;
-                    }
+                    return first;
                 }
-                Claim::Empty | Claim::Exhausted => return false,
+                Claim::Empty | Claim::Exhausted => {}
             }
         }
+        None
+    }
+
+    /// Makes the leases of a run, those that are due into the deque and others into the timer.
+    fn expand(&self, run: Run, own: &Deques) {
+        let mut due = 0;
+        run.expand(|lease, plain| {
+            let lease = if plain {
+                Some(lease)
+            } else {
+                self.hold_back(lease)
+            };
+            if let Some(lease) = lease {
+                own.leases.push(lease);
+                due += 1;
+            }
+        });
+        if due > 1 {
+            // One more consumer, to steal; it wakes the next one in the same way.
+            self.sleepers.notify_fenced(1);
+        }
+    }
+
+    fn steal_run(&self) -> Option<Run> {
+        // The neighbours' order does not matter: whoever has runs has some to spare.
+        let thieves = self.thieves.load();
+        thieves.iter().find_map(|other| steal(|| other.steal_run()))
+    }
+
+    fn steal_lease(&self, own: &Deques) -> Option<Lease> {
+        let thieves = self.thieves.load();
+        let mut others = thieves.iter();
+        others.find_map(|other| steal(|| other.leases.steal_batch_and_pop(&own.leases)))
     }
 
     /// Puts a claimed job into the timer if it is not due yet.
@@ -195,20 +225,20 @@ impl Dispatch {
     fn may_have_work(&self) -> bool {
         !self.injector.is_empty()
             || self.stripes.iter().any(Stripe::may_have_work)
-            || self.stealers.load().iter().any(|deque| !deque.is_empty())
+            || self.thieves.load().iter().any(Thief::has_work)
     }
 
-    /// Registers a consumer's deque; returns its name and its home stripe.
-    fn register(&self, stealer: Stealer<Lease>) -> (u64, usize) {
+    /// Lets others steal from a consumer; returns its name and its home stripe.
+    fn register(&self, thief: Thief) -> (u64, usize) {
         let mut registration = self.registration.lock();
         let name = registration.next_name;
         registration.next_name += 1;
         let home = registration.next_home;
         registration.next_home = (home + 1) % self.stripes.len();
         registration.names.push(name);
-        let mut stealers = Vec::clone(&self.stealers.load());
-        stealers.push(stealer);
-        self.stealers.store(Arc::new(stealers));
+        let mut thieves = Vec::clone(&self.thieves.load());
+        thieves.push(thief);
+        self.thieves.store(Arc::new(thieves));
         (name, home)
     }
 
@@ -216,9 +246,9 @@ impl Dispatch {
         let mut registration = self.registration.lock();
         if let Some(at) = registration.names.iter().position(|&other| other == name) {
             registration.names.remove(at);
-            let mut stealers = Vec::clone(&self.stealers.load());
-            stealers.remove(at);
-            self.stealers.store(Arc::new(stealers));
+            let mut thieves = Vec::clone(&self.thieves.load());
+            thieves.remove(at);
+            self.thieves.store(Arc::new(thieves));
         }
     }
 }

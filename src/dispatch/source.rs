@@ -1,12 +1,14 @@
-//! One consumer's end of the dispatch: its deque, and how it waits when there is nothing to do.
+//! One consumer's end of the dispatch: its deques, and how it waits when there is nothing to do.
 
 use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crossbeam_deque::Worker;
+use crossbeam_deque::{Steal, Stealer, Worker};
 
 use super::Dispatch;
-use crate::log::segment::Lease;
+use crate::log::segment::{Lease, Run};
 
 /// Looks for work before a consumer goes to sleep, each after a pause: together a few tens of
 /// microseconds, about what a sleep and a wake-up cost.
@@ -18,37 +20,97 @@ const LOOKS_WITH_SPIN: u32 = 24;
 /// twice: slower for both than a run at a time.
 const SPINS_PER_LOOK: u32 = 24;
 
-/// A consumer's deque. When it is dropped, what is in it goes back to the others.
+/// A consumer's own deques.
+pub(super) struct Deques {
+    /// Jobs to deliver next; never more than a run, so that it does not grow.
+    pub(super) leases: Worker<Lease>,
+    /// Claimed runs to make leases of.
+    runs: Worker<Run>,
+    /// Jobs in `runs`.
+    in_runs: Arc<AtomicU64>,
+    /// Where a claim puts its runs.
+    pub(super) claimed: RefCell<Vec<Run>>,
+    pub(super) home: usize,
+}
+
+/// What others have of a consumer: the other ends of its deques.
+#[derive(Clone)]
+pub(super) struct Thief {
+    pub(super) leases: Stealer<Lease>,
+    runs: Stealer<Run>,
+    in_runs: Arc<AtomicU64>,
+}
+
+impl Deques {
+    pub(super) fn push_run(&self, run: Run) {
+        // Relaxed, here and below: a count for statistics.
+        self.in_runs.fetch_add(run.jobs(), Ordering::Relaxed);
+        self.runs.push(run);
+    }
+
+    pub(super) fn pop_run(&self) -> Option<Run> {
+        let run = self.runs.pop()?;
+        self.in_runs.fetch_sub(run.jobs(), Ordering::Relaxed);
+        Some(run)
+    }
+}
+
+impl Thief {
+    pub(super) fn steal_run(&self) -> Steal<Run> {
+        let stolen = self.runs.steal();
+        if let Steal::Success(run) = &stolen {
+            self.in_runs.fetch_sub(run.jobs(), Ordering::Relaxed);
+        }
+        stolen
+    }
+
+    /// Jobs in the deques.
+    pub(super) fn queued(&self) -> u64 {
+        self.leases.len() as u64 + self.in_runs.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        !self.leases.is_empty() || !self.runs.is_empty()
+    }
+}
+
+/// A consumer's place in the dispatch. When it is dropped, its jobs go back to the others.
 pub(crate) struct Source<D: AsRef<Dispatch>> {
     dispatch: D,
-    deque: Worker<Lease>,
-    claimed: RefCell<Vec<Lease>>,
+    own: Deques,
     name: u64,
-    home: usize,
 }
 
 impl<D: AsRef<Dispatch>> Source<D> {
     pub(crate) fn new(dispatch: D) -> Self {
-        let deque = Worker::new_fifo();
-        let (name, home) = dispatch.as_ref().register(deque.stealer());
+        let leases = Worker::new_fifo();
+        let runs = Worker::new_fifo();
+        let in_runs = Arc::new(AtomicU64::new(0));
+        let (name, home) = dispatch.as_ref().register(Thief {
+            leases: leases.stealer(),
+            runs: runs.stealer(),
+            in_runs: Arc::clone(&in_runs),
+        });
         Self {
             dispatch,
-            deque,
-            claimed: RefCell::default(),
+            own: Deques {
+                leases,
+                runs,
+                in_runs,
+                claimed: RefCell::default(),
+                home,
+            },
             name,
-            home,
         }
     }
 
     /// The next job, if there is one now.
     #[inline]
     pub(crate) fn try_next(&self) -> Option<Lease> {
-        if let Some(lease) = self.deque.pop() {
-            return Some(lease);
+        match self.own.leases.pop() {
+            Some(lease) => Some(lease),
+            None => self.dispatch.as_ref().find(&self.own),
         }
-        self.dispatch
-            .as_ref()
-            .find(&self.deque, self.home, &mut self.claimed.borrow_mut())
     }
 
     /// The next job, waiting for it until the deadline, or until `stopped`. Whoever makes
@@ -62,17 +124,17 @@ impl<D: AsRef<Dispatch>> Source<D> {
         if stopped() {
             return None;
         }
-        if let Some(lease) = self.deque.pop() {
-            return Some(lease);
+        match self.own.leases.pop() {
+            Some(lease) => Some(lease),
+            None => self.wait(deadline, stopped),
         }
-        self.wait(deadline, stopped)
     }
 
     fn wait(&self, deadline: Option<Instant>, stopped: impl Fn() -> bool) -> Option<Lease> {
         let dispatch = self.dispatch.as_ref();
         loop {
             for look in 0..LOOKS_BEFORE_SLEEP {
-                if let Some(lease) = self.try_next() {
+                if let Some(lease) = dispatch.find(&self.own) {
                     return Some(lease);
                 }
                 if stopped() || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
@@ -101,8 +163,17 @@ impl<D: AsRef<Dispatch>> Drop for Source<D> {
         let dispatch = self.dispatch.as_ref();
         dispatch.unregister(self.name);
         let mut rest = Vec::new();
-        while let Some(lease) = self.deque.pop() {
+        while let Some(lease) = self.own.leases.pop() {
             rest.push(lease);
+        }
+        while let Some(run) = self.own.pop_run() {
+            run.expand(|lease, plain| {
+                rest.extend(if plain {
+                    Some(lease)
+                } else {
+                    dispatch.hold_back(lease)
+                });
+            });
         }
         if !rest.is_empty() {
             dispatch.inject_all(rest);

@@ -74,6 +74,16 @@ pub(crate) fn file_bytes(capacity: u32) -> u64 {
     HEADER_BYTES as u64 + 8 * u64::from(words_for(capacity)) + 2 * u64::from(capacity)
 }
 
+/// The bytes of an ack file that say something of the records below `end`: its header with the ack
+/// words, and the delivery counts.
+pub(super) fn used_ranges(capacity: u32, end: u32) -> [std::ops::Range<usize>; 2] {
+    let counts = HEADER_BYTES + 8 * words_for(capacity) as usize;
+    [
+        0..HEADER_BYTES + 8 * words_for(end) as usize,
+        counts..counts + 2 * end as usize,
+    ]
+}
+
 /// The arrays of a mapped ack file.
 pub(crate) struct AckFile {
     pub(crate) file: MappedFile,
@@ -84,6 +94,10 @@ impl AckFile {
     pub(crate) fn new(file: MappedFile, capacity: u32) -> Self {
         debug_assert!(file.len() as u64 >= file_bytes(capacity));
         Self { file, capacity }
+    }
+
+    pub(super) fn capacity(&self) -> u32 {
+        self.capacity
     }
 
     #[inline]
@@ -110,8 +124,11 @@ impl AckFile {
     }
 
     /// Sets the done bit of a record that others may be acking too. Returns None if it was set
-    /// already, else whether setting it filled the word.
+    /// already, or the segment cannot hold such a record, else whether setting it filled the word.
     pub(crate) fn set(&self, index: u32) -> Option<bool> {
+        if index >= self.capacity {
+            return None;
+        }
         let step = step_of(index);
         // AcqRel as in `set_once`.
         self.word(index)
@@ -190,9 +207,14 @@ mod tests {
     #[test]
     fn no_change_within_one_byte_of_a_word_passes_the_check() {
         for byte in 0..4 {
-            let sums: std::collections::HashSet<u64> =
-                (0..256).map(|bits| word_of(bits << (8 * byte)) >> 32).collect();
-            assert_eq!(sums.len(), 256, "two sets of bits of byte {byte} have one sum");
+            let sums: std::collections::HashSet<u64> = (0..256)
+                .map(|bits| word_of(bits << (8 * byte)) >> 32)
+                .collect();
+            assert_eq!(
+                sums.len(),
+                256,
+                "two sets of bits of byte {byte} have one sum"
+            );
         }
         for done in [0, 1, 0x8000_0000, 0xdead_beef, u32::MAX] {
             for byte in 4..8 {

@@ -75,3 +75,78 @@ impl<E> FlushGate<E> {
         result
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_failed_flush_is_final_and_never_tried_again() {
+        let gate = FlushGate::new();
+        gate.flush(|| Ok(())).unwrap();
+        let first = gate.flush(|| Err("EIO")).unwrap_err();
+        for _ in 0..3 {
+            let later = gate.flush(|| panic!("tried again")).unwrap_err();
+            assert!(Arc::ptr_eq(&first, &later));
+        }
+    }
+
+    /// Runs a flush with this result, during which `callers` callers come, each with a flush that
+    /// counts and succeeds. Returns what each got, and how many of their flushes ran.
+    fn callers_during_a_flush(
+        result: Result<(), &'static str>,
+        callers: usize,
+    ) -> (Vec<Result<(), Arc<&'static str>>>, u32) {
+        let gate = FlushGate::new();
+        let ran = AtomicU32::new(0);
+        let (come, has_come) = mpsc::channel();
+        let got = thread::scope(|scope| {
+            let mut waiting = Vec::new();
+            let first = gate.flush(|| {
+                for _ in 0..callers {
+                    let come = come.clone();
+                    let (gate, ran) = (&gate, &ran);
+                    waiting.push(scope.spawn(move || {
+                        come.send(()).unwrap();
+                        gate.flush(|| {
+                            ran.fetch_add(1, Ordering::Relaxed);
+                            Ok(())
+                        })
+                    }));
+                    has_come.recv().unwrap();
+                }
+                result
+            });
+            assert_eq!(first.map_err(|error| *error), result);
+            waiting.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        (got, ran.into_inner())
+    }
+
+    #[test]
+    fn callers_that_come_during_a_flush_are_served_by_a_later_one() {
+        for _ in 0..100 {
+            let (got, ran) = callers_during_a_flush(Ok(()), 4);
+            assert!(got.iter().all(Result::is_ok));
+            // Usually one for all of them; a caller that was slow to ask leads another.
+            assert!((1..=4).contains(&ran), "{ran} flushes");
+        }
+    }
+
+    #[test]
+    fn callers_that_come_during_a_flush_that_fails_get_its_error() {
+        for _ in 0..100 {
+            let (got, ran) = callers_during_a_flush(Err("EIO"), 4);
+            assert!(
+                got.iter()
+                    .all(|one| matches!(one, Err(error) if **error == "EIO")),
+                "{got:?}"
+            );
+            assert_eq!(ran, 0, "a flush was tried after one had failed");
+        }
+    }
+}

@@ -84,7 +84,11 @@ impl Manifest {
         if crc32fast::hash(body).to_le_bytes() != check {
             return Err(Refused::Corrupt("its check value does not match"));
         }
-        let word = |at: usize| bytes[at..].first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
+        let word = |at: usize| {
+            bytes[at..]
+                .first_chunk()
+                .map_or(0, |b| u64::from_le_bytes(*b))
+        };
         Ok(Self {
             stripes: (word(8) >> 32) as u32,
             segment_size: word(16),

@@ -3,33 +3,58 @@
 //!
 //! The dead letter log is one of these too. Producers find the active segment without a lock;
 //! locks guard the roll to the next segment, retirement, and a consumer's step to the next one.
+//!
+//! Here: opening, appending, claiming, looking up. What the maintenance thread does is in
+//! `upkeep.rs`.
 
 pub(crate) mod ack;
 pub(crate) mod flush;
 pub(crate) mod header;
+pub(crate) mod lease;
+mod limit;
 #[cfg(all(loom, test))]
 mod loom_models;
 pub(crate) mod manifest;
 pub(crate) mod record;
 pub(crate) mod recovery;
 pub(crate) mod segment;
+mod spare;
+mod stats;
 pub(crate) mod tail;
+#[cfg(test)]
+mod tests;
+mod upkeep;
 pub(crate) mod view;
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 
 use self::header::Identity;
+use self::lease::{Claim, Pinned, Run};
+use self::limit::Limit;
 use self::record::NewRecord;
-use self::recovery::{Quarantined, RecoveredLog, Recovery, RecoveryReport};
-use self::segment::{Append, Claim, Lease, Maps, Pinned, START, Segment};
+use self::recovery::{Quarantined, Recovery, RecoveryReport};
+use self::segment::{Append, Paths, Segment};
+use self::spare::{Pool, Spare};
+pub(crate) use self::stats::StripeStats;
+use self::upkeep::Graveyard;
 use crate::storage::{self, StorageError};
 use crate::{Sequence, Timestamp};
+
+/// Between two attempts to scan a segment that could not be: a full disk stays full for a while.
+const SCAN_PAUSE: Duration = Duration::from_secs(1);
+
+/// Preparing a segment is put off this often after a roll, each time twice as long: in all about
+/// a quarter of a second.
+const MOST_PUT_OFF: u32 = 10;
+const SHORTEST_PUT_OFF: Duration = Duration::from_micros(128);
 
 /// A record takes at most this fraction of a segment, so that rolling early wastes no more.
 const RECORDS_PER_SEGMENT_AT_LEAST: u64 = 4;
@@ -116,8 +141,10 @@ pub(crate) struct Stripe {
     active: ArcSwap<Segment>,
     /// The segment consumers claim from. Everything before it is claimed.
     claiming: ArcSwap<Segment>,
-    /// Held by whoever moves `claiming` on.
+    /// Held by whoever moves `claiming` on, or scans a segment.
     step: Mutex<()>,
+    /// When a segment could not be scanned: the time of the next attempt.
+    held_back_until: Mutex<Option<Instant>>,
     next: Mutex<Next>,
     /// Held by whoever seals or retires.
     upkeep: Mutex<Graveyard>,
@@ -132,38 +159,29 @@ pub(crate) struct Stripe {
 /// The segment that the next roll takes.
 struct Next {
     base: Sequence,
+    /// Every sequence that was given out is below this one, durably so.
+    limit: Limit,
     prepared: Option<Arc<Segment>>,
+    /// What further segments are made from, before any new file is.
+    spares: Vec<Spare>,
+    /// How many segments there should be, the spares included.
+    pool: Pool,
+    /// How often preparing a segment was put off since the last roll.
+    put_off: u32,
     /// There is none.
     closed: bool,
 }
 
-/// What was retired and may still be read by someone.
-#[derive(Default)]
-struct Graveyard {
-    maps: Vec<Arc<Maps>>,
-    /// Ack files whose segment's removal is not durable yet. An ack file that goes first would
-    /// bring back its segment's jobs after a power cut.
-    ack_files: Vec<PathBuf>,
-}
-
-/// What a stripe holds, for statistics. All but `bytes` and `segments` in jobs.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct StripeStats {
-    /// Not done.
-    pub(crate) live: u64,
-    /// Not claimed yet.
-    pub(crate) unclaimed: u64,
-    /// Appended since the queue was opened.
-    pub(crate) appended: u64,
-    /// Done since the queue was opened.
-    pub(crate) done: u64,
-    pub(crate) bytes: u64,
-    pub(crate) segments: u64,
+impl Next {
+    /// Segments that are ready or as good as ready.
+    fn reserve(&self) -> usize {
+        usize::from(self.prepared.is_some()) + self.spares.len()
+    }
 }
 
 impl Stripe {
     /// Opens the log in `dir`: recovers what is there, and starts a new segment. Also returns the
-    /// letters that were replayed, see [`RecoveredLog::replays`]; nothing is sealed or retired
+    /// letters that were replayed, see [`recovery::RecoveredLog::replays`]; nothing is sealed or retired
     /// before the caller asks for it.
     pub(crate) fn open(
         dir: &Path,
@@ -172,41 +190,51 @@ impl Stripe {
         recovery: &mut Recovery<'_>,
     ) -> Result<(Self, Vec<Sequence>), StorageError> {
         storage::create_directory(dir)?;
-        let RecoveredLog {
-            segments,
-            next_base,
-            leftovers,
-            replays,
-        } = recovery.recover_directory(dir, origin)?;
+        // The process that created it may have died before its name was durable.
+        storage::flush_directory(storage::parent_of(dir))?;
+        for spare in spare::left_in(dir)? {
+            storage::remove_file(&spare)?;
+        }
+        let limit = Limit::find(dir, origin)?;
+        let log = recovery.recover_directory(dir, origin)?;
         let mut next = Next {
-            base: next_base,
+            base: log.next_base.max(limit.sequence()),
+            limit,
             prepared: None,
+            spares: Vec::new(),
+            pool: Pool::new(config.budget.max.is_some()),
+            put_off: 0,
             closed: false,
+        };
+        let mut graveyard = Graveyard::default();
+        let mut segments: VecDeque<_> = log.segments.into();
+        let active = match create_first(dir, &config, &mut next, &log.leftovers) {
+            Ok(created) => {
+                graveyard.remove_leftovers(dir, &log.leftovers)?;
+                segments.push_back(Arc::clone(&created));
+                created
+            }
+            // Consumers can go on, and make room. The last segment found stands in as the active
+            // one: it is closed, so that the first append looks for another.
+            Err(error) => match segments.back() {
+                Some(last) if error.is_full() => {
+                    tracing::warn!(%error, "opened without room for another segment");
+                    Arc::clone(last)
+                }
+                _ => return Err(error),
+            },
         };
         for _ in &segments {
             config.budget.force(config.segment_size);
         }
-        config.budget.force(config.segment_size);
-        let active = create_segment(dir, &config, &mut next)?;
-        let mut graveyard = Graveyard::default();
-        if !leftovers.is_empty() {
-            // The new segment's name is durable before the old ones go.
-            storage::flush_directory(dir)?;
-            for paths in leftovers {
-                storage::remove_file(&paths.segment)?;
-                graveyard.ack_files.push(paths.ack);
-            }
-            remove_ack_files(dir, &mut graveyard.ack_files)?;
-        }
-        let mut segments: VecDeque<_> = segments.into();
-        segments.push_back(Arc::clone(&active));
         let stripe = Self {
             origin,
             dir: dir.to_path_buf(),
-            claiming: ArcSwap::from(Arc::clone(&segments[0])),
+            claiming: ArcSwap::from(Arc::clone(segments.front().unwrap_or(&active))),
             active: ArcSwap::from(active),
             segments: RwLock::new(segments),
             step: Mutex::new(()),
+            held_back_until: Mutex::new(None),
             next: Mutex::new(next),
             upkeep: Mutex::new(graveyard),
             retired_appended: AtomicU64::new(0),
@@ -214,7 +242,7 @@ impl Stripe {
             damage: Mutex::new(Vec::new()),
             config,
         };
-        Ok((stripe, replays))
+        Ok((stripe, log.replays))
     }
 
     pub(crate) fn active(&self) -> Arc<Segment> {
@@ -270,11 +298,6 @@ impl Stripe {
         }
     }
 
-    /// Bytes of records that [`append_all`](Self::append_all) takes at once.
-    pub(crate) fn max_batch_bytes(&self) -> usize {
-        max_record_bytes(self.config.segment_size)
-    }
-
     #[cold]
     fn after_full(&self, full: &Arc<Segment>, complete: bool) -> Result<Arc<Segment>, RollError> {
         if complete {
@@ -285,6 +308,26 @@ impl Stripe {
 
     /// The segment after `full`, making it the active one if nobody has.
     fn roll(&self, full: &Arc<Segment>) -> Result<Arc<Segment>, RollError> {
+        full.note_full();
+        match self.try_roll(full) {
+            Err(RollError::Closed) => Err(RollError::Closed),
+            Err(error) => {
+                // If the maintenance thread is at it, or a replay holds it, the caller tries
+                // again later.
+                let Some(mut graveyard) = self.upkeep.try_lock() else {
+                    return Err(error);
+                };
+                let is_disk = matches!(&error, RollError::Storage(error) if error.is_full());
+                self.make_room(&mut graveyard, is_disk)
+                    .map_err(RollError::Storage)?;
+                drop(graveyard);
+                self.try_roll(full)
+            }
+            rolled => rolled,
+        }
+    }
+
+    fn try_roll(&self, full: &Arc<Segment>) -> Result<Arc<Segment>, RollError> {
         let mut next = self.next.lock();
         let active = self.active();
         if active.base() != full.base() {
@@ -296,22 +339,15 @@ impl Stripe {
         let segment = match next.prepared.take() {
             Some(segment) => segment,
             // The maintenance thread is behind, or could not.
-            None => match self.create_within_budget(&mut next) {
-                Ok(segment) => segment,
-                Err(error) => {
-                    // If the maintenance thread is at it, or a replay holds it, the caller tries
-                    // again later.
-                    let Some(mut graveyard) = self.upkeep.try_lock() else {
-                        return Err(error);
-                    };
-                    self.reclaim_into(&mut graveyard)
-                        .map_err(RollError::Storage)?;
-                    drop(graveyard);
-                    self.create_within_budget(&mut next)?
-                }
-            },
+            None => self.create_within_budget(&mut next)?,
         };
-        self.segments.write().push_back(Arc::clone(&segment));
+        next.put_off = 0;
+        let in_use = {
+            let mut segments = self.segments.write();
+            segments.push_back(Arc::clone(&segment));
+            segments.len()
+        };
+        next.pool.grow_to(in_use + 1);
         self.active.store(Arc::clone(&segment));
         // Pairs with the fence of a consumer that is about to sleep: either it sees the new
         // active segment, or whoever appends to it sees the sleeper.
@@ -321,8 +357,10 @@ impl Stripe {
         Ok(segment)
     }
 
+    /// The next segment: from a spare, or else with new files.
     fn create_within_budget(&self, next: &mut Next) -> Result<Arc<Segment>, RollError> {
-        if !self.config.budget.take(self.config.segment_size) {
+        // A spare is counted in the budget already.
+        if next.spares.is_empty() && !self.config.budget.take(self.config.segment_size) {
             return Err(RollError::OverBudget);
         }
         create_segment(&self.dir, &self.config, next).map_err(|error| {
@@ -331,34 +369,49 @@ impl Stripe {
         })
     }
 
-    /// Creates the next segment ahead of need. A failure is left to the roll that needs it.
-    pub(crate) fn prepare(&self) {
+    /// Gets the next segment ready ahead of need. A failure is left to the roll that needs it.
+    ///
+    /// If consumers keep up, the segment before the active one is done in a moment, and can be
+    /// that next segment; then this puts it off, and says for how long.
+    pub(crate) fn prepare(&self) -> Option<Duration> {
         let mut next = self.next.lock();
-        if next.prepared.is_none() && !next.closed {
-            match self.create_within_budget(&mut next) {
-                Ok(segment) => next.prepared = Some(segment),
-                Err(RollError::OverBudget | RollError::Closed) => {}
-                Err(RollError::Storage(error)) => {
-                    tracing::debug!(%error, "no segment prepared");
-                }
+        if next.prepared.is_some() || next.closed {
+            return None;
+        }
+        if next.spares.is_empty() && next.put_off < MOST_PUT_OFF && self.is_kept_up_with() {
+            next.put_off += 1;
+            return Some(SHORTEST_PUT_OFF * (1 << next.put_off));
+        }
+        match self.create_within_budget(&mut next) {
+            Ok(segment) => next.prepared = Some(segment),
+            Err(RollError::OverBudget | RollError::Closed) => {}
+            Err(RollError::Storage(error)) => {
+                tracing::debug!(%error, "no segment prepared");
             }
         }
+        None
     }
 
-    /// Adds the leases of the next run of committed records to `leases`, in log order.
+    /// Whether nothing but the active segment, less than half full, and the one before are left.
+    fn is_kept_up_with(&self) -> bool {
+        let reached = u64::from(self.active.load().reached().units) * record::UNIT as u64;
+        self.segments.read().len() == 2 && reached < self.config.segment_size / 2
+    }
+
+    /// Claims the next committed records and adds the runs that they are to `runs`, in log order.
     pub(crate) fn claim(
         &self,
         max_jobs: u32,
         max_bytes: usize,
         counted: bool,
-        leases: &mut Vec<Lease>,
+        runs: &mut Vec<Run>,
     ) -> Claim {
         loop {
             let segment = self.claiming.load_full();
             if !segment.is_unscanned()
                 && let Some(pinned) = segment.pin()
             {
-                match pinned.claim(max_jobs, max_bytes, counted, leases) {
+                match pinned.claim(max_jobs, max_bytes, counted, runs) {
                     Claim::Exhausted => {}
                     found => return found,
                 }
@@ -377,7 +430,7 @@ impl Stripe {
             return true;
         }
         // A segment that was retired before it was scanned has nothing to claim.
-        if from.is_unscanned() && from.pin().is_some() {
+        if from.is_unscanned() && !from.is_retired() {
             return self.scan(from);
         }
         let segments = self.segments.read();
@@ -391,7 +444,8 @@ impl Stripe {
         }
     }
 
-    /// Checks a segment sealed by an earlier process. Returns false if it cannot be read now.
+    /// Checks a segment record by record, if that is still to be done. Returns false if it cannot
+    /// be read now. The caller holds `step`.
     fn scan(&self, segment: &Arc<Segment>) -> bool {
         if !segment.is_unscanned() {
             return true;
@@ -399,6 +453,9 @@ impl Stripe {
         let Some(pinned) = segment.pin() else {
             return true;
         };
+        if self.is_held_back() {
+            return false;
+        }
         let mut recovery = Recovery {
             segment_size: self.config.segment_size,
             quarantine: &self.config.quarantine,
@@ -406,16 +463,21 @@ impl Stripe {
             progress: None,
             segments_seen: 0,
         };
-        match recovery.scan_sealed(segment, pinned.maps()) {
-            Ok(()) => {
+        match recovery.scan_later(&pinned) {
+            Ok(complete) => {
                 self.damage.lock().extend(recovery.report.quarantined);
                 segment.set_scanned();
+                *self.held_back_until.lock() = None;
+                if complete {
+                    (self.config.kick)();
+                }
                 true
             }
             Err(error) => {
                 // Damaged bytes could not be set aside; they must not be covered before. The
                 // segment waits; a later claim tries again.
                 tracing::error!(%error, "a damaged segment is held back");
+                *self.held_back_until.lock() = Some(Instant::now() + SCAN_PAUSE);
                 false
             }
         }
@@ -425,156 +487,47 @@ impl Stripe {
     /// and fenced.
     pub(crate) fn may_have_work(&self) -> bool {
         let claiming = self.claiming.load();
-        claiming.is_unscanned()
-            || claiming.may_have_work()
-            || self.active.load().base() != claiming.base()
+        if claiming.is_unscanned() && !claiming.is_retired() {
+            // Not while it is held back: the look for work would find none, again and again.
+            return !self.is_held_back();
+        }
+        claiming.may_have_work() || self.active.load().base() != claiming.base()
     }
 
-    /// The segments, oldest first, each scanned.
+    /// Whether a damaged segment waits for its next scan.
+    pub(crate) fn is_held_back(&self) -> bool {
+        let until = *self.held_back_until.lock();
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// The segments, oldest first, each scanned. Those that are held back are left out.
     pub(crate) fn pins(&self) -> Vec<Pinned> {
         let segments: Vec<_> = self.segments.read().iter().cloned().collect();
         segments
             .iter()
-            .filter(|segment| {
-                if segment.is_unscanned() {
-                    let _step = self.step.lock();
-                    self.scan(segment)
-                } else {
-                    true
-                }
-            })
-            .filter_map(Segment::pin)
+            .filter_map(|segment| self.pin_scanned(segment))
             .collect()
     }
 
     /// The segment that a sequence lies in, scanned.
     pub(crate) fn pin_containing(&self, sequence: Sequence) -> Option<Pinned> {
-        let segment = {
-            let segments = self.segments.read();
-            let after = segments.partition_point(|segment| segment.base() <= sequence);
-            Arc::clone(segments.get(after.checked_sub(1)?)?)
-        };
+        self.pin_scanned(&self.segment_containing(sequence)?)
+    }
+
+    fn pin_scanned(&self, segment: &Arc<Segment>) -> Option<Pinned> {
         if segment.is_unscanned() {
             let _step = self.step.lock();
-            if !self.scan(&segment) {
+            if !self.scan(segment) {
                 return None;
             }
         }
         segment.pin()
     }
 
-    /// Flushes everything appended before this call; with `acks_too`, the acks as well.
-    pub(crate) fn flush(&self, acks_too: bool) -> Result<(), Arc<StorageError>> {
-        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
-        for segment in segments {
-            // A sealed segment's records are durable; only its acks change.
-            if acks_too || !segment.is_sealed() {
-                segment.flush(acks_too)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Closes the log for ever: no record can be appended any more.
-    pub(crate) fn close(&self) {
-        let mut next = self.next.lock();
-        if next.closed {
-            return;
-        }
-        next.closed = true;
-        if let Some(prepared) = next.prepared.take() {
-            // It holds nothing. If it stays, the next open removes it.
-            let _ = storage::remove_file(&prepared.paths().segment);
-            let _ = storage::remove_file(&prepared.paths().ack);
-            self.config.budget.give_back(self.config.segment_size);
-        }
-        let complete = self.active.load().close_now();
-        drop(next);
-        if complete {
-            (self.config.kick)();
-        }
-    }
-
-    /// Seals full segments, oldest first.
-    ///
-    /// With `all`, every one of them; after [`close`](Self::close) that is all there are.
-    /// Otherwise the newest is left alone: consumers that keep up will have it complete in a
-    /// moment, and then it never costs disk bandwidth. Nor does it wait then for whoever
-    /// [holds retirement](Self::hold_retirement); a later call seals.
-    pub(crate) fn seal(&self, all: bool) -> Result<(), Arc<StorageError>> {
-        let _upkeep = if all {
-            self.upkeep.lock()
-        } else {
-            match self.upkeep.try_lock() {
-                Some(upkeep) => upkeep,
-                None => return Ok(()),
-            }
-        };
-        let full: Vec<_> = self
-            .segments
-            .read()
-            .iter()
-            .filter(|segment| segment.closed().is_some())
-            .cloned()
-            .collect();
-        let keep = usize::from(!all);
-        for segment in &full[..full.len().saturating_sub(keep)] {
-            let ready = !segment.is_sealed() && !segment.is_unscanned() && !segment.is_complete();
-            if ready && segment.is_committed() {
-                segment.seal()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Holds back retirement and sealing while the guard lives, so that the next open finds
-    /// whatever is appended meanwhile, in a segment that it scans.
-    pub(crate) fn hold_retirement(&self) -> impl Sized {
-        self.upkeep.lock()
-    }
-
-    /// Retires complete segments: deletes their files, and unmaps those retired earlier that
-    /// nobody reads any more.
-    pub(crate) fn reclaim(&self) -> Result<(), StorageError> {
-        self.reclaim_into(&mut self.upkeep.lock())
-    }
-
-    fn reclaim_into(&self, graveyard: &mut Graveyard) -> Result<(), StorageError> {
-        let mut retired = Vec::new();
-        {
-            let active = self.active.load().base();
-            let mut segments = self.segments.write();
-            segments.retain(|segment| {
-                let keep = !segment.is_complete() || segment.base() == active;
-                if !keep {
-                    retired.push(Arc::clone(segment));
-                }
-                keep
-            });
-        }
-        let mut result = Ok(());
-        for segment in &retired {
-            let records = segment.closed().map_or(0, |end| end.index);
-            if !segment.is_recovered() {
-                self.retired_appended
-                    .fetch_add(u64::from(records), Ordering::Relaxed);
-            }
-            self.retired_done.fetch_add(
-                u64::from(records - segment.done_at_open().min(records)),
-                Ordering::Relaxed,
-            );
-            graveyard.maps.extend(segment.retire());
-            self.config.budget.give_back(self.config.segment_size);
-            // A file that stays is found again, complete, by the next open.
-            match storage::remove_file(&segment.paths().segment) {
-                Ok(()) => graveyard.ack_files.push(segment.paths().ack.clone()),
-                Err(error) => result = Err(error),
-            }
-        }
-        // Whoever still holds a share got it before `retire`, and no further shares can be made.
-        graveyard.maps.retain(|maps| Arc::strong_count(maps) > 1);
-        remove_ack_files(&self.dir, &mut graveyard.ack_files)?;
-        result
+    fn segment_containing(&self, sequence: Sequence) -> Option<Arc<Segment>> {
+        let segments = self.segments.read();
+        let after = segments.partition_point(|segment| segment.base() <= sequence);
+        segments.get(after.checked_sub(1)?).cloned()
     }
 
     /// What was damaged in segments scanned since the queue was opened.
@@ -586,55 +539,10 @@ impl Stripe {
         self.damage.lock().len() as u64
     }
 
-    /// What the stripe holds. Costs a look at each ack word of the segments that consumers have
-    /// reached, and nothing for the backlog behind them.
-    pub(crate) fn stats(&self) -> StripeStats {
-        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
-        let mut stats = StripeStats {
-            appended: self.retired_appended.load(Ordering::Relaxed),
-            done: self.retired_done.load(Ordering::Relaxed),
-            ..StripeStats::default()
-        };
-        for segment in &segments {
-            let claimed = segment.claimed();
-            let reached = segment.reached().index;
-            let done_at_open = segment.done_at_open();
-            let untouched = claimed == START && self.origin != DEAD_ORIGIN;
-            let done = if untouched {
-                done_at_open
-            } else {
-                segment.pin().map_or(reached, |pinned| pinned.done())
-            };
-            if !segment.is_recovered() {
-                stats.appended += u64::from(reached);
-            }
-            stats.done += u64::from(done - done_at_open.min(done));
-            stats.live += u64::from(reached - done.min(reached));
-            stats.unclaimed += u64::from(if untouched {
-                reached - done_at_open.min(reached)
-            } else {
-                reached - claimed.index.min(reached)
-            });
-            stats.segments += 1;
-            stats.bytes += match segment.closed() {
-                Some(end) if segment.is_sealed() => u64::from(end.units) * record::UNIT as u64,
-                _ => self.config.segment_size,
-            };
-        }
-        stats
-    }
-
     /// Marks a record done of which no lease can exist: before any claim, or in a log that is not
     /// claimed from. Returns whether it was found and not done.
     pub(crate) fn mark_done(&self, sequence: Sequence) -> bool {
-        let segment = {
-            let segments = self.segments.read();
-            let after = segments.partition_point(|segment| segment.base() <= sequence);
-            after
-                .checked_sub(1)
-                .and_then(|at| segments.get(at))
-                .cloned()
-        };
+        let segment = self.segment_containing(sequence);
         let Some(pinned) = segment.as_ref().and_then(Segment::pin) else {
             return false;
         };
@@ -652,40 +560,51 @@ impl Stripe {
             None => false,
         }
     }
-
-    /// When the oldest job that is not done was enqueued.
-    pub(crate) fn oldest_enqueued_at(&self) -> Option<Timestamp> {
-        self.pins().iter().find_map(Pinned::oldest_enqueued_at)
-    }
 }
 
 /// First sequence of the dead letter log.
 pub(crate) const DEAD_ORIGIN: Sequence = Sequence::first_of_stripe(u8::MAX);
+
+/// Creates the segment that a log starts with. On a full disk, the leftovers make room for it.
+fn create_first(
+    dir: &Path,
+    config: &LogConfig,
+    next: &mut Next,
+    leftovers: &[Paths],
+) -> Result<Arc<Segment>, StorageError> {
+    match create_segment(dir, config, next) {
+        Err(error) if error.is_full() && !leftovers.is_empty() => {
+            // Their names stay until the new segment's is durable.
+            for paths in leftovers {
+                paths.empty()?;
+            }
+            create_segment(dir, config, next)
+        }
+        result => result,
+    }
+}
 
 fn create_segment(
     dir: &Path,
     config: &LogConfig,
     next: &mut Next,
 ) -> Result<Arc<Segment>, StorageError> {
+    let capacity = segment::capacity_of(config.segment_size);
+    if next.base.within_stripe() > Sequence::MAX_WITHIN_STRIPE - u64::from(capacity) {
+        let none_left = io::Error::other("the sequences of this stripe are used up");
+        return Err(StorageError::new("create a segment in", dir, none_left));
+    }
     let identity = Identity {
         base: next.base,
         segment_size: config.segment_size,
         created_at: Timestamp::now(),
         salt: fastrand::u64(..),
     };
+    next.limit.raise_above(dir, next.base.plus(capacity))?;
     // A base is used once, even if it comes to nothing: a file of that name may have stayed.
-    next.base = next.base.plus(segment::capacity_of(config.segment_size));
-    Segment::create(dir, identity, config.durable_names)
-}
-
-/// Removes ack files once the removal of their segments is durable.
-fn remove_ack_files(dir: &Path, files: &mut Vec<PathBuf>) -> Result<(), StorageError> {
-    if files.is_empty() {
-        return Ok(());
+    next.base = next.base.plus(capacity);
+    match next.spares.pop() {
+        Some(spare) => spare.into_segment(dir, identity, config.durable_names),
+        None => Segment::create(dir, identity, config.durable_names),
     }
-    storage::flush_directory(dir)?;
-    for path in files.drain(..) {
-        storage::remove_file(&path)?;
-    }
-    Ok(())
 }

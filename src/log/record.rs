@@ -90,6 +90,24 @@ impl Header {
     /// misplaced record fail.
     #[inline]
     pub(crate) fn check(&self, salt: u64, meta: &[u8], payload: &[u8]) -> u32 {
+        // A pad covers bytes of any content, which it does not vouch for.
+        let content = if self.kind == KIND_PAD {
+            0
+        } else if meta.is_empty() {
+            crc32fast::hash(payload)
+        } else {
+            let mut hasher = crc32fast::Hasher::new();
+            hasher.update(meta);
+            hasher.update(payload);
+            hasher.finalize()
+        };
+        self.check_over(salt, content)
+    }
+
+    /// The check value of a record with this header, given the CRC-32 of metadata and payload (0
+    /// for a pad).
+    #[inline]
+    pub(crate) fn check_over(&self, salt: u64, content: u32) -> u32 {
         // An odd constant (2^64 over the golden ratio): multiplication by it is a bijection.
         const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
         let mut fold = salt;
@@ -102,17 +120,6 @@ impl Header {
             fold = (fold ^ word).wrapping_mul(MULTIPLIER);
             fold ^= fold >> 32;
         }
-        // A pad covers bytes of any content, which it does not vouch for.
-        let content = if self.kind == KIND_PAD {
-            0
-        } else if meta.is_empty() {
-            crc32fast::hash(payload)
-        } else {
-            let mut hasher = crc32fast::Hasher::new();
-            hasher.update(meta);
-            hasher.update(payload);
-            hasher.finalize()
-        };
         content ^ fold as u32
     }
 }

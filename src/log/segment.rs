@@ -12,13 +12,19 @@
 //!   not complete;
 //! - whoever closes it: it is not complete before the close has been counted;
 //! - whoever holds a [`Pinned`], which owns a share of the mappings.
+//!
+//! This file is the writing side; `lease.rs` is the reading side.
 
 #![allow(unsafe_code)]
 
+#[cfg(test)]
+mod tests;
+
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use crossbeam_utils::CachePadded;
@@ -26,11 +32,12 @@ use crossbeam_utils::CachePadded;
 use super::ack::{self, AckFile};
 use super::flush::FlushGate;
 use super::header::{self, FileKind, Identity};
-use super::record::{self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, KIND_PAD, NewRecord, UNIT};
+pub(crate) use super::lease::{Claim, Lease, Pinned, Record, Records, Run};
+use super::record::{self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, NewRecord, UNIT};
 use super::tail::{Cursor, Position, Reserved, Tail};
+use crate::Sequence;
 use crate::mapped::MappedFile;
 use crate::storage::{self, StorageError};
-use crate::{Sequence, Timestamp};
 
 /// Where the first record stands.
 pub(crate) const START: Position = Position {
@@ -46,8 +53,21 @@ pub(crate) fn capacity_of(segment_size: u64) -> u32 {
 
 /// The two mappings of a segment.
 pub(crate) struct Maps {
-    pub(crate) records: MappedFile,
+    pub(crate) records: Records,
     pub(crate) acks: AckFile,
+}
+
+impl Maps {
+    /// Writes the headers of a new segment into files that are all zero.
+    pub(super) fn write_headers(&self, identity: &Identity) {
+        write_header(&self.records.file, &identity.encode(FileKind::Segment));
+        write_header(&self.acks.file, &identity.encode(FileKind::Ack));
+    }
+
+    /// See [`Records::valid_record`].
+    pub(crate) fn valid_record(&self, units: u32, end: u32, salt: u64) -> Option<Record<'_>> {
+        self.records.valid_record(units, end, salt)
+    }
 }
 
 /// Bit of `progress` that says that the count of needed words is in it.
@@ -56,30 +76,37 @@ const COUNTED: u64 = 1 << 63;
 /// A segment's state in memory.
 pub(crate) struct Segment {
     identity: Identity,
-    tail: Tail,
-    cursor: Cursor,
+    pub(super) tail: Tail,
+    pub(super) cursor: Cursor,
     /// Ack words that are full, in the lower half; once closed, [`COUNTED`] and the words needed
     /// in the upper half. One word, so that whoever makes the halves equal knows it without
     /// touching the segment again.
     progress: CachePadded<AtomicU64>,
     maps: ArcSwapOption<Maps>,
     /// What `maps` holds, or held before retirement.
-    raw: NonNull<Maps>,
+    pub(super) raw: NonNull<Maps>,
     paths: Paths,
     records_gate: FlushGate,
     acks_gate: FlushGate,
     names_gate: FlushGate,
     /// Found at open, rather than created since.
-    recovered: bool,
-    /// Records found done at open.
-    done_at_open: u32,
-    /// Sealed by an earlier process, and not yet checked record by record.
+    pub(super) recovered: bool,
+    /// Records found done at open, or found missing since.
+    pub(super) done_at_open: AtomicU32,
+    /// Records marked done since by other means than a lease.
+    pub(super) marked_done: AtomicU32,
+    /// To be checked record by record before anything is read from it: sealed by an earlier
+    /// process, or damaged in a way that could not be mended yet.
     unscanned: AtomicBool,
     sealed: AtomicBool,
+    /// When it was found full, if it was not found so at open.
+    full_since: OnceLock<Instant>,
+    /// A flush has begun, so that what is on disk may be relied on.
+    flushed: AtomicBool,
     /// The names of its files are durable.
     named: AtomicBool,
     /// A position with no job that is not done before it: where to look for the oldest.
-    oldest: AtomicU64,
+    pub(super) oldest: AtomicU32,
 }
 
 // SAFETY: `raw` is the one field that is not already Send and Sync; it points into an Arc of
@@ -103,6 +130,13 @@ impl Paths {
             ack: dir.join(format!("{name:020}.ack")),
         }
     }
+
+    /// Gives the files' space back and keeps their names. The segment goes first: when it is
+    /// empty, the ack file says nothing.
+    pub(super) fn empty(&self) -> Result<(), StorageError> {
+        storage::truncate(&self.segment, 0)?;
+        storage::truncate(&self.ack, 0)
+    }
 }
 
 /// How a segment found at open begins its life in memory.
@@ -122,12 +156,19 @@ impl Segment {
     ) -> Result<Arc<Self>, StorageError> {
         let paths = Paths::new(dir, identity.base);
         let capacity = capacity_of(identity.segment_size);
-        let acks = create_ack_file(&paths.ack, &identity, capacity)?;
-        let records = create_segment_file(&paths.segment, &identity, dir, durable_name)
-            .inspect_err(|_| {
-                // An ack file alone is removed by the next open.
+        // The segment first: beside an empty segment, the file of its acks would look like what is
+        // left of records that were cut off.
+        let records = create_segment_file(&paths.segment, &identity)?;
+        let acks = create_ack_file(&paths.ack, &identity, capacity).inspect_err(|_| {
+            // A segment without records is removed by the next open.
+            let _ = storage::remove_file(&paths.segment);
+        })?;
+        if durable_name {
+            storage::flush_directory(dir).inspect_err(|_| {
+                let _ = storage::remove_file(&paths.segment);
                 let _ = storage::remove_file(&paths.ack);
             })?;
+        }
         let end_units = (identity.segment_size as usize / UNIT) as u32;
         Ok(Self::assemble(
             identity,
@@ -139,8 +180,25 @@ impl Segment {
         ))
     }
 
+    /// Takes in the files of a spare, which have their names and headers.
+    pub(super) fn from_spare(
+        identity: Identity,
+        maps: Maps,
+        paths: Paths,
+        durable_name: bool,
+    ) -> Arc<Self> {
+        let end_units = (identity.segment_size as usize / UNIT) as u32;
+        let tail = Tail::open(START, end_units);
+        Self::assemble(identity, tail, maps, paths, None, durable_name)
+    }
+
     /// Takes in a segment found at open. Done bits past its end are set, missing acks are zero.
-    pub(crate) fn recover(identity: Identity, maps: Maps, paths: Paths, found: &Found) -> Arc<Self> {
+    pub(crate) fn recover(
+        identity: Identity,
+        maps: Maps,
+        paths: Paths,
+        found: &Found,
+    ) -> Arc<Self> {
         Self::assemble(
             identity,
             Tail::closed_at(found.end),
@@ -170,7 +228,7 @@ impl Segment {
                 full += u64::from(bits == u32::MAX);
                 done_at_open += bits.count_ones();
             }
-            // The bits past the last record are set, see `recovery`.
+            // The bits past the last record are set, see `recovery`; they are no records.
             done_at_open = done_at_open.saturating_sub(words * ack::RECORDS_PER_WORD - records);
             progress = COUNTED | u64::from(words) << 32 | full;
         }
@@ -188,11 +246,14 @@ impl Segment {
             acks_gate: FlushGate::new(),
             names_gate: FlushGate::new(),
             recovered: found.is_some(),
-            done_at_open,
+            done_at_open: AtomicU32::new(done_at_open),
+            marked_done: AtomicU32::new(0),
             unscanned: AtomicBool::new(found.is_some_and(|found| found.unscanned)),
             sealed: AtomicBool::new(found.is_some_and(|found| found.sealed)),
+            full_since: OnceLock::new(),
+            flushed: AtomicBool::new(found.is_some()),
             named: AtomicBool::new(named),
-            oldest: AtomicU64::new(u64::from(START.units)),
+            oldest: AtomicU32::new(START.units),
         })
     }
 
@@ -234,11 +295,36 @@ impl Segment {
 
     /// Whether there may be something to claim, for a consumer that is about to sleep.
     pub(crate) fn may_have_work(&self) -> bool {
-        self.tail.reserved_past(self.cursor.position())
+        self.tail.reserved_past(self.cursor.position()) && !self.is_retired()
     }
 
+    /// Its mappings were given up.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.maps.load().is_none()
+    }
+
+    /// Records found done at open, or found missing since.
     pub(crate) fn done_at_open(&self) -> u32 {
-        self.done_at_open
+        self.done_at_open.load(Ordering::Relaxed)
+    }
+
+    /// Records marked done since by other means than a lease.
+    pub(crate) fn marked_done(&self) -> u32 {
+        self.marked_done.load(Ordering::Relaxed)
+    }
+
+    /// Takes note that it is full.
+    pub(super) fn note_full(&self) {
+        self.full_since.get_or_init(Instant::now);
+    }
+
+    /// How long ago it was found full; for ever, if that was by an earlier process.
+    pub(super) fn full_for(&self) -> Duration {
+        match self.full_since.get() {
+            Some(since) => since.elapsed(),
+            None if self.recovered => Duration::MAX,
+            None => Duration::ZERO,
+        }
     }
 
     pub(crate) fn is_sealed(&self) -> bool {
@@ -303,7 +389,7 @@ impl Segment {
     fn commit(&self, position: Position, record: &NewRecord<'_>) {
         // SAFETY: the caller holds the reservation of this record, which is not done, so the
         // segment is not complete and the mapping is there.
-        let records = &unsafe { self.raw.as_ref() }.records;
+        let records = &unsafe { self.raw.as_ref() }.records.file;
         let header = Header {
             len: record.len() as u32,
             index: position.index,
@@ -351,17 +437,14 @@ impl Segment {
     }
 
     #[inline]
-    fn count_full_words(&self, step: u64) -> bool {
+    pub(super) fn count_full_words(&self, step: u64) -> bool {
         // AcqRel: chains every acker's and the closer's accesses to the mapping, see `is_complete`.
         is_complete(self.progress.fetch_add(step, Ordering::AcqRel) + step)
     }
 
     /// A share of the mappings, unless retired.
     pub(crate) fn pin(self: &Arc<Self>) -> Option<Pinned> {
-        Some(Pinned {
-            maps: self.maps.load_full()?,
-            segment: Arc::clone(self),
-        })
+        Some(Pinned::new(Arc::clone(self), self.maps.load_full()?))
     }
 
     /// Gives up the mappings of a complete segment; they go when the last [`Pinned`] does.
@@ -380,23 +463,32 @@ impl Segment {
             // Complete and deleted: there is nothing left that could be lost.
             return Ok(());
         };
+        // SeqCst, as the load in `was_flushed`: a flush that returned before is seen.
+        self.flushed.store(true, Ordering::SeqCst);
         self.records_gate
-            .flush(|| storage::flush_data(pinned.maps.records.file(), &self.paths.segment))?;
+            .flush(|| pinned.maps().records.file.flush())?;
         self.flush_names()?;
         if acks_too {
-            self.acks_gate
-                .flush(|| storage::flush_data(pinned.maps.acks.file.file(), &self.paths.ack))?;
+            self.acks_gate.flush(|| pinned.maps().acks.file.flush())?;
         }
         Ok(())
+    }
+
+    /// Whether a flush has begun, so that what is on disk may be relied on.
+    pub(super) fn was_flushed(&self) -> bool {
+        self.flushed.load(Ordering::SeqCst)
+    }
+
+    /// Whether its files can serve again: they are whole, and this process made them.
+    pub(super) fn is_recyclable(&self) -> bool {
+        !self.recovered && !self.is_sealed()
     }
 
     /// Makes the names of the files durable, once.
     pub(crate) fn flush_names(&self) -> Result<(), Arc<StorageError>> {
         if !self.named.load(Ordering::Acquire) {
-            self.names_gate.flush(|| match self.paths.segment.parent() {
-                Some(dir) => storage::flush_directory(dir),
-                None => Ok(()),
-            })?;
+            self.names_gate
+                .flush(|| storage::flush_directory(storage::parent_of(&self.paths.segment)))?;
             self.named.store(true, Ordering::Release);
         }
         Ok(())
@@ -412,7 +504,7 @@ impl Segment {
             return Ok(());
         };
         self.flush(true)?;
-        let records = &pinned.maps.records;
+        let records = &pinned.maps().records.file;
         let (word, check) = header::encode_seal(self.identity.salt, end);
         records
             .word64(header::SEAL_OFFSET)
@@ -420,14 +512,14 @@ impl Segment {
         records
             .word32(header::SEAL_OFFSET + 8)
             .store(check, Ordering::Relaxed);
-        self.records_gate
-            .flush(|| storage::flush_data(records.file(), &self.paths.segment))?;
-        // Nobody reads past the end, and the pages of the mapping beyond it are never touched.
-        storage::truncate(
-            records.file(),
-            &self.paths.segment,
-            u64::from(end.units) * UNIT as u64,
-        )?;
+        self.records_gate.flush(|| records.flush())?;
+        // One unit more than is used: a walk that began before the segment was closed looks for a
+        // commit word at its end. Nobody touches the mapping beyond that.
+        let kept = (end.units as usize + 1) * UNIT;
+        if let Err(error) = storage::truncate(&self.paths.segment, kept.min(records.len()) as u64) {
+            // The seal holds for a longer file too; only its space stays taken.
+            tracing::debug!(%error, "a sealed segment keeps its unused end");
+        }
         self.sealed.store(true, Ordering::Release);
         Ok(())
     }
@@ -438,7 +530,7 @@ impl Segment {
             return false;
         };
         let mut units = START.units;
-        while units < end.units {
+        while units + HEADER_UNITS <= end.units {
             match pinned.record(units) {
                 Some(record) => units = record.next(),
                 None => return false,
@@ -461,21 +553,10 @@ pub(crate) enum Append {
     Full { complete: bool },
 }
 
-fn create_segment_file(
-    path: &Path,
-    identity: &Identity,
-    dir: &Path,
-    durable_name: bool,
-) -> Result<MappedFile, StorageError> {
+fn create_segment_file(path: &Path, identity: &Identity) -> Result<Records, StorageError> {
     let file = MappedFile::create(path, identity.segment_size)?;
-    file.prefault(0, file.len());
     write_header(&file, &identity.encode(FileKind::Segment));
-    if durable_name {
-        storage::flush_directory(dir).inspect_err(|_| {
-            let _ = storage::remove_file(path);
-        })?;
-    }
-    Ok(file)
+    Ok(Records { file })
 }
 
 pub(crate) fn create_ack_file(
@@ -484,13 +565,12 @@ pub(crate) fn create_ack_file(
     capacity: u32,
 ) -> Result<AckFile, StorageError> {
     let file = MappedFile::create(path, ack::file_bytes(capacity))?;
-    file.prefault(0, file.len());
     write_header(&file, &identity.encode(FileKind::Ack));
     Ok(AckFile::new(file, capacity))
 }
 
 /// Stores a file header. Nobody else has seen the mapping yet.
-pub(crate) fn write_header(file: &MappedFile, bytes: &[u8; header::HEADER_BYTES]) {
+pub(super) fn write_header(file: &MappedFile, bytes: &[u8]) {
     for (word, chunk) in bytes.as_chunks::<8>().0.iter().enumerate() {
         file.word64(8 * word)
             .store(u64::from_le_bytes(*chunk), Ordering::Relaxed);
@@ -498,7 +578,12 @@ pub(crate) fn write_header(file: &MappedFile, bytes: &[u8; header::HEADER_BYTES]
 }
 
 #[inline]
-fn write_record_header(records: &MappedFile, offset: usize, header: &Header, check: u32) {
+pub(super) fn write_record_header(
+    records: &MappedFile,
+    offset: usize,
+    header: &Header,
+    check: u32,
+) {
     records.word32(offset + 4).store(check, Ordering::Relaxed);
     records
         .word64(offset + 8)
@@ -511,462 +596,4 @@ fn write_record_header(records: &MappedFile, offset: usize, header: &Header, che
         .store(header.due_at.as_nanos(), Ordering::Relaxed);
     // Release: whoever sees the length, with the Acquire in `commit_word`, sees the record.
     records.word32(offset).store(header.len, Ordering::Release);
-}
-
-impl Maps {
-    #[inline]
-    fn commit_word(&self, units: u32) -> u32 {
-        // Acquire pairs with the Release in `write_record_header`.
-        self.records
-            .word32(units as usize * UNIT)
-            .load(Ordering::Acquire)
-    }
-
-    #[inline]
-    fn header(&self, units: u32, len: u32) -> Header {
-        let offset = units as usize * UNIT;
-        let word = |at| self.records.word64(offset + at).load(Ordering::Relaxed);
-        Header::from_words(len, word(8), word(16), word(24))
-    }
-
-    /// Units that are mapped.
-    pub(crate) fn units(&self) -> u32 {
-        (self.records.len() / UNIT) as u32
-    }
-
-    /// The word at `units`, for a scan.
-    pub(crate) fn unit(&self, units: u32) -> u64 {
-        self.records
-            .word64(units as usize * UNIT)
-            .load(Ordering::Relaxed)
-    }
-
-    /// The header of the record at `units`, if there is a whole, valid one within `end`.
-    ///
-    /// For scans: of a segment that no producer can write to (it was found at open), or of a
-    /// committed record.
-    pub(crate) fn valid_record(&self, units: u32, end: u32, salt: u64) -> Option<Record<'_>> {
-        if end < units + HEADER_UNITS {
-            return None;
-        }
-        let header = self.header(units, self.commit_word(units));
-        if !header.is_plausible((end - units) as usize * UNIT) {
-            return None;
-        }
-        let offset = units as usize * UNIT;
-        let flags = self.unit(units + 1) >> 40 & 0xff;
-        let stored = self.records.word32(offset + 4).load(Ordering::Relaxed);
-        let meta_len = usize::from(header.meta_len);
-        // SAFETY: no producer writes here, by this function's contract; recovery, which may mend
-        // a region, is alone with the segment and holds no slice.
-        let content = unsafe {
-            self.records
-                .bytes(offset + HEADER_BYTES, header.len as usize - HEADER_BYTES)
-        };
-        let (meta, payload) = content.split_at(meta_len);
-        (flags == 0 && header.check(salt, meta, payload) == stored).then_some(Record {
-            maps: self,
-            units,
-            header,
-        })
-    }
-
-    /// A copy of the units `[from, to)`; same contract as [`valid_record`](Self::valid_record).
-    pub(crate) fn copy_out(&self, from: u32, to: u32) -> Vec<u8> {
-        // SAFETY: as in `valid_record`.
-        unsafe {
-            self.records
-                .bytes(from as usize * UNIT, (to - from) as usize * UNIT)
-        }
-        .to_vec()
-    }
-
-    /// Covers the units `[from, to)` of a found segment by a pad, or by zeros where a pad would
-    /// not fit.
-    pub(crate) fn cover(&self, from: u32, to: u32, index: u32, salt: u64) {
-        if to - from < HEADER_UNITS {
-            for units in from..to {
-                self.records
-                    .word64(units as usize * UNIT)
-                    .store(0, Ordering::Relaxed);
-            }
-            return;
-        }
-        let header = Header {
-            len: (to - from) * UNIT as u32,
-            index,
-            kind: KIND_PAD,
-            meta_len: 0,
-            enqueued_at: Timestamp::ZERO,
-            due_at: Timestamp::ZERO,
-        };
-        let check = header.check(salt, b"", b"");
-        write_record_header(&self.records, from as usize * UNIT, &header, check);
-    }
-}
-
-/// A segment and a share of its mappings: committed records can be read as long as this lives.
-pub(crate) struct Pinned {
-    segment: Arc<Segment>,
-    maps: Arc<Maps>,
-}
-
-/// What a claim found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Claim {
-    /// Leases were added. `plain`: all can be delivered as they are (none has a due time, none
-    /// was found at open).
-    Taken { plain: bool },
-    /// Nothing is committed past the cursor.
-    Empty,
-    /// Everything is claimed and nothing can follow.
-    Exhausted,
-}
-
-impl Pinned {
-    pub(crate) fn segment(&self) -> &Arc<Segment> {
-        &self.segment
-    }
-
-    pub(crate) fn maps(&self) -> &Maps {
-        &self.maps
-    }
-
-    /// The record at `units`, if one is committed there. Not for segments that are unscanned.
-    #[inline]
-    pub(crate) fn record(&self, units: u32) -> Option<Record<'_>> {
-        Record::at(&self.maps, units)
-    }
-
-    /// All committed records from `from` on, up to the first that is not.
-    pub(crate) fn records(&self, from: Position) -> impl Iterator<Item = Record<'_>> {
-        let mut units = from.units;
-        // An open segment's end bounds the walk as well: a reservation that crossed it is none.
-        let end = self
-            .segment
-            .closed()
-            .map_or_else(|| self.maps.units(), |end| end.units);
-        std::iter::from_fn(move || {
-            if units + HEADER_UNITS > end {
-                return None;
-            }
-            let record = self.record(units)?;
-            units = record.next();
-            Some(record)
-        })
-    }
-
-    /// Takes up to `max_jobs` committed records, or about `max_bytes`, and adds their leases to
-    /// `leases`. With `counted`, each lease owns a share of the mappings.
-    pub(crate) fn claim(
-        &self,
-        max_jobs: u32,
-        max_bytes: usize,
-        counted: bool,
-        leases: &mut Vec<Lease>,
-    ) -> Claim {
-        let segment = &*self.segment;
-        let taken_before = leases.len();
-        let mut shared = None;
-        loop {
-            let from = segment.cursor.position();
-            // Looked at before the walk: what was committed before the close is then seen.
-            let closed = segment.tail.closed();
-            let end = closed.map_or_else(|| self.maps.units(), |end| end.units);
-            // Up to a whole ack word, so that the ackers of two runs meet in no word.
-            let max_jobs = max_jobs
-                .saturating_sub(from.index % ack::RECORDS_PER_WORD)
-                .max(1);
-            let max_units = record::units_of(max_bytes);
-            let mut to = from;
-            let mut plain = !segment.recovered;
-            leases.truncate(taken_before);
-            while to.units + HEADER_UNITS <= end
-                && to.units - from.units < max_units
-                && ((leases.len() - taken_before) as u32) < max_jobs
-            {
-                let Some(record) = self.record(to.units) else {
-                    break;
-                };
-                let header = record.header();
-                if header.kind == KIND_JOB {
-                    to.index = header.index + 1;
-                    // Looked at here, where the mapping is pinned: a lease of a record that is
-                    // done would keep nothing alive. Only an earlier process can have acked what
-                    // is past the cursor.
-                    if !(segment.recovered && self.maps.acks.is_done(header.index)) {
-                        plain &= header.due_at == Timestamp::ZERO;
-                        leases.push(Lease {
-                            hold: if counted {
-                                let pinned = shared.get_or_insert_with(|| Arc::new(self.share()));
-                                Hold::Counted(Arc::clone(pinned))
-                            } else {
-                                Hold::NotDone(NonNull::from(segment))
-                            },
-                            units: to.units,
-                            index: header.index,
-                        });
-                    }
-                }
-                to.units = record.next();
-            }
-            if closed.is_some() && to.units < end && end - to.units < HEADER_UNITS {
-                // What is left is too short for a record. The cursor passes it, so that nobody
-                // takes it for work.
-                to.units = end;
-            }
-            if to == from {
-                return if closed.is_some() && from.units >= end {
-                    Claim::Exhausted
-                } else {
-                    Claim::Empty
-                };
-            }
-            if segment.cursor.advance(from, to) && leases.len() > taken_before {
-                return Claim::Taken { plain };
-            }
-            // Another consumer was faster, or there were only pads and records that are done.
-        }
-    }
-
-    fn share(&self) -> Self {
-        Self {
-            segment: Arc::clone(&self.segment),
-            maps: Arc::clone(&self.maps),
-        }
-    }
-
-    /// Marks a record done that no lease exists of. Returns None if it was done already, else
-    /// whether that made the segment complete.
-    pub(crate) fn mark_done(&self, index: u32) -> Option<bool> {
-        let filled = self.maps.acks.set(index)?;
-        Some(filled && self.segment.count_full_words(1))
-    }
-
-    /// Records that are done, as of now.
-    pub(crate) fn done(&self) -> u32 {
-        let reached = self.segment.reached().index;
-        let full_words = reached / ack::RECORDS_PER_WORD;
-        let rest = reached % ack::RECORDS_PER_WORD;
-        let mut done = 0;
-        for word in 0..full_words {
-            done += self.maps.acks.done_bits(word).count_ones();
-        }
-        if rest > 0 {
-            let mask = (1 << rest) - 1;
-            done += (self.maps.acks.done_bits(full_words) & mask).count_ones();
-        }
-        done
-    }
-
-    /// When the oldest job that is not done was enqueued.
-    pub(crate) fn oldest_enqueued_at(&self) -> Option<Timestamp> {
-        let hint = Position {
-            index: 0,
-            units: self.segment.oldest.load(Ordering::Relaxed) as u32,
-        };
-        for record in self.records(hint) {
-            let header = record.header();
-            if header.kind == KIND_JOB && !self.maps.acks.is_done(header.index) {
-                return Some(header.enqueued_at);
-            }
-            // Relaxed: any of the values ever stored is a right place to start.
-            self.segment
-                .oldest
-                .store(u64::from(record.next()), Ordering::Relaxed);
-        }
-        None
-    }
-}
-
-/// A committed record.
-#[derive(Clone, Copy)]
-pub(crate) struct Record<'a> {
-    maps: &'a Maps,
-    units: u32,
-    header: Header,
-}
-
-impl<'a> Record<'a> {
-    #[inline]
-    fn at(maps: &'a Maps, units: u32) -> Option<Self> {
-        let len = maps.commit_word(units);
-        (len != 0).then(|| Self {
-            maps,
-            units,
-            header: maps.header(units, len),
-        })
-    }
-
-    pub(crate) fn header(&self) -> &Header {
-        &self.header
-    }
-
-    pub(crate) fn units(&self) -> u32 {
-        self.units
-    }
-
-    /// Where the next record starts.
-    #[inline]
-    pub(crate) fn next(&self) -> u32 {
-        self.units + record::units_of(self.header.len as usize)
-    }
-
-    pub(crate) fn meta(&self) -> &'a [u8] {
-        self.bytes(0, usize::from(self.header.meta_len))
-    }
-
-    #[inline]
-    pub(crate) fn payload(&self) -> &'a [u8] {
-        let meta_len = usize::from(self.header.meta_len);
-        self.bytes(meta_len, self.header.len as usize - HEADER_BYTES - meta_len)
-    }
-
-    #[inline]
-    fn bytes(&self, from: usize, len: usize) -> &'a [u8] {
-        // SAFETY: the record is committed, and the bytes of a committed record never change.
-        unsafe {
-            self.maps
-                .records
-                .bytes(self.units as usize * UNIT + HEADER_BYTES + from, len)
-        }
-    }
-}
-
-/// What keeps a lease's segment alive.
-enum Hold {
-    /// The record itself: it is not done, so the segment is not complete.
-    NotDone(NonNull<Segment>),
-    /// A share, for leases of which a record can have two (lease timeouts).
-    Counted(Arc<Pinned>),
-}
-
-/// The right to deliver one record and to say what became of it.
-///
-/// A record has at most one lease that is not counted. Losing a lease loses no job: the record
-/// stays not done and is found again at the next open.
-#[must_use]
-pub(crate) struct Lease {
-    hold: Hold,
-    units: u32,
-    index: u32,
-}
-
-// SAFETY: `NotDone` points to a Segment, which is Sync; what keeps it alive does not depend on
-// the thread.
-unsafe impl Send for Lease {}
-// SAFETY: as for Send; every method that takes `&self` only reads or uses atomics.
-unsafe impl Sync for Lease {}
-
-/// What an ack did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Acked {
-    /// This ack, and no other, completed the job.
-    pub(crate) first: bool,
-    /// The segment has no job left that is not done.
-    pub(crate) segment_complete: bool,
-}
-
-impl Lease {
-    #[inline]
-    fn segment(&self) -> &Segment {
-        match &self.hold {
-            // SAFETY: the record is not done as long as this lease, the only one, exists: `ack`
-            // consumes it. So the segment is not complete, and its stripe holds a reference.
-            Hold::NotDone(segment) => unsafe { segment.as_ref() },
-            Hold::Counted(pinned) => &pinned.segment,
-        }
-    }
-
-    #[inline]
-    fn maps(&self) -> &Maps {
-        match &self.hold {
-            // SAFETY: the record is not done, see `segment`, so the mappings are there.
-            Hold::NotDone(segment) => unsafe { segment.as_ref().raw.as_ref() },
-            Hold::Counted(pinned) => &pinned.maps,
-        }
-    }
-
-    #[inline]
-    pub(crate) fn sequence(&self) -> Sequence {
-        self.segment().sequence(self.index)
-    }
-
-    /// Base of the segment it is in.
-    pub(crate) fn segment_base(&self) -> Sequence {
-        self.segment().base()
-    }
-
-    pub(crate) fn is_recovered(&self) -> bool {
-        self.segment().recovered
-    }
-
-    #[inline]
-    pub(crate) fn record(&self) -> Record<'_> {
-        let maps = self.maps();
-        let len = maps.commit_word(self.units);
-        Record {
-            maps,
-            units: self.units,
-            header: maps.header(self.units, len),
-        }
-    }
-
-    /// Counts a delivery, before it happens. Returns the new count.
-    #[inline]
-    pub(crate) fn count_delivery(&self) -> u8 {
-        self.maps().acks.count_delivery(self.index)
-    }
-
-    pub(crate) fn deliveries(&self) -> u8 {
-        self.maps().acks.deliveries(self.index)
-    }
-
-    /// Whether another lease of the same record has marked it done; only counted leases can have
-    /// another.
-    pub(crate) fn is_done(&self) -> bool {
-        match &self.hold {
-            Hold::NotDone(_) => false,
-            Hold::Counted(pinned) => pinned.maps.acks.is_done(self.index),
-        }
-    }
-
-    /// A second lease of the same record, if leases are counted.
-    pub(crate) fn duplicate(&self) -> Option<Lease> {
-        match &self.hold {
-            Hold::NotDone(_) => None,
-            Hold::Counted(pinned) => Some(Lease {
-                hold: Hold::Counted(Arc::clone(pinned)),
-                units: self.units,
-                index: self.index,
-            }),
-        }
-    }
-
-    /// Marks the job done.
-    #[inline]
-    pub(crate) fn ack(self) -> Acked {
-        match &self.hold {
-            Hold::NotDone(_) => {
-                let segment = self.segment();
-                let filled = self.maps().acks.set_once(self.index);
-                // If the word is not full, another acker may complete and retire the segment from
-                // here on. If it is, the segment cannot be complete before it is counted.
-                Acked {
-                    first: true,
-                    segment_complete: filled && segment.count_full_words(1),
-                }
-            }
-            Hold::Counted(pinned) => match pinned.mark_done(self.index) {
-                Some(segment_complete) => Acked {
-                    first: true,
-                    segment_complete,
-                },
-                None => Acked {
-                    first: false,
-                    segment_complete: false,
-                },
-            },
-        }
-    }
 }

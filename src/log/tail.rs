@@ -17,7 +17,7 @@ pub(crate) struct Position {
 
 impl Position {
     #[inline]
-    fn unpack(word: u64) -> Self {
+    pub(super) fn unpack(word: u64) -> Self {
         Self {
             index: (word >> 32) as u32,
             units: word as u32,
@@ -25,7 +25,7 @@ impl Position {
     }
 
     #[inline]
-    fn pack(self) -> u64 {
+    pub(super) fn pack(self) -> u64 {
         u64::from(self.index) << 32 | u64::from(self.units)
     }
 }
@@ -163,12 +163,7 @@ impl Cursor {
     #[inline]
     pub(crate) fn advance(&self, from: Position, to: Position) -> bool {
         self.next
-            .compare_exchange(
-                from.pack(),
-                to.pack(),
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            )
+            .compare_exchange(from.pack(), to.pack(), Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
     }
 }

@@ -7,9 +7,9 @@ use super::Stripe;
 use super::record::{KIND_JOB, Meta, NewRecord, UNIT, units_of};
 use super::recovery::{Damage, Quarantined};
 use super::segment::{Lease, Pinned, Record, START, Segment};
+use crate::Sequence;
 use crate::queue::VerifyReport;
 use crate::storage::StorageError;
-use crate::Sequence;
 
 impl Pinned {
     /// The jobs that are not done, in log order.
@@ -118,7 +118,11 @@ fn check_records(pinned: &Pinned, report: &mut VerifyReport) {
     for record in pinned.records(START) {
         let bytes = (record.next() - record.units()) as u64 * UNIT as u64;
         let salt = segment.identity().salt;
-        if pinned.maps().valid_record(record.units(), record.next(), salt).is_none() {
+        if pinned
+            .maps()
+            .valid_record(record.units(), record.next(), salt)
+            .is_none()
+        {
             report.damaged.push(Quarantined {
                 path: segment.paths().segment.clone(),
                 offset: u64::from(record.units()) * UNIT as u64,

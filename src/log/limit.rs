@@ -1,0 +1,114 @@
+//! The limit of a stripe's sequences: an empty file whose name says below which number all are
+//! that were ever given out.
+//!
+//! Segments come and go without their names being flushed one by one, so the names that a power
+//! cut leaves do not say how far the log had come; and a sequence that is given out twice would
+//! name two jobs. So the limit is raised, durably, before a segment reaches past it, many segments
+//! at a time; and an open goes on from it.
+
+use std::path::{Path, PathBuf};
+
+use crate::Sequence;
+use crate::storage::{self, StorageError};
+
+const SUFFIX: &str = ".limit";
+
+/// How far the limit is raised: sequences enough for many segments, and still for 2^23 opens and more.
+const STEP: u64 = 1 << 32;
+
+/// The limit in force.
+pub(super) struct Limit(Sequence);
+
+impl Limit {
+    /// The highest limit in the directory, or the origin.
+    pub(super) fn find(dir: &Path, origin: Sequence) -> Result<Self, StorageError> {
+        let names = storage::list(dir)?;
+        let numbers = names.iter().filter_map(|name| number_of(name));
+        let highest = numbers.max().unwrap_or(0);
+        Ok(Self(origin.plus_wide(highest)))
+    }
+
+    pub(super) fn sequence(&self) -> Sequence {
+        self.0
+    }
+
+    /// Makes sure that the limit is durably above or at `end`.
+    pub(super) fn raise_above(&mut self, dir: &Path, end: Sequence) -> Result<(), StorageError> {
+        if end <= self.0 {
+            return Ok(());
+        }
+        let highest =
+            Sequence::first_of_stripe(end.stripe()).plus_wide(Sequence::MAX_WITHIN_STRIPE);
+        let raised = Sequence::new(end.get().saturating_add(STEP).min(highest.get()));
+        storage::create_empty(&path_of(dir, raised))?;
+        storage::flush_directory(dir)?;
+        let old = path_of(dir, self.0);
+        self.0 = raised;
+        // One that stays is lower, and does no harm.
+        if let Err(error) = storage::remove_file(&old) {
+            tracing::debug!(%error, "an old limit stays");
+        }
+        Ok(())
+    }
+}
+
+fn path_of(dir: &Path, limit: Sequence) -> PathBuf {
+    dir.join(format!("{:020}{SUFFIX}", limit.within_stripe()))
+}
+
+fn number_of(name: &str) -> Option<u64> {
+    let number = name.strip_suffix(SUFFIX)?;
+    let number = number.parse().ok()?;
+    (name.len() == 20 + SUFFIX.len() && number <= Sequence::MAX_WITHIN_STRIPE).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::faults;
+
+    #[test]
+    fn the_limit_found_is_the_highest_and_is_raised_only_when_it_is_reached() {
+        let dir = tempfile::tempdir().unwrap();
+        let origin = Sequence::first_of_stripe(3);
+        let mut limit = Limit::find(dir.path(), origin).unwrap();
+        assert_eq!(limit.sequence(), origin);
+        limit.raise_above(dir.path(), origin.plus(10)).unwrap();
+        let raised = limit.sequence();
+        assert_eq!(raised, origin.plus_wide(10 + STEP));
+        limit.raise_above(dir.path(), raised).unwrap();
+        assert_eq!(limit.sequence(), raised);
+        // One that a crash left, and names that are none of its own.
+        for name in ["00000000000000000009.limit", "9.limit", "x.limit"] {
+            std::fs::write(dir.path().join(name), b"").unwrap();
+        }
+        let found = Limit::find(dir.path(), origin).unwrap();
+        assert_eq!(found.sequence(), raised);
+    }
+
+    #[test]
+    fn a_limit_that_is_not_durable_is_not_relied_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let origin = Sequence::first_of_stripe(0);
+        let mut limit = Limit::find(dir.path(), origin).unwrap();
+        let fault = faults::fail_flushes(dir.path());
+        assert!(limit.raise_above(dir.path(), origin.plus(1)).is_err());
+        assert_eq!(limit.sequence(), origin);
+        drop(fault);
+        limit.raise_above(dir.path(), origin.plus(1)).unwrap();
+        assert!(limit.sequence() > origin);
+    }
+
+    #[test]
+    fn the_last_limit_of_a_stripe_is_its_last_sequence() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut limit = Limit::find(dir.path(), Sequence::first_of_stripe(7)).unwrap();
+        let near = Sequence::first_of_stripe(7).plus_wide(Sequence::MAX_WITHIN_STRIPE - 1);
+        limit.raise_above(dir.path(), near).unwrap();
+        assert_eq!(limit.sequence().stripe(), 7);
+        assert_eq!(
+            limit.sequence().within_stripe(),
+            Sequence::MAX_WITHIN_STRIPE
+        );
+    }
+}

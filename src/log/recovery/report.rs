@@ -1,0 +1,99 @@
+//! What recovery found and did, as a user reads it.
+
+use std::path::PathBuf;
+
+/// Why bytes were set aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Damage {
+    /// A record, or what looks like one, fails its check.
+    Checksum,
+    /// Bytes were written, but no length: the producer died before its enqueue returned, or the
+    /// length was lost later.
+    Uncommitted,
+    /// Neither the segment's header nor the copy of it in the ack file is valid.
+    Header,
+    /// The file is shorter than its seal says.
+    Truncated,
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Damage::Checksum => "failed its check",
+            Damage::Uncommitted => "was never committed",
+            Damage::Header => "has no valid header",
+            Damage::Truncated => "is cut off",
+        })
+    }
+}
+
+/// A region of a segment file that was set aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Quarantined {
+    /// The segment file it was found in.
+    pub path: PathBuf,
+    /// Where it starts in that file, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub len: u64,
+    /// What is wrong with it.
+    pub damage: Damage,
+    /// The copy in the `quarantine` directory; a text file beside it says the above. None where
+    /// there were no bytes to copy.
+    pub copy: Option<PathBuf>,
+}
+
+/// What opening a queue found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RecoveryReport {
+    /// Segments found with records in them, the dead letter log's included.
+    pub segments: u64,
+    /// Of these, segments trusted by their seal; each is checked when its first job is claimed.
+    pub sealed: u64,
+    /// Of these, segments scanned record by record.
+    pub scanned: u64,
+    /// Bytes read by scans.
+    pub bytes_scanned: u64,
+    /// Records found, done or not.
+    pub records: u64,
+    /// Jobs found that are not done.
+    pub jobs: u64,
+    /// Dead letters found.
+    pub dead_letters: u64,
+    /// Regions set aside because they failed their check.
+    pub quarantined: Vec<Quarantined>,
+    /// Places that a producer had reserved and written nothing to when its process died.
+    pub holes: u64,
+    /// Ack files made anew: the jobs of these segments are delivered again.
+    pub ack_files_rebuilt: Vec<PathBuf>,
+    /// Ack words that failed their check: up to 32 jobs each are delivered again.
+    pub ack_words_reset: u64,
+    /// Segment headers mended from the copy in the ack file.
+    pub headers_mended: Vec<PathBuf>,
+    /// Replays that a crash had interrupted after their job was written; the letters were
+    /// removed, so that each replay made exactly one job.
+    pub replays_settled: u64,
+}
+
+impl RecoveryReport {
+    /// Whether nothing was damaged. Holes and settled replays are what a crash leaves, not damage.
+    pub fn is_clean(&self) -> bool {
+        self.quarantined.is_empty()
+            && self.ack_files_rebuilt.is_empty()
+            && self.ack_words_reset == 0
+            && self.headers_mended.is_empty()
+    }
+}
+
+/// How far opening a queue has come, for long scans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RecoveryProgress {
+    /// Segments looked at so far, in all stripes.
+    pub segments: u64,
+    /// Bytes read by scans so far.
+    pub bytes_scanned: u64,
+}

@@ -1,0 +1,193 @@
+//! The scan of a segment: which of its bytes are valid records, and what lies between them.
+//!
+//! It only reads. Its time is linear in the segment's size, whatever the bytes are.
+
+use super::checksums::Checksums;
+use crate::Sequence;
+use crate::log::record::{self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, Meta, UNIT};
+use crate::log::segment::{Record, Records, START};
+use crate::log::tail::Position;
+
+/// How the place where a scan ends is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Limit {
+    /// Records may end anywhere up to here, and producers may have died before they wrote theirs.
+    AtMost(Position),
+    /// A seal proves that the records fill everything up to here.
+    Exactly(Position),
+}
+
+/// What a walk over a segment found: valid records up to `end`, but for the regions and ordinals
+/// listed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Scan {
+    /// After the last valid record or region.
+    pub(super) end: Position,
+    pub(super) regions: Vec<Region>,
+    /// Ordinals `[from, to)` without a record.
+    pub(super) missing: Vec<(u32, u32)>,
+    /// The letters that jobs are replays of.
+    pub(super) replays: Vec<Sequence>,
+}
+
+/// Units that hold no valid record.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Region {
+    pub(super) from: u32,
+    pub(super) to: u32,
+    /// The ordinal that the next record has at least.
+    pub(super) index: u32,
+    /// What is wrong with it.
+    pub(super) kind: RegionKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RegionKind {
+    /// All zero: reserved by a producer that died before it wrote anything.
+    Hole,
+    /// Starts with a zero length.
+    Uncommitted,
+    /// Anything else.
+    Invalid,
+}
+
+impl Scan {
+    /// Walks the units of a segment up to the limit.
+    pub(super) fn run(records: &Records, limit: Limit, salt: u64) -> Self {
+        let (Limit::AtMost(end) | Limit::Exactly(end)) = limit;
+        let mut scanner = Scanner {
+            records,
+            checksums: Checksums::new(&records.bytes()[..end.units as usize * UNIT]),
+            salt,
+            limit: end,
+            is_exact: matches!(limit, Limit::Exactly(_)),
+            lost: 0,
+            scan: Self {
+                end: START,
+                regions: Vec::new(),
+                missing: Vec::new(),
+                replays: Vec::new(),
+            },
+        };
+        scanner.run();
+        scanner.scan
+    }
+}
+
+struct Scanner<'a> {
+    records: &'a Records,
+    checksums: Checksums<'a>,
+    salt: u64,
+    limit: Position,
+    is_exact: bool,
+    /// Records that may have been lost since the last valid one: at most one for each smallest
+    /// record that fits the pads and regions passed since. With `scan.end.index`, it bounds the
+    /// ordinals to what fits the bytes, whatever the headers say.
+    lost: u32,
+    scan: Scan,
+}
+
+impl<'a> Scanner<'a> {
+    fn run(&mut self) {
+        while self.scan.end.units < self.limit.units {
+            let at = self.scan.end.units;
+            if let Some(record) = self.valid_record(at, self.lost) {
+                self.take(record);
+                continue;
+            }
+            // Nothing shorter than a header can be between two records.
+            let next = (at.saturating_add(HEADER_UNITS)..self.limit.units).find(|&candidate| {
+                let reach = self.lost + (candidate - at) / HEADER_UNITS;
+                // A record's first word holds its length.
+                self.records.unit(candidate) != 0 && self.valid_record(candidate, reach).is_some()
+            });
+            let to = match next {
+                Some(next) => next,
+                None if self.is_exact => self.limit.units,
+                None => match self.last_written(at) {
+                    Some(last) => (last + 1).max(at + HEADER_UNITS).min(self.limit.units),
+                    // Zeros up to the limit: this is where the records end.
+                    None => return,
+                },
+            };
+            self.pass(to);
+        }
+        if self.is_exact && self.scan.end.index < self.limit.index {
+            let from = self.scan.end.index;
+            self.scan.missing.push((from, self.limit.index));
+            self.scan.end.index = self.limit.index;
+        }
+    }
+
+    fn last_written(&self, from: u32) -> Option<u32> {
+        (from..self.limit.units)
+            .rev()
+            .find(|&units| self.records.unit(units) != 0)
+    }
+
+    /// The record at `at`, if it is valid and can be the next when up to `lost` were lost.
+    fn valid_record(&mut self, at: u32, lost: u32) -> Option<Record<'a>> {
+        let record = self.records.plausible_record(at, self.limit.units)?;
+        let header = record.header();
+        if !self.may_follow(header, lost) {
+            return None;
+        }
+        let from = at as usize * UNIT + HEADER_BYTES;
+        let content = match header.kind {
+            KIND_JOB => self.checksums.of(from, from + record.content().len()),
+            _ => 0,
+        };
+        let check = header.check_over(self.salt, content);
+        (record.stored_check() == check).then_some(record)
+    }
+
+    fn may_follow(&self, header: &Header, lost: u32) -> bool {
+        let next = self.scan.end.index;
+        // A pad has no ordinal of its own; it names the next record's.
+        let end = self.limit.index + u32::from(header.kind != KIND_JOB);
+        (next..end).contains(&header.index) && header.index - next <= lost
+    }
+
+    fn take(&mut self, record: Record<'_>) {
+        let header = record.header();
+        let units = record::units_of(header.len as usize);
+        let scan = &mut self.scan;
+        if header.kind == KIND_JOB {
+            if header.index > scan.end.index {
+                scan.missing.push((scan.end.index, header.index));
+            }
+            scan.end.index = header.index + 1;
+            scan.replays.extend(Meta::decode(record.meta()).replay_of);
+            self.lost = 0;
+        } else {
+            self.lost += units / HEADER_UNITS;
+        }
+        scan.end.units += units;
+    }
+
+    /// Notes that there is no valid record before `to`.
+    fn pass(&mut self, to: u32) {
+        let from = self.scan.end.units;
+        let is_zero = (from..to).all(|units| self.records.unit(units) == 0);
+        if is_zero && to - from < HEADER_UNITS {
+            // What an earlier recovery left at the end of a file, too short for a pad.
+            self.scan.end.units = to;
+            return;
+        }
+        let kind = if is_zero && !self.is_exact {
+            RegionKind::Hole
+        } else if self.records.unit(from) as u32 == 0 {
+            RegionKind::Uncommitted
+        } else {
+            RegionKind::Invalid
+        };
+        self.scan.regions.push(Region {
+            from,
+            to,
+            index: self.scan.end.index,
+            kind,
+        });
+        self.lost += (to - from) / HEADER_UNITS;
+        self.scan.end.units = to;
+    }
+}

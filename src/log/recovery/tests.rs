@@ -1,0 +1,808 @@
+//! Each row of the decision table, and what a scan makes of damage.
+
+use std::fs;
+
+use super::*;
+use crate::log::record::{HEADER_BYTES, Header, KIND_JOB, Meta, NewRecord};
+use crate::log::segment::{Append, Claim};
+use crate::storage::faults;
+
+const SIZE: u64 = 16384;
+
+/// A directory with one segment, as a process that died left it.
+struct Fixture {
+    dir: tempfile::TempDir,
+    paths: Paths,
+}
+
+fn origin() -> Sequence {
+    Sequence::first_of_stripe(2)
+}
+
+fn identity(base: u64) -> Identity {
+    Identity {
+        base: origin().plus_wide(base),
+        segment_size: SIZE,
+        created_at: Timestamp::from_nanos(7),
+        salt: 0x5eed + base,
+    }
+}
+
+fn new_segment(dir: &Path, base: u64, payloads: &[&[u8]]) -> Arc<Segment> {
+    let segment = Segment::create(dir, identity(base), false).unwrap();
+    for payload in payloads {
+        let record = NewRecord {
+            enqueued_at: Timestamp::from_nanos(9),
+            due_at: Timestamp::ZERO,
+            meta: b"",
+            payload,
+        };
+        assert!(matches!(segment.append(&record), Append::Done(_)));
+    }
+    segment
+}
+
+impl Fixture {
+    /// Not sealed.
+    fn open(payloads: &[&[u8]]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = new_segment(dir.path(), 0, payloads).paths().clone();
+        Self { dir, paths }
+    }
+
+    fn sealed(payloads: &[&[u8]]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let segment = new_segment(dir.path(), 0, payloads);
+        segment.close_now();
+        segment.seal().unwrap();
+        let paths = segment.paths().clone();
+        Self { dir, paths }
+    }
+
+    fn change(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = fs::read(path).unwrap();
+        change(&mut bytes);
+        fs::write(path, bytes).unwrap();
+    }
+
+    fn change_segment(&self, change: impl FnOnce(&mut Vec<u8>)) {
+        self.change(&self.paths.segment, change);
+    }
+
+    fn recover(&self) -> (RecoveredLog, RecoveryReport) {
+        recover(self.dir.path())
+    }
+
+    fn quarantined_bytes(&self) -> Vec<Vec<u8>> {
+        let Ok(names) = storage::list(&self.dir.path().join("quarantine")) else {
+            return Vec::new();
+        };
+        names
+            .iter()
+            .filter(|name| name.ends_with(".bin"))
+            .map(|name| fs::read(self.dir.path().join("quarantine").join(name)).unwrap())
+            .collect()
+    }
+}
+
+fn recovery(quarantine: &Path) -> Recovery<'_> {
+    Recovery {
+        segment_size: SIZE,
+        quarantine,
+        report: RecoveryReport::default(),
+        progress: None,
+        segments_seen: 0,
+    }
+}
+
+fn recover(dir: &Path) -> (RecoveredLog, RecoveryReport) {
+    let quarantine = dir.join("quarantine");
+    let mut recovery = recovery(&quarantine);
+    let log = recovery.recover_directory(dir, origin()).unwrap();
+    (log, recovery.report)
+}
+
+/// The jobs that can be claimed, with their ordinals.
+fn jobs(segment: &Arc<Segment>) -> Vec<(u32, Vec<u8>)> {
+    let pinned = segment.pin().unwrap();
+    let mut leases = Vec::new();
+    loop {
+        match pinned.claim_leases(1000, usize::MAX / 2, false, &mut leases) {
+            Claim::Taken => {}
+            Claim::Exhausted => break,
+            Claim::Empty => panic!("a claim waits in a segment that nobody appends to"),
+        }
+    }
+    leases
+        .iter()
+        .map(|lease| {
+            let index = lease.sequence().offset_from(segment.base());
+            (index, lease.record().payload().to_vec())
+        })
+        .collect()
+}
+
+fn job(index: u32, payload: &[u8]) -> (u32, Vec<u8>) {
+    (index, payload.to_vec())
+}
+
+/// Offset of the n-th record, if all payloads have up to 8 bytes.
+fn offset(n: usize) -> usize {
+    header::HEADER_BYTES + n * (HEADER_BYTES + 8)
+}
+
+// The decision table.
+
+#[test]
+fn row_1_a_segment_without_a_byte_in_it_is_nothing() {
+    let lengths = [0, 10, 63, 64, SIZE as usize];
+    // The ack file may have got its header, if the segment did not get even its length.
+    for (len, with_ack) in
+        lengths
+            .map(|len| (len, false))
+            .into_iter()
+            .chain([(0, true), (10, true), (63, true)])
+    {
+        let fixture = Fixture::open(&[]);
+        fs::write(&fixture.paths.segment, vec![0; len]).unwrap();
+        if !with_ack {
+            fs::remove_file(&fixture.paths.ack).unwrap();
+        }
+        let (log, report) = fixture.recover();
+        assert!(log.segments.is_empty(), "{len} {with_ack}");
+        assert_eq!(log.leftovers.len(), 1);
+        assert_eq!(report, RecoveryReport::default());
+        let capacity = segment::capacity_of(SIZE);
+        assert_eq!(
+            log.next_base,
+            origin().plus(capacity),
+            "its name is used up"
+        );
+    }
+}
+
+#[test]
+fn row_2_a_segment_with_bytes_but_no_header_is_quarantined_whole() {
+    for len in [5, 63, 64, SIZE as usize - 3, SIZE as usize] {
+        let fixture = Fixture::open(&[]);
+        let mut bytes = vec![0; len];
+        bytes[len - 1] = 1;
+        fs::write(&fixture.paths.segment, &bytes).unwrap();
+        fs::write(&fixture.paths.ack, [0; 2000]).unwrap();
+        let (log, report) = fixture.recover();
+        assert!(log.segments.is_empty());
+        assert_eq!(log.leftovers.len(), 1);
+        let found = &report.quarantined[0];
+        assert_eq!((found.offset, found.len), (0, len as u64));
+        assert_eq!(found.damage, Damage::Header);
+        assert_eq!(fixture.quarantined_bytes(), [bytes]);
+        let text = found.copy.as_ref().unwrap().with_extension("txt");
+        let text = fs::read_to_string(text).unwrap();
+        assert!(text.contains(&fixture.paths.segment.display().to_string()));
+        assert!(text.contains("has no valid header"));
+    }
+}
+
+#[test]
+fn row_2_a_segment_cut_off_within_its_header_is_quarantined_though_the_ack_file_knows_it() {
+    let fixture = Fixture::open(&[b"job"]);
+    fixture.change_segment(|bytes| bytes.truncate(40));
+    let (log, report) = fixture.recover();
+    assert!(log.segments.is_empty());
+    assert_eq!(report.quarantined[0].damage, Damage::Truncated);
+    assert_eq!(fixture.quarantined_bytes()[0].len(), 40);
+}
+
+#[test]
+fn row_3_a_header_is_mended_from_the_ack_file_and_the_jobs_are_kept() {
+    for sealed in [false, true] {
+        let payloads: [&[u8]; 2] = [b"one", b"two"];
+        let fixture = if sealed {
+            Fixture::sealed(&payloads)
+        } else {
+            Fixture::open(&payloads)
+        };
+        let before = fs::read(&fixture.paths.segment).unwrap();
+        fixture.change_segment(|bytes| bytes[..48].fill(0xee));
+        let (log, report) = fixture.recover();
+        assert_eq!(report.headers_mended, [fixture.paths.segment.clone()]);
+        assert!(report.quarantined.is_empty());
+        assert_eq!(log.segments[0].is_sealed(), sealed);
+        log.segments[0].set_scanned();
+        assert_eq!(jobs(&log.segments[0]), [job(0, b"one"), job(1, b"two")]);
+        assert_eq!(fs::read(&fixture.paths.segment).unwrap(), before);
+    }
+}
+
+#[test]
+fn row_4_a_sealed_segment_is_trusted_and_scanned_later() {
+    let fixture = Fixture::sealed(&[b"one", b"two"]);
+    let (log, report) = fixture.recover();
+    assert_eq!((report.segments, report.sealed, report.scanned), (1, 1, 0));
+    assert_eq!((report.records, report.bytes_scanned), (2, 0));
+    assert!(report.is_clean());
+    assert!(log.segments[0].is_sealed() && log.segments[0].is_unscanned());
+}
+
+#[test]
+fn row_4_a_sealed_segment_is_trusted_before_it_is_truncated() {
+    let fixture = Fixture::sealed(&[b"one"]);
+    fixture.change_segment(|bytes| bytes.resize(SIZE as usize, 0));
+    let (_, report) = fixture.recover();
+    assert_eq!((report.sealed, report.is_clean()), (1, true));
+}
+
+#[test]
+fn row_5_a_sealed_segment_that_is_cut_off_is_scanned_and_reported() {
+    let fixture = Fixture::sealed(&[b"one", b"two", b"three"]);
+    fixture.change_segment(|bytes| bytes.truncate(offset(2)));
+    let (log, report) = fixture.recover();
+    assert_eq!((report.sealed, report.scanned), (0, 1));
+    let found = &report.quarantined[0];
+    assert_eq!(found.damage, Damage::Truncated);
+    assert_eq!((found.offset, found.len), (offset(2) as u64, 40));
+    assert_eq!(found.copy, None);
+    assert_eq!(jobs(&log.segments[0]), [job(0, b"one"), job(1, b"two")]);
+}
+
+#[test]
+fn row_5_a_sealed_segment_of_which_only_the_header_is_left_is_reported() {
+    let fixture = Fixture::sealed(&[b"one"]);
+    fixture.change_segment(|bytes| bytes.truncate(64));
+    let (log, report) = fixture.recover();
+    assert!(log.segments.is_empty());
+    assert_eq!(report.quarantined[0].damage, Damage::Truncated);
+    assert_eq!(report.quarantined[0].len, 40);
+}
+
+#[test]
+fn row_5_a_seal_that_cannot_be_is_none() {
+    for (index, units) in [
+        (3, 8 + 3 * 4 - 1),
+        (0, 7),
+        (1, SIZE as u32 / 8 + 1),
+        (511, 2048),
+    ] {
+        let fixture = Fixture::open(&[b"one", b"two", b"three"]);
+        fixture.change_segment(|bytes| {
+            let (word, check) = header::encode_seal(identity(0).salt, Position { index, units });
+            bytes[48..56].copy_from_slice(&word.to_le_bytes());
+            bytes[56..60].copy_from_slice(&check.to_le_bytes());
+        });
+        let (log, report) = fixture.recover();
+        assert_eq!((report.sealed, report.scanned), (0, 1), "{index} {units}");
+        assert_eq!(jobs(&log.segments[0]).len(), 3);
+    }
+}
+
+#[test]
+fn row_6_a_segment_without_a_record_is_nothing() {
+    let fixture = Fixture::open(&[]);
+    let (log, report) = fixture.recover();
+    assert!(log.segments.is_empty());
+    assert_eq!(log.leftovers.len(), 1);
+    assert!(report.is_clean());
+    // Nor if its ack file was never written.
+    fs::write(&fixture.paths.ack, b"").unwrap();
+    let (log, report) = fixture.recover();
+    assert!(log.segments.is_empty());
+    assert!(report.is_clean());
+    assert_eq!(fs::metadata(&fixture.paths.ack).unwrap().len(), 0);
+}
+
+#[test]
+fn row_7_a_segment_that_is_not_sealed_is_scanned_and_closed_for_appends() {
+    let fixture = Fixture::open(&[b"one", b"two"]);
+    let (log, report) = fixture.recover();
+    assert_eq!((report.segments, report.scanned, report.records), (1, 1, 2));
+    assert_eq!(report.bytes_scanned, SIZE);
+    assert!(report.is_clean());
+    let segment = &log.segments[0];
+    let record = NewRecord {
+        enqueued_at: Timestamp::ZERO,
+        due_at: Timestamp::ZERO,
+        meta: b"",
+        payload: b"",
+    };
+    assert!(matches!(segment.append(&record), Append::Full { .. }));
+    assert_eq!(jobs(segment), [job(0, b"one"), job(1, b"two")]);
+}
+
+// Ack files.
+
+#[test]
+fn an_ack_file_that_is_no_good_is_made_anew_and_its_jobs_are_redelivered() {
+    let changes: [fn(&mut Vec<u8>); 4] = [
+        |bytes| bytes.clear(),
+        |bytes| bytes.truncate(1000),
+        |bytes| bytes[20] ^= 1,
+        // Another segment's.
+        |bytes| bytes[..64].copy_from_slice(&identity(510).encode(FileKind::Ack)),
+    ];
+    for change in changes {
+        let fixture = Fixture::open(&[b"one", b"two"]);
+        let (log, _) = fixture.recover();
+        log.segments[0].pin().unwrap().mark_done(0);
+        drop(log);
+        fixture.change(&fixture.paths.ack, change);
+        let (log, report) = fixture.recover();
+        assert_eq!(report.ack_files_rebuilt, [fixture.paths.ack.clone()]);
+        assert_eq!(jobs(&log.segments[0]).len(), 2);
+        drop(log);
+        let (_, report) = fixture.recover();
+        assert!(report.is_clean(), "the new one is good");
+    }
+}
+
+#[test]
+fn a_damaged_ack_word_is_reset_and_stray_bits_past_the_last_record_do_nothing() {
+    let payloads = vec![b"job".as_slice(); 40];
+    let fixture = Fixture::open(&payloads);
+    let (log, _) = fixture.recover();
+    for index in 0..40 {
+        if index != 35 {
+            log.segments[0].pin().unwrap().mark_done(index);
+        }
+    }
+    drop(log);
+    fixture.change(&fixture.paths.ack, |bytes| {
+        // The code of the first word, and the third word, which no record has.
+        bytes[64 + 4] ^= 1;
+        bytes[64 + 16..64 + 24].copy_from_slice(&ack::word_of(0xff).to_le_bytes());
+    });
+    let (log, report) = fixture.recover();
+    assert_eq!(report.ack_words_reset, 1);
+    let mut expected = Vec::from_iter(0..32);
+    expected.push(35);
+    let found: Vec<_> = jobs(&log.segments[0]).iter().map(|job| job.0).collect();
+    assert_eq!(found, expected);
+    assert_eq!(log.segments[0].done_at_open(), 7);
+}
+
+// Scans.
+
+#[test]
+fn a_bad_record_in_the_middle_is_quarantined_and_its_neighbours_are_kept() {
+    for at in [0, 4, 8, 12, 20, 31, 33] {
+        let fixture = Fixture::open(&[b"one", b"two", b"three"]);
+        let mut bad = Vec::new();
+        fixture.change_segment(|bytes| {
+            bytes[offset(1) + at] ^= 0x10;
+            bad = bytes[offset(1)..offset(2)].to_vec();
+        });
+        let (log, report) = fixture.recover();
+        assert_eq!(report.quarantined.len(), 1, "{at}");
+        let found = &report.quarantined[0];
+        assert_eq!(found.damage, Damage::Checksum);
+        assert_eq!((found.offset, found.len), (offset(1) as u64, 40));
+        assert_eq!(fixture.quarantined_bytes(), [bad]);
+        assert_eq!(jobs(&log.segments[0]), [job(0, b"one"), job(2, b"three")]);
+        drop(log);
+        // The pad over it makes the next recovery find nothing new.
+        let (log, report) = fixture.recover();
+        assert!(report.is_clean());
+        assert_eq!(jobs(&log.segments[0]), [job(0, b"one"), job(2, b"three")]);
+    }
+}
+
+#[test]
+fn a_changed_byte_of_a_segment_loses_at_most_the_job_it_is_in_and_says_so() {
+    let fixture = Fixture::open(&[b"one", b"two", b"three"]);
+    let good = fs::read(&fixture.paths.segment).unwrap();
+    // Bytes that pad a record to whole units belong to no record.
+    let owner = |at: usize| {
+        let within = (at - 64) % 40;
+        let len = [3, 3, 5][(at - 64) / 40];
+        (within < 32 + len).then_some((at - 64) / 40)
+    };
+    let acks = fs::read(&fixture.paths.ack).unwrap();
+    for at in 64..offset(3) {
+        fs::write(&fixture.paths.segment, &good).unwrap();
+        fs::write(&fixture.paths.ack, &acks).unwrap();
+        // `record.rs` tests that each bit counts.
+        fixture.change_segment(|bytes| bytes[at] ^= 1 << (at % 8));
+        let (log, report) = fixture.recover();
+        let mut expected = vec![job(0, b"one"), job(1, b"two"), job(2, b"three")];
+        if let Some(lost) = owner(at) {
+            expected.remove(lost);
+        }
+        assert_eq!(jobs(&log.segments[0]), expected, "byte {at}");
+        assert_eq!(report.is_clean(), owner(at).is_none());
+    }
+}
+
+#[test]
+fn a_hole_is_passed_and_counted_and_is_no_damage() {
+    let fixture = Fixture::open(&[b"one", b"two", b"three"]);
+    fixture.change_segment(|bytes| bytes[offset(1)..offset(2)].fill(0));
+    let (log, report) = fixture.recover();
+    assert_eq!((report.holes, report.is_clean()), (1, true));
+    assert_eq!(jobs(&log.segments[0]), [job(0, b"one"), job(2, b"three")]);
+    assert_eq!(log.segments[0].done_at_open(), 1);
+}
+
+#[test]
+fn a_record_that_was_never_committed_is_quarantined_wherever_it_is() {
+    for n in 0..3 {
+        let fixture = Fixture::open(&[b"one", b"two", b"three"]);
+        fixture.change_segment(|bytes| bytes[offset(n)..offset(n) + 4].fill(0));
+        let (log, report) = fixture.recover();
+        assert_eq!(report.quarantined[0].damage, Damage::Uncommitted);
+        assert_eq!(report.quarantined[0].offset, offset(n) as u64);
+        assert_eq!(jobs(&log.segments[0]).len(), 2);
+    }
+}
+
+#[test]
+fn a_torn_end_is_quarantined_as_far_as_anything_was_written() {
+    let fixture = Fixture::open(&[b"one", b"two"]);
+    fixture.change_segment(|bytes| {
+        // A reservation of 1000 bytes, of which the payload was copied in part.
+        bytes[offset(2) + 32..offset(2) + 300].fill(7);
+    });
+    let (log, report) = fixture.recover();
+    let found = &report.quarantined[0];
+    assert_eq!(found.damage, Damage::Uncommitted);
+    assert_eq!((found.offset, found.len), (offset(2) as u64, 304));
+    assert_eq!(jobs(&log.segments[0]).len(), 2);
+}
+
+#[test]
+fn bytes_in_the_last_units_of_a_file_are_quarantined_and_no_claim_waits_for_them() {
+    let fixture = Fixture::open(&[b"one"]);
+    // Cut so that two units are left after the record, too few for a header.
+    fixture.change_segment(|bytes| {
+        bytes.truncate(offset(1) + 16);
+        bytes[offset(1) + 9] = 1;
+    });
+    let (log, report) = fixture.recover();
+    let found = &report.quarantined[0];
+    assert_eq!((found.offset, found.len), (offset(1) as u64, 16));
+    assert_eq!(jobs(&log.segments[0]), [job(0, b"one")]);
+    // Sealed and found again, the zeros over it are no damage.
+    log.segments[0].seal().unwrap();
+    drop(log);
+    let (log, _) = fixture.recover();
+    let quarantine = fixture.dir.path().join("quarantine");
+    let mut later = recovery(&quarantine);
+    assert_eq!(log.segments[0].is_sealed(), true);
+    later.scan_later(&log.segments[0].pin().unwrap()).unwrap();
+    assert!(later.report.is_clean());
+}
+
+#[test]
+fn bytes_after_the_end_that_a_seal_names_are_never_looked_at() {
+    let fixture = Fixture::sealed(&[b"one"]);
+    fixture.change_segment(|bytes| {
+        // A valid record, which was not there when the segment was sealed.
+        let record = Header {
+            len: 40,
+            index: 1,
+            kind: KIND_JOB,
+            meta_len: 0,
+            enqueued_at: Timestamp::ZERO,
+            due_at: Timestamp::ZERO,
+        };
+        bytes.truncate(offset(1));
+        bytes.extend_from_slice(&encode(&record, identity(0).salt, &[5; 8]));
+        bytes.resize(SIZE as usize, 9);
+    });
+    let (log, _) = fixture.recover();
+    let quarantine = fixture.dir.path().join("quarantine");
+    let mut later = recovery(&quarantine);
+    later.scan_later(&log.segments[0].pin().unwrap()).unwrap();
+    log.segments[0].set_scanned();
+    assert!(later.report.is_clean());
+    assert_eq!(jobs(&log.segments[0]), [job(0, b"one")]);
+}
+
+#[test]
+fn a_seal_that_names_fewer_records_than_there_are_cannot_complete_a_segment_with_leases() {
+    let fixture = Fixture::open(&[b"one", b"two", b"three"]);
+    fixture.change_segment(|bytes| {
+        let end = Position {
+            index: 1,
+            units: (offset(3) / UNIT) as u32,
+        };
+        let (word, check) = header::encode_seal(identity(0).salt, end);
+        bytes[48..56].copy_from_slice(&word.to_le_bytes());
+        bytes[56..60].copy_from_slice(&check.to_le_bytes());
+    });
+    let (log, _) = fixture.recover();
+    let quarantine = fixture.dir.path().join("quarantine");
+    let mut later = recovery(&quarantine);
+    later.scan_later(&log.segments[0].pin().unwrap()).unwrap();
+    log.segments[0].set_scanned();
+    assert_eq!(later.report.quarantined.len(), 1);
+    assert_eq!(jobs(&log.segments[0]), [job(0, b"one")]);
+}
+
+fn encode(header: &Header, salt: u64, content: &[u8]) -> Vec<u8> {
+    let mut bytes = header.len.to_le_bytes().to_vec();
+    bytes.extend_from_slice(
+        &header
+            .check_over(salt, crc32fast::hash(content))
+            .to_le_bytes(),
+    );
+    bytes.extend_from_slice(&header.identity_word().to_le_bytes());
+    bytes.extend_from_slice(&header.enqueued_at.as_nanos().to_le_bytes());
+    bytes.extend_from_slice(&header.due_at.as_nanos().to_le_bytes());
+    bytes.extend_from_slice(content);
+    bytes
+}
+
+#[test]
+fn a_record_copied_from_another_segment_is_refused() {
+    let fixture = Fixture::open(&[b"one", b"two"]);
+    let other = new_segment(fixture.dir.path(), 510, &[b"xxx", b"yyy"]);
+    let stranger = fs::read(&other.paths().segment).unwrap();
+    fixture.change_segment(|bytes| {
+        bytes[offset(1)..offset(2)].copy_from_slice(&stranger[offset(1)..offset(2)]);
+    });
+    let (log, report) = fixture.recover();
+    assert_eq!(report.quarantined.len(), 1);
+    assert_eq!(jobs(&log.segments[0]), [job(0, b"one")]);
+}
+
+#[test]
+fn a_record_copied_to_another_ordinal_is_refused() {
+    let fixture = Fixture::open(&[b"one", b"two", b"three"]);
+    // Backwards, where its ordinal is past, and forwards, where it is too early for so few bytes.
+    for (from, to) in [(0, 1), (2, 1), (2, 0)] {
+        fixture.change_segment(|bytes| {
+            let record = bytes[offset(from)..offset(from + 1)].to_vec();
+            bytes[offset(to)..offset(to + 1)].copy_from_slice(&record);
+        });
+        let (log, report) = fixture.recover();
+        assert!(!report.is_clean());
+        let found = jobs(&log.segments[0]);
+        assert!(found.is_sorted());
+        assert!(
+            found.iter().all(|found| {
+                found.1 == [b"one".as_slice(), b"two", b"three"][found.0 as usize]
+            })
+        );
+        assert!(!found.iter().any(|found| found.0 as usize == to));
+        drop(log);
+        let payloads: [&[u8]; 3] = [b"one", b"two", b"three"];
+        fs::remove_file(&fixture.paths.segment).unwrap();
+        fs::remove_file(&fixture.paths.ack).unwrap();
+        new_segment(fixture.dir.path(), 0, &payloads);
+    }
+}
+
+#[test]
+fn many_damaged_regions_make_one_copy_and_are_all_reported() {
+    let payloads = vec![b"job".as_slice(); 100];
+    let fixture = Fixture::open(&payloads);
+    fixture.change_segment(|bytes| {
+        for n in (1..100).step_by(2) {
+            bytes[offset(n) + 32] ^= 1;
+        }
+    });
+    let (log, report) = fixture.recover();
+    assert_eq!(report.quarantined.len(), 50);
+    let copies = fixture.quarantined_bytes();
+    assert_eq!(copies.len(), 1);
+    assert_eq!(copies[0].len(), offset(100) - offset(1));
+    let expected: Vec<_> = (0..100).step_by(2).collect();
+    let found: Vec<_> = jobs(&log.segments[0]).iter().map(|job| job.0).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn damage_at_the_same_place_again_leaves_the_earlier_copy_alone() {
+    let fixture = Fixture::open(&[b"one", b"two", b"three"]);
+    fixture.change_segment(|bytes| bytes[offset(1) + 32] ^= 1);
+    let bad = fs::read(&fixture.paths.segment).unwrap();
+    fixture.recover();
+    // As if the process had died before the pad was written: the same bytes, one copy.
+    fs::write(&fixture.paths.segment, &bad).unwrap();
+    fixture.recover();
+    assert_eq!(fixture.quarantined_bytes().len(), 1);
+    // As if it had died while it wrote the pad: other bytes, a second copy.
+    fs::write(&fixture.paths.segment, &bad).unwrap();
+    fixture.change_segment(|bytes| bytes[offset(1) + 8] ^= 1);
+    fixture.recover();
+    let copies = fixture.quarantined_bytes();
+    assert_eq!(copies.len(), 2);
+    assert!(copies.contains(&bad[offset(1)..offset(2)].to_vec()));
+}
+
+#[test]
+fn a_damaged_segment_is_held_back_while_the_quarantine_does_not_fit_the_disk() {
+    let fixture = Fixture::open(&[b"one", b"two", b"three"]);
+    fixture.change_segment(|bytes| bytes[offset(1) + 32] ^= 1);
+    let before = fs::read(&fixture.paths.segment).unwrap();
+    let quarantine = fixture.dir.path().join("quarantine");
+    let fault = faults::fill_disk(&quarantine);
+    let (log, _) = fixture.recover();
+    let segment = &log.segments[0];
+    assert!(segment.is_unscanned() && !segment.is_sealed());
+    assert_eq!(fs::read(&fixture.paths.segment).unwrap(), before);
+    let mut later = recovery(&quarantine);
+    assert!(later.scan_later(&segment.pin().unwrap()).is_err());
+    drop(fault);
+    later.scan_later(&segment.pin().unwrap()).unwrap();
+    segment.set_scanned();
+    assert_eq!(later.report.quarantined.len(), 1);
+    assert_eq!(jobs(segment), [job(0, b"one"), job(2, b"three")]);
+}
+
+#[test]
+fn replays_are_collected_from_scanned_segments_whether_their_jobs_are_done_or_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let segment = new_segment(dir.path(), 0, &[b"plain"]);
+    for letter in [11, 12] {
+        let meta = Meta {
+            replay_of: Some(Sequence::new(letter)),
+            ..Meta::default()
+        };
+        let record = NewRecord {
+            enqueued_at: Timestamp::ZERO,
+            due_at: Timestamp::ZERO,
+            meta: &meta.encode(1000),
+            payload: b"again",
+        };
+        segment.append(&record);
+    }
+    segment.pin().unwrap().mark_done(2);
+    let (log, _) = recover(dir.path());
+    assert_eq!(log.replays, [Sequence::new(11), Sequence::new(12)]);
+    segment.close_now();
+    segment.seal().unwrap();
+    let (log, _) = recover(dir.path());
+    assert!(log.replays.is_empty(), "sealed: their letters were settled");
+}
+
+#[test]
+fn a_payload_of_fake_headers_is_no_record_and_hides_none_after_it() {
+    // As a first word: a record of 2000 bytes. As a second: ordinal 2000, kind 1. So each unit
+    // from the 8000th on is a header that only its checksum can refuse.
+    const FAKE: u64 = (KIND_JOB as u64) << 32 | 2000;
+    const LEN: usize = 1024 * 1024;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("segment");
+    let mut bytes = vec![0; 64];
+    while bytes.len() < LEN {
+        bytes.extend_from_slice(&FAKE.to_le_bytes());
+    }
+    let record = Header {
+        len: 40,
+        index: 2001,
+        kind: KIND_JOB,
+        meta_len: 0,
+        enqueued_at: Timestamp::ZERO,
+        due_at: Timestamp::ZERO,
+    };
+    bytes.extend_from_slice(&encode(&record, 1, &[5; 8]));
+    fs::write(&path, &bytes).unwrap();
+    let records = Records::open(&path, bytes.len() as u64).unwrap();
+    let limit = Position {
+        index: segment::capacity_of(bytes.len() as u64),
+        units: (bytes.len() / UNIT) as u32,
+    };
+    let scan = Scan::run(&records, Limit::AtMost(limit), 1);
+    assert_eq!(
+        scan.end,
+        Position {
+            index: 2002,
+            ..limit
+        }
+    );
+    assert_eq!(scan.missing, [(0, 2001)]);
+    assert_eq!(scan.regions.len(), 1);
+    assert_eq!(
+        (scan.regions[0].from, scan.regions[0].to),
+        (8, LEN as u32 / 8)
+    );
+}
+
+// Directories.
+
+#[test]
+fn files_that_are_none_of_ours_are_left_alone_and_never_block() {
+    let fixture = Fixture::open(&[b"one"]);
+    let dir = fixture.dir.path();
+    let foreign = [
+        "+0000000000000000001.seg",
+        "0000000000000000001.seg",
+        "00000000000000000x01.seg",
+        "99999999999999999999.seg",
+        "00072057594037927935.seg",
+        "72057594037927935.ack",
+        "notes.txt",
+    ];
+    for name in foreign {
+        fs::write(dir.join(name), b"mine").unwrap();
+    }
+    fs::create_dir(dir.join("00000000000000051000.seg")).unwrap();
+    fs::create_dir(dir.join("00000000000000052000.ack")).unwrap();
+    let (log, report) = fixture.recover();
+    assert_eq!((log.segments.len(), log.leftovers.len()), (1, 0));
+    assert!(report.is_clean());
+    for name in foreign {
+        assert_eq!(fs::read(dir.join(name)).unwrap(), b"mine");
+    }
+    // A new segment does not collide with the directory.
+    assert_eq!(log.next_base, origin().plus_wide(51_000 + 510));
+}
+
+#[test]
+fn an_ack_file_alone_is_a_leftover_and_its_sequences_are_used_up() {
+    let fixture = Fixture::open(&[b"one"]);
+    let other = new_segment(fixture.dir.path(), 510, &[b"x"]);
+    fs::remove_file(&other.paths().segment).unwrap();
+    let (log, report) = fixture.recover();
+    assert_eq!(log.segments.len(), 1);
+    assert_eq!(log.leftovers.len(), 1);
+    assert_eq!(log.leftovers[0].ack, other.paths().ack);
+    assert_eq!(log.next_base, origin().plus_wide(2 * 510));
+    assert!(report.is_clean());
+}
+
+#[test]
+fn a_segment_under_another_name_or_of_another_size_is_quarantined() {
+    let fixture = Fixture::open(&[b"one"]);
+    let moved = Paths::new(fixture.dir.path(), origin().plus_wide(510));
+    fs::rename(&fixture.paths.segment, &moved.segment).unwrap();
+    fs::rename(&fixture.paths.ack, &moved.ack).unwrap();
+    let (log, report) = fixture.recover();
+    assert!(log.segments.is_empty());
+    assert_eq!(report.quarantined[0].damage, Damage::Header);
+    assert_eq!(fixture.quarantined_bytes()[0].len() as u64, SIZE);
+}
+
+#[test]
+fn arbitrary_bytes_in_any_file_never_panic_and_never_block() {
+    let mut random = fastrand::Rng::with_seed(3);
+    let good_payloads = vec![b"payload".as_slice(); 50];
+    let fixture = Fixture::open(&good_payloads);
+    let segment = fs::read(&fixture.paths.segment).unwrap();
+    let acks = fs::read(&fixture.paths.ack).unwrap();
+    for _ in 0..150 {
+        for (path, good) in [
+            (&fixture.paths.segment, &segment),
+            (&fixture.paths.ack, &acks),
+        ] {
+            let mut bytes = good.clone();
+            for _ in 0..random.usize(0..20) {
+                let from = random.usize(0..bytes.len());
+                let to = (from + random.usize(1..100)).min(bytes.len());
+                match random.u8(0..3) {
+                    0 => bytes[from..to].fill(0),
+                    1 => bytes[from..to].fill_with(|| random.u8(..)),
+                    _ => bytes[from] ^= 1 << random.u8(0..8),
+                }
+            }
+            if random.u8(0..4) == 0 {
+                bytes.truncate(random.usize(0..=bytes.len()));
+            }
+            fs::write(path, bytes).unwrap();
+        }
+        let (log, _) = fixture.recover();
+        for segment in &log.segments {
+            if segment.is_unscanned() {
+                let quarantine = fixture.dir.path().join("quarantine");
+                let pinned = segment.pin().unwrap();
+                recovery(&quarantine).scan_later(&pinned).unwrap();
+                segment.set_scanned();
+            }
+            for (index, payload) in jobs(segment) {
+                assert!(index < 50);
+                assert_eq!(
+                    payload, b"payload",
+                    "what is delivered is what was enqueued"
+                );
+            }
+        }
+        drop(log);
+        let (_, report) = fixture.recover();
+        assert!(
+            report
+                .quarantined
+                .iter()
+                .all(|found| found.damage == Damage::Header || found.damage == Damage::Truncated)
+        );
+    }
+}

@@ -1,0 +1,138 @@
+//! Spare segments: the files of a retired one, emptied, from which the next one is made.
+//!
+//! New files cost the kernel a page to find, to zero, to map and to account for, for each 4 KiB
+//! that goes through the log; files that are used again cost their zeroing, in pages that are
+//! mapped already and mostly in the cache.
+//!
+//! While it waits, a spare has names of its own, which the next open removes. It is zero but for
+//! its headers before it gets its new names, and its new salt makes whatever a power cut brings
+//! back of its past fail every check.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::ack;
+use super::header::Identity;
+use super::record::UNIT;
+use super::segment::{Maps, Paths, Segment};
+use super::tail::Position;
+use crate::storage::{self, StorageError};
+
+const SEGMENT_SUFFIX: &str = "spare";
+const ACK_SUFFIX: &str = "spare-ack";
+
+/// How many segments a stripe should have, in use and in reserve: what it lately needed, and one
+/// more. Files are made, and their space is given back, only when that changes.
+pub(super) struct Pool {
+    wanted: usize,
+    /// When it was last as large as wanted.
+    needed_at: Instant,
+    /// Space is limited: more than the smallest pool may be what another stripe needs.
+    limited: bool,
+}
+
+/// The segment appended to, the one before, which is about to be done, and the next one.
+const SMALLEST_POOL: usize = 3;
+/// For how long a pool stays as large as it was needed.
+const POOL_MEMORY: Duration = Duration::from_secs(1);
+
+impl Pool {
+    pub(super) fn new(limited: bool) -> Self {
+        Self {
+            wanted: SMALLEST_POOL,
+            needed_at: Instant::now(),
+            limited,
+        }
+    }
+
+    pub(super) fn grow_to(&mut self, needed: usize) {
+        let now = Instant::now();
+        if needed >= self.wanted || now.duration_since(self.needed_at) > POOL_MEMORY {
+            self.wanted = needed.max(SMALLEST_POOL);
+            self.needed_at = now;
+        }
+    }
+
+    pub(super) fn wanted(&self) -> usize {
+        if self.limited {
+            SMALLEST_POOL
+        } else {
+            self.wanted
+        }
+    }
+}
+
+/// The mapped files of a retired segment, all zero.
+pub(super) struct Spare(Maps);
+
+/// The names under which the files of a segment wait.
+pub(super) fn waiting(paths: &Paths) -> Paths {
+    Paths {
+        segment: paths.segment.with_extension(SEGMENT_SUFFIX),
+        ack: paths.segment.with_extension(ACK_SUFFIX),
+    }
+}
+
+/// The files of an earlier process's spares.
+pub(super) fn left_in(dir: &Path) -> Result<Vec<PathBuf>, StorageError> {
+    let names = storage::list(dir)?;
+    let is_spare = |name: &&String| {
+        let suffix = name.split_once('.').map(|(_, suffix)| suffix);
+        suffix == Some(SEGMENT_SUFFIX) || suffix == Some(ACK_SUFFIX)
+    };
+    Ok(names
+        .iter()
+        .filter(is_spare)
+        .map(|name| dir.join(name))
+        .collect())
+}
+
+impl Spare {
+    /// Empties the files, which were renamed to `paths` and are zero already from `end` on.
+    pub(super) fn clean(mut maps: Maps, end: Position, paths: Paths) -> Self {
+        maps.records.file.moved_to(paths.segment);
+        maps.acks.file.moved_to(paths.ack);
+        maps.records.file.zero(0, end.units as usize * UNIT);
+        maps.acks.zero_up_to(end.index);
+        Self(maps)
+    }
+
+    /// Makes it the segment of this identity.
+    pub(super) fn into_segment(
+        self,
+        dir: &Path,
+        identity: Identity,
+        durable_name: bool,
+    ) -> Result<Arc<Segment>, StorageError> {
+        let Self(mut maps) = self;
+        let paths = Paths::new(dir, identity.base);
+        maps.write_headers(&identity);
+        // The segment first, see `Segment::create`.
+        maps.records.file.rename(&paths.segment)?;
+        maps.acks.file.rename(&paths.ack)?;
+        if durable_name {
+            storage::flush_directory(dir)?;
+        }
+        Ok(Segment::from_spare(identity, maps, paths, durable_name))
+    }
+
+    /// Gives its space back. Files that stay are removed by the next open.
+    pub(super) fn remove(self) {
+        let Self(maps) = self;
+        for file in [&maps.records.file, &maps.acks.file] {
+            if let Err(error) = storage::remove_file(file.path()) {
+                tracing::debug!(%error, "a spare segment stays");
+            }
+        }
+    }
+}
+
+impl super::ack::AckFile {
+    /// Zeroes the header and all that is kept of the records below `end`.
+    fn zero_up_to(&mut self, end: u32) {
+        let [words, counts] = ack::used_ranges(self.capacity(), end);
+        self.file.zero(words.start, words.len());
+        self.file.zero(counts.start, counts.len());
+    }
+}

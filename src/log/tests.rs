@@ -1,0 +1,795 @@
+//! A stripe's log from open to close: rolling, retiring, sealing, a full disk, statistics.
+
+use std::fs;
+use std::sync::atomic::AtomicU32;
+
+use super::*;
+use crate::log::lease::Lease;
+use crate::log::segment::capacity_of;
+use crate::storage::faults;
+
+const SIZE: u64 = 16384;
+/// A payload of which 15 records fill a segment to the last byte.
+const LARGE: [u8; 1056] = [7; 1056];
+const LARGE_PER_SEGMENT: u32 = 15;
+
+struct Fixture {
+    root: tempfile::TempDir,
+    kicks: Arc<AtomicU32>,
+    max_bytes: Option<u64>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self {
+            root: tempfile::tempdir().unwrap(),
+            kicks: Arc::default(),
+            max_bytes: None,
+        }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.root.path().join("log/02")
+    }
+
+    fn quarantine(&self) -> PathBuf {
+        self.root.path().join("quarantine")
+    }
+
+    fn open(&self) -> Stripe {
+        self.open_with_report().0
+    }
+
+    fn open_with_report(&self) -> (Stripe, RecoveryReport, Vec<Sequence>) {
+        self.try_open().unwrap()
+    }
+
+    fn try_open(&self) -> Result<(Stripe, RecoveryReport, Vec<Sequence>), StorageError> {
+        let kicks = Arc::clone(&self.kicks);
+        let config = LogConfig {
+            segment_size: SIZE,
+            quarantine: self.quarantine(),
+            budget: Arc::new(SpaceBudget::new(self.max_bytes)),
+            durable_names: false,
+            kick: Arc::new(move || {
+                kicks.fetch_add(1, Ordering::Relaxed);
+            }),
+        };
+        let quarantine = self.quarantine();
+        let mut recovery = Recovery {
+            segment_size: SIZE,
+            quarantine: &quarantine,
+            report: RecoveryReport::default(),
+            progress: None,
+            segments_seen: 0,
+        };
+        let (stripe, replays) = Stripe::open(&self.dir(), origin(), config, &mut recovery)?;
+        Ok((stripe, recovery.report, replays))
+    }
+
+    fn files(&self, suffix: &str) -> Vec<String> {
+        let mut names = storage::list(&self.dir()).unwrap();
+        names.retain(|name| name.ends_with(suffix));
+        names
+    }
+}
+
+fn origin() -> Sequence {
+    Sequence::first_of_stripe(2)
+}
+
+fn record(payload: &[u8]) -> NewRecord<'_> {
+    NewRecord {
+        enqueued_at: Timestamp::from_nanos(5),
+        due_at: Timestamp::ZERO,
+        meta: b"",
+        payload,
+    }
+}
+
+fn append(stripe: &Stripe, payload: &[u8]) -> Sequence {
+    stripe.append_shared(&record(payload)).unwrap().0
+}
+
+fn fill_segments(stripe: &Stripe, segments: u32) -> Vec<Sequence> {
+    (0..segments * LARGE_PER_SEGMENT)
+        .map(|_| append(stripe, &LARGE))
+        .collect()
+}
+
+/// Claims everything there is.
+fn claim_all(stripe: &Stripe) -> Vec<Lease> {
+    let mut leases = Vec::new();
+    while claim(stripe, 1000, usize::MAX, &mut leases) == Claim::Taken {}
+    leases
+}
+
+fn claim(stripe: &Stripe, max_jobs: u32, max_bytes: usize, leases: &mut Vec<Lease>) -> Claim {
+    let mut runs = Vec::new();
+    let claim = stripe.claim(max_jobs, max_bytes, false, &mut runs);
+    for run in runs {
+        run.expand(|lease, _| leases.push(lease));
+    }
+    claim
+}
+
+fn sequences(leases: &[Lease]) -> Vec<Sequence> {
+    leases.iter().map(Lease::sequence).collect()
+}
+
+#[test]
+fn records_are_claimed_in_log_order_across_segments() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    let appended = fill_segments(&stripe, 3);
+    assert!(appended.is_sorted());
+    assert_eq!(sequences(&claim_all(&stripe)), appended);
+    assert_eq!(fixture.files(".seg").len(), 3);
+    // The next one rolls.
+    append(&stripe, b"");
+    let capacity = capacity_of(SIZE);
+    assert_eq!(stripe.active().base(), origin().plus(3 * capacity));
+    assert_eq!(claim_all(&stripe).len(), 1);
+}
+
+#[test]
+fn a_cached_segment_that_is_old_is_brought_up_to_date() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    let mut cached = stripe.active();
+    fill_segments(&stripe, 2);
+    let sequence = stripe.append(&mut cached, &record(b"last")).unwrap();
+    assert_eq!(cached.base(), stripe.active().base());
+    assert_eq!(sequences(&claim_all(&stripe)).last(), Some(&sequence));
+}
+
+#[test]
+fn a_batch_has_sequences_without_a_gap_and_moves_to_the_next_segment_as_a_whole() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    for _ in 0..LARGE_PER_SEGMENT - 1 {
+        append(&stripe, &LARGE);
+    }
+    let batch = [record(&LARGE), record(b"x"), record(&LARGE)];
+    let mut cached = stripe.active();
+    let first = stripe.append_all(&mut cached, &batch).unwrap();
+    assert_eq!(first, origin().plus(capacity_of(SIZE)));
+    let claimed = sequences(&claim_all(&stripe));
+    assert_eq!(
+        claimed[LARGE_PER_SEGMENT as usize - 1..],
+        [first, first.plus(1), first.plus(2)]
+    );
+}
+
+#[test]
+fn the_longest_record_is_a_quarter_of_a_segment_and_at_most_16_mib() {
+    assert_eq!(max_record_bytes(16384), (16384 - 64) / 4);
+    assert_eq!(max_record_bytes(64 << 20), (16 << 20) - 16);
+    assert_eq!(max_record_bytes(1 << 30), 16 << 20);
+}
+
+#[test]
+fn a_roll_takes_the_prepared_segment_and_asks_for_another() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    stripe.prepare();
+    stripe.prepare();
+    assert_eq!(fixture.files(".seg").len(), 2);
+    let kicks = fixture.kicks.load(Ordering::Relaxed);
+    fill_segments(&stripe, 1);
+    append(&stripe, b"");
+    assert_eq!(fixture.files(".seg").len(), 2);
+    assert!(fixture.kicks.load(Ordering::Relaxed) > kicks);
+}
+
+#[test]
+fn complete_segments_are_retired_in_any_order_but_never_the_active_one() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    fill_segments(&stripe, 3);
+    stripe.prepare();
+    let leases = claim_all(&stripe);
+    let (middle, others): (Vec<_>, Vec<_>) = leases
+        .into_iter()
+        .partition(|lease| lease.segment_base() == origin().plus(capacity_of(SIZE)));
+    middle.into_iter().for_each(|lease| _ = lease.ack());
+    stripe.reclaim().unwrap();
+    let third = origin().plus(2 * capacity_of(SIZE));
+    let mut names = |bases: &[u64]| {
+        let expected: Vec<_> = bases.iter().map(|base| format!("{base:020}.seg")).collect();
+        assert_eq!(fixture.files(".seg"), expected);
+        assert_eq!(fixture.files(".ack").len(), expected.len());
+    };
+    // The first, the third, and the one prepared.
+    names(&[0, third.within_stripe(), 3 * 510]);
+    others.into_iter().for_each(|lease| _ = lease.ack());
+    stripe.reclaim().unwrap();
+    names(&[third.within_stripe(), 3 * 510]);
+    assert!(claim_all(&stripe).is_empty());
+    append(&stripe, &LARGE);
+    assert_eq!(claim_all(&stripe).len(), 1);
+}
+
+#[test]
+fn a_segment_is_unmapped_only_when_nobody_reads_it_any_more() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    fill_segments(&stripe, 1);
+    append(&stripe, b"");
+    let pinned = stripe.pin_containing(origin()).unwrap();
+    claim_all(&stripe)
+        .into_iter()
+        .for_each(|lease| _ = lease.ack());
+    stripe.reclaim().unwrap();
+    assert_eq!(fixture.files(".seg").len(), 1);
+    assert!(stripe.pin_containing(origin()).is_none());
+    // Read after its files are gone.
+    assert!(
+        pinned
+            .records(segment::START)
+            .all(|record| record.payload() == LARGE)
+    );
+    assert_eq!(
+        pinned.records(segment::START).count() as u32,
+        LARGE_PER_SEGMENT
+    );
+    drop(pinned);
+    stripe.reclaim().unwrap();
+}
+
+#[test]
+fn an_ack_file_stays_until_the_removal_of_its_segment_is_durable() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    fill_segments(&stripe, 1);
+    append(&stripe, b"");
+    claim_all(&stripe)
+        .into_iter()
+        .for_each(|lease| _ = lease.ack());
+    // Somebody may rely on these acks now.
+    stripe.flush(true).unwrap();
+    let fault = faults::fail_flushes(&fixture.dir());
+    assert!(stripe.reclaim().is_err());
+    drop(fault);
+    assert_eq!(fixture.files(".seg").len(), 1);
+    assert_eq!(fixture.files(".ack").len(), 2);
+    stripe.reclaim().unwrap();
+    assert_eq!(fixture.files(".ack").len(), 1);
+}
+
+#[test]
+fn sequences_are_never_given_out_twice_however_often_an_empty_log_is_opened() {
+    let fixture = Fixture::new();
+    let mut given = Vec::new();
+    for round in 0..6 {
+        let stripe = fixture.open();
+        stripe.reclaim().unwrap();
+        given.push(append(&stripe, b"job"));
+        stripe.prepare();
+        claim_all(&stripe)
+            .into_iter()
+            .for_each(|lease| _ = lease.ack());
+        if round % 2 == 0 {
+            stripe.close();
+            stripe.seal(true).unwrap();
+            stripe.reclaim().unwrap();
+        }
+    }
+    assert!(given.is_sorted_by(|a, b| a < b), "{given:?}");
+    // Nor do files pile up: a segment, its ack file, and the limit.
+    let stripe = fixture.open();
+    stripe.reclaim().unwrap();
+    assert_eq!(fixture.files("").len(), 3);
+}
+
+#[test]
+fn a_log_whose_sequences_are_used_up_says_so() {
+    let fixture = Fixture::new();
+    let capacity = u64::from(capacity_of(SIZE));
+    fs::create_dir_all(fixture.dir()).unwrap();
+    let highest = Sequence::MAX_WITHIN_STRIPE - capacity;
+    fs::write(fixture.dir().join(format!("{highest:020}.seg")), b"").unwrap();
+    let error = fixture.try_open().err().unwrap();
+    assert!(error.to_string().contains("used up"), "{error}");
+}
+
+#[test]
+fn seal_gives_consumers_time_to_complete_a_segment_unless_told_to_seal_all() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    fill_segments(&stripe, 3);
+    append(&stripe, b"");
+    let sealed = |stripe: &Stripe| -> Vec<bool> {
+        let segments = stripe.segments.read();
+        segments.iter().map(|segment| segment.is_sealed()).collect()
+    };
+    while let Some(left) = stripe.seal(false).unwrap() {
+        assert_eq!(sealed(&stripe)[2..], [false, false]);
+        std::thread::sleep(left);
+    }
+    assert_eq!(sealed(&stripe), [true, true, true, false]);
+    append(&stripe, b"");
+    fill_segments(&stripe, 1);
+    assert!(stripe.seal(false).unwrap().is_some());
+    stripe.seal(true).unwrap();
+    assert_eq!(sealed(&stripe), [true, true, true, true, false]);
+    let (_, report, _) = fixture.open_with_report();
+    assert_eq!((report.sealed, report.scanned), (4, 1));
+}
+
+#[test]
+fn after_close_nothing_can_be_appended_and_everything_can_be_sealed() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    let mut cached = stripe.active();
+    append(&stripe, b"job");
+    stripe.prepare();
+    stripe.close();
+    stripe.close();
+    let closed = |result| assert!(matches!(result, Err(RollError::Closed)));
+    closed(stripe.append(&mut cached, &record(b"")));
+    closed(stripe.append_all(&mut cached, &[record(b"")]));
+    closed(
+        stripe
+            .append_shared(&record(b""))
+            .map(|(sequence, _)| sequence),
+    );
+    stripe.prepare();
+    assert_eq!(fixture.files(".seg").len(), 1);
+    stripe.seal(true).unwrap();
+    let (_, report, _) = fixture.open_with_report();
+    assert_eq!((report.sealed, report.scanned, report.records), (1, 0, 1));
+    // Whoever claims goes on.
+    assert_eq!(claim_all(&stripe).len(), 1);
+}
+
+#[test]
+fn while_retirement_is_held_nothing_is_sealed_and_seal_all_waits() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    fill_segments(&stripe, 3);
+    let hold = stripe.hold_retirement();
+    stripe.seal(false).unwrap();
+    assert!(
+        stripe
+            .segments
+            .read()
+            .iter()
+            .all(|segment| !segment.is_sealed())
+    );
+    std::thread::scope(|scope| {
+        let all = scope.spawn(|| stripe.seal(true));
+        assert!(
+            stripe
+                .segments
+                .read()
+                .iter()
+                .all(|segment| !segment.is_sealed())
+        );
+        drop(hold);
+        all.join().unwrap().unwrap();
+    });
+    assert!(stripe.segments.read()[0].is_sealed());
+}
+
+#[test]
+fn a_failed_flush_ends_sealing_with_that_failure() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    fill_segments(&stripe, 3);
+    let first = stripe.pin_containing(origin()).unwrap();
+    let fault = faults::fail_flushes(&first.segment().paths().segment);
+    assert!(stripe.seal(true).is_err());
+    drop(fault);
+    assert!(stripe.seal(true).is_err());
+    assert!(stripe.flush(false).is_err());
+    assert!(!first.segment().is_sealed());
+}
+
+#[test]
+fn opening_neither_seals_nor_retires_so_that_replays_can_be_settled_first() {
+    let fixture = Fixture::new();
+    {
+        let stripe = fixture.open();
+        let meta = record::Meta {
+            replay_of: Some(DEAD_ORIGIN.plus(4)),
+            ..record::Meta::default()
+        };
+        let meta = meta.encode(100);
+        let replay = NewRecord {
+            meta: &meta,
+            ..record(b"again")
+        };
+        stripe.append_shared(&replay).unwrap();
+        fill_segments(&stripe, 2);
+        claim_all(&stripe)
+            .into_iter()
+            .for_each(|lease| _ = lease.ack());
+    }
+    for _ in 0..2 {
+        let (stripe, _, replays) = fixture.open_with_report();
+        assert_eq!(replays, [DEAD_ORIGIN.plus(4)]);
+        drop(stripe);
+    }
+    let stripe = fixture.open();
+    stripe.reclaim().unwrap();
+    assert_eq!(fixture.files(".seg").len(), 1);
+}
+
+#[test]
+fn a_sealed_segment_that_is_done_is_retired_unread_and_claims_go_past_it() {
+    let fixture = Fixture::new();
+    let last = {
+        let stripe = fixture.open();
+        fill_segments(&stripe, 1);
+        let last = append(&stripe, b"last");
+        let mut leases = claim_all(&stripe);
+        leases.pop();
+        stripe.close();
+        stripe.seal(true).unwrap();
+        leases.into_iter().for_each(|lease| _ = lease.ack());
+        last
+    };
+    let stripe = fixture.open();
+    stripe.reclaim().unwrap();
+    assert!(stripe.may_have_work());
+    assert_eq!(sequences(&claim_all(&stripe)), [last]);
+    assert!(!stripe.may_have_work());
+}
+
+#[test]
+fn a_damaged_segment_that_cannot_be_set_aside_is_held_back_and_consumers_may_sleep() {
+    let fixture = Fixture::new();
+    {
+        let stripe = fixture.open();
+        append(&stripe, b"first");
+        append(&stripe, b"second");
+        stripe.close();
+        stripe.seal(true).unwrap();
+    }
+    let path = fixture.dir().join(format!("{:020}.seg", 0));
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[64 + 32] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let stripe = fixture.open();
+    assert!(stripe.may_have_work());
+    let fault = faults::fill_disk(&fixture.quarantine());
+    assert!(claim_all(&stripe).is_empty());
+    assert!(stripe.is_held_back());
+    assert!(
+        !stripe.may_have_work(),
+        "a consumer that looks again finds nothing"
+    );
+    assert!(
+        stripe
+            .pins()
+            .iter()
+            .all(|pinned| pinned.segment().base() != origin())
+    );
+    drop(fault);
+    *stripe.held_back_until.lock() = None;
+    assert!(stripe.may_have_work());
+    let leases = claim_all(&stripe);
+    assert_eq!(leases.len(), 1);
+    assert_eq!(leases[0].record().payload(), b"second");
+    assert_eq!(stripe.damaged_regions(), 1);
+    for lease in leases {
+        assert!(lease.ack().segment_complete, "the lost one counts as done");
+    }
+    stripe.reclaim().unwrap();
+    assert_eq!(fixture.files(".seg").len(), 1);
+}
+
+// Space.
+
+#[test]
+fn a_full_budget_refuses_the_roll_until_a_segment_is_retired() {
+    let fixture = Fixture {
+        max_bytes: Some(3 * SIZE),
+        ..Fixture::new()
+    };
+    let stripe = fixture.open();
+    fill_segments(&stripe, 3);
+    for _ in 0..2 {
+        assert!(matches!(
+            stripe.append_shared(&record(b"")),
+            Err(RollError::OverBudget)
+        ));
+    }
+    let mut leases = claim_all(&stripe);
+    leases
+        .drain(..LARGE_PER_SEGMENT as usize)
+        .for_each(|lease| _ = lease.ack());
+    // The producer retires by itself.
+    append(&stripe, b"");
+    assert_eq!(fixture.files(".seg").len(), 3);
+}
+
+#[test]
+fn on_a_full_disk_a_log_that_is_all_done_makes_room_for_its_next_segment() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    fill_segments(&stripe, 1);
+    claim_all(&stripe)
+        .into_iter()
+        .for_each(|lease| _ = lease.ack());
+    let fault = faults::fill_disk(&fixture.dir());
+    let full = |stripe: &Stripe| match stripe.append_shared(&record(b"")) {
+        Err(RollError::Storage(error)) => assert!(error.is_full()),
+        _ => panic!("there was room"),
+    };
+    // Somebody reads it: what is read is not taken away.
+    let pinned = stripe.pin_containing(origin()).unwrap();
+    full(&stripe);
+    let path = fixture.dir().join(format!("{:020}.seg", 0));
+    assert_eq!(fs::metadata(&path).unwrap().len(), SIZE);
+    drop(pinned);
+    full(&stripe);
+    // Its name still says which sequences were given out.
+    assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+    assert_eq!(stripe.stats().bytes, 0);
+    assert!(!stripe.may_have_work());
+    assert!(claim_all(&stripe).is_empty());
+    assert!(stripe.flush(true).is_ok() && stripe.seal(true).is_ok());
+    drop(fault);
+    let next = append(&stripe, b"job");
+    assert!(next >= origin().plus(capacity_of(SIZE)));
+    assert_eq!(sequences(&claim_all(&stripe)), [next]);
+    stripe.reclaim().unwrap();
+    assert_eq!(fixture.files(".seg").len(), 1);
+    let stats = stripe.stats();
+    assert_eq!(
+        (stats.live, stats.appended),
+        (1, u64::from(LARGE_PER_SEGMENT) + 1)
+    );
+}
+
+#[test]
+fn an_emptied_segment_is_nothing_to_the_next_open() {
+    let fixture = Fixture::new();
+    let given = {
+        let stripe = fixture.open();
+        let given = fill_segments(&stripe, 1);
+        claim_all(&stripe)
+            .into_iter()
+            .for_each(|lease| _ = lease.ack());
+        let _fault = faults::fill_disk(&fixture.dir());
+        assert!(stripe.append_shared(&record(b"")).is_err());
+        given
+    };
+    let (stripe, report, _) = fixture.open_with_report();
+    assert_eq!(report, RecoveryReport::default());
+    assert!(append(&stripe, b"") > given[given.len() - 1]);
+}
+
+#[test]
+fn a_log_with_jobs_opens_on_a_full_disk_and_its_consumers_go_on() {
+    let fixture = Fixture::new();
+    let appended = {
+        let stripe = fixture.open();
+        let appended = fill_segments(&stripe, 1);
+        stripe.prepare();
+        appended
+    };
+    let fault = faults::fill_disk(&fixture.dir());
+    let stripe = fixture.open();
+    // What was prepared gave its space back, and kept its name.
+    let prepared = fixture.dir().join(format!("{:020}.seg", capacity_of(SIZE)));
+    assert_eq!(fs::metadata(&prepared).unwrap().len(), 0);
+    assert!(matches!(
+        stripe.append_shared(&record(b"")),
+        Err(RollError::Storage(error)) if error.is_full()
+    ));
+    let leases = claim_all(&stripe);
+    assert_eq!(sequences(&leases), appended);
+    assert!(!stripe.may_have_work());
+    leases.into_iter().for_each(|lease| _ = lease.ack());
+    stripe.reclaim().unwrap();
+    assert_eq!(fixture.files(".seg").len(), 2);
+    drop(fault);
+    let next = append(&stripe, b"job");
+    assert!(next >= origin().plus(2 * capacity_of(SIZE)));
+    assert_eq!(sequences(&claim_all(&stripe)), [next]);
+    drop(stripe);
+    fixture.open().reclaim().unwrap();
+    assert_eq!(fixture.files(".seg").len(), 2);
+}
+
+#[test]
+fn a_new_log_on_a_full_disk_is_an_error() {
+    let fixture = Fixture::new();
+    let _fault = faults::fill_disk(&fixture.dir());
+    assert!(fixture.try_open().err().unwrap().is_full());
+}
+
+// Statistics.
+
+#[test]
+fn statistics_add_up_from_append_to_retirement() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    let check = |stripe: &Stripe, live, unclaimed, appended, done, segments| {
+        let stats = stripe.stats();
+        assert_eq!(
+            (
+                stats.live,
+                stats.unclaimed,
+                stats.appended,
+                stats.done,
+                stats.segments
+            ),
+            (live, unclaimed, appended, done, segments)
+        );
+    };
+    check(&stripe, 0, 0, 0, 0, 1);
+    fill_segments(&stripe, 2);
+    check(&stripe, 30, 30, 30, 0, 2);
+    let mut leases = Vec::new();
+    claim(&stripe, 10, usize::MAX, &mut leases);
+    check(&stripe, 30, 20, 30, 0, 2);
+    leases.into_iter().for_each(|lease| _ = lease.ack());
+    check(&stripe, 20, 20, 30, 10, 2);
+    append(&stripe, b"");
+    let leases = claim_all(&stripe);
+    check(&stripe, 21, 0, 31, 10, 3);
+    leases.into_iter().for_each(|lease| _ = lease.ack());
+    check(&stripe, 0, 0, 31, 31, 3);
+    stripe.reclaim().unwrap();
+    check(&stripe, 0, 0, 31, 31, 1);
+}
+
+#[test]
+fn statistics_after_reopening_count_what_is_left_and_what_is_done_since() {
+    let fixture = Fixture::new();
+    let appended = {
+        let stripe = fixture.open();
+        let appended = fill_segments(&stripe, 2);
+        let mut leases = claim_all(&stripe);
+        // Three of the first segment and two of the second.
+        leases.drain(15..17).for_each(|lease| _ = lease.ack());
+        leases.drain(0..3).for_each(|lease| _ = lease.ack());
+        appended
+    };
+    let stripe = fixture.open();
+    let counts = |stripe: &Stripe| {
+        let stats = stripe.stats();
+        (stats.live, stats.unclaimed, stats.appended, stats.done)
+    };
+    assert_eq!(counts(&stripe), (25, 25, 0, 0));
+    // Before consumers have reached it.
+    assert!(stripe.mark_done(appended[20]));
+    assert!(!stripe.mark_done(appended[20]));
+    assert_eq!(counts(&stripe), (24, 24, 0, 1));
+    let mut leases = Vec::new();
+    // Three of the five are done.
+    claim(&stripe, 5, usize::MAX, &mut leases);
+    assert_eq!(counts(&stripe), (24, 22, 0, 1));
+    leases.into_iter().for_each(|lease| _ = lease.ack());
+    assert_eq!(counts(&stripe), (22, 22, 0, 3));
+    let leases = claim_all(&stripe);
+    assert_eq!(leases.len(), 22);
+    assert_eq!(counts(&stripe), (22, 0, 0, 3));
+    leases.into_iter().for_each(|lease| _ = lease.ack());
+    stripe.reclaim().unwrap();
+    assert_eq!(counts(&stripe), (0, 0, 0, 25));
+}
+
+#[test]
+fn only_records_that_are_there_can_be_marked_done() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    let last = append(&stripe, b"job");
+    for wrong in [
+        last.plus(1),
+        last.plus(600),
+        origin().plus_wide(1 << 40),
+        Sequence::first_of_stripe(1),
+        Sequence::first_of_stripe(3),
+        Sequence::new(u64::MAX),
+        Sequence::new(0),
+    ] {
+        assert!(!stripe.mark_done(wrong), "{wrong}");
+        assert!(stripe.pin_containing(wrong).is_none() || wrong > last);
+    }
+    assert!(stripe.mark_done(last));
+    assert_eq!(stripe.stats().live, 0);
+}
+
+#[test]
+fn the_oldest_job_is_found_without_a_scan_of_the_backlog() {
+    let fixture = Fixture::new();
+    {
+        let stripe = fixture.open();
+        for at in 0..40 {
+            let one = NewRecord {
+                enqueued_at: Timestamp::from_nanos(100 + at),
+                ..record(&LARGE)
+            };
+            stripe.append_shared(&one).unwrap();
+        }
+        stripe.close();
+        stripe.seal(true).unwrap();
+        assert_eq!(
+            stripe.oldest_enqueued_at(),
+            Some(Timestamp::from_nanos(100))
+        );
+    }
+    let stripe = fixture.open();
+    assert_eq!(
+        stripe.oldest_enqueued_at(),
+        Some(Timestamp::from_nanos(100))
+    );
+    let unscanned = |stripe: &Stripe| -> usize {
+        let segments = stripe.segments.read();
+        segments
+            .iter()
+            .filter(|segment| segment.is_unscanned())
+            .count()
+    };
+    assert_eq!(unscanned(&stripe), 2);
+    let mut leases = claim_all(&stripe);
+    leases.drain(..20).for_each(|lease| _ = lease.ack());
+    assert_eq!(
+        stripe.oldest_enqueued_at(),
+        Some(Timestamp::from_nanos(120))
+    );
+    leases.into_iter().for_each(|lease| _ = lease.ack());
+    assert_eq!(stripe.oldest_enqueued_at(), None);
+}
+
+#[test]
+fn producers_consumers_and_upkeep_together_lose_nothing_and_deliver_nothing_twice() {
+    const PRODUCERS: u64 = 3;
+    const JOBS: u64 = 3000;
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    let seen = Mutex::new(vec![0u8; (PRODUCERS * JOBS) as usize]);
+    let acked = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for producer in 0..PRODUCERS {
+            let stripe = &stripe;
+            scope.spawn(move || {
+                let mut cached = stripe.active();
+                for job in 0..JOBS {
+                    let payload = (producer * JOBS + job).to_le_bytes();
+                    stripe.append(&mut cached, &record(&payload)).unwrap();
+                }
+            });
+        }
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut leases = Vec::new();
+                while acked.load(Ordering::Relaxed) < PRODUCERS * JOBS {
+                    if claim(&stripe, 64, 4096, &mut leases) == Claim::Taken {
+                        for lease in leases.drain(..) {
+                            let payload = lease.record().payload().try_into().unwrap();
+                            seen.lock()[u64::from_le_bytes(payload) as usize] += 1;
+                            lease.ack();
+                            acked.fetch_add(1, Ordering::Relaxed);
+                        }
+                    } else {
+                        std::thread::yield_now();
+                    }
+                }
+            });
+        }
+        scope.spawn(|| {
+            while acked.load(Ordering::Relaxed) < PRODUCERS * JOBS {
+                stripe.prepare();
+                stripe.reclaim().unwrap();
+                stripe.seal(false).unwrap();
+                let stats = stripe.stats();
+                assert!(stats.unclaimed <= stats.live && stats.done <= stats.appended);
+                assert_eq!(stats.live, stats.appended - stats.done);
+            }
+        });
+    });
+    assert!(seen.lock().iter().all(|&times| times == 1));
+    stripe.reclaim().unwrap();
+    let stats = stripe.stats();
+    assert_eq!((stats.live, stats.segments), (0, 1));
+    assert_eq!(
+        (stats.appended, stats.done),
+        (PRODUCERS * JOBS, PRODUCERS * JOBS)
+    );
+}

@@ -1,0 +1,347 @@
+//! The upkeep of a stripe's log: flushing, sealing, retiring, closing. Most of it is the
+//! maintenance thread's; a producer that finds the disk full retires too.
+//!
+//! The order of removal is what a power cut must not turn round: a segment's removal is durable
+//! before its ack file goes, which would bring its jobs back.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::segment::{Maps, Paths, Segment};
+use super::spare::{self, Spare};
+use super::tail::Position;
+use super::{Next, Stripe};
+use crate::storage::{self, StorageError};
+
+/// For how long a segment is full before it is sealed. Consumers that keep up will have it
+/// complete long before, and then it never costs disk bandwidth.
+const SEAL_DELAY: Duration = Duration::from_millis(200);
+
+/// What was retired and may still be read by someone, and the ack files that go later.
+#[derive(Default)]
+pub(super) struct Graveyard {
+    retired: Vec<Retired>,
+    /// Ack files whose segment's removal is not durable yet.
+    ack_files: Vec<PathBuf>,
+    /// Names were removed or changed since the directory was last flushed.
+    unflushed_names: bool,
+}
+
+/// Mappings that go when nobody reads them any more.
+struct Retired {
+    maps: Arc<Maps>,
+    then: Then,
+}
+
+/// What becomes of the files then.
+enum Then {
+    /// Nothing: they have no names any more.
+    Unmap,
+    /// They give back their space and keep their names.
+    Empty(Paths),
+    /// They have these names now and are used again; the records end here.
+    Recycle(Position, Paths),
+}
+
+impl Graveyard {
+    /// Unmaps what nobody reads any more, and returns what can be used again.
+    fn sweep(&mut self) -> Vec<Spare> {
+        let mut spares = Vec::new();
+        for Retired { maps, then } in std::mem::take(&mut self.retired) {
+            // Whoever holds a share got it before `retire`; no further shares can be made.
+            match (Arc::try_unwrap(maps), then) {
+                (Ok(maps), Then::Recycle(end, paths)) => {
+                    spares.push(Spare::clean(maps, end, paths));
+                }
+                (Ok(maps), Then::Empty(paths)) => {
+                    drop(maps);
+                    if let Err(error) = paths.empty() {
+                        tracing::debug!(%error, "a segment that is done keeps its space");
+                    }
+                }
+                (Ok(_), Then::Unmap) => {}
+                (Err(maps), then) => self.retired.push(Retired { maps, then }),
+            }
+        }
+        spares
+    }
+
+    /// How many of the retired will be spares.
+    fn future_spares(&self) -> usize {
+        let is_spare = |retired: &&Retired| matches!(retired.then, Then::Recycle(..));
+        self.retired.iter().filter(is_spare).count()
+    }
+
+    /// Makes the removal and change of names durable.
+    fn flush_names(&mut self, dir: &Path) -> Result<(), StorageError> {
+        storage::flush_directory(dir)?;
+        self.unflushed_names = false;
+        Ok(())
+    }
+
+    /// Removes files that hold nothing, once the name of a newer segment is durable.
+    pub(super) fn remove_leftovers(
+        &mut self,
+        dir: &Path,
+        leftovers: &[Paths],
+    ) -> Result<(), StorageError> {
+        if leftovers.is_empty() {
+            return Ok(());
+        }
+        storage::flush_directory(dir)?;
+        for paths in leftovers {
+            match storage::remove_file(&paths.segment) {
+                Ok(()) => self.ack_files.push(paths.ack.clone()),
+                // The next open tries again.
+                Err(error) => tracing::warn!(%error, "an empty segment stays"),
+            }
+        }
+        self.remove_ack_files(dir)
+    }
+
+    /// Removes ack files, once the removal of their segments is durable.
+    fn remove_ack_files(&mut self, dir: &Path) -> Result<(), StorageError> {
+        if self.ack_files.is_empty() {
+            return Ok(());
+        }
+        self.flush_names(dir)?;
+        for path in self.ack_files.drain(..) {
+            // An ack file alone is removed by the next open.
+            if let Err(error) = storage::remove_file(&path) {
+                tracing::warn!(%error, "an ack file stays");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Stripe {
+    /// Flushes everything appended before this call; with `acks_too`, the acks as well.
+    pub(crate) fn flush(&self, acks_too: bool) -> Result<(), Arc<StorageError>> {
+        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
+        for segment in segments {
+            // A sealed segment's records are durable; only its acks change.
+            if acks_too || !segment.is_sealed() {
+                segment.flush(acks_too)?;
+            }
+        }
+        if acks_too {
+            // Acks in segments that are gone are durable when their removal is. Whoever is at it
+            // is waited for.
+            let mut graveyard = self.upkeep.lock();
+            if graveyard.unflushed_names {
+                graveyard.flush_names(&self.dir).map_err(Arc::new)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the log for ever: no record can be appended any more.
+    pub(crate) fn close(&self) {
+        let mut next = self.next.lock();
+        if next.closed {
+            return;
+        }
+        next.closed = true;
+        if let Some(prepared) = next.prepared.take() {
+            // It holds nothing. What stays of it, the next open removes.
+            let _ = storage::remove_file(&prepared.paths().segment);
+            let _ = storage::remove_file(&prepared.paths().ack);
+            self.config.budget.give_back(self.config.segment_size);
+        }
+        for spare in next.spares.drain(..) {
+            spare.remove();
+            self.config.budget.give_back(self.config.segment_size);
+        }
+        let complete = self.active.load().close_now();
+        drop(next);
+        if complete {
+            (self.config.kick)();
+        }
+    }
+
+    /// Seals full segments, oldest first.
+    ///
+    /// With `all`, every one of them; after [`close`](Self::close) that is all there are.
+    /// Otherwise those that have been full for a while, and the result says when the next one
+    /// will have been. Nor does it wait then for whoever
+    /// [holds retirement](Self::hold_retirement); a later call seals.
+    pub(crate) fn seal(&self, all: bool) -> Result<Option<Duration>, Arc<StorageError>> {
+        let _upkeep = if all {
+            self.upkeep.lock()
+        } else {
+            match self.upkeep.try_lock() {
+                Some(upkeep) => upkeep,
+                None => return Ok(Some(SEAL_DELAY)),
+            }
+        };
+        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
+        for segment in segments.iter().filter(|segment| segment.closed().is_some()) {
+            if segment.is_sealed() || segment.is_unscanned() || segment.is_complete() {
+                continue;
+            }
+            let left = SEAL_DELAY.saturating_sub(segment.full_for());
+            if !all && !left.is_zero() {
+                return Ok(Some(left));
+            }
+            if segment.is_committed() {
+                segment.seal()?;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Holds back retirement and sealing while the guard lives, so that the next open finds
+    /// whatever is appended meanwhile, in a segment that it scans.
+    pub(crate) fn hold_retirement(&self) -> impl Sized {
+        self.upkeep.lock()
+    }
+
+    /// Retires complete segments: deletes their files or keeps them to be used again, and unmaps
+    /// those retired earlier that nobody reads any more. Returns whether there was one.
+    pub(crate) fn reclaim(&self) -> Result<bool, StorageError> {
+        self.reclaim_into(&mut self.upkeep.lock())
+    }
+
+    fn reclaim_into(&self, graveyard: &mut Graveyard) -> Result<bool, StorageError> {
+        let active = self.active();
+        let is_due = |segment: &Segment| segment.is_complete() && segment.base() != active.base();
+        let mut result = Ok(());
+        let mut freed = false;
+        if self.segments.read().iter().any(|segment| is_due(segment)) {
+            freed = true;
+            for segment in self.take_out(is_due) {
+                let retired = if segment.is_recyclable()
+                    && !segment.is_retired()
+                    && self.needs_spare(graveyard)
+                {
+                    self.retire_to_recycle(&segment, graveyard)
+                } else {
+                    self.retire_to_remove(&segment, graveyard)
+                };
+                // A file that stays is found again, complete, by the next open.
+                result = result.and(retired);
+            }
+        }
+        let spares = graveyard.sweep();
+        self.take_in(spares);
+        graveyard.remove_ack_files(&self.dir)?;
+        result.map(|()| freed)
+    }
+
+    /// Whether the files of a segment that is not in use any more are to be kept.
+    fn needs_spare(&self, graveyard: &Graveyard) -> bool {
+        let next = self.next.lock();
+        let has = self.segments.read().len() + next.reserve() + graveyard.future_spares();
+        !next.closed && has < next.pool.wanted()
+    }
+
+    fn retire_to_recycle(
+        &self,
+        segment: &Segment,
+        graveyard: &mut Graveyard,
+    ) -> Result<(), StorageError> {
+        let (Some(end), Some(maps)) = (segment.closed(), segment.retire()) else {
+            return Ok(());
+        };
+        let was_flushed = segment.was_flushed();
+        let waiting = spare::waiting(segment.paths());
+        let renamed = storage::rename(&segment.paths().segment, &waiting.segment);
+        graveyard.unflushed_names = true;
+        // If some of it is relied on, its acks stay what they are until its name is gone for good:
+        // a power cut must not bring back its jobs without them.
+        let renamed = match renamed {
+            Ok(()) if was_flushed => graveyard.flush_names(&self.dir),
+            renamed => renamed,
+        };
+        let renamed = renamed.and_then(|()| storage::rename(&segment.paths().ack, &waiting.ack));
+        let then = match renamed {
+            Ok(()) => Then::Recycle(end, waiting),
+            Err(_) => {
+                self.config.budget.give_back(self.config.segment_size);
+                // What stays of it, the next open removes.
+                let _ = storage::remove_file(&waiting.segment);
+                graveyard.ack_files.push(segment.paths().ack.clone());
+                Then::Unmap
+            }
+        };
+        graveyard.retired.push(Retired { maps, then });
+        renamed
+    }
+
+    fn retire_to_remove(
+        &self,
+        segment: &Segment,
+        graveyard: &mut Graveyard,
+    ) -> Result<(), StorageError> {
+        if let Some(maps) = segment.retire() {
+            self.config.budget.give_back(self.config.segment_size);
+            let then = Then::Unmap;
+            graveyard.retired.push(Retired { maps, then });
+        }
+        storage::remove_file(&segment.paths().segment)?;
+        graveyard.unflushed_names = true;
+        graveyard.ack_files.push(segment.paths().ack.clone());
+        Ok(())
+    }
+
+    /// Makes spares the next segments, and gives back the space of those that are too many.
+    fn take_in(&self, spares: Vec<Spare>) {
+        let mut next = self.next.lock();
+        next.spares.extend(spares);
+        let in_use = self.segments.read().len();
+        let is_too_many = |next: &Next| next.closed || in_use + next.reserve() > next.pool.wanted();
+        while is_too_many(&next)
+            && let Some(spare) = next.spares.pop()
+        {
+            spare.remove();
+            self.config.budget.give_back(self.config.segment_size);
+        }
+    }
+
+    /// Takes the segments that are due out of the list, into the counts of what is gone.
+    fn take_out(&self, is_due: impl Fn(&Segment) -> bool) -> Vec<Arc<Segment>> {
+        let mut segments = self.segments.write();
+        let (due, kept) = segments.drain(..).partition(|segment| is_due(segment));
+        *segments = kept;
+        let due: Vec<_> = Vec::from(due);
+        // With the list still locked, so that statistics count each segment once.
+        for segment in &due {
+            let records = segment.closed().map_or(0, |end| end.index);
+            if !segment.is_recovered() {
+                self.retired_appended
+                    .fetch_add(u64::from(records), Ordering::Relaxed);
+            }
+            self.retired_done.fetch_add(
+                u64::from(records.saturating_sub(segment.done_at_open())),
+                Ordering::Relaxed,
+            );
+        }
+        due
+    }
+
+    /// As [`reclaim`](Self::reclaim). On a full disk, if the active segment is full and complete
+    /// its files give back their space too, and only their names stay.
+    pub(super) fn make_room(
+        &self,
+        graveyard: &mut Graveyard,
+        is_disk_full: bool,
+    ) -> Result<(), StorageError> {
+        self.reclaim_into(graveyard)?;
+        let active = self.active();
+        if is_disk_full
+            && active.is_complete()
+            && let Some(maps) = active.retire()
+        {
+            self.config.budget.give_back(self.config.segment_size);
+            graveyard.retired.push(Retired {
+                maps,
+                then: Then::Empty(active.paths().clone()),
+            });
+            self.take_in(graveyard.sweep());
+        }
+        Ok(())
+    }
+}
