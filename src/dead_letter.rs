@@ -297,13 +297,13 @@ impl DeadLetters {
             }
         }
         if !done.is_empty() {
-            let flushed = stripe.flush(false);
+            let flushed = stripe.flush_segments(false);
             // The jobs are there, whatever became of the flush: the letters must go, or they would
             // be replayed twice.
             for &letter in &done {
                 dead.mark_done(letter);
             }
-            let flushed = flushed.and_then(|()| dead.flush(true));
+            let flushed = flushed.and_then(|()| dead.flush_segments(true));
             engine.dispatch().sleepers.notify_fenced(jobs.len());
             flushed.inspect_err(|error| engine.note_failed_flush(error))?;
         }

@@ -108,7 +108,8 @@ pub(crate) fn run(engine: &Engine) {
         // Something may be kept alive by jobs that wait.
         let has_waiting = engine.dispatch().timer.len() > 0;
         let compaction = has_waiting.then(|| next_compaction.saturating_duration_since(now));
-        let pauses = [put_off, next_seal, retry, compaction];
+        let spares = stripes.iter().filter_map(Stripe::look_again).min();
+        let pauses = [put_off, next_seal, retry, compaction, spares];
         let deadline = pauses.into_iter().flatten().min().map(|pause| now + pause);
         next_seal = None;
         let Some(wake) = engine.signal.wait(deadline) else {

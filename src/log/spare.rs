@@ -54,12 +54,20 @@ impl Pool {
         }
     }
 
-    pub(super) fn wanted(&self) -> usize {
+    /// How many there should be, when this many are in use.
+    pub(super) fn wanted(&self, in_use: usize) -> usize {
         if self.limited {
             SMALLEST_POOL
+        } else if self.needed_at.elapsed() > POOL_MEMORY {
+            SMALLEST_POOL.max(in_use + 1)
         } else {
             self.wanted
         }
+    }
+
+    /// After how long a pool of this size is to be looked at again.
+    pub(super) fn look_again(&self, size: usize) -> Option<Duration> {
+        (size > SMALLEST_POOL).then_some(POOL_MEMORY)
     }
 }
 

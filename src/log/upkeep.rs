@@ -120,19 +120,26 @@ impl Graveyard {
 impl Stripe {
     /// Flushes everything appended before this call; with `acks_too`, the acks as well.
     pub(crate) fn flush(&self, acks_too: bool) -> Result<(), Arc<StorageError>> {
-        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
-        for segment in segments {
-            // A sealed segment's records are durable; only its acks change.
-            if acks_too || !segment.is_sealed() {
-                segment.flush(acks_too)?;
-            }
-        }
+        self.flush_segments(acks_too)?;
         if acks_too {
             // Acks in segments that are gone are durable when their removal is. Whoever is at it
             // is waited for.
             let mut graveyard = self.upkeep.lock();
             if graveyard.unflushed_names {
                 graveyard.flush_names(&self.dir).map_err(Arc::new)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`flush`](Self::flush), for whoever [holds retirement](Self::hold_retirement): of the
+    /// segments that are there, as none can go.
+    pub(crate) fn flush_segments(&self, acks_too: bool) -> Result<(), Arc<StorageError>> {
+        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
+        for segment in segments {
+            // A sealed segment's records are durable; only its acks change.
+            if acks_too || !segment.is_sealed() {
+                segment.flush(acks_too)?;
             }
         }
         Ok(())
@@ -234,8 +241,9 @@ impl Stripe {
     /// Whether the files of a segment that is not in use any more are to be kept.
     fn needs_spare(&self, graveyard: &Graveyard) -> bool {
         let next = self.next.lock();
-        let has = self.segments.read().len() + next.reserve() + graveyard.future_spares();
-        !next.closed && has < next.pool.wanted()
+        let in_use = self.segments.read().len();
+        let has = in_use + next.reserve() + graveyard.future_spares();
+        !next.closed && has < next.pool.wanted(in_use)
     }
 
     fn retire_to_recycle(
@@ -287,12 +295,23 @@ impl Stripe {
         Ok(())
     }
 
+    /// After how long [`reclaim`](Self::reclaim) may have spares to give back.
+    pub(crate) fn look_again(&self) -> Option<Duration> {
+        let next = self.next.lock();
+        if next.spares.is_empty() {
+            return None;
+        }
+        let size = self.segments.read().len() + next.reserve();
+        next.pool.look_again(size)
+    }
+
     /// Makes spares the next segments, and gives back the space of those that are too many.
     fn take_in(&self, spares: Vec<Spare>) {
         let mut next = self.next.lock();
         next.spares.extend(spares);
         let in_use = self.segments.read().len();
-        let is_too_many = |next: &Next| next.closed || in_use + next.reserve() > next.pool.wanted();
+        let is_too_many =
+            |next: &Next| next.closed || in_use + next.reserve() > next.pool.wanted(in_use);
         while is_too_many(&next)
             && let Some(spare) = next.spares.pop()
         {
