@@ -151,8 +151,8 @@ pub(crate) const RUN_JOBS: u32 = 64;
 struct Walked {
     from: Position,
     to: Position,
-    /// One of them is not done.
-    live: bool,
+    /// How many of them are not done.
+    live: u32,
 }
 
 impl Pinned {
@@ -233,11 +233,12 @@ impl Pinned {
             {
                 to = run.to;
                 // A run keeps its segment only if there is a record in it that is not done.
-                if run.live {
+                if run.live > 0 {
                     runs.push(Run {
                         hold: hold(),
                         from: run.from,
-                        to: run.to,
+                        to_units: run.to.units,
+                        jobs: run.live,
                     });
                 }
             }
@@ -268,7 +269,7 @@ impl Pinned {
         let recovered = self.segment.recovered;
         let last = last.min(from.index + RUN_JOBS - from.index % RUN_JOBS);
         let mut to = from;
-        let mut live = false;
+        let mut live = 0;
         while to.index < last && to.units < end_units && to.units + HEADER_UNITS <= end {
             let len = records.commit_word(to.units);
             if len == 0 {
@@ -280,11 +281,11 @@ impl Pinned {
                 let header = records.header(to.units, len);
                 if header.kind == KIND_JOB {
                     to.index = header.index + 1;
-                    live |= !self.maps.acks.is_done(header.index);
+                    live += u32::from(!self.maps.acks.is_done(header.index));
                 }
             } else {
                 to.index += 1;
-                live = true;
+                live += 1;
             }
             to.units += record::units_of(len as usize);
         }
@@ -509,13 +510,15 @@ unsafe impl Sync for Hold {}
 pub(crate) struct Run {
     hold: Hold,
     from: Position,
-    to: Position,
+    to_units: u32,
+    /// Those that are not done.
+    jobs: u32,
 }
 
 impl Run {
-    /// How many jobs there are, those included that an earlier process has done.
+    /// How many leases there will be.
     pub(crate) fn jobs(&self) -> u64 {
-        u64::from(self.to.index - self.from.index)
+        u64::from(self.jobs)
     }
 
     /// Makes the leases, in log order. `plain` of a lease says that the job can be delivered as it
@@ -535,7 +538,7 @@ impl Run {
         // and without another record that is not done the segment might be complete.
         let mut previous: Option<(Lease, bool)> = None;
         let mut units = self.from.units;
-        while units < self.to.units {
+        while units < self.to_units {
             let header = records.header(units, records.commit_word(units));
             if header.kind == KIND_JOB && !(recovered && maps.acks.is_done(header.index)) {
                 let index = header.index;

@@ -1,0 +1,224 @@
+//! Guarantee 6, progress: a handler that is stuck, a job that is delayed and a consumer that is
+//! asleep hold up nobody else, and every job finds a consumer. (That enqueue and ack are wait-free
+//! shows in the code and in the loom models, not in a test from outside.)
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use logmill::{EnqueueOptions, Failure, Job};
+
+use crate::support::*;
+
+#[test]
+fn a_stuck_handler_holds_up_no_other_job() {
+    const JOBS: u64 = 5000;
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    let stuck = Arc::new(AtomicBool::new(true));
+    let done = Arc::new(AtomicU64::new(0));
+    let workers = {
+        let (stuck, done) = (Arc::clone(&stuck), Arc::clone(&done));
+        queue
+            .workers(2)
+            .run(move |job: &Job<'_>| {
+                if job.payload() == b"stuck" {
+                    eventually("the test lets go", || !stuck.load(Ordering::Relaxed));
+                }
+                done.fetch_add(1, Ordering::Relaxed);
+                Ok::<(), Failure>(())
+            })
+            .unwrap()
+    };
+    // In the first of many segments. What its worker had claimed with it gets stolen.
+    let payloads: Vec<_> = (0..300).map(|number| payload_of(number, 100)).collect();
+    let mut first = vec![b"stuck".to_vec()];
+    first.extend(payloads);
+    queue.enqueue_batch(&first).unwrap();
+    for number in 0..JOBS {
+        queue.enqueue(&payload_of(number, 100)).unwrap();
+    }
+    eventually("all others are done", || {
+        done.load(Ordering::Relaxed) == JOBS + 300
+    });
+    eventually("only its own segment is kept", || {
+        segment_files(dir.path()).len() <= 3
+    });
+    assert_eq!(queue.stats().in_flight, 1);
+    stuck.store(false, Ordering::Relaxed);
+    eventually("it is done too", || queue.stats().depth() == 0);
+    assert!(workers.shutdown(PATIENCE).finished_in_time);
+}
+
+#[test]
+fn a_lone_job_wakes_a_consumer_that_is_asleep() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()).stripes(2));
+    let consumer = queue.consumer();
+    let (done, is_done) = mpsc::channel();
+    let sleeper = thread::spawn(move || {
+        while let Some(job) = consumer.next() {
+            let number = number_in(job.payload());
+            job.ack();
+            done.send(number).unwrap();
+        }
+    });
+    let mut random = fastrand::Rng::with_seed(3);
+    for number in 0..1500 {
+        // Around the time that it takes a consumer to give up looking and go to sleep.
+        if number % 3 > 0 {
+            thread::sleep(Duration::from_micros(random.u64(..200)));
+        }
+        queue.enqueue(&payload_of(number, 8)).unwrap();
+        assert_eq!(
+            is_done.recv_timeout(PATIENCE),
+            Ok(number),
+            "a wake-up was lost"
+        );
+    }
+    queue.close().unwrap();
+    sleeper.join().unwrap();
+}
+
+#[test]
+fn a_delayed_job_and_a_failed_one_wake_a_consumer_that_is_asleep() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    let consumer = queue.consumer();
+    for number in 0..50 {
+        let options = EnqueueOptions::new().delay(Duration::from_millis(2));
+        queue.enqueue_with(&payload_of(number, 8), options).unwrap();
+        let job = consumer.next_timeout(PATIENCE).unwrap();
+        job.retry_after(Duration::from_millis(2), "once more");
+        let job = consumer.next_timeout(PATIENCE).unwrap();
+        assert_eq!((number_in(job.payload()), job.attempts()), (number, 2));
+        job.ack();
+    }
+}
+
+#[test]
+fn what_one_consumer_has_claimed_another_can_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    for number in 0..100 {
+        queue.enqueue(&payload_of(number, 8)).unwrap();
+    }
+    // The first claims a run of jobs, and then sits on the first of them.
+    let (busy, idle) = (queue.consumer(), queue.consumer());
+    let held = busy.next_timeout(PATIENCE).unwrap();
+    let mut taken = Vec::new();
+    for _ in 1..100 {
+        let job = idle.next_timeout(PATIENCE).expect("stolen");
+        taken.push(number_in(job.payload()));
+        job.ack();
+    }
+    taken.sort_unstable();
+    assert_eq!(taken, (1..100).collect::<Vec<_>>());
+    assert_eq!(number_in(held.payload()), 0);
+    held.ack();
+}
+
+#[test]
+fn a_consumer_that_goes_gives_back_what_it_has_claimed() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    for number in 0..100 {
+        queue.enqueue(&payload_of(number, 8)).unwrap();
+    }
+    // Each claims a run of jobs, of which it takes one.
+    let mut numbers = Vec::new();
+    for _ in 0..10 {
+        let consumer = queue.consumer();
+        let job = consumer.next_timeout(PATIENCE).unwrap();
+        numbers.push(number_in(job.payload()));
+        assert_eq!(job.attempts(), 1, "giving back is no attempt");
+        job.ack();
+    }
+    let rest = drain(&queue);
+    assert!(
+        rest.iter().all(|job| job.attempts == 1),
+        "giving back is no attempt"
+    );
+    numbers.extend(rest.iter().map(Delivered::number));
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..100).collect::<Vec<_>>());
+}
+
+#[test]
+fn delayed_jobs_hold_up_no_other_and_keep_few_segments() {
+    const JOBS: u64 = 4000;
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    let consumer = queue.consumer();
+    // One in each segment or so; the log goes through about sixty.
+    let mut delayed = 0;
+    for number in 0..JOBS {
+        if number % 60 == 0 {
+            let options = EnqueueOptions::new().delay(Duration::from_secs(3600));
+            queue
+                .enqueue_with(&payload_of(number, 1000), options)
+                .unwrap();
+            delayed += 1;
+        } else {
+            queue.enqueue(&payload_of(number, 1000)).unwrap();
+            let job = consumer.next_timeout(PATIENCE).unwrap();
+            assert_eq!(number_in(job.payload()), number);
+            job.ack();
+        }
+    }
+    assert_eq!(queue.stats().depth(), delayed);
+    // They fit two segments; a few may be left that are not worth moving out of.
+    eventually("the delayed jobs are moved together", || {
+        segment_files(dir.path()).len() <= 12
+    });
+    assert!(consumer.try_next().is_none());
+    let stats = queue.stats();
+    assert_eq!((stats.depth(), stats.delayed), (delayed, delayed));
+    assert_eq!((stats.enqueued, stats.acked), (JOBS, JOBS - delayed));
+}
+
+#[test]
+fn jobs_that_were_moved_to_free_their_segments_keep_their_identity() {
+    // Jobs that are due within ten seconds are not worth moving.
+    let far = Duration::from_secs(16);
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    let consumer = queue.consumer();
+    let mut expected = Vec::new();
+    for number in 0..2000 {
+        let payload = payload_of(number, 1000);
+        if number % 100 == 0 {
+            let delayed = EnqueueOptions::new().delay(far);
+            let sequence = queue.enqueue_with(&payload, delayed).unwrap();
+            expected.push((sequence, 1, number));
+            continue;
+        }
+        let sequence = queue.enqueue(&payload).unwrap();
+        let job = consumer.next_timeout(PATIENCE).unwrap();
+        if number % 100 == 50 {
+            job.retry_after(far, "not today");
+            expected.push((sequence, 2, number));
+        } else {
+            job.ack();
+        }
+    }
+    let before = segment_files(dir.path()).len();
+    eventually("they are moved", || {
+        segment_files(dir.path()).len() < before / 2
+    });
+    let mut delivered = Vec::new();
+    for _ in &expected {
+        let job = consumer.next_timeout(PATIENCE).unwrap();
+        delivered.push((job.sequence(), job.attempts(), number_in(job.payload())));
+        job.ack();
+    }
+    delivered.sort_unstable();
+    assert_eq!(delivered, expected);
+    assert!(consumer.try_next().is_none());
+    let stats = queue.stats();
+    assert_eq!(
+        (stats.depth(), stats.enqueued, stats.acked),
+        (0, 2000, 2000)
+    );
+}

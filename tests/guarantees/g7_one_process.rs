@@ -1,0 +1,95 @@
+//! Guarantee 7, one process owns a queue directory: a second open gets a typed error that names
+//! the holder, whether it is another process or the same one.
+
+use std::path::Path;
+use std::process;
+use std::thread;
+
+use logmill::OpenError;
+
+use crate::support::*;
+
+/// Checks that the queue is held by the process with this id.
+fn assert_held_by(queue_dir: &Path, pid: u32) {
+    let error = builder(queue_dir).open().expect_err("the queue is held");
+    assert!(error.to_string().contains(&pid.to_string()), "{error}");
+    match error {
+        OpenError::Locked { path, pid: holder } => {
+            assert_eq!((path.as_path(), holder), (queue_dir, Some(pid)));
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_second_open_in_the_same_process_is_refused_until_the_first_is_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    queue.enqueue(b"job").unwrap();
+    assert_held_by(dir.path(), process::id());
+    queue.close().unwrap();
+
+    let queue = open(builder(dir.path()));
+    assert_held_by(dir.path(), process::id());
+    // Dropping the last handle is as good as closing.
+    let other = queue.clone();
+    drop(queue);
+    assert_held_by(dir.path(), process::id());
+    drop(other);
+    let queue = open(builder(dir.path()));
+    assert_eq!(drain_payloads(&queue), [b"job"]);
+}
+
+#[test]
+fn a_refused_open_does_not_disturb_the_holder() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    for number in 0..500 {
+        queue.enqueue(&payload_of(number, 500)).unwrap();
+        if number % 50 == 0 {
+            assert_held_by(dir.path(), process::id());
+        }
+    }
+    assert_eq!(drain_numbers(&queue), (0..500).collect::<Vec<_>>());
+}
+
+#[test]
+fn every_kind_of_handle_keeps_the_queue_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    let producer = queue.producer();
+    drop(queue);
+    assert_held_by(dir.path(), process::id());
+    drop(producer);
+
+    let queue = open(builder(dir.path()));
+    let consumer = queue.consumer();
+    queue.close().unwrap();
+    assert_held_by(dir.path(), process::id());
+    drop(consumer);
+    drop(open(builder(dir.path())));
+}
+
+/// Child: opens the queue, enqueues, and keeps it open until killed.
+pub fn hold_the_queue(dir: &Path) {
+    let queue = open(builder(dir.join("queue")));
+    queue.enqueue(b"from the child").unwrap();
+    Journal::append_to(&dir.join("held")).note(1);
+    loop {
+        thread::park();
+    }
+}
+
+#[test]
+fn a_queue_held_by_another_process_is_refused_until_that_process_is_dead() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue_dir = dir.path().join("queue");
+    let mut child = Child::start("hold", dir.path());
+    child.wait_until("the child holds it", || {
+        !Journal::read(&dir.path().join("held")).is_empty()
+    });
+    assert_held_by(&queue_dir, child.pid());
+    child.kill();
+    let queue = open(builder(&queue_dir));
+    assert_eq!(drain_payloads(&queue), [b"from the child"]);
+}

@@ -1,0 +1,37 @@
+//! The contract, tested through the public interface: a module for each guarantee, and one for
+//! each part of the interface that no guarantee covers.
+
+mod api_batches;
+mod api_dead_letters;
+mod api_options;
+mod api_payloads;
+mod api_stats;
+mod api_workers;
+mod g1_at_least_once;
+mod g2_no_poison;
+mod g3_no_silent_loss;
+mod g4_no_needless_duplicate;
+mod g5_order;
+mod g6_progress;
+mod g7_one_process;
+mod g8_failed_flush;
+mod g9_disk_full;
+mod recovery;
+mod support;
+
+/// Where child processes start, see [`support::Child`]. Does nothing in a test run.
+#[test]
+#[ignore = "the entry of child processes, not a test"]
+fn child() {
+    support::play_role(&[
+        ("enqueue", g1_at_least_once::enqueue_until_killed),
+        ("work", g1_at_least_once::work_until_killed),
+        ("abort", g2_no_poison::abort_on_poison),
+        ("bury", g2_no_poison::bury_all),
+        ("hold", g7_one_process::hold_the_queue),
+        ("fill", g9_disk_full::fill_a_small_file_system),
+        ("reopen", g9_disk_full::reopen_on_a_full_file_system),
+        ("hit the limit", g9_disk_full::hit_the_file_size_limit),
+        ("replay", api_dead_letters::replay_all),
+    ]);
+}

@@ -1,0 +1,393 @@
+//! What the tests share: queues in scratch directories, polling, crashes, child processes, and
+//! damage to files.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use logmill::{Builder, Damage, Queue, RecoveryReport, RetryPolicy, Sequence};
+use rustix::process::{Signal, set_parent_process_death_signal};
+use tempfile::TempDir;
+
+/// Small, so that a test crosses many segments with little work.
+pub const SEGMENT: u64 = 64 * 1024;
+
+/// How long a test waits for what must happen. Nothing but a failing test ever waits this long.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A queue of one stripe and small segments, whose failed jobs come back at once.
+pub fn builder(path: impl AsRef<Path>) -> Builder {
+    Queue::builder(path)
+        .stripes(1)
+        .segment_size(SEGMENT)
+        .retry(RetryPolicy::fixed(Duration::ZERO))
+}
+
+/// Opens a queue that must be undamaged.
+pub fn open(builder: Builder) -> Queue {
+    let (queue, report) = open_any(builder);
+    assert!(report.is_clean(), "{report:?}");
+    queue
+}
+
+/// Opens a queue whose process was killed: there may be records that were being written, but no
+/// damage.
+pub fn open_after_kill(builder: Builder) -> Queue {
+    let (queue, mut report) = open_any(builder);
+    report
+        .quarantined
+        .retain(|one| one.damage != Damage::Uncommitted);
+    assert!(report.is_clean(), "{report:?}");
+    queue
+}
+
+/// Opens a queue that may be damaged.
+pub fn open_any(builder: Builder) -> (Queue, RecoveryReport) {
+    match builder.open() {
+        Ok(opened) => opened,
+        Err(error) => panic!("the queue must open: {error}"),
+    }
+}
+
+/// Waits for a condition that must come true.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "never came true: {what}");
+        thread::sleep(Duration::from_micros(300));
+    }
+}
+
+/// A job as it was delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    pub sequence: Sequence,
+    pub attempts: u32,
+    pub payload: Vec<u8>,
+}
+
+impl Delivered {
+    /// The payload, for tests whose payloads are numbers.
+    pub fn number(&self) -> u64 {
+        number_in(&self.payload)
+    }
+}
+
+/// Takes and acks every job, until the queue holds none.
+pub fn drain(queue: &Queue) -> Vec<Delivered> {
+    let consumer = queue.consumer();
+    let mut delivered = Vec::new();
+    eventually("the queue is drained", || {
+        while let Some(job) = consumer.try_next() {
+            delivered.push(Delivered {
+                sequence: job.sequence(),
+                attempts: job.attempts(),
+                payload: job.payload().to_vec(),
+            });
+            job.ack();
+        }
+        queue.stats().depth() == 0
+    });
+    delivered
+}
+
+/// The payloads of [`drain`], sorted.
+pub fn drain_payloads(queue: &Queue) -> Vec<Vec<u8>> {
+    let mut payloads: Vec<_> = drain(queue).into_iter().map(|job| job.payload).collect();
+    payloads.sort();
+    payloads
+}
+
+/// The numbers of [`drain`], sorted.
+pub fn drain_numbers(queue: &Queue) -> Vec<u64> {
+    let mut numbers: Vec<_> = drain(queue).iter().map(Delivered::number).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+/// A payload that carries a number, of `len` bytes, every one of which depends on the number.
+pub fn payload_of(number: u64, len: usize) -> Vec<u8> {
+    number
+        .to_le_bytes()
+        .iter()
+        .copied()
+        .cycle()
+        .take(len)
+        .collect()
+}
+
+/// The number that [`payload_of`] was made from; panics if any byte is off.
+pub fn number_in(payload: &[u8]) -> u64 {
+    let number = u64::from_le_bytes(*payload.first_chunk().expect("at least 8 bytes"));
+    assert_eq!(
+        payload,
+        payload_of(number, payload.len()),
+        "a payload was changed"
+    );
+    number
+}
+
+/// How often each number was counted.
+pub struct Counts(Vec<AtomicU64>);
+
+impl Counts {
+    pub fn new(numbers: u64) -> Self {
+        Self((0..numbers).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    pub fn count(&self, number: u64) {
+        self.0[number as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn of(&self, number: u64) -> u64 {
+        self.0[number as usize].load(Ordering::Relaxed)
+    }
+
+    /// Numbers that were not counted exactly once.
+    pub fn not_once(&self) -> Vec<(usize, u64)> {
+        let counts = self.0.iter().map(|count| count.load(Ordering::Relaxed));
+        counts
+            .enumerate()
+            .filter(|&(_, count)| count != 1)
+            .collect()
+    }
+}
+
+/// The paths of the files in `dir` with this extension, sorted; none if there is no directory.
+pub fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    let mut files: Vec<_> = entries
+        .map(|entry| entry.expect("readable").path())
+        .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .collect();
+    files.sort();
+    files
+}
+
+/// The segment files of stripe 0.
+pub fn segment_files(queue_dir: &Path) -> Vec<PathBuf> {
+    files(&queue_dir.join("log/00"), "seg")
+}
+
+/// Every file and directory below `dir`, with the contents of the files.
+pub fn listing(dir: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    let mut todo = vec![dir.to_path_buf()];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).expect("readable") {
+            let path = entry.expect("readable").path();
+            if path.is_dir() {
+                found.insert(path.clone(), None);
+                todo.push(path);
+            } else {
+                let bytes = fs::read(&path).expect("readable");
+                found.insert(path, Some(bytes));
+            }
+        }
+    }
+    found
+}
+
+/// What `kill -9` would leave of an open queue at this moment: a copy of its directory as it
+/// stands, in which nothing was closed, sealed or tidied up. The queue must be at rest.
+pub fn crash_copy(queue_dir: &Path) -> TempDir {
+    let copy = tempfile::tempdir().expect("a scratch directory");
+    copy_tree(queue_dir, copy.path());
+    copy
+}
+
+/// Copies a directory. A file that is removed meanwhile is left out.
+pub fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("create");
+    for entry in fs::read_dir(from).expect("readable") {
+        let from = entry.expect("readable").path();
+        let to = to.join(from.file_name().expect("a name"));
+        if from.is_dir() {
+            copy_tree(&from, &to);
+        } else if let Err(error) = fs::copy(&from, &to) {
+            assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+        }
+    }
+}
+
+/// Changes the bytes of a file.
+pub fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(path).expect("readable");
+    change(&mut bytes);
+    fs::write(path, bytes).expect("writable");
+}
+
+/// Whether `needle` is among these bytes.
+pub fn contains(bytes: &[u8], needle: &[u8]) -> bool {
+    bytes.windows(needle.len()).any(|window| window == needle)
+}
+
+/// Where `needle` stands in a file; it must be there once.
+pub fn offset_of(path: &Path, needle: &[u8]) -> usize {
+    let bytes = fs::read(path).expect("readable");
+    let mut found = bytes
+        .windows(needle.len())
+        .enumerate()
+        .filter(|(_, window)| *window == needle);
+    let (at, _) = found.next().expect("the bytes are in the file");
+    assert!(
+        found.next().is_none(),
+        "the bytes are in the file more than once"
+    );
+    at
+}
+
+/// The segment file of a queue directory, dead letters included, that contains `needle`.
+pub fn segment_containing(queue_dir: &Path, needle: &[u8]) -> PathBuf {
+    let mut dirs = vec![queue_dir.join("dead")];
+    dirs.extend(
+        fs::read_dir(queue_dir.join("log"))
+            .expect("readable")
+            .map(|entry| entry.expect("readable").path()),
+    );
+    dirs.iter()
+        .flat_map(|dir| files(dir, "seg"))
+        .find(|path| contains(&fs::read(path).expect("readable"), needle))
+        .expect("the bytes are in a segment")
+}
+
+/// A file of numbers, each added with one `write`, so that it survives whoever writes it.
+pub struct Journal(File);
+
+impl Journal {
+    pub fn append_to(path: &Path) -> Self {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        Self(file.expect("writable"))
+    }
+
+    pub fn note(&mut self, number: u64) {
+        self.0.write_all(&number.to_le_bytes()).expect("writable");
+    }
+
+    /// What was noted so far; nothing if there is no such file.
+    pub fn read(path: &Path) -> Vec<u64> {
+        let bytes = fs::read(path).unwrap_or_default();
+        bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|chunk| u64::from_le_bytes(*chunk))
+            .collect()
+    }
+}
+
+const CHILD_ROLE: &str = "LOGMILL_TEST_CHILD_ROLE";
+const CHILD_DIR: &str = "LOGMILL_TEST_CHILD_DIR";
+
+/// What a child process does in the directory it is given.
+pub type Role = fn(&Path);
+
+/// In a child process: plays the role that the parent asked for.
+pub fn play_role(roles: &[(&str, Role)]) {
+    let (Ok(role), Some(dir)) = (env::var(CHILD_ROLE), env::var_os(CHILD_DIR)) else {
+        return;
+    };
+    set_parent_process_death_signal(Some(Signal::KILL)).expect("permitted");
+    let known = roles.iter().find(|(name, _)| *name == role);
+    let (_, play) = known.unwrap_or_else(|| panic!("no role {role}"));
+    play(Path::new(&dir));
+    // Not back to the test harness, so that a child that never played is told from one that did.
+    process::exit(PLAYED);
+}
+
+/// Exit code of a child that played its role to the end.
+const PLAYED: i32 = 42;
+
+/// A child process: this test binary, playing a role. Killed when dropped.
+pub struct Child {
+    process: process::Child,
+    stderr: PathBuf,
+}
+
+impl Child {
+    /// Starts a child in `dir`, which holds the queue directory and whatever else they share.
+    pub fn start(role: &str, dir: &Path) -> Self {
+        let exe = env::current_exe().expect("known");
+        Self::start_under(Command::new(exe), role, dir)
+    }
+
+    /// As [`start`](Self::start), with a command that ends in the path of this test binary.
+    pub fn start_under(mut command: Command, role: &str, dir: &Path) -> Self {
+        let stderr = dir.join("stderr");
+        let process = command
+            .args(["child", "--exact", "--ignored", "--nocapture"])
+            .env(CHILD_ROLE, role)
+            .env(CHILD_DIR, dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&stderr).expect("writable"))
+            .spawn()
+            .expect("the child starts");
+        Self { process, stderr }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Waits for something that the child does. Fails at once if the child ends.
+    pub fn wait_until(&mut self, what: &str, mut condition: impl FnMut() -> bool) {
+        eventually(what, || {
+            let ended = self.process.try_wait().expect("waitable");
+            let is_true = condition();
+            assert!(
+                is_true || ended.is_none(),
+                "the child ended: {ended:?}\n{}",
+                self.stderr()
+            );
+            is_true
+        });
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.process.try_wait().expect("waitable").is_some()
+    }
+
+    /// Kills it with SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.kill().expect("killable");
+        self.process.wait().expect("waitable");
+    }
+
+    /// Waits for its end.
+    pub fn end(&mut self) -> ExitStatus {
+        eventually("the child ends", || self.has_ended());
+        self.process.wait().expect("waitable")
+    }
+
+    /// Waits until it has played its role to the end.
+    pub fn finish(&mut self) {
+        let status = self.end();
+        assert!(has_played(status), "{status}\n{}", self.stderr());
+    }
+
+    pub fn stderr(&self) -> String {
+        fs::read_to_string(&self.stderr).unwrap_or_default()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // It may have ended long ago.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Whether a child ended because its role did.
+pub fn has_played(status: ExitStatus) -> bool {
+    status.code() == Some(PLAYED)
+}

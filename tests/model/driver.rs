@@ -1,0 +1,538 @@
+//! Runs the operations of a case on a queue and on the model, and compares.
+
+use std::path::Path;
+use std::slice::Iter;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use logmill::{
+    BatchError, Consumer, Damage, DeadLetter, DeadLetterError, EnqueueError, EnqueueOptions, Job,
+    Producer, Queue, RetryPolicy, Sequence,
+};
+
+use super::files;
+use super::model::{Ending, Model};
+use super::operation::{Due, Held, Limit, Operation, Outcome, POLICY_LIMIT, Setup, Size};
+
+/// The smallest there is, so that segments fill up, are sealed and retired all the time.
+const SEGMENT_SIZE: u64 = 16 * 1024;
+/// A delay past the end of any test.
+const FAR: Duration = Duration::from_secs(1_000_000);
+/// A lease timeout that no test reaches.
+const LONG_LEASE: Duration = Duration::from_secs(1_000_000);
+/// Far more than anything in the background takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What handlers say when they fail.
+const REASON: &str = "it did not work";
+
+/// Runs a case; panics where the queue does not keep its contract.
+pub fn run(setup: Setup, operations: &[Operation]) {
+    let root = directory();
+    let mut case = Case {
+        setup,
+        model: Model::default(),
+        // The first one: there is nothing yet that an end could change.
+        ending: Ending::Closed,
+    };
+    let mut operations = operations.iter();
+    let mut path = root.path().join("0");
+    for copy in 1.. {
+        let queue = case.open(&path);
+        let next = root.path().join(copy.to_string());
+        match case.session(queue, &mut operations, &next) {
+            Some(ending) => case.ending = ending,
+            None => break,
+        }
+        if next.exists() {
+            // What the old process still did to its files is not what the new one finds.
+            std::fs::remove_dir_all(&path).unwrap();
+            path = next;
+        }
+    }
+    case.ending = Ending::Closed;
+    case.open(&path).close().unwrap();
+}
+
+/// In memory, if there is such a file system: what a flush costs is none of the model's business.
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
+}
+
+struct Case {
+    setup: Setup,
+    model: Model,
+    /// How the last session ended.
+    ending: Ending,
+}
+
+/// What a consumer stops for.
+enum Stop {
+    NewConsumer,
+    Reopen(Held),
+    Crash { quiet: bool },
+    OutOfOperations,
+}
+
+impl Case {
+    /// Opens the queue, and checks what there is against what there was.
+    fn open(&mut self, path: &Path) -> Queue {
+        let mut builder = Queue::builder(path)
+            .stripes(self.setup.stripes)
+            .segment_size(SEGMENT_SIZE)
+            .durability(self.setup.durability)
+            .retry(RetryPolicy::fixed(Duration::ZERO).max_attempts(POLICY_LIMIT));
+        if self.setup.lease_timeout {
+            builder = builder.lease_timeout(LONG_LEASE);
+        }
+        if self.setup.max_bytes {
+            builder = builder.max_bytes(3 * self.setup.stripes as u64 * SEGMENT_SIZE);
+        }
+        if let Some(jobs) = self.setup.max_depth {
+            builder = builder.max_depth(jobs);
+        }
+        let (queue, report) = builder.open().unwrap();
+        let letters: Vec<DeadLetter> = queue.dead_letters().iter().collect();
+        self.model.reopened(&letters, self.ending);
+        self.model.check_letters(&letters);
+        assert_eq!(report.dead_letters, letters.len() as u64, "{report:?}");
+        assert!(
+            self.model.live_range().contains(&report.jobs),
+            "{} live: {report:?}",
+            self.model.summary()
+        );
+        assert_eq!(report.replays_settled, 0, "{report:?}");
+        if self.ending == Ending::DiedAtOnce {
+            // The process may have died while it was writing a letter.
+            let is_letter = |path: &Path| path.parent().is_some_and(|dir| dir.ends_with("dead"));
+            for region in &report.quarantined {
+                assert_eq!(region.damage, Damage::Uncommitted, "{report:?}");
+                assert!(is_letter(&region.path), "{report:?}");
+            }
+        } else {
+            assert!(report.is_clean(), "{report:?}");
+            assert_eq!(report.holes, 0, "{report:?}");
+        }
+        queue
+    }
+
+    /// Carries out operations up to the end of the process, or until there are none left.
+    fn session(
+        &mut self,
+        queue: Queue,
+        operations: &mut Iter<'_, Operation>,
+        copy: &Path,
+    ) -> Option<Ending> {
+        let mut producer = queue.producer();
+        loop {
+            let consumer = queue.consumer();
+            let mut held = Vec::new();
+            let stop = self.consume(&queue, &mut producer, &consumer, &mut held, operations);
+            match stop {
+                Stop::NewConsumer => {
+                    self.drop_all(&mut held);
+                    self.model.consumer_changed();
+                }
+                Stop::Reopen(Held::DropBefore) => {
+                    self.drop_all(&mut held);
+                    drop(held);
+                    drop((consumer, producer));
+                    queue.close().unwrap();
+                    return Some(Ending::Closed);
+                }
+                Stop::Reopen(how) => {
+                    queue.close().unwrap();
+                    let refused = producer.enqueue(b"too late");
+                    assert!(matches!(refused, Err(EnqueueError::Closed)), "{refused:?}");
+                    assert!(consumer.try_next().is_none(), "delivered after the close");
+                    if let Held::AckAfter = how {
+                        for job in held.drain(..) {
+                            self.settle(job, Outcome::Ack);
+                        }
+                    }
+                    self.drop_all(&mut held);
+                    return Some(Ending::Closed);
+                }
+                Stop::Crash { quiet: true } => {
+                    queue.flush().unwrap();
+                    self.model.flushed();
+                    files::copy_when_quiet(queue.path(), copy);
+                    return Some(Ending::DiedQuietly);
+                }
+                Stop::Crash { quiet: false } => {
+                    files::copy_at_once(queue.path(), copy);
+                    return Some(Ending::DiedAtOnce);
+                }
+                Stop::OutOfOperations => {
+                    self.drop_all(&mut held);
+                    drop(held);
+                    drop(consumer);
+                    self.drain_everything(&queue);
+                    drop(producer);
+                    queue.close().unwrap();
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn consume<'c>(
+        &mut self,
+        queue: &Queue,
+        producer: &mut Producer,
+        consumer: &'c Consumer,
+        held: &mut Vec<Job<'c>>,
+        operations: &mut Iter<'_, Operation>,
+    ) -> Stop {
+        for operation in operations {
+            match operation {
+                &Operation::Enqueue {
+                    size,
+                    due,
+                    limit,
+                    by_producer,
+                } => {
+                    let payload = self.payload(queue, size);
+                    let options = options(due, limit);
+                    let called = Instant::now();
+                    let result = if by_producer {
+                        producer.enqueue_with(&payload, options)
+                    } else {
+                        queue.enqueue_with(&payload, options)
+                    };
+                    match result {
+                        Ok(sequence) => {
+                            self.model.enqueued(sequence, payload, due, limit, called);
+                            self.check_depth();
+                        }
+                        Err(error) => self.check_refusal(queue, &[payload], &error),
+                    }
+                }
+                &Operation::EnqueueBatch {
+                    ref sizes,
+                    due,
+                    limit,
+                    by_producer,
+                } => {
+                    let payloads: Vec<_> = sizes
+                        .iter()
+                        .map(|&size| self.payload(queue, size))
+                        .collect();
+                    let options = options(due, limit);
+                    let called = Instant::now();
+                    let result = if by_producer {
+                        producer.enqueue_batch_with(&payloads, options)
+                    } else {
+                        queue.enqueue_batch_with(&payloads, options)
+                    };
+                    let (sequences, error) = match result {
+                        Ok(sequences) => (sequences, None),
+                        Err(BatchError { enqueued, error }) => (enqueued, Some(error)),
+                    };
+                    let mut payloads = payloads.into_iter();
+                    for sequence in sequences {
+                        let payload = payloads.next().expect("one job for each payload");
+                        self.model.enqueued(sequence, payload, due, limit, called);
+                    }
+                    self.check_depth();
+                    match error {
+                        Some(error) => self.check_refusal(queue, payloads.as_slice(), &error),
+                        None => assert_eq!(payloads.len(), 0, "some were not enqueued"),
+                    }
+                }
+                Operation::Claim => self.claim(consumer, held),
+                &Operation::ClaimBatch(max) => {
+                    let jobs = consumer.next_batch(usize::from(max), Duration::ZERO);
+                    assert!(jobs.len() <= usize::from(max));
+                    for job in jobs {
+                        self.model.delivered(&job);
+                        held.push(job);
+                    }
+                }
+                &Operation::Settle { which, outcome } => {
+                    if !held.is_empty() {
+                        let job = held.remove(usize::from(which) % held.len());
+                        self.settle(job, outcome);
+                    }
+                }
+                &Operation::SettleAll(outcome) => {
+                    for job in held.drain(..) {
+                        self.settle(job, outcome);
+                    }
+                }
+                &Operation::Replay(which) => {
+                    if let Some(letter) = self.pick_letter(queue, which) {
+                        match queue.dead_letters().replay(letter) {
+                            Ok(new) => {
+                                self.model.replayed(letter, new);
+                                self.check_gone(queue, letter);
+                            }
+                            Err(DeadLetterError::Enqueue(error)) => {
+                                self.check_refusal(queue, &[], &error);
+                            }
+                            Err(error) => panic!("{letter} was not replayed: {error:?}"),
+                        }
+                    }
+                }
+                Operation::ReplayAll => self.replay_all(queue),
+                &Operation::Purge(which) => {
+                    if let Some(letter) = self.pick_letter(queue, which) {
+                        queue.dead_letters().purge(letter).unwrap();
+                        self.model.purged(letter);
+                        self.check_gone(queue, letter);
+                    }
+                }
+                Operation::PurgeAll => {
+                    self.check_letters(queue);
+                    let purged = queue.dead_letters().purge_all().unwrap();
+                    let letters = self.model.letters();
+                    assert_eq!(purged, letters.len() as u64);
+                    for letter in letters {
+                        self.model.purged(letter);
+                    }
+                    assert!(queue.dead_letters().is_empty());
+                }
+                Operation::CheckStats => self.check_stats(queue),
+                Operation::CheckLetters => self.check_letters(queue),
+                Operation::Verify => {
+                    let report = queue.verify().unwrap();
+                    assert_eq!(report.damaged, [], "{report:?}");
+                }
+                Operation::Flush => {
+                    queue.flush().unwrap();
+                    self.model.flushed();
+                }
+                Operation::Pause => thread::sleep(Duration::from_millis(1100)),
+                Operation::NewConsumer => return Stop::NewConsumer,
+                &Operation::Reopen(held) => return Stop::Reopen(held),
+                Operation::CrashWhenQuiet => return Stop::Crash { quiet: true },
+                Operation::CrashAtOnce => return Stop::Crash { quiet: false },
+            }
+        }
+        Stop::OutOfOperations
+    }
+
+    fn payload(&mut self, queue: &Queue, size: Size) -> Vec<u8> {
+        let max = queue.max_payload();
+        self.model.new_payload(match size {
+            Size::Bytes(bytes) => usize::from(bytes),
+            Size::Part(part) => max * usize::from(part) / 255,
+            Size::TooLarge => max + 1,
+        })
+    }
+
+    /// Checks that there was reason to refuse the first of these payloads, or a replay.
+    fn check_refusal(&mut self, queue: &Queue, refused: &[Vec<u8>], error: &EnqueueError) {
+        match error {
+            EnqueueError::PayloadTooLarge { len, max } => {
+                assert_eq!(*max, queue.max_payload());
+                assert!(len > max && refused.iter().any(|payload| payload.len() == *len));
+            }
+            EnqueueError::Full { limit: "max_bytes" } => assert!(self.setup.max_bytes),
+            EnqueueError::Full { limit: "max_depth" } => {
+                let max = self.setup.max_depth.expect("a limit that was set");
+                // Jobs on their way to the dead letters still count, as they may have here.
+                if *self.model.live_range().end() < max {
+                    assert!(
+                        self.model.has_unsettled_deaths(),
+                        "{}",
+                        self.model.summary()
+                    );
+                    queue.flush().unwrap();
+                    self.model.flushed();
+                    let payload = self.model.new_payload(1);
+                    let sequence = queue.enqueue(&payload).unwrap();
+                    let now = Instant::now();
+                    let limit = Limit::Policy;
+                    self.model
+                        .enqueued(sequence, payload, Due::AtOnce, limit, now);
+                }
+            }
+            error => panic!("not enqueued: {error:?}"),
+        }
+    }
+
+    fn check_depth(&self) {
+        if let Some(max) = self.setup.max_depth {
+            assert!(self.model.least_live() <= max, "{}", self.model.summary());
+        }
+    }
+
+    fn claim<'c>(&mut self, consumer: &'c Consumer, held: &mut Vec<Job<'c>>) {
+        match consumer.try_next() {
+            Some(job) => {
+                self.model.delivered(&job);
+                held.push(job);
+            }
+            None => self.model.nothing_was_due(),
+        }
+    }
+
+    fn settle(&mut self, job: Job<'_>, outcome: Outcome) {
+        let sequence = job.sequence();
+        match outcome {
+            Outcome::Ack => {
+                job.ack();
+                self.model.acked(sequence);
+            }
+            Outcome::Retry => {
+                job.retry(REASON);
+                self.model.failed(sequence, REASON, Due::AtOnce);
+            }
+            Outcome::RetryAfter(due) => {
+                // Asked before the call: the delay runs from some time after this.
+                self.model.failed(sequence, REASON, due);
+                job.retry_after(delay(due), REASON);
+            }
+            Outcome::Drop => {
+                drop(job);
+                self.model.dropped(sequence);
+            }
+            Outcome::DeadLetter => {
+                job.dead_letter(REASON);
+                self.model.died(sequence, REASON);
+            }
+        }
+    }
+
+    fn drop_all(&mut self, held: &mut Vec<Job<'_>>) {
+        for job in held.drain(..) {
+            self.settle(job, Outcome::Drop);
+        }
+    }
+
+    fn check_letters(&mut self, queue: &Queue) {
+        let letters: Vec<DeadLetter> = queue.dead_letters().iter().collect();
+        self.model.check_letters(&letters);
+        assert_eq!(queue.dead_letters().len(), letters.len() as u64);
+        assert_eq!(queue.dead_letters().is_empty(), letters.is_empty());
+    }
+
+    fn pick_letter(&mut self, queue: &Queue, which: u8) -> Option<Sequence> {
+        self.check_letters(queue);
+        let letters = self.model.letters();
+        if letters.is_empty() {
+            return None;
+        }
+        let letter = letters[usize::from(which) % letters.len()];
+        let found = queue.dead_letters().get(letter);
+        assert_eq!(found.map(|found| found.sequence()), Some(letter));
+        Some(letter)
+    }
+
+    fn check_gone(&self, queue: &Queue, letter: Sequence) {
+        let letters = queue.dead_letters();
+        assert!(letters.get(letter).is_none(), "{letter} is still there");
+        let again = letters.replay(letter);
+        assert!(
+            matches!(again, Err(DeadLetterError::NotFound { .. })),
+            "{again:?}"
+        );
+        let again = letters.purge(letter);
+        assert!(
+            matches!(again, Err(DeadLetterError::NotFound { .. })),
+            "{again:?}"
+        );
+    }
+
+    fn replay_all(&mut self, queue: &Queue) {
+        self.check_letters(queue);
+        let letters = self.model.letters();
+        let mut refusal = None;
+        let replayed = match queue.dead_letters().replay_all() {
+            Ok(replayed) => {
+                assert_eq!(replayed.len(), letters.len());
+                replayed
+            }
+            Err(DeadLetterError::Partial { replayed, error }) => {
+                let DeadLetterError::Enqueue(error) = *error else {
+                    panic!("not replayed: {error:?}");
+                };
+                refusal = Some(error);
+                replayed
+            }
+            Err(error) => panic!("not replayed: {error:?}"),
+        };
+        for (letter, new) in letters.into_iter().zip(replayed) {
+            self.model.replayed(letter, new);
+        }
+        self.check_depth();
+        if let Some(error) = refusal {
+            self.check_refusal(queue, &[], &error);
+        }
+    }
+
+    fn check_stats(&mut self, queue: &Queue) {
+        self.check_letters(queue);
+        let start = Instant::now();
+        loop {
+            let stats = queue.stats();
+            if self.model.agrees_with(&stats) {
+                return;
+            }
+            assert!(
+                start.elapsed() < PATIENCE,
+                "expected {}, got {stats:?}",
+                self.model.summary()
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Delivers all that is due, dead letters included, and checks that nothing else is there.
+    fn drain_everything(&mut self, queue: &Queue) {
+        self.drain(queue);
+        loop {
+            let letters = self.model.letters().len();
+            self.replay_all(queue);
+            self.drain(queue);
+            let left = self.model.letters().len();
+            if left == 0 || left == letters {
+                // What is left has no room: delayed jobs take all there is.
+                assert!(left == 0 || self.setup.max_bytes || self.setup.max_depth.is_some());
+                break;
+            }
+        }
+        let stats = queue.stats();
+        assert_eq!((stats.ready, stats.in_flight), (0, 0), "{stats:?}");
+        assert_eq!(stats.delayed, self.model.delayed(), "{stats:?}");
+    }
+
+    fn drain(&mut self, queue: &Queue) {
+        let consumer = queue.consumer();
+        self.model.consumer_changed();
+        loop {
+            let mut held = Vec::new();
+            self.claim(&consumer, &mut held);
+            match held.pop() {
+                Some(job) => self.settle(job, Outcome::Ack),
+                None if self.model.has_soon() => thread::sleep(Duration::from_millis(1)),
+                None => break,
+            }
+        }
+        self.check_stats(queue);
+    }
+}
+
+fn options(due: Due, limit: Limit) -> EnqueueOptions {
+    let options = EnqueueOptions::new();
+    let options = match due {
+        Due::AtOnce => options,
+        Due::Past => options.due_at(SystemTime::UNIX_EPOCH + Duration::from_secs(1)),
+        Due::Soon(_) | Due::Far => options.delay(delay(due)),
+    };
+    match limit {
+        Limit::Policy => options,
+        Limit::Of(limit) => options.max_attempts(limit),
+        Limit::None => options.unlimited_attempts(),
+    }
+}
+
+fn delay(due: Due) -> Duration {
+    match due {
+        Due::AtOnce | Due::Past => Duration::ZERO,
+        Due::Soon(delay) => delay,
+        Due::Far => FAR,
+    }
+}

@@ -1,0 +1,83 @@
+//! The state that a `kill -9` would leave: copies of the files of an open queue.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+/// Copies the files as they are at one moment, with nothing going on in the background.
+///
+/// Two collections in a row that agree are such a moment: what the background does to the files is
+/// never undone by it.
+pub fn copy_when_quiet(from: &Path, to: &Path) {
+    let mut last = collect(from, |_| true);
+    loop {
+        let again = collect(from, |_| true);
+        if last == again {
+            return write(&last, to);
+        }
+        last = again;
+    }
+}
+
+/// Copies the files while the background is at work on them.
+///
+/// That takes time, so the copy may be of no one moment. It is one that could have been, all the
+/// same: ack files come first, as an ack is the last step, taken when the job has gone elsewhere;
+/// and no file was deleted meanwhile, of which the rest might have gone to one copied before.
+pub fn copy_at_once(from: &Path, to: &Path) {
+    let is_ack = |path: &Path| path.extension().is_some_and(|extension| extension == "ack");
+    loop {
+        let before = list(from);
+        let mut files = collect(from, is_ack);
+        files.extend(collect(from, |path| !is_ack(path)));
+        let after = list(from);
+        if before.iter().all(|path| after.contains(path)) {
+            return write(&files, to);
+        }
+    }
+}
+
+fn collect(root: &Path, wanted: impl Fn(&Path) -> bool) -> Files {
+    let mut files = Files::new();
+    for path in list(root) {
+        if wanted(&path) {
+            match fs::read(&path) {
+                Ok(bytes) => {
+                    let name = path.strip_prefix(root).unwrap().to_path_buf();
+                    files.insert(name, bytes);
+                }
+                // Deleted since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => panic!("{}: {error}", path.display()),
+            }
+        }
+    }
+    files
+}
+
+fn list(root: &Path) -> BTreeSet<PathBuf> {
+    let mut files = BTreeSet::new();
+    let mut directories = vec![root.to_path_buf()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else {
+                files.insert(path);
+            }
+        }
+    }
+    files
+}
+
+fn write(files: &Files, to: &Path) {
+    for (name, bytes) in files {
+        let path = to.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+}

@@ -1,0 +1,210 @@
+//! Random operations on a queue, compared with a model of the contract: every job ever enqueued is
+//! at every moment exactly one of waiting, delayed, leased, done and dead, across restarts and
+//! crashes of the process, and is delivered accordingly.
+
+mod driver;
+mod files;
+mod model;
+mod operation;
+
+use std::time::Duration;
+
+use logmill::Durability;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{FileFailurePersistence, TestRunner};
+
+use operation::{Due, Held, Limit, Operation, Outcome, Setup, Size};
+
+fn setup() -> impl Strategy<Value = Setup> {
+    let durability = prop_oneof![
+        6 => Just(Durability::Process),
+        1 => Just(Durability::Interval(Duration::from_millis(1))),
+        1 => Just(Durability::Sync),
+    ];
+    (
+        prop_oneof![2 => Just(1usize), 1 => 2..=3usize],
+        durability,
+        any::<bool>(),
+        prop::bool::weighted(0.2),
+        prop::option::weighted(0.2, 5..60u64),
+    )
+        .prop_map(
+            |(stripes, durability, lease_timeout, max_bytes, max_depth)| Setup {
+                stripes,
+                durability,
+                lease_timeout,
+                max_bytes,
+                max_depth,
+            },
+        )
+}
+
+fn size() -> impl Strategy<Value = Size> {
+    prop_oneof![
+        8 => (0..40u8).prop_map(Size::Bytes),
+        3 => any::<u8>().prop_map(Size::Bytes),
+        4 => any::<u8>().prop_map(Size::Part),
+        2 => Just(Size::Part(u8::MAX)),
+    ]
+}
+
+fn due() -> impl Strategy<Value = Due> {
+    prop_oneof![
+        8 => Just(Due::AtOnce),
+        1 => Just(Due::Past),
+        1 => (0..3000u64).prop_map(|micros| Due::Soon(Duration::from_micros(micros))),
+        1 => Just(Due::Far),
+    ]
+}
+
+fn limit() -> impl Strategy<Value = Limit> {
+    prop_oneof![
+        4 => Just(Limit::Policy),
+        2 => (1..=4u8).prop_map(Limit::Of),
+        1 => Just(Limit::None),
+    ]
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    prop_oneof![
+        5 => Just(Outcome::Ack),
+        2 => Just(Outcome::Retry),
+        1 => due().prop_map(Outcome::RetryAfter),
+        1 => Just(Outcome::Drop),
+        1 => Just(Outcome::DeadLetter),
+    ]
+}
+
+fn held() -> impl Strategy<Value = Held> {
+    prop_oneof![
+        Just(Held::DropBefore),
+        Just(Held::DropAfter),
+        Just(Held::AckAfter)
+    ]
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    let enqueue = (
+        prop_oneof![30 => size(), 1 => Just(Size::TooLarge)],
+        due(),
+        limit(),
+        any::<bool>(),
+    )
+        .prop_map(|(size, due, limit, by_producer)| Operation::Enqueue {
+            size,
+            due,
+            limit,
+            by_producer,
+        });
+    let sizes = prop_oneof![
+        8 => vec(size(), 0..12),
+        1 => vec((0..8u8).prop_map(Size::Bytes), 0..400),
+        1 => vec(prop_oneof![8 => size(), 1 => Just(Size::TooLarge)], 0..12),
+    ];
+    let enqueue_batch =
+        (sizes, due(), limit(), any::<bool>()).prop_map(|(sizes, due, limit, by_producer)| {
+            Operation::EnqueueBatch {
+                sizes,
+                due,
+                limit,
+                by_producer,
+            }
+        });
+    let settle =
+        (any::<u8>(), outcome()).prop_map(|(which, outcome)| Operation::Settle { which, outcome });
+    prop_oneof![
+        24 => enqueue,
+        6 => enqueue_batch,
+        30 => Just(Operation::Claim),
+        4 => (0..60u8).prop_map(Operation::ClaimBatch),
+        24 => settle,
+        4 => outcome().prop_map(Operation::SettleAll),
+        2 => Just(Operation::NewConsumer),
+        2 => any::<u8>().prop_map(Operation::Replay),
+        1 => Just(Operation::ReplayAll),
+        1 => any::<u8>().prop_map(Operation::Purge),
+        1 => Just(Operation::PurgeAll),
+        2 => Just(Operation::CheckStats),
+        2 => Just(Operation::CheckLetters),
+        1 => Just(Operation::Verify),
+        1 => Just(Operation::Flush),
+        1 => held().prop_map(Operation::Reopen),
+        1 => Just(Operation::CrashWhenQuiet),
+        1 => Just(Operation::CrashAtOnce),
+    ]
+}
+
+/// Operations that leave many segments in which a few jobs wait for long, for the queue to move
+/// these out of there. A crash while it does may deliver a job twice, so there is none at once.
+fn stretched_operation() -> impl Strategy<Value = Operation> {
+    let batch = vec((80..=255u8).prop_map(Size::Part), 8..12);
+    let enqueue_batch = (batch, limit()).prop_map(|(sizes, limit)| Operation::EnqueueBatch {
+        sizes,
+        due: Due::AtOnce,
+        limit,
+        by_producer: true,
+    });
+    let enqueue_far = (size(), limit()).prop_map(|(size, limit)| Operation::Enqueue {
+        size,
+        due: Due::Far,
+        limit,
+        by_producer: true,
+    });
+    let settle_far = any::<u8>().prop_map(|which| Operation::Settle {
+        which,
+        outcome: Outcome::RetryAfter(Due::Far),
+    });
+    let settle =
+        (any::<u8>(), outcome()).prop_map(|(which, outcome)| Operation::Settle { which, outcome });
+    prop_oneof![
+        8 => enqueue_batch,
+        4 => enqueue_far,
+        12 => (0..60u8).prop_map(Operation::ClaimBatch),
+        4 => settle_far,
+        4 => settle,
+        12 => Just(Operation::SettleAll(Outcome::Ack)),
+        1 => Just(Operation::CheckStats),
+        1 => held().prop_map(Operation::Reopen),
+        1 => Just(Operation::CrashWhenQuiet),
+    ]
+}
+
+fn stretched_operations() -> impl Strategy<Value = Vec<Operation>> {
+    let part = || vec(stretched_operation(), 20..80);
+    (part(), part(), part()).prop_map(|(first, second, third)| {
+        let pause = || [Operation::Pause];
+        let parts = first
+            .into_iter()
+            .chain(pause())
+            .chain(second)
+            .chain(pause());
+        parts.chain(third).collect()
+    })
+}
+
+/// Runs the cases asked for (`PROPTEST_CASES`), or this share of them.
+fn check(share: u32, operations: impl Strategy<Value = Vec<Operation>>) {
+    let mut config = ProptestConfig::default();
+    config.cases = (config.cases / share).max(1);
+    config.max_shrink_time = 120_000;
+    config.source_file = Some(file!());
+    config.failure_persistence = Some(Box::new(FileFailurePersistence::WithSource("regressions")));
+    TestRunner::new(config)
+        .run(&(setup(), operations), |(setup, operations)| {
+            driver::run(setup, &operations);
+            Ok(())
+        })
+        .unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+#[test]
+fn every_job_is_where_the_contract_says() {
+    check(1, vec(operation(), 0..200));
+}
+
+#[test]
+fn jobs_that_wait_for_long_are_moved_out_of_finished_segments_and_stay_what_they_are() {
+    // These wait for what the queue does every second.
+    check(64, stretched_operations());
+}

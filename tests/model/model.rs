@@ -1,0 +1,520 @@
+//! The contract as plain data: what every job ever enqueued must be at this moment. Each method
+//! is told what the queue did, and panics if it may not have done that.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+use std::ops::RangeInclusive;
+use std::time::{Instant, SystemTime};
+
+use logmill::{DeadLetter, Job, Sequence, Stats};
+
+use super::operation::{Due, Limit, POLICY_LIMIT};
+
+/// What the queue says for a job that is dropped without a word.
+const DROPPED: &str = "the job was dropped";
+/// Beside a payload up to this length there is room for all reasons of a case's jobs.
+const ROOM_FOR_REASONS: usize = 2000;
+/// Most reasons that a letter keeps.
+const MAX_REASONS: usize = 32;
+
+/// How the process that had the queue open ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Ending {
+    Closed,
+    /// Flushed, and with nothing going on in the background.
+    DiedQuietly,
+    DiedAtOnce,
+}
+
+/// Where a job is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    /// Due. If it has no attempt left, it is not delivered but found to be dead at its turn.
+    Waiting,
+    /// Not due before this.
+    Soon(Instant),
+    /// Due in the far future.
+    Delayed,
+    /// Failed, and to come back in the far future. Only the process knows.
+    BackingOff,
+    /// Was backing off when the process ended: due at once, unless it has been moved along the
+    /// log together with its due time.
+    WaitingOrDelayed,
+    Leased,
+    Done,
+    /// `settled`: also marked done in the log, so that it cannot come back.
+    Dead {
+        settled: bool,
+    },
+    /// The process died when the job's letter was written, and perhaps before the job was marked
+    /// done: it may be delivered again.
+    DeadOrWaiting,
+}
+
+#[derive(Clone)]
+pub struct ModelJob {
+    payload: Vec<u8>,
+    attempts: u32,
+    /// Attempts that it may have.
+    limit: Option<u32>,
+    place: Place,
+    /// As the queue says; learnt from the first delivery.
+    enqueued_at: Option<SystemTime>,
+    /// Was due when it was enqueued, and has not failed: claimed in the order of the log.
+    in_order: bool,
+    /// A consumer that is gone may have claimed it and given it back, out of order.
+    given_back: bool,
+    /// What each failed attempt said, since the queue was opened.
+    reasons: Vec<(u32, String)>,
+    letter: Option<Sequence>,
+    /// It came back although it had a letter, which is gone: it may or may not get another.
+    letter_optional: bool,
+}
+
+impl ModelJob {
+    fn has_no_attempt_left(&self) -> bool {
+        self.limit.is_some_and(|limit| self.attempts >= limit)
+    }
+
+    fn is_deliverable(&self) -> bool {
+        self.place == Place::Waiting && !self.has_no_attempt_left()
+    }
+
+    fn is_in_order(&self) -> bool {
+        self.place == Place::Waiting && self.in_order && !self.given_back
+    }
+
+    fn has_died_waiting(&self) -> bool {
+        self.place == Place::Waiting && self.has_no_attempt_left()
+    }
+}
+
+impl fmt::Debug for ModelJob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            payload,
+            attempts,
+            limit,
+            place,
+            letter,
+            reasons,
+            ..
+        } = self;
+        let len = payload.len();
+        write!(
+            f,
+            "{place:?} {len} bytes, {attempts} of {limit:?} attempts, letter {letter:?}, {reasons:?}"
+        )
+    }
+}
+
+/// A letter as it was first seen.
+#[derive(Clone, Debug, PartialEq)]
+struct Letter {
+    job: Sequence,
+    attempts: u32,
+    enqueued_at: SystemTime,
+    first_failure: Option<SystemTime>,
+    last_failure: Option<SystemTime>,
+    reasons: Vec<(u32, String)>,
+}
+
+impl Letter {
+    fn of(letter: &DeadLetter) -> Self {
+        Self {
+            job: letter.job(),
+            attempts: letter.attempts(),
+            enqueued_at: letter.enqueued_at(),
+            first_failure: letter.first_failure(),
+            last_failure: letter.last_failure(),
+            reasons: letter
+                .reasons()
+                .iter()
+                .map(|failure| (failure.attempt, failure.reason.clone()))
+                .collect(),
+        }
+    }
+}
+
+/// What has happened since the queue was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Counters {
+    enqueued: u64,
+    acked: u64,
+    retried: u64,
+    dead_lettered: u64,
+    /// Jobs that may have been found dead once more, without a second letter.
+    perhaps_dead_lettered: u64,
+}
+
+#[derive(Default)]
+pub struct Model {
+    jobs: BTreeMap<Sequence, ModelJob>,
+    /// The letters that must be there.
+    letters: BTreeMap<Sequence, Letter>,
+    /// The last sequence given in each stripe.
+    newest: BTreeMap<u8, Sequence>,
+    since_open: Counters,
+    payloads: u64,
+}
+
+impl Model {
+    /// A payload that no other job of the case has, as far as its length allows.
+    pub fn new_payload(&mut self, len: usize) -> Vec<u8> {
+        self.payloads += 1;
+        let mut word = self.payloads;
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            bytes.extend_from_slice(&word.to_le_bytes());
+            // Every other payload ends in zeros, as if it had never been written.
+            word = if self.payloads.is_multiple_of(2) {
+                0
+            } else {
+                word.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1)
+            };
+        }
+        bytes.truncate(len);
+        bytes
+    }
+
+    /// A job was enqueued, by a call that began at `called`.
+    pub fn enqueued(
+        &mut self,
+        sequence: Sequence,
+        payload: Vec<u8>,
+        due: Due,
+        limit: Limit,
+        called: Instant,
+    ) {
+        let newest = self.newest.insert(sequence.stripe(), sequence);
+        assert!(newest < Some(sequence), "{sequence} came after {newest:?}");
+        self.since_open.enqueued += 1;
+        let job = ModelJob {
+            payload,
+            attempts: 0,
+            limit: match limit {
+                Limit::Policy => Some(u32::from(POLICY_LIMIT)),
+                Limit::Of(limit) => Some(u32::from(limit)),
+                Limit::None => None,
+            },
+            place: match due {
+                Due::AtOnce | Due::Past => Place::Waiting,
+                Due::Soon(delay) => Place::Soon(called + delay),
+                Due::Far => Place::Delayed,
+            },
+            enqueued_at: None,
+            in_order: matches!(due, Due::AtOnce | Due::Past),
+            given_back: false,
+            reasons: Vec::new(),
+            letter: None,
+            letter_optional: false,
+        };
+        self.jobs.insert(sequence, job);
+    }
+
+    /// A consumer was given this job.
+    pub fn delivered(&mut self, delivery: &Job<'_>) {
+        let sequence = delivery.sequence();
+        let first_of_stripe = Sequence::new(u64::from(sequence.stripe()) << 56);
+        let overtaken = self
+            .jobs
+            .range(first_of_stripe..sequence)
+            .find(|(_, job)| job.is_in_order() && job.is_deliverable())
+            .map(|(&overtaken, _)| overtaken);
+        let Some(job) = self.jobs.get_mut(&sequence) else {
+            panic!("{sequence} was delivered and never enqueued");
+        };
+        assert!(
+            !job.has_no_attempt_left(),
+            "{sequence} once too often: {job:?}"
+        );
+        match job.place {
+            Place::Waiting if job.is_in_order() => {
+                assert_eq!(overtaken, None, "overtaken by {sequence}");
+            }
+            Place::Waiting | Place::WaitingOrDelayed => {}
+            Place::Soon(due) => assert!(due <= Instant::now(), "{sequence} came early"),
+            Place::DeadOrWaiting => job.reasons.clear(),
+            _ => panic!("{sequence} was delivered: {job:?}"),
+        }
+        job.place = Place::Leased;
+        job.attempts += 1;
+        assert_eq!(delivery.attempts(), job.attempts, "attempts of {sequence}");
+        assert!(delivery.payload() == job.payload, "payload of {sequence}");
+        let enqueued_at = *job.enqueued_at.get_or_insert(delivery.enqueued_at());
+        assert_eq!(delivery.enqueued_at(), enqueued_at, "{sequence}");
+    }
+
+    /// Another consumer takes the place of the one so far.
+    pub fn consumer_changed(&mut self) {
+        for job in self.jobs.values_mut() {
+            job.given_back = true;
+        }
+    }
+
+    /// A consumer was told that nothing is due.
+    pub fn nothing_was_due(&mut self) {
+        for (sequence, job) in &mut self.jobs {
+            match job.place {
+                Place::WaitingOrDelayed => job.place = Place::Delayed,
+                Place::DeadOrWaiting => job.place = Place::Dead { settled: false },
+                _ => assert!(
+                    !job.is_deliverable(),
+                    "{sequence} was not delivered: {job:?}"
+                ),
+            }
+        }
+    }
+
+    pub fn acked(&mut self, sequence: Sequence) {
+        self.leased(sequence).place = Place::Done;
+        self.since_open.acked += 1;
+    }
+
+    /// A held job is about to be given back with this reason, to come again when `due`.
+    pub fn failed(&mut self, sequence: Sequence, reason: &str, due: Due) {
+        let now = Instant::now();
+        let job = self.leased(sequence);
+        if job.has_no_attempt_left() {
+            return self.died(sequence, reason);
+        }
+        job.reasons.push((job.attempts, reason.to_owned()));
+        job.in_order = false;
+        job.place = match due {
+            Due::AtOnce | Due::Past => Place::Waiting,
+            Due::Soon(delay) => Place::Soon(now + delay),
+            Due::Far => Place::BackingOff,
+        };
+        self.since_open.retried += 1;
+    }
+
+    pub fn dropped(&mut self, sequence: Sequence) {
+        self.failed(sequence, DROPPED, Due::AtOnce);
+    }
+
+    /// A held job went to the dead letters.
+    pub fn died(&mut self, sequence: Sequence, reason: &str) {
+        let job = self.leased(sequence);
+        job.reasons.push((job.attempts, reason.to_owned()));
+        job.place = Place::Dead { settled: false };
+        self.since_open.dead_lettered += 1;
+    }
+
+    fn leased(&mut self, sequence: Sequence) -> &mut ModelJob {
+        let Some(job) = self.jobs.get_mut(&sequence) else {
+            panic!("{sequence} was never enqueued");
+        };
+        assert_eq!(job.place, Place::Leased, "{sequence}");
+        job
+    }
+
+    /// A letter became a new job.
+    pub fn replayed(&mut self, letter: Sequence, new: Sequence) {
+        let old = self.purged(letter);
+        let limit = match old.limit {
+            None => Limit::None,
+            Some(limit) => Limit::Of(u8::try_from(limit).unwrap()),
+        };
+        self.enqueued(new, old.payload, Due::AtOnce, limit, Instant::now());
+    }
+
+    /// A letter was deleted. Returns the job that it was of.
+    pub fn purged(&mut self, letter: Sequence) -> ModelJob {
+        let facts = self.letters.remove(&letter).unwrap();
+        let job = self.jobs.get_mut(&facts.job).unwrap();
+        if !matches!(job.place, Place::Dead { .. } | Place::Done) {
+            job.letter_optional = true;
+            if matches!(job.place, Place::DeadOrWaiting) {
+                job.reasons.clear();
+            }
+        }
+        job.clone()
+    }
+
+    /// The letters that there must be, oldest first.
+    pub fn letters(&self) -> Vec<Sequence> {
+        self.letters.keys().copied().collect()
+    }
+
+    /// Compares with all letters there are, and takes in the new ones.
+    pub fn check_letters(&mut self, found: &[DeadLetter]) {
+        assert!(found.is_sorted_by_key(DeadLetter::sequence), "{found:?}");
+        for letter in found {
+            let sequence = letter.sequence();
+            let facts = Letter::of(letter);
+            match self.letters.get(&sequence) {
+                Some(known) => assert_eq!(facts, *known, "letter {sequence}"),
+                None => self.take_in(sequence, facts),
+            }
+            let job = &self.jobs[&letter.job()];
+            assert!(
+                letter.payload() == job.payload,
+                "payload of letter {sequence}"
+            );
+        }
+        assert_eq!(
+            found.len(),
+            self.letters.len(),
+            "letters are gone: {found:?}"
+        );
+        for (sequence, job) in &mut self.jobs {
+            if let Place::Dead { settled } = &mut job.place {
+                // Who looks at the letters has those written that were not.
+                *settled = true;
+                let has_letter = job.letter.is_some() || job.letter_optional;
+                assert!(has_letter, "{sequence} is dead without a letter: {job:?}");
+            }
+        }
+    }
+
+    fn take_in(&mut self, sequence: Sequence, letter: Letter) {
+        let Some(job) = self.jobs.get_mut(&letter.job) else {
+            panic!("letter {sequence} of a job that never was: {letter:?}");
+        };
+        if job.has_died_waiting() {
+            job.place = Place::Dead { settled: false };
+            self.since_open.dead_lettered += 1;
+        }
+        assert!(
+            matches!(job.place, Place::Dead { .. } | Place::DeadOrWaiting),
+            "letter {sequence} of {job:?}"
+        );
+        assert!(
+            job.letter
+                .is_none_or(|first| job.letter_optional && !self.letters.contains_key(&first)),
+            "letter {sequence} is not the first of {job:?}"
+        );
+        job.letter = Some(sequence);
+        assert_eq!(
+            letter.attempts, job.attempts,
+            "attempts in letter {sequence}"
+        );
+        if let Some(enqueued_at) = job.enqueued_at {
+            assert_eq!(letter.enqueued_at, enqueued_at, "letter {sequence}");
+        }
+        assert!(letter.first_failure <= letter.last_failure, "{letter:?}");
+
+        let mut found = letter.reasons.as_slice();
+        if let Some(((attempt, _), others)) = found.split_last()
+            && found.len() > job.reasons.len()
+        {
+            // The process ended during the last attempt; the queue has its own words for that.
+            assert_eq!(*attempt, job.attempts, "reasons in letter {sequence}");
+            found = others;
+        }
+        // A long payload leaves no room for all reasons: the oldest are left out.
+        assert!(
+            job.reasons.ends_with(found),
+            "letter {sequence}: {letter:?} of {job:?}"
+        );
+        if job.payload.len() <= ROOM_FOR_REASONS {
+            let least = job.reasons.len().clamp(1, MAX_REASONS);
+            assert!(letter.reasons.len() >= least, "{letter:?} of {job:?}");
+        }
+        self.letters.insert(sequence, letter);
+    }
+
+    /// The queue was flushed, which settles all deaths so far.
+    pub fn flushed(&mut self) {
+        for job in self.jobs.values_mut() {
+            if let Place::Dead { settled } = &mut job.place {
+                *settled = true;
+            }
+        }
+    }
+
+    /// The queue is opened again, and these letters are there.
+    pub fn reopened(&mut self, found: &[DeadLetter], ending: Ending) {
+        self.since_open = Counters::default();
+        for (&sequence, job) in &mut self.jobs {
+            let has_letter = found.iter().any(|letter| letter.job() == sequence);
+            job.given_back = false;
+            job.place = match job.place {
+                Place::Dead { settled: false } if ending != Ending::Closed => {
+                    if has_letter || job.letter.is_some() {
+                        Place::DeadOrWaiting
+                    } else {
+                        // It died in memory only.
+                        Place::Waiting
+                    }
+                }
+                Place::Waiting if job.has_died_waiting() && has_letter => match ending {
+                    Ending::DiedAtOnce => Place::DeadOrWaiting,
+                    Ending::Closed | Ending::DiedQuietly => Place::Dead { settled: true },
+                },
+                Place::Leased => Place::Waiting,
+                Place::BackingOff => Place::WaitingOrDelayed,
+                // The delay after a failure is known to the process only.
+                Place::Soon(_) if job.attempts > 0 => Place::Waiting,
+                other => other,
+            };
+            match job.place {
+                Place::DeadOrWaiting => self.since_open.perhaps_dead_lettered += 1,
+                Place::Dead { .. } => {}
+                _ => job.reasons.clear(),
+            }
+        }
+    }
+
+    /// Whether the statistics are as they must be once the background is quiet.
+    pub fn agrees_with(&self, stats: &Stats) -> bool {
+        let dead_lettered = self.since_open.dead_lettered;
+        stats.enqueued == self.since_open.enqueued
+            && stats.acked == self.since_open.acked
+            && stats.retried == self.since_open.retried
+            && (dead_lettered..=dead_lettered + self.since_open.perhaps_dead_lettered)
+                .contains(&stats.dead_lettered)
+            && stats.in_flight == self.count(|place| place == Place::Leased)
+            && self.live_range().contains(&stats.depth())
+            && stats.dead == self.letters.len() as u64
+            && stats.oldest.is_some() == (stats.depth() > 0)
+    }
+
+    /// Where everything is that is not done, to print.
+    pub fn summary(&self) -> String {
+        let mut text = format!("{:?}, live {:?}", self.since_open, self.live_range());
+        for (sequence, job) in &self.jobs {
+            if job.place != Place::Done {
+                let _ = write!(text, "\n{sequence} {job:?}");
+            }
+        }
+        let _ = write!(text, "\nletters {:?}\n", self.letters());
+        text
+    }
+
+    /// How many jobs are neither done nor dead, as far as that is certain.
+    pub fn live_range(&self) -> RangeInclusive<u64> {
+        let least = self.count(|place| {
+            !matches!(
+                place,
+                Place::Done | Place::Dead { .. } | Place::DeadOrWaiting
+            )
+        });
+        least..=least + self.count(|place| place == Place::DeadOrWaiting)
+    }
+
+    /// How many jobs are certain to be neither done nor dead.
+    pub fn least_live(&self) -> u64 {
+        let dead = self.jobs.values().filter(|job| job.has_died_waiting());
+        self.live_range().start() - dead.count() as u64
+    }
+
+    /// Whether a job has died and may not be marked done yet.
+    pub fn has_unsettled_deaths(&self) -> bool {
+        self.count(|place| place == Place::Dead { settled: false }) > 0
+    }
+
+    /// Jobs that are due in the far future.
+    pub fn delayed(&self) -> u64 {
+        self.count(|place| matches!(place, Place::Delayed | Place::BackingOff))
+    }
+
+    /// Whether some job is due soon.
+    pub fn has_soon(&self) -> bool {
+        self.count(|place| matches!(place, Place::Soon(_))) > 0
+    }
+
+    fn count(&self, wanted: impl Fn(Place) -> bool) -> u64 {
+        self.jobs.values().filter(|job| wanted(job.place)).count() as u64
+    }
+}
