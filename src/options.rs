@@ -14,7 +14,8 @@ use crate::{EnqueueError, OpenError, Queue, RecoveryReport, RetryPolicy, Timesta
 const MIN_SEGMENT_SIZE: u64 = 16 * 1024;
 /// Largest segment: keeps offsets, in 8-byte units, far from the end of 32 bits.
 const MAX_SEGMENT_SIZE: u64 = 1024 * 1024 * 1024;
-const DEFAULT_SEGMENT_SIZE: u64 = 16 * 1024 * 1024;
+/// Three of these fit a last-level cache of common size, and being used again they stay in it.
+const DEFAULT_SEGMENT_SIZE: u64 = 8 * 1024 * 1024;
 /// Segments are whole pages.
 const SEGMENT_SIZE_STEP: u64 = 4096;
 /// The stripe is 8 bits of a sequence, of which the last value is the dead letter log's.
@@ -167,7 +168,7 @@ impl Builder {
     }
 
     /// Bytes of a segment file: 16 KiB to 1 GiB, a multiple of 4 KiB; fixed when the queue is
-    /// created. Default: 16 MiB.
+    /// created. Default: 8 MiB.
     ///
     /// A payload can have about a quarter of this. Space is freed by whole segments.
     pub fn segment_size(mut self, bytes: u64) -> Self {

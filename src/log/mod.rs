@@ -56,6 +56,10 @@ const SCAN_PAUSE: Duration = Duration::from_secs(1);
 const MOST_PUT_OFF: u32 = 10;
 const SHORTEST_PUT_OFF: Duration = Duration::from_micros(128);
 
+/// For how long a roll without a segment in reserve waits for whoever may be making one: less than
+/// new files take.
+const SPARE_WAIT: Duration = Duration::from_millis(1);
+
 /// A record takes at most this fraction of a segment, so that rolling early wastes no more.
 const RECORDS_PER_SEGMENT_AT_LEAST: u64 = 4;
 
@@ -309,6 +313,16 @@ impl Stripe {
     /// The segment after `full`, making it the active one if nobody has.
     fn roll(&self, full: &Arc<Segment>) -> Result<Arc<Segment>, RollError> {
         full.note_full();
+        if self.next.lock().reserve() == 0
+            && let Some(mut graveyard) = self.upkeep.try_lock_for(SPARE_WAIT)
+        {
+            // The maintenance thread is behind. A segment that is done is had sooner than a new
+            // one; if there is none, this is only a look.
+            let reclaimed = self.reclaim_into(&mut graveyard);
+            if let Err(error) = reclaimed {
+                tracing::debug!(%error, "nothing reclaimed for a roll");
+            }
+        }
         match self.try_roll(full) {
             Err(RollError::Closed) => Err(RollError::Closed),
             Err(error) => {

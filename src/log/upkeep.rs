@@ -212,7 +212,7 @@ impl Stripe {
         self.reclaim_into(&mut self.upkeep.lock())
     }
 
-    fn reclaim_into(&self, graveyard: &mut Graveyard) -> Result<bool, StorageError> {
+    pub(super) fn reclaim_into(&self, graveyard: &mut Graveyard) -> Result<bool, StorageError> {
         let active = self.active();
         let is_due = |segment: &Segment| segment.is_complete() && segment.base() != active.base();
         let mut result = Ok(());
