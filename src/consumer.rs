@@ -42,10 +42,6 @@ impl Consumer {
     ///
     /// Waits by looking again for a few tens of microseconds, and then sleeps.
     #[inline]
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "a job borrows from the consumer"
-    )]
     pub fn next(&self) -> Option<Job<'_>> {
         self.next_until(None)
     }

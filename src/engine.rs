@@ -32,7 +32,6 @@ pub(crate) struct Engine {
     path: PathBuf,
     /// Held until the last handle is gone.
     _lock: DirectoryLock,
-    manifest: Manifest,
     durability: Durability,
     dispatch: Dispatch,
     leases: Option<Leases>,
@@ -197,17 +196,12 @@ impl Engine {
             retried: AtomicU64::new(0),
             dead_lettered: AtomicU64::new(0),
             moved: AtomicU64::new(0),
-            manifest,
         };
         Ok((engine, report))
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
-    }
-
-    pub(crate) fn manifest(&self) -> &Manifest {
-        &self.manifest
     }
 
     pub(crate) fn durability(&self) -> Durability {

@@ -49,15 +49,6 @@ impl StorageError {
         &self.source
     }
 
-    /// The same failure once more, for a second caller.
-    pub(crate) fn again(&self) -> Self {
-        let source = match self.source.raw_os_error() {
-            Some(code) => io::Error::from_raw_os_error(code),
-            None => io::Error::new(self.source.kind(), self.source.to_string()),
-        };
-        Self::new(self.action, &self.path, source)
-    }
-
     /// Whether it was a flush that failed, of a file or of the names in a directory, so that what
     /// it was to make durable may be lost.
     pub(crate) fn is_failed_flush(&self) -> bool {

@@ -95,12 +95,15 @@ mod tests {
         }
     }
 
+    /// What a caller of a gate got.
+    type Got = Result<(), Arc<&'static str>>;
+
     /// Runs a flush with this result, during which `callers` callers come, each with a flush that
     /// counts and succeeds. Returns what each got, and how many of their flushes ran.
     fn callers_during_a_flush(
         result: Result<(), &'static str>,
         callers: usize,
-    ) -> (Vec<Result<(), Arc<&'static str>>>, u32) {
+    ) -> (Vec<Got>, u32) {
         let gate = FlushGate::new();
         let ran = AtomicU32::new(0);
         let (come, has_come) = mpsc::channel();

@@ -195,7 +195,7 @@ fn complete_segments_are_retired_in_any_order_but_never_the_active_one() {
     middle.into_iter().for_each(|lease| _ = lease.ack());
     stripe.reclaim().unwrap();
     let third = origin().plus(2 * capacity_of(SIZE));
-    let mut names = |bases: &[u64]| {
+    let names = |bases: &[u64]| {
         let expected: Vec<_> = bases.iter().map(|base| format!("{base:020}.seg")).collect();
         assert_eq!(fixture.files(".seg"), expected);
         assert_eq!(fixture.files(".ack").len(), expected.len());

@@ -21,7 +21,7 @@ const FAR: Duration = Duration::from_secs(1_000_000);
 /// A lease timeout that no test reaches.
 const LONG_LEASE: Duration = Duration::from_secs(1_000_000);
 /// Far more than anything in the background takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What handlers say when they fail.
 const REASON: &str = "it did not work";
 
@@ -67,11 +67,18 @@ struct Case {
     ending: Ending,
 }
 
+/// When a process dies.
+enum Crash {
+    WhenQuiet,
+    AtOnce,
+    BetweenLettersAndAcks,
+}
+
 /// What a consumer stops for.
 enum Stop {
     NewConsumer,
     Reopen(Held),
-    Crash { quiet: bool },
+    Crash(Crash),
     OutOfOperations,
 }
 
@@ -154,14 +161,18 @@ impl Case {
                     self.drop_all(&mut held);
                     return Some(Ending::Closed);
                 }
-                Stop::Crash { quiet: true } => {
+                Stop::Crash(Crash::WhenQuiet) => {
                     queue.flush().unwrap();
                     self.model.flushed();
                     files::copy_when_quiet(queue.path(), copy);
                     return Some(Ending::DiedQuietly);
                 }
-                Stop::Crash { quiet: false } => {
-                    files::copy_at_once(queue.path(), copy);
+                Stop::Crash(Crash::AtOnce) => {
+                    files::copy_at_once(queue.path(), copy, || {});
+                    return Some(Ending::DiedAtOnce);
+                }
+                Stop::Crash(Crash::BetweenLettersAndAcks) => {
+                    files::copy_at_once(queue.path(), copy, || queue.flush().unwrap());
                     return Some(Ending::DiedAtOnce);
                 }
                 Stop::OutOfOperations => {
@@ -193,6 +204,7 @@ impl Case {
                     limit,
                     by_producer,
                 } => {
+                    let due = self.due(due);
                     let payload = self.payload(queue, size);
                     let options = options(due, limit);
                     let called = Instant::now();
@@ -215,6 +227,7 @@ impl Case {
                     limit,
                     by_producer,
                 } => {
+                    let due = self.due(due);
                     let payloads: Vec<_> = sizes
                         .iter()
                         .map(|&size| self.payload(queue, size))
@@ -306,11 +319,21 @@ impl Case {
                 Operation::Pause => thread::sleep(Duration::from_millis(1100)),
                 Operation::NewConsumer => return Stop::NewConsumer,
                 &Operation::Reopen(held) => return Stop::Reopen(held),
-                Operation::CrashWhenQuiet => return Stop::Crash { quiet: true },
-                Operation::CrashAtOnce => return Stop::Crash { quiet: false },
+                Operation::CrashWhenQuiet => return Stop::Crash(Crash::WhenQuiet),
+                Operation::CrashAtOnce => return Stop::Crash(Crash::AtOnce),
+                Operation::CrashBetweenLettersAndAcks => {
+                    return Stop::Crash(Crash::BetweenLettersAndAcks);
+                }
             }
         }
         Stop::OutOfOperations
+    }
+
+    fn due(&self, due: Due) -> Due {
+        match (due, self.setup.far) {
+            (Due::Far, Some(delay)) => Due::Soon(delay),
+            _ => due,
+        }
     }
 
     fn payload(&mut self, queue: &Queue, size: Size) -> Vec<u8> {
@@ -381,6 +404,7 @@ impl Case {
                 self.model.failed(sequence, REASON, Due::AtOnce);
             }
             Outcome::RetryAfter(due) => {
+                let due = self.due(due);
                 // Asked before the call: the delay runs from some time after this.
                 self.model.failed(sequence, REASON, due);
                 job.retry_after(delay(due), REASON);
@@ -502,7 +526,9 @@ impl Case {
     fn drain(&mut self, queue: &Queue) {
         let consumer = queue.consumer();
         self.model.consumer_changed();
+        let start = Instant::now();
         loop {
+            assert!(start.elapsed() < PATIENCE, "{}", self.model.summary());
             let mut held = Vec::new();
             self.claim(&consumer, &mut held);
             match held.pop() {

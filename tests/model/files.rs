@@ -27,11 +27,14 @@ pub fn copy_when_quiet(from: &Path, to: &Path) {
 /// That takes time, so the copy may be of no one moment. It is one that could have been, all the
 /// same: ack files come first, as an ack is the last step, taken when the job has gone elsewhere;
 /// and no file was deleted meanwhile, of which the rest might have gone to one copied before.
-pub fn copy_at_once(from: &Path, to: &Path) {
+///
+/// `between` is called when the ack files are copied.
+pub fn copy_at_once(from: &Path, to: &Path, between: impl Fn()) {
     let is_ack = |path: &Path| path.extension().is_some_and(|extension| extension == "ack");
     loop {
         let before = list(from);
         let mut files = collect(from, is_ack);
+        between();
         files.extend(collect(from, |path| !is_ack(path)));
         let after = list(from);
         if before.iter().all(|path| after.contains(path)) {

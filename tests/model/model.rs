@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::ops::RangeInclusive;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use logmill::{DeadLetter, Job, Sequence, Stats};
 
@@ -40,6 +40,8 @@ enum Place {
     /// Was backing off when the process ended: due at once, unless it has been moved along the
     /// log together with its due time.
     WaitingOrDelayed,
+    /// The same, with a due time that comes soon.
+    WaitingOrSoon,
     Leased,
     Done,
     /// `settled`: also marked done in the log, so that it cannot come back.
@@ -232,7 +234,7 @@ impl Model {
             Place::Waiting if job.is_in_order() => {
                 assert_eq!(overtaken, None, "overtaken by {sequence}");
             }
-            Place::Waiting | Place::WaitingOrDelayed => {}
+            Place::Waiting | Place::WaitingOrDelayed | Place::WaitingOrSoon => {}
             Place::Soon(due) => assert!(due <= Instant::now(), "{sequence} came early"),
             Place::DeadOrWaiting => job.reasons.clear(),
             _ => panic!("{sequence} was delivered: {job:?}"),
@@ -426,6 +428,7 @@ impl Model {
     /// The queue is opened again, and these letters are there.
     pub fn reopened(&mut self, found: &[DeadLetter], ending: Ending) {
         self.since_open = Counters::default();
+        let now = Instant::now();
         for (&sequence, job) in &mut self.jobs {
             let has_letter = found.iter().any(|letter| letter.job() == sequence);
             job.given_back = false;
@@ -438,20 +441,33 @@ impl Model {
                         Place::Waiting
                     }
                 }
-                Place::Waiting if job.has_died_waiting() && has_letter => match ending {
-                    Ending::DiedAtOnce => Place::DeadOrWaiting,
-                    Ending::Closed | Ending::DiedQuietly => Place::Dead { settled: true },
-                },
                 Place::Leased => Place::Waiting,
                 Place::BackingOff => Place::WaitingOrDelayed,
-                // The delay after a failure is known to the process only.
-                Place::Soon(_) if job.attempts > 0 => Place::Waiting,
+                // The delay after a failure is known to the process only, unless it was so long
+                // that the job was moved.
+                Place::Soon(due) if job.attempts > 0 => {
+                    if due > now + Duration::from_secs(1) {
+                        Place::WaitingOrSoon
+                    } else {
+                        Place::Waiting
+                    }
+                }
                 other => other,
             };
-            match job.place {
-                Place::DeadOrWaiting => self.since_open.perhaps_dead_lettered += 1,
-                Place::Dead { .. } => {}
-                _ => job.reasons.clear(),
+            if job.has_died_waiting() && has_letter {
+                // The letter is new, and settled with the process; or an earlier one, and then the
+                // job may still be found dead once more.
+                job.place = if job.letter.is_none() && ending != Ending::DiedAtOnce {
+                    Place::Dead { settled: true }
+                } else {
+                    Place::DeadOrWaiting
+                };
+            }
+            if job.place == Place::DeadOrWaiting {
+                self.since_open.perhaps_dead_lettered += 1;
+            }
+            if !has_letter {
+                job.reasons.clear();
             }
         }
     }
@@ -511,7 +527,7 @@ impl Model {
 
     /// Whether some job is due soon.
     pub fn has_soon(&self) -> bool {
-        self.count(|place| matches!(place, Place::Soon(_))) > 0
+        self.count(|place| matches!(place, Place::Soon(_) | Place::WaitingOrSoon)) > 0
     }
 
     fn count(&self, wanted: impl Fn(Place) -> bool) -> u64 {

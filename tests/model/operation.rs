@@ -17,6 +17,8 @@ pub struct Setup {
     /// With the least `max_bytes` there can be, so that enqueueing is refused now and then.
     pub max_bytes: bool,
     pub max_depth: Option<u64>,
+    /// How long "far" is, if a case is to wait for it.
+    pub far: Option<Duration>,
 }
 
 /// How long a payload is.
@@ -35,7 +37,7 @@ pub enum Due {
     /// At a time that has passed.
     Past,
     Soon(Duration),
-    /// Not within any test.
+    /// Not within any test, unless [`Setup::far`] says otherwise.
     Far,
 }
 
@@ -108,4 +110,7 @@ pub enum Operation {
     CrashWhenQuiet,
     /// The process dies at once, whatever goes on in the background.
     CrashAtOnce,
+    /// The process dies when the letters of all dead jobs are written, and none of these jobs is
+    /// marked done.
+    CrashBetweenLettersAndAcks,
 }

@@ -205,7 +205,7 @@ fn row_3_a_header_is_mended_from_the_ack_file_and_the_jobs_are_kept() {
         let before = fs::read(&fixture.paths.segment).unwrap();
         fixture.change_segment(|bytes| bytes[..48].fill(0xee));
         let (log, report) = fixture.recover();
-        assert_eq!(report.headers_mended, [fixture.paths.segment.clone()]);
+        assert_eq!(report.headers_mended, std::slice::from_ref(&fixture.paths.segment));
         assert!(report.quarantined.is_empty());
         assert_eq!(log.segments[0].is_sealed(), sealed);
         log.segments[0].set_scanned();
@@ -326,7 +326,7 @@ fn an_ack_file_that_is_no_good_is_made_anew_and_its_jobs_are_redelivered() {
         drop(log);
         fixture.change(&fixture.paths.ack, change);
         let (log, report) = fixture.recover();
-        assert_eq!(report.ack_files_rebuilt, [fixture.paths.ack.clone()]);
+        assert_eq!(report.ack_files_rebuilt, std::slice::from_ref(&fixture.paths.ack));
         assert_eq!(jobs(&log.segments[0]).len(), 2);
         drop(log);
         let (_, report) = fixture.recover();
@@ -465,7 +465,7 @@ fn bytes_in_the_last_units_of_a_file_are_quarantined_and_no_claim_waits_for_them
     let (log, _) = fixture.recover();
     let quarantine = fixture.dir.path().join("quarantine");
     let mut later = recovery(&quarantine);
-    assert_eq!(log.segments[0].is_sealed(), true);
+    assert!(log.segments[0].is_sealed());
     later.scan_later(&log.segments[0].pin().unwrap()).unwrap();
     assert!(later.report.is_clean());
 }
