@@ -118,12 +118,18 @@ impl Engine {
             let signal = Arc::clone(&signal);
             Arc::new(move || signal.kick())
         };
+        let sleepers = Arc::new(EventCount::new());
+        let wake = {
+            let sleepers = Arc::clone(&sleepers);
+            Arc::new(move || sleepers.notify_fenced(usize::MAX))
+        };
         let config = LogConfig {
             segment_size: manifest.segment_size,
             quarantine: path.join("quarantine"),
             budget: Arc::new(SpaceBudget::new(builder.max_bytes)),
             durable_names: false,
             kick,
+            wake,
         };
         let mut recovery = Recovery {
             segment_size: manifest.segment_size,
@@ -177,6 +183,7 @@ impl Engine {
             durability: builder.durability,
             dispatch: Dispatch::new(
                 stripes.into(),
+                sleepers,
                 clock,
                 builder.retry.clone(),
                 builder.lease_timeout.is_some(),
@@ -358,17 +365,19 @@ impl Engine {
 
     /// Makes everything appended and acked so far durable.
     pub(crate) fn flush(&self) -> Result<(), Arc<StorageError>> {
-        let flush = || {
-            self.write_letters()?;
-            for stripe in self.dispatch.stripes() {
-                stripe.flush(true)?;
-            }
-            self.dead.log().flush(true)
-        };
         if let Some(error) = self.poison() {
             return Err(Arc::clone(error));
         }
-        flush().inspect_err(|error| self.note_failed_flush(error))
+        // Each log whatever becomes of the others: letters that do not fit the disk, for one, must
+        // not keep jobs from being flushed.
+        let mut result = self.write_letters();
+        for log in self.dispatch.stripes().iter().chain([self.dead.log()]) {
+            let flushed = log.flush(true);
+            result = flushed
+                .inspect_err(|error| self.note_failed_flush(error))
+                .and(result);
+        }
+        result
     }
 
     /// Moves the live jobs of mostly done segments to the end of the log.
@@ -533,5 +542,38 @@ impl Deref for Running {
 impl AsRef<Dispatch> for Arc<Running> {
     fn as_ref(&self) -> &Dispatch {
         &self.engine.dispatch
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::storage::faults;
+
+    #[test]
+    fn letters_that_do_not_fit_the_disk_keep_no_job_from_being_flushed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut builder = Builder::new(dir.path());
+        builder = builder.stripes(1).segment_size(16 * 1024);
+        let running = Arc::new(Running::open(&builder).unwrap().0);
+        let _full = faults::fill_disk(&dir.path().join("dead"));
+        let consumer = crate::Consumer::new(Arc::clone(&running));
+        let stripe = &running.dispatch().stripes()[0];
+        // More letters than the first segment of the dead letter log holds.
+        for _ in 0..8 {
+            let mut place = producer::Place::of_this_thread(&running);
+            running.enqueue(&mut place, &[7; 3000]).unwrap();
+            let job = consumer.next_timeout(Duration::from_secs(60)).unwrap();
+            job.dead_letter("of no use");
+        }
+        let error = running.flush().unwrap_err();
+        assert!(error.is_full(), "{error}");
+        assert!(running.poison().is_none());
+        // So this one is reached.
+        let _failing = faults::fail_flushes(&stripe.active().paths().segment);
+        assert!(running.flush().unwrap_err().is_failed_flush());
+        assert!(running.poison().is_some());
     }
 }

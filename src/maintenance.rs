@@ -134,8 +134,12 @@ pub(crate) fn run(engine: &Engine) {
                     Err(error) => result = result.and(Err(error)),
                 }
             }
-            if wake.flush {
-                result = result.and(engine.flush());
+            if wake.flush
+                && let Err(error) = engine.flush()
+            {
+                // Some of it may not have been; if it is a flush that failed, this ends here.
+                engine.signal.flush_within(RETRY_INTERVAL);
+                result = result.and(Err(error));
             }
             if Instant::now() >= next_compaction {
                 result = result.and(engine.compact());

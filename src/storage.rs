@@ -229,6 +229,18 @@ pub(crate) fn truncate(path: &Path, len: u64) -> Result<()> {
     }
 }
 
+/// Empties a file, if it exists, and makes that durable.
+pub(crate) fn empty_durably(path: &Path) -> Result<()> {
+    match OpenOptions::new().write(true).open(path) {
+        Ok(file) => {
+            file.set_len(0).context("truncate", path)?;
+            file.sync_all().context(FLUSH, path)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(StorageError::new("truncate", path, error)),
+    }
+}
+
 /// The first bytes of a file, `limit` at most, or None if it does not exist.
 pub(crate) fn read_start(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();

@@ -3,12 +3,59 @@
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{
-    Condvar, Mutex,
+    Condvar, Mutex, MutexGuard,
     atomic::{AtomicU64, AtomicUsize, Ordering, fence},
 };
+#[cfg(not(loom))]
+pub(crate) use std::thread::yield_now;
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{
-    Condvar, Mutex,
+    Condvar, Mutex, MutexGuard,
     atomic::{AtomicU64, AtomicUsize, Ordering, fence},
 };
+#[cfg(loom)]
+pub(crate) use loom::thread::yield_now;
+
+/// What the models of the protocols are run with.
+#[cfg(all(loom, test))]
+pub(crate) mod model {
+    use std::sync::Arc;
+
+    use loom::sync::atomic::{AtomicUsize, Ordering};
+    use loom::thread;
+
+    /// Checks a model in every interleaving that matters; with a bound, in those with at most so
+    /// many switches from one thread to another that could go on.
+    pub(crate) fn check(bound: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = bound;
+        builder.check(model);
+    }
+
+    /// Runs each body in a thread, the last in the caller's.
+    ///
+    /// Loom tries another order where an operation conflicts with the latest one on the same
+    /// object, and so overlooks a conflict with an earlier one. The counter, which all threads
+    /// add to first, has it at least begin them in every order.
+    pub(crate) fn concurrently<S: 'static, T: 'static, const N: usize>(
+        shared: &Arc<S>,
+        bodies: [fn(&S) -> T; N],
+    ) -> [T; N] {
+        let begun = Arc::new(AtomicUsize::new(0));
+        let mut threads = bodies.map(|body| {
+            let (shared, begun) = (Arc::clone(shared), Arc::clone(&begun));
+            Some(move || {
+                begun.fetch_add(1, Ordering::Relaxed);
+                body(&shared)
+            })
+        });
+        let last = threads[N - 1].take();
+        let handles = threads.map(|body| body.map(thread::spawn));
+        let mut last = last.map(|body| body());
+        handles.map(|handle| match handle {
+            Some(handle) => handle.join().unwrap(),
+            None => last.take().unwrap(),
+        })
+    }
+}

@@ -47,8 +47,10 @@ impl Dispatch {
                     .get(&base)
                     .is_some_and(|&(count, earliest)| count == live && earliest > soon)
                 {
-                    let taken = self.timer.take_segment(base, soon);
-                    moves.extend(taken.into_iter().map(|(lease, due)| Move { lease, due }));
+                    let taken = self.timer.take_segment(base, soon).into_iter();
+                    // One that timed out and was acked late is done, and would be delivered again.
+                    let taken = taken.filter(|(lease, _)| !lease.is_done());
+                    moves.extend(taken.map(|(lease, due)| Move { lease, due }));
                     segments += 1;
                 }
             }

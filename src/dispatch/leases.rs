@@ -35,16 +35,22 @@ pub(crate) struct Leases {
 
 struct State {
     last: u64,
-    current: HashMap<Sequence, Delivery>,
-    /// In order of their end, as all run equally long.
-    ends: VecDeque<Running>,
+    /// By the job's sequence. Its lease goes with the delivery's end: it keeps a segment.
+    current: HashMap<Sequence, Running>,
+    /// In order, as all run equally long; those of deliveries that ended before among them.
+    ends: VecDeque<End>,
 }
 
 struct Running {
-    end: Tick,
     delivery: Delivery,
     lease: Lease,
     attempts: u32,
+}
+
+struct End {
+    at: Tick,
+    sequence: Sequence,
+    delivery: Delivery,
 }
 
 impl Leases {
@@ -66,13 +72,18 @@ impl Leases {
         let delivery = Delivery(state.last);
         let first = state.ends.is_empty();
         if let Some(lease) = lease.duplicate() {
-            state.current.insert(lease.sequence(), delivery);
-            state.ends.push_back(Running {
-                end: now.saturating_add(self.timeout),
+            let sequence = lease.sequence();
+            state.ends.push_back(End {
+                at: now.saturating_add(self.timeout),
+                sequence,
+                delivery,
+            });
+            let running = Running {
                 delivery,
                 lease,
                 attempts,
-            });
+            };
+            state.current.insert(sequence, running);
         }
         (delivery, first)
     }
@@ -80,7 +91,7 @@ impl Leases {
     /// Ends a delivery. Returns whether it was still the job's current one.
     pub(crate) fn end(&self, sequence: Sequence, delivery: Delivery) -> bool {
         let mut state = self.state.lock();
-        let is_current = state.current.get(&sequence) == Some(&delivery);
+        let is_current = state.is_current(sequence, delivery);
         if is_current {
             state.current.remove(&sequence);
         }
@@ -95,9 +106,8 @@ impl Leases {
         let mut state = self.state.lock();
         let mut expired = Vec::new();
         state.drop_ended();
-        while state.ends.front().is_some_and(|running| running.end <= now) {
-            if let Some(running) = state.ends.pop_front() {
-                state.current.remove(&running.lease.sequence());
+        while let Some(end) = state.ends.pop_front_if(|end| end.at <= now) {
+            if let Some(running) = state.current.remove(&end.sequence) {
                 expired.push(Expired {
                     lease: running.lease,
                     attempts: running.attempts,
@@ -105,16 +115,89 @@ impl Leases {
             }
             state.drop_ended();
         }
-        (expired, state.ends.front().map(|running| running.end))
+        (expired, state.ends.front().map(|end| end.at))
     }
 }
 
 impl State {
+    fn is_current(&self, sequence: Sequence, delivery: Delivery) -> bool {
+        let running = self.current.get(&sequence);
+        running.is_some_and(|running| running.delivery == delivery)
+    }
+
     fn drop_ended(&mut self) {
-        while self.ends.front().is_some_and(|running| {
-            self.current.get(&running.lease.sequence()) != Some(&running.delivery)
-        }) {
+        while let Some(end) = self.ends.front()
+            && !self.is_current(end.sequence, end.delivery)
+        {
             self.ends.pop_front();
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::Timestamp;
+    use crate::log::header::Identity;
+    use crate::log::record::NewRecord;
+    use crate::log::segment::Segment;
+    use crate::time::Clock;
+
+    /// A full segment with one job, and the counted lease of it.
+    fn segment_and_lease(dir: &std::path::Path, base: u64) -> (Arc<Segment>, Lease) {
+        let identity = Identity {
+            base: Sequence::new(base),
+            segment_size: 16384,
+            created_at: Timestamp::ZERO,
+            salt: 1,
+        };
+        let segment = Segment::create(dir, identity, false).unwrap();
+        segment.append(&NewRecord {
+            enqueued_at: Timestamp::ZERO,
+            due_at: Timestamp::ZERO,
+            meta: b"",
+            payload: b"job",
+        });
+        segment.close_now();
+        let mut leases = Vec::new();
+        let pinned = segment.pin().unwrap();
+        pinned.claim_leases(1, usize::MAX, true, &mut leases);
+        (segment, leases.remove(0))
+    }
+
+    #[test]
+    fn a_delivery_that_has_ended_keeps_nothing_while_an_earlier_one_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_first, slow) = segment_and_lease(dir.path(), 0);
+        let (second, quick) = segment_and_lease(dir.path(), 1000);
+        let leases = Leases::new(Duration::from_secs(3600));
+        let now = Clock::start().now();
+        leases.begin(&slow, 1, now);
+        let (delivery, _) = leases.begin(&quick, 1, now);
+        assert!(leases.end(quick.sequence(), delivery));
+        assert!(quick.ack().segment_complete);
+        let maps = second.retire().unwrap();
+        assert_eq!(Arc::strong_count(&maps), 1);
+    }
+
+    #[test]
+    fn only_a_delivery_that_runs_can_end_or_expire() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_segment, lease) = segment_and_lease(dir.path(), 0);
+        let leases = Leases::new(Duration::ZERO);
+        let now = Clock::start().now();
+        let (first, is_first) = leases.begin(&lease, 1, now);
+        assert!(is_first);
+        let (expired, next) = leases.expire(now);
+        assert_eq!((expired.len(), next), (1, None));
+        assert_eq!(expired[0].lease.sequence(), lease.sequence());
+        assert!(!leases.end(lease.sequence(), first));
+        let (second, _) = leases.begin(&lease, 2, now);
+        assert!(!leases.end(lease.sequence(), first));
+        assert!(leases.end(lease.sequence(), second));
+        let (expired, next) = leases.expire(now);
+        assert_eq!((expired.len(), next), (0, None));
     }
 }

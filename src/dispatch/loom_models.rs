@@ -1,1 +1,361 @@
+//! Models of how consumers sleep and are woken; see `log/loom_models.rs` for how to run them. A
+//! lost wake-up is a deadlock here, which loom reports.
+//!
+//! The event count, the tail and the cursor are the real ones. There are no deadlines: they would
+//! hide a lost wake-up.
+//!
+//! Loom's SeqCst fences synchronize with each other, which the language's do not. Nothing here
+//! leans on that: what the fences let a consumer see is one flag or pointer, and what that stands
+//! for comes by the flag's own Acquire, or by the lock of the event count.
 
+use std::sync::Arc;
+
+use loom::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use super::sleep::EventCount;
+use crate::log::tail::{Cursor, Position, Reserved, Tail};
+use crate::sync::model::{check, concurrently};
+
+const START: Position = Position { index: 0, units: 0 };
+
+/// A segment of one-unit records.
+struct Segment {
+    tail: Tail,
+    cursor: Cursor,
+    /// By unit: whether a record is committed there.
+    commit_words: Vec<AtomicU32>,
+}
+
+impl Segment {
+    fn new(records: u32) -> Self {
+        Self {
+            tail: Tail::open(START, records),
+            cursor: Cursor::new(START),
+            commit_words: (0..records).map(|_| AtomicU32::new(0)).collect(),
+        }
+    }
+
+    /// `Segment::append`. Returns false if the segment is full.
+    fn append(&self) -> bool {
+        match self.tail.reserve(1, 1) {
+            Reserved::At(position) => {
+                self.commit_words[position.units as usize].store(1, Ordering::Release);
+                true
+            }
+            Reserved::Closing(end) => {
+                self.tail.close(end);
+                false
+            }
+            Reserved::Closed => false,
+        }
+    }
+
+    /// `Pinned::claim`, of one record.
+    fn claim(&self) -> bool {
+        loop {
+            let from = self.cursor.position();
+            let Some(word) = self.commit_words.get(from.units as usize) else {
+                return false;
+            };
+            if word.load(Ordering::Acquire) == 0 {
+                return false;
+            }
+            let to = Position {
+                index: from.index + 1,
+                units: from.units + 1,
+            };
+            if self.cursor.advance(from, to) {
+                return true;
+            }
+        }
+    }
+
+    /// `Segment::may_have_work`.
+    fn may_have_work(&self) -> bool {
+        self.tail.reserved_past(self.cursor.position())
+    }
+}
+
+/// `Source::wait`: sleeps until `take` has found something, or until a look before falling asleep
+/// says that something is on its way.
+///
+/// Then the consumer stays awake and would look again; not to model that keeps the models finite.
+fn sleep(sleepers: &EventCount, take: impl Fn() -> bool, may_have_work: impl Fn() -> bool) {
+    while !take() {
+        sleepers.register();
+        if may_have_work() {
+            sleepers.cancel();
+            return;
+        }
+        sleepers.wait(None);
+    }
+}
+
+struct Queue {
+    segment: Segment,
+    sleepers: EventCount,
+}
+
+impl Queue {
+    fn new(records: u32) -> Arc<Self> {
+        Arc::new(Self {
+            segment: Segment::new(records),
+            sleepers: EventCount::new(),
+        })
+    }
+
+    fn enqueue(&self) {
+        assert!(self.segment.append());
+        self.sleepers.notify(1);
+    }
+
+    fn sleep(&self) {
+        sleep(
+            &self.sleepers,
+            || self.segment.claim(),
+            || self.segment.may_have_work(),
+        );
+    }
+}
+
+#[test]
+fn a_consumer_that_falls_asleep_is_woken_for_a_record() {
+    check(Some(4), || {
+        let queue = Queue::new(2);
+        concurrently(
+            &queue,
+            [
+                |queue| {
+                    queue.enqueue();
+                    queue.enqueue();
+                },
+                |queue| {
+                    queue.sleep();
+                    queue.sleep();
+                },
+            ],
+        );
+        assert!(queue.sleepers.is_quiet());
+    });
+}
+
+#[test]
+fn two_consumers_that_fall_asleep_are_woken_for_a_record_each() {
+    check(Some(3), || {
+        let queue = Queue::new(2);
+        concurrently(
+            &queue,
+            [Queue::sleep, Queue::sleep, |queue| {
+                queue.enqueue();
+                queue.enqueue();
+            }],
+        );
+        assert!(queue.sleepers.is_quiet());
+    });
+}
+
+#[test]
+fn a_consumer_is_woken_for_the_records_of_two_producers() {
+    check(Some(3), || {
+        let queue = Queue::new(2);
+        concurrently(
+            &queue,
+            [Queue::enqueue, Queue::enqueue, |queue| {
+                queue.sleep();
+                queue.sleep();
+            }],
+        );
+        assert!(queue.sleepers.is_quiet());
+    });
+}
+
+#[test]
+fn one_notification_of_two_records_wakes_two_consumers() {
+    check(Some(3), || {
+        let queue = Queue::new(2);
+        concurrently(
+            &queue,
+            [Queue::sleep, Queue::sleep, |queue| {
+                assert!(queue.segment.append());
+                assert!(queue.segment.append());
+                queue.sleepers.notify(2);
+            }],
+        );
+        assert!(queue.sleepers.is_quiet());
+    });
+}
+
+#[test]
+fn a_permit_meant_for_a_consumer_that_does_not_sleep_after_all_is_not_lost() {
+    check(Some(4), || {
+        let queue = Queue::new(1);
+        concurrently(
+            &queue,
+            [
+                |queue| {
+                    queue.sleepers.register();
+                    // It has found other work, and does not come back for long.
+                    queue.sleepers.cancel();
+                },
+                Queue::sleep,
+                Queue::enqueue,
+            ],
+        );
+        assert!(queue.sleepers.is_quiet());
+    });
+}
+
+/// Work that does not come through a tail: the injector, a flag.
+struct Injector {
+    jobs: AtomicUsize,
+    sleepers: EventCount,
+}
+
+impl Injector {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            jobs: AtomicUsize::new(0),
+            sleepers: EventCount::new(),
+        })
+    }
+
+    /// Relaxed, here and below: the fences alone must do.
+    fn inject(&self) {
+        self.jobs.fetch_add(1, Ordering::Relaxed);
+        self.sleepers.notify_fenced(1);
+    }
+
+    fn sleep(&self) {
+        let take = || {
+            self.jobs
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |jobs| {
+                    jobs.checked_sub(1)
+                })
+                .is_ok()
+        };
+        sleep(&self.sleepers, take, || {
+            self.jobs.load(Ordering::Relaxed) > 0
+        });
+    }
+}
+
+#[test]
+fn a_consumer_that_falls_asleep_is_woken_for_an_injected_job() {
+    check(None, || {
+        let injector = Injector::new();
+        concurrently(&injector, [Injector::inject, Injector::sleep]);
+        assert!(injector.sleepers.is_quiet());
+    });
+}
+
+#[test]
+fn two_consumers_that_fall_asleep_are_woken_for_an_injected_job_each() {
+    check(Some(3), || {
+        let injector = Injector::new();
+        concurrently(
+            &injector,
+            [Injector::sleep, Injector::sleep, |injector| {
+                injector.inject();
+                injector.inject();
+            }],
+        );
+        assert!(injector.sleepers.is_quiet());
+    });
+}
+
+#[test]
+fn stopping_wakes_every_sleeper() {
+    check(Some(3), || {
+        // The flag is set once there is a "job"; nobody takes it away.
+        let queue = Injector::new();
+        let sleep_until_stopped = |queue: &Injector| {
+            let is_stopped = || queue.jobs.load(Ordering::Relaxed) > 0;
+            sleep(&queue.sleepers, is_stopped, is_stopped);
+        };
+        concurrently(
+            &queue,
+            [sleep_until_stopped, sleep_until_stopped, |queue| {
+                queue.jobs.store(1, Ordering::Relaxed);
+                queue.sleepers.notify_fenced(usize::MAX);
+            }],
+        );
+        assert!(queue.sleepers.is_quiet());
+    });
+}
+
+/// A segment that is full, and the one that a roll makes active.
+struct Stripe {
+    segments: [Segment; 2],
+    active: AtomicUsize,
+    sleepers: EventCount,
+}
+
+impl Stripe {
+    fn new() -> Arc<Self> {
+        let stripe = Self {
+            segments: [Segment::new(0), Segment::new(1)],
+            active: AtomicUsize::new(0),
+            sleepers: EventCount::new(),
+        };
+        // Full, closed and claimed, and nobody has rolled yet.
+        assert!(!stripe.segments[0].append());
+        Arc::new(stripe)
+    }
+
+    /// `Stripe::roll`.
+    fn roll(&self) {
+        self.active.store(1, Ordering::Release);
+        self.sleepers.notify_fenced(usize::MAX);
+    }
+
+    /// `Stripe::append_shared`, if the segment that it finds has room.
+    fn try_enqueue(&self) -> bool {
+        let active = self.active.load(Ordering::Acquire);
+        let appended = self.segments[active].append();
+        if appended {
+            self.sleepers.notify(1);
+        }
+        appended
+    }
+
+    /// Claims from the active segment, as all are that come before it.
+    fn sleep(&self) {
+        let claiming = || &self.segments[self.active.load(Ordering::Acquire)];
+        let may_have_work = || {
+            let segment = claiming();
+            segment.may_have_work() || !std::ptr::eq(segment, claiming())
+        };
+        sleep(&self.sleepers, || claiming().claim(), may_have_work);
+    }
+}
+
+#[test]
+fn a_consumer_of_a_full_segment_is_woken_for_a_record_of_the_next() {
+    check(Some(4), || {
+        let stripe = Stripe::new();
+        concurrently(
+            &stripe,
+            [Stripe::sleep, |stripe| {
+                stripe.roll();
+                assert!(stripe.try_enqueue());
+            }],
+        );
+        assert!(stripe.sleepers.is_quiet());
+    });
+}
+
+#[test]
+fn a_consumer_of_a_full_segment_is_woken_for_a_record_of_a_producer_that_did_not_roll() {
+    check(Some(3), || {
+        let stripe = Stripe::new();
+        concurrently(
+            &stripe,
+            [Stripe::roll, Stripe::sleep, |stripe| {
+                while !stripe.try_enqueue() {
+                    loom::thread::yield_now();
+                }
+            }],
+        );
+        assert!(stripe.sleepers.is_quiet());
+    });
+}

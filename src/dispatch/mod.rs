@@ -11,6 +11,8 @@ pub(crate) mod leases;
 mod loom_models;
 pub(crate) mod sleep;
 pub(crate) mod source;
+#[cfg(all(test, not(loom)))]
+mod tests;
 pub(crate) mod timer;
 
 use std::sync::Arc;
@@ -42,7 +44,7 @@ pub(crate) struct Dispatch {
     thieves: ArcSwap<Vec<Thief>>,
     /// Serializes the registration of deques.
     registration: Mutex<Registration>,
-    pub(crate) sleepers: EventCount,
+    pub(crate) sleepers: Arc<EventCount>,
     pub(crate) timer: Timer,
     clock: Clock,
     retry: RetryPolicy,
@@ -61,6 +63,7 @@ struct Registration {
 impl Dispatch {
     pub(crate) fn new(
         stripes: Box<[Stripe]>,
+        sleepers: Arc<EventCount>,
         clock: Clock,
         retry: RetryPolicy,
         counted: bool,
@@ -70,7 +73,7 @@ impl Dispatch {
             injector: Injector::new(),
             thieves: ArcSwap::default(),
             registration: Mutex::default(),
-            sleepers: EventCount::new(),
+            sleepers,
             timer: Timer::new(),
             clock,
             retry,
@@ -113,6 +116,7 @@ impl Dispatch {
                 return Some(lease);
             }
             if let Some(lease) = steal(|| self.injector.steal_batch_and_pop(&own.leases)) {
+                self.share(own, 0);
                 return Some(lease);
             }
             let run = own
@@ -131,8 +135,9 @@ impl Dispatch {
     fn claim(&self, own: &Deques) -> Option<Run> {
         let mut claimed = own.claimed.borrow_mut();
         let stripes = self.stripes.len();
+        let first = own.first_stripe();
         for at in 0..stripes {
-            let stripe = &self.stripes[(own.home + at) % stripes];
+            let stripe = &self.stripes[(first + at) % stripes];
             match stripe.claim(CLAIM_JOBS, CLAIM_BYTES, self.counted, &mut claimed) {
                 Claim::Taken => {
                     let mut runs = claimed.drain(..);
@@ -150,7 +155,6 @@ impl Dispatch {
 
     /// Makes the leases of a run, those that are due into the deque and others into the timer.
     fn expand(&self, run: Run, own: &Deques) {
-        let mut due = 0;
         run.expand(|lease, plain| {
             let lease = if plain {
                 Some(lease)
@@ -159,11 +163,17 @@ impl Dispatch {
             };
             if let Some(lease) = lease {
                 own.leases.push(lease);
-                due += 1;
             }
         });
-        if due > 1 {
-            // One more consumer, to steal; it wakes the next one in the same way.
+        self.share(own, 1);
+    }
+
+    /// Wakes a consumer, to steal, if there is more in the deques than the next `taken` jobs. It
+    /// wakes another in the same way.
+    ///
+    /// Also those who looked while jobs were on their way into the deques, and saw them nowhere.
+    fn share(&self, own: &Deques, taken: usize) {
+        if own.leases.len() > taken || own.has_runs() {
             self.sleepers.notify_fenced(1);
         }
     }
@@ -171,13 +181,29 @@ impl Dispatch {
     fn steal_run(&self) -> Option<Run> {
         // The neighbours' order does not matter: whoever has runs has some to spare.
         let thieves = self.thieves.load();
-        thieves.iter().find_map(|other| steal(|| other.steal_run()))
+        thieves.iter().find_map(|other| {
+            let run = steal(|| other.steal_run())?;
+            self.share_of(other);
+            Some(run)
+        })
     }
 
     fn steal_lease(&self, own: &Deques) -> Option<Lease> {
         let thieves = self.thieves.load();
-        let mut others = thieves.iter();
-        others.find_map(|other| steal(|| other.leases.steal_batch_and_pop(&own.leases)))
+        let lease = thieves.iter().find_map(|other| {
+            let lease = steal(|| other.leases.steal_batch_and_pop(&own.leases))?;
+            self.share_of(other);
+            Some(lease)
+        });
+        self.share(own, 0);
+        lease
+    }
+
+    /// Wakes a consumer if one that was stolen from has more.
+    fn share_of(&self, other: &Thief) {
+        if other.has_work() {
+            self.sleepers.notify_fenced(1);
+        }
     }
 
     /// Puts a claimed job into the timer if it is not due yet.

@@ -3,11 +3,17 @@
 //! A consumer registers, looks for work once more, and only then waits. Whoever brings work looks
 //! for sleepers after. Two orders make sure that one of them sees the other:
 //!
-//! - A producer reserves with an AcqRel read-modify-write on the segment's tail and pays one load
-//!   here. The consumer's last look is a read-modify-write on the same tail
-//!   (`Tail::reserved_past`), so one comes before the other in the tail's modification order.
-//! - Everyone else (timer, injector, a roll to the next segment) puts a SeqCst fence between the
-//!   work and the look, and the consumer has one between registering and looking.
+//! - A producer reserves with a read-modify-write on the segment's tail and pays one load here.
+//!   The consumer's last look is a read-modify-write on the same tail (`Tail::reserved_past`), so
+//!   one comes before the other in the tail's modification order, and if it is the consumer's, the
+//!   producer acquires from it.
+//! - Everyone else (timer, injector, whoever stops the queue or makes the next segment active)
+//!   puts a SeqCst fence between the work and the look, and the consumer has one between
+//!   registering and looking.
+//!
+//! Whoever makes a segment active wakes all sleepers, with or without a record in it. Producers
+//! who find the new segment need no fence then: a consumer that did not see it when it looked is
+//! awake, and takes its next look at the new tail.
 
 use std::sync::PoisonError;
 use std::time::Instant;
@@ -16,7 +22,8 @@ use crate::sync::{AtomicUsize, Condvar, Mutex, Ordering, fence};
 
 /// The sleepers of a queue.
 pub(crate) struct EventCount {
-    /// Registered and not yet given a permit; a copy of `State::waiting` to look at.
+    /// Registered and not yet given a permit; a copy of `State::waiting` to look at. Relaxed
+    /// throughout: what orders it are the read-modify-writes and fences of the module's head.
     sleepers: AtomicUsize,
     state: Mutex<State>,
     wake: Condvar,
@@ -45,9 +52,10 @@ impl EventCount {
     pub(crate) fn register(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.waiting += 1;
-        self.sleepers.store(state.waiting, Ordering::Release);
+        self.sleepers.store(state.waiting, Ordering::Relaxed);
         drop(state);
-        // Pairs with the fence in `notify_fenced`.
+        // Pairs with the fence in `notify_fenced`: of two fences one comes first, and what was
+        // stored before the first is seen by the loads after the second.
         fence(Ordering::SeqCst);
     }
 
@@ -62,7 +70,7 @@ impl EventCount {
         // were told of work, and one of them has found some.
         if state.waiting > 0 {
             state.waiting -= 1;
-            self.sleepers.store(state.waiting, Ordering::Release);
+            self.sleepers.store(state.waiting, Ordering::Relaxed);
         } else {
             state.permits -= 1;
         }
@@ -99,9 +107,7 @@ impl EventCount {
     /// sleepers look at with one of their own.
     #[inline]
     pub(crate) fn notify(&self, count: usize) {
-        // Acquire: if the caller's read-modify-write came after a sleeper's, it acquired the
-        // registration; nothing more is needed of this load than to read it.
-        if self.sleepers.load(Ordering::Acquire) > 0 {
+        if self.sleepers.load(Ordering::Relaxed) > 0 {
             self.notify_slow(count);
         }
     }
@@ -120,10 +126,78 @@ impl EventCount {
         // Taken off the count at once, so that the next caller does not wake them again.
         state.waiting -= woken;
         state.permits += woken;
-        self.sleepers.store(state.waiting, Ordering::Release);
+        self.sleepers.store(state.waiting, Ordering::Relaxed);
         drop(state);
         for _ in 0..woken {
             self.wake.notify_one();
         }
+    }
+
+    /// Registered and not yet woken.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn asleep(&self) -> usize {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.waiting
+    }
+
+    /// Nobody is registered and no permit is left over.
+    #[cfg(test)]
+    pub(super) fn is_quiet(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.waiting == 0 && state.permits == 0 && self.sleepers.load(Ordering::Relaxed) == 0
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registration_taken_back_leaves_nothing_to_wake() {
+        let sleepers = EventCount::new();
+        sleepers.register();
+        sleepers.cancel();
+        assert!(sleepers.is_quiet());
+        sleepers.notify(1);
+        sleepers.notify_fenced(usize::MAX);
+        assert!(sleepers.is_quiet());
+    }
+
+    #[test]
+    fn a_notification_between_registering_and_waiting_is_not_lost() {
+        let sleepers = EventCount::new();
+        sleepers.register();
+        sleepers.notify(1);
+        sleepers.notify(1);
+        sleepers.wait(None);
+        assert!(sleepers.is_quiet());
+    }
+
+    #[test]
+    fn a_sleeper_that_reaches_its_deadline_is_registered_no_more() {
+        let sleepers = EventCount::new();
+        sleepers.register();
+        sleepers.wait(Some(Instant::now()));
+        assert!(sleepers.is_quiet());
+    }
+
+    #[test]
+    fn a_permit_at_the_deadline_is_used_rather_than_left() {
+        let sleepers = EventCount::new();
+        sleepers.register();
+        sleepers.notify(1);
+        sleepers.wait(Some(Instant::now()));
+        assert!(sleepers.is_quiet());
+    }
+
+    #[test]
+    fn a_permit_of_one_that_does_not_wait_goes_to_another_that_does() {
+        let sleepers = EventCount::new();
+        sleepers.register();
+        sleepers.register();
+        sleepers.notify(1);
+        sleepers.cancel();
+        sleepers.wait(None);
+        assert!(sleepers.is_quiet());
     }
 }

@@ -1,6 +1,6 @@
 //! One consumer's end of the dispatch: its deques, and how it waits when there is nothing to do.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -30,8 +30,14 @@ pub(super) struct Deques {
     in_runs: Arc<AtomicU64>,
     /// Where a claim puts its runs.
     pub(super) claimed: RefCell<Vec<Run>>,
-    pub(super) home: usize,
+    home: usize,
+    /// Claims so far.
+    claims: Cell<usize>,
 }
+
+/// Every so many claims begin at another stripe than home, each in turn: a stripe that is nobody's
+/// home must not wait until another one runs dry.
+const CLAIMS_AT_HOME: usize = 8;
 
 /// What others have of a consumer: the other ends of its deques.
 #[derive(Clone)]
@@ -42,10 +48,25 @@ pub(super) struct Thief {
 }
 
 impl Deques {
+    /// The stripe to begin the next claim at.
+    pub(super) fn first_stripe(&self) -> usize {
+        let claims = self.claims.get().wrapping_add(1);
+        self.claims.set(claims);
+        if claims.is_multiple_of(CLAIMS_AT_HOME) {
+            self.home + claims / CLAIMS_AT_HOME
+        } else {
+            self.home
+        }
+    }
+
     pub(super) fn push_run(&self, run: Run) {
         // Relaxed, here and below: a count for statistics.
         self.in_runs.fetch_add(run.jobs(), Ordering::Relaxed);
         self.runs.push(run);
+    }
+
+    pub(super) fn has_runs(&self) -> bool {
+        !self.runs.is_empty()
     }
 
     pub(super) fn pop_run(&self) -> Option<Run> {
@@ -99,6 +120,7 @@ impl<D: AsRef<Dispatch>> Source<D> {
                 in_runs,
                 claimed: RefCell::default(),
                 home,
+                claims: Cell::new(0),
             },
             name,
         }

@@ -6,13 +6,16 @@
 //!     64   8 * ceil(capacity/32) ack words
 //!      -   2 * capacity          delivery counts
 //! ```
-//! Both arrays check themselves, since a lost job hides behind a bit set by accident:
+//! Both arrays check themselves, since a lost job hides behind a bit set by accident, and both
+//! checks depend on the segment's salt, since a file that is used again may come out of a power cut
+//! with pages of its past:
 //!
-//! - An **ack word** holds 32 done bits below and the sum of a constant for each set bit above.
-//!   Setting bit i adds `1 << i | CODE[i] << 32`: one wait-free fetch-and-add, as every bit is set
-//!   once. A word whose sum is off is taken as zero at recovery: 32 jobs are redelivered, none lost.
-//! - A **delivery count** is a byte and its product with an odd constant. A count that fails its
-//!   check is taken as zero.
+//! - An **ack word** holds 32 done bits below and, above, the sum of a constant for each set bit,
+//!   times a key made from the salt. Setting bit i adds `1 << i | (CODE[i] * key) << 32`: one
+//!   wait-free fetch-and-add, as every bit is set once. A word whose sum is off is taken as zero at
+//!   recovery: 32 jobs are redelivered, none lost.
+//! - A **delivery count** is a byte and a check byte: its product with an odd constant, xor a byte
+//!   of the salt. A count that fails its check is taken as zero; 0 is a zero of both bytes.
 
 use std::sync::atomic::Ordering;
 
@@ -41,27 +44,55 @@ const CODE: [u32; RECORDS_PER_WORD as usize] = {
 /// Odd, so that distinct counts have distinct products.
 const COUNT_CODE: u8 = 0xb5;
 
-/// The word that has exactly the bits of `done` set.
-pub(crate) fn word_of(done: u32) -> u64 {
-    let mut sum = 0u32;
-    let mut bits = done;
-    while bits != 0 {
-        sum = sum.wrapping_add(CODE[bits.trailing_zeros() as usize]);
-        bits &= bits - 1;
+/// What the checks of an ack file depend on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Key {
+    /// Odd, so that multiplying by it loses nothing.
+    words: u32,
+    counts: u8,
+}
+
+impl Key {
+    pub(crate) fn new(salt: u64) -> Self {
+        Self {
+            words: salt as u32 | 1,
+            counts: (salt >> 32) as u8,
+        }
     }
-    u64::from(sum) << 32 | u64::from(done)
-}
 
-/// The done bits of a word, or None if it does not check.
-pub(crate) fn bits_of(word: u64) -> Option<u32> {
-    let done = word as u32;
-    (word_of(done) == word).then_some(done)
-}
+    /// The word that has exactly the bits of `done` set.
+    pub(crate) fn word_of(self, done: u32) -> u64 {
+        let mut sum = 0u32;
+        let mut bits = done;
+        while bits != 0 {
+            sum = sum.wrapping_add(CODE[bits.trailing_zeros() as usize]);
+            bits &= bits - 1;
+        }
+        u64::from(sum.wrapping_mul(self.words)) << 32 | u64::from(done)
+    }
 
-#[inline]
-fn step_of(index: u32) -> u64 {
-    let bit = index % RECORDS_PER_WORD;
-    1 << bit | u64::from(CODE[bit as usize]) << 32
+    /// The done bits of a word, or None if it does not check.
+    pub(crate) fn bits_of(self, word: u64) -> Option<u32> {
+        let done = word as u32;
+        (self.word_of(done) == word).then_some(done)
+    }
+
+    /// What setting the bit of a record adds to its word.
+    #[inline]
+    fn step_of(self, index: u32) -> u64 {
+        let bit = index % RECORDS_PER_WORD;
+        1 << bit | u64::from(CODE[bit as usize].wrapping_mul(self.words)) << 32
+    }
+
+    /// A count with its check.
+    #[inline]
+    fn count_of(self, deliveries: u8) -> u16 {
+        let check = match deliveries {
+            0 => 0,
+            _ => deliveries.wrapping_mul(COUNT_CODE) ^ self.counts,
+        };
+        u16::from_le_bytes([deliveries, check])
+    }
 }
 
 /// Ack words that `records` records need.
@@ -88,12 +119,24 @@ pub(super) fn used_ranges(capacity: u32, end: u32) -> [std::ops::Range<usize>; 2
 pub(crate) struct AckFile {
     pub(crate) file: MappedFile,
     capacity: u32,
+    key: Key,
 }
 
 impl AckFile {
-    pub(crate) fn new(file: MappedFile, capacity: u32) -> Self {
+    /// The ack file of a segment with this salt.
+    pub(crate) fn new(file: MappedFile, capacity: u32, salt: u64) -> Self {
         debug_assert!(file.len() as u64 >= file_bytes(capacity));
-        Self { file, capacity }
+        let key = Key::new(salt);
+        Self {
+            file,
+            capacity,
+            key,
+        }
+    }
+
+    /// Makes a file that is all zero that of a segment with this salt.
+    pub(super) fn set_salt(&mut self, salt: u64) {
+        self.key = Key::new(salt);
     }
 
     pub(super) fn capacity(&self) -> u32 {
@@ -116,7 +159,7 @@ impl AckFile {
     /// Returns whether that filled the word.
     #[inline]
     pub(crate) fn set_once(&self, index: u32) -> bool {
-        let step = step_of(index);
+        let step = self.key.step_of(index);
         // AcqRel: whoever finds the word full has, through the chain of these read-modify-writes,
         // everything that each acker did before its ack, so the mapping may then go.
         let old = self.word(index).fetch_add(step, Ordering::AcqRel);
@@ -129,7 +172,7 @@ impl AckFile {
         if index >= self.capacity {
             return None;
         }
-        let step = step_of(index);
+        let step = self.key.step_of(index);
         // AcqRel as in `set_once`.
         self.word(index)
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| {
@@ -153,12 +196,13 @@ impl AckFile {
     /// Replaces the done bits of a word; for recovery, before anyone else sees the file.
     pub(crate) fn store_bits(&self, word: u32, done: u32) {
         self.word(word * RECORDS_PER_WORD)
-            .store(word_of(done), Ordering::Release);
+            .store(self.key.word_of(done), Ordering::Release);
     }
 
     /// The done bits of a word, or None if it does not check.
     pub(crate) fn checked_bits(&self, word: u32) -> Option<u32> {
-        bits_of(self.word(word * RECORDS_PER_WORD).load(Ordering::Acquire))
+        self.key
+            .bits_of(self.word(word * RECORDS_PER_WORD).load(Ordering::Acquire))
     }
 
     /// Counts one more delivery of a record that the caller holds the only lease of, saturating.
@@ -168,18 +212,17 @@ impl AckFile {
         let count = self.deliveries(index).saturating_add(1);
         // Relaxed: what counts is that the store is executed before the handler runs, by the same
         // thread; a process that dies in the handler leaves it in the page cache.
-        self.count(index).store(
-            u16::from_le_bytes([count, count.wrapping_mul(COUNT_CODE)]),
-            Ordering::Relaxed,
-        );
+        self.count(index)
+            .store(self.key.count_of(count), Ordering::Relaxed);
         count
     }
 
     /// How often a record was delivered.
     #[inline]
     pub(crate) fn deliveries(&self, index: u32) -> u8 {
-        let [count, check] = self.count(index).load(Ordering::Relaxed).to_le_bytes();
-        if count.wrapping_mul(COUNT_CODE) == check {
+        let stored = self.count(index).load(Ordering::Relaxed);
+        let count = stored as u8;
+        if self.key.count_of(count) == stored {
             count
         } else {
             0
@@ -191,16 +234,22 @@ impl AckFile {
 mod tests {
     use super::*;
 
+    const SALT: u64 = 0x1122_3344_5566_7788;
+    const KEY: Key = Key {
+        words: 0x5566_7789,
+        counts: 0x44,
+    };
+
     #[test]
     fn an_empty_word_is_zero_and_adding_steps_gives_the_word_of_the_bits() {
-        assert_eq!(word_of(0), 0);
+        assert_eq!(KEY.word_of(0), 0);
         let mut word = 0u64;
         let mut bits = 0u32;
         for index in [3, 31, 0, 17, 8] {
-            word = word.wrapping_add(step_of(index));
+            word = word.wrapping_add(KEY.step_of(index));
             bits |= 1 << index;
-            assert_eq!(word, word_of(bits));
-            assert_eq!(bits_of(word), Some(bits));
+            assert_eq!(word, KEY.word_of(bits));
+            assert_eq!(KEY.bits_of(word), Some(bits));
         }
     }
 
@@ -208,7 +257,7 @@ mod tests {
     fn no_change_within_one_byte_of_a_word_passes_the_check() {
         for byte in 0..4 {
             let sums: std::collections::HashSet<u64> = (0..256)
-                .map(|bits| word_of(bits << (8 * byte)) >> 32)
+                .map(|bits| KEY.word_of(bits << (8 * byte)) >> 32)
                 .collect();
             assert_eq!(
                 sums.len(),
@@ -219,18 +268,18 @@ mod tests {
         for done in [0, 1, 0x8000_0000, 0xdead_beef, u32::MAX] {
             for byte in 4..8 {
                 for change in 1..256u64 {
-                    assert_eq!(bits_of(word_of(done) ^ change << (8 * byte)), None);
+                    assert_eq!(KEY.bits_of(KEY.word_of(done) ^ change << (8 * byte)), None);
                 }
             }
         }
-        assert_eq!(bits_of(u64::MAX), None);
+        assert_eq!(KEY.bits_of(u64::MAX), None);
     }
 
     #[test]
     fn a_count_with_any_other_check_byte_reads_as_zero() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        let acks = AckFile::new(MappedFile::create(&path, file_bytes(10)).unwrap(), 10);
+        let acks = AckFile::new(MappedFile::create(&path, file_bytes(10)).unwrap(), 10, SALT);
         assert_eq!(acks.deliveries(9), 0);
         assert_eq!(acks.count_delivery(9), 1);
         assert_eq!(acks.count_delivery(9), 2);
@@ -249,7 +298,7 @@ mod tests {
     fn the_last_ack_of_a_word_fills_it_and_a_second_ack_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        let acks = AckFile::new(MappedFile::create(&path, file_bytes(64)).unwrap(), 64);
+        let acks = AckFile::new(MappedFile::create(&path, file_bytes(64)).unwrap(), 64, SALT);
         for index in 32..63 {
             assert!(!acks.set_once(index));
         }
@@ -259,5 +308,23 @@ mod tests {
         assert_eq!(acks.done_bits(1), u32::MAX);
         assert_eq!(acks.checked_bits(1), Some(u32::MAX));
         assert_eq!(acks.done_bits(0), 0);
+    }
+
+    #[test]
+    fn what_is_left_of_another_salt_is_neither_an_ack_nor_a_delivery() {
+        let other = Key::new(0x8877_6655_4433_2211);
+        assert_eq!(KEY.bits_of(0), Some(0));
+        for done in [1, 0x8000_0000, 0xff, 0xdead_beef, u32::MAX] {
+            assert_eq!(KEY.bits_of(other.word_of(done)), None);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let file = MappedFile::create(&path, file_bytes(10)).unwrap();
+        let mut acks = AckFile::new(file, 10, 0x8877_6655_4433_2211);
+        acks.count_delivery(3);
+        acks.set_once(4);
+        acks.set_salt(SALT);
+        assert_eq!(acks.deliveries(3), 0);
+        assert_eq!(acks.checked_bits(0), None);
     }
 }

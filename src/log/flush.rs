@@ -9,7 +9,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// Where callers of one file meet.
 pub(crate) struct FlushGate<E = crate::storage::StorageError> {
@@ -39,117 +39,81 @@ impl<E> FlushGate<E> {
     /// Returns once a flush that started after this call has finished, running `flush` itself if
     /// nobody else does. After a failure, every call fails with that failure.
     pub(crate) fn flush(&self, flush: impl FnOnce() -> Result<(), E>) -> Result<(), Arc<E>> {
-        // A panic in `flush` cannot leave the state half changed, so poisoning says nothing here.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        // Not the running one, which may have started before the caller's last store.
         let mine = state.started + 1;
-        while state.running {
+        // One flush runs at a time: when `mine` is the latest started, it is running or has ended;
+        // when a later one has started, it has ended.
+        while state.running && state.started <= mine {
             state = self
                 .finished
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
-            // The first flush that started after this call has ended: either it is the latest, or
-            // a later one is running already.
-            if state.started > mine || (state.started == mine && !state.running) {
-                return match &state.failed {
-                    Some(error) => Err(Arc::clone(error)),
-                    None => Ok(()),
-                };
-            }
         }
         if let Some(error) = &state.failed {
             return Err(Arc::clone(error));
         }
+        if state.started >= mine {
+            return Ok(());
+        }
         state.started += 1;
         state.running = true;
         drop(state);
-        let result = flush();
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = Running(self);
+        let result = flush().map_err(Arc::new);
+        std::mem::forget(running);
+        self.finish(|state| state.failed = result.as_ref().err().map(Arc::clone));
+        result
+    }
+
+    fn finish(&self, change: impl FnOnce(&mut State<E>)) {
+        let mut state = self.lock();
         state.running = false;
-        let result = result.map_err(|error| {
-            let error = Arc::new(error);
-            state.failed = Some(Arc::clone(&error));
-            error
-        });
+        change(&mut state);
         drop(state);
         self.finished.notify_all();
-        result
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<E>> {
+        // Nothing that can panic runs under the lock, so poisoning says nothing.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A flush that panics drops this. It never was, then: those who waited for it run another.
+struct Running<'a, E>(&'a FlushGate<E>);
+
+impl<E> Drop for Running<'_, E> {
+    fn drop(&mut self) {
+        self.0.finish(|state| state.started -= 1);
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    use std::sync::mpsc;
-    use std::thread;
-
     use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
     #[test]
-    fn a_failed_flush_is_final_and_never_tried_again() {
-        let gate = FlushGate::new();
-        gate.flush(|| Ok(())).unwrap();
-        let first = gate.flush(|| Err("EIO")).unwrap_err();
-        for _ in 0..3 {
-            let later = gate.flush(|| panic!("tried again")).unwrap_err();
-            assert!(Arc::ptr_eq(&first, &later));
-        }
-    }
-
-    /// What a caller of a gate got.
-    type Got = Result<(), Arc<&'static str>>;
-
-    /// Runs a flush with this result, during which `callers` callers come, each with a flush that
-    /// counts and succeeds. Returns what each got, and how many of their flushes ran.
-    fn callers_during_a_flush(
-        result: Result<(), &'static str>,
-        callers: usize,
-    ) -> (Vec<Got>, u32) {
-        let gate = FlushGate::new();
-        let ran = AtomicU32::new(0);
-        let (come, has_come) = mpsc::channel();
-        let got = thread::scope(|scope| {
-            let mut waiting = Vec::new();
-            let first = gate.flush(|| {
-                for _ in 0..callers {
-                    let come = come.clone();
-                    let (gate, ran) = (&gate, &ran);
-                    waiting.push(scope.spawn(move || {
-                        come.send(()).unwrap();
-                        gate.flush(|| {
-                            ran.fetch_add(1, Ordering::Relaxed);
-                            Ok(())
-                        })
-                    }));
-                    has_come.recv().unwrap();
-                }
-                result
-            });
-            assert_eq!(first.map_err(|error| *error), result);
-            waiting.into_iter().map(|one| one.join().unwrap()).collect()
+    fn a_flush_that_panics_serves_nobody_and_blocks_nobody() {
+        let gate = FlushGate::<()>::new();
+        let first = catch_unwind(AssertUnwindSafe(|| {
+            gate.flush(|| resume_unwind(Box::new("the disk is on fire")))
+        }));
+        assert!(first.is_err());
+        let mut flushed = false;
+        let second = gate.flush(|| {
+            flushed = true;
+            Ok(())
         });
-        (got, ran.into_inner())
+        assert!(second.is_ok() && flushed);
     }
 
     #[test]
-    fn callers_that_come_during_a_flush_are_served_by_a_later_one() {
-        for _ in 0..100 {
-            let (got, ran) = callers_during_a_flush(Ok(()), 4);
-            assert!(got.iter().all(Result::is_ok));
-            // Usually one for all of them; a caller that was slow to ask leads another.
-            assert!((1..=4).contains(&ran), "{ran} flushes");
-        }
-    }
-
-    #[test]
-    fn callers_that_come_during_a_flush_that_fails_get_its_error() {
-        for _ in 0..100 {
-            let (got, ran) = callers_during_a_flush(Err("EIO"), 4);
-            assert!(
-                got.iter()
-                    .all(|one| matches!(one, Err(error) if **error == "EIO")),
-                "{got:?}"
-            );
-            assert_eq!(ran, 0, "a flush was tried after one had failed");
-        }
+    fn a_failed_flush_fails_every_later_call_without_another_flush() {
+        let gate = FlushGate::new();
+        assert_eq!(*gate.flush(|| Err("no space")).unwrap_err(), "no space");
+        let later = gate.flush(|| panic!("a flush after a failed one proves nothing"));
+        assert_eq!(*later.unwrap_err(), "no space");
     }
 }

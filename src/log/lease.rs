@@ -321,7 +321,7 @@ impl Pinned {
 
     fn set_done(&self, index: u32) -> Option<bool> {
         let filled = self.maps.acks.set(index)?;
-        Some(filled && self.segment.count_full_words(1))
+        Some(filled && self.segment.count_full_word())
     }
 
     /// Records that are done, as of now.
@@ -676,7 +676,7 @@ impl Lease {
                 // here on. If it is, the segment cannot be complete before it is counted.
                 Acked {
                     first: true,
-                    segment_complete: filled && segment.count_full_words(1),
+                    segment_complete: filled && segment.count_full_word(),
                 }
             }
             Held::Counted(pinned) => match pinned.set_done(self.index()) {

@@ -15,6 +15,7 @@ mod limit;
 #[cfg(all(loom, test))]
 mod loom_models;
 pub(crate) mod manifest;
+mod progress;
 pub(crate) mod record;
 pub(crate) mod recovery;
 pub(crate) mod segment;
@@ -30,7 +31,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -65,10 +66,8 @@ const RECORDS_PER_SEGMENT_AT_LEAST: u64 = 4;
 
 /// Longest reservation, be it one record or a batch.
 ///
-/// A reservation that finds a segment full moves its tail on all the same, and the units of the
-/// tail are 32 bits, of which a segment's own are at most 2^27. To carry into the index, the
-/// producers that passed the look at the closed tail before the segment was closed, and reserve
-/// after, would have to number over 1,900: (2^32 - 2^27) / (16 MiB / 8).
+/// Keeps the sum of reservations that come too late far from what a packed tail can hold, see
+/// `tail.rs`.
 const MAX_RESERVATION_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Longest record, in bytes, of a log with this segment size; also the longest batch.
@@ -133,6 +132,9 @@ pub(crate) struct LogConfig {
     pub(crate) durable_names: bool,
     /// There is maintenance to do: a roll, or a complete segment.
     pub(crate) kick: Kick,
+    /// There is a new active segment: wakes all sleeping consumers, with a fence, see
+    /// `dispatch/sleep.rs`.
+    pub(crate) wake: Kick,
 }
 
 /// The log of one stripe.
@@ -363,10 +365,8 @@ impl Stripe {
         };
         next.pool.grow_to(in_use + 1);
         self.active.store(Arc::clone(&segment));
-        // Pairs with the fence of a consumer that is about to sleep: either it sees the new
-        // active segment, or whoever appends to it sees the sleeper.
-        fence(Ordering::SeqCst);
         drop(next);
+        (self.config.wake)();
         (self.config.kick)();
         Ok(segment)
     }
@@ -374,11 +374,15 @@ impl Stripe {
     /// The next segment: from a spare, or else with new files.
     fn create_within_budget(&self, next: &mut Next) -> Result<Arc<Segment>, RollError> {
         // A spare is counted in the budget already.
-        if next.spares.is_empty() && !self.config.budget.take(self.config.segment_size) {
+        let spares = next.spares.len();
+        if spares == 0 && !self.config.budget.take(self.config.segment_size) {
             return Err(RollError::OverBudget);
         }
         create_segment(&self.dir, &self.config, next).map_err(|error| {
-            self.config.budget.give_back(self.config.segment_size);
+            // A spare that was not touched is still there, and still counted.
+            if spares == 0 || next.spares.len() < spares {
+                self.config.budget.give_back(self.config.segment_size);
+            }
             RollError::Storage(error)
         })
     }

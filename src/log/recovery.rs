@@ -262,7 +262,7 @@ impl Recovery<'_> {
             storage::back_with_blocks(&paths.ack, len)?;
             let file = MappedFile::open(&paths.ack, len)?;
             if file.read_in().is_ok() {
-                return Ok(AckFile::new(file, capacity));
+                return Ok(AckFile::new(file, capacity, identity.salt));
             }
         }
         self.report.ack_files_rebuilt.push(paths.ack.clone());

@@ -22,17 +22,17 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use crossbeam_utils::CachePadded;
 
 use super::ack::{self, AckFile};
 use super::flush::FlushGate;
 use super::header::{self, FileKind, Identity};
 pub(crate) use super::lease::{Claim, Lease, Pinned, Record, Records, Run};
+use super::progress::Progress;
 use super::record::{self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, NewRecord, UNIT};
 use super::tail::{Cursor, Position, Reserved, Tail};
 use crate::Sequence;
@@ -70,18 +70,12 @@ impl Maps {
     }
 }
 
-/// Bit of `progress` that says that the count of needed words is in it.
-const COUNTED: u64 = 1 << 63;
-
 /// A segment's state in memory.
 pub(crate) struct Segment {
     identity: Identity,
     pub(super) tail: Tail,
     pub(super) cursor: Cursor,
-    /// Ack words that are full, in the lower half; once closed, [`COUNTED`] and the words needed
-    /// in the upper half. One word, so that whoever makes the halves equal knows it without
-    /// touching the segment again.
-    progress: CachePadded<AtomicU64>,
+    progress: Progress,
     maps: ArcSwapOption<Maps>,
     /// What `maps` holds, or held before retirement.
     pub(super) raw: NonNull<Maps>,
@@ -105,6 +99,9 @@ pub(crate) struct Segment {
     flushed: AtomicBool,
     /// The names of its files are durable.
     named: AtomicBool,
+    /// What the disk has of its ack file may be the acks of an earlier life of that file, which
+    /// would pass for its own.
+    stale_acks: AtomicBool,
     /// A position with no job that is not done before it: where to look for the oldest.
     pub(super) oldest: AtomicU32,
 }
@@ -131,10 +128,10 @@ impl Paths {
         }
     }
 
-    /// Gives the files' space back and keeps their names. The segment goes first: when it is
-    /// empty, the ack file says nothing.
+    /// Gives the files' space back and keeps their names. The segment goes first, durably: when
+    /// it is empty, the ack file says nothing.
     pub(super) fn empty(&self) -> Result<(), StorageError> {
-        storage::truncate(&self.segment, 0)?;
+        storage::empty_durably(&self.segment)?;
         storage::truncate(&self.ack, 0)
     }
 }
@@ -177,6 +174,7 @@ impl Segment {
             paths,
             None,
             durable_name,
+            false,
         ))
     }
 
@@ -189,7 +187,7 @@ impl Segment {
     ) -> Arc<Self> {
         let end_units = (identity.segment_size as usize / UNIT) as u32;
         let tail = Tail::open(START, end_units);
-        Self::assemble(identity, tail, maps, paths, None, durable_name)
+        Self::assemble(identity, tail, maps, paths, None, durable_name, true)
     }
 
     /// Takes in a segment found at open. Done bits past its end are set, missing acks are zero.
@@ -206,6 +204,7 @@ impl Segment {
             paths,
             Some(found),
             found.sealed,
+            !found.sealed,
         )
     }
 
@@ -216,8 +215,9 @@ impl Segment {
         paths: Paths,
         found: Option<&Found>,
         named: bool,
+        stale_acks: bool,
     ) -> Arc<Self> {
-        let mut progress = 0;
+        let mut progress = Progress::open();
         let mut done_at_open = 0;
         if let Some(found) = found {
             let records = found.end.index;
@@ -225,12 +225,12 @@ impl Segment {
             let mut full = 0;
             for word in 0..words {
                 let bits = maps.acks.done_bits(word);
-                full += u64::from(bits == u32::MAX);
+                full += u32::from(bits == u32::MAX);
                 done_at_open += bits.count_ones();
             }
             // The bits past the last record are set, see `recovery`; they are no records.
             done_at_open = done_at_open.saturating_sub(words * ack::RECORDS_PER_WORD - records);
-            progress = COUNTED | u64::from(words) << 32 | full;
+            progress = Progress::closed(words, full);
         }
         let maps = Arc::new(maps);
         let raw = NonNull::from(&*maps);
@@ -238,7 +238,7 @@ impl Segment {
             identity,
             tail,
             cursor: Cursor::new(START),
-            progress: CachePadded::new(AtomicU64::new(progress)),
+            progress,
             maps: ArcSwapOption::from(Some(maps)),
             raw,
             paths,
@@ -253,6 +253,7 @@ impl Segment {
             full_since: OnceLock::new(),
             flushed: AtomicBool::new(found.is_some()),
             named: AtomicBool::new(named),
+            stale_acks: AtomicBool::new(stale_acks),
             oldest: AtomicU32::new(START.units),
         })
     }
@@ -342,9 +343,7 @@ impl Segment {
 
     /// Every record is done and none can follow.
     pub(crate) fn is_complete(&self) -> bool {
-        // Acquire: the mapping may go once this is seen, so everything that the ackers did with
-        // it must have happened; pairs with the AcqRel of `count_full_words`.
-        is_complete(self.progress.load(Ordering::Acquire))
+        self.progress.is_complete()
     }
 
     /// Reserves and commits one record.
@@ -416,10 +415,9 @@ impl Segment {
         let acks = &unsafe { self.raw.as_ref() }.acks;
         let mut filled = 0;
         for index in end.index..ack::words_for(end.index) * ack::RECORDS_PER_WORD {
-            filled += u64::from(acks.set_once(index));
+            filled += u32::from(acks.set_once(index));
         }
-        let needed = u64::from(ack::words_for(end.index)) << 32;
-        self.count_full_words(COUNTED + needed + filled)
+        self.progress.close(ack::words_for(end.index), filled)
     }
 
     /// Closes the segment where it stands, for shutdown. Returns whether that made it complete.
@@ -436,10 +434,10 @@ impl Segment {
         }
     }
 
+    /// Counts an ack word that the caller has filled. Returns whether that completed the segment.
     #[inline]
-    pub(super) fn count_full_words(&self, step: u64) -> bool {
-        // AcqRel: chains every acker's and the closer's accesses to the mapping, see `is_complete`.
-        is_complete(self.progress.fetch_add(step, Ordering::AcqRel) + step)
+    pub(super) fn count_full_word(&self) -> bool {
+        self.progress.count_full_words(1)
     }
 
     /// A share of the mappings, unless retired.
@@ -458,6 +456,9 @@ impl Segment {
     ///
     /// Records, acks and names are flushed apart, each through a gate of its own, and a failure
     /// of one is final for that one: every later call returns it again.
+    ///
+    /// The first flush is one of the acks too if the ack file was another segment's before: a
+    /// power cut could leave its header new and its acks old, and jobs that are durable done.
     pub(crate) fn flush(self: &Arc<Self>, acks_too: bool) -> Result<(), Arc<StorageError>> {
         let Some(pinned) = self.pin() else {
             // Complete and deleted: there is nothing left that could be lost.
@@ -468,8 +469,9 @@ impl Segment {
         self.records_gate
             .flush(|| pinned.maps().records.file.flush())?;
         self.flush_names()?;
-        if acks_too {
+        if acks_too || self.stale_acks.load(Ordering::Acquire) {
             self.acks_gate.flush(|| pinned.maps().acks.file.flush())?;
+            self.stale_acks.store(false, Ordering::Release);
         }
         Ok(())
     }
@@ -540,11 +542,6 @@ impl Segment {
     }
 }
 
-#[inline]
-fn is_complete(progress: u64) -> bool {
-    progress & COUNTED != 0 && (progress & !COUNTED) >> 32 == progress & u64::from(u32::MAX)
-}
-
 /// What became of an append.
 pub(crate) enum Append {
     /// Committed; the (first) record stands here.
@@ -566,7 +563,7 @@ pub(crate) fn create_ack_file(
 ) -> Result<AckFile, StorageError> {
     let file = MappedFile::create(path, ack::file_bytes(capacity))?;
     write_header(&file, &identity.encode(FileKind::Ack));
-    Ok(AckFile::new(file, capacity))
+    Ok(AckFile::new(file, capacity, identity.salt))
 }
 
 /// Stores a file header. Nobody else has seen the mapping yet.

@@ -106,23 +106,39 @@ impl Spare {
         Self(maps)
     }
 
-    /// Makes it the segment of this identity.
+    /// Makes it the segment of this identity. Leaves nothing behind on failure.
     pub(super) fn into_segment(
-        self,
+        mut self,
         dir: &Path,
         identity: Identity,
         durable_name: bool,
     ) -> Result<Arc<Segment>, StorageError> {
-        let Self(mut maps) = self;
         let paths = Paths::new(dir, identity.base);
-        maps.write_headers(&identity);
+        if let Err(error) = self.take_names(dir, &identity, &paths, durable_name) {
+            self.remove();
+            return Err(error);
+        }
+        let Self(maps) = self;
+        Ok(Segment::from_spare(identity, maps, paths, durable_name))
+    }
+
+    fn take_names(
+        &mut self,
+        dir: &Path,
+        identity: &Identity,
+        paths: &Paths,
+        durable_name: bool,
+    ) -> Result<(), StorageError> {
+        let Self(maps) = self;
+        maps.acks.set_salt(identity.salt);
+        maps.write_headers(identity);
         // The segment first, see `Segment::create`.
         maps.records.file.rename(&paths.segment)?;
         maps.acks.file.rename(&paths.ack)?;
         if durable_name {
             storage::flush_directory(dir)?;
         }
-        Ok(Segment::from_spare(identity, maps, paths, durable_name))
+        Ok(())
     }
 
     /// Gives its space back. Files that stay are removed by the next open.

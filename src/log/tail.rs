@@ -6,7 +6,16 @@
 
 use crossbeam_utils::CachePadded;
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, yield_now};
+
+/// Bits of a packed position that count units; the index has the others.
+///
+/// The largest segment, of 1 GiB, has 2^27 units and 2^25 records. The sum of a tail and of every
+/// reservation that was refused and not yet taken back must stay below 2^38 units, or the tail
+/// would wrap around and hand out units a second time: at 2^27 units and less a reservation, that
+/// takes over two thousand threads at once between two neighbouring lines of `reserve`.
+const UNITS_BITS: u32 = 38;
+const UNITS_MASK: u64 = (1 << UNITS_BITS) - 1;
 
 /// A place in a segment: the ordinal of a record and the offset, in units, where it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,17 +25,18 @@ pub(crate) struct Position {
 }
 
 impl Position {
+    /// Of a word that does not lie past the end of a segment.
     #[inline]
     pub(super) fn unpack(word: u64) -> Self {
         Self {
-            index: (word >> 32) as u32,
-            units: word as u32,
+            index: (word >> UNITS_BITS) as u32,
+            units: (word & UNITS_MASK) as u32,
         }
     }
 
     #[inline]
     pub(super) fn pack(self) -> u64 {
-        u64::from(self.index) << 32 | u64::from(self.units)
+        u64::from(self.index) << UNITS_BITS | u64::from(self.units)
     }
 }
 
@@ -41,7 +51,7 @@ pub(crate) enum Reserved {
     Closed,
 }
 
-/// No position packs to this: units stay far below `u32::MAX`.
+/// No position packs to this: its units are far below `UNITS_MASK`.
 const OPEN: u64 = u64::MAX;
 
 /// Where producers reserve.
@@ -76,26 +86,42 @@ impl Tail {
     /// The caller that gets [`Reserved::Closing`] must call [`close`](Self::close).
     #[inline]
     pub(crate) fn reserve(&self, records: u32, units: u32) -> Reserved {
-        // Without this look, every refused reservation would move the tail on, and enough of
-        // them would wrap it around. With it, only callers already past this line still do.
+        // Relaxed: only saves refused callers the fetch-and-add, which decides.
         if self.closed.load(Ordering::Relaxed) != OPEN {
             return Reserved::Closed;
         }
-        let step = u64::from(records) << 32 | u64::from(units);
-        // AcqRel: pairs with the read-modify-write in `reserved`, see there.
-        let position = Position::unpack(self.next.fetch_add(step, Ordering::AcqRel));
-        if position.units > self.end_units {
-            Reserved::Closed
-        } else if units <= self.end_units - position.units {
+        let step = Position {
+            index: records,
+            units,
+        }
+        .pack();
+        // Acquire pairs with the Release of the read-modify-write in `reserved_past`, see there.
+        // What this one publishes is its value alone; the record is published by its commit word.
+        let word = self.next.fetch_add(step, Ordering::Acquire);
+        if self.is_past_end(word) {
+            // Taken back, for the tail not to wrap around however often callers come before
+            // `closed` is set. It stays past the end: the closing reservation is never taken back,
+            // and no subtraction comes before its own addition. Relaxed as nobody learns from it.
+            self.next.fetch_sub(step, Ordering::Relaxed);
+            return Reserved::Closed;
+        }
+        let position = Position::unpack(word);
+        if units <= self.end_units - position.units {
             Reserved::At(position)
         } else {
             Reserved::Closing(position)
         }
     }
 
+    /// Whether a value of `next` says that a reservation has crossed the end.
+    #[inline]
+    fn is_past_end(&self, word: u64) -> bool {
+        word & UNITS_MASK > u64::from(self.end_units)
+    }
+
     /// Publishes the final position.
     pub(crate) fn close(&self, end: Position) {
-        // Release, paired with the Acquire in `closed`.
+        // Release pairs with the Acquire in `closed`: who knows the end finds `next` past it.
         self.closed.store(end.pack(), Ordering::Release);
     }
 
@@ -121,10 +147,21 @@ impl Tail {
         }
     }
 
-    /// How far reservations have come: an upper bound of what is or will be committed.
+    /// How far reservations have come.
     pub(crate) fn reached(&self) -> Position {
-        self.closed()
-            .unwrap_or_else(|| Position::unpack(self.next.load(Ordering::Relaxed)))
+        loop {
+            if let Some(end) = self.closed() {
+                return end;
+            }
+            // Relaxed: a number for statistics and bounds; nothing is read on its strength.
+            let word = self.next.load(Ordering::Relaxed);
+            if !self.is_past_end(word) {
+                return Position::unpack(word);
+            }
+            // Somebody is between the reservation that crossed the end and `close`, and alone
+            // knows the end. The tail's own value counts reservations that came to nothing.
+            yield_now();
+        }
     }
 
     /// Whether a reservation was ever made past `position`, for a consumer that is about to sleep.
@@ -132,11 +169,22 @@ impl Tail {
     /// A read-modify-write rather than a load, so that it takes its place among the producers'
     /// own in the tail's modification order. Either it comes after a producer's reservation and
     /// sees it, or it comes before, and then that producer, whose reservation acquires from this
-    /// release, sees the consumer's registration as a sleeper when it looks for sleepers.
+    /// release (through the read-modify-writes between them, if any), sees the consumer's
+    /// registration as a sleeper when it looks for sleepers.
+    ///
+    /// The same holds for the reservation that closes the tail, and so for all that its caller
+    /// does afterwards.
     pub(crate) fn reserved_past(&self, position: Position) -> bool {
-        let next = Position::unpack(self.next.fetch_add(0, Ordering::AcqRel));
-        let end = self.closed().unwrap_or(next);
-        end.units > position.units
+        // Release pairs with the Acquire in `reserve`, see above. (The fence in `register` would do,
+        // too, but of a Relaxed addition of zero compilers make a load.) Of the producers' side
+        // nothing but the value is learned; a record is published by its commit word.
+        let word = self.next.fetch_add(0, Ordering::Release);
+        let reached = match self.closed() {
+            Some(end) => u64::from(end.units),
+            // Past the end until `close`: the consumer looks again rather than sleep.
+            None => word & UNITS_MASK,
+        };
+        reached > u64::from(position.units)
     }
 }
 
@@ -165,5 +213,73 @@ impl Cursor {
         self.next
             .compare_exchange(from.pack(), to.pack(), Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const START: Position = Position { index: 0, units: 8 };
+
+    fn at(index: u32, units: u32) -> Position {
+        Position { index, units }
+    }
+
+    #[test]
+    fn reservations_follow_each_other_up_to_the_very_end() {
+        let tail = Tail::open(START, 20);
+        assert_eq!(tail.reserve(1, 4), Reserved::At(at(0, 8)));
+        assert_eq!(tail.reserve(2, 8), Reserved::At(at(1, 12)));
+        assert_eq!(tail.reached(), at(3, 20));
+        assert_eq!(tail.reserve(1, 4), Reserved::Closing(at(3, 20)));
+        assert_eq!(tail.reserve(1, 4), Reserved::Closed);
+        tail.close(at(3, 20));
+        assert_eq!(tail.reserve(1, 4), Reserved::Closed);
+        assert_eq!(tail.closed(), Some(at(3, 20)));
+        assert_eq!(tail.reached(), at(3, 20));
+        assert_eq!(tail.close_now(), None);
+    }
+
+    #[test]
+    fn no_number_of_refused_reservations_reopens_a_tail_whose_close_is_delayed() {
+        let end_units = 1 << 27;
+        let tail = Tail::open(START, end_units);
+        assert_eq!(tail.reserve(1, end_units), Reserved::Closing(START));
+        for _ in 0..10_000 {
+            assert_eq!(tail.reserve(1 << 23, end_units / 4), Reserved::Closed);
+            assert_eq!(tail.close_now(), None);
+        }
+    }
+
+    #[test]
+    fn the_largest_segment_full_of_the_smallest_records_keeps_its_positions() {
+        let end = at((1 << 25) - 2, 1 << 27);
+        let tail = Tail::open(START, end.units);
+        let Reserved::At(_) = tail.reserve(end.index, end.units - START.units) else {
+            panic!("it fits");
+        };
+        assert_eq!(tail.reached(), end);
+        assert_eq!(tail.close_now(), Some(end));
+        assert_eq!(tail.closed(), Some(end));
+        let cursor = Cursor::new(START);
+        assert!(cursor.advance(START, end));
+        assert_eq!(cursor.position(), end);
+        assert!(!cursor.advance(START, end));
+    }
+
+    #[test]
+    fn a_consumer_may_sleep_only_where_nothing_is_reserved_past_it() {
+        let tail = Tail::open(START, 20);
+        assert!(!tail.reserved_past(START));
+        let _ = tail.reserve(1, 4);
+        assert!(tail.reserved_past(START));
+        assert!(!tail.reserved_past(at(1, 12)));
+        // Crossing the end: until the close is published, the end is not known.
+        assert_eq!(tail.reserve(1, 10), Reserved::Closing(at(1, 12)));
+        assert!(tail.reserved_past(at(1, 12)));
+        tail.close(at(1, 12));
+        assert!(!tail.reserved_past(at(1, 12)));
+        assert!(Tail::closed_at(at(1, 12)).reserved_past(START));
     }
 }

@@ -54,6 +54,7 @@ impl Fixture {
             kick: Arc::new(move || {
                 kicks.fetch_add(1, Ordering::Relaxed);
             }),
+            wake: Arc::new(|| ()),
         };
         let quarantine = self.quarantine();
         let mut recovery = Recovery {
@@ -480,6 +481,57 @@ fn a_damaged_segment_that_cannot_be_set_aside_is_held_back_and_consumers_may_sle
     assert_eq!(fixture.files(".seg").len(), 1);
 }
 
+#[test]
+fn the_first_flush_of_a_segment_made_from_a_spare_is_one_of_its_acks_too() {
+    // Until then, what the disk has of its ack file may be the acks of an earlier life.
+    let recycled = || {
+        let fixture = Fixture::new();
+        let stripe = fixture.open();
+        fill_segments(&stripe, 1);
+        append(&stripe, b"");
+        claim_all(&stripe)
+            .into_iter()
+            .for_each(|lease| _ = lease.ack());
+        stripe.reclaim().unwrap();
+        assert_eq!(fixture.files(".spare").len(), 1);
+        stripe.prepare();
+        assert!(fixture.files(".spare").is_empty());
+        fill_segments(&stripe, 1);
+        (fixture, stripe)
+    };
+    let (_fixture, stripe) = recycled();
+    let fault = faults::fail_flushes(&stripe.active().paths().ack);
+    assert!(stripe.flush(false).is_err());
+    drop(fault);
+    let (_fixture, stripe) = recycled();
+    stripe.flush(false).unwrap();
+    // From then on, acks are flushed only when that is asked for.
+    let _fault = faults::fail_flushes(&stripe.active().paths().ack);
+    stripe.flush(false).unwrap();
+    assert!(stripe.flush(true).is_err());
+}
+
+#[test]
+fn a_segment_that_cannot_be_renamed_to_wait_does_not_lose_its_acks() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    fill_segments(&stripe, 1);
+    append(&stripe, b"");
+    claim_all(&stripe)
+        .into_iter()
+        .for_each(|lease| _ = lease.ack());
+    stripe.flush(true).unwrap();
+    let in_the_way = fixture.dir().join(format!("{:020}.spare", 0));
+    fs::create_dir(&in_the_way).unwrap();
+    for _ in 0..2 {
+        // Whether it says so or removes the files instead.
+        let _ = stripe.reclaim();
+    }
+    fs::remove_dir(&in_the_way).unwrap();
+    drop(stripe);
+    assert!(claim_all(&fixture.open()).is_empty());
+}
+
 // Space.
 
 #[test]
@@ -503,6 +555,36 @@ fn a_full_budget_refuses_the_roll_until_a_segment_is_retired() {
     // The producer retires by itself.
     append(&stripe, b"");
     assert_eq!(fixture.files(".seg").len(), 3);
+}
+
+#[test]
+fn a_spare_that_was_not_used_after_all_stays_counted_in_the_budget() {
+    let fixture = Fixture {
+        max_bytes: Some(3 * SIZE),
+        ..Fixture::new()
+    };
+    let stripe = fixture.open();
+    fill_segments(&stripe, 1);
+    append(&stripe, b"");
+    claim_all(&stripe)
+        .into_iter()
+        .for_each(|lease| _ = lease.ack());
+    stripe.reclaim().unwrap();
+    let used = || stripe.config.budget.used.load(Ordering::Relaxed);
+    assert_eq!(used(), 2 * SIZE);
+    // The limit of the sequences is to be raised, and cannot be.
+    let nowhere = tempfile::tempdir().unwrap();
+    stripe.next.lock().limit = Limit::find(nowhere.path(), origin()).unwrap();
+    let fault = faults::fail_flushes(&fixture.dir());
+    stripe.prepare();
+    assert_eq!(fixture.files(".spare").len(), 1);
+    assert_eq!(used(), 2 * SIZE);
+    drop(fault);
+    stripe.prepare();
+    assert!(fixture.files(".spare").is_empty());
+    assert_eq!(used(), 2 * SIZE);
+    stripe.close();
+    assert_eq!(used(), SIZE);
 }
 
 #[test]

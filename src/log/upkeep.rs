@@ -251,18 +251,22 @@ impl Stripe {
         segment: &Segment,
         graveyard: &mut Graveyard,
     ) -> Result<(), StorageError> {
+        let waiting = spare::waiting(segment.paths());
+        if let Err(error) = storage::rename(&segment.paths().segment, &waiting.segment) {
+            tracing::debug!(%error, "a segment that is done is not used again");
+            return self.retire_to_remove(segment, graveyard);
+        }
+        graveyard.unflushed_names = true;
         let (Some(end), Some(maps)) = (segment.closed(), segment.retire()) else {
             return Ok(());
         };
-        let was_flushed = segment.was_flushed();
-        let waiting = spare::waiting(segment.paths());
-        let renamed = storage::rename(&segment.paths().segment, &waiting.segment);
-        graveyard.unflushed_names = true;
-        // If some of it is relied on, its acks stay what they are until its name is gone for good:
-        // a power cut must not bring back its jobs without them.
-        let renamed = match renamed {
-            Ok(()) if was_flushed => graveyard.flush_names(&self.dir),
-            renamed => renamed,
+        // Asked now that no further flush can begin. If some of it is relied on, its acks stay
+        // what they are until its name is gone for good: a power cut must not bring back its jobs
+        // without them.
+        let renamed = if segment.was_flushed() {
+            graveyard.flush_names(&self.dir)
+        } else {
+            Ok(())
         };
         let renamed = renamed.and_then(|()| storage::rename(&segment.paths().ack, &waiting.ack));
         let then = match renamed {

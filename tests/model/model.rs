@@ -466,7 +466,10 @@ impl Model {
             if job.place == Place::DeadOrWaiting {
                 self.since_open.perhaps_dead_lettered += 1;
             }
-            if !has_letter {
+            let has_new_letter = found.iter().any(|letter| {
+                letter.job() == sequence && !self.letters.contains_key(&letter.sequence())
+            });
+            if !has_new_letter {
                 job.reasons.clear();
             }
         }

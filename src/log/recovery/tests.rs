@@ -205,7 +205,10 @@ fn row_3_a_header_is_mended_from_the_ack_file_and_the_jobs_are_kept() {
         let before = fs::read(&fixture.paths.segment).unwrap();
         fixture.change_segment(|bytes| bytes[..48].fill(0xee));
         let (log, report) = fixture.recover();
-        assert_eq!(report.headers_mended, std::slice::from_ref(&fixture.paths.segment));
+        assert_eq!(
+            report.headers_mended,
+            std::slice::from_ref(&fixture.paths.segment)
+        );
         assert!(report.quarantined.is_empty());
         assert_eq!(log.segments[0].is_sealed(), sealed);
         log.segments[0].set_scanned();
@@ -326,7 +329,10 @@ fn an_ack_file_that_is_no_good_is_made_anew_and_its_jobs_are_redelivered() {
         drop(log);
         fixture.change(&fixture.paths.ack, change);
         let (log, report) = fixture.recover();
-        assert_eq!(report.ack_files_rebuilt, std::slice::from_ref(&fixture.paths.ack));
+        assert_eq!(
+            report.ack_files_rebuilt,
+            std::slice::from_ref(&fixture.paths.ack)
+        );
         assert_eq!(jobs(&log.segments[0]).len(), 2);
         drop(log);
         let (_, report) = fixture.recover();
@@ -348,7 +354,9 @@ fn a_damaged_ack_word_is_reset_and_stray_bits_past_the_last_record_do_nothing() 
     fixture.change(&fixture.paths.ack, |bytes| {
         // The code of the first word, and the third word, which no record has.
         bytes[64 + 4] ^= 1;
-        bytes[64 + 16..64 + 24].copy_from_slice(&ack::word_of(0xff).to_le_bytes());
+        let salt = bytes[40..48].try_into().map(u64::from_le_bytes).unwrap();
+        let third = ack::Key::new(salt).word_of(0xff);
+        bytes[64 + 16..64 + 24].copy_from_slice(&third.to_le_bytes());
     });
     let (log, report) = fixture.recover();
     assert_eq!(report.ack_words_reset, 1);
