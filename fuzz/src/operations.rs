@@ -1,0 +1,126 @@
+//! Bytes as a sequence of operations on a queue, for the model's driver.
+
+use std::time::Duration;
+
+use arbitrary::{Result, Unstructured};
+use logmill::Durability;
+
+use crate::driver;
+use crate::operation::{Due, Held, Limit, Operation, Outcome, Setup, Size};
+
+/// Most operations of a case.
+const MOST: usize = 200;
+
+/// A structure-aware sequence of operations, compared with the model after each.
+pub fn operations(bytes: &[u8]) {
+    let mut bytes = Unstructured::new(bytes);
+    let Ok(setup) = setup(&mut bytes) else {
+        return;
+    };
+    let mut operations = Vec::new();
+    while operations.len() < MOST && !bytes.is_empty() {
+        match operation(&mut bytes) {
+            Ok(operation) => operations.push(operation),
+            Err(_) => break,
+        }
+    }
+    driver::run(setup, &operations);
+}
+
+fn setup(bytes: &mut Unstructured<'_>) -> Result<Setup> {
+    Ok(Setup {
+        stripes: bytes.int_in_range(1..=3)?,
+        durability: *bytes.choose(&[
+            Durability::Process,
+            Durability::Interval(Duration::from_millis(1)),
+            Durability::Sync,
+        ])?,
+        lease_timeout: bytes.arbitrary()?,
+        max_bytes: bytes.ratio(1u8, 5u8)?,
+        max_depth: if bytes.ratio(1u8, 5u8)? {
+            Some(bytes.int_in_range(5..=60)?)
+        } else {
+            None
+        },
+        far: None,
+    })
+}
+
+fn size(bytes: &mut Unstructured<'_>) -> Result<Size> {
+    Ok(match bytes.int_in_range(0..=16u8)? {
+        0..=9 => Size::Bytes(bytes.arbitrary()?),
+        10..=15 => Size::Part(bytes.arbitrary()?),
+        _ => Size::TooLarge,
+    })
+}
+
+fn due(bytes: &mut Unstructured<'_>) -> Result<Due> {
+    Ok(match bytes.int_in_range(0..=10u8)? {
+        0 => Due::Past,
+        1 => Due::Soon(Duration::from_micros(bytes.int_in_range(0..=3000)?)),
+        2 => Due::Far,
+        _ => Due::AtOnce,
+    })
+}
+
+fn limit(bytes: &mut Unstructured<'_>) -> Result<Limit> {
+    Ok(match bytes.int_in_range(0..=6u8)? {
+        0 => Limit::None,
+        1 | 2 => Limit::Of(bytes.int_in_range(1..=4)?),
+        _ => Limit::Policy,
+    })
+}
+
+fn outcome(bytes: &mut Unstructured<'_>) -> Result<Outcome> {
+    Ok(match bytes.int_in_range(0..=9u8)? {
+        0 => Outcome::DeadLetter,
+        1 => Outcome::Drop,
+        2 => Outcome::RetryAfter(due(bytes)?),
+        3 | 4 => Outcome::Retry,
+        _ => Outcome::Ack,
+    })
+}
+
+fn operation(bytes: &mut Unstructured<'_>) -> Result<Operation> {
+    Ok(match bytes.int_in_range(0..=99u8)? {
+        0..=23 => Operation::Enqueue {
+            size: size(bytes)?,
+            due: due(bytes)?,
+            limit: limit(bytes)?,
+            by_producer: bytes.arbitrary()?,
+        },
+        24..=29 => {
+            let count = bytes.int_in_range(0..=12usize)?;
+            Operation::EnqueueBatch {
+                sizes: (0..count).map(|_| size(bytes)).collect::<Result<_>>()?,
+                due: due(bytes)?,
+                limit: limit(bytes)?,
+                by_producer: bytes.arbitrary()?,
+            }
+        }
+        30..=54 => Operation::Claim,
+        55..=58 => Operation::ClaimBatch(bytes.int_in_range(0..=60)?),
+        59..=80 => Operation::Settle {
+            which: bytes.arbitrary()?,
+            outcome: outcome(bytes)?,
+        },
+        81..=84 => Operation::SettleAll(outcome(bytes)?),
+        85 => Operation::NewConsumer,
+        86 | 87 => Operation::Replay(bytes.arbitrary()?),
+        88 => Operation::ReplayAll,
+        89 => Operation::Purge(bytes.arbitrary()?),
+        90 => Operation::PurgeAll,
+        91 => Operation::CheckStats,
+        92 => Operation::CheckLetters,
+        93 => Operation::Verify,
+        94 => Operation::Flush,
+        95 | 96 => Operation::Reopen(*bytes.choose(&[
+            Held::DropBefore,
+            Held::DropAfter,
+            Held::AckAfter,
+        ])?),
+        97 => Operation::CrashWhenQuiet,
+        98 => Operation::CrashAtOnce,
+        _ => Operation::CrashBetweenLettersAndAcks,
+    })
+}
