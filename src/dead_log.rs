@@ -155,17 +155,16 @@ impl DeadLog {
         let mut written = Vec::new();
         let mut result = Ok(());
         for death in deaths.by_ref() {
-            if !writer.knows(&self.log, &death.lease) && !death.lease.is_done() {
-                match self.write(&mut writer.active, &death) {
-                    Ok(()) => {}
-                    Err(error) => {
-                        self.waiting.lock().deaths.push(death);
-                        result = Err(error);
-                        break;
-                    }
-                }
+            let is_needed = !writer.knows(&self.log, &death.lease) && !death.lease.is_done();
+            // With the counts locked, so that nobody sees the letter counted twice.
+            let mut waiting = self.waiting.lock();
+            if is_needed && let Err(error) = self.write(&mut writer.active, &death) {
+                waiting.deaths.push(death);
+                result = Err(error);
+                break;
             }
-            self.waiting.lock().unwritten -= 1;
+            waiting.unwritten -= 1;
+            drop(waiting);
             written.push(death.lease);
         }
         self.waiting.lock().deaths.extend(deaths);

@@ -270,7 +270,7 @@ impl Engine {
             return None;
         }
         let prior = lease.meta().prior_attempts;
-        let attempts = prior + u32::from(lease.deliveries());
+        let attempts = prior.saturating_add(lease.deliveries().into());
         if lease.is_recovered() && attempts > 0 && !self.dispatch.may_retry(&lease, attempts) {
             // The process died in its last attempt, or before its death was on disk.
             let reason = "the process ended during the last attempt";
@@ -278,7 +278,7 @@ impl Engine {
             self.dead_letter(lease, attempts);
             return None;
         }
-        let attempts = prior + u32::from(lease.count_delivery());
+        let attempts = prior.saturating_add(lease.count_delivery().into());
         let delivery = match &self.leases {
             None => Delivery::ONLY,
             Some(leases) => {
@@ -551,6 +551,36 @@ mod tests {
 
     use super::*;
     use crate::storage::faults;
+
+    #[test]
+    fn a_consumer_asleep_is_woken_when_a_damaged_segment_can_be_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
+        {
+            let running = Running::open(&builder).unwrap().0;
+            let mut place = producer::Place::of_this_thread(&running);
+            for _ in 0..8 {
+                running.enqueue(&mut place, &[7; 3000]).unwrap();
+            }
+        }
+        let segment = dir.path().join(format!("log/00/{:020}.seg", 0));
+        let mut bytes = std::fs::read(&segment).unwrap();
+        bytes[200] ^= 1;
+        std::fs::write(&segment, bytes).unwrap();
+        // What is damaged cannot be set aside yet.
+        let full = faults::fill_disk(&dir.path().join("quarantine"));
+        let running = Arc::new(Running::open(&builder).unwrap().0);
+        let consumer = crate::Consumer::new(Arc::clone(&running));
+        assert!(consumer.try_next().is_none());
+        drop(full);
+        // Nothing else happens to the queue from here on.
+        let (delivered, is_delivered) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            consumer.next().unwrap().ack();
+            delivered.send(()).unwrap();
+        });
+        is_delivered.recv_timeout(Duration::from_secs(60)).unwrap();
+    }
 
     #[test]
     fn letters_that_do_not_fit_the_disk_keep_no_job_from_being_flushed() {

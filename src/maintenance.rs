@@ -11,6 +11,8 @@ use crate::log::Stripe;
 
 /// How often segments that a few delayed jobs keep alive are looked for.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(1);
+/// How soon consumers look again at a segment that could not be checked.
+const HELD_BACK_INTERVAL: Duration = Duration::from_millis(1100);
 /// How soon something that failed (a full disk, mostly) is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -109,12 +111,20 @@ pub(crate) fn run(engine: &Engine) {
         let has_waiting = engine.dispatch().timer.len() > 0;
         let compaction = has_waiting.then(|| next_compaction.saturating_duration_since(now));
         let spares = stripes.iter().filter_map(Stripe::look_again).min();
-        let pauses = [put_off, next_seal, retry, compaction, spares];
+        // Consumers may be asleep beside a segment that could not be checked, and can be by now.
+        let held_back = stripes
+            .iter()
+            .any(Stripe::has_failed_scan)
+            .then_some(HELD_BACK_INTERVAL);
+        let pauses = [put_off, next_seal, retry, compaction, spares, held_back];
         let deadline = pauses.into_iter().flatten().min().map(|pause| now + pause);
         next_seal = None;
         let Some(wake) = engine.signal.wait(deadline) else {
             return;
         };
+        if held_back.is_some() {
+            engine.dispatch().sleepers.notify_fenced(usize::MAX);
+        }
         let mut result = engine.write_letters();
         let mut freed = false;
         for log in stripes.iter().chain([engine.dead().log()]) {

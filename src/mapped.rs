@@ -110,10 +110,11 @@ impl MappedFile {
         }
     }
 
-    /// Reads the pages in, so that a sector that cannot be read is an error here rather than a
-    /// signal later.
-    pub(crate) fn read_in(&self) -> Result<(), StorageError> {
-        self.check_populated("read", self.map.advise(Advice::PopulateRead))
+    /// Reads the pages of the first `len` bytes in, so that a sector that cannot be read is an
+    /// error here rather than a signal later.
+    pub(crate) fn read_in(&self, len: usize) -> Result<(), StorageError> {
+        let advised = self.map.advise_range(Advice::PopulateRead, 0, len);
+        self.check_populated("read", advised)
     }
 
     fn check_populated(
@@ -216,6 +217,31 @@ mod tests {
         assert_eq!(read.len(), 4096);
         assert_eq!(&read[8..12], &[4, 3, 2, 1]);
         assert_eq!(&read[100..107], b"payload");
+    }
+
+    #[test]
+    fn pages_that_the_file_does_not_have_are_an_error_where_they_would_be_a_signal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let mapped = MappedFile::create(&path, 8192).unwrap();
+        assert!(mapped.read_in(8192).is_ok() && mapped.prefault().is_ok());
+        storage::truncate(&path, 4096).unwrap();
+        assert!(mapped.read_in(4096).is_ok());
+        assert_eq!(mapped.read_in(8192).unwrap_err().action(), "read");
+        assert_eq!(mapped.prefault().unwrap_err().action(), "prefault");
+    }
+
+    #[test]
+    fn a_mapping_keeps_no_file_descriptor() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let mapped = MappedFile::create(&path, 4096).unwrap();
+        mapped.flush().unwrap();
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let targets: Vec<_> = open
+            .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+            .collect();
+        assert!(!targets.is_empty() && !targets.contains(&path));
     }
 
     #[test]

@@ -77,7 +77,8 @@ impl Queue {
     /// A batch is no transaction: a crash may keep the first jobs of it and lose the rest.
     ///
     /// # Errors
-    /// The jobs before the one that could not be enqueued are, and the error names them.
+    /// The jobs before the one that could not be enqueued are, and the error names them. With a
+    /// payload that is too large among them, none is.
     pub fn enqueue_batch<P: AsRef<[u8]>>(
         &self,
         payloads: &[P],

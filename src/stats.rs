@@ -11,8 +11,8 @@ use crate::log::StripeStats;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Jobs that are due and wait for a consumer. Jobs that an earlier process left behind count
-    /// as ready until they are claimed, even if they turn out to be delayed.
+    /// Jobs that wait for a consumer. A job that is not due yet counts as ready until a consumer
+    /// claims it and finds that out.
     pub ready: u64,
     /// Jobs that wait for their due time or for the end of their backoff.
     pub delayed: u64,

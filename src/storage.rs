@@ -2,7 +2,11 @@
 //! on which path.
 //!
 //! This is the one seam between the log and the file system: mappings are made from the files
-//! opened here, and flushes, renames, truncations and removals happen nowhere else.
+//! opened here, and flushes, renames, truncations and removals happen nowhere else. Unit tests
+//! watch these, and have them fail, through `storage/faults.rs`.
+
+#[cfg(test)]
+pub(crate) mod faults;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -12,9 +16,38 @@ use memmap2::MmapRaw;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-/// What a flush of a file, or of a directory, says it tried.
-const FLUSH: &str = "flush";
-const FLUSH_DIRECTORY: &str = "flush the directory";
+/// What changes a file or directory, or makes it durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Create,
+    Truncate,
+    Rename,
+    Remove,
+    Flush,
+    FlushDirectory,
+}
+
+impl Operation {
+    const fn verb(self) -> &'static str {
+        match self {
+            Operation::Create => "create",
+            Operation::Truncate => "truncate",
+            Operation::Rename => "rename",
+            Operation::Remove => "remove",
+            Operation::Flush => "flush",
+            Operation::FlushDirectory => "flush the directory",
+        }
+    }
+
+    fn run<T>(self, path: &Path, run: impl FnOnce() -> io::Result<T>) -> Result<T> {
+        #[cfg(test)]
+        faults::before(self, path).context(self.verb(), path)?;
+        let result = run().context(self.verb(), path);
+        #[cfg(test)]
+        faults::after(self, path);
+        result
+    }
+}
 
 /// A failed operation on a file or directory.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +85,7 @@ impl StorageError {
     /// Whether it was a flush that failed, of a file or of the names in a directory, so that what
     /// it was to make durable may be lost.
     pub(crate) fn is_failed_flush(&self) -> bool {
-        [FLUSH, FLUSH_DIRECTORY].contains(&self.action)
+        [Operation::Flush.verb(), Operation::FlushDirectory.verb()].contains(&self.action)
     }
 
     /// Whether the device, quota or size limit is exhausted, so that freeing space helps.
@@ -80,24 +113,21 @@ impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
 /// Creates `path`, which must not exist, with `len` zeroed bytes whose blocks are allocated, so
 /// that no later store to a mapping of it can find the disk full (which would be a SIGBUS).
 pub(crate) fn create_allocated(path: &Path, len: u64) -> Result<File> {
-    #[cfg(test)]
-    if faults::is_full(path) {
-        return Err(StorageError::new("allocate", path, Errno::NOSPC.into()));
-    }
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .context("create", path)?;
-    match allocate(&file, len) {
-        Ok(()) => Ok(file),
-        Err(error) => {
-            // The reason for the failure matters more than what became of the empty file.
-            let _ = fs::remove_file(path);
-            Err(StorageError::new("allocate", path, error))
+    Operation::Create.run(path, || {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)?;
+        match allocate(&file, len) {
+            Ok(()) => Ok(file),
+            Err(error) => {
+                // The reason for the failure matters more than what became of the empty file.
+                let _ = fs::remove_file(path);
+                Err(error)
+            }
         }
-    }
+    })
 }
 
 fn allocate(file: &File, len: u64) -> io::Result<()> {
@@ -150,29 +180,21 @@ pub(crate) fn open_read_write(path: &Path) -> Result<File> {
 
 /// Flushes the data of a mapped file, and what is needed to read it back.
 pub(crate) fn flush_mapping(map: &MmapRaw, path: &Path) -> Result<()> {
-    #[cfg(test)]
-    if faults::flush_fails(path) {
-        return Err(StorageError::new(FLUSH, path, Errno::IO.into()));
-    }
-    loop {
-        match map.flush() {
-            // Interrupted before it had a result; any other failure is one.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result.context(FLUSH, path),
+    Operation::Flush.run(path, || {
+        loop {
+            match map.flush() {
+                // Interrupted before it had a result; any other failure is one.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
         }
-    }
+    })
 }
 
 /// Flushes the names in a directory: a file created, renamed or removed in it is durably so
 /// only after this.
 pub(crate) fn flush_directory(path: &Path) -> Result<()> {
-    #[cfg(test)]
-    if faults::flush_fails(path) {
-        return Err(StorageError::new(FLUSH_DIRECTORY, path, Errno::IO.into()));
-    }
-    File::open(path)
-        .and_then(|dir| dir.sync_all())
-        .context(FLUSH_DIRECTORY, path)
+    Operation::FlushDirectory.run(path, || File::open(path)?.sync_all())
 }
 
 /// Creates a directory, and those above it, unless it exists; each one's name is then durable.
@@ -199,45 +221,41 @@ pub(crate) fn parent_of(path: &Path) -> &Path {
 
 /// Creates a file that is only a name; one that is there already stays.
 pub(crate) fn create_empty(path: &Path) -> Result<()> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .context("create", path)?;
+    Operation::Create.run(path, || {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).open(path)
+    })?;
     Ok(())
 }
 
 /// Gives a file another name, durable only with its directory.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
-    fs::rename(from, to).context("rename", from)
+    Operation::Rename.run(from, || fs::rename(from, to))
 }
 
 pub(crate) fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
+    Operation::Remove.run(path, || match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.context("remove", path),
-    }
+        result => result,
+    })
 }
 
 /// Shortens a file, if it exists.
 pub(crate) fn truncate(path: &Path, len: u64) -> Result<()> {
-    match OpenOptions::new().write(true).open(path) {
-        Ok(file) => file.set_len(len).context("truncate", path),
+    Operation::Truncate.run(path, || match OpenOptions::new().write(true).open(path) {
+        Ok(file) => file.set_len(len),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(StorageError::new("truncate", path, error)),
-    }
+        Err(error) => Err(error),
+    })
 }
 
 /// Empties a file, if it exists, and makes that durable.
 pub(crate) fn empty_durably(path: &Path) -> Result<()> {
+    truncate(path, 0)?;
     match OpenOptions::new().write(true).open(path) {
-        Ok(file) => {
-            file.set_len(0).context("truncate", path)?;
-            file.sync_all().context(FLUSH, path)
-        }
+        Ok(file) => Operation::Flush.run(path, || file.sync_all()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(StorageError::new("truncate", path, error)),
+        Err(error) => Err(StorageError::new("open", path, error)),
     }
 }
 
@@ -275,23 +293,17 @@ pub(crate) fn file_len(path: &Path) -> Result<Option<u64>> {
 /// temporary file, flush it, rename it over, flush the directory.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension("tmp");
-    write_flushed(&temporary, bytes)
-        .and_then(|()| fs::rename(&temporary, path).context("rename", &temporary))
-        .inspect_err(|_| {
-            // It may take up what is left of a full disk.
-            let _ = fs::remove_file(&temporary);
-        })?;
+    let write = || {
+        let mut file = Operation::Create.run(&temporary, || File::create(&temporary))?;
+        file.write_all(bytes).context("write", &temporary)?;
+        Operation::Flush.run(&temporary, || file.sync_all())?;
+        rename(&temporary, path)
+    };
+    write().inspect_err(|_| {
+        // It may take up what is left of a full disk.
+        let _ = fs::remove_file(&temporary);
+    })?;
     flush_directory(parent_of(path))
-}
-
-fn write_flushed(path: &Path, bytes: &[u8]) -> Result<()> {
-    #[cfg(test)]
-    if faults::is_full(path) {
-        return Err(StorageError::new("write", path, Errno::NOSPC.into()));
-    }
-    let mut file = File::create(path).context("create", path)?;
-    file.write_all(bytes).context("write", path)?;
-    file.sync_all().context(FLUSH, path)
 }
 
 /// Whether a file has exactly this content, and can be read.
@@ -330,48 +342,94 @@ pub(crate) fn list(path: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Faults that unit tests inject, by path.
 #[cfg(test)]
-pub(crate) mod faults {
-    use std::path::{Path, PathBuf};
+mod tests {
+    use std::os::unix::fs::MetadataExt;
 
-    use parking_lot::Mutex;
+    use super::*;
 
-    static FAILING: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
-    static FULL: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
-
-    /// Has flushes of a file or directory fail while the guard lives.
-    pub(crate) fn fail_flushes(path: &Path) -> Fault {
-        Fault::begin(&FAILING, path)
+    #[test]
+    fn missing_directories_are_created_and_existing_ones_are_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let deep = root.path().join("a/b/c");
+        create_directory(&deep).unwrap();
+        fs::write(deep.join("f"), b"x").unwrap();
+        create_directory(&deep).unwrap();
+        assert_eq!(list(&deep).unwrap(), ["f"]);
+        let error = create_directory(&deep.join("f/d")).unwrap_err();
+        assert_eq!(error.path(), deep.join("f/d"));
     }
 
-    /// Has the disk be full for new files below a directory while the guard lives.
-    pub(crate) fn fill_disk(dir: &Path) -> Fault {
-        Fault::begin(&FULL, dir)
+    #[test]
+    fn the_names_of_new_directories_are_flushed() {
+        let root = tempfile::tempdir().unwrap();
+        let fault = faults::fail_flushes(&root.path().join("a"));
+        assert!(
+            create_directory(&root.path().join("a/b"))
+                .unwrap_err()
+                .is_failed_flush()
+        );
+        drop(fault);
+        assert!(create_directory(&root.path().join("a/b")).is_ok());
     }
 
-    pub(super) fn flush_fails(path: &Path) -> bool {
-        FAILING.lock().iter().any(|failing| failing == path)
+    #[test]
+    fn holes_are_filled_with_blocks_and_nothing_else_changes() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("f");
+        let file = File::create(&path).unwrap();
+        file.set_len(1 << 20).unwrap();
+        drop(file);
+        let mut expected = vec![0; 1 << 20];
+        expected[..3].copy_from_slice(b"abc");
+        let mut file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all(b"abc").unwrap();
+        back_with_blocks(&path, 1 << 19).unwrap();
+        assert!(fs::metadata(&path).unwrap().blocks() * 512 >= 1 << 19);
+        assert_eq!(fs::read(&path).unwrap(), expected);
     }
 
-    pub(super) fn is_full(path: &Path) -> bool {
-        FULL.lock().iter().any(|dir| path.starts_with(dir))
-    }
-
-    /// A fault, until dropped.
-    #[must_use]
-    pub(crate) struct Fault(&'static Mutex<Vec<PathBuf>>, PathBuf);
-
-    impl Fault {
-        fn begin(faults: &'static Mutex<Vec<PathBuf>>, path: &Path) -> Self {
-            faults.lock().push(path.to_path_buf());
-            Self(faults, path.to_path_buf())
+    #[test]
+    fn a_replacement_that_fails_leaves_the_old_file_and_no_other() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("f");
+        replace(&path, b"old").unwrap();
+        for fault in [
+            faults::fill_disk(root.path()),
+            faults::fail_flushes(&root.path().join("f.tmp")),
+        ] {
+            assert!(replace(&path, b"new").is_err());
+            drop(fault);
+        }
+        assert_eq!(list(root.path()).unwrap(), ["f"]);
+        assert!(has_content(&path, b"old"));
+        replace(&path, b"new").unwrap();
+        assert!(has_content(&path, b"new"));
+        for other in [b"ne".as_slice(), b"new!", b"old", b""] {
+            assert!(!has_content(&path, other));
         }
     }
 
-    impl Drop for Fault {
-        fn drop(&mut self) {
-            self.0.lock().retain(|path| *path != self.1);
-        }
+    #[test]
+    fn of_a_file_too_large_to_be_ours_only_the_start_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("f");
+        assert_eq!(read_if_exists(&path).unwrap(), None);
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(read_if_exists(&path).unwrap().unwrap().len(), 64 * 1024);
+    }
+
+    #[test]
+    fn a_failure_says_what_was_tried_on_which_path_and_whether_the_disk_is_full() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("f");
+        let _fault = faults::fill_disk(root.path());
+        let error = create_allocated(&path, 10).unwrap_err();
+        assert!(error.is_full() && !error.is_failed_flush());
+        let text = error.to_string();
+        assert!(
+            text.starts_with(&format!("could not create {}", path.display())),
+            "{text}"
+        );
     }
 }

@@ -111,7 +111,9 @@ impl Dispatch {
         let meta = Meta {
             max_attempts: own.max_attempts,
             original: Some(one.lease.job()),
-            prior_attempts: own.prior_attempts + u32::from(one.lease.deliveries()),
+            prior_attempts: own
+                .prior_attempts
+                .saturating_add(one.lease.deliveries().into()),
             ..Meta::default()
         }
         .encode(MAX_META_BYTES);

@@ -214,7 +214,7 @@ impl Dispatch {
         if lease.is_recovered() && deliveries > 0 {
             // It failed, or was running when the process died. A job that used up its attempts
             // is not delivered again, so it need not wait.
-            let attempts = u32::from(deliveries) + lease.meta().prior_attempts;
+            let attempts = u32::from(deliveries).saturating_add(lease.meta().prior_attempts);
             if self.may_retry(&lease, attempts) {
                 delay = delay.max(self.retry.backoff(attempts));
             }

@@ -34,7 +34,7 @@ impl Records {
 
     /// Reads the whole file in.
     pub(crate) fn read_in(&self) -> Result<(), StorageError> {
-        self.file.read_in()
+        self.file.read_in(self.file.len())
     }
 
     /// Writes the header, but for the seal.
@@ -83,6 +83,7 @@ impl Records {
     ///
     /// For scans, as [`bytes`](Self::bytes), or of a committed record.
     pub(crate) fn plausible_record(&self, units: u32, end: u32) -> Option<Record<'_>> {
+        let end = end.min(self.units());
         if units >= end || end - units < HEADER_UNITS {
             return None;
         }

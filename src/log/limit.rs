@@ -13,8 +13,9 @@ use crate::storage::{self, StorageError};
 
 const SUFFIX: &str = ".limit";
 
-/// How far the limit is raised: sequences enough for many segments, and still for 2^23 opens and more.
-const STEP: u64 = 1 << 32;
+/// Segments that a raise of the limit has room for. Of 2^56 sequences, that leaves at least 2^25
+/// opens with the largest segments, and 2^32 with the default ones.
+const SEGMENTS_PER_RAISE: u64 = 64;
 
 /// The limit in force.
 pub(super) struct Limit(Sequence);
@@ -32,14 +33,24 @@ impl Limit {
         self.0
     }
 
-    /// Makes sure that the limit is durably above or at `end`.
-    pub(super) fn raise_above(&mut self, dir: &Path, end: Sequence) -> Result<(), StorageError> {
+    /// Makes sure that the limit is durably above or at the end of a segment with this base.
+    pub(super) fn raise_above(
+        &mut self,
+        dir: &Path,
+        base: Sequence,
+        capacity: u32,
+    ) -> Result<(), StorageError> {
+        let end = base.plus(capacity);
         if end <= self.0 {
             return Ok(());
         }
         let highest =
             Sequence::first_of_stripe(end.stripe()).plus_wide(Sequence::MAX_WITHIN_STRIPE);
-        let raised = Sequence::new(end.get().saturating_add(STEP).min(highest.get()));
+        let raised = Sequence::new(
+            base.get()
+                .saturating_add(SEGMENTS_PER_RAISE * u64::from(capacity))
+                .min(highest.get()),
+        );
         storage::create_empty(&path_of(dir, raised))?;
         storage::flush_directory(dir)?;
         let old = path_of(dir, self.0);
@@ -73,10 +84,11 @@ mod tests {
         let origin = Sequence::first_of_stripe(3);
         let mut limit = Limit::find(dir.path(), origin).unwrap();
         assert_eq!(limit.sequence(), origin);
-        limit.raise_above(dir.path(), origin.plus(10)).unwrap();
+        limit.raise_above(dir.path(), origin, 10).unwrap();
         let raised = limit.sequence();
-        assert_eq!(raised, origin.plus_wide(10 + STEP));
-        limit.raise_above(dir.path(), raised).unwrap();
+        assert_eq!(raised, origin.plus_wide(10 * SEGMENTS_PER_RAISE));
+        let last = origin.plus_wide(10 * (SEGMENTS_PER_RAISE - 1));
+        limit.raise_above(dir.path(), last, 10).unwrap();
         assert_eq!(limit.sequence(), raised);
         // One that a crash left, and names that are none of its own.
         for name in ["00000000000000000009.limit", "9.limit", "x.limit"] {
@@ -92,10 +104,10 @@ mod tests {
         let origin = Sequence::first_of_stripe(0);
         let mut limit = Limit::find(dir.path(), origin).unwrap();
         let fault = faults::fail_flushes(dir.path());
-        assert!(limit.raise_above(dir.path(), origin.plus(1)).is_err());
+        assert!(limit.raise_above(dir.path(), origin, 1).is_err());
         assert_eq!(limit.sequence(), origin);
         drop(fault);
-        limit.raise_above(dir.path(), origin.plus(1)).unwrap();
+        limit.raise_above(dir.path(), origin, 1).unwrap();
         assert!(limit.sequence() > origin);
     }
 
@@ -104,7 +116,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut limit = Limit::find(dir.path(), Sequence::first_of_stripe(7)).unwrap();
         let near = Sequence::first_of_stripe(7).plus_wide(Sequence::MAX_WITHIN_STRIPE - 1);
-        limit.raise_above(dir.path(), near).unwrap();
+        limit.raise_above(dir.path(), near, 1).unwrap();
         assert_eq!(limit.sequence().stripe(), 7);
         assert_eq!(
             limit.sequence().within_stripe(),

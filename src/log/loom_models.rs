@@ -339,6 +339,27 @@ fn whoever_sees_the_cursor_past_a_record_sees_the_record() {
     });
 }
 
+#[test]
+fn whoever_sees_the_end_of_a_segment_sees_the_records_of_the_one_who_closed_it() {
+    check(None, || {
+        let area = Arc::new(Area::new(2));
+        concurrently(
+            &area,
+            [
+                |area| {
+                    area.append(1, 1);
+                    assert!(matches!(area.append(2, 1), Reserved::Closing(_)));
+                },
+                |area| {
+                    if area.tail.closed().is_some() {
+                        assert_eq!(area.walk(), [1]);
+                    }
+                },
+            ],
+        );
+    });
+}
+
 /// A file of one bit per record, and what of it has reached the disk.
 struct File {
     written: AtomicU32,

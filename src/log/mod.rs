@@ -15,6 +15,8 @@ mod limit;
 #[cfg(all(loom, test))]
 mod loom_models;
 pub(crate) mod manifest;
+#[cfg(test)]
+mod power_cuts;
 mod progress;
 pub(crate) mod record;
 pub(crate) mod recovery;
@@ -496,6 +498,7 @@ impl Stripe {
                 // segment waits; a later claim tries again.
                 tracing::error!(%error, "a damaged segment is held back");
                 *self.held_back_until.lock() = Some(Instant::now() + SCAN_PAUSE);
+                (self.config.kick)();
                 false
             }
         }
@@ -510,6 +513,11 @@ impl Stripe {
             return !self.is_held_back();
         }
         claiming.may_have_work() || self.active.load().base() != claiming.base()
+    }
+
+    /// Whether the last scan of a segment failed.
+    pub(crate) fn has_failed_scan(&self) -> bool {
+        self.held_back_until.lock().is_some()
     }
 
     /// Whether a damaged segment waits for its next scan.
@@ -618,7 +626,7 @@ fn create_segment(
         created_at: Timestamp::now(),
         salt: fastrand::u64(..),
     };
-    next.limit.raise_above(dir, next.base.plus(capacity))?;
+    next.limit.raise_above(dir, next.base, capacity)?;
     // A base is used once, even if it comes to nothing: a file of that name may have stayed.
     next.base = next.base.plus(capacity);
     match next.spares.pop() {

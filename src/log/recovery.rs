@@ -231,7 +231,7 @@ impl Recovery<'_> {
             records.restore_header(&identity);
             self.report.headers_mended.push(paths.segment.clone());
         }
-        let acks = self.open_acks(paths, &identity, copy == Some(identity))?;
+        let acks = self.open_acks(paths, &identity, copy == Some(identity), found.end.index)?;
         self.report.ack_words_reset += check_acks(&acks, found.end.index);
         for index in missing.into_iter().flat_map(|(from, to)| from..to) {
             acks.set(index);
@@ -254,6 +254,7 @@ impl Recovery<'_> {
         paths: &Paths,
         identity: &Identity,
         has_valid_header: bool,
+        records: u32,
     ) -> Result<AckFile, StorageError> {
         let capacity = segment::capacity_of(self.segment_size);
         let len = ack::file_bytes(capacity);
@@ -261,7 +262,9 @@ impl Recovery<'_> {
             // A copy of a queue may have holes where the original had zeros.
             storage::back_with_blocks(&paths.ack, len)?;
             let file = MappedFile::open(&paths.ack, len)?;
-            if file.read_in().is_ok() {
+            // The counts of a long backlog are left until they are needed.
+            let [words, _] = ack::used_ranges(capacity, records);
+            if file.read_in(words.end).is_ok() {
                 return Ok(AckFile::new(file, capacity, identity.salt));
             }
         }

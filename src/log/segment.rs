@@ -99,8 +99,8 @@ pub(crate) struct Segment {
     flushed: AtomicBool,
     /// The names of its files are durable.
     named: AtomicBool,
-    /// What the disk has of its ack file may be the acks of an earlier life of that file, which
-    /// would pass for its own.
+    /// What the disk has of its ack file may be of an earlier life of that file. Its salt makes
+    /// old acks fail their check, but a byte of it is all that old delivery counts have.
     stale_acks: AtomicBool,
     /// A position with no job that is not done before it: where to look for the oldest.
     pub(super) oldest: AtomicU32,
@@ -458,7 +458,8 @@ impl Segment {
     /// of one is final for that one: every later call returns it again.
     ///
     /// The first flush is one of the acks too if the ack file was another segment's before: a
-    /// power cut could leave its header new and its acks old, and jobs that are durable done.
+    /// power cut could leave its header new and the rest old, and some jobs that are durable
+    /// would have used up attempts they never had.
     pub(crate) fn flush(self: &Arc<Self>, acks_too: bool) -> Result<(), Arc<StorageError>> {
         let Some(pinned) = self.pin() else {
             // Complete and deleted: there is nothing left that could be lost.

@@ -86,8 +86,10 @@ pub(super) fn waiting(paths: &Paths) -> Paths {
 pub(super) fn left_in(dir: &Path) -> Result<Vec<PathBuf>, StorageError> {
     let names = storage::list(dir)?;
     let is_spare = |name: &&String| {
-        let suffix = name.split_once('.').map(|(_, suffix)| suffix);
-        suffix == Some(SEGMENT_SUFFIX) || suffix == Some(ACK_SUFFIX)
+        name.split_once('.').is_some_and(|(number, suffix)| {
+            let is_number = number.len() == 20 && number.bytes().all(|byte| byte.is_ascii_digit());
+            is_number && [SEGMENT_SUFFIX, ACK_SUFFIX].contains(&suffix)
+        })
     };
     Ok(names
         .iter()

@@ -12,8 +12,8 @@ use crate::sync::{AtomicU64, Ordering, yield_now};
 ///
 /// The largest segment, of 1 GiB, has 2^27 units and 2^25 records. The sum of a tail and of every
 /// reservation that was refused and not yet taken back must stay below 2^38 units, or the tail
-/// would wrap around and hand out units a second time: at 2^27 units and less a reservation, that
-/// takes over two thousand threads at once between two neighbouring lines of `reserve`.
+/// would wrap around and hand out units a second time: even at 2^27 units a reservation, that takes
+/// over two thousand threads at once between two neighbouring lines of `reserve`.
 const UNITS_BITS: u32 = 38;
 const UNITS_MASK: u64 = (1 << UNITS_BITS) - 1;
 
@@ -121,7 +121,8 @@ impl Tail {
 
     /// Publishes the final position.
     pub(crate) fn close(&self, end: Position) {
-        // Release pairs with the Acquire in `closed`: who knows the end finds `next` past it.
+        // Release pairs with the Acquire in `closed`: who sees the end sees what its closer did
+        // before, so also its last records.
         self.closed.store(end.pack(), Ordering::Release);
     }
 
@@ -141,13 +142,14 @@ impl Tail {
     /// The final position, once closed.
     #[inline]
     pub(crate) fn closed(&self) -> Option<Position> {
+        // Acquire pairs with the Release in `close`.
         match self.closed.load(Ordering::Acquire) {
             OPEN => None,
             word => Some(Position::unpack(word)),
         }
     }
 
-    /// How far reservations have come.
+    /// How far reservations have come: what is below is or will be committed.
     pub(crate) fn reached(&self) -> Position {
         loop {
             if let Some(end) = self.closed() {
@@ -210,8 +212,10 @@ impl Cursor {
     /// Takes everything from `from` up to `to`, if nobody else has.
     #[inline]
     pub(crate) fn advance(&self, from: Position, to: Position) -> bool {
+        // Release pairs with the Acquire in `position`. Relaxed on failure: the caller reads the
+        // position again. No position comes back, as every advance adds units.
         self.next
-            .compare_exchange(from.pack(), to.pack(), Ordering::AcqRel, Ordering::Relaxed)
+            .compare_exchange(from.pack(), to.pack(), Ordering::Release, Ordering::Relaxed)
             .is_ok()
     }
 }
@@ -249,6 +253,19 @@ mod tests {
         for _ in 0..10_000 {
             assert_eq!(tail.reserve(1 << 23, end_units / 4), Reserved::Closed);
             assert_eq!(tail.close_now(), None);
+        }
+    }
+
+    #[test]
+    fn a_thousand_reservations_refused_at_once_do_not_reopen_a_tail() {
+        let end_units = 1 << 27;
+        let tail = Tail::open(START, end_units);
+        assert_eq!(tail.reserve(1, end_units), Reserved::Closing(START));
+        for _ in 0..1_000 {
+            // What `reserve` adds, before it takes it back.
+            let refused = at(1 << 23, end_units);
+            tail.next.fetch_add(refused.pack(), Ordering::Relaxed);
+            assert_eq!(tail.reserve(1, 4), Reserved::Closed);
         }
     }
 

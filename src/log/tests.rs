@@ -483,7 +483,7 @@ fn a_damaged_segment_that_cannot_be_set_aside_is_held_back_and_consumers_may_sle
 
 #[test]
 fn the_first_flush_of_a_segment_made_from_a_spare_is_one_of_its_acks_too() {
-    // Until then, what the disk has of its ack file may be the acks of an earlier life.
+    // Until then, what the disk has of its ack file may be of an earlier life.
     let recycled = || {
         let fixture = Fixture::new();
         let stripe = fixture.open();

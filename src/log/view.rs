@@ -101,7 +101,10 @@ impl Stripe {
         for segment in segments {
             if segment.is_unscanned() {
                 let _step = self.step.lock();
-                self.scan(&segment);
+                if !self.scan(&segment) {
+                    let why = std::io::Error::other("damaged bytes could not be set aside");
+                    return Err(StorageError::new("check", &segment.paths().segment, why));
+                }
             }
             if let Some(pinned) = Segment::pin(&segment) {
                 check_records(&pinned, &mut report);

@@ -200,6 +200,7 @@ fn close_ends_the_waiting_for_room() {
     });
     thread::sleep(Duration::from_millis(20));
     queue.close().unwrap();
+    eventually("it waits no more", || waiter.is_finished());
     let error = waiter.join().unwrap().unwrap_err();
     assert!(matches!(error, EnqueueError::Closed), "{error}");
 }

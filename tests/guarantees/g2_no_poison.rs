@@ -398,7 +398,7 @@ pub fn bury_all(dir: &Path) {
 
 #[test]
 fn a_death_that_is_cut_short_by_kill_nine_makes_one_letter() {
-    const JOBS: u64 = 2500;
+    const JOBS: u64 = 1500;
     let dir = tempfile::tempdir().unwrap();
     let queue_dir = dir.path().join("queue");
     let queue = open(builder(&queue_dir));
@@ -414,7 +414,7 @@ fn a_death_that_is_cut_short_by_kill_nine_makes_one_letter() {
         });
         // Later and later, so that it comes to an end.
         thread::sleep(Duration::from_micros(
-            random.u64(..5_000 + 500 * round as u64),
+            random.u64(..5_000 + 2_000 * round as u64),
         ));
         child.kill();
         let queue = open_after_kill(builder(&queue_dir));

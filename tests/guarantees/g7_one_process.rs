@@ -2,7 +2,8 @@
 //! the holder, whether it is another process or the same one.
 
 use std::path::Path;
-use std::process;
+use std::process::{self, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use logmill::OpenError;
@@ -92,4 +93,28 @@ fn a_queue_held_by_another_process_is_refused_until_that_process_is_dead() {
     child.kill();
     let queue = open(builder(&queue_dir));
     assert_eq!(drain_payloads(&queue), [b"from the child"]);
+}
+
+#[test]
+fn a_closed_queue_can_be_opened_at_once_even_while_processes_are_started() {
+    // A process that is just being started has a copy of every file descriptor for a moment.
+    let dir = tempfile::tempdir().unwrap();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let status = Command::new("true").status();
+                assert!(status.expect("it starts").success());
+            }
+        });
+        let mut opened = Ok(());
+        for _ in 0..100 {
+            opened = builder(dir.path()).open().map(drop);
+            if opened.is_err() {
+                break;
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+        opened.unwrap();
+    });
 }

@@ -506,11 +506,11 @@ impl Case {
 
     /// Delivers all that is due, dead letters included, and checks that nothing else is there.
     fn drain_everything(&mut self, queue: &Queue) {
-        self.drain(queue);
+        self.drain(queue, true);
         loop {
             let letters = self.model.letters().len();
             self.replay_all(queue);
-            self.drain(queue);
+            self.drain(queue, false);
             let left = self.model.letters().len();
             if left == 0 || left == letters {
                 // What is left has no room: delayed jobs take all there is.
@@ -523,7 +523,9 @@ impl Case {
         assert_eq!(stats.delayed, self.model.delayed(), "{stats:?}");
     }
 
-    fn drain(&mut self, queue: &Queue) {
+    /// Takes all that is due. With `failing`, every third job fails until it is dead, or has been
+    /// delivered more often than a limit allows.
+    fn drain(&mut self, queue: &Queue, failing: bool) {
         let consumer = queue.consumer();
         self.model.consumer_changed();
         let start = Instant::now();
@@ -532,7 +534,15 @@ impl Case {
             let mut held = Vec::new();
             self.claim(&consumer, &mut held);
             match held.pop() {
-                Some(job) => self.settle(job, Outcome::Ack),
+                Some(job) => {
+                    let fails = job.sequence().get().is_multiple_of(3) && job.attempts() < 5;
+                    let outcome = if failing && fails {
+                        Outcome::Retry
+                    } else {
+                        Outcome::Ack
+                    };
+                    self.settle(job, outcome);
+                }
                 None if self.model.has_soon() => thread::sleep(Duration::from_millis(1)),
                 None => break,
             }

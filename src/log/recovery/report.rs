@@ -79,9 +79,12 @@ pub struct RecoveryReport {
 }
 
 impl RecoveryReport {
-    /// Whether nothing was damaged. Holes and settled replays are what a crash leaves, not damage.
+    /// Whether nothing was damaged. What a crash leaves is no damage: holes, settled replays, and
+    /// records that were [never committed](Damage::Uncommitted).
     pub fn is_clean(&self) -> bool {
-        self.quarantined.is_empty()
+        self.quarantined
+            .iter()
+            .all(|region| region.damage == Damage::Uncommitted)
             && self.ack_files_rebuilt.is_empty()
             && self.ack_words_reset == 0
             && self.headers_mended.is_empty()

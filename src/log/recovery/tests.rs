@@ -367,6 +367,24 @@ fn a_damaged_ack_word_is_reset_and_stray_bits_past_the_last_record_do_nothing() 
     assert_eq!(log.segments[0].done_at_open(), 7);
 }
 
+#[test]
+fn what_a_power_cut_leaves_of_another_segments_acks_marks_no_job_done() {
+    // Its files were used again: the header was written back, the page with the words was not.
+    let payloads = vec![b"job".as_slice(); 40];
+    let fixture = Fixture::open(&payloads);
+    let other = new_segment(fixture.dir.path(), 510, &payloads);
+    for index in 0..40 {
+        other.pin().unwrap().mark_done(index);
+    }
+    let words = fs::read(&other.paths().ack).unwrap();
+    fixture.change(&fixture.paths.ack, |bytes| {
+        bytes[64..].copy_from_slice(&words[64..]);
+    });
+    let (log, report) = fixture.recover();
+    assert_eq!(report.ack_words_reset, 2);
+    assert_eq!(jobs(&log.segments[0]).len(), 40);
+}
+
 // Scans.
 
 #[test]
