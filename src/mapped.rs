@@ -14,7 +14,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
@@ -150,25 +150,18 @@ impl MappedFile {
     }
 
     #[inline]
-    pub(crate) fn word16(&self, offset: usize) -> &AtomicU16 {
-        let pointer = self.pointer(offset, 2, 2);
+    pub(crate) fn word32(&self, offset: usize) -> &AtomicU32 {
+        let pointer = self.pointer(offset, 4, 4);
         // SAFETY: `pointer` is aligned and inside the mapping, which lives as long as `self`. The
         // segment layer reads these bytes as plain memory only when no store can happen (see
         // `bytes`), so there is no racing non-atomic access.
-        unsafe { AtomicU16::from_ptr(pointer.cast()) }
-    }
-
-    #[inline]
-    pub(crate) fn word32(&self, offset: usize) -> &AtomicU32 {
-        let pointer = self.pointer(offset, 4, 4);
-        // SAFETY: as in `word16`.
         unsafe { AtomicU32::from_ptr(pointer.cast()) }
     }
 
     #[inline]
     pub(crate) fn word64(&self, offset: usize) -> &AtomicU64 {
         let pointer = self.pointer(offset, 8, 8);
-        // SAFETY: as in `word16`.
+        // SAFETY: as in `word32`.
         unsafe { AtomicU64::from_ptr(pointer.cast()) }
     }
 

@@ -200,7 +200,7 @@ impl Builder {
     /// Most bytes of segment files of the log, counted by whole segments; an enqueue that needs
     /// one more is [`EnqueueError::Full`]. At least three segments a stripe. Default: unlimited.
     ///
-    /// The dead letter log, and the ack files (about 7% of a segment's size each), are not counted.
+    /// The dead letter log, and the ack files (about 13% of a segment's size each), are not counted.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = Some(bytes);
         self

@@ -4,7 +4,7 @@
 //! offset          size           field
 //!      0            64           header (see header.rs), the identity of the segment's own
 //!     64   8 * ceil(capacity/32) ack words
-//!      -   2 * capacity          delivery counts
+//!      -   4 * capacity          delivery counts
 //! ```
 //! Both arrays check themselves, since a lost job hides behind a bit set by accident, and both
 //! checks depend on the segment's salt, since a file that is used again may come out of a power cut
@@ -14,8 +14,9 @@
 //!   times a key made from the salt. Setting bit i adds `1 << i | (CODE[i] * key) << 32`: one
 //!   wait-free fetch-and-add, as every bit is set once. A word whose sum is off is taken as zero at
 //!   recovery: 32 jobs are redelivered, none lost.
-//! - A **delivery count** is a byte and a check byte: its product with an odd constant, xor a byte
-//!   of the salt. A count that fails its check is taken as zero; 0 is a zero of both bytes.
+//! - A **delivery count** is a byte and, above it, a check of 24 bits: those of its product with an
+//!   odd constant, xor the salt's upper half. A count that fails its check is taken as zero; no
+//!   delivery is a word of zeros.
 
 use std::sync::atomic::Ordering;
 
@@ -42,21 +43,21 @@ const CODE: [u32; RECORDS_PER_WORD as usize] = {
 };
 
 /// Odd, so that distinct counts have distinct products.
-const COUNT_CODE: u8 = 0xb5;
+const COUNT_CODE: u32 = 0x9e37_79b1;
 
 /// What the checks of an ack file depend on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Key {
     /// Odd, so that multiplying by it loses nothing.
     words: u32,
-    counts: u8,
+    counts: u32,
 }
 
 impl Key {
     pub(crate) fn new(salt: u64) -> Self {
         Self {
             words: salt as u32 | 1,
-            counts: (salt >> 32) as u8,
+            counts: (salt >> 32) as u32,
         }
     }
 
@@ -86,12 +87,12 @@ impl Key {
 
     /// A count with its check.
     #[inline]
-    fn count_of(self, deliveries: u8) -> u16 {
-        let check = match deliveries {
-            0 => 0,
-            _ => deliveries.wrapping_mul(COUNT_CODE) ^ self.counts,
-        };
-        u16::from_le_bytes([deliveries, check])
+    fn count_of(self, deliveries: u8) -> u32 {
+        if deliveries == 0 {
+            return 0;
+        }
+        let product = u32::from(deliveries).wrapping_mul(COUNT_CODE);
+        (product ^ self.counts) & !0xff | u32::from(deliveries)
     }
 }
 
@@ -102,7 +103,7 @@ pub(crate) fn words_for(records: u32) -> u32 {
 
 /// Bytes of the ack file of a segment of `capacity` records.
 pub(crate) fn file_bytes(capacity: u32) -> u64 {
-    HEADER_BYTES as u64 + 8 * u64::from(words_for(capacity)) + 2 * u64::from(capacity)
+    HEADER_BYTES as u64 + 8 * u64::from(words_for(capacity)) + 4 * u64::from(capacity)
 }
 
 /// The bytes of an ack file that say something of the records below `end`: its header with the ack
@@ -111,7 +112,7 @@ pub(super) fn used_ranges(capacity: u32, end: u32) -> [std::ops::Range<usize>; 2
     let counts = HEADER_BYTES + 8 * words_for(capacity) as usize;
     [
         0..HEADER_BYTES + 8 * words_for(end) as usize,
-        counts..counts + 2 * end as usize,
+        counts..counts + 4 * end as usize,
     ]
 }
 
@@ -150,9 +151,9 @@ impl AckFile {
     }
 
     #[inline]
-    fn count(&self, index: u32) -> &std::sync::atomic::AtomicU16 {
+    fn count(&self, index: u32) -> &std::sync::atomic::AtomicU32 {
         let counts = HEADER_BYTES + 8 * words_for(self.capacity) as usize;
-        self.file.word16(counts + 2 * index as usize)
+        self.file.word32(counts + 4 * index as usize)
     }
 
     /// Sets the done bit of a record whose bit nobody else can be setting and that is not set.
@@ -237,7 +238,7 @@ mod tests {
     const SALT: u64 = 0x1122_3344_5566_7788;
     const KEY: Key = Key {
         words: 0x5566_7789,
-        counts: 0x44,
+        counts: 0x1122_3344,
     };
 
     #[test]
@@ -286,7 +287,7 @@ mod tests {
         assert_eq!(acks.deliveries(9), 2);
         acks.count(9).fetch_xor(0x0100, Ordering::Relaxed);
         assert_eq!(acks.deliveries(9), 0);
-        acks.count(9).store(u16::MAX, Ordering::Relaxed);
+        acks.count(9).store(u32::MAX, Ordering::Relaxed);
         assert_eq!(acks.deliveries(9), 0);
         for _ in 0..300 {
             acks.count_delivery(8);
@@ -326,5 +327,19 @@ mod tests {
         acks.set_salt(SALT);
         assert_eq!(acks.deliveries(3), 0);
         assert_eq!(acks.checked_bits(0), None);
+    }
+
+    #[test]
+    fn no_change_within_one_byte_of_a_count_passes_the_check() {
+        let passes = |word: u32| KEY.count_of(word as u8) == word;
+        for deliveries in 0..=u8::MAX {
+            let good = KEY.count_of(deliveries);
+            assert!(passes(good));
+            for byte in 0..4 {
+                for change in 1..=u32::from(u8::MAX) {
+                    assert!(!passes(good ^ change << (8 * byte)), "{deliveries}");
+                }
+            }
+        }
     }
 }

@@ -106,7 +106,7 @@ fn the_bytes_of_a_sealed_segment_and_its_ack_file_are_pinned() {
     assert_eq!(hex(&bytes), expected);
 
     let bytes = fs::read(&segment.paths().ack).unwrap();
-    assert_eq!(bytes.len(), 64 + 8 * 16 + 2 * 510);
+    assert_eq!(bytes.len(), 64 + 8 * 16 + 4 * 510);
     // The done bits of the first record and of those past the last.
     let expected = "\
         6c6f676d696c6c410100000095782929\n\
@@ -116,8 +116,8 @@ fn the_bytes_of_a_sealed_segment_and_its_ack_file_are_pinned() {
         fdfffffff4b73ba3\n";
     assert_eq!(hex(&bytes[..72]), expected);
     // One delivery of the first record.
-    assert_eq!(bytes[192..194], [1, 0xb5 ^ 0x67]);
-    let rest = [&bytes[72..192], &bytes[194..]].concat();
+    assert_eq!(bytes[192..196], [0x01, 0x3c, 0x14, 0x9f]);
+    let rest = [&bytes[72..192], &bytes[196..]].concat();
     assert!(rest.iter().all(|&byte| byte == 0));
 }
 
