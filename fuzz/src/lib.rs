@@ -72,11 +72,17 @@ fn damage_one_file(bytes: &[u8], extension: &str) {
     fs::write(&path, content).expect("written");
 
     let first = deliver(dir.path(), |at| at % 2 == 0);
-    let is_damage = |jobs: &Jobs| jobs.iter().any(|(job, payload)| enqueued.get(job) != Some(payload));
+    let is_damage = |jobs: &Jobs| {
+        jobs.iter()
+            .any(|(job, payload)| enqueued.get(job) != Some(payload))
+    };
     assert!(!is_damage(&first.delivered), "never enqueued: {first:?}");
     if extension == "seg" {
         let is_done = |job| !left.contains_key(job) && job != &first.new;
-        assert!(!first.delivered.keys().any(is_done), "delivered again: {first:?}");
+        assert!(
+            !first.delivered.keys().any(is_done),
+            "delivered again: {first:?}"
+        );
     } else {
         let is_there = |job| first.delivered.contains_key(job) || first.dead.contains(job);
         assert!(left.keys().all(is_there), "lost: {first:?}");
@@ -111,7 +117,11 @@ fn deliver(dir: &Path, acks: impl Fn(usize) -> bool) -> Deliveries {
     let mut is_new_there = false;
     let start = Instant::now();
     while queue.stats().ready > 0 || !is_new_there {
-        assert!(start.elapsed() < PATIENCE, "{:?} {delivered:?}", queue.stats());
+        assert!(
+            start.elapsed() < PATIENCE,
+            "{:?} {delivered:?}",
+            queue.stats()
+        );
         let Some(job) = consumer.next_timeout(Duration::from_millis(1)) else {
             continue;
         };
@@ -132,8 +142,17 @@ fn deliver(dir: &Path, acks: impl Fn(usize) -> bool) -> Deliveries {
             std::mem::forget(job);
         }
     }
-    let dead = queue.dead_letters().iter().map(|letter| letter.job()).collect();
-    assert_eq!(queue.stats().depth(), not_acked.len() as u64, "{:?}", queue.stats());
+    let dead = queue
+        .dead_letters()
+        .iter()
+        .map(|letter| letter.job())
+        .collect();
+    assert_eq!(
+        queue.stats().depth(),
+        not_acked.len() as u64,
+        "{:?}",
+        queue.stats()
+    );
     drop(consumer);
     queue.close().expect("closed");
     Deliveries {
@@ -157,9 +176,13 @@ pub fn manifest(bytes: &[u8]) {
             | OpenError::OptionMismatch { .. },
         ) => {
             let names = fs::read_dir(dir.path()).expect("listed");
-            let names: Vec<_> = names.map(|entry| entry.expect("an entry").file_name()).collect();
+            let names: Vec<_> = names
+                .map(|entry| entry.expect("an entry").file_name())
+                .collect();
             assert!(
-                names.iter().all(|name| name == "MANIFEST" || name == "LOCK"),
+                names
+                    .iter()
+                    .all(|name| name == "MANIFEST" || name == "LOCK"),
                 "a refused directory is left as it was: {names:?}"
             );
         }

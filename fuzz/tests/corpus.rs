@@ -70,7 +70,11 @@ fn write_seeds() {
                     fs::write(dir.join(name), input).unwrap();
                 }
             }
-            for (name, bytes) in [("empty", &[][..]), ("short", &[1; 40]), ("zeros", &[0; 2000])] {
+            for (name, bytes) in [
+                ("empty", &[][..]),
+                ("short", &[1; 40]),
+                ("zeros", &[0; 2000]),
+            ] {
                 let input = [&[1 | sealed, 0, 0], bytes].concat();
                 fs::write(dir.join(format!("replaced-{name}-{sealed}")), input).unwrap();
             }
