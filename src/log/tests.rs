@@ -239,6 +239,25 @@ fn a_segment_is_unmapped_only_when_nobody_reads_it_any_more() {
 }
 
 #[test]
+fn a_flush_of_acks_covers_those_of_segments_that_are_gone() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    fill_segments(&stripe, 1);
+    append(&stripe, b"");
+    // So that the only names to flush are those of the segment that goes.
+    stripe.active().flush_names().unwrap();
+    let leases = claim_all(&stripe);
+    leases.into_iter().for_each(|lease| _ = lease.ack());
+    stripe.reclaim().unwrap();
+    assert_eq!(fixture.files(".seg").len(), 1);
+    let fault = faults::fail_flushes(&fixture.dir());
+    assert!(stripe.flush(false).is_ok());
+    assert!(stripe.flush(true).is_err());
+    drop(fault);
+    assert!(stripe.flush(true).is_ok());
+}
+
+#[test]
 fn an_ack_file_stays_until_the_removal_of_its_segment_is_durable() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
