@@ -127,7 +127,6 @@ impl Engine {
             segment_size: manifest.segment_size,
             quarantine: path.join("quarantine"),
             budget: Arc::new(SpaceBudget::new(builder.max_bytes)),
-            durable_names: false,
             kick,
             wake,
         };

@@ -16,7 +16,6 @@ fn dispatch(dir: &Path) -> Arc<Dispatch> {
         segment_size: SEGMENT,
         quarantine: quarantine.clone(),
         budget: Arc::new(SpaceBudget::new(None)),
-        durable_names: false,
         kick: Arc::new(|| ()),
         wake: Arc::new(|| ()),
     };

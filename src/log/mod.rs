@@ -130,8 +130,6 @@ pub(crate) struct LogConfig {
     pub(crate) segment_size: u64,
     pub(crate) quarantine: PathBuf,
     pub(crate) budget: Arc<SpaceBudget>,
-    /// Make a segment's name durable before it is used, rather than at its first flush.
-    pub(crate) durable_names: bool,
     /// There is maintenance to do: a roll, or a complete segment.
     pub(crate) kick: Kick,
     /// There is a new active segment: wakes all sleeping consumers, with a fence, see
@@ -630,7 +628,7 @@ fn create_segment(
     // A base is used once, even if it comes to nothing: a file of that name may have stayed.
     next.base = next.base.plus(capacity);
     match next.spares.pop() {
-        Some(spare) => spare.into_segment(dir, identity, config.durable_names),
-        None => Segment::create(dir, identity, config.durable_names),
+        Some(spare) => spare.into_segment(dir, identity),
+        None => Segment::create(dir, identity),
     }
 }

@@ -39,7 +39,6 @@ fn open(root: &Path) -> (Stripe, RecoveryReport) {
         segment_size: SIZE,
         quarantine: quarantine.clone(),
         budget: Arc::new(SpaceBudget::new(None)),
-        durable_names: false,
         kick: Arc::new(|| ()),
         wake: Arc::new(|| ()),
     };

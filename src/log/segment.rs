@@ -144,13 +144,9 @@ pub(crate) struct Found {
 }
 
 impl Segment {
-    /// Creates the files of a segment and prefaults them.
-    /// With `durable_name`, makes their names durable. Leaves nothing behind on failure.
-    pub(crate) fn create(
-        dir: &Path,
-        identity: Identity,
-        durable_name: bool,
-    ) -> Result<Arc<Self>, StorageError> {
+    /// Creates the files of a segment and prefaults them. Their names are made durable by the first
+    /// flush. Leaves nothing behind on failure.
+    pub(crate) fn create(dir: &Path, identity: Identity) -> Result<Arc<Self>, StorageError> {
         let paths = Paths::new(dir, identity.base);
         let capacity = capacity_of(identity.segment_size);
         // The segment first: beside an empty segment, the file of its acks would look like what is
@@ -160,12 +156,6 @@ impl Segment {
             // A segment without records is removed by the next open.
             let _ = storage::remove_file(&paths.segment);
         })?;
-        if durable_name {
-            storage::flush_directory(dir).inspect_err(|_| {
-                let _ = storage::remove_file(&paths.segment);
-                let _ = storage::remove_file(&paths.ack);
-            })?;
-        }
         let end_units = (identity.segment_size as usize / UNIT) as u32;
         Ok(Self::assemble(
             identity,
@@ -173,21 +163,15 @@ impl Segment {
             Maps { records, acks },
             paths,
             None,
-            durable_name,
             false,
         ))
     }
 
     /// Takes in the files of a spare, which have their names and headers.
-    pub(super) fn from_spare(
-        identity: Identity,
-        maps: Maps,
-        paths: Paths,
-        durable_name: bool,
-    ) -> Arc<Self> {
+    pub(super) fn from_spare(identity: Identity, maps: Maps, paths: Paths) -> Arc<Self> {
         let end_units = (identity.segment_size as usize / UNIT) as u32;
         let tail = Tail::open(START, end_units);
-        Self::assemble(identity, tail, maps, paths, None, durable_name, true)
+        Self::assemble(identity, tail, maps, paths, None, true)
     }
 
     /// Takes in a segment found at open. Done bits past its end are set, missing acks are zero.
@@ -203,7 +187,6 @@ impl Segment {
             maps,
             paths,
             Some(found),
-            found.sealed,
             !found.sealed,
         )
     }
@@ -214,7 +197,6 @@ impl Segment {
         maps: Maps,
         paths: Paths,
         found: Option<&Found>,
-        named: bool,
         stale_acks: bool,
     ) -> Arc<Self> {
         let mut progress = Progress::open();
@@ -252,7 +234,7 @@ impl Segment {
             sealed: AtomicBool::new(found.is_some_and(|found| found.sealed)),
             full_since: OnceLock::new(),
             flushed: AtomicBool::new(found.is_some()),
-            named: AtomicBool::new(named),
+            named: AtomicBool::new(found.is_some_and(|found| found.sealed)),
             stale_acks: AtomicBool::new(stale_acks),
             oldest: AtomicU32::new(START.units),
         })

@@ -113,34 +113,23 @@ impl Spare {
         mut self,
         dir: &Path,
         identity: Identity,
-        durable_name: bool,
     ) -> Result<Arc<Segment>, StorageError> {
         let paths = Paths::new(dir, identity.base);
-        if let Err(error) = self.take_names(dir, &identity, &paths, durable_name) {
+        if let Err(error) = self.take_names(&identity, &paths) {
             self.remove();
             return Err(error);
         }
         let Self(maps) = self;
-        Ok(Segment::from_spare(identity, maps, paths, durable_name))
+        Ok(Segment::from_spare(identity, maps, paths))
     }
 
-    fn take_names(
-        &mut self,
-        dir: &Path,
-        identity: &Identity,
-        paths: &Paths,
-        durable_name: bool,
-    ) -> Result<(), StorageError> {
+    fn take_names(&mut self, identity: &Identity, paths: &Paths) -> Result<(), StorageError> {
         let Self(maps) = self;
         maps.acks.set_salt(identity.salt);
         maps.write_headers(identity);
         // The segment first, see `Segment::create`.
         maps.records.file.rename(&paths.segment)?;
-        maps.acks.file.rename(&paths.ack)?;
-        if durable_name {
-            storage::flush_directory(dir)?;
-        }
-        Ok(())
+        maps.acks.file.rename(&paths.ack)
     }
 
     /// Gives its space back. Files that stay are removed by the next open.

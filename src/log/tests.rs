@@ -50,7 +50,6 @@ impl Fixture {
             segment_size: SIZE,
             quarantine: self.quarantine(),
             budget: Arc::new(SpaceBudget::new(self.max_bytes)),
-            durable_names: false,
             kick: Arc::new(move || {
                 kicks.fetch_add(1, Ordering::Relaxed);
             }),

@@ -29,7 +29,7 @@ fn identity(base: u64) -> Identity {
 }
 
 fn new_segment(dir: &Path, base: u64, payloads: &[&[u8]]) -> Arc<Segment> {
-    let segment = Segment::create(dir, identity(base), false).unwrap();
+    let segment = Segment::create(dir, identity(base)).unwrap();
     for payload in payloads {
         let record = NewRecord {
             enqueued_at: Timestamp::from_nanos(9),
