@@ -25,7 +25,7 @@ use crate::maintenance::{self, Signal};
 use crate::options::{self, Builder, Durability};
 use crate::producer;
 use crate::storage::{self, StorageError};
-use crate::time::Clock;
+use crate::time::{Clock, Tick};
 
 /// What the handles and threads of an open queue share.
 pub(crate) struct Engine {
@@ -415,21 +415,32 @@ impl Engine {
     fn run_timer(&self) {
         let mut next_end = None;
         while let Some(due) = self.dispatch.timer.wait(self.clock, next_end) {
-            if !due.is_empty() {
-                self.dispatch.inject_all(due);
-            }
-            if let Some(leases) = &self.leases {
-                let (expired, next) = leases.expire(self.clock.now());
-                for expired in expired {
-                    self.fail_current(
-                        expired.lease,
-                        expired.attempts,
-                        "the lease timed out".into(),
-                    );
-                }
-                next_end = next;
-            }
+            next_end = self.bring_back(due);
         }
+    }
+
+    /// Makes jobs available that are due, and takes leases that ran out; says when the next one
+    /// would.
+    fn bring_back(&self, due: Vec<Lease>) -> Option<Tick> {
+        if !due.is_empty() {
+            self.dispatch.inject_all(due);
+        }
+        let (expired, next) = self.leases.as_ref()?.expire(self.clock.now());
+        for expired in expired {
+            self.fail_current(
+                expired.lease,
+                expired.attempts,
+                "the lease timed out".into(),
+            );
+        }
+        next
+    }
+
+    /// What the timer thread does when it wakes up now.
+    #[cfg(test)]
+    pub(crate) fn turn_timer(&self) {
+        let due = self.dispatch.timer.take_due(self.clock.now());
+        self.bring_back(due);
     }
 }
 
@@ -479,19 +490,35 @@ fn is_fresh(queue_dir: &Path) -> Result<bool, StorageError> {
 pub(crate) struct Running {
     engine: Arc<Engine>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    #[cfg(test)]
+    is_dead: AtomicBool,
 }
 
 impl Running {
     pub(crate) fn open(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
-        let (engine, report) = Engine::open(builder)?;
         // From here on, dropping it stops the threads.
-        let running = Self {
-            engine: Arc::new(engine),
-            threads: Mutex::default(),
-        };
+        let (running, report) = Self::open_idle(builder)?;
         running.spawn("logmill-timer", Engine::run_timer)?;
         running.spawn("logmill-upkeep", maintenance::run)?;
         Ok((running, report))
+    }
+
+    /// As [`open`](Self::open), without the threads.
+    pub(crate) fn open_idle(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
+        let (engine, report) = Engine::open(builder)?;
+        let running = Self {
+            engine: Arc::new(engine),
+            threads: Mutex::default(),
+            #[cfg(test)]
+            is_dead: AtomicBool::new(false),
+        };
+        Ok((running, report))
+    }
+
+    /// Has everything end as it does when the process dies: nothing more is done to the files.
+    #[cfg(test)]
+    pub(crate) fn die(&self) {
+        self.is_dead.store(true, Ordering::Relaxed);
     }
 
     fn spawn(
@@ -516,6 +543,10 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        #[cfg(test)]
+        if self.is_dead.load(Ordering::Relaxed) {
+            return;
+        }
         self.engine.dispatch.timer.stop();
         self.engine.signal.stop();
         for thread in self.threads.get_mut().drain(..) {

@@ -69,6 +69,8 @@ mod log;
 mod maintenance;
 mod mapped;
 mod options;
+#[cfg(all(test, not(loom)))]
+mod power_cuts;
 mod producer;
 mod queue;
 mod retry;

@@ -8,6 +8,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::engine::Engine;
 use crate::log::Stripe;
+use crate::time;
 
 /// How often segments that a few delayed jobs keep alive are looked for.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(1);
@@ -28,8 +29,8 @@ struct State {
     flush_at: Option<Instant>,
 }
 
-/// Why the thread woke up.
-struct Wake {
+/// Why there is a turn to do.
+pub(crate) struct Wake {
     flush: bool,
 }
 
@@ -58,7 +59,7 @@ impl Signal {
 
     /// Has everything flushed within `interval` from now.
     pub(crate) fn flush_within(&self, interval: Duration) {
-        let Some(at) = Instant::now().checked_add(interval) else {
+        let Some(at) = time::now().checked_add(interval) else {
             return;
         };
         let mut state = self.state.lock();
@@ -76,16 +77,8 @@ impl Signal {
             if state.stopped {
                 return None;
             }
-            let now = Instant::now();
-            let flush = state.flush_at.is_some_and(|at| at <= now);
-            if flush {
-                state.flush_at = None;
-            }
-            if std::mem::take(&mut state.kicked)
-                || flush
-                || deadline.is_some_and(|deadline| deadline <= now)
-            {
-                return Some(Wake { flush });
+            if let Some(wake) = state.take(deadline) {
+                return Some(wake);
             }
             match state.flush_at.into_iter().chain(deadline).min() {
                 Some(until) => {
@@ -95,34 +88,82 @@ impl Signal {
             }
         }
     }
+
+    /// What there is to do now, without waiting.
+    #[cfg(test)]
+    pub(crate) fn take(&self) -> Option<Wake> {
+        self.state.lock().take(None)
+    }
+}
+
+impl State {
+    fn take(&mut self, deadline: Option<Instant>) -> Option<Wake> {
+        let now = time::now();
+        let flush = self.flush_at.is_some_and(|at| at <= now);
+        if flush {
+            self.flush_at = None;
+        }
+        let kicked = std::mem::take(&mut self.kicked);
+        let is_due = deadline.is_some_and(|deadline| deadline <= now);
+        (kicked || flush || is_due).then_some(Wake { flush })
+    }
 }
 
 /// Runs until the signal is stopped.
 pub(crate) fn run(engine: &Engine) {
-    let stripes = engine.dispatch().stripes();
-    let mut next_compaction = Instant::now() + COMPACTION_INTERVAL;
-    let mut failed = false;
-    let mut next_seal: Option<Duration> = None;
-    let mut put_off: Option<Duration> = None;
-    loop {
-        let now = Instant::now();
-        let retry = failed.then_some(RETRY_INTERVAL);
+    let mut upkeep = Upkeep::new();
+    while let Some(wake) = engine.signal.wait(upkeep.deadline(engine)) {
+        upkeep.turn(engine, &wake);
+    }
+}
+
+/// What the thread remembers from one turn to the next.
+pub(crate) struct Upkeep {
+    next_compaction: Instant,
+    failed: bool,
+    next_seal: Option<Duration>,
+    put_off: Option<Duration>,
+}
+
+impl Upkeep {
+    pub(crate) fn new() -> Self {
+        Self {
+            next_compaction: time::now() + COMPACTION_INTERVAL,
+            failed: false,
+            next_seal: None,
+            put_off: None,
+        }
+    }
+
+    /// When the next turn is due if nobody asks for one before.
+    fn deadline(&self, engine: &Engine) -> Option<Instant> {
+        let now = time::now();
+        let stripes = engine.dispatch().stripes();
+        let retry = self.failed.then_some(RETRY_INTERVAL);
         // Something may be kept alive by jobs that wait.
         let has_waiting = engine.dispatch().timer.len() > 0;
-        let compaction = has_waiting.then(|| next_compaction.saturating_duration_since(now));
+        let compaction = has_waiting.then(|| self.next_compaction.saturating_duration_since(now));
         let spares = stripes.iter().filter_map(Stripe::look_again).min();
         // Consumers may be asleep beside a segment that could not be checked, and can be by now.
         let held_back = stripes
             .iter()
             .any(Stripe::has_failed_scan)
             .then_some(HELD_BACK_INTERVAL);
-        let pauses = [put_off, next_seal, retry, compaction, spares, held_back];
-        let deadline = pauses.into_iter().flatten().min().map(|pause| now + pause);
-        next_seal = None;
-        let Some(wake) = engine.signal.wait(deadline) else {
-            return;
-        };
-        if held_back.is_some() {
+        let pauses = [
+            self.put_off,
+            self.next_seal,
+            retry,
+            compaction,
+            spares,
+            held_back,
+        ];
+        pauses.into_iter().flatten().min().map(|pause| now + pause)
+    }
+
+    /// Does what there is to do.
+    pub(crate) fn turn(&mut self, engine: &Engine, wake: &Wake) {
+        let stripes = engine.dispatch().stripes();
+        if stripes.iter().any(Stripe::has_failed_scan) {
             engine.dispatch().sleepers.notify_fenced(usize::MAX);
         }
         let mut result = engine.write_letters();
@@ -133,14 +174,15 @@ pub(crate) fn run(engine: &Engine) {
                 Err(error) => result = result.and(Err(Arc::new(error))),
             }
         }
-        put_off = stripes.iter().filter_map(Stripe::prepare).min();
+        self.put_off = stripes.iter().filter_map(Stripe::prepare).min();
         if freed {
             engine.room.notify_fenced(usize::MAX);
         }
+        self.next_seal = None;
         if engine.poison().is_none() {
             for log in stripes.iter().chain([engine.dead().log()]) {
                 match log.seal(false) {
-                    Ok(pause) => next_seal = next_seal.into_iter().chain(pause).min(),
+                    Ok(pause) => self.next_seal = self.next_seal.into_iter().chain(pause).min(),
                     Err(error) => result = result.and(Err(error)),
                 }
             }
@@ -151,17 +193,17 @@ pub(crate) fn run(engine: &Engine) {
                 engine.signal.flush_within(RETRY_INTERVAL);
                 result = result.and(Err(error));
             }
-            if Instant::now() >= next_compaction {
+            if time::now() >= self.next_compaction {
                 result = result.and(engine.compact());
-                next_compaction = Instant::now() + COMPACTION_INTERVAL;
+                self.next_compaction = time::now() + COMPACTION_INTERVAL;
             }
         }
-        failed = false;
+        self.failed = false;
         if let Err(error) = result {
             engine.note_failed_flush(&error);
             if !error.is_failed_flush() {
                 tracing::warn!(%error, "upkeep failed and will be tried again");
-                failed = true;
+                self.failed = true;
             }
         }
     }

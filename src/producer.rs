@@ -142,6 +142,15 @@ impl<'a> Place<'a> {
         }
     }
 
+    /// A stripe by its number.
+    #[cfg(test)]
+    pub(crate) fn on(stripe: &'a Stripe) -> Self {
+        Self {
+            stripe,
+            active: None,
+        }
+    }
+
     #[inline]
     fn append(&mut self, record: &NewRecord<'_>) -> Result<Sequence, RollError> {
         match &mut self.active {

@@ -4,6 +4,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
+/// The current time, for whatever a later state depends on.
+#[inline]
+pub(crate) fn now() -> Instant {
+    #[cfg(test)]
+    if let Some(now) = stopped::now() {
+        return stopped::start() + now;
+    }
+    Instant::now()
+}
+
 /// A wall-clock time: nanoseconds since the Unix epoch. Holds until the year 2554.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Timestamp(u64);
@@ -24,12 +34,20 @@ impl Timestamp {
     /// shares, with no counter read, since this is on every enqueue's path.
     #[inline]
     pub(crate) fn now_coarse() -> Self {
+        #[cfg(test)]
+        if let Some(now) = stopped::now() {
+            return Self(nanos(now));
+        }
         let now = clock_gettime(ClockId::RealtimeCoarse);
         Self((now.tv_sec as u64).wrapping_mul(1_000_000_000) + now.tv_nsec as u64)
     }
 
     /// The current time.
     pub(crate) fn now() -> Self {
+        #[cfg(test)]
+        if let Some(now) = stopped::now() {
+            return Self(nanos(now));
+        }
         SystemTime::now().into()
     }
 
@@ -76,14 +94,43 @@ pub(crate) struct Clock(Instant);
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        Self(Instant::now())
+        Self(now())
     }
 
     pub(crate) fn now(self) -> Tick {
-        Tick(nanos(self.0.elapsed()))
+        Tick(nanos(now().duration_since(self.0)))
     }
 }
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A clock of a thread's own that stands still until it is told, so that a simulation runs the same
+/// way each time.
+#[cfg(test)]
+pub(crate) mod stopped {
+    use std::cell::Cell;
+    use std::sync::LazyLock;
+    use std::time::{Duration, Instant};
+
+    thread_local! {
+        static NOW: Cell<Option<Duration>> = const { Cell::new(None) };
+    }
+
+    /// Stops this thread's clock, or sets it; None lets it run again.
+    pub(crate) fn set(now: Option<Duration>) {
+        NOW.set(now);
+    }
+
+    /// The time since the epoch, if the clock is stopped.
+    pub(crate) fn now() -> Option<Duration> {
+        NOW.get()
+    }
+
+    /// What the epoch is on the monotonic clock.
+    pub(super) fn start() -> Instant {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        *START
+    }
 }

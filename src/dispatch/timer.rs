@@ -54,6 +54,16 @@ struct State {
     stopped: bool,
 }
 
+impl State {
+    fn take_due(&mut self, now: Tick) -> Vec<Lease> {
+        let mut due = Vec::new();
+        while self.heap.peek().is_some_and(|first| first.due <= now) {
+            due.extend(self.heap.pop().map(|entry| entry.lease));
+        }
+        due
+    }
+}
+
 impl Timer {
     pub(crate) fn new() -> Self {
         Self {
@@ -90,10 +100,7 @@ impl Timer {
                 return None;
             }
             let now = clock.now();
-            let mut due = Vec::new();
-            while state.heap.peek().is_some_and(|first| first.due <= now) {
-                due.extend(state.heap.pop().map(|entry| entry.lease));
-            }
+            let due = state.take_due(now);
             let interrupted = std::mem::take(&mut state.interrupted);
             if interrupted || !due.is_empty() || also.is_some_and(|also| also <= now) {
                 return Some(due);
@@ -108,6 +115,29 @@ impl Timer {
                 None => self.changed.wait(&mut state),
             }
         }
+    }
+
+    /// What is due at this time, without waiting.
+    #[cfg(test)]
+    pub(crate) fn take_due(&self, now: Tick) -> Vec<Lease> {
+        self.state.lock().take_due(now)
+    }
+
+    /// All that wait.
+    #[cfg(test)]
+    pub(crate) fn take_all(&self) -> Vec<Lease> {
+        let heap = std::mem::take(&mut self.state.lock().heap);
+        heap.into_sorted_vec()
+            .into_iter()
+            .map(|entry| entry.lease)
+            .collect()
+    }
+
+    /// The ids of the jobs that wait.
+    #[cfg(test)]
+    pub(crate) fn jobs(&self) -> Vec<Sequence> {
+        let state = self.state.lock();
+        state.heap.iter().map(|entry| entry.lease.job()).collect()
     }
 
     /// Has the timer thread look again at what else it waits for.

@@ -15,8 +15,6 @@ mod limit;
 #[cfg(all(loom, test))]
 mod loom_models;
 pub(crate) mod manifest;
-#[cfg(test)]
-mod power_cuts;
 mod progress;
 pub(crate) mod record;
 pub(crate) mod recovery;
@@ -49,7 +47,7 @@ use self::spare::{Pool, Spare};
 pub(crate) use self::stats::StripeStats;
 use self::upkeep::Graveyard;
 use crate::storage::{self, StorageError};
-use crate::{Sequence, Timestamp};
+use crate::{Sequence, Timestamp, time};
 
 /// Between two attempts to scan a segment that could not be: a full disk stays full for a while.
 const SCAN_PAUSE: Duration = Duration::from_secs(1);
@@ -249,6 +247,15 @@ impl Stripe {
             config,
         };
         Ok((stripe, log.replays))
+    }
+
+    /// Whether a payload of this length can be appended without a step to another segment.
+    #[cfg(test)]
+    pub(crate) fn has_room_for(&self, len: usize) -> bool {
+        let active = self.active();
+        let end = u64::from(active.reached().units) * record::UNIT as u64;
+        let needed = (record::HEADER_BYTES + len) as u64 + record::UNIT as u64;
+        active.closed().is_none() && end + needed < self.config.segment_size
     }
 
     pub(crate) fn active(&self) -> Arc<Segment> {
@@ -495,7 +502,7 @@ impl Stripe {
                 // Damaged bytes could not be set aside; they must not be covered before. The
                 // segment waits; a later claim tries again.
                 tracing::error!(%error, "a damaged segment is held back");
-                *self.held_back_until.lock() = Some(Instant::now() + SCAN_PAUSE);
+                *self.held_back_until.lock() = Some(time::now() + SCAN_PAUSE);
                 (self.config.kick)();
                 false
             }
@@ -521,7 +528,7 @@ impl Stripe {
     /// Whether a damaged segment waits for its next scan.
     pub(crate) fn is_held_back(&self) -> bool {
         let until = *self.held_back_until.lock();
-        until.is_some_and(|until| Instant::now() < until)
+        until.is_some_and(|until| time::now() < until)
     }
 
     /// The segments, oldest first, each scanned. Those that are held back are left out.

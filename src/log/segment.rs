@@ -38,6 +38,7 @@ use super::tail::{Cursor, Position, Reserved, Tail};
 use crate::Sequence;
 use crate::mapped::MappedFile;
 use crate::storage::{self, StorageError};
+use crate::time;
 
 /// Where the first record stands.
 pub(crate) const START: Position = Position {
@@ -298,13 +299,13 @@ impl Segment {
 
     /// Takes note that it is full.
     pub(super) fn note_full(&self) {
-        self.full_since.get_or_init(Instant::now);
+        self.full_since.get_or_init(time::now);
     }
 
     /// How long ago it was found full; for ever, if that was by an earlier process.
     pub(super) fn full_for(&self) -> Duration {
         match self.full_since.get() {
-            Some(since) => since.elapsed(),
+            Some(since) => time::now().duration_since(*since),
             None if self.recovered => Duration::MAX,
             None => Duration::ZERO,
         }

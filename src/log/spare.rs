@@ -18,6 +18,7 @@ use super::record::UNIT;
 use super::segment::{Maps, Paths, Segment};
 use super::tail::Position;
 use crate::storage::{self, StorageError};
+use crate::time;
 
 const SEGMENT_SUFFIX: &str = "spare";
 const ACK_SUFFIX: &str = "spare-ack";
@@ -41,13 +42,13 @@ impl Pool {
     pub(super) fn new(limited: bool) -> Self {
         Self {
             wanted: SMALLEST_POOL,
-            needed_at: Instant::now(),
+            needed_at: time::now(),
             limited,
         }
     }
 
     pub(super) fn grow_to(&mut self, needed: usize) {
-        let now = Instant::now();
+        let now = time::now();
         if needed >= self.wanted || now.duration_since(self.needed_at) > POOL_MEMORY {
             self.wanted = needed.max(SMALLEST_POOL);
             self.needed_at = now;
@@ -58,7 +59,7 @@ impl Pool {
     pub(super) fn wanted(&self, in_use: usize) -> usize {
         if self.limited {
             SMALLEST_POOL
-        } else if self.needed_at.elapsed() > POOL_MEMORY {
+        } else if time::now().duration_since(self.needed_at) > POOL_MEMORY {
             SMALLEST_POOL.max(in_use + 1)
         } else {
             self.wanted

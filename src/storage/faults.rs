@@ -1,6 +1,7 @@
 //! What unit tests do to the file system: let flushes fail, let the disk be full, and look at the
 //! files between any two operations.
 
+use std::cell::RefCell;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,10 +12,21 @@ use super::Operation;
 
 static FAILING: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 static FULL: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
-static OBSERVER: Mutex<Option<(PathBuf, Observer)>> = Mutex::new(None);
 
-/// Called before (false) and after (true) each operation on what is below a directory.
-pub(crate) type Observer = Box<dyn FnMut(Operation, &Path, bool) + Send>;
+thread_local! {
+    static OBSERVER: RefCell<Option<(PathBuf, Observer)>> = const { RefCell::new(None) };
+}
+
+/// When an operation is observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// An error from the observer is the operation's.
+    Before,
+    After,
+}
+
+/// Called before and after each operation on what is below a directory.
+pub(crate) type Observer = Box<dyn FnMut(Operation, &Path, Moment) -> io::Result<()>>;
 
 /// A fault, until dropped.
 #[must_use]
@@ -43,18 +55,14 @@ impl Drop for Fault {
     }
 }
 
-/// Calls an observer from now on. There is one at a time; the operations that it does itself are
-/// not observed.
-pub(crate) fn observe(dir: &Path, observer: Observer) {
-    *OBSERVER.lock() = Some((dir.to_path_buf(), observer));
-}
-
-pub(crate) fn stop_observing() {
-    *OBSERVER.lock() = None;
+/// Calls an observer of this thread's operations from now on; returns the one there was. The
+/// operations that an observer does itself are not observed, unless it sets another.
+pub(crate) fn observe(observer: Option<(PathBuf, Observer)>) -> Option<(PathBuf, Observer)> {
+    OBSERVER.replace(observer)
 }
 
 pub(super) fn before(operation: Operation, path: &Path) -> io::Result<()> {
-    tell(operation, path, false);
+    tell(operation, path, Moment::Before)?;
     match operation {
         Operation::Flush | Operation::FlushDirectory
             if FAILING.lock().iter().any(|failing| failing == path) =>
@@ -69,15 +77,19 @@ pub(super) fn before(operation: Operation, path: &Path) -> io::Result<()> {
 }
 
 pub(super) fn after(operation: Operation, path: &Path) {
-    tell(operation, path, true);
+    // It has happened.
+    let _ = tell(operation, path, Moment::After);
 }
 
-fn tell(operation: Operation, path: &Path, is_done: bool) {
-    let mut slot = OBSERVER.lock();
-    let Some((dir, mut observer)) = slot.take_if(|(dir, _)| path.starts_with(dir)) else {
-        return;
+fn tell(operation: Operation, path: &Path, moment: Moment) -> io::Result<()> {
+    let Some((dir, mut observer)) = OBSERVER.take() else {
+        return Ok(());
     };
-    drop(slot);
-    observer(operation, path, is_done);
-    *OBSERVER.lock() = Some((dir, observer));
+    let told = if path.starts_with(&dir) {
+        observer(operation, path, moment)
+    } else {
+        Ok(())
+    };
+    OBSERVER.set(Some((dir, observer)));
+    told
 }

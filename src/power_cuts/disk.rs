@@ -1,0 +1,437 @@
+//! A model of a disk below a directory tree: what of it a power cut may leave.
+//!
+//! The files themselves are real, as the page cache has them. The model knows besides what of each
+//! file has reached the disk, and which names have. After a cut, each sector written since its
+//! file was last flushed is the old one, the new one, or torn: garbage from some byte on. Each
+//! creation, renaming and removal since its directory was last flushed has happened or not; mostly
+//! those up to some moment have, sometimes any of them.
+//!
+//! One thing is assumed of a disk, as SQLite does ("powersafe overwrite"): bytes that are written
+//! again as they were are not torn, since a record shares its sector with others that were flushed
+//! before. In a file that was never flushed, anything may be torn.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use fastrand::Rng;
+use rustix::io::Errno;
+
+use crate::storage::Operation;
+use crate::storage::faults::Moment;
+
+/// A file or directory, whatever its name.
+type Inode = u64;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    inode: Inode,
+    is_dir: bool,
+}
+
+/// What there is by path, relative to the root: directories before what is in them.
+type Names = BTreeMap<PathBuf, Entry>;
+
+/// A change of names that may not be durable yet.
+#[derive(Clone, Debug)]
+enum Change {
+    Create(PathBuf, Entry),
+    Remove(PathBuf),
+    Rename(PathBuf, PathBuf),
+}
+
+impl Change {
+    /// The directory whose flush makes it durable.
+    fn dir(&self) -> Option<&Path> {
+        match self {
+            Change::Create(path, _) | Change::Remove(path) | Change::Rename(_, path) => {
+                path.parent()
+            }
+        }
+    }
+
+    fn apply(&self, names: &mut Names) {
+        match self {
+            Change::Create(path, entry) => {
+                names.insert(path.clone(), *entry);
+            }
+            Change::Remove(path) => {
+                names.remove(path);
+            }
+            Change::Rename(from, to) => {
+                if let Some(entry) = names.remove(from) {
+                    names.insert(to.clone(), entry);
+                }
+            }
+        }
+    }
+}
+
+/// What the disk has of a file.
+#[derive(Clone, Default)]
+struct Stored {
+    bytes: Vec<u8>,
+    was_flushed: bool,
+    /// What the kernel took for written when a flush failed; it does not write it again.
+    forgotten: Option<Vec<u8>>,
+}
+
+/// What may be left of the files below `root`.
+pub(super) struct Disk {
+    root: PathBuf,
+    sector: usize,
+    random: Rng,
+    known: Names,
+    durable: Names,
+    changes: Vec<Change>,
+    stored: BTreeMap<Inode, Stored>,
+    /// What was last seen of each file that has no name any more.
+    nameless: BTreeMap<Inode, Vec<u8>>,
+    /// What the running flush is about.
+    flushing: Option<Vec<u8>>,
+    /// Names that the running flush of a directory may not cover.
+    changes_before: usize,
+    fails_next_flush: bool,
+    has_failed: bool,
+}
+
+impl Disk {
+    /// A disk on which all is durable as it is.
+    pub(super) fn new(root: &Path, seed: u64) -> Self {
+        let mut random = Rng::with_seed(seed);
+        let mut disk = Self {
+            root: root.to_path_buf(),
+            // Smaller ones than there are make more of small files.
+            sector: *random.choice(&[64, 512, 512]).unwrap_or(&512),
+            random,
+            known: Names::new(),
+            durable: Names::new(),
+            changes: Vec::new(),
+            stored: BTreeMap::new(),
+            nameless: BTreeMap::new(),
+            flushing: None,
+            changes_before: 0,
+            fails_next_flush: false,
+            has_failed: false,
+        };
+        disk.known = disk.names();
+        disk.durable = disk.known.clone();
+        for entry in disk.known.values().filter(|entry| !entry.is_dir) {
+            let stored = Stored {
+                bytes: disk.written(entry.inode),
+                was_flushed: true,
+                forgotten: None,
+            };
+            disk.stored.insert(entry.inode, stored);
+        }
+        disk
+    }
+
+    /// Whether the next flush fails, of whatever file or directory.
+    pub(super) fn fail_next_flush(&mut self, fails: bool) {
+        self.fails_next_flush = fails;
+    }
+
+    /// Whether a flush has failed, so that files may not be what they look like.
+    pub(super) fn has_failed(&self) -> bool {
+        self.has_failed
+    }
+
+    fn names(&self) -> Names {
+        let mut names = Names::new();
+        let mut dirs = vec![PathBuf::new()];
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(self.root.join(&dir)).expect("listed") {
+                let entry = entry.expect("an entry");
+                let path = dir.join(entry.file_name());
+                let metadata = entry.metadata().expect("inspected");
+                if metadata.is_dir() {
+                    dirs.push(path.clone());
+                }
+                let entry = Entry {
+                    inode: metadata.ino(),
+                    is_dir: metadata.is_dir(),
+                };
+                names.insert(path, entry);
+            }
+        }
+        names
+    }
+
+    /// What was written to a file last.
+    fn written(&self, inode: Inode) -> Vec<u8> {
+        match self.known.iter().find(|(_, entry)| entry.inode == inode) {
+            Some((path, _)) => fs::read(self.root.join(path)).expect("read"),
+            None => self.nameless.get(&inode).cloned().unwrap_or_default(),
+        }
+    }
+
+    /// Takes note of what became of the names since it last looked.
+    fn look(&mut self) {
+        let now = self.names();
+        let old_paths: BTreeMap<Inode, PathBuf> = self
+            .known
+            .iter()
+            .filter(|(path, entry)| now.get(*path) != Some(entry))
+            .map(|(path, entry)| (entry.inode, path.clone()))
+            .collect();
+        let mut renamed = BTreeSet::new();
+        let mut changes = Vec::new();
+        for (path, entry) in &now {
+            if self.known.get(path) == Some(entry) {
+                continue;
+            }
+            match old_paths.get(&entry.inode) {
+                Some(old) => {
+                    renamed.insert(old.clone());
+                    changes.push(Change::Rename(old.clone(), path.clone()));
+                }
+                None => {
+                    // The kernel gives the numbers of files that are gone to new ones.
+                    self.stored.remove(&entry.inode);
+                    self.nameless.remove(&entry.inode);
+                    changes.push(Change::Create(path.clone(), *entry));
+                }
+            }
+        }
+        for path in self.known.keys() {
+            if !now.contains_key(path) && !renamed.contains(path) {
+                changes.push(Change::Remove(path.clone()));
+            }
+        }
+        self.changes.extend(changes);
+        self.known = now;
+    }
+
+    /// Takes note of an operation; an error is what the operation is to fail with.
+    pub(super) fn note(
+        &mut self,
+        operation: Operation,
+        path: &Path,
+        moment: Moment,
+    ) -> io::Result<()> {
+        self.look();
+        let path = path.strip_prefix(&self.root).unwrap_or(path).to_path_buf();
+        match moment {
+            Moment::Before => self.note_before(operation, &path),
+            Moment::After => {
+                self.note_after(operation, &path);
+                Ok(())
+            }
+        }
+    }
+
+    fn note_before(&mut self, operation: Operation, path: &Path) -> io::Result<()> {
+        self.write_something_back();
+        let inode = self.known.get(path).map(|entry| entry.inode);
+        match operation {
+            Operation::Remove | Operation::Rename => {
+                // What a renamed file may replace goes, too.
+                let goes = |other: &Path| {
+                    (other.parent(), other.file_stem()) == (path.parent(), path.file_stem())
+                };
+                let known = self.known.iter().filter(|(other, _)| goes(other));
+                let inodes: Vec<_> = known.map(|(_, entry)| entry.inode).collect();
+                for inode in inodes {
+                    let written = self.written(inode);
+                    self.nameless.insert(inode, written);
+                }
+            }
+            Operation::Flush => {
+                let written = inode.map(|inode| self.written(inode)).unwrap_or_default();
+                if std::mem::take(&mut self.fails_next_flush) {
+                    self.has_failed = true;
+                    if let Some(inode) = inode {
+                        self.fail_flush(inode, &written);
+                    }
+                    return Err(Errno::IO.into());
+                }
+                self.flushing = Some(written);
+            }
+            Operation::FlushDirectory => {
+                if std::mem::take(&mut self.fails_next_flush) {
+                    self.has_failed = true;
+                    return Err(Errno::IO.into());
+                }
+                self.changes_before = self.changes.len();
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn note_after(&mut self, operation: Operation, path: &Path) {
+        match operation {
+            Operation::Flush => {
+                let (Some(entry), Some(flushed)) = (self.known.get(path), self.flushing.take())
+                else {
+                    return;
+                };
+                let inode = entry.inode;
+                // What was written meanwhile may be on the disk, too.
+                let now = self.written(inode);
+                let mut bytes = mix(&flushed, &now, now.len(), self.sector, &mut self.random);
+                let stored = self.stored.entry(inode).or_default();
+                if let Some(forgotten) = &stored.forgotten {
+                    // As far as it has not changed since, it is not written.
+                    for (at, byte) in bytes.iter_mut().enumerate() {
+                        if forgotten.get(at) == Some(byte) {
+                            *byte = stored.bytes.get(at).copied().unwrap_or(0);
+                        }
+                    }
+                }
+                stored.bytes = bytes;
+                stored.was_flushed = true;
+            }
+            Operation::FlushDirectory => {
+                let mut durable = std::mem::take(&mut self.durable);
+                let mut at = 0;
+                let before = std::mem::take(&mut self.changes_before);
+                self.changes.retain(|change| {
+                    at += 1;
+                    let is_flushed = at <= before && change.dir() == Some(path);
+                    if is_flushed {
+                        change.apply(&mut durable);
+                    }
+                    !is_flushed
+                });
+                self.durable = durable;
+            }
+            _ => {}
+        }
+    }
+
+    /// The kernel drops what it could not write, and takes it for written.
+    fn fail_flush(&mut self, inode: Inode, written: &[u8]) {
+        let stored = self.stored.entry(inode).or_default();
+        stored.bytes = mix(
+            &stored.bytes,
+            written,
+            written.len(),
+            self.sector,
+            &mut self.random,
+        );
+        stored.forgotten = Some(written.to_vec());
+    }
+
+    fn write_something_back(&mut self) {
+        // Seldom, so that what was overwritten long ago may still be what is stored.
+        if self.random.u8(0..10) > 0 {
+            return;
+        }
+        let inodes: Vec<_> = self.known.values().filter(|entry| !entry.is_dir).collect();
+        for inode in inodes.into_iter().map(|entry| entry.inode) {
+            let written = self.written(inode);
+            let stored = self.stored.entry(inode).or_default();
+            if stored.forgotten.is_none() {
+                stored.bytes = mix(
+                    &stored.bytes,
+                    &written,
+                    written.len(),
+                    self.sector,
+                    &mut self.random,
+                );
+            }
+        }
+    }
+
+    fn names_after_a_power_cut(&mut self) -> Names {
+        let mut names = self.durable.clone();
+        let some = self.random.usize(0..=self.changes.len());
+        let is_in_order = self.random.u8(0..4) > 0;
+        for (at, change) in self.changes.iter().enumerate() {
+            let happened = if is_in_order {
+                at < some
+            } else {
+                self.random.bool()
+            };
+            if happened {
+                change.apply(&mut names);
+            }
+        }
+        names
+    }
+
+    /// Makes the tree that a power cut leaves.
+    pub(super) fn leave_after_a_power_cut(&mut self, to: &Path) {
+        self.look();
+        for (path, entry) in self.names_after_a_power_cut() {
+            let is_reachable = path.parent().is_none_or(|dir| to.join(dir).is_dir());
+            if !is_reachable {
+                continue;
+            }
+            if entry.is_dir {
+                fs::create_dir(to.join(path)).expect("created");
+                continue;
+            }
+            let written = self.written(entry.inode);
+            let stored = self.stored.get(&entry.inode).cloned().unwrap_or_default();
+            let len = if self.random.u8(0..3) == 0 {
+                stored.bytes.len()
+            } else {
+                written.len()
+            };
+            let (sector, random) = (self.sector, &mut self.random);
+            let content = match random.u8(0..6) {
+                0 => cut(&stored.bytes, len),
+                1 if stored.forgotten.is_none() => cut(&written, len),
+                2 | 3 => mix(&stored.bytes, &written, len, sector, random),
+                _ => tear(&stored, &written, len, sector, random),
+            };
+            fs::write(to.join(path), content).expect("written");
+        }
+    }
+
+    /// Makes the tree that the death of the process leaves: the page cache's.
+    pub(super) fn leave_after_a_kill(&mut self, to: &Path) {
+        self.look();
+        for (path, entry) in &self.known {
+            if entry.is_dir {
+                fs::create_dir(to.join(path)).expect("created");
+            } else {
+                fs::copy(self.root.join(path), to.join(path)).expect("copied");
+            }
+        }
+    }
+}
+
+/// The first bytes, and zeros after them.
+fn cut(bytes: &[u8], len: usize) -> Vec<u8> {
+    let mut content = bytes[..len.min(bytes.len())].to_vec();
+    content.resize(len, 0);
+    content
+}
+
+/// Sectors from the one and from the other.
+fn mix(one: &[u8], other: &[u8], len: usize, sector: usize, random: &mut Rng) -> Vec<u8> {
+    let mut content = cut(one, len);
+    for at in (0..len).step_by(sector) {
+        let to = (at + sector).min(len).min(other.len());
+        if at < to && random.bool() {
+            content[at..to].copy_from_slice(&other[at..to]);
+        }
+    }
+    content
+}
+
+/// Sectors from what is stored and from what was written, some of them torn.
+fn tear(stored: &Stored, written: &[u8], len: usize, sector: usize, random: &mut Rng) -> Vec<u8> {
+    let old = cut(&stored.bytes, len);
+    let new = cut(written, len);
+    let mut content = mix(&old, &new, len, sector, random);
+    for at in (0..len).step_by(sector) {
+        let to = (at + sector).min(len);
+        if old[at..to] == new[at..to] || random.u8(0..4) > 0 {
+            continue;
+        }
+        let torn = random.usize(at..to);
+        for at in torn..to {
+            if old[at] != new[at] || !stored.was_flushed {
+                content[at] = random.u8(..);
+            }
+        }
+    }
+    content
+}

@@ -1,0 +1,74 @@
+//! Power cuts and kills between any two file operations of a queue, simulated: see `docs/TESTING.md`.
+//!
+//! A seed decides on everything, the time included, and a failure prints its seed.
+
+mod disk;
+mod truth;
+mod world;
+
+use std::env;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use self::world::World;
+
+/// Steps of a run.
+const STEPS: usize = 80;
+
+/// Names the seed of a run that fails.
+struct Named(u64);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("power cuts: seed {} has failed", self.0);
+        }
+    }
+}
+
+/// Returns the number of crashes that were checked.
+fn run(seed: u64) -> u64 {
+    let _named = Named(seed);
+    let mut world = World::new(seed);
+    for _ in 0..STEPS {
+        world.step();
+    }
+    world.cuts()
+}
+
+fn number_from(variable: &str) -> Option<u64> {
+    env::var(variable).ok()?.parse().ok()
+}
+
+/// Runs seeds, from the first on, until `enough` crashes were checked.
+fn run_until(enough: u64) {
+    let first = number_from("LOGMILL_SEED").unwrap_or(0);
+    let next = AtomicU64::new(first);
+    let cuts = AtomicU64::new(0);
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while cuts.load(Ordering::Relaxed) < enough {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    cuts.fetch_add(run(seed), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    println!(
+        "{} crashes in {} runs, from seed {first}",
+        cuts.load(Ordering::Relaxed),
+        next.load(Ordering::Relaxed) - first
+    );
+}
+
+#[test]
+fn every_promise_is_kept_by_whatever_a_crash_at_any_file_operation_leaves() {
+    run_until(number_from("LOGMILL_CUTS").unwrap_or(3_000));
+}
+
+#[test]
+fn a_run_depends_on_its_seed_alone() {
+    assert_eq!(run(7), run(7));
+}

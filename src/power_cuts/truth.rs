@@ -1,0 +1,457 @@
+//! What was asked of a queue and what it promised; and whether what is found in it after a crash
+//! keeps the promises.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use fastrand::Rng;
+
+use crate::Sequence;
+use crate::log::ack::RECORDS_PER_WORD;
+
+/// The bytes of a payload.
+pub(super) type Payload = Rc<[u8]>;
+
+/// A payload like no other, unless it is short.
+pub(super) fn new_payload(random: &mut Rng) -> Payload {
+    let len = match random.u8(0..8) {
+        0 => random.usize(0..12),
+        1 => random.usize(0..3500),
+        _ => random.usize(0..700),
+    };
+    let mut bytes = vec![0; len];
+    // Some end as if they had never been written.
+    match random.u8(0..8) {
+        0 => random.fill(&mut bytes[..len / 2]),
+        _ => random.fill(&mut bytes),
+    }
+    bytes.into()
+}
+
+/// How a queue ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Crash {
+    /// The process died. The page cache is what it was.
+    Kill,
+    PowerCut,
+}
+
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Acked,
+    /// Its letter is durable.
+    Dead,
+}
+
+#[derive(Clone, Debug)]
+struct Job {
+    payload: Payload,
+    is_durable: bool,
+    deliveries: u32,
+    /// Its last attempt has failed, or is about to.
+    may_die: bool,
+    end: Option<End>,
+    /// It was moved, and where it was may not be durably done.
+    is_moved: bool,
+    /// It has a letter, and is there all the same, since a crash came in between. It is delivered
+    /// again, or done without another letter.
+    has_letter: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Letter {
+    job: Sequence,
+    payload: Payload,
+    is_durable: bool,
+    /// An error came when it was replayed or purged: nothing is promised of it any more.
+    is_uncertain: bool,
+}
+
+/// What has begun and has not returned.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Doing {
+    #[default]
+    Nothing,
+    Enqueue(Vec<Payload>),
+    Replay(Vec<Sequence>),
+    Purge(Vec<Sequence>),
+    Upkeep,
+}
+
+/// What was asked, and what was promised.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Truth {
+    jobs: BTreeMap<Sequence, Job>,
+    letters: BTreeMap<Sequence, Letter>,
+    pub(super) doing: Doing,
+    highest: BTreeMap<u8, Sequence>,
+    /// Letters are durable before their jobs are done, unless a flush has failed.
+    pub(super) is_poisoned: bool,
+    /// From a power cut, which may have left damage that is not mended yet.
+    pub(super) is_recovering: bool,
+}
+
+/// What a flush, once it returns, makes durable.
+pub(super) struct Mark {
+    jobs: Vec<Sequence>,
+    ended: Vec<Sequence>,
+    moved: Vec<Sequence>,
+    letters: Vec<Sequence>,
+}
+
+impl Truth {
+    fn job(&mut self, job: Sequence) -> &mut Job {
+        self.jobs.get_mut(&job).expect("a job that was enqueued")
+    }
+
+    pub(super) fn note_enqueued(&mut self, job: Sequence, payload: Payload, is_durable: bool) {
+        let highest = self.highest.entry(job.stripe()).or_insert(job);
+        *highest = job.max(*highest);
+        let new = Job {
+            payload,
+            is_durable,
+            deliveries: 0,
+            may_die: false,
+            end: None,
+            is_moved: false,
+            has_letter: false,
+        };
+        let old = self.jobs.insert(job, new);
+        assert!(old.is_none(), "{job} was given twice");
+    }
+
+    /// A job that is about to be delivered.
+    pub(super) fn note_delivered(&mut self, job: Sequence, attempts: u32, payload: &[u8]) {
+        let known = self.job(job);
+        assert_eq!(payload, &*known.payload, "{job} has another payload");
+        assert!(
+            attempts <= known.deliveries + 1,
+            "{job} was delivered {} times, not {attempts}",
+            known.deliveries + 1
+        );
+        known.deliveries = attempts;
+    }
+
+    pub(super) fn note_acked(&mut self, job: Sequence) {
+        self.job(job).end.get_or_insert(End::Acked);
+    }
+
+    pub(super) fn note_dying(&mut self, job: Sequence) {
+        self.job(job).may_die = true;
+    }
+
+    /// Jobs that upkeep may move.
+    pub(super) fn note_moving(&mut self, jobs: &[Sequence]) {
+        for job in jobs {
+            self.job(*job).is_moved = true;
+        }
+    }
+
+    /// They were not.
+    pub(super) fn note_not_moved(&mut self, jobs: &[Sequence]) {
+        for job in jobs {
+            self.job(*job).is_moved = false;
+        }
+    }
+
+    /// Demands that a sequence was never given before.
+    pub(super) fn check_is_new(&self, job: Sequence) {
+        let given = self.highest.get(&job.stripe());
+        assert!(
+            given.is_none_or(|&given| given < job),
+            "{job} was given before"
+        );
+    }
+
+    /// All that a flush which starts now makes durable when it returns.
+    pub(super) fn mark(&self, stripe: Option<u8>) -> Mark {
+        let jobs = self.jobs.iter();
+        let of_stripe = move |job: &Sequence| stripe.is_none_or(|one| job.stripe() == one);
+        let pick = |picks: fn(&Job) -> bool| {
+            jobs.clone()
+                .filter(|(job, known)| of_stripe(job) && picks(known))
+                .map(|(job, _)| *job)
+                .collect()
+        };
+        Mark {
+            jobs: pick(|_| true),
+            ended: pick(|job| job.end.is_some()),
+            moved: pick(|job| job.is_moved),
+            letters: self.letters(),
+        }
+    }
+
+    pub(super) fn note_records_flushed(&mut self, mark: &Mark) {
+        for job in &mark.jobs {
+            if let Some(job) = self.jobs.get_mut(job) {
+                job.is_durable = true;
+            }
+        }
+    }
+
+    pub(super) fn note_all_flushed(&mut self, mark: &Mark) {
+        self.note_records_flushed(mark);
+        for job in &mark.moved {
+            self.job(*job).is_moved = false;
+        }
+        for letter in &mark.letters {
+            if let Some(letter) = self.letters.get_mut(letter) {
+                letter.is_durable = true;
+            }
+        }
+        for job in &mark.ended {
+            // It must never be seen again, as a job that was never enqueued must not.
+            self.jobs.remove(job);
+        }
+    }
+
+    /// Takes note of the letters that are in the dead letter log now.
+    pub(super) fn note_letters(&mut self, found: &[FoundLetter]) {
+        for letter in found {
+            if self.letters.contains_key(&letter.sequence) {
+                continue;
+            }
+            let payload = self.letter_payload(letter);
+            let is_durable = !self.is_poisoned;
+            let new = Letter {
+                job: letter.job,
+                payload: payload.unwrap_or_else(|| panic!("a letter of no dying job: {letter:?}")),
+                is_durable,
+                is_uncertain: false,
+            };
+            self.letters.insert(letter.sequence, new);
+            let job = self.job(letter.job);
+            if is_durable {
+                job.end.get_or_insert(End::Dead);
+            } else {
+                job.has_letter = true;
+            }
+        }
+    }
+
+    pub(super) fn letters(&self) -> Vec<Sequence> {
+        let letters = self.letters.iter();
+        letters
+            .filter(|(_, letter)| !letter.is_uncertain)
+            .map(|(letter, _)| *letter)
+            .collect()
+    }
+
+    pub(super) fn note_replayed(&mut self, letter: Sequence, job: Sequence, is_durable: bool) {
+        let payload = self.letters.remove(&letter).expect("a letter").payload;
+        self.note_enqueued(job, payload, is_durable);
+    }
+
+    pub(super) fn note_purged(&mut self, letter: Sequence) {
+        self.letters.remove(&letter).expect("a letter");
+    }
+
+    /// Nothing is known of what becomes of a letter, or of what was made of it.
+    pub(super) fn note_uncertain(&mut self, letter: Sequence) {
+        self.letters
+            .get_mut(&letter)
+            .expect("a letter")
+            .is_uncertain = true;
+    }
+
+    /// The payload of a letter that may just have been written.
+    fn letter_payload(&self, letter: &FoundLetter) -> Option<Payload> {
+        let job = self.jobs.get(&letter.job)?;
+        (job.may_die && job.end != Some(End::Dead) && letter.payload == job.payload)
+            .then(|| Rc::clone(&job.payload))
+    }
+
+    /// Demands that what is found keeps every promise.
+    pub(super) fn check(&self, found: &Found, crash: Crash) {
+        let Found { jobs, letters, .. } = found;
+        let mut new_of_letter: BTreeMap<Sequence, u32> = BTreeMap::new();
+        // What a torn ack word cost.
+        let mut come_again = BTreeSet::new();
+        let mut unknown = Vec::new();
+        let mut seen = BTreeSet::new();
+        for one in jobs {
+            let job = one.job;
+            let Some(known) = self.jobs.get(&job) else {
+                unknown.push(one);
+                continue;
+            };
+            assert_eq!(one.payload, known.payload, "{job}: another payload");
+            let may_repeat = known.is_moved
+                && (crash == Crash::PowerCut
+                    || self.is_poisoned
+                    || matches!(self.doing, Doing::Upkeep));
+            assert!(seen.insert(job) || may_repeat, "{job} is there twice");
+            assert!(
+                known.end.is_none() || crash == Crash::PowerCut,
+                "{job} has ended, {:?}, and is there after a kill",
+                known.end
+            );
+            assert!(
+                one.deliveries <= known.deliveries,
+                "{job} has {} deliveries, of {}",
+                one.deliveries,
+                known.deliveries
+            );
+            if crash == Crash::Kill && !may_repeat {
+                assert_eq!(one.deliveries, known.deliveries, "deliveries of {job}");
+            }
+        }
+        let mut enqueued = match &self.doing {
+            Doing::Enqueue(payloads) => payloads.clone(),
+            _ => Vec::new(),
+        };
+        for one in unknown {
+            let is_payload = |payload: &Payload| *payload == one.payload;
+            let replayed = match &self.doing {
+                Doing::Replay(letters) => letters
+                    .iter()
+                    .find(|letter| is_payload(&self.letters[letter].payload)),
+                _ => None,
+            };
+            let is_uncertain =
+                |letter: &&Letter| letter.is_uncertain && is_payload(&letter.payload);
+            if let Some(at) = enqueued.iter().position(is_payload) {
+                enqueued.swap_remove(at);
+            } else if let Some(letter) = replayed {
+                *new_of_letter.entry(*letter).or_default() += 1;
+            } else if self.letters.values().find(is_uncertain).is_none() {
+                let given = self.highest.get(&one.job.stripe());
+                assert!(
+                    crash == Crash::PowerCut && given.is_some_and(|&given| one.job <= given),
+                    "{} was never enqueued",
+                    one.job
+                );
+                come_again.insert(one.job);
+            }
+        }
+        let mut dead = BTreeMap::new();
+        for one in letters {
+            let letter = one.sequence;
+            match self.letters.get(&letter) {
+                Some(known) => {
+                    assert_eq!(one.payload, known.payload, "letter {letter}");
+                }
+                None if self.letter_payload(one).is_some() => {}
+                None => {
+                    assert!(
+                        crash == Crash::PowerCut,
+                        "letter {letter} of {} is not one",
+                        one.job
+                    );
+                    come_again.insert(letter);
+                }
+            }
+            let other = dead.insert(one.job, letter);
+            assert!(
+                other.is_none() || come_again.contains(&letter),
+                "two letters of {}",
+                one.job
+            );
+        }
+        let most = found.words_reset * u64::from(RECORDS_PER_WORD);
+        assert!(
+            come_again.len() as u64 <= most,
+            "had ended durably, and came again: {come_again:?}"
+        );
+        for (job, known) in &self.jobs {
+            let is_promised = known.end.is_none()
+                && !known.has_letter
+                && (known.is_durable || crash == Crash::Kill);
+            let is_there = seen.contains(job) || (known.may_die && dead.contains_key(job));
+            assert!(
+                is_there || !is_promised,
+                "{job} is lost in a {crash:?}: durable {}, deliveries {}, may die {}; dead: {dead:?}; {:?}",
+                known.is_durable,
+                known.deliveries,
+                known.may_die,
+                self.doing
+            );
+        }
+        for (letter, known) in &self.letters {
+            let is_promised = !known.is_uncertain && (known.is_durable || crash == Crash::Kill);
+            if !is_promised {
+                continue;
+            }
+            let is_there = letters.iter().any(|one| one.sequence == *letter);
+            match &self.doing {
+                Doing::Replay(doing) if doing.contains(letter) => {
+                    let jobs = new_of_letter.get(letter).copied().unwrap_or(0);
+                    assert_eq!(
+                        u32::from(is_there) + jobs,
+                        1,
+                        "a replay of letter {letter}: there: {is_there}, jobs: {jobs}"
+                    );
+                }
+                Doing::Purge(doing) if doing.contains(letter) => {}
+                _ => assert!(is_there, "letter {letter} of {} is lost", known.job),
+            }
+        }
+    }
+
+    /// Goes on after a crash with what was found. After a power cut, all of that is durable.
+    pub(super) fn go_on(&mut self, found: &Found, crash: Crash) {
+        self.doing = Doing::Nothing;
+        self.is_poisoned = false;
+        let old = self.clone();
+        if crash == Crash::PowerCut {
+            self.jobs.clear();
+            self.letters.clear();
+        } else {
+            // What ended may still end otherwise, in a power cut.
+            self.jobs.retain(|_, job| job.end.is_some());
+            self.letters.clear();
+        }
+        for one in &found.jobs {
+            let known = old.jobs.get(&one.job);
+            let new = Job {
+                payload: Rc::clone(&one.payload),
+                is_durable: crash == Crash::PowerCut || known.is_some_and(|job| job.is_durable),
+                deliveries: one.deliveries,
+                may_die: known.is_some_and(|job| job.may_die),
+                end: None,
+                is_moved: known.is_some_and(|job| job.is_moved),
+                has_letter: known.is_some_and(|job| job.has_letter)
+                    || found.letters.iter().any(|letter| letter.job == one.job),
+            };
+            let highest = self.highest.entry(one.job.stripe()).or_insert(one.job);
+            *highest = one.job.max(*highest);
+            self.jobs.insert(one.job, new);
+        }
+        for one in &found.letters {
+            let known = old.letters.get(&one.sequence);
+            let new = Letter {
+                job: one.job,
+                payload: Rc::clone(&one.payload),
+                is_durable: crash == Crash::PowerCut || known.is_some_and(|one| one.is_durable),
+                is_uncertain: known.is_some_and(|one| one.is_uncertain),
+            };
+            self.letters.insert(one.sequence, new);
+        }
+    }
+}
+
+/// A job that is in a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FoundJob {
+    pub(super) job: Sequence,
+    pub(super) payload: Payload,
+    pub(super) deliveries: u32,
+}
+
+/// A letter that is in a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FoundLetter {
+    pub(super) sequence: Sequence,
+    pub(super) job: Sequence,
+    pub(super) payload: Payload,
+}
+
+/// What is in a queue.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) jobs: Vec<FoundJob>,
+    pub(super) letters: Vec<FoundLetter>,
+    /// Ack words that recovery could not read.
+    pub(super) words_reset: u64,
+}
