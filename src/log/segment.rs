@@ -100,9 +100,6 @@ pub(crate) struct Segment {
     flushed: AtomicBool,
     /// The names of its files are durable.
     named: AtomicBool,
-    /// What the disk has of its ack file may be of an earlier life of that file. Its salt makes
-    /// old acks fail their check, but a byte of it is all that old delivery counts have.
-    stale_acks: AtomicBool,
     /// A position with no job that is not done before it: where to look for the oldest.
     pub(super) oldest: AtomicU32,
 }
@@ -164,7 +161,6 @@ impl Segment {
             Maps { records, acks },
             paths,
             None,
-            false,
         ))
     }
 
@@ -172,7 +168,7 @@ impl Segment {
     pub(super) fn from_spare(identity: Identity, maps: Maps, paths: Paths) -> Arc<Self> {
         let end_units = (identity.segment_size as usize / UNIT) as u32;
         let tail = Tail::open(START, end_units);
-        Self::assemble(identity, tail, maps, paths, None, true)
+        Self::assemble(identity, tail, maps, paths, None)
     }
 
     /// Takes in a segment found at open. Done bits past its end are set, missing acks are zero.
@@ -188,7 +184,6 @@ impl Segment {
             maps,
             paths,
             Some(found),
-            !found.sealed,
         )
     }
 
@@ -198,7 +193,6 @@ impl Segment {
         maps: Maps,
         paths: Paths,
         found: Option<&Found>,
-        stale_acks: bool,
     ) -> Arc<Self> {
         let mut progress = Progress::open();
         let mut done_at_open = 0;
@@ -236,7 +230,6 @@ impl Segment {
             full_since: OnceLock::new(),
             flushed: AtomicBool::new(found.is_some()),
             named: AtomicBool::new(found.is_some_and(|found| found.sealed)),
-            stale_acks: AtomicBool::new(stale_acks),
             oldest: AtomicU32::new(START.units),
         })
     }
@@ -439,10 +432,6 @@ impl Segment {
     ///
     /// Records, acks and names are flushed apart, each through a gate of its own, and a failure
     /// of one is final for that one: every later call returns it again.
-    ///
-    /// The first flush is one of the acks too if the ack file was another segment's before: a
-    /// power cut could leave its header new and the rest old, and some jobs that are durable
-    /// would have used up attempts they never had.
     pub(crate) fn flush(self: &Arc<Self>, acks_too: bool) -> Result<(), Arc<StorageError>> {
         let Some(pinned) = self.pin() else {
             // Complete and deleted: there is nothing left that could be lost.
@@ -453,9 +442,8 @@ impl Segment {
         self.records_gate
             .flush(|| pinned.maps().records.file.flush())?;
         self.flush_names()?;
-        if acks_too || self.stale_acks.load(Ordering::Acquire) {
+        if acks_too {
             self.acks_gate.flush(|| pinned.maps().acks.file.flush())?;
-            self.stale_acks.store(false, Ordering::Release);
         }
         Ok(())
     }

@@ -500,36 +500,6 @@ fn a_damaged_segment_that_cannot_be_set_aside_is_held_back_and_consumers_may_sle
 }
 
 #[test]
-fn the_first_flush_of_a_segment_made_from_a_spare_is_one_of_its_acks_too() {
-    // Until then, what the disk has of its ack file may be of an earlier life.
-    let recycled = || {
-        let fixture = Fixture::new();
-        let stripe = fixture.open();
-        fill_segments(&stripe, 1);
-        append(&stripe, b"");
-        claim_all(&stripe)
-            .into_iter()
-            .for_each(|lease| _ = lease.ack());
-        stripe.reclaim().unwrap();
-        assert_eq!(fixture.files(".spare").len(), 1);
-        stripe.prepare();
-        assert!(fixture.files(".spare").is_empty());
-        fill_segments(&stripe, 1);
-        (fixture, stripe)
-    };
-    let (_fixture, stripe) = recycled();
-    let fault = faults::fail_flushes(&stripe.active().paths().ack);
-    assert!(stripe.flush(false).is_err());
-    drop(fault);
-    let (_fixture, stripe) = recycled();
-    stripe.flush(false).unwrap();
-    // From then on, acks are flushed only when that is asked for.
-    let _fault = faults::fail_flushes(&stripe.active().paths().ack);
-    stripe.flush(false).unwrap();
-    assert!(stripe.flush(true).is_err());
-}
-
-#[test]
 fn a_segment_that_cannot_be_renamed_to_wait_does_not_lose_its_acks() {
     let fixture = Fixture::new();
     let stripe = fixture.open();

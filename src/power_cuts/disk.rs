@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::DirEntryExt;
 use std::path::{Path, PathBuf};
 
 use fastrand::Rng;
@@ -146,13 +146,13 @@ impl Disk {
             for entry in fs::read_dir(self.root.join(&dir)).expect("listed") {
                 let entry = entry.expect("an entry");
                 let path = dir.join(entry.file_name());
-                let metadata = entry.metadata().expect("inspected");
-                if metadata.is_dir() {
+                let is_dir = entry.file_type().expect("a type").is_dir();
+                if is_dir {
                     dirs.push(path.clone());
                 }
                 let entry = Entry {
-                    inode: metadata.ino(),
-                    is_dir: metadata.is_dir(),
+                    inode: entry.ino(),
+                    is_dir,
                 };
                 names.insert(path, entry);
             }
@@ -212,7 +212,9 @@ impl Disk {
         path: &Path,
         moment: Moment,
     ) -> io::Result<()> {
-        self.look();
+        if operation != Operation::Flush {
+            self.look();
+        }
         let path = path.strip_prefix(&self.root).unwrap_or(path).to_path_buf();
         match moment {
             Moment::Before => self.note_before(operation, &path),

@@ -7,7 +7,7 @@ mod truth;
 mod world;
 
 use std::env;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use self::world::World;
@@ -15,20 +15,24 @@ use self::world::World;
 /// Steps of a run.
 const STEPS: usize = 80;
 
-/// Names the seed of a run that fails.
-struct Named(u64);
+/// Names the seed of a run that fails, and says that there is no need for more.
+struct Named<'a> {
+    seed: u64,
+    has_failed: &'a AtomicBool,
+}
 
-impl Drop for Named {
+impl Drop for Named<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("power cuts: seed {} has failed", self.0);
+            self.has_failed.store(true, Ordering::Relaxed);
+            eprintln!("power cuts: seed {} has failed", self.seed);
         }
     }
 }
 
 /// Returns the number of crashes that were checked.
-fn run(seed: u64) -> u64 {
-    let _named = Named(seed);
+fn run(seed: u64, has_failed: &AtomicBool) -> u64 {
+    let _named = Named { seed, has_failed };
     let mut world = World::new(seed);
     for _ in 0..STEPS {
         world.step();
@@ -45,13 +49,14 @@ fn run_until(enough: u64) {
     let first = number_from("LOGMILL_SEED").unwrap_or(0);
     let next = AtomicU64::new(first);
     let cuts = AtomicU64::new(0);
+    let has_failed = AtomicBool::new(false);
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                while cuts.load(Ordering::Relaxed) < enough {
+                while cuts.load(Ordering::Relaxed) < enough && !has_failed.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    cuts.fetch_add(run(seed), Ordering::Relaxed);
+                    cuts.fetch_add(run(seed, &has_failed), Ordering::Relaxed);
                 }
             });
         }
@@ -70,5 +75,6 @@ fn every_promise_is_kept_by_whatever_a_crash_at_any_file_operation_leaves() {
 
 #[test]
 fn a_run_depends_on_its_seed_alone() {
-    assert_eq!(run(7), run(7));
+    let has_failed = AtomicBool::new(false);
+    assert_eq!(run(7, &has_failed), run(7, &has_failed));
 }
