@@ -201,7 +201,7 @@ impl DeadLetters {
     /// Deletes all letters that the filter picks, with one flush; returns how many.
     ///
     /// # Errors
-    /// They are deleted, but flushing that failed: a power cut may bring them back.
+    /// A flush failed. Some or all of them may be deleted, and a power cut may bring them back.
     pub fn purge_where(
         &self,
         mut filter: impl FnMut(&DeadLetter) -> bool,
@@ -228,6 +228,7 @@ impl DeadLetters {
         for letter in letters {
             // Not while it is being replayed.
             let _hold = dead.hold();
+            self.running.flush_deaths()?;
             purged += u64::from(dead.log().mark_done(letter));
         }
         if purged > 0 {
@@ -251,6 +252,7 @@ impl DeadLetters {
         let engine = &*self.running;
         // One replay at a time, so that a letter is not replayed twice.
         let _letters = engine.dead().hold();
+        engine.flush_deaths()?;
         let stripe = &engine.dispatch().stripes()[0];
         let _jobs = stripe.hold_retirement();
         let dead = engine.dead().log();

@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -30,6 +31,8 @@ pub(crate) struct DeadLog {
     waiting: Mutex<Waiting>,
     /// Held by whoever writes letters.
     writer: Mutex<Writer>,
+    /// Jobs that have letters may not be durably done.
+    has_unflushed_deaths: AtomicBool,
 }
 
 /// What is known of a job's failed attempts.
@@ -83,6 +86,8 @@ impl DeadLog {
                 active,
                 known: None,
             }),
+            // An earlier process may have left some.
+            has_unflushed_deaths: AtomicBool::new(true),
         }
     }
 
@@ -172,6 +177,7 @@ impl DeadLog {
             return result;
         }
         let flushed = self.log.flush(false);
+        self.note_unflushed_deaths();
         for lease in written {
             if flushed.is_ok() {
                 let job = lease.job();
@@ -219,6 +225,16 @@ impl DeadLog {
                 std::io::Error::other("the dead letter log is closed"),
             ))),
         }
+    }
+
+    /// Whether jobs that have letters may not be durably done, until the next one is.
+    pub(crate) fn take_unflushed_deaths(&self) -> bool {
+        // Relaxed, here and below: under the writer's lock.
+        self.has_unflushed_deaths.swap(false, Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_unflushed_deaths(&self) {
+        self.has_unflushed_deaths.store(true, Ordering::Relaxed);
     }
 
     /// Keeps letters from being written, and the log from being sealed or retired, while the guard

@@ -362,6 +362,21 @@ impl Engine {
             .inspect_err(|error| self.note_failed_flush(error))
     }
 
+    /// Makes the acks of all jobs that have letters durable, so that a power cut does not bring
+    /// back a job whose letter is gone. The caller [holds](DeadLog::hold) the dead letter log.
+    pub(crate) fn flush_deaths(&self) -> Result<(), Arc<StorageError>> {
+        if !self.dead.take_unflushed_deaths() {
+            return Ok(());
+        }
+        for stripe in self.dispatch.stripes() {
+            stripe.flush(true).inspect_err(|error| {
+                self.dead.note_unflushed_deaths();
+                self.note_failed_flush(error);
+            })?;
+        }
+        Ok(())
+    }
+
     /// Makes everything appended and acked so far durable.
     pub(crate) fn flush(&self) -> Result<(), Arc<StorageError>> {
         if let Some(error) = self.poison() {

@@ -13,7 +13,7 @@ use std::thread;
 use self::world::World;
 
 /// Steps of a run.
-const STEPS: usize = 80;
+const STEPS: usize = 250;
 
 /// Names the seed of a run that fails, and says that there is no need for more.
 struct Named<'a> {

@@ -2,6 +2,7 @@
 //! keeps the promises.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::rc::Rc;
 
 use fastrand::Rng;
@@ -9,15 +10,35 @@ use fastrand::Rng;
 use crate::Sequence;
 use crate::log::ack::RECORDS_PER_WORD;
 
-/// The bytes of a payload.
-pub(super) type Payload = Rc<[u8]>;
+/// The bytes of a payload; too many to print.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Payload(Rc<[u8]>);
+
+impl Payload {
+    pub(super) fn new(bytes: &[u8]) -> Self {
+        Self(bytes.into())
+    }
+}
+
+impl AsRef<[u8]> for Payload {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let start = &self.0[..self.0.len().min(4)];
+        write!(f, "{} bytes, {start:02x?}...", self.0.len())
+    }
+}
 
 /// A payload like no other, unless it is short.
 pub(super) fn new_payload(random: &mut Rng) -> Payload {
     let len = match random.u8(0..8) {
         0 => random.usize(0..12),
-        1 => random.usize(0..3500),
-        _ => random.usize(0..700),
+        1..4 => random.usize(0..3500),
+        _ => random.usize(0..1200),
     };
     let mut bytes = vec![0; len];
     // Some end as if they had never been written.
@@ -25,7 +46,7 @@ pub(super) fn new_payload(random: &mut Rng) -> Payload {
         0 => random.fill(&mut bytes[..len / 2]),
         _ => random.fill(&mut bytes),
     }
-    bytes.into()
+    Payload::new(&bytes)
 }
 
 /// How a queue ended.
@@ -124,7 +145,7 @@ impl Truth {
     /// A job that is about to be delivered.
     pub(super) fn note_delivered(&mut self, job: Sequence, attempts: u32, payload: &[u8]) {
         let known = self.job(job);
-        assert_eq!(payload, &*known.payload, "{job} has another payload");
+        assert_eq!(payload, known.payload.as_ref(), "{job} has another payload");
         assert!(
             attempts <= known.deliveries + 1,
             "{job} was delivered {} times, not {attempts}",
@@ -239,12 +260,25 @@ impl Truth {
     }
 
     pub(super) fn note_replayed(&mut self, letter: Sequence, job: Sequence, is_durable: bool) {
-        let payload = self.letters.remove(&letter).expect("a letter").payload;
+        let payload = self.remove(letter).payload;
         self.note_enqueued(job, payload, is_durable);
     }
 
     pub(super) fn note_purged(&mut self, letter: Sequence) {
-        self.letters.remove(&letter).expect("a letter");
+        self.remove(letter);
+    }
+
+    /// A letter that is gone. Its job must never come again, unless it was there beside it.
+    fn remove(&mut self, letter: Sequence) -> Letter {
+        let gone = self.letters.remove(&letter).expect("a letter");
+        if self
+            .jobs
+            .get(&gone.job)
+            .is_some_and(|job| job.end.is_some())
+        {
+            self.jobs.remove(&gone.job);
+        }
+        gone
     }
 
     /// Nothing is known of what becomes of a letter, or of what was made of it.
@@ -259,7 +293,7 @@ impl Truth {
     fn letter_payload(&self, letter: &FoundLetter) -> Option<Payload> {
         let job = self.jobs.get(&letter.job)?;
         (job.may_die && job.end != Some(End::Dead) && letter.payload == job.payload)
-            .then(|| Rc::clone(&job.payload))
+            .then(|| job.payload.clone())
     }
 
     /// Demands that what is found keeps every promise.
@@ -405,7 +439,7 @@ impl Truth {
         for one in &found.jobs {
             let known = old.jobs.get(&one.job);
             let new = Job {
-                payload: Rc::clone(&one.payload),
+                payload: one.payload.clone(),
                 is_durable: crash == Crash::PowerCut || known.is_some_and(|job| job.is_durable),
                 deliveries: one.deliveries,
                 may_die: known.is_some_and(|job| job.may_die),
@@ -422,7 +456,7 @@ impl Truth {
             let known = old.letters.get(&one.sequence);
             let new = Letter {
                 job: one.job,
-                payload: Rc::clone(&one.payload),
+                payload: one.payload.clone(),
                 is_durable: crash == Crash::PowerCut || known.is_some_and(|one| one.is_durable),
                 is_uncertain: known.is_some_and(|one| one.is_uncertain),
             };

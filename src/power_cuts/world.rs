@@ -14,7 +14,7 @@ use fastrand::Rng;
 use tempfile::TempDir;
 
 use super::disk::Disk;
-use super::truth::{self, Crash, Doing, Found, FoundJob, FoundLetter, Truth};
+use super::truth::{self, Crash, Doing, Found, FoundJob, FoundLetter, Payload, Truth};
 use crate::dispatch::leases::Delivery;
 use crate::dispatch::source::Source;
 use crate::engine::Running;
@@ -192,12 +192,12 @@ impl World {
                 let at = self.number(CONSUMERS);
                 self.consumers[at] = Source::new(self.running());
             }
-            87..94 => self.work_off(),
-            94..96 => self.close(),
-            96..98 if !self.shared.disk.borrow().has_failed() => self.crash(Crash::Kill),
-            96..99 => self.crash(Crash::PowerCut),
+            87..96 => self.work_off(),
+            96 => self.close(),
+            97 if !self.shared.disk.borrow().has_failed() => self.crash(Crash::Kill),
+            97..99 => self.crash(Crash::PowerCut),
             _ => {
-                if self.number(4) == 0 {
+                if self.number(6) == 0 {
                     self.shared.disk.borrow_mut().fail_next_flush(true);
                 }
             }
@@ -230,11 +230,11 @@ impl World {
         let is_sync = options.durability == Some(Durability::Sync);
         let mark = {
             let mut truth = self.shared.truth.borrow_mut();
-            truth.doing = Doing::Enqueue(vec![Rc::clone(&payload)]);
+            truth.doing = Doing::Enqueue(vec![payload.clone()]);
             truth.mark(Some(stripe as u8))
         };
         let mut place = Place::on(&running.dispatch().stripes()[stripe]);
-        let result = running.enqueue_with(&mut place, &payload, &options);
+        let result = running.enqueue_with(&mut place, payload.as_ref(), &options);
         let mut truth = self.shared.truth.borrow_mut();
         match result {
             Ok(job) => {
@@ -254,7 +254,7 @@ impl World {
 
     fn enqueue_batch(&self) {
         let options = self.options();
-        let payloads: Vec<_> = (0..self.number(12))
+        let payloads: Vec<_> = (0..=self.number(12))
             .map(|_| truth::new_payload(&mut self.shared.random.borrow_mut()))
             .collect();
         let running = self.running();
@@ -576,7 +576,7 @@ impl Shared {
         }
         let (kills, cuts) = {
             let mut random = self.random.borrow_mut();
-            (random.u8(0..40) == 0, random.u8(0..12).saturating_sub(10))
+            (random.u8(0..80) == 0, random.u8(0..24).saturating_sub(22))
         };
         if kills {
             let copy = scratch();
@@ -601,8 +601,8 @@ impl Shared {
         }
         for stripe in running.dispatch().stripes() {
             let payload = truth::new_payload(&mut self.random.borrow_mut());
-            if stripe.has_room_for(payload.len()) && self.random.borrow_mut().bool() {
-                let job = running.enqueue(&mut Place::on(stripe), &payload);
+            if stripe.has_room_for(payload.as_ref().len()) && self.random.borrow_mut().bool() {
+                let job = running.enqueue(&mut Place::on(stripe), payload.as_ref());
                 let job = job.expect("there is room");
                 self.truth.borrow_mut().note_enqueued(job, payload, false);
             }
@@ -738,7 +738,7 @@ fn look_into(running: &Arc<Running>) -> Found {
         .iter()
         .map(|lease| FoundJob {
             job: lease.job(),
-            payload: lease.record().payload().into(),
+            payload: Payload::new(lease.record().payload()),
             deliveries: lease.meta().prior_attempts + u32::from(lease.deliveries()),
         })
         .collect();
@@ -761,7 +761,7 @@ fn letters_of(running: &Arc<Running>) -> Vec<FoundLetter> {
             letters.push(FoundLetter {
                 sequence,
                 job: meta.original.unwrap_or(sequence),
-                payload: record.payload().into(),
+                payload: Payload::new(record.payload()),
             });
         }
     }
