@@ -121,7 +121,7 @@ impl Engine {
         let sleepers = Arc::new(EventCount::new());
         let wake = {
             let sleepers = Arc::clone(&sleepers);
-            Arc::new(move || sleepers.notify_fenced(usize::MAX))
+            Arc::new(move || sleepers.notify_all())
         };
         let config = LogConfig {
             segment_size: manifest.segment_size,
@@ -408,8 +408,8 @@ impl Engine {
         for stripe in self.dispatch.stripes() {
             stripe.close();
         }
-        self.dispatch.sleepers.notify_fenced(usize::MAX);
-        self.room.notify_fenced(usize::MAX);
+        self.dispatch.sleepers.notify_all();
+        self.room.notify_all();
         let mut result = self.flush();
         for stripe in self.dispatch.stripes() {
             result = result.and(stripe.seal(true).map(|_| ()));

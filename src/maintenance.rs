@@ -164,7 +164,7 @@ impl Upkeep {
     pub(crate) fn turn(&mut self, engine: &Engine, wake: &Wake) {
         let stripes = engine.dispatch().stripes();
         if stripes.iter().any(Stripe::has_failed_scan) {
-            engine.dispatch().sleepers.notify_fenced(usize::MAX);
+            engine.dispatch().sleepers.notify_all();
         }
         let mut result = engine.write_letters();
         let mut freed = false;
@@ -176,7 +176,7 @@ impl Upkeep {
         }
         self.put_off = stripes.iter().filter_map(Stripe::prepare).min();
         if freed {
-            engine.room.notify_fenced(usize::MAX);
+            engine.room.notify_all();
         }
         self.next_seal = None;
         if engine.poison().is_none() {

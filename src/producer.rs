@@ -348,19 +348,19 @@ impl Engine {
         // A deadline past the end of time is none.
         let deadline = Instant::now().checked_add(wait);
         loop {
-            self.room.register();
+            let registered = self.room.register();
             let result = attempt();
             let now = Instant::now();
             let timed_out = deadline.is_some_and(|deadline| deadline <= now);
             if timed_out || !matches!(&result, Err(error) if error.is_full()) {
-                self.room.cancel();
+                self.room.cancel(registered);
                 return result;
             }
             // The upkeep may have something to retire.
             self.signal.kick();
             let poll = now + ROOM_POLL;
-            self.room
-                .wait(Some(deadline.map_or(poll, |deadline| deadline.min(poll))));
+            let until = deadline.map_or(poll, |deadline| deadline.min(poll));
+            self.room.wait(registered, Some(until));
         }
     }
 

@@ -245,7 +245,7 @@ impl Workers {
 
     fn stop(&self) {
         self.pool.stopping.store(true, Ordering::Relaxed);
-        self.running.dispatch().sleepers.notify_fenced(usize::MAX);
+        self.running.dispatch().sleepers.notify_all();
     }
 }
 

@@ -82,12 +82,12 @@ impl Segment {
 /// Then the consumer stays awake and would look again; not to model that keeps the models finite.
 fn sleep(sleepers: &EventCount, take: impl Fn() -> bool, may_have_work: impl Fn() -> bool) {
     while !take() {
-        sleepers.register();
+        let registered = sleepers.register();
         if may_have_work() {
-            sleepers.cancel();
+            sleepers.cancel(registered);
             return;
         }
-        sleepers.wait(None);
+        sleepers.wait(registered, None);
     }
 }
 
@@ -193,9 +193,9 @@ fn a_permit_meant_for_a_consumer_that_does_not_sleep_after_all_is_not_lost() {
             &queue,
             [
                 |queue| {
-                    queue.sleepers.register();
+                    let registered = queue.sleepers.register();
                     // It has found other work, and does not come back for long.
-                    queue.sleepers.cancel();
+                    queue.sleepers.cancel(registered);
                 },
                 Queue::sleep,
                 Queue::enqueue,
@@ -276,10 +276,44 @@ fn stopping_wakes_every_sleeper() {
             &queue,
             [sleep_until_stopped, sleep_until_stopped, |queue| {
                 queue.jobs.store(1, Ordering::Relaxed);
-                queue.sleepers.notify_fenced(usize::MAX);
+                queue.sleepers.notify_all();
             }],
         );
         assert!(queue.sleepers.is_quiet());
+    });
+}
+
+#[test]
+fn stopping_some_sleepers_reaches_them_though_others_go_to_sleep_meanwhile() {
+    check(Some(3), || {
+        struct Pools {
+            injector: Injector,
+            is_stopped: AtomicUsize,
+        }
+        let pools = Arc::new(Pools {
+            injector: Injector {
+                jobs: AtomicUsize::new(0),
+                sleepers: EventCount::new(),
+            },
+            is_stopped: AtomicUsize::new(0),
+        });
+        concurrently(
+            &pools,
+            [
+                |pools| {
+                    // It takes no jobs, so that only the news can end its sleep.
+                    let is_stopped = || pools.is_stopped.load(Ordering::Relaxed) == 1;
+                    sleep(&pools.injector.sleepers, is_stopped, is_stopped);
+                },
+                |pools| pools.injector.sleep(),
+                |pools| {
+                    pools.is_stopped.store(1, Ordering::Relaxed);
+                    pools.injector.sleepers.notify_all();
+                    pools.injector.inject();
+                },
+            ],
+        );
+        assert!(pools.injector.sleepers.is_quiet());
     });
 }
 
@@ -305,7 +339,7 @@ impl Stripe {
     /// `Stripe::roll`.
     fn roll(&self) {
         self.active.store(1, Ordering::Release);
-        self.sleepers.notify_fenced(usize::MAX);
+        self.sleepers.notify_all();
     }
 
     /// `Stripe::append_shared`, if the segment that it finds has room.

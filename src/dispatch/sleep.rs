@@ -7,13 +7,17 @@
 //!   The consumer's last look is a read-modify-write on the same tail (`Tail::reserved_past`), so
 //!   one comes before the other in the tail's modification order, and if it is the consumer's, the
 //!   producer acquires from it.
-//! - Everyone else (timer, injector, whoever stops the queue or makes the next segment active)
-//!   puts a SeqCst fence between the work and the look, and the consumer has one between
-//!   registering and looking.
+//! - Everyone else (timer, injector) puts a SeqCst fence between the work and the look, and the
+//!   consumer has one between registering and looking.
 //!
-//! Whoever makes a segment active wakes all sleepers, with or without a record in it. Producers
-//! who find the new segment need no fence then: a consumer that did not see it when it looked is
-//! awake, and takes its next look at the new tail.
+//! Whoever has news for all (the queue or a pool of workers stops, there is a new active segment)
+//! takes the lock that registering takes, so that each sleeper is woken or registers later and
+//! knows. A producer that finds the new segment needs no fence then: a consumer that did not see
+//! it when it looked is awake, and takes its next look at the new tail.
+//!
+//! A wake-up for work is a permit, and whoever waits may take it: a consumer that registered since
+//! is as good for the work as another. News for all must reach those who were registered, so it is
+//! no permit, which a consumer that it does not concern could take from one that it does.
 
 use std::sync::PoisonError;
 use std::time::Instant;
@@ -33,6 +37,14 @@ struct State {
     waiting: usize,
     /// Wake-ups given and not yet consumed.
     permits: usize,
+    /// How often all were woken.
+    wakes_of_all: u64,
+}
+
+/// What a caller that has registered holds until it waits or cancels.
+#[must_use]
+pub(crate) struct Registration {
+    wakes_of_all: u64,
 }
 
 impl EventCount {
@@ -42,6 +54,7 @@ impl EventCount {
             state: Mutex::new(State {
                 waiting: 0,
                 permits: 0,
+                wakes_of_all: 0,
             }),
             wake: Condvar::new(),
         }
@@ -49,20 +62,24 @@ impl EventCount {
 
     /// Announces that the caller is about to sleep. It must look for work once more, and then
     /// [`wait`](Self::wait) or [`cancel`](Self::cancel).
-    pub(crate) fn register(&self) {
+    pub(crate) fn register(&self) -> Registration {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.waiting += 1;
         self.sleepers.store(state.waiting, Ordering::Relaxed);
+        let wakes_of_all = state.wakes_of_all;
         drop(state);
         // Pairs with the fence in `notify_fenced`: of two fences one comes first, and what was
         // stored before the first is seen by the loads after the second.
         fence(Ordering::SeqCst);
+        Registration { wakes_of_all }
     }
 
     /// Takes back [`register`](Self::register).
-    pub(crate) fn cancel(&self) {
+    pub(crate) fn cancel(&self, registration: Registration) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        self.leave(&mut state);
+        if state.wakes_of_all == registration.wakes_of_all {
+            self.leave(&mut state);
+        }
     }
 
     fn leave(&self, state: &mut State) {
@@ -77,9 +94,16 @@ impl EventCount {
     }
 
     /// Sleeps until woken or until the deadline.
-    pub(crate) fn wait(&self, deadline: Option<Instant>) {
+    pub(crate) fn wait(&self, registration: Registration, deadline: Option<Instant>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while state.permits == 0 {
+        loop {
+            if state.wakes_of_all != registration.wakes_of_all {
+                return;
+            }
+            if state.permits > 0 {
+                state.permits -= 1;
+                return;
+            }
             match deadline {
                 None => {
                     state = self
@@ -100,7 +124,6 @@ impl EventCount {
                 }
             }
         }
-        state.permits -= 1;
     }
 
     /// Wakes up to `count` sleepers, after work was made visible by a read-modify-write that
@@ -117,6 +140,18 @@ impl EventCount {
         // Pairs with the fence in `register`.
         fence(Ordering::SeqCst);
         self.notify(count);
+    }
+
+    /// Wakes everyone who is registered, after there was news for them.
+    pub(crate) fn notify_all(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.wakes_of_all += 1;
+        // Permits not consumed are those of sleepers that wake up for this.
+        state.waiting = 0;
+        state.permits = 0;
+        self.sleepers.store(0, Ordering::Relaxed);
+        drop(state);
+        self.wake.notify_all();
     }
 
     #[cold]
@@ -155,49 +190,65 @@ mod tests {
     #[test]
     fn a_registration_taken_back_leaves_nothing_to_wake() {
         let sleepers = EventCount::new();
-        sleepers.register();
-        sleepers.cancel();
+        let registered = sleepers.register();
+        sleepers.cancel(registered);
         assert!(sleepers.is_quiet());
         sleepers.notify(1);
-        sleepers.notify_fenced(usize::MAX);
+        sleepers.notify_all();
         assert!(sleepers.is_quiet());
     }
 
     #[test]
     fn a_notification_between_registering_and_waiting_is_not_lost() {
         let sleepers = EventCount::new();
-        sleepers.register();
+        let registered = sleepers.register();
         sleepers.notify(1);
         sleepers.notify(1);
-        sleepers.wait(None);
+        sleepers.wait(registered, None);
         assert!(sleepers.is_quiet());
     }
 
     #[test]
     fn a_sleeper_that_reaches_its_deadline_is_registered_no_more() {
         let sleepers = EventCount::new();
-        sleepers.register();
-        sleepers.wait(Some(Instant::now()));
+        let registered = sleepers.register();
+        sleepers.wait(registered, Some(Instant::now()));
         assert!(sleepers.is_quiet());
     }
 
     #[test]
     fn a_permit_at_the_deadline_is_used_rather_than_left() {
         let sleepers = EventCount::new();
-        sleepers.register();
+        let registered = sleepers.register();
         sleepers.notify(1);
-        sleepers.wait(Some(Instant::now()));
+        sleepers.wait(registered, Some(Instant::now()));
         assert!(sleepers.is_quiet());
     }
 
     #[test]
     fn a_permit_of_one_that_does_not_wait_goes_to_another_that_does() {
         let sleepers = EventCount::new();
-        sleepers.register();
-        sleepers.register();
+        let cancels = sleepers.register();
+        let waits = sleepers.register();
         sleepers.notify(1);
-        sleepers.cancel();
-        sleepers.wait(None);
+        sleepers.cancel(cancels);
+        sleepers.wait(waits, None);
+        assert!(sleepers.is_quiet());
+    }
+
+    #[test]
+    fn news_for_all_is_not_taken_from_them_by_one_that_registers_later() {
+        let sleepers = EventCount::new();
+        let first = sleepers.register();
+        let second = sleepers.register();
+        sleepers.notify(1);
+        sleepers.notify_all();
+        let late = sleepers.register();
+        sleepers.wait(late, Some(Instant::now()));
+        // The late one has gone to sleep and reached its deadline, and nobody else sleeps.
+        assert!(sleepers.is_quiet());
+        sleepers.wait(first, None);
+        sleepers.cancel(second);
         assert!(sleepers.is_quiet());
     }
 }

@@ -170,11 +170,11 @@ impl<D: AsRef<Dispatch>> Source<D> {
                     std::thread::yield_now();
                 }
             }
-            dispatch.sleepers.register();
+            let registered = dispatch.sleepers.register();
             if stopped() || dispatch.may_have_work() {
-                dispatch.sleepers.cancel();
+                dispatch.sleepers.cancel(registered);
             } else {
-                dispatch.sleepers.wait(deadline);
+                dispatch.sleepers.wait(registered, deadline);
             }
         }
     }

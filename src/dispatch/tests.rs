@@ -72,7 +72,7 @@ fn whoever_claims_more_than_the_first_run_wakes_another_even_if_that_run_is_one_
     }
     // Runs end at multiples of 64, so that the next one is a single job.
     append(&dispatch.0, 200);
-    dispatch.0.sleepers.register();
+    let _sleeper = dispatch.0.sleepers.register();
     consumer.try_next().unwrap().ack();
     assert_eq!(dispatch.0.sleepers.asleep(), 0);
 }
@@ -90,7 +90,7 @@ fn a_thief_that_leaves_runs_behind_wakes_another() {
         _ => later,
     });
     busy.try_next().unwrap().ack();
-    dispatch.0.sleepers.register();
+    let _sleeper = dispatch.0.sleepers.register();
     thief.try_next().unwrap().ack();
     assert_eq!(dispatch.0.sleepers.asleep(), 0);
 }
@@ -107,7 +107,7 @@ fn whoever_takes_several_jobs_that_came_back_wakes_another() {
     held.ack();
     let second = Source::new(dispatch.clone());
     // It looked while they were on their way from one place to the other.
-    dispatch.0.sleepers.register();
+    let _sleeper = dispatch.0.sleepers.register();
     second.try_next().unwrap().ack();
     assert_eq!(dispatch.0.sleepers.asleep(), 0);
 }
@@ -118,7 +118,7 @@ fn a_consumer_that_finds_one_job_wakes_nobody() {
     let dispatch = Handle(dispatch(dir.path()));
     let consumer = Source::new(dispatch.clone());
     append(&dispatch.0, 1);
-    dispatch.0.sleepers.register();
+    let _sleeper = dispatch.0.sleepers.register();
     consumer.try_next().unwrap().ack();
     assert!(consumer.try_next().is_none());
     assert_eq!(dispatch.0.sleepers.asleep(), 1);

@@ -130,7 +130,7 @@ pub(crate) struct LogConfig {
     pub(crate) budget: Arc<SpaceBudget>,
     /// There is maintenance to do: a roll, or a complete segment.
     pub(crate) kick: Kick,
-    /// There is a new active segment: wakes all sleeping consumers, with a fence, see
+    /// There is a new active segment: wakes all sleeping consumers, see
     /// `dispatch/sleep.rs`.
     pub(crate) wake: Kick,
 }
