@@ -1,0 +1,117 @@
+//! A mixed load on one queue for as long as one likes: does it lose anything, and does it give
+//! everything back?
+//!
+//! The queue is opened, worked with, and closed or dropped, again and again; a cycle ends when it
+//! has been drained and closed. Then every job must be accounted for, and the process and the
+//! directory must take no more than after the first cycles.
+//!
+//! The length in seconds is in `LOGMILL_SOAK_SECONDS`; without it, it is short. With `--nocapture`,
+//! the figures are printed.
+
+mod ledger;
+mod load;
+mod usage;
+
+use std::env;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ledger::{Counts, Ledger};
+use load::Plan;
+use usage::Usage;
+
+const SHORT: Duration = Duration::from_secs(12);
+/// An hour has so many openings, of half a minute each; a shorter run has as many short ones as
+/// fit.
+const OPENINGS: u32 = 120;
+const SHORTEST_OPENING: Duration = Duration::from_millis(500);
+/// Cycles after which what is kept for the next time is there, and those that then say how much
+/// that is.
+const WARM_UP: usize = 2;
+const BASELINE: usize = 3;
+
+#[test]
+fn what_a_mixed_load_takes_it_gives_back_and_loses_nothing() {
+    let length = env::var("LOGMILL_SOAK_SECONDS").map_or(SHORT, |seconds| {
+        Duration::from_secs(seconds.parse().expect("a number of seconds"))
+    });
+    let opening = (length / OPENINGS).clamp(SHORTEST_OPENING, Duration::from_secs(30));
+    silence_workers();
+    // On the disk that the build is on: what becomes of blocks is part of it.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let empty = dir.path().join("empty");
+    load::open(load::builder(&empty)).0.close().unwrap();
+    let empty = Usage::of(&empty, None);
+    let dir = dir.path().join("queue");
+
+    // All that will be needed, so that it does not grow with the cycles.
+    let mut cycles: Vec<Usage> = Vec::with_capacity(10_000);
+    let counts = Counts::default();
+    let mut openings = 0;
+    let start = Instant::now();
+    while start.elapsed() < length || cycles.len() <= WARM_UP + BASELINE {
+        let ledger = Arc::new(Ledger::new(fastrand::u8(..4) == 0));
+        let mut drained = false;
+        while !drained {
+            let plan = if cycles.len() < WARM_UP {
+                Plan::largest(opening)
+            } else {
+                Plan::draw(opening)
+            };
+            drained = plan.drains;
+            load::run(&dir, plan, &ledger);
+            openings += 1;
+        }
+        counts.add(&ledger.counts);
+        wait_for_the_last_handle(&dir, ledger);
+        cycles.push(Usage::of(&dir, cycles.first().map(Usage::threads)));
+    }
+
+    println!(
+        "{counts:?}, {openings} openings, {} cycles, {:?}",
+        cycles.len(),
+        start.elapsed()
+    );
+    println!("{}", usage::table(&cycles));
+    let (first, rest) = cycles[WARM_UP..].split_at(BASELINE);
+    let baseline = first.iter().copied().reduce(Usage::max).unwrap();
+    for (at, usage) in rest.iter().enumerate() {
+        let excess = usage.excess(&baseline);
+        assert!(
+            excess.is_empty(),
+            "after {} more cycles: {excess:?}",
+            at + 1
+        );
+    }
+    for usage in &cycles {
+        assert_eq!(
+            usage.of_queue(),
+            empty.of_queue(),
+            "an empty queue takes {empty:?}"
+        );
+    }
+}
+
+/// The panics of handlers are part of the load and would only fill the output.
+fn silence_workers() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let thread = thread::current();
+        if !thread
+            .name()
+            .is_some_and(|name| name.starts_with(load::WORKER_NAME))
+        {
+            report(panic);
+        }
+    }));
+}
+
+/// Until the queue is closed, which is when the workers that were not waited for have ended.
+fn wait_for_the_last_handle(dir: &Path, ledger: Arc<Ledger>) {
+    let (queue, report) = load::open(load::builder(dir));
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!((report.jobs, report.dead_letters, ledger.len()), (0, 0, 0));
+    queue.close().unwrap();
+}

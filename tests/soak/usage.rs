@@ -1,0 +1,152 @@
+//! What this process and the queue directory take: memory, descriptors, mappings, threads, disk.
+
+use std::fmt::Write;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+
+#[global_allocator]
+static HEAP: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
+
+/// For how long a thread that has done its work may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One figure, and by how much it may be above the baseline.
+struct Figure {
+    name: &'static str,
+    slack: i64,
+}
+
+/// The slacks are for what comes and goes without being kept: of the heap, what `crossbeam-epoch`
+/// frees only when it is next used; of the mappings that are not the queue's, the stacks and arenas
+/// that the C library keeps for the next thread. Bytes that are on the heap and not live count as
+/// resident.
+const FIGURES: [Figure; 9] = [
+    figure("heap bytes", 32 * 1024),
+    figure("heap blocks", 100),
+    figure("descriptors", 0),
+    figure("mappings of the queue", 0),
+    figure("mappings in all", 100),
+    figure("threads", 0),
+    figure("resident KiB", 64 * 1024),
+    figure("files", 0),
+    figure("disk KiB", 0),
+];
+
+const fn figure(name: &'static str, slack: i64) -> Figure {
+    Figure { name, slack }
+}
+
+/// The figures of one moment, in the order of [`FIGURES`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage([i64; FIGURES.len()]);
+
+impl Usage {
+    /// What is taken while the queue in `dir` is closed.
+    ///
+    /// A thread is a while longer in the kernel's list than whoever waits for its work knows of
+    /// it; so this waits until there are no more than `threads`.
+    pub fn of(dir: &Path, threads: Option<usize>) -> Self {
+        let start = Instant::now();
+        while threads.is_some_and(|threads| count("/proc/self/task") > threads)
+            && start.elapsed() < PATIENCE
+        {
+            thread::sleep(Duration::from_millis(1));
+        }
+        // First, as all that follows takes some for itself.
+        let heap = HEAP.stats();
+        let of_usize = |figure: usize| figure as i64;
+        let maps = fs::read_to_string("/proc/self/maps").expect("readable");
+        let of_queue = |line: &&str| line.contains(dir.to_str().expect("Unicode"));
+        let (files, disk) = disk_use(dir);
+        Self([
+            of_usize(heap.bytes_allocated) - of_usize(heap.bytes_deallocated),
+            of_usize(heap.allocations) - of_usize(heap.deallocations),
+            of_usize(count("/proc/self/fd")),
+            of_usize(maps.lines().filter(of_queue).count()),
+            of_usize(maps.lines().count()),
+            of_usize(count("/proc/self/task")),
+            resident_kib(),
+            files,
+            disk,
+        ])
+    }
+
+    /// The higher of each figure.
+    pub fn max(self, other: Self) -> Self {
+        Self(std::array::from_fn(|at| self.0[at].max(other.0[at])))
+    }
+
+    pub fn threads(&self) -> usize {
+        self.0[5] as usize
+    }
+
+    /// Mappings of the queue, files, and disk use.
+    pub fn of_queue(&self) -> [i64; 3] {
+        [self.0[3], self.0[7], self.0[8]]
+    }
+
+    /// The figures that are further above the baseline than they may be.
+    pub fn excess(&self, baseline: &Self) -> Vec<String> {
+        let figures = FIGURES.iter().zip(self.0.iter().zip(baseline.0));
+        figures
+            .filter(|(figure, (is, was))| **is > was + figure.slack)
+            .map(|(figure, (is, was))| format!("{}: {is}, from {was}", figure.name))
+            .collect()
+    }
+}
+
+fn count(directory: &str) -> usize {
+    fs::read_dir(directory).expect("listed").count()
+}
+
+fn resident_kib() -> i64 {
+    let status = fs::read_to_string("/proc/self/status").expect("readable");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    kib.expect("a size in kB").parse().expect("a number")
+}
+
+/// Files below `dir`, and the KiB of their blocks.
+fn disk_use(dir: &Path) -> (i64, i64) {
+    let (mut files, mut blocks) = (0, 0);
+    for entry in fs::read_dir(dir).expect("listed") {
+        let entry = entry.expect("an entry");
+        let metadata = entry.metadata().expect("readable");
+        if metadata.is_dir() {
+            let (more_files, more_kib) = disk_use(&entry.path());
+            files += more_files;
+            blocks += 2 * more_kib as u64;
+        } else {
+            files += 1;
+            blocks += metadata.blocks();
+        }
+    }
+    (files, (blocks / 2) as i64)
+}
+
+/// A table of the figures: the least, the middle and the most, and the first and the last.
+pub fn table(usages: &[Usage]) -> String {
+    let mut table =
+        String::from("| | min | median | max | first | last |\n|---|---:|---:|---:|---:|---:|\n");
+    for (at, figure) in FIGURES.iter().enumerate() {
+        let column: Vec<_> = usages.iter().map(|usage| usage.0[at]).collect();
+        let mut sorted = column.clone();
+        sorted.sort_unstable();
+        let (Some(first), Some(last)) = (column.first(), column.last()) else {
+            continue;
+        };
+        let median = sorted[sorted.len() / 2];
+        let (min, max) = (sorted[0], sorted[sorted.len() - 1]);
+        let name = figure.name;
+        let _ = writeln!(
+            table,
+            "| {name} | {min} | {median} | {max} | {first} | {last} |"
+        );
+    }
+    table
+}
