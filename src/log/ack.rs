@@ -206,6 +206,18 @@ impl AckFile {
             .bits_of(self.word(word * RECORDS_PER_WORD).load(Ordering::Acquire))
     }
 
+    /// Whether there is a trace of jobs that are not all done: an ack beyond the words that are
+    /// full, or a delivery.
+    pub(crate) fn tells_of_jobs(&self) -> bool {
+        let words = words_for(self.capacity);
+        let bits = |word| self.checked_bits(word).unwrap_or(0);
+        let full = (0..words)
+            .take_while(|&word| bits(word) == u32::MAX)
+            .count() as u32;
+        (full..words).any(|word| bits(word) != 0)
+            || (full * RECORDS_PER_WORD..self.capacity).any(|index| self.deliveries(index) > 0)
+    }
+
     /// Counts one more delivery of a record that the caller holds the only lease of, saturating.
     /// Returns the new count.
     #[inline]

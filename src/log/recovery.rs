@@ -8,9 +8,11 @@
 //! | 2 | invalid | as above | any | `Quarantine`: whole, reported; remove |
 //! | 3 | invalid | valid | - | mend the header from the ack file's copy, then as below |
 //! | 4 | valid | - | sealed, as long as the seal says | `Trust`: scanned when first claimed |
-//! | 5 | valid | - | sealed, shorter than the seal says | `Scan` now, reported as cut off |
+//! | 5 | valid | - | shorter than the seal says, or without a seal than it was made | `Scan` now, reported as cut off |
 //! | 6 | valid | - | scanned, no record found, nothing damaged | `Nothing`; remove |
 //! | 7 | valid | - | any | `Scan` now |
+//!
+//! Rows 1 and 6 are reported if the ack file is valid and tells of jobs that are not all done.
 //!
 //! A header is valid if it checks, its base is the file's name and stripe, and its segment size is
 //! the manifest's. An ack file that is missing, short, unreadable, or whose header does not match
@@ -162,8 +164,10 @@ impl Recovery<'_> {
                     };
                     let whole = [(0, records.bytes().len() as u64, damage)];
                     self.set_aside(base, &paths.segment, records.bytes(), &whole)?;
+                    return Ok(None);
                 }
             }
+            self.report_if_emptied(paths, copy)?;
             return Ok(None);
         };
         let records = Records::open(&paths.segment, u64::from(units) * UNIT as u64)?;
@@ -190,18 +194,18 @@ impl Recovery<'_> {
                 records.read_in()?;
                 let scan = Scan::run(&records, Limit::AtMost(limit), identity.salt);
                 self.report.bytes_scanned += file_len;
-                if let Some(seal) = seal {
+                // Until it is sealed, a file is as long as it was made.
+                let len = seal.map_or(self.segment_size, |end| u64::from(end.units) * UNIT as u64);
+                if file_len < len {
                     let offset = u64::from(scan.end.units) * UNIT as u64;
-                    self.report.quarantined.push(Quarantined {
-                        path: paths.segment.clone(),
-                        offset,
-                        len: (u64::from(seal.units) * UNIT as u64).saturating_sub(offset),
-                        damage: Damage::Truncated,
-                        copy: None,
-                    });
+                    self.report_cut(&paths.segment, offset, len);
                 }
                 let is_hole = |region: &Region| region.kind == RegionKind::Hole;
                 if scan.end.index == 0 && scan.regions.iter().all(is_hole) {
+                    // Pads say that what was there has been reported.
+                    if file_len == len && scan.end == START {
+                        self.report_if_emptied(paths, copy)?;
+                    }
                     return Ok(None);
                 }
                 self.report.scanned += 1;
@@ -246,6 +250,46 @@ impl Recovery<'_> {
             paths.clone(),
             &found,
         )))
+    }
+
+    /// Reports that a segment file does not reach to `end`, and has no records from `offset` on.
+    fn report_cut(&mut self, path: &Path, offset: u64, end: u64) {
+        self.report.quarantined.push(Quarantined {
+            path: path.to_path_buf(),
+            offset,
+            len: end.saturating_sub(offset),
+            damage: Damage::Truncated,
+            copy: None,
+        });
+    }
+
+    /// Reports a segment in which there is nothing if its ack file, of this identity, tells of
+    /// jobs that are not all done.
+    ///
+    /// One that tells of none is that of a segment without records. One in which all are done
+    /// stands beside an empty segment if a crash came while the two gave back their space.
+    fn report_if_emptied(
+        &mut self,
+        paths: &Paths,
+        identity: Option<Identity>,
+    ) -> Result<(), StorageError> {
+        let capacity = segment::capacity_of(self.segment_size);
+        let len = ack::file_bytes(capacity);
+        let Some(identity) = identity else {
+            return Ok(());
+        };
+        if storage::file_len(&paths.ack)?.is_none_or(|found| found < len) {
+            return Ok(());
+        }
+        let file = MappedFile::open(&paths.ack, len)?;
+        if file.read_in(file.len()).is_err() {
+            return Ok(());
+        }
+        let acks = AckFile::new(file, capacity, identity.salt);
+        if acks.tells_of_jobs() {
+            self.report_cut(&paths.segment, 0, self.segment_size);
+        }
+        Ok(())
     }
 
     /// The ack file of a segment, made anew if it is not valid.

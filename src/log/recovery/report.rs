@@ -13,7 +13,8 @@ pub enum Damage {
     Uncommitted,
     /// Neither the segment's header nor the copy of it in the ack file is valid.
     Header,
-    /// The file is shorter than its seal says.
+    /// The file is shorter than its seal says, or than it was made if it has none; or nothing is
+    /// left in it, while its ack file tells of jobs.
     Truncated,
 }
 

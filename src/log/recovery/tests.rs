@@ -162,6 +162,73 @@ fn row_1_a_segment_without_a_byte_in_it_is_nothing() {
 }
 
 #[test]
+fn rows_1_and_6_nothing_found_where_the_ack_file_tells_of_jobs_is_reported() {
+    let acks = |fixture: &Fixture| {
+        let capacity = segment::capacity_of(SIZE);
+        let file = MappedFile::open(&fixture.paths.ack, ack::file_bytes(capacity)).unwrap();
+        AckFile::new(file, capacity, identity(0).salt)
+    };
+    type Past = fn(&AckFile);
+    let cases: [(bool, Past); 6] = [
+        (true, |acks| assert_eq!(acks.count_delivery(3), 1)),
+        (true, |acks| assert_eq!(acks.set(3), Some(false))),
+        (true, |acks| {
+            acks.store_bits(0, u32::MAX);
+            acks.count_delivery(32);
+        }),
+        (false, |acks| {
+            acks.store_bits(0, u32::MAX);
+            acks.count_delivery(31);
+        }),
+        // What another segment has left in the file.
+        (false, |acks| {
+            let other = Identity {
+                salt: u64::MAX,
+                ..identity(0)
+            };
+            let len = ack::file_bytes(acks.capacity());
+            let file = MappedFile::open(acks.file.path(), len).unwrap();
+            let acks = AckFile::new(file, acks.capacity(), other.salt);
+            acks.set(3);
+            acks.count_delivery(3);
+        }),
+        (false, |_| ()),
+    ];
+    for (at, (is_reported, past)) in cases.into_iter().enumerate() {
+        for (len, header) in [(0, 0), (63, 0), (SIZE as usize, 0), (SIZE as usize, 64)] {
+            let fixture = Fixture::open(&[]);
+            past(&acks(&fixture));
+            fixture.change_segment(|bytes| {
+                bytes.truncate(len);
+                bytes[..len]
+                    .iter_mut()
+                    .skip(header)
+                    .for_each(|byte| *byte = 0);
+            });
+            let (log, report) = fixture.recover();
+            assert!(log.segments.is_empty());
+            let found = report.quarantined.iter();
+            let found = found.map(|found| (found.offset, found.len, found.damage));
+            let expected = is_reported.then_some((0, SIZE, Damage::Truncated));
+            assert!(found.eq(expected), "{at} {len} {header}: {report:?}");
+        }
+    }
+}
+
+#[test]
+fn row_6_what_was_set_aside_is_not_reported_again_because_the_ack_file_tells_of_it() {
+    let fixture = Fixture::open(&[b"job"]);
+    fixture.change_segment(|bytes| bytes[offset(0)..offset(0) + 8].fill(0));
+    let (log, report) = fixture.recover();
+    assert_eq!(report.quarantined.len(), 1);
+    log.segments[0].pin().unwrap().maps().acks.count_delivery(0);
+    drop(log);
+    let (log, report) = fixture.recover();
+    assert!(log.segments.is_empty());
+    assert_eq!(report.quarantined, []);
+}
+
+#[test]
 fn row_2_a_segment_with_bytes_but_no_header_is_quarantined_whole() {
     for len in [5, 63, 64, SIZE as usize - 3, SIZE as usize] {
         let fixture = Fixture::open(&[]);
@@ -256,6 +323,31 @@ fn row_5_a_sealed_segment_of_which_only_the_header_is_left_is_reported() {
     assert!(log.segments.is_empty());
     assert_eq!(report.quarantined[0].damage, Damage::Truncated);
     assert_eq!(report.quarantined[0].len, 40);
+}
+
+#[test]
+fn row_5_a_segment_without_a_seal_that_is_shorter_than_it_was_made_is_reported() {
+    for (cut, left) in [
+        (header::HEADER_BYTES, 0),
+        (offset(1), 1),
+        (offset(1) + 9, 1),
+        (offset(2), 2),
+        (SIZE as usize - 1, 2),
+    ] {
+        let fixture = Fixture::open(&[b"one", b"two"]);
+        fixture.change_segment(|bytes| bytes.truncate(cut));
+        let (log, report) = fixture.recover();
+        let is_cut = |found: &&Quarantined| found.damage == Damage::Truncated;
+        let found: Vec<_> = report.quarantined.iter().filter(is_cut).collect();
+        assert_eq!(found.len(), 1, "{report:?}");
+        assert_eq!(found[0].offset + found[0].len, SIZE);
+        assert_eq!(log.segments.len(), usize::from(left > 0));
+        assert!(
+            log.segments
+                .iter()
+                .all(|segment| jobs(segment).len() == left)
+        );
+    }
 }
 
 #[test]
@@ -482,7 +574,13 @@ fn bytes_in_the_last_units_of_a_file_are_quarantined_and_no_claim_waits_for_them
         bytes[offset(1) + 9] = 1;
     });
     let (log, report) = fixture.recover();
-    let found = &report.quarantined[0];
+    let [cut, found] = &report.quarantined[..] else {
+        panic!("{report:?}");
+    };
+    assert_eq!(
+        (cut.damage, cut.offset),
+        (Damage::Truncated, found.offset + 16)
+    );
     assert_eq!((found.offset, found.len), (offset(1) as u64, 16));
     assert_eq!(jobs(&log.segments[0]), [job(0, b"one")]);
     // Sealed and found again, the zeros over it are no damage.
