@@ -1,0 +1,130 @@
+//! The damages: what may happen to a byte of a file, and all the cases there are.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+
+use crate::sample::{Files, Sample};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// One bit is another.
+    Flip,
+    /// The file ends before the byte.
+    Cut,
+    /// The byte is 0xff.
+    Ones,
+    /// The sector of 512 bytes that begins here is zero.
+    ZeroSector,
+    /// The page of 4 KiB that begins here is zero.
+    ZeroPage,
+}
+
+impl Kind {
+    pub const ALL: [Self; 5] = [
+        Self::Flip,
+        Self::Cut,
+        Self::Ones,
+        Self::ZeroSector,
+        Self::ZeroPage,
+    ];
+
+    /// Bytes from one place to the next.
+    fn step(self) -> usize {
+        match self {
+            Self::Flip | Self::Cut | Self::Ones => 1,
+            Self::ZeroSector => 512,
+            Self::ZeroPage => 4096,
+        }
+    }
+}
+
+/// One damage to one file.
+#[derive(Clone, Debug)]
+pub struct Case<'a> {
+    pub file: &'a Path,
+    pub kind: Kind,
+    pub offset: usize,
+    /// For [`Kind::Flip`].
+    bit: u32,
+}
+
+impl fmt::Display for Case<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, offset, .. } = self;
+        write!(f, "{kind:?} at {offset} of {}", self.file.display())?;
+        if *kind == Kind::Flip {
+            write!(f, ", bit {}", self.bit)?;
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Case<'a> {
+    /// Every damage to every byte of every file. Of the bits of a byte one is flipped, each in
+    /// turn, or all.
+    pub fn all(files: &'a Files, all_bits: bool) -> Vec<Self> {
+        let mut cases = Vec::new();
+        for (file, bytes) in files {
+            for kind in Kind::ALL {
+                for offset in (0..bytes.len()).step_by(kind.step()) {
+                    let turn = (offset % 8) as u32;
+                    let bits = match kind {
+                        Kind::Flip if all_bits => 0..8,
+                        _ => turn..turn + 1,
+                    };
+                    cases.extend(bits.map(|bit| Self {
+                        file,
+                        kind,
+                        offset,
+                        bit,
+                    }));
+                }
+            }
+        }
+        cases
+    }
+
+    /// What the damage makes of the file; None: nothing else than it was.
+    pub fn change(&self, sample: &'a Sample) -> Option<Change<'a>> {
+        let before = &sample.files[self.file];
+        let mut after = before.clone();
+        let end = (self.offset + self.kind.step()).min(after.len());
+        match self.kind {
+            Kind::Flip => after[self.offset] ^= 1 << self.bit,
+            Kind::Cut => after.truncate(self.offset),
+            Kind::Ones => after[self.offset] = 0xff,
+            Kind::ZeroSector | Kind::ZeroPage => after[self.offset..end].fill(0),
+        }
+        (after != *before).then_some(Change {
+            file: self.file,
+            before,
+            after,
+        })
+    }
+}
+
+/// A file before and after it was damaged.
+pub struct Change<'a> {
+    pub file: &'a Path,
+    before: &'a [u8],
+    pub after: Vec<u8>,
+}
+
+impl Change<'_> {
+    /// Whether one of these bytes is another or gone.
+    pub fn hits(&self, mut range: Range<usize>) -> bool {
+        range.any(|at| self.before.get(at) != self.after.get(at))
+    }
+
+    /// Whether these bytes, as far as there are any, are zero now.
+    pub fn is_zero(&self, range: Range<usize>) -> bool {
+        let end = range.end.min(self.after.len());
+        let rest = self.after.get(range.start..end).unwrap_or_default();
+        rest.iter().all(|&byte| byte == 0)
+    }
+
+    pub fn is_cut_before(&self, end: usize) -> bool {
+        self.after.len() < end
+    }
+}

@@ -1,0 +1,201 @@
+//! What must come of a damage: which records may be lost and must be reported, and what every other
+//! job and letter is to be.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::Path;
+
+use logmill::Sequence;
+
+use crate::damage::Change;
+use crate::layout::{Acks, HEADER_BYTES, IDENTITY, Segment};
+use crate::sample::{Job, Letter, Sample};
+
+/// By what a job is known in a letter that is yet to be written: its id, payload, and attempts.
+pub type NewLetter = (Sequence, Vec<u8>, u32);
+
+/// What opening and draining the damaged queue must find.
+#[derive(Default)]
+pub struct Expectation {
+    /// Payloads, and which attempt it is.
+    pub delivered: BTreeMap<Sequence, (Vec<u8>, u32)>,
+    /// Of the delivered, those that had been acked or dead.
+    pub again: usize,
+    /// Jobs that are not due.
+    pub far: u64,
+    pub letters: BTreeSet<Sequence>,
+    /// Jobs that have used up their attempts.
+    pub new_letters: BTreeSet<NewLetter>,
+    /// The records that are damaged, in the damaged file.
+    pub lost: Vec<Lost>,
+    pub is_header_mended: bool,
+    pub is_ack_file_rebuilt: bool,
+    pub ack_words_reset: u64,
+    pub replays_settled: u64,
+}
+
+/// A record that is damaged.
+pub struct Lost {
+    pub bytes: Range<usize>,
+    /// In a segment that is not sealed, zeros are taken for what was never written: at the end
+    /// of the records they say nothing, and between two records they are counted as a hole.
+    pub zero: Option<Zero>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Zero {
+    AtTheEnd,
+    BetweenRecords,
+}
+
+/// What is known of the records of a segment after its ack file was damaged.
+#[derive(Default)]
+struct Forgotten {
+    done: BTreeSet<Sequence>,
+    counts: BTreeSet<Sequence>,
+}
+
+impl Expectation {
+    /// Of the queue as it was (None), or with a damage to a segment, an ack file, or a file that
+    /// does not matter.
+    pub fn after(sample: &Sample, change: Option<&Change<'_>>) -> Self {
+        let mut expected = Self::default();
+        let mut lost = BTreeSet::new();
+        let mut forgotten = Forgotten::default();
+        if let Some(change) = change {
+            match change
+                .file
+                .extension()
+                .and_then(|extension| extension.to_str())
+            {
+                Some("seg") => lost = expected.damage_segment(sample, change),
+                Some("ack") => forgotten = expected.damage_acks(sample, change),
+                _ => {}
+            }
+        }
+        expected.expect_letters(sample, &lost, &forgotten);
+        expected.expect_jobs(sample, &lost, &forgotten);
+        expected
+    }
+
+    fn damage_segment(&mut self, sample: &Sample, change: &Change<'_>) -> BTreeSet<Sequence> {
+        let segment = segment_of(sample, change.file);
+        let is_headless = change.is_cut_before(HEADER_BYTES);
+        let is_lost = |at: usize| {
+            let record = &segment.records[at];
+            is_headless
+                || change.hits(record.bytes.clone())
+                || change.is_cut_before(record.units.end)
+        };
+        let are_zeros_damage = segment.is_sealed && !change.hits(Segment::SEAL);
+        let lost: Vec<_> = (0..segment.records.len())
+            .filter(|&at| is_lost(at))
+            .collect();
+        let last_intact = (0..segment.records.len()).rfind(|&at| !is_lost(at));
+        for &at in &lost {
+            let record = &segment.records[at];
+            let is_there = !change.is_cut_before(record.units.end);
+            let is_zero = is_there && change.is_zero(record.units.clone()) && !are_zeros_damage;
+            let zero = match last_intact {
+                Some(last) if at < last => Zero::BetweenRecords,
+                _ => Zero::AtTheEnd,
+            };
+            self.lost.push(Lost {
+                bytes: record.bytes.clone(),
+                zero: is_zero.then_some(zero),
+            });
+        }
+        self.is_header_mended = change.hits(IDENTITY) && !is_headless && last_intact.is_some();
+        lost.iter()
+            .map(|&at| segment.records[at].sequence)
+            .collect()
+    }
+
+    fn damage_acks(&mut self, sample: &Sample, change: &Change<'_>) -> Forgotten {
+        let segment = segment_of(sample, &change.file.with_extension("seg"));
+        let records = segment.records.len();
+        let is_rebuilt = change.hits(IDENTITY) || change.is_cut_before(Acks::BYTES);
+        // An ack file without records is removed with its segment.
+        self.is_ack_file_rebuilt = is_rebuilt && records > 0;
+        if !is_rebuilt {
+            // A word that is zero says that nothing is done, and passes.
+            let words = Acks::words(records);
+            let reset =
+                words.filter(|word| change.hits(word.clone()) && !change.is_zero(word.clone()));
+            self.ack_words_reset = reset.count() as u64;
+        }
+        let forgets = |range: Range<usize>| is_rebuilt || change.hits(range);
+        let of = |range: fn(usize) -> Range<usize>| {
+            let at = (0..records).filter(|&at| forgets(range(at)));
+            at.map(|at| segment.records[at].sequence).collect()
+        };
+        Forgotten {
+            done: of(Acks::word),
+            counts: of(Acks::count),
+        }
+    }
+
+    fn expect_letters(
+        &mut self,
+        sample: &Sample,
+        lost: &BTreeSet<Sequence>,
+        forgotten: &Forgotten,
+    ) {
+        for (&sequence, letter) in &sample.letters {
+            if lost.contains(&sequence) || (letter.is_done && !forgotten.done.contains(&sequence)) {
+                continue;
+            }
+            // The job that stands for it is in a segment that is scanned at open.
+            let replays = sample
+                .jobs
+                .values()
+                .filter(|job| job.replay_of == Some(sequence));
+            if replays.count() > 0 {
+                self.replays_settled += 1;
+            } else {
+                self.letters.insert(sequence);
+            }
+        }
+    }
+
+    fn expect_jobs(&mut self, sample: &Sample, lost: &BTreeSet<Sequence>, forgotten: &Forgotten) {
+        for (&sequence, job) in &sample.jobs {
+            if lost.contains(&sequence) || (job.is_done && !forgotten.done.contains(&sequence)) {
+                continue;
+            }
+            let deliveries = match forgotten.counts.contains(&sequence) {
+                true => 0,
+                false => job.deliveries,
+            };
+            if job.is_far {
+                self.far += 1;
+            } else if is_used_up(job, deliveries) {
+                // It may have a letter already.
+                if !sample
+                    .letters
+                    .values()
+                    .any(|letter| is_about(letter, sequence))
+                {
+                    let letter = (sequence, job.payload.clone(), deliveries);
+                    self.new_letters.insert(letter);
+                }
+            } else {
+                let delivery = (job.payload.clone(), deliveries + 1);
+                self.delivered.insert(sequence, delivery);
+                self.again += usize::from(job.is_done);
+            }
+        }
+    }
+}
+
+fn is_used_up(job: &Job, deliveries: u32) -> bool {
+    deliveries > 0 && job.limit.is_some_and(|limit| deliveries >= limit)
+}
+
+fn is_about(letter: &Letter, job: Sequence) -> bool {
+    !letter.is_done && letter.letter.job() == job
+}
+
+fn segment_of(sample: &Sample, path: &Path) -> Segment {
+    Segment::parse(&sample.files[path])
+}

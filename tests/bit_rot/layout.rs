@@ -1,0 +1,106 @@
+//! Which byte of which file belongs to what: the layout of section 3 of the guide, read anew from
+//! its tables and not through the library.
+
+use std::ops::Range;
+
+use logmill::Sequence;
+
+pub const SEGMENT_SIZE: usize = 16 * 1024;
+pub const HEADER_BYTES: usize = 64;
+/// What a header's check covers, and the check.
+pub const IDENTITY: Range<usize> = 0..48;
+/// The version of a MANIFEST.
+pub const MANIFEST_VERSION: Range<usize> = 8..12;
+
+const RECORD_HEADER_BYTES: usize = 32;
+const MOST_RECORDS: usize = (SEGMENT_SIZE - HEADER_BYTES) / RECORD_HEADER_BYTES;
+const RECORDS_PER_WORD: usize = 32;
+const COUNTS: usize = HEADER_BYTES + 8 * MOST_RECORDS.div_ceil(RECORDS_PER_WORD);
+
+/// A segment file, undamaged.
+pub struct Segment {
+    /// The seal, if there is one, stands here and says where the records end.
+    pub is_sealed: bool,
+    pub records: Vec<Record>,
+}
+
+pub struct Record {
+    pub sequence: Sequence,
+    /// Header, metadata and payload.
+    pub bytes: Range<usize>,
+    /// As `bytes`, up to the next multiple of 8.
+    pub units: Range<usize>,
+    pub payload: Range<usize>,
+}
+
+impl Segment {
+    pub const SEAL: Range<usize> = 48..60;
+
+    pub fn parse(bytes: &[u8]) -> Self {
+        assert!(bytes.starts_with(b"logmillS"));
+        let base = u64_at(bytes, 16);
+        let records_sealed = u32_at(bytes, 48) as usize;
+        let end = match 8 * u32_at(bytes, 52) as usize {
+            0 => bytes.len(),
+            end => end,
+        };
+        let mut records: Vec<Record> = Vec::new();
+        let mut at = HEADER_BYTES;
+        while at < end && u32_at(bytes, at) != 0 {
+            let len = u32_at(bytes, at) as usize;
+            let index = u32_at(bytes, at + 8);
+            assert_eq!((index as usize, bytes[at + 12]), (records.len(), 1));
+            let meta_len = u16::from_le_bytes([bytes[at + 14], bytes[at + 15]]);
+            records.push(Record {
+                sequence: Sequence::new(base + u64::from(index)),
+                bytes: at..at + len,
+                units: at..at + len.next_multiple_of(8),
+                payload: at + RECORD_HEADER_BYTES + usize::from(meta_len)..at + len,
+            });
+            at += len.next_multiple_of(8);
+        }
+        let is_sealed = u32_at(bytes, 52) != 0;
+        assert!(!is_sealed || (records.len(), at) == (records_sealed, end));
+        Self { is_sealed, records }
+    }
+}
+
+/// The bytes of an ack file.
+pub struct Acks;
+
+impl Acks {
+    pub const BYTES: usize = COUNTS + 4 * MOST_RECORDS;
+
+    /// The word with the done bit of this record.
+    pub fn word(index: usize) -> Range<usize> {
+        let at = HEADER_BYTES + 8 * (index / RECORDS_PER_WORD);
+        at..at + 8
+    }
+
+    /// The words of so many records.
+    pub fn words(records: usize) -> impl Iterator<Item = Range<usize>> {
+        (0..records).step_by(RECORDS_PER_WORD).map(Self::word)
+    }
+
+    pub fn is_done(bytes: &[u8], index: usize) -> bool {
+        let done = u32_at(bytes, Self::word(index).start);
+        done >> (index % RECORDS_PER_WORD) & 1 == 1
+    }
+
+    /// The delivery count of this record.
+    pub fn count(index: usize) -> Range<usize> {
+        COUNTS + 4 * index..COUNTS + 4 * index + 4
+    }
+
+    pub fn deliveries(bytes: &[u8], index: usize) -> u32 {
+        u32::from(bytes[Self::count(index).start])
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}

@@ -1,0 +1,353 @@
+//! The queue directory that is damaged: what a process that died has left in it, and what is known
+//! of each job and letter.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use logmill::{Builder, DeadLetter, EnqueueOptions, Queue, RetryPolicy, Sequence};
+use tempfile::TempDir;
+
+use crate::files;
+use crate::layout::{Acks, SEGMENT_SIZE, Segment};
+
+/// Far more than anything here takes.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Jobs that nobody was to touch become due after this.
+const SOON: Duration = Duration::from_secs(3);
+const FAR: Duration = Duration::from_secs(24 * 3600);
+
+pub type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+pub struct Sample {
+    /// By their paths within the queue directory.
+    pub files: Files,
+    pub jobs: BTreeMap<Sequence, Job>,
+    pub letters: BTreeMap<Sequence, Letter>,
+}
+
+pub struct Job {
+    pub payload: Vec<u8>,
+    pub is_done: bool,
+    pub deliveries: u32,
+    /// Its own limit of attempts; the queue has none.
+    pub limit: Option<u32>,
+    /// It is not due for long.
+    pub is_far: bool,
+    pub replay_of: Option<Sequence>,
+}
+
+pub struct Letter {
+    pub letter: DeadLetter,
+    /// It was replayed or purged.
+    pub is_done: bool,
+}
+
+/// What becomes of a job.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Ack,
+    RetryAndAck,
+    /// Is left in the handler's hands, once it was delivered so often.
+    Hold(u32),
+    /// Is left there by its last attempt.
+    HoldLast,
+    Bury,
+    /// Fails until its attempts are used up.
+    Exhaust,
+    /// Is not delivered.
+    Wait,
+    WaitLong,
+}
+
+use Fate::{Ack, Bury, Exhaust, Hold, HoldLast, RetryAndAck, Wait, WaitLong};
+
+/// The jobs of the first process, which closes the queue: they are in a sealed segment.
+const FIRST: [Fate; 10] = [
+    Ack,
+    Hold(1),
+    Bury,
+    Ack,
+    Wait,
+    RetryAndAck,
+    Exhaust,
+    Hold(2),
+    WaitLong,
+    Ack,
+];
+/// The jobs of the second process, which dies: they are in a segment that is not.
+const SECOND: [Fate; 10] = [
+    Ack,
+    HoldLast,
+    Hold(3),
+    Ack,
+    Exhaust,
+    Wait,
+    RetryAndAck,
+    WaitLong,
+    Bury,
+    Hold(1),
+];
+/// More than an ack word is for.
+const JOBS: usize = 36;
+
+impl Sample {
+    pub fn make() -> Self {
+        let living = directory();
+        let mut sample = Self {
+            files: Files::new(),
+            jobs: BTreeMap::new(),
+            letters: BTreeMap::new(),
+        };
+        let start = Instant::now();
+        let queue = open(living.path());
+        sample.live_through(&queue, &FIRST);
+        queue.close().unwrap();
+        let queue = open(living.path());
+        sample.live_through(&queue, &SECOND);
+        sample.take_letters(&queue);
+        // The replays are not the last records.
+        for at in 0..3 {
+            sample.enqueue(&queue, Wait, payload(at));
+        }
+        assert!(start.elapsed() < SOON, "too slow: jobs have become due");
+        // The upkeep has the next segment prepared.
+        let segments = living.path().join("log/00");
+        while count(&segments, "seg") < 3 {
+            assert!(start.elapsed() < PATIENCE);
+            thread::sleep(Duration::from_millis(1));
+        }
+        let dead = directory();
+        files::copy_when_quiet(living.path(), dead.path());
+        sample.files = read_all(dead.path());
+        sample.check();
+        thread::sleep(SOON);
+        sample
+    }
+
+    fn enqueue(&mut self, queue: &Queue, fate: Fate, payload: Vec<u8>) -> Sequence {
+        let mut options = EnqueueOptions::new();
+        let limit = match fate {
+            HoldLast => Some(1),
+            Exhaust => Some(2),
+            _ => None,
+        };
+        if let Some(limit) = limit {
+            options = options.max_attempts(limit);
+        }
+        match fate {
+            Wait => options = options.delay(SOON),
+            WaitLong => options = options.delay(FAR),
+            _ => {}
+        }
+        let job = Job {
+            payload,
+            is_done: false,
+            deliveries: 0,
+            limit: limit.map(u32::from),
+            is_far: fate == WaitLong,
+            replay_of: None,
+        };
+        let sequence = queue.enqueue_with(&job.payload, options).unwrap();
+        self.jobs.insert(sequence, job);
+        sequence
+    }
+
+    /// Enqueues jobs, and handles them until each is where its fate leads it.
+    fn live_through(&mut self, queue: &Queue, fates: &[Fate]) {
+        let mut destined = BTreeMap::new();
+        for (at, &fate) in fates.iter().cycle().take(JOBS).enumerate() {
+            destined.insert(self.enqueue(queue, fate, payload(at)), fate);
+        }
+        let mut open: BTreeSet<_> = destined
+            .iter()
+            .filter(|(_, fate)| !matches!(fate, Wait | WaitLong))
+            .map(|(&job, _)| job)
+            .collect();
+        let consumer = queue.consumer();
+        while !open.is_empty() {
+            let job = consumer.next_timeout(PATIENCE).expect("there is a job");
+            let sequence = job.sequence();
+            let attempts = job.attempts();
+            let known = self.jobs.get_mut(&sequence).expect("it was enqueued");
+            known.deliveries = attempts;
+            // A job of the first process, in the second one's hands, is one that was held.
+            let fate = destined.get(&sequence).copied().unwrap_or(Hold(1));
+            let settled = match fate {
+                Hold(times) if attempts < times => {
+                    job.retry("again");
+                    false
+                }
+                Hold(_) | HoldLast => {
+                    std::mem::forget(job);
+                    true
+                }
+                RetryAndAck if attempts == 1 => {
+                    job.retry("once more");
+                    false
+                }
+                Ack | RetryAndAck => {
+                    job.ack();
+                    known.is_done = true;
+                    true
+                }
+                Bury => {
+                    job.dead_letter(format!("no use: {sequence}"));
+                    known.is_done = true;
+                    true
+                }
+                Exhaust => {
+                    job.retry(format!("attempt {attempts} failed"));
+                    known.is_done = attempts == 2;
+                    known.is_done
+                }
+                Wait | WaitLong => panic!("{sequence} is not due"),
+            };
+            if settled {
+                open.remove(&sequence);
+            }
+        }
+    }
+
+    /// Takes note of the letters, and purges and replays some of each process.
+    fn take_letters(&mut self, queue: &Queue) {
+        let letters = queue.dead_letters();
+        for letter in letters.iter() {
+            let sequence = letter.sequence();
+            let is_done = false;
+            self.letters.insert(sequence, Letter { letter, is_done });
+        }
+        let half = self.letters.len() / 2;
+        for (at, (&sequence, letter)) in self.letters.iter_mut().enumerate() {
+            match at % half {
+                1 | 2 => letters.purge(sequence).unwrap(),
+                3 => {
+                    let job = Job {
+                        payload: letter.letter.payload().to_vec(),
+                        is_done: false,
+                        deliveries: 0,
+                        limit: self.jobs[&letter.letter.job()].limit,
+                        is_far: false,
+                        replay_of: Some(sequence),
+                    };
+                    self.jobs.insert(letters.replay(sequence).unwrap(), job);
+                }
+                _ => continue,
+            }
+            letter.is_done = true;
+        }
+    }
+
+    /// The files are what they are meant to be, and the layout is what they are read by.
+    fn check(&self) {
+        let mut jobs = BTreeMap::new();
+        let mut letters = BTreeMap::new();
+        let mut kinds = Vec::new();
+        for (path, bytes) in &self.files {
+            if path.extension().is_none_or(|extension| extension != "seg") {
+                continue;
+            }
+            let segment = Segment::parse(bytes);
+            kinds.push((
+                path.starts_with("dead"),
+                segment.is_sealed,
+                segment.records.is_empty(),
+            ));
+            let acks = &self.files[&path.with_extension("ack")];
+            assert_eq!(acks.len(), Acks::BYTES);
+            for (index, record) in segment.records.iter().enumerate() {
+                let payload = bytes[record.payload.clone()].to_vec();
+                let is_done = Acks::is_done(acks, index);
+                let deliveries = Acks::deliveries(acks, index);
+                let found = if path.starts_with("dead") {
+                    &mut letters
+                } else {
+                    &mut jobs
+                };
+                found.insert(record.sequence, (payload, is_done, deliveries));
+            }
+        }
+        let expected = [
+            (false, true, false),
+            (false, false, false),
+            (false, false, true),
+            (true, true, false),
+            (true, false, false),
+        ];
+        assert_eq!(kinds.len(), expected.len());
+        assert!(
+            expected.iter().all(|kind| kinds.contains(kind)),
+            "{kinds:?}"
+        );
+        let of_job = |(&sequence, job): (&Sequence, &Job)| {
+            (sequence, (job.payload.clone(), job.is_done, job.deliveries))
+        };
+        let of_letter = |(&sequence, letter): (&Sequence, &Letter)| {
+            let payload = letter.letter.payload().to_vec();
+            (sequence, (payload, letter.is_done, 0))
+        };
+        assert_eq!(jobs, self.jobs.iter().map(of_job).collect());
+        assert_eq!(letters, self.letters.iter().map(of_letter).collect());
+    }
+}
+
+/// Of many lengths; some empty, some all zero, some that end in zeros.
+fn payload(at: usize) -> Vec<u8> {
+    const LENGTHS: [usize; 9] = [0, 40, 1, 300, 8, 16, 63, 7, 120];
+    let len = LENGTHS[at % LENGTHS.len()];
+    let mut payload: Vec<_> = (0..len).map(|i| (at * 37 + i * 11 + 1) as u8).collect();
+    match at % 4 {
+        1 => payload[len / 2..].fill(0),
+        2 if at.is_multiple_of(3) => payload.fill(0),
+        _ => {}
+    }
+    payload
+}
+
+pub fn builder(dir: &Path) -> Builder {
+    Queue::builder(dir)
+        .stripes(1)
+        .segment_size(SEGMENT_SIZE as u64)
+        .retry(RetryPolicy::fixed(Duration::ZERO).unlimited_attempts())
+}
+
+fn open(dir: &Path) -> Queue {
+    let (queue, report) = builder(dir).open().unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    queue
+}
+
+/// In memory, if there is such a file system.
+pub fn directory() -> TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
+}
+
+/// The files below a directory.
+pub fn read_all(root: &Path) -> Files {
+    let mut files = Files::new();
+    let mut directories = vec![root.to_path_buf()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else {
+                let name = path.strip_prefix(root).unwrap().to_path_buf();
+                files.insert(name, fs::read(&path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+fn count(dir: &Path, extension: &str) -> usize {
+    let entries = fs::read_dir(dir).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .count()
+}
