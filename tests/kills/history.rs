@@ -1,0 +1,511 @@
+//! What must be true of a queue, derived from the journals of those who were killed and from what
+//! was found after each kill, and never from the queue's own files.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::figures::Figures;
+use crate::inspection::Inspection;
+use crate::journal::{Event, Note};
+use crate::plan::{Disposal, Load, Task};
+
+/// How far a call has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Call {
+    #[default]
+    NotBegun,
+    Begun,
+    Returned,
+}
+
+impl Call {
+    /// Another thread may have been first.
+    fn begin(&mut self) {
+        if *self == Self::NotBegun {
+            *self = Self::Begun;
+        }
+    }
+}
+
+/// What is known of the tasks, jobs and letters of a queue. A task is what was to be enqueued: it
+/// is one job, and one more for each replay of a letter.
+#[derive(Default)]
+pub struct History {
+    tasks: HashMap<u64, TaskState>,
+    jobs: HashMap<u64, JobState>,
+    letters: HashMap<u64, LetterState>,
+    /// Tasks that something happened to since the last inspection.
+    touched: HashSet<u64>,
+    /// Jobs and letters that were not gone for good at the last inspection.
+    unsettled_jobs: HashSet<u64>,
+    unsettled_letters: HashSet<u64>,
+    /// Producers some of whose enqueues may have been refused.
+    limited: HashSet<u64>,
+    /// Deliveries that may have been counted and not noted since the last inspection.
+    may_be_unnoted: u64,
+    /// Jobs that replays of several letters returned.
+    replayed: Vec<u64>,
+}
+
+#[derive(Debug, Default)]
+struct TaskState {
+    returned: Option<u64>,
+    /// It is known not to be in the queue, and so it never will be.
+    refused: bool,
+    jobs: Vec<u64>,
+    letters: Vec<u64>,
+}
+
+#[derive(Debug, Default)]
+struct JobState {
+    task: u64,
+    /// Deliveries that were counted, as far as is known.
+    deliveries: u32,
+    noted: Vec<u32>,
+    ack: Call,
+    /// Attempts at which a consumer declared it dead.
+    deaths: Vec<u32>,
+    /// Its consumer has handed it over to the dead letter log, in this process.
+    is_dead: bool,
+    /// Its death was flushed: the letter is there and the job is not.
+    buried: bool,
+    /// It was there although its letter was: killed in between. It may get another one.
+    outlived_its_letter: bool,
+    /// It was found to be gone.
+    settled: bool,
+    letters: Vec<u64>,
+}
+
+#[derive(Debug, Default)]
+struct LetterState {
+    job: u64,
+    task: u64,
+    attempts: u32,
+    removal: Call,
+    /// It was found to be gone.
+    settled: bool,
+}
+
+impl History {
+    /// Takes in what a child noted until it ended.
+    pub fn read(&mut self, load: &Load, notes: &[Note], figures: &mut Figures) {
+        self.may_be_unnoted += load.most_unnoted();
+        let mut deaths = Vec::new();
+        let mut last_of_producer = HashMap::new();
+        let mut last_delivered = HashMap::new();
+        for note in notes {
+            match note.event {
+                Event::OpenBegins | Event::OpenReturned => {}
+                Event::FlushBegins | Event::CloseBegins => {}
+                Event::EnqueueBegins { id } => {
+                    if load.max_depth.is_some() || load.max_bytes.is_some() {
+                        self.limited.insert(Task::producer_of(id));
+                    }
+                    let before = self.tasks.insert(id, TaskState::default());
+                    assert!(before.is_none(), "the harness enqueued {id:x} twice");
+                    self.touched.insert(id);
+                }
+                Event::EnqueueReturned { id, job } => {
+                    self.job(job, id);
+                    self.task(id).returned = Some(job);
+                    let last = last_of_producer.insert(Task::producer_of(id), job);
+                    assert!(
+                        last.is_none_or(|last| last >> 56 == job >> 56 && last < job),
+                        "jobs of one producer are {last:x?} and then {job:x}"
+                    );
+                    figures.enqueued += 1;
+                }
+                Event::EnqueueRefused { id } => {
+                    let task = self.task(id);
+                    assert!(task.jobs.is_empty(), "refused and there: {id:x} {task:?}");
+                    task.refused = true;
+                    figures.refused += 1;
+                }
+                Event::Delivered { job, id, attempt } => {
+                    figures.delivered += 1;
+                    let state = self.job(job, id);
+                    assert!(
+                        !state.noted.contains(&attempt),
+                        "attempt {attempt} at {job:x} was delivered twice: {state:?}"
+                    );
+                    if load.lease_timeout.is_none() {
+                        // With lease timeouts two threads may have it, and note in any order.
+                        assert!(
+                            attempt > state.deliveries,
+                            "attempt {attempt} at {job:x} again: {state:?}"
+                        );
+                        assert!(
+                            state.ack != Call::Returned && !state.is_dead,
+                            "settled and delivered again: {job:x} {state:?}"
+                        );
+                    }
+                    state.noted.push(attempt);
+                    state.deliveries = state.deliveries.max(attempt);
+                    let within = Task::limit(id).is_none_or(|limit| attempt <= limit.into());
+                    assert!(within, "attempt {attempt} at {id:x}, {job:x}: {state:?}");
+                    if load.delivers_in_order() && attempt == 1 && Task::delay(id).is_zero() {
+                        let last = last_delivered.insert(job >> 56, job);
+                        assert!(
+                            last.is_none_or(|last| last < job),
+                            "the only consumer got {last:x?} and then {job:x}"
+                        );
+                    }
+                }
+                Event::AckBegins { job } => self.known_job(job).ack.begin(),
+                Event::AckReturned { job } => {
+                    self.known_job(job).ack = Call::Returned;
+                    figures.acked += 1;
+                }
+                Event::DeathBegins { job, attempt } => {
+                    let state = self.known_job(job);
+                    state.deaths.push(attempt);
+                }
+                Event::DeathReturned { job } => {
+                    // Of a job that has timed out it means nothing.
+                    if load.lease_timeout.is_none() {
+                        self.known_job(job).is_dead = true;
+                        deaths.push((note.tick, job));
+                    }
+                }
+                Event::FlushReturned { began } => {
+                    figures.flushes += 1;
+                    for &(_, job) in deaths.iter().filter(|&&(tick, _)| tick < began) {
+                        self.known_job(job).buried = true;
+                    }
+                }
+                Event::LetterSeen {
+                    letter,
+                    job,
+                    id,
+                    attempts,
+                } => {
+                    self.see_letter(letter, job, id, attempts, figures);
+                }
+                Event::ReplayBegins { letter } => self.begin_removal(letter, Disposal::Replay),
+                Event::PurgeBegins { letter } => self.begin_removal(letter, Disposal::Purge),
+                Event::ReplayReturned { letter: 0, job } => {
+                    self.replayed.push(job);
+                    figures.replayed += 1;
+                }
+                Event::ReplayReturned { letter, job } => {
+                    let state = self.known_letter(letter);
+                    state.removal = Call::Returned;
+                    let task = state.task;
+                    self.job(job, task);
+                    figures.replayed += 1;
+                }
+                Event::PurgeReturned { letter } => {
+                    self.known_letter(letter).removal = Call::Returned;
+                    figures.purged += 1;
+                }
+            }
+        }
+        // A death that was not flushed ends with the process.
+        for (_, job) in deaths {
+            self.known_job(job).is_dead = false;
+        }
+        let in_flight = self.tasks.iter().filter(|(id, task)| {
+            Task::producer_of(**id) >> 4 == load.generation
+                && task.returned.is_none()
+                && !task.refused
+        });
+        figures.in_flight += in_flight.count() as u64;
+        let acks = self.unsettled_jobs.iter();
+        figures.acks_in_flight += acks
+            .filter(|job| self.jobs[*job].ack == Call::Begun)
+            .count() as u64;
+    }
+
+    /// Takes in what was found after that. Panics if the queue broke its word.
+    pub fn check(&mut self, found: &Inspection, figures: &mut Figures) {
+        let letters: HashSet<u64> = found.letters.iter().map(|letter| letter.sequence).collect();
+        assert_eq!(
+            letters.len(),
+            found.letters.len(),
+            "a letter was shown twice"
+        );
+        for letter in &found.letters {
+            self.see_letter(
+                letter.sequence,
+                letter.job,
+                letter.task,
+                letter.attempts,
+                figures,
+            );
+            let state = self.known_letter(letter.sequence);
+            assert!(
+                state.removal != Call::Returned,
+                "removed and there: {:x} {state:?}",
+                letter.sequence
+            );
+        }
+        self.check_letters(&letters);
+
+        let mut present = HashSet::new();
+        let mut unnoted = 0;
+        for job in &found.jobs {
+            let sequence = job.sequence;
+            assert!(present.insert(sequence), "delivered twice: {sequence:x}");
+            let state = self.job(sequence, job.task);
+            assert!(
+                state.ack != Call::Returned,
+                "acked and there: {sequence:x} {state:?}"
+            );
+            assert!(!state.buried, "buried and there: {sequence:x} {state:?}");
+            assert!(
+                job.deliveries >= state.deliveries,
+                "{sequence:x} was delivered {} times by its count: {state:?}",
+                job.deliveries
+            );
+            unnoted += u64::from(job.deliveries - state.deliveries);
+            state.deliveries = job.deliveries;
+            state.outlived_its_letter |= !state.letters.is_empty();
+            figures.overlaps += u64::from(!state.letters.is_empty());
+        }
+        figures.unnoted += unnoted;
+        assert!(
+            unnoted <= self.may_be_unnoted,
+            "{unnoted} deliveries that nobody saw, {} consumers",
+            self.may_be_unnoted
+        );
+        self.check_hidden(found, &present, figures);
+        self.check_absent(&present);
+        self.check_order(found);
+        self.check_producers();
+        self.check_tasks(figures);
+        for job in std::mem::take(&mut self.replayed) {
+            assert!(self.jobs.contains_key(&job), "replayed and lost: {job:x}");
+        }
+        self.may_be_unnoted = 0;
+    }
+
+    /// A job that has a letter and has used up its attempts is there, but not delivered again.
+    fn check_hidden(&mut self, found: &Inspection, present: &HashSet<u64>, figures: &mut Figures) {
+        let hidden = found.live.checked_sub(found.jobs.len() as u64);
+        let hidden = hidden.expect("no more jobs than the report says");
+        let may_hide: HashSet<u64> = found
+            .letters
+            .iter()
+            .filter(|letter| {
+                let limit = Task::own_limit(letter.task).flatten();
+                limit.is_some_and(|limit| letter.attempts >= limit.into())
+            })
+            .map(|letter| letter.job)
+            .filter(|job| !present.contains(job))
+            .collect();
+        assert!(
+            hidden <= may_hide.len() as u64,
+            "{} jobs by the report, {} delivered, {} may hide",
+            found.live,
+            found.jobs.len(),
+            may_hide.len()
+        );
+        figures.overlaps += hidden;
+        if hidden > 0 {
+            for job in may_hide {
+                self.known_job(job).outlived_its_letter = true;
+            }
+        }
+    }
+
+    /// Jobs that are not there any more must have been acked, or must be letters.
+    fn check_absent(&mut self, present: &HashSet<u64>) {
+        let unsettled = std::mem::take(&mut self.unsettled_jobs);
+        for sequence in unsettled {
+            let state = self.jobs.get_mut(&sequence).expect("known");
+            if present.contains(&sequence) {
+                self.unsettled_jobs.insert(sequence);
+                continue;
+            }
+            assert!(
+                state.ack != Call::NotBegun || !state.letters.is_empty(),
+                "lost: {sequence:x} {state:?}"
+            );
+            assert!(
+                !state.buried || !state.letters.is_empty(),
+                "no letter: {sequence:x} {state:?}"
+            );
+            if state.outlived_its_letter && state.ack == Call::NotBegun {
+                // It may be hidden, see above.
+                self.unsettled_jobs.insert(sequence);
+            } else {
+                state.settled = true;
+            }
+        }
+    }
+
+    /// Letters that are not there any more must have been replayed or purged.
+    fn check_letters(&mut self, present: &HashSet<u64>) {
+        let letters = &mut self.letters;
+        self.unsettled_letters.retain(|sequence| {
+            let state = letters.get_mut(sequence).expect("known");
+            let is_present = present.contains(sequence);
+            assert!(
+                is_present || state.removal != Call::NotBegun,
+                "a letter was lost: {sequence:x} {state:?}"
+            );
+            state.settled = !is_present;
+            is_present
+        });
+    }
+
+    /// A producer enqueues one task after the other: if one was enqueued, so were those before.
+    fn check_producers(&self) {
+        let mut open: Vec<_> = self
+            .touched
+            .iter()
+            .map(|&id| (Task::producer_of(id), Task::order(id), id))
+            .filter(|&(_, _, id)| self.tasks[&id].returned.is_none() && !self.tasks[&id].refused)
+            .collect();
+        open.sort_unstable();
+        let exists = |id: u64| !self.tasks[&id].jobs.is_empty();
+        for pair in open.windows(2) {
+            let [(producer, _, before), (same, _, after)] = *pair else {
+                continue;
+            };
+            assert!(
+                producer != same
+                    || self.limited.contains(&producer)
+                    || exists(before)
+                    || !exists(after),
+                "{after:x} was enqueued, and {before:x} before it is lost"
+            );
+        }
+    }
+
+    /// Each replayed letter is exactly one job more.
+    fn check_tasks(&mut self, figures: &mut Figures) {
+        for id in std::mem::take(&mut self.touched) {
+            let task = &self.tasks[&id];
+            let is_replayed = |letter: &&u64| {
+                self.letters[*letter].settled && Disposal::of(**letter) == Disposal::Replay
+            };
+            let replayed = task.letters.iter().filter(is_replayed).count();
+            let enqueued = task.returned.is_some() || !task.jobs.is_empty();
+            assert_eq!(
+                task.jobs.len(),
+                usize::from(enqueued) + replayed,
+                "jobs of {id:x}: {task:x?}, of which {replayed} letters were replayed"
+            );
+            if task.returned.is_none() && !task.refused {
+                figures.in_flight_kept += u64::from(enqueued);
+                let task = self.tasks.get_mut(&id).expect("known");
+                match task.jobs.first() {
+                    // From here on it is as good as returned.
+                    Some(&job) => task.returned = Some(job),
+                    None => task.refused = true,
+                }
+            }
+        }
+    }
+
+    /// Jobs that were neither delivered before nor delayed come in the order of their stripe, and
+    /// those of one producer in the order in which it enqueued them.
+    fn check_order(&self, found: &Inspection) {
+        let mut last_of_stripe = HashMap::new();
+        let mut last_of_producer = HashMap::new();
+        for job in &found.jobs {
+            if job.deliveries > 0 || !Task::delay(job.task).is_zero() {
+                continue;
+            }
+            let last = last_of_stripe.insert(job.sequence >> 56, job.sequence);
+            assert!(
+                last.is_none_or(|last| last < job.sequence),
+                "{last:x?} was delivered before {:x}",
+                job.sequence
+            );
+            if self.tasks[&job.task].jobs.len() == 1 {
+                let order = Task::order(job.task);
+                let last = last_of_producer.insert(Task::producer_of(job.task), order);
+                assert!(
+                    last.is_none_or(|last| last < order),
+                    "task {last:x?} was delivered before {:x}",
+                    job.task
+                );
+            }
+        }
+    }
+
+    fn task(&mut self, id: u64) -> &mut TaskState {
+        self.touched.insert(id);
+        let task = self.tasks.get_mut(&id);
+        task.unwrap_or_else(|| panic!("{id:x} was never enqueued"))
+    }
+
+    /// The job of this sequence, which is this task's.
+    fn job(&mut self, sequence: u64, id: u64) -> &mut JobState {
+        if !self.jobs.contains_key(&sequence) {
+            let task = self.task(id);
+            assert!(!task.refused, "{id:x} was refused, and is {sequence:x}");
+            task.jobs.push(sequence);
+            self.unsettled_jobs.insert(sequence);
+            let job = JobState {
+                task: id,
+                ..JobState::default()
+            };
+            self.jobs.insert(sequence, job);
+        }
+        self.touched.insert(id);
+        let job = self.known_job(sequence);
+        assert_eq!(job.task, id, "two jobs got one sequence: {sequence:x}");
+        assert!(!job.settled, "it was gone: {sequence:x} {job:?}");
+        job
+    }
+
+    fn known_job(&mut self, sequence: u64) -> &mut JobState {
+        self.jobs.get_mut(&sequence).expect("noted before")
+    }
+
+    fn known_letter(&mut self, letter: u64) -> &mut LetterState {
+        self.letters.get_mut(&letter).expect("noted before")
+    }
+
+    fn begin_removal(&mut self, letter: u64, disposal: Disposal) {
+        assert_eq!(
+            disposal,
+            Disposal::of(letter),
+            "the harness disposes wrongly"
+        );
+        self.known_letter(letter).removal.begin();
+    }
+
+    /// Takes in that a letter was there.
+    fn see_letter(&mut self, letter: u64, job: u64, id: u64, attempts: u32, figures: &mut Figures) {
+        self.touched.insert(id);
+        if !self.letters.contains_key(&letter) {
+            let state = if self.jobs.get(&job).is_some_and(|job| job.settled) {
+                panic!("{job:x} was gone, and now there is letter {letter:x} of it");
+            } else {
+                self.job(job, id)
+            };
+            let limit = Task::limit(id);
+            assert!(
+                limit.is_some_and(|limit| attempts == limit.into())
+                    || state.deaths.contains(&attempts),
+                "letter {letter:x}, {job:x} of {id:x}, after {attempts} attempts: {state:?}"
+            );
+            assert!(
+                state.letters.is_empty() || state.outlived_its_letter,
+                "a second letter, {letter:x}, of {job:x}: {state:x?}"
+            );
+            figures.letters += 1;
+            figures.second_letters += u64::from(!state.letters.is_empty());
+            state.letters.push(letter);
+            self.task(id).letters.push(letter);
+            self.unsettled_letters.insert(letter);
+            let state = LetterState {
+                job,
+                task: id,
+                attempts,
+                ..LetterState::default()
+            };
+            self.letters.insert(letter, state);
+        }
+        let state = self.known_letter(letter);
+        assert_eq!(
+            (state.job, state.task, state.attempts),
+            (job, id, attempts),
+            "letter {letter:x} has changed"
+        );
+        assert!(!state.settled, "letter {letter:x} was gone: {state:?}");
+    }
+}

@@ -1,0 +1,147 @@
+//! What is in a queue directory: opened, looked at and drained by the parent.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use logmill::{Builder, MAX_ATTEMPTS, Queue, RecoveryReport, RetryPolicy};
+
+use crate::plan::{Shape, Task};
+use crate::support::{eventually, open_any};
+
+/// What was found.
+pub struct Inspection {
+    /// Jobs there are by the report.
+    pub live: u64,
+    /// The jobs, as they were delivered.
+    pub jobs: Vec<FoundJob>,
+    pub letters: Vec<FoundLetter>,
+    pub report: RecoveryReport,
+    /// How long the open took.
+    pub open_took: Duration,
+}
+
+pub struct FoundJob {
+    pub sequence: u64,
+    pub task: u64,
+    /// Deliveries before this one.
+    pub deliveries: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundLetter {
+    pub sequence: u64,
+    pub job: u64,
+    pub task: u64,
+    pub attempts: u32,
+}
+
+impl Inspection {
+    /// Opens the queue in `queue_dir`, at times more than once, and takes all there is.
+    pub fn run(queue_dir: &Path, shape: Shape, was_closed: bool, rng: &mut Rng) -> Self {
+        let builder = || builder(queue_dir, shape);
+        let begun = Instant::now();
+        let (mut queue, report) = open_any(builder());
+        let open_took = begun.elapsed();
+        // A kill leaves records that were being written, and no other damage.
+        assert!(report.is_clean(), "{report:?}");
+        if was_closed {
+            assert_nothing_to_do(&report, shape);
+        }
+        let letters = letters(&queue, shape);
+        assert_eq!(letters.len() as u64, report.dead_letters);
+        assert_eq!(queue.stats().depth(), report.jobs);
+        if rng.u32(..3) == 0 {
+            queue.close().expect("flushed");
+            let (again, report_again) = open_any(builder());
+            assert_nothing_to_do(&report_again, shape);
+            assert_eq!(report_again.jobs, report.jobs);
+            assert_eq!(self::letters(&again, shape), letters);
+            queue = again;
+        }
+        if rng.u32(..4) == 0 {
+            let report = queue.verify().expect("readable");
+            assert!(report.damaged.is_empty(), "{report:?}");
+        }
+        let mut jobs = drain(&queue, shape);
+        assert_eq!(queue.stats().quarantined, 0);
+        // Those that had used up their attempts are letters now, in this directory.
+        queue.flush().expect("flushed");
+        let known: HashSet<u64> = letters.iter().map(|letter| letter.sequence).collect();
+        let letters_now = self::letters(&queue, shape);
+        assert!(
+            letters_now.starts_with(&letters),
+            "{letters:?} {letters_now:?}"
+        );
+        let new = letters_now
+            .iter()
+            .filter(|one| !known.contains(&one.sequence));
+        jobs.extend(new.map(|letter| FoundJob {
+            sequence: letter.job,
+            task: letter.task,
+            deliveries: letter.attempts,
+        }));
+        if rng.u32(..4) == 0 {
+            drop(queue);
+            let (queue, report) = open_any(builder());
+            assert_nothing_to_do(&report, shape);
+            assert_eq!(report.jobs, 0);
+            assert_eq!(self::letters(&queue, shape), letters_now);
+        }
+        Self {
+            live: report.jobs,
+            jobs,
+            letters,
+            report,
+            open_took,
+        }
+    }
+}
+
+/// A queue whose jobs come back at once, as long as their own limits let them.
+fn builder(queue_dir: &Path, shape: Shape) -> Builder {
+    let retry = RetryPolicy::fixed(Duration::ZERO).max_attempts(MAX_ATTEMPTS);
+    shape.builder(queue_dir).retry(retry)
+}
+
+/// The report of a queue that was closed.
+fn assert_nothing_to_do(report: &RecoveryReport, shape: Shape) {
+    // The last segment of each log is not sealed if all in it is done.
+    let logs = shape.stripes as u64 + 1;
+    assert!(
+        report.is_clean()
+            && report.quarantined.is_empty()
+            && report.scanned <= logs
+            && (report.holes, report.replays_settled) == (0, 0),
+        "closed, and yet: {report:?}"
+    );
+}
+
+fn letters(queue: &Queue, shape: Shape) -> Vec<FoundLetter> {
+    let letters = queue.dead_letters().iter();
+    let found = letters.map(|letter| FoundLetter {
+        sequence: letter.sequence().get(),
+        job: letter.job().get(),
+        task: Task::from_payload(letter.payload(), shape).id,
+        attempts: letter.attempts(),
+    });
+    found.collect()
+}
+
+fn drain(queue: &Queue, shape: Shape) -> Vec<FoundJob> {
+    let consumer = queue.consumer();
+    let mut jobs = Vec::new();
+    eventually("the queue is drained", || {
+        while let Some(job) = consumer.try_next() {
+            jobs.push(FoundJob {
+                sequence: job.sequence().get(),
+                task: Task::from_payload(job.payload(), shape).id,
+                deliveries: job.attempts() - 1,
+            });
+            job.ack();
+        }
+        queue.stats().depth() == 0
+    });
+    jobs
+}

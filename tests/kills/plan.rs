@@ -1,0 +1,357 @@
+//! What is drawn before anything runs: the shape of a queue, the load of a child, and all there is
+//! to know of a task from its id, so that whoever meets a payload can check every byte of it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use fastrand::Rng;
+use logmill::{Builder, Durability, EnqueueOptions, Queue, RetryPolicy};
+
+/// Attempts of a task that has no limit of its own.
+pub const ATTEMPTS: u8 = 4;
+/// Most tasks in a batch, and ids in a group whose options are the same.
+pub const GROUP: u64 = 32;
+/// Most jobs that a consumer takes at a time.
+pub const TAKEN: usize = 8;
+
+/// A random source that depends on all of `numbers`.
+pub fn rng(numbers: &[u64]) -> Rng {
+    let mix = |mixed: u64, &number: &u64| Rng::with_seed(mixed ^ number).u64(..);
+    Rng::with_seed(numbers.iter().fold(0x6b69_6c6c, mix))
+}
+
+fn millis(rng: &mut Rng, range: std::ops::Range<u64>) -> Duration {
+    Duration::from_micros(rng.u64(range.start * 1000..range.end * 1000))
+}
+
+/// What is fixed when a queue is created.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub stripes: usize,
+    pub segment_size: u64,
+}
+
+impl Shape {
+    pub fn draw(rng: &mut Rng) -> Self {
+        // Small segments: rolls, retirement and recycling happen all the time.
+        let sizes = [16, 16, 32, 64, 256];
+        Self {
+            stripes: rng.usize(1..=4),
+            segment_size: sizes[rng.usize(..sizes.len())] * 1024,
+        }
+    }
+
+    pub fn builder(self, queue_dir: &Path) -> Builder {
+        Queue::builder(queue_dir)
+            .stripes(self.stripes)
+            .segment_size(self.segment_size)
+    }
+
+    /// Longest payload: what `Queue::max_payload` says.
+    fn max_payload(self) -> usize {
+        self.segment_size as usize / 4 - 560
+    }
+}
+
+/// How a child takes jobs.
+#[derive(Clone, Copy, Debug)]
+pub enum Consumers {
+    None,
+    /// That many threads that take one or several jobs at a time.
+    ByHand(usize),
+    Pool(usize),
+}
+
+/// Kinds of children.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Usual,
+    /// It only enqueues, as much as it can.
+    Fat,
+    /// It opens the queue, and does nothing more.
+    Opening,
+}
+
+/// What a child does until it is killed.
+#[derive(Clone, Debug)]
+pub struct Load {
+    pub generation: u64,
+    pub shape: Shape,
+    pub durability: Durability,
+    pub producers: u64,
+    pub consumers: Consumers,
+    /// Threads that replay and purge letters, and flush.
+    pub custodians: usize,
+    /// Producers pause while this many jobs are in the queue.
+    pub backlog: u64,
+    pub lease_timeout: Option<Duration>,
+    pub max_depth: Option<u64>,
+    pub max_bytes: Option<u64>,
+    /// The child closes the queue and ends by itself after this time.
+    pub closes_after: Option<Duration>,
+    /// One of the tasks kills the process that works on it.
+    pub poison: bool,
+    /// Many of the tasks die.
+    grim: bool,
+}
+
+impl Load {
+    pub fn draw(seed: u64, generation: u64, shape: Shape, kind: Kind) -> Self {
+        let mut rng = rng(&[seed, generation]);
+        let rng = &mut rng;
+        let one_in = |rng: &mut Rng, n| rng.u32(..n) == 0;
+        let durability = match rng.u32(..4) {
+            0 => Durability::Sync,
+            1 => Durability::Interval(millis(rng, 1..20)),
+            _ => Durability::Process,
+        };
+        let consumers = match rng.u32(..8) {
+            0 => Consumers::None,
+            1 | 2 => Consumers::ByHand(1),
+            3..=5 => Consumers::ByHand(rng.usize(2..=3)),
+            _ => Consumers::Pool(rng.usize(1..=3)),
+        };
+        let load = Self {
+            generation,
+            shape,
+            durability,
+            producers: if one_in(rng, 10) { 0 } else { rng.u64(1..=4) },
+            consumers,
+            custodians: rng.usize(..=2),
+            backlog: [30, 300, 1500][rng.usize(..3)],
+            lease_timeout: one_in(rng, 6).then(|| millis(rng, 2..30)),
+            max_depth: one_in(rng, 6).then(|| rng.u64(10..1000)),
+            max_bytes: one_in(rng, 8)
+                .then(|| rng.u64(3..20) * shape.segment_size * shape.stripes as u64),
+            closes_after: one_in(rng, 6).then(|| millis(rng, 10..250)),
+            poison: one_in(rng, 8),
+            grim: one_in(rng, 4),
+        };
+        match kind {
+            Kind::Usual => load,
+            Kind::Fat => Self {
+                producers: 4,
+                consumers: Consumers::None,
+                backlog: 6_000,
+                durability: Durability::Process,
+                max_depth: None,
+                max_bytes: None,
+                closes_after: None,
+                ..load
+            },
+            Kind::Opening => Self {
+                producers: 0,
+                consumers: Consumers::None,
+                custodians: 0,
+                closes_after: None,
+                ..load
+            },
+        }
+    }
+
+    pub fn builder(&self, queue_dir: &Path) -> Builder {
+        let mut rng = rng(&[self.generation, 1]);
+        let retry = match rng.u32(..3) {
+            0 => RetryPolicy::fixed(Duration::ZERO),
+            1 => RetryPolicy::fixed(millis(&mut rng, 1..5)),
+            _ => RetryPolicy::exponential(Duration::from_millis(1), Duration::from_millis(8)),
+        };
+        let mut builder = self
+            .shape
+            .builder(queue_dir)
+            .durability(self.durability)
+            .retry(retry.max_attempts(ATTEMPTS));
+        if let Some(timeout) = self.lease_timeout {
+            builder = builder.lease_timeout(timeout);
+        }
+        if let Some(jobs) = self.max_depth {
+            builder = builder.max_depth(jobs);
+        }
+        if let Some(bytes) = self.max_bytes {
+            builder = builder.max_bytes(bytes);
+        }
+        builder
+    }
+
+    /// The first id of a group of tasks, of one of the producers. The options are the same in a
+    /// group.
+    pub fn first_id(&self, producer: u64, group: u64) -> u64 {
+        let id = (self.generation << 40) + (producer << 36) + group * GROUP;
+        if self.grim { GRIM | id } else { id }
+    }
+
+    /// Most deliveries that can have been counted and not noted when the child dies.
+    pub fn most_unnoted(&self) -> u64 {
+        match self.consumers {
+            Consumers::None => 0,
+            Consumers::ByHand(threads) => (threads * TAKEN) as u64,
+            Consumers::Pool(threads) => threads as u64,
+        }
+    }
+
+    /// Whether jobs that were never delivered before are delivered in the order of their stripe.
+    pub fn delivers_in_order(&self) -> bool {
+        matches!(self.consumers, Consumers::ByHand(1) | Consumers::Pool(1))
+    }
+}
+
+/// What becomes of a job in a worker's hands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Ack,
+    SlowAck(Duration),
+    Retry,
+    RetryAfter(Duration),
+    Drop,
+    DeadLetter,
+    Kill,
+}
+
+/// Something to be enqueued, derived from its id.
+#[derive(Clone, Debug)]
+pub struct Task {
+    pub id: u64,
+    pub payload: Vec<u8>,
+}
+
+/// Bits of an id: it kills whoever works on it; it is likely to die.
+const POISON: u64 = 1 << 63;
+const GRIM: u64 = 1 << 62;
+
+impl Task {
+    pub fn poison(id: u64) -> u64 {
+        POISON | id
+    }
+
+    /// The child and the producer that a task is of.
+    pub fn producer_of(id: u64) -> u64 {
+        (id & !(POISON | GRIM)) >> 36
+    }
+
+    /// Where among the tasks of its producer it was enqueued.
+    pub fn order(id: u64) -> u64 {
+        id & ((1 << 36) - 1)
+    }
+
+    pub fn of(id: u64, shape: Shape) -> Self {
+        let mut rng = rng(&[id]);
+        let max = shape.max_payload();
+        let len = match rng.u32(..40) {
+            0..20 => rng.usize(8..40),
+            20..36 => rng.usize(8..400),
+            36..39 => rng.usize(8..=max),
+            _ => max,
+        };
+        let mut payload = vec![0; len];
+        rng.fill(&mut payload);
+        payload[..8].copy_from_slice(&id.to_le_bytes());
+        Self { id, payload }
+    }
+
+    /// The task that has this payload; panics if any byte is off.
+    pub fn from_payload(payload: &[u8], shape: Shape) -> Self {
+        let id = payload.first_chunk().expect("a payload of 8 bytes or more");
+        let task = Self::of(u64::from_le_bytes(*id), shape);
+        assert!(
+            task.payload == payload,
+            "a payload is not what was enqueued: {:x}",
+            task.id
+        );
+        task
+    }
+
+    fn options_rng(id: u64) -> Rng {
+        rng(&[id / GROUP, 2])
+    }
+
+    /// How long it waits before it is due.
+    pub fn delay(id: u64) -> Duration {
+        let mut rng = Self::options_rng(id);
+        match rng.u32(..30) {
+            0..3 => millis(&mut rng, 1..30),
+            3 => millis(&mut rng, 30..200),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// How often it may be delivered; None: without end.
+    pub fn limit(id: u64) -> Option<u8> {
+        Self::own_limit(id).unwrap_or(Some(ATTEMPTS))
+    }
+
+    /// The limit it has of its own.
+    pub fn own_limit(id: u64) -> Option<Option<u8>> {
+        if id & POISON != 0 {
+            return Some(Some(2));
+        }
+        let mut rng = rng(&[id / GROUP, 3]);
+        match rng.u32(..20) {
+            0..3 => Some(Some(rng.u8(1..=3))),
+            3 => Some(None),
+            _ => None,
+        }
+    }
+
+    /// The options it is enqueued with.
+    pub fn options(id: u64) -> EnqueueOptions {
+        let mut rng = rng(&[id / GROUP, 4]);
+        let mut options = EnqueueOptions::new();
+        if !Self::delay(id).is_zero() {
+            options = options.delay(Self::delay(id));
+        }
+        options = match Self::own_limit(id) {
+            None => options,
+            Some(None) => options.unlimited_attempts(),
+            Some(Some(limit)) => options.max_attempts(limit),
+        };
+        options = match rng.u32(..20) {
+            0 => options.durability(Durability::Sync),
+            1 | 2 => options.durability(Durability::Interval(millis(&mut rng, 1..10))),
+            3 | 4 => options.durability(Durability::Process),
+            _ => options,
+        };
+        if rng.u32(..4) == 0 {
+            options = options.wait(Duration::from_millis(5));
+        }
+        options
+    }
+
+    /// What becomes of this attempt at it.
+    pub fn outcome(id: u64, attempt: u32) -> Outcome {
+        if id & POISON != 0 {
+            return Outcome::Kill;
+        }
+        let mut rng = rng(&[id, 5]);
+        // What is not settled by now is tried for ever otherwise.
+        let first = attempt == 1;
+        match rng.u32(..100) {
+            0..8 if first => Outcome::Retry,
+            8..11 if first => Outcome::RetryAfter(millis(&mut rng, 0..20)),
+            11..14 if first => Outcome::Drop,
+            14..20 if Self::limit(id).is_some() => Outcome::Retry,
+            20..60 if id & GRIM != 0 => Outcome::DeadLetter,
+            20..24 => Outcome::DeadLetter,
+            24..27 => Outcome::SlowAck(millis(&mut rng, 0..12)),
+            _ => Outcome::Ack,
+        }
+    }
+}
+
+/// What custodians do with a letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disposal {
+    Keep,
+    Replay,
+    Purge,
+}
+
+impl Disposal {
+    /// Of the letter of this sequence; always the same.
+    pub fn of(letter: u64) -> Self {
+        match rng(&[letter, 6]).u32(..20) {
+            0 | 1 => Self::Keep,
+            2..=12 => Self::Replay,
+            _ => Self::Purge,
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! A queue directory in which child after child is killed, and what is done to each of them.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use logmill::{Damage, OpenError};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use tempfile::TempDir;
+
+use crate::figures::Figures;
+use crate::history::History;
+use crate::inspection::Inspection;
+use crate::journal::{self, Event, Note};
+use crate::load::{self, Orders};
+use crate::plan::{Kind, Load, Shape};
+use crate::support::{Child, PATIENCE, copy_tree, eventually, has_played};
+
+/// The latest kill of a child, in microseconds after its start.
+const LATEST_KILL: u64 = 300_000;
+
+/// What goes through all of a run.
+pub struct Run {
+    pub seed: u64,
+    pub rng: Rng,
+    /// How many there were.
+    pub children: u64,
+    pub figures: Figures,
+}
+
+/// A queue directory, and what is known of it.
+pub struct Site<'a> {
+    run: &'a mut Run,
+    shape: Shape,
+    dir: TempDir,
+    history: History,
+    /// How long it took to recover the queue, the last time.
+    open_took: Duration,
+    was_closed: bool,
+}
+
+impl<'a> Site<'a> {
+    pub fn new(run: &'a mut Run) -> Self {
+        run.figures.directories += 1;
+        Self {
+            shape: Shape::draw(&mut run.rng),
+            run,
+            dir: tempfile::tempdir().expect("a scratch directory"),
+            history: History::default(),
+            open_took: Duration::from_millis(2),
+            was_closed: true,
+        }
+    }
+
+    pub fn figures(&self) -> &Figures {
+        &self.run.figures
+    }
+
+    /// Whether it is time for another directory, once in `of` times.
+    pub fn is_last(&mut self, of: u32) -> bool {
+        self.run.rng.u32(..of) == 0
+    }
+
+    /// Runs a child, or several that go on where nobody looked, and inspects a copy of what they
+    /// leave.
+    pub fn go_on(&mut self) {
+        if self.run.rng.u32(..16) == 0 {
+            self.run_child(Kind::Fat);
+            for _ in 0..self.run.rng.u32(2..=6) {
+                self.run_child(Kind::Opening);
+            }
+        } else {
+            self.run_child(Kind::Usual);
+        }
+        let copy = self.dir.path().join("copy");
+        let original = load::queue_dir(self.dir.path());
+        if original.exists() {
+            copy_tree(&original, &copy);
+        }
+        self.inspect(&copy);
+        fs::remove_dir_all(&copy).expect("removable");
+    }
+
+    /// Inspects the directory itself.
+    pub fn finish(mut self) {
+        self.inspect(&load::queue_dir(self.dir.path()));
+    }
+
+    /// Runs a child until it is killed, or ends, and takes in what it noted.
+    fn run_child(&mut self, kind: Kind) {
+        self.run.children += 1;
+        let orders = Orders {
+            seed: self.run.seed,
+            generation: self.run.children,
+            shape: self.shape,
+            kind,
+        };
+        let load = orders.load();
+        orders.write(self.dir.path());
+        let mut child = Child::start("load", self.dir.path());
+        let was_stopped = self.let_live(&mut child, &load, kind);
+        let was_faster = child.has_ended();
+        if !was_faster {
+            child.kill();
+        }
+        let status = child.end();
+        let (is_killed, is_closed) = (status.signal() == Some(9), has_played(status));
+        let stderr = child.stderr();
+        assert!(
+            (is_killed || is_closed) && !stderr.contains("panicked"),
+            "{status}\n{stderr}"
+        );
+        self.was_closed = is_closed;
+
+        let journals = load::journal_dir(self.dir.path(), load.generation);
+        let notes = journal::read(&journals);
+        self.history.read(&load, &notes, &mut self.run.figures);
+        fs::remove_dir_all(&journals).unwrap_or_default();
+        let figures = &mut self.run.figures;
+        if is_closed {
+            figures.orderly_ends += 1;
+            return;
+        }
+        let has = |event| notes.iter().any(|note| note.event == event);
+        figures.kills += 1;
+        figures.kills_by_poison += u64::from(was_faster);
+        figures.kills_while_stopped += u64::from(was_stopped);
+        figures.kills_before_open += u64::from(!has(Event::OpenBegins));
+        figures.kills_in_open += u64::from(has(Event::OpenBegins) && !has(Event::OpenReturned));
+        figures.kills_in_close += u64::from(has(Event::CloseBegins));
+    }
+
+    /// Waits until it is time to kill the child, or it has ended by itself; stops it meanwhile, at
+    /// times. Returns whether it is stopped.
+    fn let_live(&mut self, child: &mut Child, load: &Load, kind: Kind) -> bool {
+        let started = Instant::now();
+        let journals = load::journal_dir(self.dir.path(), load.generation);
+        let rng = &mut self.run.rng;
+        let moment = load.closes_after.map_or(2, |_| rng.u32(..3));
+        let life = if moment == 0 {
+            PATIENCE
+        } else if moment == 1 {
+            let within = Duration::from_micros(rng.u64(..5_000));
+            // It has noted three things by then.
+            eventually("the child closes the queue", || {
+                journal::noted_first(&journals) >= 3 || child.has_ended()
+            });
+            started.elapsed() + within
+        } else if kind == Kind::Opening || rng.u32(..10) == 0 {
+            let within = self.open_took.mul_f64(1.5 * rng.f64());
+            eventually("the child opens the queue", || {
+                journal::noted_first(&journals) >= 1
+            });
+            started.elapsed() + within
+        } else {
+            let latest = if rng.u32(..20) == 0 {
+                10_000
+            } else {
+                LATEST_KILL
+            };
+            Duration::from_micros(rng.u64(..latest))
+        };
+        if rng.u32(..4) == 0 {
+            let at = life
+                .min(Duration::from_micros(LATEST_KILL))
+                .mul_f64(rng.f64());
+            // Longer than a segment is full before it is sealed, at times.
+            let longest = if rng.bool() { 60_000 } else { 400_000 };
+            let pause = Duration::from_micros(rng.u64(..longest));
+            let is_last = rng.u32(..4) == 0;
+            if wait(child, started, at) {
+                return false;
+            }
+            self.stop(child, &journals);
+            thread::sleep(pause);
+            if is_last {
+                return true;
+            }
+            send(child, Signal::CONT);
+            wait(child, started, life + pause);
+        } else {
+            wait(child, started, life);
+        }
+        assert!(
+            life < PATIENCE || child.has_ended(),
+            "the child does not end"
+        );
+        false
+    }
+
+    /// Stops the child. If it has the queue open, nobody else can open it.
+    fn stop(&mut self, child: &Child, journals: &Path) {
+        send(child, Signal::STOP);
+        let either = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::Pid(pid_of(child)), either).expect("waitable");
+        if !status.is_some_and(|status| status.stopped()) {
+            // It has ended before.
+            return;
+        }
+        self.run.figures.stops += 1;
+        let is_open = |note: &Note| note.event == Event::OpenReturned;
+        let is_closing = |note: &Note| note.event == Event::CloseBegins;
+        let notes = journal::read(journals);
+        if notes.iter().any(is_open) && !notes.iter().any(is_closing) {
+            let second = self.shape.builder(&load::queue_dir(self.dir.path())).open();
+            let is_locked = matches!(second, Err(OpenError::Locked { .. }));
+            assert!(is_locked, "a stopped process lost its queue: {second:?}");
+            self.run.figures.locked += 1;
+        }
+    }
+
+    fn inspect(&mut self, queue_dir: &Path) {
+        let was_closed = self.was_closed;
+        let found = Inspection::run(queue_dir, self.shape, was_closed, &mut self.run.rng);
+        let figures = &mut self.run.figures;
+        self.history.check(&found, figures);
+        self.open_took = found.open_took;
+        figures.inspections += 1;
+        figures.jobs_found += found.live;
+        figures.most_jobs_found = figures.most_jobs_found.max(found.live);
+        figures.letters_found += found.letters.len() as u64;
+        figures.segments_scanned += found.report.scanned;
+        figures.holes += found.report.holes;
+        figures.replays_settled += found.report.replays_settled;
+        let quarantined = found.report.quarantined.iter();
+        figures.uncommitted += quarantined
+            .filter(|region| region.damage == Damage::Uncommitted)
+            .count() as u64;
+    }
+}
+
+impl Drop for Site<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.dir.disable_cleanup(true);
+            let Run {
+                seed,
+                children,
+                figures,
+                ..
+            } = &*self.run;
+            eprintln!(
+                "LOGMILL_SEED={seed}, child {children}, {:?}, in {}\n{figures}",
+                self.shape,
+                self.dir.path().display()
+            );
+        }
+    }
+}
+
+/// Waits until so long after the start, or until the child has ended; returns whether it has.
+fn wait(child: &mut Child, started: Instant, time: Duration) -> bool {
+    loop {
+        if child.has_ended() {
+            return true;
+        }
+        let left = time.saturating_sub(started.elapsed());
+        if left.is_zero() {
+            return false;
+        }
+        thread::sleep(left.min(Duration::from_millis(1)));
+    }
+}
+
+fn send(child: &Child, signal: Signal) {
+    // A child that has ended is still to be waited for, so the signal is not another's.
+    kill_process(pid_of(child), signal).expect("permitted");
+}
+
+fn pid_of(child: &Child) -> Pid {
+    let pid = i32::try_from(child.pid()).ok().and_then(Pid::from_raw);
+    pid.expect("a pid")
+}
