@@ -10,7 +10,7 @@ use logmill::{Builder, Durability, EnqueueOptions, Queue, RetryPolicy};
 /// Attempts of a task that has no limit of its own.
 pub const ATTEMPTS: u8 = 4;
 /// Most tasks in a batch, and ids in a group whose options are the same.
-pub const GROUP: u64 = 32;
+pub const GROUP: u64 = 64;
 /// Most jobs that a consumer takes at a time.
 pub const TAKEN: usize = 8;
 

@@ -137,31 +137,30 @@ impl<'a> Site<'a> {
     /// times. Returns whether it is stopped.
     fn let_live(&mut self, child: &mut Child, load: &Load, kind: Kind) -> bool {
         let started = Instant::now();
-        let journals = load::journal_dir(self.dir.path(), load.generation);
+        let journals = &load::journal_dir(self.dir.path(), load.generation);
         let rng = &mut self.run.rng;
-        let moment = load.closes_after.map_or(2, |_| rng.u32(..3));
-        let life = if moment == 0 {
-            PATIENCE
-        } else if moment == 1 {
-            let within = Duration::from_micros(rng.u64(..5_000));
-            // It has noted three things by then.
-            eventually("the child closes the queue", || {
-                journal::noted_first(&journals) >= 3 || child.has_ended()
-            });
-            started.elapsed() + within
-        } else if kind == Kind::Opening || rng.u32(..10) == 0 {
-            let within = self.open_took.mul_f64(1.5 * rng.f64());
-            eventually("the child opens the queue", || {
-                journal::noted_first(&journals) >= 1
-            });
-            started.elapsed() + within
-        } else {
-            let latest = if rng.u32(..20) == 0 {
-                10_000
-            } else {
-                LATEST_KILL
-            };
-            Duration::from_micros(rng.u64(..latest))
+        let noted = |notes| {
+            move |child: &mut Child| {
+                eventually("the child comes this far", || {
+                    journal::noted_first(journals) >= notes || child.has_ended()
+                });
+                started.elapsed()
+            }
+        };
+        let micros = |rng: &mut Rng, up_to| Duration::from_micros(rng.u64(..up_to));
+        let life = match (kind, load.closes_after.is_some(), rng.u32(..20)) {
+            // Within an open.
+            (Kind::Opening, ..) | (_, _, 0..2) => {
+                let within = self.open_took.mul_f64(1.5 * rng.f64());
+                noted(1)(child) + within
+            }
+            // When it has come to its own end, or within the close before that.
+            (_, true, 2..8) => PATIENCE,
+            (_, true, 8..14) => noted(3)(child) + micros(rng, 5_000),
+            // Before producers have to wait for consumers.
+            (_, _, 2..8) => noted(2)(child) + micros(rng, 12_000),
+            (_, _, 8) => micros(rng, 10_000),
+            _ => micros(rng, LATEST_KILL),
         };
         if rng.u32(..4) == 0 {
             let at = life
@@ -174,7 +173,7 @@ impl<'a> Site<'a> {
             if wait(child, started, at) {
                 return false;
             }
-            self.stop(child, &journals);
+            self.stop(child, journals);
             thread::sleep(pause);
             if is_last {
                 return true;
