@@ -91,8 +91,8 @@ pub struct Load {
     pub closes_after: Option<Duration>,
     /// One of the tasks kills the process that works on it.
     pub poison: bool,
-    /// Many of the tasks die.
-    grim: bool,
+    /// What is common to its tasks: some of the bits below.
+    traits: u64,
 }
 
 impl Load {
@@ -125,9 +125,18 @@ impl Load {
                 .then(|| rng.u64(3..20) * shape.segment_size * shape.stripes as u64),
             closes_after: one_in(rng, 6).then(|| millis(rng, 10..250)),
             poison: one_in(rng, 8),
-            grim: one_in(rng, 4),
+            traits: 0,
         };
         match kind {
+            Kind::Usual if one_in(rng, 4) => Self {
+                traits: HEAVY,
+                backlog: 30,
+                ..load
+            },
+            Kind::Usual if one_in(rng, 3) => Self {
+                traits: GRIM,
+                ..load
+            },
             Kind::Usual => load,
             Kind::Fat => Self {
                 producers: 4,
@@ -176,8 +185,7 @@ impl Load {
     /// The first id of a group of tasks, of one of the producers. The options are the same in a
     /// group.
     pub fn first_id(&self, producer: u64, group: u64) -> u64 {
-        let id = (self.generation << 40) + (producer << 36) + group * GROUP;
-        if self.grim { GRIM | id } else { id }
+        self.traits | (self.generation << 40) | (producer << 36) | (group * GROUP)
     }
 
     /// Most deliveries that can have been counted and not noted when the child dies.
@@ -214,9 +222,15 @@ pub struct Task {
     pub payload: Vec<u8>,
 }
 
-/// Bits of an id: it kills whoever works on it; it is likely to die.
+/// Bits of an id. It kills whoever works on it.
 const POISON: u64 = 1 << 63;
+/// It is likely to die.
 const GRIM: u64 = 1 << 62;
+/// It is large.
+const HEAVY: u64 = 1 << 61;
+
+/// Payloads repeat themselves after so many bytes, which is no multiple of anything.
+const BLOCK: usize = 241;
 
 impl Task {
     pub fn poison(id: u64) -> u64 {
@@ -225,7 +239,7 @@ impl Task {
 
     /// The child and the producer that a task is of.
     pub fn producer_of(id: u64) -> u64 {
-        (id & !(POISON | GRIM)) >> 36
+        (id & !(POISON | GRIM | HEAVY)) >> 36
     }
 
     /// Where among the tasks of its producer it was enqueued.
@@ -237,14 +251,17 @@ impl Task {
         let mut rng = rng(&[id]);
         let max = shape.max_payload();
         let len = match rng.u32(..40) {
+            0..36 if id & HEAVY != 0 => rng.usize(max / 2..=max),
             0..20 => rng.usize(8..40),
             20..36 => rng.usize(8..400),
             36..39 => rng.usize(8..=max),
             _ => max,
         };
-        let mut payload = vec![0; len];
-        rng.fill(&mut payload);
-        payload[..8].copy_from_slice(&id.to_le_bytes());
+        let mut block = [0; BLOCK];
+        rng.fill(&mut block);
+        block[..8].copy_from_slice(&id.to_le_bytes());
+        let mut payload = block.repeat(len.div_ceil(BLOCK));
+        payload.truncate(len);
         Self { id, payload }
     }
 
