@@ -218,10 +218,11 @@ impl History {
     /// Takes in what was found after that. Panics if the queue broke its word.
     pub fn check(&mut self, found: &Inspection, figures: &mut Figures) {
         let letters: HashSet<u64> = found.letters.iter().map(|letter| letter.sequence).collect();
+        let jobs: HashSet<u64> = found.letters.iter().map(|letter| letter.job).collect();
         assert_eq!(
-            letters.len(),
-            found.letters.len(),
-            "a letter was shown twice"
+            (letters.len(), jobs.len()),
+            (found.letters.len(), found.letters.len()),
+            "two letters of one job"
         );
         for letter in &found.letters {
             self.see_letter(
