@@ -27,8 +27,8 @@ use crate::mapped::MappedFile;
 pub(crate) const RECORDS_PER_WORD: u32 = 32;
 
 /// What each done bit adds to the upper half of its word: the high halves of a Weyl sequence put
-/// through the finalizer of SplitMix64 (Steele, Lea and Flood 2014). That no two sets of bits
-/// within a byte have the same sum is tested below.
+/// through the finalizer of SplitMix64 (Steele, Lea and Flood 2014), without its last step. That no
+/// two sets of bits within a byte have the same sum is tested below.
 const CODE: [u32; RECORDS_PER_WORD as usize] = {
     let mut code = [0; RECORDS_PER_WORD as usize];
     let mut i = 0;
