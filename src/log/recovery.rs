@@ -192,7 +192,7 @@ impl Recovery<'_> {
                     units,
                 };
                 records.read_in()?;
-                let scan = Scan::run(&records, Limit::AtMost(limit), identity.salt);
+                let scan = self.scan(&records, Limit::AtMost(limit), identity.salt);
                 self.report.bytes_scanned += file_len;
                 // Until it is sealed, a file is as long as it was made.
                 let len = seal.map_or(self.segment_size, |end| u64::from(end.units) * UNIT as u64);
@@ -332,7 +332,7 @@ impl Recovery<'_> {
         let records = &pinned.maps().records;
         records.read_in()?;
         let salt = segment.identity().salt;
-        let scan = Scan::run(records, limit, salt);
+        let scan = self.scan(records, limit, salt);
         self.report.bytes_scanned += u64::from(end.units) * UNIT as u64;
         let path = &segment.paths().segment;
         self.mend(segment.base(), path, records, salt, &scan.regions)?;
@@ -341,6 +341,11 @@ impl Recovery<'_> {
             complete |= pinned.mark_missing(index);
         }
         Ok(complete)
+    }
+
+    fn scan(&self, records: &Records, limit: Limit, salt: u64) -> Scan {
+        let max_record = super::max_record_bytes(self.segment_size);
+        Scan::run(records, limit, salt, max_record)
     }
 
     /// Sets the damaged regions of a scan aside, and covers them and the holes.

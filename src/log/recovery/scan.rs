@@ -52,13 +52,14 @@ pub(super) enum RegionKind {
 }
 
 impl Scan {
-    /// Walks the units of a segment up to the limit.
-    pub(super) fn run(records: &Records, limit: Limit, salt: u64) -> Self {
+    /// Walks the units of a segment up to the limit, for records of at most `max_record` bytes.
+    pub(super) fn run(records: &Records, limit: Limit, salt: u64, max_record: usize) -> Self {
         let (Limit::AtMost(end) | Limit::Exactly(end)) = limit;
         let mut scanner = Scanner {
             records,
             checksums: Checksums::new(&records.bytes()[..end.units as usize * UNIT]),
             salt,
+            max_record,
             limit: end,
             is_exact: matches!(limit, Limit::Exactly(_)),
             lost: 0,
@@ -78,6 +79,7 @@ struct Scanner<'a> {
     records: &'a Records,
     checksums: Checksums<'a>,
     salt: u64,
+    max_record: usize,
     limit: Position,
     is_exact: bool,
     /// Records that may have been lost since the last valid one: at most one for each smallest
@@ -129,7 +131,7 @@ impl<'a> Scanner<'a> {
     fn valid_record(&mut self, at: u32, lost: u32) -> Option<Record<'a>> {
         let record = self.records.plausible_record(at, self.limit.units)?;
         let header = record.header();
-        if !self.may_follow(header, lost) {
+        if !self.may_follow(header, lost) || !self.may_be_so_long(header) {
             return None;
         }
         let from = at as usize * UNIT + HEADER_BYTES;
@@ -146,6 +148,11 @@ impl<'a> Scanner<'a> {
         // A pad has no ordinal of its own; it names the next record's.
         let end = self.limit.index + u32::from(header.kind != KIND_JOB);
         (next..end).contains(&header.index) && header.index - next <= lost
+    }
+
+    /// Nobody appends a longer job. Its letter, or its copy in another segment, might not fit one.
+    fn may_be_so_long(&self, header: &Header) -> bool {
+        header.kind != KIND_JOB || header.len as usize <= self.max_record
     }
 
     fn take(&mut self, record: Record<'_>) {

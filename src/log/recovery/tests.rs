@@ -696,6 +696,22 @@ fn a_record_copied_to_another_ordinal_is_refused() {
 }
 
 #[test]
+fn a_record_longer_than_any_that_is_appended_is_damage_though_it_checks() {
+    let longest = crate::log::max_record_bytes(SIZE) - HEADER_BYTES;
+    for len in [longest, longest + 1] {
+        let payload = vec![7; len];
+        let fixture = Fixture::open(&[b"one", &payload, b"two"]);
+        let (log, report) = fixture.recover();
+        let mut expected = vec![job(0, b"one"), job(2, b"two")];
+        if len == longest {
+            expected.insert(1, job(1, &payload));
+        }
+        assert_eq!(jobs(&log.segments[0]), expected);
+        assert_eq!(report.is_clean(), len == longest);
+    }
+}
+
+#[test]
 fn many_damaged_regions_make_one_copy_and_are_all_reported() {
     let payloads = vec![b"job".as_slice(); 100];
     let fixture = Fixture::open(&payloads);
@@ -806,7 +822,7 @@ fn a_payload_of_fake_headers_is_no_record_and_hides_none_after_it() {
         index: segment::capacity_of(bytes.len() as u64),
         units: (bytes.len() / UNIT) as u32,
     };
-    let scan = Scan::run(&records, Limit::AtMost(limit), 1);
+    let scan = Scan::run(&records, Limit::AtMost(limit), 1, usize::MAX);
     assert_eq!(
         scan.end,
         Position {
