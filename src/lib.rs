@@ -86,6 +86,9 @@ pub use dead_letter::{DeadLetter, DeadLetters};
 pub use error::{BatchError, DeadLetterError, EnqueueError, FlushError, OpenError};
 pub use job::{Failure, Job};
 pub use log::record::FailureReason;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use log::recovery::fuzzing;
 pub use log::recovery::{Damage, Quarantined, RecoveryProgress, RecoveryReport};
 pub use options::{Builder, Durability, EnqueueOptions};
 pub use producer::Producer;

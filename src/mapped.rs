@@ -49,6 +49,20 @@ impl MappedFile {
         Self::map(&storage::open_read_write(path)?, path, len)
     }
 
+    /// Bytes in memory in the place of a file's.
+    #[cfg(fuzzing)]
+    pub(crate) fn in_memory(bytes: &[u8]) -> Self {
+        let mut map = MmapOptions::new()
+            .len(bytes.len())
+            .map_anon()
+            .expect("there is memory");
+        map.copy_from_slice(bytes);
+        Self {
+            map: map.into(),
+            path: PathBuf::new(),
+        }
+    }
+
     fn map(file: &File, path: &Path, len: u64) -> Result<Self, StorageError> {
         let too_large = || io::Error::new(io::ErrorKind::InvalidInput, "exceeds the address space");
         let len = usize::try_from(len).map_err(|_| StorageError::new("map", path, too_large()))?;

@@ -27,6 +27,8 @@
 //! when it is first claimed; those before it make room.
 
 mod checksums;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod report;
 mod scan;
 #[cfg(test)]

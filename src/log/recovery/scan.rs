@@ -28,6 +28,9 @@ pub(super) struct Scan {
     pub(super) missing: Vec<(u32, u32)>,
     /// The letters that jobs are replays of.
     pub(super) replays: Vec<Sequence>,
+    /// Bytes hashed to find all this.
+    #[cfg(fuzzing)]
+    pub(super) hashed: usize,
 }
 
 /// Units that hold no valid record.
@@ -68,9 +71,15 @@ impl Scan {
                 regions: Vec::new(),
                 missing: Vec::new(),
                 replays: Vec::new(),
+                #[cfg(fuzzing)]
+                hashed: 0,
             },
         };
         scanner.run();
+        #[cfg(fuzzing)]
+        {
+            scanner.scan.hashed = scanner.checksums.hashed;
+        }
         scanner.scan
     }
 }

@@ -1,0 +1,316 @@
+//! The bytes of a segment file or an ack file, in a queue that is good otherwise.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use logmill::{Damage, Queue, RecoveryReport};
+
+use crate::format::{self, Acks, End, FILE_HEADER, Job, Segment};
+use crate::good_queue::{ACKED, JOBS, LOG, PAYLOADS, good_queue};
+use crate::{SEGMENT_SIZE, builder, directory, is_one_in};
+
+/// Far more than a few jobs take.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What a retry policy allows if nothing is said.
+const POLICY_LIMIT: u8 = 5;
+
+/// A due time from here on is past the end of any test.
+const FAR: Duration = Duration::from_secs(3600);
+
+// What the first byte of an input says.
+/// The file is replaced by the bytes, not overwritten from some offset on.
+const REPLACE: u8 = 1;
+/// The queue was closed, so that the segment is sealed.
+const SEALED: u8 = 2;
+/// The checks in the file are made to fit, see `format.rs`: what is wrong with it is not found by
+/// them.
+const MEND: u8 = 4;
+
+/// The bytes of a segment file. The first byte says what is done with the segment of a good queue,
+/// see [`REPLACE`] and the flags after it; the next two are the offset to overwrite from.
+pub fn segment(bytes: &[u8]) {
+    damage_one_file(bytes, File::Segment);
+}
+
+/// The bytes of an ack file; as [`segment`].
+pub fn ack(bytes: &[u8]) {
+    damage_one_file(bytes, File::Ack);
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum File {
+    Segment,
+    Ack,
+}
+
+fn damage_one_file(bytes: &[u8], which: File) {
+    let is_thorough = is_one_in(4, bytes);
+    let Some((&[flags, low, high], bytes)) = bytes.split_first_chunk() else {
+        return;
+    };
+    let mut files = good_queue(flags & SEALED != 0).clone();
+    let file = match which {
+        File::Segment => &mut files.segment,
+        File::Ack => &mut files.ack,
+    };
+    if flags & REPLACE != 0 {
+        *file = bytes.to_vec();
+    } else {
+        let offset = usize::from(u16::from_le_bytes([low, high])) % file.len();
+        for (to, from) in file[offset..].iter_mut().zip(bytes) {
+            *to = *from;
+        }
+    }
+    if flags & MEND != 0 {
+        mend(file, which);
+    }
+    let dir = directory();
+    files.write(dir.path());
+
+    let before = Log::read(dir.path());
+    if before.is_due_soon() {
+        return;
+    }
+    if flags & MEND == 0 {
+        before.check_against_what_was_enqueued(which);
+    }
+    let first = deliver(dir.path(), &before, |at| at % 2 == 0);
+    // Whatever was found, it is settled: what was not acked is there, and nothing else.
+    let after = Log::read(dir.path());
+    assert_eq!(after.live(), first.left, "{:?}", first.report);
+    assert_eq!(after.damage(), [], "{:?}", first.report);
+    if is_thorough {
+        let second = deliver(dir.path(), &after, |_| true);
+        assert!(second.report.is_clean(), "{:?}", second.report);
+        let last = Log::read(dir.path());
+        assert_eq!(last.live(), second.left, "{:?}", second.report);
+    }
+}
+
+fn mend(file: &mut Vec<u8>, which: File) {
+    if file.len() < FILE_HEADER {
+        return;
+    }
+    let capacity = End::of_bytes(SEGMENT_SIZE as usize).records;
+    let salt = format::u64_at(file, 40);
+    format::mend_header(file);
+    match which {
+        File::Segment => {
+            format::mend_seal(file);
+            format::mend_records(file, salt);
+        }
+        File::Ack if file.len() >= Acks::<Vec<u8>>::file_bytes(capacity) => {
+            Acks {
+                file,
+                capacity,
+                salt,
+            }
+            .mend();
+        }
+        File::Ack => {}
+    }
+}
+
+/// Ids, payloads and deliveries of jobs, in order.
+type Jobs = Vec<(u64, Vec<u8>, u32)>;
+
+/// What is in the directory of a log, by [`format`].
+struct Log {
+    segments: Vec<Segment>,
+    read_at: u64,
+}
+
+impl Log {
+    fn read(dir: &Path) -> Self {
+        let dir = dir.join(LOG);
+        let names = fs::read_dir(&dir).expect("listed");
+        let mut paths: Vec<_> = names.map(|entry| entry.expect("an entry").path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "seg"));
+        paths.sort();
+        let segments = paths.iter().map(|path| {
+            let base = path
+                .file_stem()
+                .and_then(|stem| stem.to_str()?.parse().ok());
+            let file = fs::read(path).expect("read");
+            let acks = fs::read(path.with_extension("ack")).unwrap_or_default();
+            Segment::read(base.expect("a base"), SEGMENT_SIZE as usize, file, &acks)
+        });
+        let segments = segments.collect();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let read_at = now.expect("after 1970").as_nanos() as u64;
+        Self { segments, read_at }
+    }
+
+    fn jobs(&self, wanted: impl Fn(&Job) -> bool) -> impl Iterator<Item = &Job> {
+        let jobs = self.segments.iter().flat_map(|segment| &segment.live);
+        jobs.filter(move |job| wanted(job))
+    }
+
+    fn live(&self) -> Jobs {
+        so_far(self.jobs(|_| true))
+    }
+
+    fn damage(&self) -> Vec<(u64, u64, Damage)> {
+        let segments = self.segments.iter();
+        segments
+            .flat_map(|segment| segment.damage.iter().copied())
+            .collect()
+    }
+
+    /// Whether a job becomes due about now, so that it can be delivered or not.
+    fn is_due_soon(&self) -> bool {
+        let soon = self.read_at..self.read_at + FAR.as_nanos() as u64;
+        self.jobs(|job| soon.contains(&job.due_at)).next().is_some()
+    }
+
+    fn is_delayed(&self, job: &Job) -> bool {
+        job.due_at > self.read_at
+    }
+
+    /// Unless the checks were mended, damage costs jobs of a segment, and acks of an ack file, and
+    /// nothing else changes.
+    fn check_against_what_was_enqueued(&self, which: File) {
+        let live = self.live();
+        let is_enqueued = |(id, payload, _): &(u64, Vec<u8>, u32)| {
+            let is_new = which == File::Ack || *id >= ACKED as u64;
+            is_new && *id < JOBS as u64 && *payload == PAYLOADS[*id as usize % PAYLOADS.len()]
+        };
+        assert!(live.iter().all(is_enqueued), "never enqueued: {live:?}");
+        if which == File::Ack {
+            let is_there = |id: u64| live.iter().any(|job| job.0 == id);
+            assert!(
+                (ACKED..JOBS).all(|id| is_there(id as u64)),
+                "lost: {live:?}"
+            );
+        }
+    }
+}
+
+fn sorted(jobs: impl Iterator<Item = (u64, Vec<u8>, u32)>) -> Jobs {
+    let mut jobs: Jobs = jobs.collect();
+    jobs.sort();
+    jobs
+}
+
+fn so_far<'a>(jobs: impl Iterator<Item = &'a Job>) -> Jobs {
+    sorted(jobs.map(|job| (job.id, job.payload.clone(), job.attempts())))
+}
+
+/// What became of the jobs of a queue.
+struct Deliveries {
+    report: RecoveryReport,
+    /// Those that were left as they were, as if the process had ended.
+    left: Jobs,
+}
+
+/// Opens the queue and takes all jobs there are, which must be those of `log`, and one more. Acks
+/// those that `acks` says.
+fn deliver(dir: &Path, log: &Log, acks: impl Fn(usize) -> bool) -> Deliveries {
+    let has_died = |job: &Job| {
+        let limit = u32::from(job.max_attempts.unwrap_or(POLICY_LIMIT));
+        job.attempts() > 0 && limit > 0 && job.attempts() >= limit
+    };
+    let is_delayed = |job: &Job| log.is_delayed(job);
+
+    let (queue, report) = builder(dir).open().expect("damage is no error");
+    let mut letters = letters(&queue);
+    let new = queue.enqueue(b"new").expect("enqueued");
+    let consumer = queue.consumer();
+    let mut delivered = Jobs::new();
+    let mut left = Jobs::new();
+    let start = Instant::now();
+    loop {
+        let Some(job) = consumer.try_next() else {
+            if queue.stats().ready == 0 {
+                break;
+            }
+            assert!(start.elapsed() < PATIENCE, "{:?}", queue.stats());
+            std::thread::yield_now();
+            continue;
+        };
+        let found = (job.sequence().get(), job.payload().to_vec(), job.attempts());
+        if job.sequence() == new || acks(delivered.len()) {
+            job.ack();
+        } else {
+            left.push(found.clone());
+            std::mem::forget(job);
+        }
+        delivered.push(found);
+    }
+    let expected = log.jobs(|job| !is_delayed(job) && !has_died(job));
+    let expected = expected.map(|job| (job.id, job.payload.clone(), job.next_attempt()));
+    let expected = expected.chain([(new.get(), b"new".to_vec(), 1)]);
+    let (delivered, expected) = (sorted(delivered.into_iter()), sorted(expected));
+    assert_eq!(delivered, expected, "{report:?}");
+
+    let delayed = so_far(log.jobs(is_delayed));
+    let died = so_far(log.jobs(|job| !is_delayed(job) && has_died(job)));
+    if !died.is_empty() {
+        queue.flush().expect("flushed");
+    }
+    let stats = queue.stats();
+    assert_eq!(stats.delayed, delayed.len() as u64, "{stats:?}");
+    assert_eq!(stats.in_flight, left.len() as u64, "{stats:?}");
+    // A job that has a letter already gets no other.
+    let has_letter = |id: u64| letters.iter().any(|letter| letter.0 == id);
+    let written: Vec<_> = died.into_iter().filter(|job| !has_letter(job.0)).collect();
+    letters.extend(written);
+    assert_eq!(self::letters(&queue), sorted(letters.into_iter()));
+    check_quarantine(&queue, &report, log);
+    drop(consumer);
+    queue.close().expect("closed");
+    left.extend(delayed);
+    Deliveries {
+        report,
+        left: sorted(left.into_iter()),
+    }
+}
+
+fn letters(queue: &Queue) -> Jobs {
+    let letters = queue.dead_letters().iter();
+    sorted(letters.map(|letter| {
+        (
+            letter.job().get(),
+            letter.payload().to_vec(),
+            letter.attempts(),
+        )
+    }))
+}
+
+/// What is damaged is reported, and nothing else; and there is a copy of all of it.
+fn check_quarantine(queue: &Queue, report: &RecoveryReport, log: &Log) {
+    let mut at_open = Vec::new();
+    // There is at most one segment with damage in it.
+    let mut later = 0..=0;
+    for segment in &log.segments {
+        let regions = segment.damage.len() as u64;
+        if !segment.is_sealed {
+            at_open.extend(segment.damage.iter().copied());
+        } else if segment.is_complete {
+            // It may be gone before anybody looks at it.
+            later = 0..=regions;
+        } else {
+            later = regions..=regions;
+        }
+    }
+    let reported = report.quarantined.iter();
+    let reported: Vec<_> = reported
+        .map(|one| (one.offset, one.len, one.damage))
+        .collect();
+    assert_eq!(reported, at_open);
+    assert!(later.contains(&queue.stats().quarantined), "{later:?}");
+    // One copy can be of several regions, and of what lies between.
+    let mut copies: BTreeMap<&Path, (u64, u64)> = BTreeMap::new();
+    for one in &report.quarantined {
+        if let Some(copy) = &one.copy {
+            let range = copies.entry(copy).or_insert((one.offset, 0));
+            range.1 = one.offset + one.len;
+        }
+    }
+    for (copy, (from, to)) in copies {
+        let bytes = fs::read(copy).expect("read");
+        assert_eq!(bytes, log.segments[0].file[from as usize..to as usize]);
+    }
+}

@@ -1,0 +1,98 @@
+//! The ack file.
+
+use super::{FILE_HEADER, put, u32_at, u64_at};
+
+/// The ack file of a segment that can hold `capacity` records.
+pub struct Acks<B> {
+    pub file: B,
+    pub capacity: u32,
+    pub salt: u64,
+}
+
+impl<B: AsRef<[u8]>> Acks<B> {
+    pub fn file_bytes(capacity: u32) -> usize {
+        FILE_HEADER + 8 * capacity.div_ceil(32) as usize + 4 * capacity as usize
+    }
+
+    fn word_offset(index: u32) -> usize {
+        FILE_HEADER + 8 * (index / 32) as usize
+    }
+
+    fn count_offset(&self, index: u32) -> usize {
+        Self::word_offset(0) + 8 * self.capacity.div_ceil(32) as usize + 4 * index as usize
+    }
+
+    /// The word that says that just these records are done.
+    fn word(&self, done: u32) -> u64 {
+        let key = self.salt as u32 | 1;
+        let bits = (0..32u32).filter(|bit| done >> bit & 1 == 1);
+        let sum = bits.fold(0u32, |sum, bit| sum.wrapping_add(code(bit)));
+        u64::from(sum.wrapping_mul(key)) << 32 | u64::from(done)
+    }
+
+    fn count(&self, deliveries: u8) -> u32 {
+        let deliveries = u32::from(deliveries);
+        match deliveries.wrapping_mul(0x9e37_79b1) ^ (self.salt >> 32) as u32 {
+            _ if deliveries == 0 => 0,
+            check => check & 0xffff_ff00 | deliveries,
+        }
+    }
+
+    /// Whether the word that this record is in passes its check.
+    pub fn checks(&self, index: u32) -> bool {
+        let word = u64_at(self.file.as_ref(), Self::word_offset(index));
+        word == self.word(word as u32)
+    }
+
+    pub fn is_done(&self, index: u32) -> bool {
+        let word = u64_at(self.file.as_ref(), Self::word_offset(index));
+        self.checks(index) && word >> (index % 32) & 1 == 1
+    }
+
+    pub fn deliveries(&self, index: u32) -> u8 {
+        let count = u32_at(self.file.as_ref(), self.count_offset(index));
+        let deliveries = count as u8;
+        if count == self.count(deliveries) {
+            deliveries
+        } else {
+            0
+        }
+    }
+}
+
+impl<B: AsRef<[u8]> + AsMut<[u8]>> Acks<B> {
+    /// Sets the done bits of the 32 records that this one is among.
+    pub fn set_word(&mut self, index: u32, done: u32) {
+        let word = self.word(done);
+        put(
+            self.file.as_mut(),
+            Self::word_offset(index),
+            &word.to_le_bytes(),
+        );
+    }
+
+    pub fn set_deliveries(&mut self, index: u32, deliveries: u8) {
+        let (at, count) = (self.count_offset(index), self.count(deliveries));
+        put(self.file.as_mut(), at, &count.to_le_bytes());
+    }
+
+    /// Makes the checks of words and counts fit them.
+    pub fn mend(&mut self) {
+        for index in (0..self.capacity).step_by(32) {
+            let done = u32_at(self.file.as_ref(), Self::word_offset(index));
+            self.set_word(index, done);
+        }
+        for index in 0..self.capacity {
+            let deliveries = self.file.as_ref()[self.count_offset(index)];
+            self.set_deliveries(index, deliveries);
+        }
+    }
+}
+
+/// What a done bit adds to the upper half of its word, before the key.
+fn code(bit: u32) -> u32 {
+    let z = (u64::from(bit) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z >> 32) as u32
+}

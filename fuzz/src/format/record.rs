@@ -1,0 +1,142 @@
+//! A record and its metadata.
+
+use super::{FIRST, RECORD_HEADER, UNIT, put, u32_at, u64_at};
+
+const JOB: u8 = 1;
+const PAD: u8 = 2;
+
+/// What may be a record: it is whole, and its fields have values that they can have.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    pub bytes: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    /// The record at `unit`, if it ends before the unit `end`.
+    pub fn at(file: &'a [u8], unit: u32, end: u32) -> Option<Self> {
+        let room = &file[unit as usize * UNIT..end as usize * UNIT];
+        let len = u32_at(room.get(..RECORD_HEADER)?, 0) as usize;
+        let bytes = room
+            .get(..len)
+            .filter(|bytes| bytes.len() >= RECORD_HEADER)?;
+        let record = Self { bytes };
+        let is_whole = RECORD_HEADER + record.meta_len() <= len;
+        (is_whole && [JOB, PAD].contains(&bytes[12]) && bytes[13] == 0).then_some(record)
+    }
+
+    pub fn units(&self) -> u32 {
+        self.bytes.len().div_ceil(UNIT) as u32
+    }
+
+    pub fn index(&self) -> u32 {
+        u32_at(self.bytes, 8)
+    }
+
+    pub fn is_pad(&self) -> bool {
+        self.bytes[12] == PAD
+    }
+
+    fn meta_len(&self) -> usize {
+        usize::from(u16::from_le_bytes([self.bytes[14], self.bytes[15]]))
+    }
+
+    pub fn due_at(&self) -> u64 {
+        u64_at(self.bytes, 24)
+    }
+
+    pub fn meta(&self) -> &'a [u8] {
+        &self.bytes[RECORD_HEADER..][..self.meta_len()]
+    }
+
+    pub fn payload(&self) -> &'a [u8] {
+        &self.bytes[RECORD_HEADER + self.meta_len()..]
+    }
+
+    pub fn is_valid(&self, salt: u64) -> bool {
+        u32_at(self.bytes, 4) == self.check(salt)
+    }
+
+    fn check(&self, salt: u64) -> u32 {
+        let mut fold = salt;
+        for word in [
+            u64::from(u32_at(self.bytes, 0)),
+            u64_at(self.bytes, 8),
+            u64_at(self.bytes, 16),
+            u64_at(self.bytes, 24),
+        ] {
+            fold = (fold ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            fold ^= fold >> 32;
+        }
+        let content = if self.is_pad() {
+            0
+        } else {
+            crc32fast::hash(&self.bytes[RECORD_HEADER..])
+        };
+        content ^ fold as u32
+    }
+}
+
+/// A check that [`mend_records`] leaves as it is, so that some bytes can have records of both kinds.
+pub const LEFT_WRONG: u32 = u32::MAX;
+
+/// Makes the checks of a segment's records fit them: of what may be a record where the one before
+/// ends, or from 8 bytes to 8 bytes on, the next that may be one.
+pub fn mend_records(file: &mut [u8], salt: u64) {
+    let end = (file.len() / UNIT) as u32;
+    let mut at = FIRST;
+    while at < end {
+        let Some(record) = Record::at(file, at, end) else {
+            at += 1;
+            continue;
+        };
+        let (check, units) = (record.check(salt), record.units());
+        let stored = at as usize * UNIT + 4;
+        if u32_at(file, stored) != LEFT_WRONG {
+            put(file, stored, &check.to_le_bytes());
+        }
+        at += units;
+    }
+}
+
+/// What metadata says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Fields {
+    /// 0: unlimited.
+    pub max_attempts: Option<u8>,
+    pub replay_of: Option<u64>,
+    pub original: Option<u64>,
+    pub prior_attempts: u32,
+    pub first_failure: Option<u64>,
+    pub last_failure: Option<u64>,
+    /// Attempt, time and text.
+    pub reasons: Vec<(u32, u64, String)>,
+}
+
+/// Of fields with one tag the last one counts; what has not the length of its type is no value.
+pub fn fields(mut meta: &[u8]) -> Fields {
+    let mut fields = Fields::default();
+    while meta.len() >= 3 {
+        let len = usize::from(u16::from_le_bytes([meta[1], meta[2]]));
+        let Some(value) = meta[3..].get(..len) else {
+            break;
+        };
+        let word = (len == 8).then(|| u64_at(value, 0));
+        match meta[0] {
+            1 => fields.max_attempts = value.first().copied(),
+            2 => fields.replay_of = word,
+            3 => fields.original = word,
+            4 if len == 4 => fields.prior_attempts = u32_at(value, 0),
+            4 => fields.prior_attempts = 0,
+            5 => fields.first_failure = word,
+            6 => fields.last_failure = word,
+            7 if len >= 12 => fields.reasons.push((
+                u32_at(value, 0),
+                u64_at(value, 4),
+                String::from_utf8_lossy(&value[12..]).into_owned(),
+            )),
+            _ => {}
+        }
+        meta = &meta[3 + len..];
+    }
+    fields
+}

@@ -1,0 +1,108 @@
+//! The scan of a segment.
+
+use logmill::Damage;
+
+use super::{End, FIRST, RECORD_UNITS, Record, UNIT, u32_at, u64_at};
+
+/// Units `[from, to)` without a valid record.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Gap {
+    pub from: u32,
+    pub to: u32,
+    /// The least ordinal that a record after it can have.
+    pub next: u32,
+    /// None: a hole.
+    pub damage: Option<Damage>,
+}
+
+/// What a segment has in it.
+#[derive(Debug)]
+pub struct Scan {
+    /// Ordinals of the jobs, and where they stand.
+    pub jobs: Vec<(u32, u32)>,
+    pub gaps: Vec<Gap>,
+    /// Ordinals without a record.
+    pub missing: Vec<u32>,
+    pub end: End,
+}
+
+/// Looks for the records of a segment, of up to `max_record` bytes each. They end at `limit` at the
+/// latest; in a sealed segment there.
+///
+/// A record's ordinal is at least that of the job before, plus one. It is more only if records may
+/// have been lost between: at most as many as fit the pads and gaps since that job.
+pub fn scan(file: &[u8], salt: u64, max_record: usize, limit: End, is_sealed: bool) -> Scan {
+    let zero = |unit: u32| u64_at(file, unit as usize * UNIT) == 0;
+    let valid = |at: u32, next: u32, lost: u32| {
+        let record = Record::at(file, at, limit.units)?;
+        let last = if record.is_pad() {
+            limit.records
+        } else {
+            limit.records.checked_sub(1)?
+        };
+        let may_follow = (next..=last).contains(&record.index()) && record.index() - next <= lost;
+        let is_written = record.is_pad() || record.bytes.len() <= max_record;
+        (may_follow && is_written && record.is_valid(salt)).then_some(record)
+    };
+    let mut scan = Scan {
+        jobs: Vec::new(),
+        gaps: Vec::new(),
+        missing: Vec::new(),
+        end: End {
+            records: 0,
+            units: FIRST,
+        },
+    };
+    let mut lost = 0;
+    while scan.end.units < limit.units {
+        let (at, next) = (scan.end.units, scan.end.records);
+        if let Some(record) = valid(at, next, lost) {
+            scan.end.units += record.units();
+            if record.is_pad() {
+                lost += record.units() / RECORD_UNITS;
+            } else {
+                scan.missing.extend(next..record.index());
+                scan.jobs.push((record.index(), at));
+                scan.end.records = record.index() + 1;
+                lost = 0;
+            }
+            continue;
+        }
+        let passed = |to: u32| lost + (to - at) / RECORD_UNITS;
+        let found = (at + RECORD_UNITS..limit.units)
+            .find(|&to| !zero(to) && valid(to, next, passed(to)).is_some());
+        let to = match found {
+            Some(to) => to,
+            None if is_sealed => limit.units,
+            None => match (at..limit.units).rev().find(|&unit| !zero(unit)) {
+                Some(last) => (last + 1).max(at + RECORD_UNITS).min(limit.units),
+                None => break,
+            },
+        };
+        scan.end.units = to;
+        let is_zero = (at..to).all(zero);
+        if is_zero && to - at < RECORD_UNITS {
+            // The rest of a segment that is too short for a record.
+            continue;
+        }
+        let damage = if is_zero && !is_sealed {
+            None
+        } else if u32_at(file, at as usize * UNIT) == 0 {
+            Some(Damage::Uncommitted)
+        } else {
+            Some(Damage::Checksum)
+        };
+        lost = passed(to);
+        scan.gaps.push(Gap {
+            from: at,
+            to,
+            next,
+            damage,
+        });
+    }
+    if is_sealed {
+        scan.missing.extend(scan.end.records..limit.records);
+        scan.end.records = limit.records;
+    }
+    scan
+}

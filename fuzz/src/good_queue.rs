@@ -1,0 +1,142 @@
+//! The queue that [`damage`](crate::damage) damages: a few jobs, some of them done.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use logmill::Sequence;
+
+use crate::format::{self, Acks, End, FIRST, Record, Segment, UNIT};
+use crate::{SEGMENT_SIZE, builder, directory, files};
+
+pub const JOBS: usize = 40;
+pub const ACKED: usize = 10;
+/// Some end in zeros, as if they had never been written; that of the last job, the fourth, does.
+pub const PAYLOADS: [&[u8]; 6] = [b"", b"one", &[7; 300], &[0; 16], b"a second job", &[0; 200]];
+
+/// In place of what is random or a time in the files of the good queue, so that an input means the
+/// same in each process.
+const SALT: u64 = 0x1122_3344_5566_7788;
+const PAST: u64 = 1_700_000_000_000_000_000;
+
+/// The files of a queue that a process has left.
+#[derive(Clone)]
+pub struct Files {
+    pub segment: Vec<u8>,
+    pub ack: Vec<u8>,
+    /// All others, with their paths within the queue.
+    others: Vec<(PathBuf, Vec<u8>)>,
+}
+
+pub const LOG: &str = "log/00";
+const SEGMENT: &str = "log/00/00000000000000000000.seg";
+const ACK: &str = "log/00/00000000000000000000.ack";
+
+impl Files {
+    pub fn write(&self, dir: &Path) {
+        fs::create_dir_all(dir.join(LOG)).expect("created");
+        for (path, bytes) in &self.others {
+            fs::write(dir.join(path), bytes).expect("written");
+        }
+        fs::write(dir.join(SEGMENT), &self.segment).expect("written");
+        fs::write(dir.join(ACK), &self.ack).expect("written");
+    }
+}
+
+/// The files of a queue with a few jobs, and of one that was closed.
+pub fn good_queue(sealed: bool) -> &'static Files {
+    static FILES: [OnceLock<Files>; 2] = [OnceLock::new(), OnceLock::new()];
+    FILES[usize::from(sealed)].get_or_init(|| make_queue(sealed))
+}
+
+/// The files of a queue of which a process has left a few jobs; if not `sealed`, by dying.
+fn make_queue(sealed: bool) -> Files {
+    let living = directory();
+    let (queue, _) = builder(living.path()).open().expect("opened");
+    for (at, payload) in PAYLOADS.iter().cycle().take(JOBS).enumerate() {
+        let job = queue.enqueue(payload).expect("enqueued");
+        assert_eq!(job, Sequence::new(at as u64));
+    }
+    let consumer = queue.consumer();
+    for _ in 0..ACKED {
+        consumer.next().expect("a job").ack();
+    }
+    if sealed {
+        drop(consumer);
+        queue.close().expect("closed");
+    }
+    // What a crash would leave: the files of the open queue. Those of the dead letter log and of
+    // the next segment hold nothing yet, and take time to recover.
+    let copy = directory();
+    files::copy_when_quiet(living.path(), copy.path());
+    let read = |path: &Path| fs::read(copy.path().join(path)).expect("read");
+    let limit = fs::read_dir(copy.path().join(LOG)).expect("listed");
+    let limit = limit.map(|entry| Path::new(LOG).join(entry.expect("an entry").file_name()));
+    let is_limit = |path: &PathBuf| {
+        path.extension()
+            .is_some_and(|extension| extension == "limit")
+    };
+    let others = limit.filter(is_limit).chain([PathBuf::from("MANIFEST")]);
+    let mut files = Files {
+        segment: read(Path::new(SEGMENT)),
+        ack: read(Path::new(ACK)),
+        others: others.map(|path| (path.clone(), read(&path))).collect(),
+    };
+    files.make_the_same_in_each_process();
+    files
+}
+
+impl Files {
+    /// Gives the files a salt and times of ours. What was in them, and is then, must be what was
+    /// enqueued and acked.
+    fn make_the_same_in_each_process(&mut self) {
+        self.check();
+        let capacity = End::of_bytes(SEGMENT_SIZE as usize).records;
+        let mut acks = Acks {
+            file: &mut self.ack,
+            capacity,
+            salt: format::u64_at(&self.segment, 40),
+        };
+        let found = (0..capacity).map(|index| (acks.is_done(index), acks.deliveries(index)));
+        let found: Vec<_> = found.collect();
+        acks.salt = SALT;
+        for index in (0..capacity).step_by(32) {
+            let done = found[index as usize..].iter().take(32).rev();
+            let done = done.fold(0, |bits, (done, _)| bits << 1 | u32::from(*done));
+            acks.set_word(index, done);
+        }
+        for (index, (_, deliveries)) in (0..).zip(found) {
+            acks.set_deliveries(index, deliveries);
+        }
+        for file in [&mut self.segment, &mut self.ack] {
+            format::put(file, 32, &PAST.to_le_bytes());
+            format::put(file, 40, &SALT.to_le_bytes());
+            format::mend_header(file);
+        }
+        format::mend_seal(&mut self.segment);
+        let end = (self.segment.len() / UNIT) as u32;
+        let mut at = FIRST;
+        while let Some(record) = Record::at(&self.segment, at, end) {
+            let next = at + record.units();
+            format::put(
+                &mut self.segment,
+                at as usize * UNIT + 16,
+                &PAST.to_le_bytes(),
+            );
+            at = next;
+        }
+        format::mend_records(&mut self.segment, SALT);
+        self.check();
+    }
+
+    fn check(&self) {
+        let found = Segment::read(0, SEGMENT_SIZE as usize, self.segment.clone(), &self.ack);
+        assert_eq!(found.damage, []);
+        let found = found
+            .live
+            .iter()
+            .map(|job| (job.id as usize, job.payload.as_slice()));
+        let enqueued = PAYLOADS.into_iter().cycle().take(JOBS).enumerate();
+        assert!(found.eq(enqueued.skip(ACKED)));
+    }
+}

@@ -1,0 +1,204 @@
+//! Writes the seeds of the targets whose inputs are laid out by hand.
+
+use std::fs;
+use std::path::Path;
+
+const MEND: u8 = 1;
+const ACK: u8 = 2;
+/// A check that is not made to fit.
+const LEFT_WRONG: u32 = u32::MAX;
+const SALT: u64 = 0x1122_3344_5566_7788;
+const PAST: u64 = 1_700_000_000_000_000_000;
+
+fn write(target: &str, name: &str, bytes: &[u8]) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(target);
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join(name), bytes).unwrap();
+}
+
+/// What hits the header, the records and the end of the files, of a queue that died and of one that
+/// was closed.
+#[test]
+#[ignore = "only when the form of the inputs changes"]
+fn of_segment_and_ack() {
+    let changes: [(&str, &[u8]); 5] = [
+        ("byte", &[0x55]),
+        ("zeros", &[0; 64]),
+        ("ones", &[0xff; 16]),
+        ("length", &[0x20, 0, 0, 0]),
+        ("many-zeros", &[0; 3000]),
+    ];
+    for (target, offsets) in [
+        // The last record starts at 4,888.
+        ("segment", [0, 8, 48, 64, 68, 76, 96, 1000, 4000, 4888]),
+        ("ack", [0, 8, 40, 64, 68, 72, 100, 192, 212, 300]),
+    ] {
+        for sealed in [0, 2] {
+            for offset in offsets {
+                for (name, bytes) in changes {
+                    if bytes.len() > 1000 && offset > 100 {
+                        continue;
+                    }
+                    let mut input = vec![sealed];
+                    input.extend_from_slice(&u16::to_le_bytes(offset));
+                    input.extend_from_slice(bytes);
+                    let name = format!("{name}-at-{offset}-of-{sealed}");
+                    write(target, &name, &input);
+                }
+            }
+            for (name, bytes) in [
+                ("empty", &[][..]),
+                ("short", &[1; 40]),
+                ("zeros", &[0; 2000]),
+            ] {
+                let input = [&[1 | sealed, 0, 0], bytes].concat();
+                write(target, &format!("replaced-{name}-{sealed}"), &input);
+            }
+        }
+    }
+    // Bytes that check, but for what the library did not write.
+    const MEND: u8 = 4;
+    for (name, file) in segments() {
+        for sealed in [0, 2] {
+            let input = [&[1 | MEND | sealed, 0, 0], file.as_slice()].concat();
+            write("segment", &format!("forged-{name}-{sealed}"), &input);
+        }
+    }
+    // The last delivery of a job whose letter would not fit a segment. Another salt than the ack
+    // file's, so that it is not done.
+    let meta = [field(1, &[1]), field(4, &1u32.to_le_bytes())].concat();
+    let mut long = record(0, &meta, b"");
+    long[..4].copy_from_slice(&(16 * 1024 - 64u32).to_le_bytes());
+    let header = &[7; 8].iter().chain(&[0; 16]).copied().collect::<Vec<u8>>();
+    let input = [&[MEND], 40u16.to_le_bytes().as_slice(), header, &long].concat();
+    write("segment", "forged-long-record", &input);
+    for (name, offset, bytes) in [
+        ("words", 64, [0xff; 16].as_slice()),
+        (
+            "counts",
+            192 + 4 * 10,
+            &[4, 0, 0, 0, 5, 0, 0, 0, 255, 0, 0, 0],
+        ),
+    ] {
+        let input = [&[MEND], u16::to_le_bytes(offset).as_slice(), bytes].concat();
+        write("ack", &format!("forged-{name}"), &input);
+    }
+}
+
+#[test]
+#[ignore = "only when the form of the inputs changes"]
+fn of_record() {
+    for (name, file) in segments() {
+        write("record", name, &[&[MEND], file.as_slice()].concat());
+    }
+    let words = [0xff, 0xffff_ffff, 1u64].map(u64::to_le_bytes).concat();
+    let acks = [
+        header(b"logmillA", 70, 0),
+        words,
+        [1, 0, 0, 0].repeat(10),
+        vec![0; 240],
+    ]
+    .concat();
+    write("record", "acks", &[&[MEND | ACK], acks.as_slice()].concat());
+    let garbage: Vec<u8> = (0..200).collect();
+    write("record", "garbage", &[&[0], garbage.as_slice()].concat());
+}
+
+/// Segments whose checks are still to be made.
+fn segments() -> Vec<(&'static str, Vec<u8>)> {
+    let word = |word: u64| word.to_le_bytes().to_vec();
+    let meta = [
+        field(1, &[5]),
+        field(2, &word(0xff << 56)),
+        field(3, &word(7)),
+        field(5, &word(9)),
+        field(6, &word(10)),
+        field(4, &2u32.to_le_bytes()),
+        field(
+            7,
+            &[
+                &1u32.to_le_bytes(),
+                word(3).as_slice(),
+                "n\u{f6}".as_bytes(),
+            ]
+            .concat(),
+        ),
+    ]
+    .concat();
+    let jobs = [
+        record(0, b"", b""),
+        record(1, b"", b"one"),
+        record(2, &meta, b"two"),
+        pad(3, 32),
+        record(3, b"", &[0; 16]),
+        record(4, b"", b"last"),
+    ]
+    .concat();
+    let units = (64 + jobs.len() as u32) / 8;
+    let mut wrong = record(1, b"", b"wrong");
+    wrong[4..8].copy_from_slice(&LEFT_WRONG.to_le_bytes());
+    let open = header(b"logmillS", 0, 0);
+    let sealed = header(b"logmillS", 5, units);
+    let sealed_more = header(b"logmillS", 9, units + 5);
+    let one = record(0, b"", b"");
+    let far = [record(2, b"", b"x"), record(5, b"", b"far")].concat();
+    // What a scan that has lost its place takes for records that are as long as can be.
+    let mut list = record(0, b"", b"");
+    list[..8].copy_from_slice(&[0x60, 0x3d, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    vec![
+        ("jobs", [open.clone(), jobs.clone()].concat()),
+        ("sealed", [sealed, jobs.clone(), vec![0; 8]].concat()),
+        ("sealed-more", [sealed_more, jobs, vec![0; 40]].concat()),
+        (
+            "hole",
+            [open.clone(), one.clone(), vec![0; 64], far.clone()].concat(),
+        ),
+        (
+            "wrong",
+            [open.clone(), one.clone(), wrong.clone(), far.clone()].concat(),
+        ),
+        (
+            "uncommitted",
+            [open.clone(), one, vec![0; 8], wrong[8..].to_vec(), far].concat(),
+        ),
+        ("list", [open, list.clone(), list].concat()),
+    ]
+}
+
+fn header(magic: &[u8; 8], records: u32, units: u32) -> Vec<u8> {
+    let mut bytes = magic.to_vec();
+    bytes.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0]);
+    for word in [0, 16 * 1024, PAST, SALT] {
+        bytes.extend_from_slice(&word.to_le_bytes());
+    }
+    bytes.extend_from_slice(&records.to_le_bytes());
+    bytes.extend_from_slice(&units.to_le_bytes());
+    bytes.extend_from_slice(&[0; 8]);
+    bytes
+}
+
+fn record(index: u32, meta: &[u8], payload: &[u8]) -> Vec<u8> {
+    let len = 32 + meta.len() + payload.len();
+    let mut bytes = (len as u32).to_le_bytes().to_vec();
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&index.to_le_bytes());
+    bytes.extend_from_slice(&[1, 0, meta.len() as u8, 0]);
+    bytes.extend_from_slice(&PAST.to_le_bytes());
+    bytes.extend_from_slice(&[0; 8]);
+    bytes.extend_from_slice(meta);
+    bytes.extend_from_slice(payload);
+    bytes.resize(len.next_multiple_of(8), 0);
+    bytes
+}
+
+fn pad(index: u32, len: usize) -> Vec<u8> {
+    let mut bytes = record(index, b"", &vec![0; len - 32]);
+    bytes[12] = 2;
+    bytes
+}
+
+fn field(tag: u8, value: &[u8]) -> Vec<u8> {
+    [&[tag, value.len() as u8, 0], value].concat()
+}

@@ -1,0 +1,192 @@
+//! What the fuzz targets see of the formats: decoding and scanning bytes in memory, where the
+//! library has files. Built with `--cfg fuzzing` only, and no part of the API.
+
+#![allow(missing_docs)]
+
+use super::scan::{Limit, RegionKind, Scan};
+use super::{Damage, Position, Records, START, Sequence, check_acks, header};
+use crate::log::ack::AckFile;
+use crate::log::header::{FileKind, Identity};
+use crate::log::record::{FailureReason, KIND_JOB, MAX_META_BYTES, Meta, UNIT};
+use crate::log::segment::write_record_header;
+use crate::mapped::MappedFile;
+
+/// The header of a segment or an ack file.
+#[derive(Debug)]
+pub struct Header {
+    pub base: u64,
+    pub segment_size: u64,
+    pub created_at: u64,
+    pub salt: u64,
+    /// Written again, without a seal.
+    pub encoded: [u8; header::HEADER_BYTES],
+}
+
+pub fn header(is_ack: bool, bytes: &[u8]) -> Option<Header> {
+    let kind = if is_ack {
+        FileKind::Ack
+    } else {
+        FileKind::Segment
+    };
+    let identity = Identity::decode(kind, bytes)?;
+    Some(Header {
+        base: identity.base.get(),
+        segment_size: identity.segment_size,
+        created_at: identity.created_at.as_nanos(),
+        salt: identity.salt,
+        encoded: identity.encode(kind),
+    })
+}
+
+/// Records and units of a sealed segment.
+pub fn seal(salt: u64, bytes: &[u8]) -> Option<(u32, u32)> {
+    header::decode_seal(salt, bytes).map(|end| (end.index, end.units))
+}
+
+/// What a scan found.
+#[derive(Debug)]
+pub struct Scanned {
+    /// Records and units.
+    pub end: (u32, u32),
+    pub gaps: Vec<Gap>,
+    /// Ordinals `[from, to)` without a record.
+    pub missing: Vec<(u32, u32)>,
+    pub replays: Vec<u64>,
+    /// Bytes hashed.
+    pub hashed: usize,
+    /// The segment when the gaps are covered.
+    pub covered: Vec<u8>,
+    /// The same after each record's header was read and written again.
+    pub rewritten: Vec<u8>,
+    /// The jobs that a walk from one record to the next then meets: ordinals and units.
+    pub jobs: Vec<(u32, u32)>,
+    /// Where that walk ends.
+    pub walked_to: u32,
+}
+
+/// Units `[from, to)` that hold no valid record.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Gap {
+    pub from: u32,
+    pub to: u32,
+    pub next_index: u32,
+    /// None: a hole.
+    pub damage: Option<Damage>,
+}
+
+/// Scans a segment of which at most, or if it `is_sealed` exactly, so many records and units are
+/// in use, for records of up to `max_record` bytes.
+pub fn scan(
+    segment: &[u8],
+    salt: u64,
+    max_record: usize,
+    (index, units): (u32, u32),
+    is_sealed: bool,
+) -> Scanned {
+    let records = Records {
+        file: MappedFile::in_memory(segment),
+    };
+    let limit = Position { index, units };
+    let limit = if is_sealed {
+        Limit::Exactly(limit)
+    } else {
+        Limit::AtMost(limit)
+    };
+    let scan = Scan::run(&records, limit, salt, max_record);
+    for region in &scan.regions {
+        records.cover(region.from, region.to, region.index, salt);
+    }
+    let covered = records.bytes().to_vec();
+    let mut jobs = Vec::new();
+    let mut at = START.units;
+    while let Some(record) = records.valid_record(at, scan.end.units, salt) {
+        let header = *record.header();
+        if header.kind == KIND_JOB {
+            jobs.push((header.index, at));
+        }
+        let check = header.check(salt, record.meta(), record.payload());
+        let next = record.next();
+        write_record_header(&records.file, at as usize * UNIT, &header, check);
+        at = next;
+    }
+    let gaps = scan.regions.iter().map(|region| Gap {
+        from: region.from,
+        to: region.to,
+        next_index: region.index,
+        damage: match region.kind {
+            RegionKind::Hole => None,
+            RegionKind::Uncommitted => Some(Damage::Uncommitted),
+            RegionKind::Invalid => Some(Damage::Checksum),
+        },
+    });
+    Scanned {
+        end: (scan.end.index, scan.end.units),
+        gaps: gaps.collect(),
+        missing: scan.missing,
+        replays: scan.replays.into_iter().map(Sequence::get).collect(),
+        hashed: scan.hashed,
+        covered,
+        rewritten: records.bytes().to_vec(),
+        jobs,
+        walked_to: at,
+    }
+}
+
+/// Metadata, decoded.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fields {
+    pub max_attempts: Option<Option<u8>>,
+    pub replay_of: Option<u64>,
+    pub original: Option<u64>,
+    pub prior_attempts: u32,
+    pub first_failure: Option<u64>,
+    pub last_failure: Option<u64>,
+    pub reasons: Vec<FailureReason>,
+}
+
+/// Decodes metadata, and encodes it again.
+pub fn meta(bytes: &[u8]) -> (Fields, Vec<u8>) {
+    let meta = Meta::decode(bytes);
+    let encoded = meta.encode(MAX_META_BYTES);
+    let fields = Fields {
+        max_attempts: meta.max_attempts,
+        replay_of: meta.replay_of.map(Sequence::get),
+        original: meta.original.map(Sequence::get),
+        prior_attempts: meta.prior_attempts,
+        first_failure: meta.first_failure.map(|at| at.as_nanos()),
+        last_failure: meta.last_failure.map(|at| at.as_nanos()),
+        reasons: meta.reasons,
+    };
+    (fields, encoded)
+}
+
+/// What an ack file says of its records, and what it becomes.
+#[derive(Debug)]
+pub struct Acks {
+    /// Whether each record is done, and how often it was delivered.
+    pub found: Vec<(bool, u8)>,
+    /// Words that failed their check.
+    pub reset: u64,
+    /// The file when each record that was not done was delivered once more, and then acked.
+    pub finished: Vec<u8>,
+}
+
+/// Takes in the ack file of a segment that can hold `capacity` records and has `records`.
+pub fn acks(file: &[u8], salt: u64, capacity: u32, records: u32) -> Acks {
+    let acks = AckFile::new(MappedFile::in_memory(file), capacity, salt);
+    let reset = check_acks(&acks, records);
+    let found = (0..records).map(|index| (acks.is_done(index), acks.deliveries(index)));
+    let found: Vec<_> = found.collect();
+    for (index, (is_done, _)) in (0..).zip(&found) {
+        if !is_done {
+            acks.count_delivery(index);
+            acks.set(index);
+        }
+    }
+    let finished = Records { file: acks.file }.bytes().to_vec();
+    Acks {
+        found,
+        reset,
+        finished,
+    }
+}
