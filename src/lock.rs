@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 use crate::OpenError;
-use crate::storage::{Context, StorageError};
+use crate::storage::{Operation, Stream};
 
 /// The name of the file in the queue directory.
 pub(crate) const FILE_NAME: &str = "LOCK";
@@ -17,31 +17,30 @@ impl DirectoryLock {
     /// Locks the directory, which exists, and notes this process's id in the lock file.
     pub(crate) fn take(queue_dir: &Path) -> Result<Self, OpenError> {
         let path = queue_dir.join(FILE_NAME);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .context("open", &path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                // The id is for the message only; a file that cannot be read has none.
-                let _ = file.read_to_string(&mut holder);
-                return Err(OpenError::Locked {
-                    path: queue_dir.to_path_buf(),
-                    pid: holder.trim().parse().ok(),
-                });
-            }
-            Err(TryLockError::Error(error)) => {
-                return Err(StorageError::new("lock", &path, error).into());
-            }
+        let file = Operation::Open.run(&path, || {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false);
+            options.open(&path)
+        })?;
+        let is_free = Operation::Lock.run(&path, || match file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(error),
+        })?;
+        if !is_free {
+            let mut holder = String::new();
+            // The id is for the message only; a file that cannot be read has none.
+            let _ = Stream(&file, &path).read_to_string(&mut holder);
+            return Err(OpenError::Locked {
+                path: queue_dir.to_path_buf(),
+                pid: holder.trim().parse().ok(),
+            });
         }
         // A full disk must not keep the queue from being opened and drained.
         let id = format!("{}\n", std::process::id());
-        let _ = file.set_len(0).and_then(|()| file.write_all(id.as_bytes()));
+        let _ = Operation::Truncate
+            .attempt(&path, || file.set_len(0))
+            .and_then(|()| Stream(&file, &path).write_all(id.as_bytes()));
         Ok(Self(file))
     }
 }

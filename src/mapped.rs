@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
-use crate::storage::{self, StorageError};
+use crate::storage::{self, Operation, StorageError};
 
 /// No page is smaller.
 const SMALLEST_PAGE: usize = 4096;
@@ -65,11 +65,9 @@ impl MappedFile {
 
     fn map(file: &File, path: &Path, len: u64) -> Result<Self, StorageError> {
         let too_large = || io::Error::new(io::ErrorKind::InvalidInput, "exceeds the address space");
-        let len = usize::try_from(len).map_err(|_| StorageError::new("map", path, too_large()))?;
-        let map = MmapOptions::new()
-            .len(len)
-            .map_raw(file)
-            .map_err(|error| StorageError::new("map", path, error))?;
+        let len = usize::try_from(len)
+            .map_err(|_| StorageError::new(Operation::Map.verb(), path, too_large()))?;
+        let map = Operation::Map.run(path, || MmapOptions::new().len(len).map_raw(file))?;
         Ok(Self {
             map,
             path: path.to_path_buf(),
@@ -112,7 +110,8 @@ impl MappedFile {
 
     /// Makes the pages present and writable, so that the first store to each costs no page fault.
     fn prefault(&self) -> Result<(), StorageError> {
-        match self.map.advise(Advice::PopulateWrite) {
+        let operation = Operation::Prefault;
+        match operation.attempt(&self.path, || self.map.advise(Advice::PopulateWrite)) {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 // Linux before 5.14. A read-modify-write faults a page in and changes nothing.
                 for page in (0..self.len().saturating_sub(8)).step_by(SMALLEST_PAGE) {
@@ -120,30 +119,31 @@ impl MappedFile {
                 }
                 Ok(())
             }
-            result => self.check_populated("prefault", result),
+            result => self.check_populated(operation, result),
         }
     }
 
     /// Reads the pages of the first `len` bytes in, so that a sector that cannot be read is an
     /// error here rather than a signal later.
     pub(crate) fn read_in(&self, len: usize) -> Result<(), StorageError> {
-        let advised = self.map.advise_range(Advice::PopulateRead, 0, len);
-        self.check_populated("read", advised)
+        let advise = || self.map.advise_range(Advice::PopulateRead, 0, len);
+        let operation = Operation::ReadIn;
+        self.check_populated(operation, operation.attempt(&self.path, advise))
     }
 
     fn check_populated(
         &self,
-        action: &'static str,
+        operation: Operation,
         result: io::Result<()>,
     ) -> Result<(), StorageError> {
         match result {
             // What an access to such a page would raise a signal for.
             Err(error) if error.raw_os_error() == Some(BAD_PAGE) => {
-                Err(StorageError::new(action, &self.path, error))
+                Err(StorageError::new(operation.verb(), &self.path, error))
             }
             // The kernel does not know the call, or is short of memory: accesses fault as ever.
             Err(error) => {
-                tracing::debug!(path = %self.path.display(), action, %error, "not populated");
+                tracing::debug!(path = %self.path.display(), ?operation, %error, "not populated");
                 Ok(())
             }
             Ok(()) => Ok(()),

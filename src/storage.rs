@@ -1,9 +1,9 @@
 //! Every file and directory operation of the crate, each with an error that says what was tried
 //! on which path.
 //!
-//! This is the one seam between the log and the file system: mappings are made from the files
-//! opened here, and flushes, renames, truncations and removals happen nowhere else. Unit tests
-//! watch these, and have them fail, through `storage/faults.rs`.
+//! This is the one seam between the log and the file system: every system call on a file or
+//! directory is an [`Operation`]. Unit tests count them, watch them, and have them fail, through
+//! `storage/faults.rs`.
 
 #[cfg(test)]
 pub(crate) mod faults;
@@ -14,13 +14,25 @@ use std::path::{Path, PathBuf};
 
 use memmap2::MmapRaw;
 use rustix::fs::FallocateFlags;
-use rustix::io::Errno;
 
-/// What changes a file or directory, or makes it durable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A system call on a file or directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Operation {
     Create,
+    CreateDirectory,
+    Open,
+    Lock,
+    Inspect,
+    List,
+    Read,
+    Write,
+    Allocate,
     Truncate,
+    Map,
+    /// Makes the pages of a mapping present and writable.
+    Prefault,
+    /// Reads the pages of a mapping in.
+    ReadIn,
     Rename,
     Remove,
     Flush,
@@ -28,10 +40,20 @@ pub(crate) enum Operation {
 }
 
 impl Operation {
-    const fn verb(self) -> &'static str {
+    pub(crate) const fn verb(self) -> &'static str {
         match self {
             Operation::Create => "create",
+            Operation::CreateDirectory => "create the directory",
+            Operation::Open => "open",
+            Operation::Lock => "lock",
+            Operation::Inspect => "inspect",
+            Operation::List => "list",
+            Operation::Read | Operation::ReadIn => "read",
+            Operation::Write => "write",
+            Operation::Allocate => "allocate",
             Operation::Truncate => "truncate",
+            Operation::Map => "map",
+            Operation::Prefault => "prefault",
             Operation::Rename => "rename",
             Operation::Remove => "remove",
             Operation::Flush => "flush",
@@ -39,13 +61,47 @@ impl Operation {
         }
     }
 
-    fn run<T>(self, path: &Path, run: impl FnOnce() -> io::Result<T>) -> Result<T> {
-        #[cfg(test)]
-        faults::before(self, path).context(self.verb(), path)?;
-        let result = run().context(self.verb(), path);
-        #[cfg(test)]
-        faults::after(self, path);
-        result
+    /// Makes the call, and makes it again if a signal interrupted it: it has no result then, not
+    /// even that of a flush. Any other failure is one.
+    pub(crate) fn attempt<T>(
+        self,
+        path: &Path,
+        mut call: impl FnMut() -> io::Result<T>,
+    ) -> io::Result<T> {
+        loop {
+            match faults::around(self, path, &mut call) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// As [`attempt`](Self::attempt); the error says what was tried on which path.
+    pub(crate) fn run<T>(self, path: &Path, call: impl FnMut() -> io::Result<T>) -> Result<T> {
+        self.attempt(path, call).context(self.verb(), path)
+    }
+}
+
+/// An open file as a stream of bytes.
+pub(crate) struct Stream<'a>(pub(crate) &'a File, pub(crate) &'a Path);
+
+impl Read for Stream<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let &mut Self(mut file, path) = self;
+        let len = faults::length(Operation::Read, path, buffer.len());
+        Operation::Read.attempt(path, || file.read(&mut buffer[..len]))
+    }
+}
+
+impl Write for Stream<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let &mut Self(mut file, path) = self;
+        let len = faults::length(Operation::Write, path, bytes.len());
+        Operation::Write.attempt(path, || file.write(&bytes[..len]))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -88,125 +144,132 @@ impl StorageError {
         [Operation::Flush.verb(), Operation::FlushDirectory.verb()].contains(&self.action)
     }
 
-    /// Whether the device, quota or size limit is exhausted, so that freeing space helps.
+    /// Whether the device, quota or size limit is exhausted, so that freeing space helps. A flush
+    /// that failed for lack of space is not helped by it.
     pub fn is_full(&self) -> bool {
-        matches!(
+        let is_space = matches!(
             self.source.kind(),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-        )
+        );
+        is_space && !self.is_failed_flush()
     }
 }
 
 type Result<T> = std::result::Result<T, StorageError>;
 
 /// Attaches what was tried, and on which path, to an [`io::Result`].
-pub(crate) trait Context<T> {
+trait Context<T> {
     fn context(self, action: &'static str, path: &Path) -> Result<T>;
 }
 
-impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
+impl<T> Context<T> for io::Result<T> {
     fn context(self, action: &'static str, path: &Path) -> Result<T> {
-        self.map_err(|error| StorageError::new(action, path, error.into()))
+        self.map_err(|error| StorageError::new(action, path, error))
+    }
+}
+
+/// None for what does not exist.
+fn if_exists<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
 /// Creates `path`, which must not exist, with `len` zeroed bytes whose blocks are allocated, so
 /// that no later store to a mapping of it can find the disk full (which would be a SIGBUS).
 pub(crate) fn create_allocated(path: &Path, len: u64) -> Result<File> {
-    Operation::Create.run(path, || {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)?;
-        match allocate(&file, len) {
-            Ok(()) => Ok(file),
-            Err(error) => {
-                // The reason for the failure matters more than what became of the empty file.
-                let _ = fs::remove_file(path);
-                Err(error)
-            }
-        }
-    })
-}
-
-fn allocate(file: &File, len: u64) -> io::Result<()> {
-    loop {
-        match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
-            // Some file systems cannot allocate ahead; written zeros are allocated blocks too.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => break,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    // Where they are allocated already: page by page, as faults of a mapping come, the page cache
-    // takes about three times as long to fill (measured on ext4) as in writes of many pages.
-    write_zeros(file, len)
+    let file = Operation::Create.run(path, || {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).open(path)
+    })?;
+    allocate(&file, path, FallocateFlags::empty(), len)
+        // Where they are allocated already: page by page, as faults of a mapping come, the page
+        // cache takes about three times as long to fill (measured on ext4) as in writes of many
+        // pages.
+        .and_then(|()| write_zeros(&file, path, len))
+        .inspect_err(|_| {
+            // The reason for the failure matters more than what became of the file.
+            let _ = remove_file(path);
+        })?;
+    Ok(file)
 }
 
 /// Has blocks allocated for the holes in the first `len` bytes of a file that is at least that
 /// long. What is in it stays as it is.
 pub(crate) fn back_with_blocks(path: &Path, len: u64) -> Result<()> {
-    let file = open_read_write(path)?;
-    loop {
-        match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, len) {
-            // A file system that cannot allocate ahead has had its blocks written.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error).context("allocate", path),
-        }
+    // A file system that cannot allocate ahead has had its blocks written.
+    allocate(
+        &open_read_write(path)?,
+        path,
+        FallocateFlags::KEEP_SIZE,
+        len,
+    )
+}
+
+fn allocate(file: &File, path: &Path, flags: FallocateFlags, len: u64) -> Result<()> {
+    let fallocate = || Ok(rustix::fs::fallocate(file, flags, 0, len)?);
+    match Operation::Allocate.run(path, fallocate) {
+        // Some file systems cannot allocate ahead; written zeros are allocated blocks too.
+        Err(error) if error.source.kind() == io::ErrorKind::Unsupported => Ok(()),
+        result => result,
     }
 }
 
-fn write_zeros(mut file: &File, len: u64) -> io::Result<()> {
+fn write_zeros(file: &File, path: &Path, len: u64) -> Result<()> {
     const CHUNK: usize = 1024 * 1024;
     let zeros = vec![0u8; CHUNK.min(usize::try_from(len).unwrap_or(CHUNK))];
     let mut left = len;
     while left > 0 {
         let step = usize::try_from(left).map_or(zeros.len(), |left| left.min(zeros.len()));
-        file.write_all(&zeros[..step])?;
+        write_all(file, path, &zeros[..step])?;
         left -= step as u64;
     }
     Ok(())
 }
 
+fn write_all(file: &File, path: &Path, bytes: &[u8]) -> Result<()> {
+    let written = Stream(file, path).write_all(bytes);
+    written.context(Operation::Write.verb(), path)
+}
+
+fn open(path: &Path, options: &OpenOptions) -> Result<File> {
+    Operation::Open.run(path, || options.open(path))
+}
+
 pub(crate) fn open_read_write(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .context("open", path)
+    open(path, OpenOptions::new().read(true).write(true))
 }
 
 /// Flushes the data of a mapped file, and what is needed to read it back.
 pub(crate) fn flush_mapping(map: &MmapRaw, path: &Path) -> Result<()> {
-    Operation::Flush.run(path, || {
-        loop {
-            match map.flush() {
-                // Interrupted before it had a result; any other failure is one.
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return result,
-            }
-        }
-    })
+    Operation::Flush.run(path, || map.flush())
 }
 
 /// Flushes the names in a directory: a file created, renamed or removed in it is durably so
 /// only after this.
 pub(crate) fn flush_directory(path: &Path) -> Result<()> {
-    Operation::FlushDirectory.run(path, || File::open(path)?.sync_all())
+    // One that cannot be opened cannot be flushed.
+    let opened = Operation::Open.attempt(path, || File::open(path));
+    let directory = opened.context(Operation::FlushDirectory.verb(), path)?;
+    Operation::FlushDirectory.run(path, || directory.sync_all())
 }
 
 /// Creates a directory, and those above it, unless it exists; each one's name is then durable.
 pub(crate) fn create_directory(path: &Path) -> Result<()> {
-    match fs::create_dir(path) {
+    let is_directory = || {
+        let found = Operation::Inspect.attempt(path, || fs::metadata(path));
+        found.is_ok_and(|found| found.is_dir())
+    };
+    match Operation::CreateDirectory.run(path, || fs::create_dir(path)) {
         Ok(()) => flush_directory(parent_of(path)),
-        Err(_) if path.is_dir() => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && parent_of(path) != path => {
+        Err(_) if is_directory() => Ok(()),
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound && parent_of(path) != path => {
             create_directory(parent_of(path))?;
             create_directory(path)
         }
-        Err(error) => Err(StorageError::new("create the directory", path, error)),
+        Err(error) => Err(error),
     }
 }
 
@@ -233,43 +296,41 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     Operation::Rename.run(from, || fs::rename(from, to))
 }
 
+/// Removes a file, if it exists.
 pub(crate) fn remove_file(path: &Path) -> Result<()> {
-    Operation::Remove.run(path, || match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    })
+    if_exists(Operation::Remove.run(path, || fs::remove_file(path)))?;
+    Ok(())
+}
+
+fn open_to_write(path: &Path) -> Result<Option<File>> {
+    if_exists(open(path, OpenOptions::new().write(true)))
 }
 
 /// Shortens a file, if it exists.
 pub(crate) fn truncate(path: &Path, len: u64) -> Result<()> {
-    Operation::Truncate.run(path, || match OpenOptions::new().write(true).open(path) {
-        Ok(file) => file.set_len(len),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    })
+    match open_to_write(path)? {
+        Some(file) => Operation::Truncate.run(path, || file.set_len(len)),
+        None => Ok(()),
+    }
 }
 
 /// Empties a file, if it exists, and makes that durable.
 pub(crate) fn empty_durably(path: &Path) -> Result<()> {
-    truncate(path, 0)?;
-    match OpenOptions::new().write(true).open(path) {
-        Ok(file) => Operation::Flush.run(path, || file.sync_all()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(StorageError::new("open", path, error)),
-    }
+    let Some(file) = open_to_write(path)? else {
+        return Ok(());
+    };
+    Operation::Truncate.run(path, || file.set_len(0))?;
+    Operation::Flush.run(path, || file.sync_all())
 }
 
 /// The first bytes of a file, `limit` at most, or None if it does not exist.
 pub(crate) fn read_start(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
-    let mut bytes = Vec::new();
-    match File::open(path) {
-        Ok(file) => file
-            .take(limit)
-            .read_to_end(&mut bytes)
-            .context("read", path)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(StorageError::new("read", path, error)),
+    let Some(file) = if_exists(open(path, OpenOptions::new().read(true)))? else {
+        return Ok(None);
     };
+    let mut bytes = Vec::new();
+    let read = Stream(&file, path).take(limit).read_to_end(&mut bytes);
+    read.context(Operation::Read.verb(), path)?;
     Ok(Some(bytes))
 }
 
@@ -282,11 +343,8 @@ pub(crate) fn read_if_exists(path: &Path) -> Result<Option<Vec<u8>>> {
 
 /// The length of a file, or None if there is no regular file of that name.
 pub(crate) fn file_len(path: &Path) -> Result<Option<u64>> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(StorageError::new("inspect", path, error)),
-    }
+    let found = if_exists(Operation::Inspect.run(path, || fs::symlink_metadata(path)))?;
+    Ok(found.filter(fs::Metadata::is_file).map(|found| found.len()))
 }
 
 /// Replaces `path` by `bytes` in one step that a crash leaves either done or not: write a
@@ -294,24 +352,24 @@ pub(crate) fn file_len(path: &Path) -> Result<Option<u64>> {
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension("tmp");
     let write = || {
-        let mut file = Operation::Create.run(&temporary, || File::create(&temporary))?;
-        file.write_all(bytes).context("write", &temporary)?;
+        let file = Operation::Create.run(&temporary, || File::create(&temporary))?;
+        write_all(&file, &temporary, bytes)?;
         Operation::Flush.run(&temporary, || file.sync_all())?;
         rename(&temporary, path)
     };
     write().inspect_err(|_| {
         // It may take up what is left of a full disk.
-        let _ = fs::remove_file(&temporary);
+        let _ = remove_file(&temporary);
     })?;
     flush_directory(parent_of(path))
 }
 
 /// Whether a file has exactly this content, and can be read.
 pub(crate) fn has_content(path: &Path, bytes: &[u8]) -> bool {
-    let Ok(file) = File::open(path) else {
+    let Ok(file) = open(path, OpenOptions::new().read(true)) else {
         return false;
     };
-    let mut file = BufReader::new(file);
+    let mut file = BufReader::new(Stream(&file, path));
     let mut rest = bytes;
     loop {
         match file.fill_buf() {
@@ -324,7 +382,6 @@ pub(crate) fn has_content(path: &Path, bytes: &[u8]) -> bool {
                 }
                 None => return false,
             },
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return false,
         }
     }
@@ -332,20 +389,45 @@ pub(crate) fn has_content(path: &Path, bytes: &[u8]) -> bool {
 
 /// The names in a directory, sorted. Names that are not Unicode are none of ours and are left out.
 pub(crate) fn list(path: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(path).context("list", path)? {
-        if let Ok(name) = entry.context("list", path)?.file_name().into_string() {
-            names.push(name);
-        }
-    }
+    let mut names = Operation::List.run(path, || {
+        fs::read_dir(path)?
+            .filter_map(|entry| match entry {
+                Ok(entry) => entry.file_name().into_string().ok().map(Ok),
+                Err(error) => Some(Err(error)),
+            })
+            .collect::<io::Result<Vec<_>>>()
+    })?;
     names.sort_unstable();
     Ok(names)
+}
+
+/// Outside of unit tests nothing is done to calls.
+#[cfg(not(test))]
+mod faults {
+    use super::{Operation, Path, io};
+
+    #[inline]
+    pub(super) fn around<T>(
+        _: Operation,
+        _: &Path,
+        call: &mut impl FnMut() -> io::Result<T>,
+    ) -> io::Result<T> {
+        call()
+    }
+
+    #[inline]
+    pub(super) fn length(_: Operation, _: &Path, len: usize) -> usize {
+        len
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use rustix::io::Errno;
+
+    use super::faults::{Effect, Plan};
     use super::*;
 
     #[test]
@@ -408,6 +490,133 @@ mod tests {
         for other in [b"ne".as_slice(), b"new!", b"old", b""] {
             assert!(!has_content(&path, other));
         }
+    }
+
+    /// What is done to each of an operation's calls, or to the first one only.
+    fn plan(operation: Operation, calls: usize, effect: Effect) -> Plan {
+        let calls = 0..calls;
+        Plan {
+            operation,
+            calls,
+            effect,
+        }
+    }
+
+    #[test]
+    fn calls_that_a_signal_interrupts_are_made_again() {
+        use Operation::*;
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("f");
+        let operations = [
+            CreateDirectory,
+            Create,
+            Allocate,
+            Write,
+            Flush,
+            Rename,
+            Open,
+            FlushDirectory,
+            Read,
+            Inspect,
+            List,
+            Truncate,
+            Remove,
+        ];
+        let interrupted = Effect::Fail(Errno::INTR);
+        let plans = operations.map(|operation| plan(operation, 1, interrupted));
+        let fault = faults::watch(root.path(), plans.into());
+        create_directory(&root.path().join("d")).unwrap();
+        create_allocated(&path, 4096).unwrap();
+        replace(&path, b"new").unwrap();
+        assert_eq!(read_start(&path, 10).unwrap().unwrap(), b"new");
+        assert_eq!(file_len(&path).unwrap(), Some(3));
+        assert_eq!(list(root.path()).unwrap(), ["d", "f"]);
+        truncate(&path, 1).unwrap();
+        remove_file(&path).unwrap();
+        let calls = fault.take_calls();
+        assert!(calls.iter().all(|call| call.path.starts_with(root.path())));
+        for operation in operations {
+            let mut of_it = calls.iter().filter(|call| call.operation == operation);
+            assert_eq!(of_it.next().unwrap().effect, Some(interrupted));
+            assert!(of_it.next().is_some(), "{operation:?} was given up");
+        }
+    }
+
+    #[test]
+    fn short_reads_and_writes_are_gone_on_with() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("f");
+        let content = [7; 1000];
+        let short = |operation| plan(operation, usize::MAX, Effect::Short);
+        let plans = [Operation::Read, Operation::Write].map(short);
+        let fault = faults::watch(&path.with_extension("tmp"), plans.clone().into());
+        replace(&path, &content).unwrap();
+        assert!(fault.take_calls().len() > 10);
+        drop(fault);
+        let fault = faults::watch(&path, plans.into());
+        assert!(has_content(&path, &content));
+        assert_eq!(read_start(&path, 500).unwrap().unwrap(), content[..500]);
+        assert!(fault.take_calls().len() > 10);
+        // Nor is a disk that becomes full in the middle of a write taken for one that did not.
+        let full = Plan {
+            operation: Operation::Write,
+            calls: 1..usize::MAX,
+            effect: Effect::Fail(Errno::NOSPC),
+        };
+        let first = plan(Operation::Write, 1, Effect::Short);
+        let _fault = faults::watch(root.path(), vec![first, full]);
+        let error = replace(&path, &[8; 1000]).unwrap_err();
+        assert!(error.is_full() && error.action() == "write", "{error}");
+        assert!(has_content(&path, &content));
+    }
+
+    #[test]
+    fn nothing_stays_of_a_file_without_its_blocks() {
+        for operation in [Operation::Create, Operation::Allocate, Operation::Write] {
+            let root = tempfile::tempdir().unwrap();
+            let path = root.path().join("f");
+            let plan = plan(operation, 1, Effect::Fail(Errno::DQUOT));
+            let fault = faults::watch(root.path(), vec![plan]);
+            let error = create_allocated(&path, 4096).unwrap_err();
+            assert_eq!((error.action(), error.path()), (operation.verb(), &*path));
+            assert!(error.is_full() && !path.exists());
+            fault.lift();
+            create_allocated(&path, 4096).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_system_that_cannot_allocate_ahead_is_written_to() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("f");
+        let unsupported = Effect::Fail(Errno::OPNOTSUPP);
+        let plan = plan(Operation::Allocate, usize::MAX, unsupported);
+        let _fault = faults::watch(root.path(), vec![plan]);
+        create_allocated(&path, 1 << 20).unwrap();
+        assert!(fs::metadata(&path).unwrap().blocks() * 512 >= 1 << 20);
+        back_with_blocks(&path, 1 << 20).unwrap();
+    }
+
+    #[test]
+    fn a_rename_that_fails_after_it_was_done_leaves_one_of_the_two_files() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("f");
+        replace(&path, b"old").unwrap();
+        let plan = plan(Operation::Rename, 1, Effect::FailAfter(Errno::IO));
+        let _fault = faults::watch(root.path(), vec![plan]);
+        assert_eq!(replace(&path, b"new").unwrap_err().action(), "rename");
+        assert!(has_content(&path, b"new"));
+        assert_eq!(list(root.path()).unwrap(), ["f"]);
+    }
+
+    #[test]
+    fn a_flush_that_lacks_space_is_a_failed_flush_and_no_full_disk() {
+        let root = tempfile::tempdir().unwrap();
+        let full = Effect::Fail(Errno::NOSPC);
+        let plan = plan(Operation::FlushDirectory, 1, full);
+        let _fault = faults::watch(root.path(), vec![plan]);
+        let error = flush_directory(root.path()).unwrap_err();
+        assert!(error.is_failed_flush() && !error.is_full(), "{error}");
     }
 
     #[test]
