@@ -258,18 +258,19 @@ pub(crate) fn flush_directory(path: &Path) -> Result<()> {
 
 /// Creates a directory, and those above it, unless it exists; each one's name is then durable.
 pub(crate) fn create_directory(path: &Path) -> Result<()> {
-    let is_directory = || {
-        let found = Operation::Inspect.attempt(path, || fs::metadata(path));
-        found.is_ok_and(|found| found.is_dir())
+    let Err(error) = Operation::CreateDirectory.run(path, || fs::create_dir(path)) else {
+        return flush_directory(parent_of(path));
     };
-    match Operation::CreateDirectory.run(path, || fs::create_dir(path)) {
-        Ok(()) => flush_directory(parent_of(path)),
-        Err(_) if is_directory() => Ok(()),
-        Err(error) if error.source.kind() == io::ErrorKind::NotFound && parent_of(path) != path => {
+    let found = Operation::Inspect.run(path, || fs::metadata(path));
+    match (error.source.kind(), found) {
+        (_, Ok(found)) if found.is_dir() => Ok(()),
+        (io::ErrorKind::NotFound, _) if parent_of(path) != path => {
             create_directory(parent_of(path))?;
             create_directory(path)
         }
-        Err(error) => Err(error),
+        // What is wrong is that it cannot be looked at.
+        (io::ErrorKind::AlreadyExists, Err(unknown)) => Err(unknown),
+        _ => Err(error),
     }
 }
 
@@ -440,6 +441,20 @@ mod tests {
         assert_eq!(list(&deep).unwrap(), ["f"]);
         let error = create_directory(&deep.join("f/d")).unwrap_err();
         assert_eq!(error.path(), deep.join("f/d"));
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_looked_at_is_not_said_to_be_in_the_way() {
+        let root = tempfile::tempdir().unwrap();
+        let plan = plan(Operation::Inspect, 1, Effect::Fail(Errno::IO));
+        let _fault = faults::watch(root.path(), vec![plan]);
+        let error = create_directory(root.path()).unwrap_err();
+        assert_eq!(error.action(), "inspect");
+        assert_eq!(
+            error.io_error().raw_os_error(),
+            Some(Errno::IO.raw_os_error())
+        );
+        assert!(create_directory(root.path()).is_ok());
     }
 
     #[test]
