@@ -15,8 +15,8 @@
 //! Rows 1 and 6 are reported if the ack file is valid and tells of jobs that are not all done.
 //!
 //! A header is valid if it checks, its base is the file's name and stripe, and its segment size is
-//! the manifest's. An ack file that is missing, short, unreadable, or whose header does not match
-//! the segment's is made anew: its segment's jobs are redelivered.
+//! the manifest's. An ack file that is missing, short, or whose header does not match the segment's
+//! is made anew: its segment's jobs are redelivered. One that cannot be read is an error.
 //!
 //! A scan keeps each valid record. Where there is none it looks for the next, unit by unit, and
 //! what lies between is quarantined (copied out, flushed, reported) unless it is all zero, then
@@ -145,8 +145,9 @@ impl Recovery<'_> {
     ) -> Result<Option<Arc<Segment>>, StorageError> {
         let read = |path| storage::read_start(path, header::HEADER_BYTES as u64);
         let own_header = read(&paths.segment)?.unwrap_or_default();
-        // An ack file that cannot be read is as good as none.
-        let copied_header = read(&paths.ack).ok().flatten().unwrap_or_default();
+        // An ack file that cannot be read is not as good as none: it may be all there is of the
+        // header, and the disk may be well again next time.
+        let copied_header = read(&paths.ack)?.unwrap_or_default();
         let is_ours = |id: &Identity| id.base == base && id.segment_size == self.segment_size;
         let own = Identity::decode(FileKind::Segment, &own_header).filter(is_ours);
         let copy = Identity::decode(FileKind::Ack, &copied_header).filter(is_ours);
@@ -310,9 +311,8 @@ impl Recovery<'_> {
             let file = MappedFile::open(&paths.ack, len)?;
             // The counts of a long backlog are left until they are needed.
             let [words, _] = ack::used_ranges(capacity, records);
-            if file.read_in(words.end).is_ok() {
-                return Ok(AckFile::new(file, capacity, identity.salt));
-            }
+            file.read_in(words.end)?;
+            return Ok(AckFile::new(file, capacity, identity.salt));
         }
         self.report.ack_files_rebuilt.push(paths.ack.clone());
         storage::remove_file(&paths.ack)?;

@@ -2,10 +2,13 @@
 
 use std::fs;
 
+use rustix::io::Errno;
+
 use super::*;
 use crate::log::record::{HEADER_BYTES, Header, KIND_JOB, Meta, NewRecord};
 use crate::log::segment::{Append, Claim};
-use crate::storage::faults;
+use crate::storage::Operation;
+use crate::storage::faults::{self, Effect, Plan};
 
 const SIZE: u64 = 16384;
 
@@ -836,6 +839,39 @@ fn a_payload_of_fake_headers_is_no_record_and_hides_none_after_it() {
         (scan.regions[0].from, scan.regions[0].to),
         (8, LEN as u32 / 8)
     );
+}
+
+#[test]
+fn nothing_is_given_up_for_an_ack_file_that_cannot_be_read_now() {
+    for operation in [Operation::Open, Operation::Read, Operation::ReadIn] {
+        for is_header_damaged in [false, true] {
+            let fixture = Fixture::open(&[b"one", b"two"]);
+            let quarantine = fixture.dir.path().join("quarantine");
+            let mut recovery = recovery(&quarantine);
+            if is_header_damaged {
+                // The ack file has the only copy of it.
+                fixture.change_segment(|bytes| bytes[20] ^= 1);
+            }
+            let acks = fs::read(&fixture.paths.ack).unwrap();
+            let plan = Plan {
+                operation,
+                calls: 0..usize::MAX,
+                effect: Effect::Fail(Errno::FAULT),
+            };
+            let fault = faults::watch(&fixture.paths.ack, vec![plan]);
+            let recovered = recovery.recover_directory(fixture.dir.path(), origin());
+            let error = recovered.err().unwrap();
+            assert_eq!(error.path(), fixture.paths.ack);
+            drop(fault);
+            assert_eq!(fs::read(&fixture.paths.ack).unwrap(), acks);
+            let (log, report) = fixture.recover();
+            assert_eq!(jobs(&log.segments[0]), [job(0, b"one"), job(1, b"two")]);
+            assert_eq!(
+                (report.quarantined, report.ack_files_rebuilt),
+                (vec![], vec![])
+            );
+        }
+    }
 }
 
 // Directories.
