@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
+use rustix::io::Errno;
 
 use crate::storage::{self, Operation, StorageError};
 
@@ -138,7 +139,7 @@ impl MappedFile {
     ) -> Result<(), StorageError> {
         match result {
             // What an access to such a page would raise a signal for.
-            Err(error) if error.raw_os_error() == Some(BAD_PAGE) => {
+            Err(error) if is_bad_page(&error) => {
                 Err(StorageError::new(operation.verb(), &self.path, error))
             }
             // The kernel does not know the call, or is short of memory: accesses fault as ever.
@@ -205,12 +206,19 @@ impl MappedFile {
     }
 }
 
-/// What populating a mapping says of a page that is not there: past the file's end, or unreadable.
-const BAD_PAGE: i32 = rustix::io::Errno::FAULT.raw_os_error();
+/// What populating a mapping says of a page that is not there (past the file's end, or unreadable),
+/// and of one in memory that has failed.
+fn is_bad_page(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::FAULT | Errno::HWPOISON)
+    )
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::faults::{self, Effect, Plan};
 
     #[test]
     fn stores_reach_the_file() {
@@ -236,6 +244,30 @@ mod tests {
         assert!(mapped.read_in(4096).is_ok());
         assert_eq!(mapped.read_in(8192).unwrap_err().action(), "read");
         assert_eq!(mapped.prefault().unwrap_err().action(), "prefault");
+    }
+
+    #[test]
+    fn only_bad_pages_keep_a_mapping_from_being_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let mapped = MappedFile::create(&dir.path().join("f"), 8192).unwrap();
+        mapped.word64(4096).store(7, Ordering::Relaxed);
+        for (errno, is_bad) in [
+            (Errno::FAULT, true),
+            (Errno::HWPOISON, true),
+            // An older kernel, and one that is short of memory.
+            (Errno::INVAL, false),
+            (Errno::NOMEM, false),
+        ] {
+            let plans = [Operation::Prefault, Operation::ReadIn].map(|operation| Plan {
+                operation,
+                calls: 0..1,
+                effect: Effect::Fail(errno),
+            });
+            let _fault = faults::watch(dir.path(), plans.into());
+            assert_eq!(mapped.prefault().is_err(), is_bad, "{errno}");
+            assert_eq!(mapped.read_in(8192).is_err(), is_bad, "{errno}");
+        }
+        assert_eq!(mapped.word64(4096).load(Ordering::Relaxed), 7);
     }
 
     #[test]
