@@ -348,6 +348,12 @@ pub(crate) fn file_len(path: &Path) -> Result<Option<u64>> {
     Ok(found.filter(fs::Metadata::is_file).map(|found| found.len()))
 }
 
+/// Whether there is anything of that name.
+pub(crate) fn exists(path: &Path) -> Result<bool> {
+    let found = if_exists(Operation::Inspect.run(path, || fs::symlink_metadata(path)))?;
+    Ok(found.is_some())
+}
+
 /// Replaces `path` by `bytes` in one step that a crash leaves either done or not: write a
 /// temporary file, flush it, rename it over, flush the directory.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {

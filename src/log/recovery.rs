@@ -35,7 +35,6 @@ mod scan;
 mod tests;
 
 use std::fmt::Write;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -410,8 +409,8 @@ impl Recovery<'_> {
         let bytes = &file[offset as usize..end as usize];
         storage::create_directory(self.quarantine)?;
         storage::flush_directory(storage::parent_of(self.quarantine))?;
-        let copy = self.copy_path(base, offset, bytes);
-        if fs::symlink_metadata(&copy).is_err() {
+        let (copy, is_there) = self.copy_path(base, offset, bytes)?;
+        if !is_there {
             storage::replace(&copy, bytes)?;
         }
         let mut text = format!(
@@ -441,16 +440,24 @@ impl Recovery<'_> {
         Ok(())
     }
 
-    /// Where the copy of these bytes is, or is to be.
-    fn copy_path(&self, base: Sequence, offset: u64, bytes: &[u8]) -> PathBuf {
+    /// Where the copy of these bytes is to be, and whether it is there already.
+    fn copy_path(
+        &self,
+        base: Sequence,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(PathBuf, bool), StorageError> {
         let name = format!("{:02}-{:020}-{offset}", base.stripe(), base.within_stripe());
         let mut path = self.quarantine.join(format!("{name}.bin"));
         let mut earlier = 0;
-        while fs::symlink_metadata(&path).is_ok() && !storage::has_content(&path, bytes) {
+        while storage::exists(&path)? {
+            if storage::has_content(&path, bytes) {
+                return Ok((path, true));
+            }
             earlier += 1;
             path = self.quarantine.join(format!("{name}-{earlier}.bin"));
         }
-        path
+        Ok((path, false))
     }
 }
 

@@ -753,6 +753,33 @@ fn damage_at_the_same_place_again_leaves_the_earlier_copy_alone() {
 }
 
 #[test]
+fn damaged_bytes_are_set_aside_and_earlier_copies_kept_whatever_cannot_be_looked_at() {
+    for call in 0..5 {
+        let fixture = Fixture::open(&[b"one", b"two", b"three"]);
+        let quarantine = fixture.dir.path().join("quarantine");
+        fixture.change_segment(|bytes| bytes[offset(1) + 32] ^= 1);
+        fixture.recover();
+        // Again, with other bytes. They go beside the earlier copy.
+        fixture.change_segment(|bytes| {
+            bytes[offset(1)..offset(2)].fill(7);
+        });
+        let plan = Plan {
+            operation: Operation::Inspect,
+            calls: call..usize::MAX,
+            effect: Effect::Fail(Errno::IO),
+        };
+        let fault = faults::watch(&quarantine, vec![plan]);
+        // Whether it goes well or not.
+        let _ = recovery(&quarantine).recover_directory(fixture.dir.path(), origin());
+        fault.lift();
+        fixture.recover();
+        let copies = fixture.quarantined_bytes();
+        assert_eq!(copies.len(), 2, "call {call}");
+        assert!(copies.contains(&vec![7; offset(2) - offset(1)]));
+    }
+}
+
+#[test]
 fn a_damaged_segment_is_held_back_while_the_quarantine_does_not_fit_the_disk() {
     let fixture = Fixture::open(&[b"one", b"two", b"three"]);
     fixture.change_segment(|bytes| bytes[offset(1) + 32] ^= 1);
