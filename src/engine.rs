@@ -1,6 +1,7 @@
 //! The engine: what the handles of an open queue share, and the life of a job once it is in the
 //! log: delivery, ack, failure, retry.
 
+use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,7 +25,7 @@ use crate::log::{DEAD_ORIGIN, LogConfig, SpaceBudget, Stripe};
 use crate::maintenance::{self, Signal};
 use crate::options::{self, Builder, Durability};
 use crate::producer;
-use crate::storage::{self, StorageError};
+use crate::storage::{self, Operation, StorageError};
 use crate::time::{Clock, Tick};
 
 /// What the handles and threads of an open queue share.
@@ -105,10 +106,10 @@ impl Engine {
                 manifest
             }
             None => {
+                // First, so that a directory with a manifest is one whose own name is durable.
+                let whole = Operation::Inspect.run(path, || path.canonicalize())?;
+                storage::flush_directory(storage::parent_of(&whole))?;
                 manifest.write(path)?;
-                if let Some(parent) = path.canonicalize().ok().as_deref().and_then(Path::parent) {
-                    storage::flush_directory(parent)?;
-                }
                 manifest
             }
         };
@@ -493,12 +494,12 @@ fn read_manifest(queue_dir: &Path) -> Result<Option<Manifest>, OpenError> {
 
 /// Whether a directory holds nothing but what a crash while creating a queue can leave.
 fn is_fresh(queue_dir: &Path) -> Result<bool, StorageError> {
-    if !queue_dir.exists() {
-        return Ok(true);
-    }
     let ours = [crate::lock::FILE_NAME, manifest::TEMPORARY_NAME];
-    let names = storage::list(queue_dir)?;
-    Ok(names.iter().all(|name| ours.contains(&name.as_str())))
+    match storage::list(queue_dir) {
+        Ok(names) => Ok(names.iter().all(|name| ours.contains(&name.as_str()))),
+        Err(error) if error.io_error().kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// An engine with its threads. The last handle to drop it closes the queue.
@@ -594,8 +595,10 @@ impl AsRef<Dispatch> for Arc<Running> {
 mod tests {
     use std::time::Duration;
 
+    use rustix::io::Errno;
+
     use super::*;
-    use crate::storage::faults;
+    use crate::storage::faults::{self, Call, Effect, Plan};
 
     #[test]
     fn a_consumer_asleep_is_woken_when_a_damaged_segment_can_be_tried_again() {
@@ -625,6 +628,41 @@ mod tests {
             delivered.send(()).unwrap();
         });
         is_delivered.recv_timeout(Duration::from_secs(60)).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_looked_at_is_not_taken_for_a_new_queue() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = Builder::new(dir.path());
+        drop(Running::open(&builder).unwrap());
+        let manifest = Manifest::path(dir.path());
+        std::fs::remove_file(&manifest).unwrap();
+        for operation in [Operation::Inspect, Operation::List] {
+            let plan = Plan {
+                operation,
+                calls: 0..usize::MAX,
+                effect: Effect::Fail(Errno::IO),
+            };
+            let _fault = faults::watch(dir.path(), vec![plan]);
+            assert!(Running::open(&builder).is_err());
+            assert!(!manifest.exists());
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_queue_is_durable_before_it_has_a_manifest() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("queue");
+        std::fs::create_dir(&dir).unwrap();
+        let fault = faults::watch(root.path(), Vec::new());
+        drop(Running::open(&Builder::new(&dir)).unwrap());
+        let calls = fault.take_calls();
+        let at = |operation, path: &Path| {
+            let is_it = |call: &Call| call.operation == operation && call.path == path;
+            calls.iter().position(is_it).unwrap()
+        };
+        let named = at(Operation::FlushDirectory, root.path());
+        assert!(named < at(Operation::Rename, &dir.join(manifest::TEMPORARY_NAME)));
     }
 
     #[test]
