@@ -239,7 +239,16 @@ impl Engine {
 
     /// The failed flush after which nothing more is promised to reach the disk.
     pub(crate) fn poison(&self) -> Option<&Arc<StorageError>> {
+        if self.poison.get().is_none()
+            && let Some(error) = self.logs().find_map(Stripe::failed_flush)
+        {
+            self.note_failed_flush(error);
+        }
         self.poison.get()
+    }
+
+    fn logs(&self) -> impl Iterator<Item = &Stripe> {
+        self.dispatch.stripes().iter().chain([self.dead.log()])
     }
 
     /// Longest payload, in bytes.
@@ -386,7 +395,7 @@ impl Engine {
         // Each log whatever becomes of the others: letters that do not fit the disk, for one, must
         // not keep jobs from being flushed.
         let mut result = self.write_letters();
-        for log in self.dispatch.stripes().iter().chain([self.dead.log()]) {
+        for log in self.logs() {
             let flushed = log.flush(true);
             result = flushed
                 .inspect_err(|error| self.note_failed_flush(error))
@@ -599,6 +608,7 @@ mod tests {
 
     use super::*;
     use crate::storage::faults::{self, Call, Effect, Plan};
+    use crate::{EnqueueError, EnqueueOptions};
 
     #[test]
     fn a_consumer_asleep_is_woken_when_a_damaged_segment_can_be_tried_again() {
@@ -628,6 +638,46 @@ mod tests {
             delivered.send(()).unwrap();
         });
         is_delivered.recv_timeout(Duration::from_secs(60)).unwrap();
+    }
+
+    #[test]
+    fn a_failed_flush_that_no_caller_was_told_of_refuses_durable_enqueues_all_the_same() {
+        let enqueue = |running: &Running, payload: &[u8], durability| {
+            let mut place = producer::Place::of_this_thread(running);
+            let options = EnqueueOptions::new().durability(durability);
+            running.enqueue_with(&mut place, payload, &options)
+        };
+        for failing in ["quarantine", "log/00"] {
+            let dir = tempfile::tempdir().unwrap();
+            let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
+            let running = Running::open(&builder).unwrap().0;
+            enqueue(&running, &[7; 3000], Durability::Sync).unwrap();
+            drop(running);
+            let running = Arc::new(Running::open_idle(&builder).unwrap().0);
+            let segment = dir.path().join(format!("log/00/{:020}.seg", 0));
+            let file = std::fs::OpenOptions::new()
+                .write(true)
+                .open(segment)
+                .unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, b"x", 200).unwrap();
+            enqueue(&running, &[7; 10], Durability::Sync).unwrap();
+            let fault = faults::fail_flushes(&dir.path().join(failing));
+            // Has damaged bytes set aside.
+            let consumer = crate::Consumer::new(Arc::clone(&running));
+            assert_eq!(consumer.try_next().is_some(), failing != "quarantine");
+            // Raises the limit of sequences, and only hopes to.
+            for _ in 0..64 {
+                let stripe = &running.dispatch().stripes()[0];
+                stripe.prepare();
+                for _ in 0..6 {
+                    let _ = enqueue(&running, &[7; 3000], Durability::Process);
+                }
+            }
+            drop(fault);
+            let error = enqueue(&running, &[7; 10], Durability::Sync).unwrap_err();
+            assert!(matches!(error, EnqueueError::Poisoned(_)), "{error}");
+            assert!(running.flush().is_err());
+        }
     }
 
     #[test]

@@ -312,11 +312,12 @@ impl Engine {
     }
 
     fn check_poison(&self, durability: Durability) -> Result<(), EnqueueError> {
+        if durability == Durability::Process {
+            return Ok(());
+        }
         match self.poison() {
-            Some(error) if durability != Durability::Process => {
-                Err(EnqueueError::Poisoned(Arc::clone(error)))
-            }
-            _ => Ok(()),
+            Some(error) => Err(EnqueueError::Poisoned(Arc::clone(error))),
+            None => Ok(()),
         }
     }
 

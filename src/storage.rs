@@ -138,6 +138,15 @@ impl StorageError {
         &self.source
     }
 
+    /// The same failure, for somebody else to be told of.
+    pub(crate) fn retold(&self) -> Self {
+        let source = match self.source.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(self.source.kind(), self.source.to_string()),
+        };
+        Self::new(self.action, &self.path, source)
+    }
+
     /// Whether it was a flush that failed, of a file or of the names in a directory, so that what
     /// it was to make durable may be lost.
     pub(crate) fn is_failed_flush(&self) -> bool {

@@ -153,7 +153,7 @@ mod tests {
             created_at: Timestamp::ZERO,
             salt: 1,
         };
-        let segment = Segment::create(dir, identity).unwrap();
+        let segment = Segment::create(&crate::log::names::Names::of(dir), identity).unwrap();
         segment.append(&NewRecord {
             enqueued_at: Timestamp::ZERO,
             due_at: Timestamp::ZERO,

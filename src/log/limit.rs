@@ -8,6 +8,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::names::Names;
 use crate::Sequence;
 use crate::storage::{self, StorageError};
 
@@ -36,7 +37,7 @@ impl Limit {
     /// Makes sure that the limit is durably above or at the end of a segment with this base.
     pub(super) fn raise_above(
         &mut self,
-        dir: &Path,
+        names: &Names,
         base: Sequence,
         capacity: u32,
     ) -> Result<(), StorageError> {
@@ -51,9 +52,9 @@ impl Limit {
                 .saturating_add(SEGMENTS_PER_RAISE * u64::from(capacity))
                 .min(highest.get()),
         );
-        storage::create_empty(&path_of(dir, raised))?;
-        storage::flush_directory(dir)?;
-        let old = path_of(dir, self.0);
+        storage::create_empty(&path_of(names.dir(), raised))?;
+        names.flush().map_err(|error| error.retold())?;
+        let old = path_of(names.dir(), self.0);
         self.0 = raised;
         // One that stays is lower, and does no harm.
         if let Err(error) = storage::remove_file(&old) {
@@ -84,11 +85,12 @@ mod tests {
         let origin = Sequence::first_of_stripe(3);
         let mut limit = Limit::find(dir.path(), origin).unwrap();
         assert_eq!(limit.sequence(), origin);
-        limit.raise_above(dir.path(), origin, 10).unwrap();
+        let names = Names::of(dir.path());
+        limit.raise_above(&names, origin, 10).unwrap();
         let raised = limit.sequence();
         assert_eq!(raised, origin.plus_wide(10 * SEGMENTS_PER_RAISE));
         let last = origin.plus_wide(10 * (SEGMENTS_PER_RAISE - 1));
-        limit.raise_above(dir.path(), last, 10).unwrap();
+        limit.raise_above(&names, last, 10).unwrap();
         assert_eq!(limit.sequence(), raised);
         // One that a crash left, and names that are none of its own.
         for name in ["00000000000000000009.limit", "9.limit", "x.limit"] {
@@ -103,11 +105,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let origin = Sequence::first_of_stripe(0);
         let mut limit = Limit::find(dir.path(), origin).unwrap();
+        let names = Names::of(dir.path());
         let fault = faults::fail_flushes(dir.path());
-        assert!(limit.raise_above(dir.path(), origin, 1).is_err());
-        assert_eq!(limit.sequence(), origin);
+        assert!(limit.raise_above(&names, origin, 1).is_err());
         drop(fault);
-        limit.raise_above(dir.path(), origin, 1).unwrap();
+        // That the flush would succeed now proves nothing.
+        assert!(limit.raise_above(&names, origin, 1).is_err());
+        assert_eq!(limit.sequence(), origin);
+        let reopened = Names::of(dir.path());
+        limit.raise_above(&reopened, origin, 1).unwrap();
         assert!(limit.sequence() > origin);
     }
 
@@ -116,7 +122,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut limit = Limit::find(dir.path(), Sequence::first_of_stripe(7)).unwrap();
         let near = Sequence::first_of_stripe(7).plus_wide(Sequence::MAX_WITHIN_STRIPE - 1);
-        limit.raise_above(dir.path(), near, 1).unwrap();
+        limit.raise_above(&Names::of(dir.path()), near, 1).unwrap();
         assert_eq!(limit.sequence().stripe(), 7);
         assert_eq!(
             limit.sequence().within_stripe(),

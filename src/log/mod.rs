@@ -15,6 +15,7 @@ mod limit;
 #[cfg(all(loom, test))]
 mod loom_models;
 pub(crate) mod manifest;
+pub(crate) mod names;
 mod progress;
 pub(crate) mod record;
 pub(crate) mod recovery;
@@ -30,8 +31,8 @@ pub(crate) mod view;
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -40,6 +41,7 @@ use parking_lot::{Mutex, RwLock};
 use self::header::Identity;
 use self::lease::{Claim, Pinned, Run};
 use self::limit::Limit;
+use self::names::Names;
 use self::record::NewRecord;
 use self::recovery::{Quarantined, Recovery, RecoveryReport};
 use self::segment::{Append, Paths, Segment};
@@ -138,7 +140,7 @@ pub(crate) struct LogConfig {
 /// The log of one stripe.
 pub(crate) struct Stripe {
     origin: Sequence,
-    dir: PathBuf,
+    names: Arc<Names>,
     config: LogConfig,
     /// Oldest first; the last is the active one.
     segments: RwLock<VecDeque<Arc<Segment>>>,
@@ -149,6 +151,8 @@ pub(crate) struct Stripe {
     step: Mutex<()>,
     /// When a segment could not be scanned: the time of the next attempt.
     held_back_until: Mutex<Option<Instant>>,
+    /// A flush of what a scan set aside that failed.
+    failed_scan: OnceLock<Arc<StorageError>>,
     next: Mutex<Next>,
     /// Held by whoever seals or retires.
     upkeep: Mutex<Graveyard>,
@@ -199,8 +203,9 @@ impl Stripe {
         for spare in spare::left_in(dir)? {
             storage::remove_file(&spare)?;
         }
+        let names = Names::of(dir);
         let limit = Limit::find(dir, origin)?;
-        let log = recovery.recover_directory(dir, origin)?;
+        let log = recovery.recover_directory(&names, origin)?;
         let mut next = Next {
             base: log.next_base.max(limit.sequence()),
             limit,
@@ -212,9 +217,9 @@ impl Stripe {
         };
         let mut graveyard = Graveyard::default();
         let mut segments: VecDeque<_> = log.segments.into();
-        let active = match create_first(dir, &config, &mut next, &log.leftovers) {
+        let active = match create_first(&names, &config, &mut next, &log.leftovers) {
             Ok(created) => {
-                graveyard.remove_leftovers(dir, &log.leftovers)?;
+                graveyard.remove_leftovers(&names, &log.leftovers)?;
                 segments.push_back(Arc::clone(&created));
                 created
             }
@@ -233,12 +238,13 @@ impl Stripe {
         }
         let stripe = Self {
             origin,
-            dir: dir.to_path_buf(),
+            names,
             claiming: ArcSwap::from(Arc::clone(segments.front().unwrap_or(&active))),
             active: ArcSwap::from(active),
             segments: RwLock::new(segments),
             step: Mutex::new(()),
             held_back_until: Mutex::new(None),
+            failed_scan: OnceLock::new(),
             next: Mutex::new(next),
             upkeep: Mutex::new(graveyard),
             retired_appended: AtomicU64::new(0),
@@ -341,8 +347,10 @@ impl Stripe {
                     return Err(error);
                 };
                 let is_disk = matches!(&error, RollError::Storage(error) if error.is_full());
-                self.make_room(&mut graveyard, is_disk)
-                    .map_err(RollError::Storage)?;
+                // It may have made some room and failed after that.
+                if let Err(error) = self.make_room(&mut graveyard, is_disk) {
+                    tracing::debug!(%error, "no more room made for a roll");
+                }
                 drop(graveyard);
                 self.try_roll(full)
             }
@@ -385,7 +393,7 @@ impl Stripe {
         if spares == 0 && !self.config.budget.take(self.config.segment_size) {
             return Err(RollError::OverBudget);
         }
-        create_segment(&self.dir, &self.config, next).map_err(|error| {
+        create_segment(&self.names, &self.config, next).map_err(|error| {
             // A spare that was not touched is still there, and still counted.
             if spares == 0 || next.spares.len() < spares {
                 self.config.budget.give_back(self.config.segment_size);
@@ -502,6 +510,10 @@ impl Stripe {
                 // Damaged bytes could not be set aside; they must not be covered before. The
                 // segment waits; a later claim tries again.
                 tracing::error!(%error, "a damaged segment is held back");
+                if error.is_failed_flush() {
+                    // The next one would prove nothing: for as long as the queue is open.
+                    let _ = self.failed_scan.set(Arc::new(error));
+                }
                 *self.held_back_until.lock() = Some(time::now() + SCAN_PAUSE);
                 (self.config.kick)();
                 false
@@ -527,8 +539,16 @@ impl Stripe {
 
     /// Whether a damaged segment waits for its next scan.
     pub(crate) fn is_held_back(&self) -> bool {
+        if self.failed_scan.get().is_some() {
+            return true;
+        }
         let until = *self.held_back_until.lock();
         until.is_some_and(|until| time::now() < until)
+    }
+
+    /// A flush that failed and that whoever began it could not be told of.
+    pub(crate) fn failed_flush(&self) -> Option<&Arc<StorageError>> {
+        self.names.failed().or_else(|| self.failed_scan.get())
     }
 
     /// The segments, oldest first, each scanned. Those that are held back are left out.
@@ -598,32 +618,36 @@ pub(crate) const DEAD_ORIGIN: Sequence = Sequence::first_of_stripe(u8::MAX);
 
 /// Creates the segment that a log starts with. On a full disk, the leftovers make room for it.
 fn create_first(
-    dir: &Path,
+    names: &Arc<Names>,
     config: &LogConfig,
     next: &mut Next,
     leftovers: &[Paths],
 ) -> Result<Arc<Segment>, StorageError> {
-    match create_segment(dir, config, next) {
+    match create_segment(names, config, next) {
         Err(error) if error.is_full() && !leftovers.is_empty() => {
             // Their names stay until the new segment's is durable.
             for paths in leftovers {
                 paths.empty()?;
             }
-            create_segment(dir, config, next)
+            create_segment(names, config, next)
         }
         result => result,
     }
 }
 
 fn create_segment(
-    dir: &Path,
+    names: &Arc<Names>,
     config: &LogConfig,
     next: &mut Next,
 ) -> Result<Arc<Segment>, StorageError> {
     let capacity = segment::capacity_of(config.segment_size);
     if next.base.within_stripe() > Sequence::MAX_WITHIN_STRIPE - u64::from(capacity) {
         let none_left = io::Error::other("the sequences of this stripe are used up");
-        return Err(StorageError::new("create a segment in", dir, none_left));
+        return Err(StorageError::new(
+            "create a segment in",
+            names.dir(),
+            none_left,
+        ));
     }
     let identity = Identity {
         base: next.base,
@@ -631,11 +655,11 @@ fn create_segment(
         created_at: Timestamp::now(),
         salt: fastrand::u64(..),
     };
-    next.limit.raise_above(dir, next.base, capacity)?;
+    next.limit.raise_above(names, next.base, capacity)?;
     // A base is used once, even if it comes to nothing: a file of that name may have stayed.
     next.base = next.base.plus(capacity);
     match next.spares.pop() {
-        Some(spare) => spare.into_segment(dir, identity),
-        None => Segment::create(dir, identity),
+        Some(spare) => spare.into_segment(names, identity),
+        None => Segment::create(names, identity),
     }
 }

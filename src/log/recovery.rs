@@ -42,6 +42,7 @@ pub use self::report::{Damage, Quarantined, RecoveryProgress, RecoveryReport};
 use self::scan::{Limit, Region, RegionKind, Scan};
 use super::ack::{self, AckFile, RECORDS_PER_WORD};
 use super::header::{self, FileKind, Identity};
+use super::names::Names;
 use super::record::{HEADER_UNITS, UNIT};
 use super::segment::{self, Found, Maps, Paths, Pinned, Records, START, Segment};
 use super::tail::Position;
@@ -76,10 +77,10 @@ pub(crate) struct RecoveredLog {
 }
 
 impl Recovery<'_> {
-    /// Recovers the segments in `dir`, whose sequences start at `origin`.
+    /// Recovers the segments in a directory, whose sequences start at `origin`.
     pub(crate) fn recover_directory(
         &mut self,
-        dir: &Path,
+        directory: &Arc<Names>,
         origin: Sequence,
     ) -> Result<RecoveredLog, StorageError> {
         let mut log = RecoveredLog {
@@ -88,6 +89,7 @@ impl Recovery<'_> {
             leftovers: Vec::new(),
             replays: Vec::new(),
         };
+        let dir = directory.dir();
         let names = storage::list(dir)?;
         let capacity = segment::capacity_of(self.segment_size);
         let bases = |suffix| {
@@ -102,7 +104,7 @@ impl Recovery<'_> {
             let Some(file_len) = storage::file_len(&paths.segment)? else {
                 continue;
             };
-            match self.recover_segment(base, &paths, file_len, &mut log.replays)? {
+            match self.recover_segment(base, &paths, file_len, directory, &mut log.replays)? {
                 Some(segment) => log.segments.push(segment),
                 None => log.leftovers.push(paths),
             }
@@ -140,6 +142,7 @@ impl Recovery<'_> {
         base: Sequence,
         paths: &Paths,
         file_len: u64,
+        directory: &Arc<Names>,
         replays: &mut Vec<Sequence>,
     ) -> Result<Option<Arc<Segment>>, StorageError> {
         let read = |path| storage::read_start(path, header::HEADER_BYTES as u64);
@@ -250,6 +253,7 @@ impl Recovery<'_> {
             identity,
             maps,
             paths.clone(),
+            directory,
             &found,
         )))
     }

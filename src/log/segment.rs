@@ -32,6 +32,7 @@ use super::ack::{self, AckFile};
 use super::flush::FlushGate;
 use super::header::{self, FileKind, Identity};
 pub(crate) use super::lease::{Claim, Lease, Pinned, Record, Records, Run};
+use super::names::Names;
 use super::progress::Progress;
 use super::record::{self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, NewRecord, UNIT};
 use super::tail::{Cursor, Position, Reserved, Tail};
@@ -83,7 +84,7 @@ pub(crate) struct Segment {
     paths: Paths,
     records_gate: FlushGate,
     acks_gate: FlushGate,
-    names_gate: FlushGate,
+    names: Arc<Names>,
     /// Found at open, rather than created since.
     pub(super) recovered: bool,
     /// Records found done at open, or found missing since.
@@ -144,8 +145,11 @@ pub(crate) struct Found {
 impl Segment {
     /// Creates the files of a segment and prefaults them. Their names are made durable by the first
     /// flush. Leaves nothing behind on failure.
-    pub(crate) fn create(dir: &Path, identity: Identity) -> Result<Arc<Self>, StorageError> {
-        let paths = Paths::new(dir, identity.base);
+    pub(crate) fn create(
+        names: &Arc<Names>,
+        identity: Identity,
+    ) -> Result<Arc<Self>, StorageError> {
+        let paths = Paths::new(names.dir(), identity.base);
         let capacity = capacity_of(identity.segment_size);
         // The segment first: beside an empty segment, the file of its acks would look like what is
         // left of records that were cut off.
@@ -160,15 +164,21 @@ impl Segment {
             Tail::open(START, end_units),
             Maps { records, acks },
             paths,
+            names,
             None,
         ))
     }
 
     /// Takes in the files of a spare, which have their names and headers.
-    pub(super) fn from_spare(identity: Identity, maps: Maps, paths: Paths) -> Arc<Self> {
+    pub(super) fn from_spare(
+        identity: Identity,
+        maps: Maps,
+        paths: Paths,
+        names: &Arc<Names>,
+    ) -> Arc<Self> {
         let end_units = (identity.segment_size as usize / UNIT) as u32;
         let tail = Tail::open(START, end_units);
-        Self::assemble(identity, tail, maps, paths, None)
+        Self::assemble(identity, tail, maps, paths, names, None)
     }
 
     /// Takes in a segment found at open. Done bits past its end are set, missing acks are zero.
@@ -176,6 +186,7 @@ impl Segment {
         identity: Identity,
         maps: Maps,
         paths: Paths,
+        names: &Arc<Names>,
         found: &Found,
     ) -> Arc<Self> {
         Self::assemble(
@@ -183,6 +194,7 @@ impl Segment {
             Tail::closed_at(found.end),
             maps,
             paths,
+            names,
             Some(found),
         )
     }
@@ -192,6 +204,7 @@ impl Segment {
         tail: Tail,
         maps: Maps,
         paths: Paths,
+        names: &Arc<Names>,
         found: Option<&Found>,
     ) -> Arc<Self> {
         let mut progress = Progress::open();
@@ -221,7 +234,7 @@ impl Segment {
             paths,
             records_gate: FlushGate::new(),
             acks_gate: FlushGate::new(),
-            names_gate: FlushGate::new(),
+            names: Arc::clone(names),
             recovered: found.is_some(),
             done_at_open: AtomicU32::new(done_at_open),
             marked_done: AtomicU32::new(0),
@@ -430,8 +443,8 @@ impl Segment {
     /// Makes every record committed before this call durable, sharing one flush with whoever asks
     /// at the same time; with `acks_too`, the acks as well.
     ///
-    /// Records, acks and names are flushed apart, each through a gate of its own, and a failure
-    /// of one is final for that one: every later call returns it again.
+    /// Records, acks and names are flushed apart, and a failure of one is final for that one:
+    /// every later call returns it again.
     pub(crate) fn flush(self: &Arc<Self>, acks_too: bool) -> Result<(), Arc<StorageError>> {
         let Some(pinned) = self.pin() else {
             // Complete and deleted: there is nothing left that could be lost.
@@ -461,8 +474,7 @@ impl Segment {
     /// Makes the names of the files durable, once.
     pub(crate) fn flush_names(&self) -> Result<(), Arc<StorageError>> {
         if !self.named.load(Ordering::Acquire) {
-            self.names_gate
-                .flush(|| storage::flush_directory(storage::parent_of(&self.paths.segment)))?;
+            self.names.flush()?;
             self.named.store(true, Ordering::Release);
         }
         Ok(())

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::ack;
 use super::header::Identity;
+use super::names::Names;
 use super::record::UNIT;
 use super::segment::{Maps, Paths, Segment};
 use super::tail::Position;
@@ -112,16 +113,16 @@ impl Spare {
     /// Makes it the segment of this identity. Leaves nothing behind on failure.
     pub(super) fn into_segment(
         mut self,
-        dir: &Path,
+        names: &Arc<Names>,
         identity: Identity,
     ) -> Result<Arc<Segment>, StorageError> {
-        let paths = Paths::new(dir, identity.base);
+        let paths = Paths::new(names.dir(), identity.base);
         if let Err(error) = self.take_names(&identity, &paths) {
             self.remove();
             return Err(error);
         }
         let Self(maps) = self;
-        Ok(Segment::from_spare(identity, maps, paths))
+        Ok(Segment::from_spare(identity, maps, paths, names))
     }
 
     fn take_names(&mut self, identity: &Identity, paths: &Paths) -> Result<(), StorageError> {

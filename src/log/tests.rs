@@ -253,7 +253,52 @@ fn a_flush_of_acks_covers_those_of_segments_that_are_gone() {
     assert!(stripe.flush(false).is_ok());
     assert!(stripe.flush(true).is_err());
     drop(fault);
-    assert!(stripe.flush(true).is_ok());
+    assert!(stripe.flush(true).is_err(), "tried again");
+}
+
+#[test]
+fn a_failed_flush_of_names_is_final_for_all_segments_of_the_log() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    fill_segments(&stripe, 2);
+    let first = stripe.pin_containing(origin()).unwrap();
+    let fault = faults::fail_flushes(&fixture.dir());
+    assert!(first.segment().flush(false).is_err());
+    drop(fault);
+    let error = stripe.active().flush(false).unwrap_err();
+    assert!(error.is_failed_flush());
+    assert!(Arc::ptr_eq(&error, stripe.failed_flush().unwrap()));
+    drop((first, stripe));
+    assert!(fixture.open().flush(true).is_ok());
+}
+
+#[test]
+fn after_a_failed_flush_of_names_jobs_still_go_through_the_log() {
+    let fixture = Fixture {
+        max_bytes: Some(3 * SIZE),
+        ..Fixture::new()
+    };
+    let stripe = fixture.open();
+    fill_segments(&stripe, 3);
+    stripe.flush(true).unwrap();
+    let fault = faults::fail_flushes(&fixture.dir());
+    // What is retired of these cannot be made durable any more.
+    for _ in 0..10 {
+        let leases = claim_all(&stripe);
+        leases.into_iter().for_each(|lease| _ = lease.ack());
+        fill_segments(&stripe, 1);
+    }
+    assert!(stripe.failed_flush().is_some());
+    assert!(stripe.flush(true).is_err());
+    // And who finds no room is told that, so that it can wait for some.
+    fill_segments(&stripe, 2);
+    assert!(matches!(
+        stripe.append_shared(&record(b"")),
+        Err(RollError::OverBudget)
+    ));
+    let given = sequences(&claim_all(&stripe));
+    drop((stripe, fault));
+    assert_eq!(sequences(&claim_all(&fixture.open())), given);
 }
 
 #[test]
@@ -270,9 +315,12 @@ fn an_ack_file_stays_until_the_removal_of_its_segment_is_durable() {
     let fault = faults::fail_flushes(&fixture.dir());
     assert!(stripe.reclaim().is_err());
     drop(fault);
+    // That the flush would succeed now proves nothing.
+    assert!(stripe.reclaim().is_err());
     assert_eq!(fixture.files(".seg").len(), 1);
     assert_eq!(fixture.files(".ack").len(), 2);
-    stripe.reclaim().unwrap();
+    drop(stripe);
+    fixture.open().reclaim().unwrap();
     assert_eq!(fixture.files(".ack").len(), 1);
 }
 
@@ -563,7 +611,7 @@ fn a_spare_that_was_not_used_after_all_stays_counted_in_the_budget() {
     // The limit of the sequences is to be raised, and cannot be.
     let nowhere = tempfile::tempdir().unwrap();
     stripe.next.lock().limit = Limit::find(nowhere.path(), origin()).unwrap();
-    let fault = faults::fail_flushes(&fixture.dir());
+    let fault = faults::fill_disk(&fixture.dir());
     stripe.prepare();
     assert_eq!(fixture.files(".spare").len(), 1);
     assert_eq!(used(), 2 * SIZE);

@@ -4,11 +4,12 @@
 //! The order of removal is what a power cut must not turn round: a segment's removal is durable
 //! before its ack file goes, which would bring its jobs back.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::names::Names;
 use super::segment::{Maps, Paths, Segment};
 use super::spare::{self, Spare};
 use super::tail::Position;
@@ -75,8 +76,8 @@ impl Graveyard {
     }
 
     /// Makes the removal and change of names durable.
-    fn flush_names(&mut self, dir: &Path) -> Result<(), StorageError> {
-        storage::flush_directory(dir)?;
+    fn flush_names(&mut self, names: &Names) -> Result<(), StorageError> {
+        names.flush().map_err(|error| error.retold())?;
         self.unflushed_names = false;
         Ok(())
     }
@@ -84,13 +85,13 @@ impl Graveyard {
     /// Removes files that hold nothing, once the name of a newer segment is durable.
     pub(super) fn remove_leftovers(
         &mut self,
-        dir: &Path,
+        names: &Names,
         leftovers: &[Paths],
     ) -> Result<(), StorageError> {
         if leftovers.is_empty() {
             return Ok(());
         }
-        storage::flush_directory(dir)?;
+        self.flush_names(names)?;
         for paths in leftovers {
             match storage::remove_file(&paths.segment) {
                 Ok(()) => self.ack_files.push(paths.ack.clone()),
@@ -98,15 +99,15 @@ impl Graveyard {
                 Err(error) => tracing::warn!(%error, "an empty segment stays"),
             }
         }
-        self.remove_ack_files(dir)
+        self.remove_ack_files(names)
     }
 
     /// Removes ack files, once the removal of their segments is durable.
-    fn remove_ack_files(&mut self, dir: &Path) -> Result<(), StorageError> {
+    fn remove_ack_files(&mut self, names: &Names) -> Result<(), StorageError> {
         if self.ack_files.is_empty() {
             return Ok(());
         }
-        self.flush_names(dir)?;
+        self.flush_names(names)?;
         for path in self.ack_files.drain(..) {
             // An ack file alone is removed by the next open.
             if let Err(error) = storage::remove_file(&path) {
@@ -126,7 +127,7 @@ impl Stripe {
             // is waited for.
             let mut graveyard = self.upkeep.lock();
             if graveyard.unflushed_names {
-                graveyard.flush_names(&self.dir).map_err(Arc::new)?;
+                graveyard.flush_names(&self.names).map_err(Arc::new)?;
             }
         }
         Ok(())
@@ -234,7 +235,7 @@ impl Stripe {
         }
         let spares = graveyard.sweep();
         self.take_in(spares);
-        graveyard.remove_ack_files(&self.dir)?;
+        graveyard.remove_ack_files(&self.names)?;
         result.map(|()| freed)
     }
 
@@ -264,7 +265,7 @@ impl Stripe {
         // what they are until its name is gone for good: a power cut must not bring back its jobs
         // without them.
         let renamed = if segment.was_flushed() {
-            graveyard.flush_names(&self.dir)
+            graveyard.flush_names(&self.names)
         } else {
             Ok(())
         };

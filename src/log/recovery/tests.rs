@@ -32,7 +32,7 @@ fn identity(base: u64) -> Identity {
 }
 
 fn new_segment(dir: &Path, base: u64, payloads: &[&[u8]]) -> Arc<Segment> {
-    let segment = Segment::create(dir, identity(base)).unwrap();
+    let segment = Segment::create(&Names::of(dir), identity(base)).unwrap();
     for payload in payloads {
         let record = NewRecord {
             enqueued_at: Timestamp::from_nanos(9),
@@ -101,7 +101,9 @@ fn recovery(quarantine: &Path) -> Recovery<'_> {
 fn recover(dir: &Path) -> (RecoveredLog, RecoveryReport) {
     let quarantine = dir.join("quarantine");
     let mut recovery = recovery(&quarantine);
-    let log = recovery.recover_directory(dir, origin()).unwrap();
+    let log = recovery
+        .recover_directory(&Names::of(dir), origin())
+        .unwrap();
     (log, recovery.report)
 }
 
@@ -770,7 +772,7 @@ fn damaged_bytes_are_set_aside_and_earlier_copies_kept_whatever_cannot_be_looked
         };
         let fault = faults::watch(&quarantine, vec![plan]);
         // Whether it goes well or not.
-        let _ = recovery(&quarantine).recover_directory(fixture.dir.path(), origin());
+        let _ = recovery(&quarantine).recover_directory(&Names::of(fixture.dir.path()), origin());
         fault.lift();
         fixture.recover();
         let copies = fixture.quarantined_bytes();
@@ -886,7 +888,7 @@ fn nothing_is_given_up_for_an_ack_file_that_cannot_be_read_now() {
                 effect: Effect::Fail(Errno::FAULT),
             };
             let fault = faults::watch(&fixture.paths.ack, vec![plan]);
-            let recovered = recovery.recover_directory(fixture.dir.path(), origin());
+            let recovered = recovery.recover_directory(&Names::of(fixture.dir.path()), origin());
             let error = recovered.err().unwrap();
             assert_eq!(error.path(), fixture.paths.ack);
             drop(fault);
