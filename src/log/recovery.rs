@@ -238,6 +238,7 @@ impl Recovery<'_> {
             // Row 3. The seal is not part of the copy and keeps its own check.
             storage::back_with_blocks(&paths.segment, file_len)?;
             records.restore_header(&identity);
+            tracing::warn!(path = %paths.segment.display(), "mended a segment's header");
             self.report.headers_mended.push(paths.segment.clone());
         }
         let acks = self.open_acks(paths, &identity, copy == Some(identity), found.end.index)?;
@@ -317,6 +318,7 @@ impl Recovery<'_> {
             file.read_in(words.end)?;
             return Ok(AckFile::new(file, capacity, identity.salt));
         }
+        tracing::warn!(path = %paths.ack.display(), "made an ack file anew");
         self.report.ack_files_rebuilt.push(paths.ack.clone());
         storage::remove_file(&paths.ack)?;
         segment::create_ack_file(&paths.ack, identity, capacity)
