@@ -63,6 +63,8 @@ mod dead_log;
 mod dispatch;
 mod engine;
 mod error;
+#[cfg(all(test, not(loom)))]
+mod failing_disks;
 mod job;
 mod lock;
 mod log;

@@ -165,6 +165,19 @@ impl Queue {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+impl Queue {
+    pub(crate) fn of(running: Running) -> Self {
+        Self {
+            running: Arc::new(running),
+        }
+    }
+
+    pub(crate) fn engine(&self) -> &crate::engine::Engine {
+        &self.running
+    }
+}
+
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Queue")

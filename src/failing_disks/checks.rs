@@ -1,0 +1,207 @@
+//! What must hold: while a disk fails, and when it is whole again.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::run::{LARGE, Run, SMALL};
+use super::scenes::{Scene, files_below, has_extension};
+use super::truth::Found;
+use crate::storage::Operation;
+use crate::storage::faults::{Call, Effect, Fault};
+use crate::{Durability, Queue};
+
+/// No wait lasts as long.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn is_flush(call: &Call) -> bool {
+    match call.operation {
+        Operation::Flush | Operation::FlushDirectory => true,
+        // The first half of it.
+        Operation::Open => call.path.is_dir(),
+        _ => false,
+    }
+}
+
+/// Whether a call failed, and was not just interrupted, cut short, or one that the file system
+/// does not know.
+fn has_failed(call: &Call) -> bool {
+    match call.effect {
+        Some(Effect::Fail(errno) | Effect::FailAfter(errno)) => {
+            ![Errno::INTR, Errno::OPNOTSUPP].contains(&errno)
+        }
+        Some(Effect::Short) | None => false,
+    }
+}
+
+impl Run {
+    /// If the disk has failed and is to be mended by now: what does not need it has gone on, and
+    /// what does goes on by itself; durable enqueues only if no flush has failed.
+    pub(super) fn check_that_it_goes_on(&mut self, queue: &Queue, fault: &Fault) {
+        self.calls.extend(fault.take_calls());
+        let is_over = self.calls.iter().any(|call| call.effect.is_some());
+        if !self.is_mended_early || !is_over {
+            return;
+        }
+        fault.lift();
+        let errors = self.errors.len();
+        for _ in 0..2 {
+            self.enqueue(LARGE, Durability::Process, |payload, options| {
+                queue.enqueue_with(payload, options.wait(LIMIT))
+            });
+        }
+        assert_eq!(self.errors.len(), errors, "{:?}", self.errors);
+        let has_failed_flush = |call: &Call| is_flush(call) && has_failed(call);
+        if self.calls.iter().any(has_failed_flush) {
+            // The upkeep thread may be about to say so.
+            let deadline = Instant::now() + LIMIT;
+            while !self.is_poisoned {
+                assert!(Instant::now() < deadline, "a failed flush was passed over");
+                self.enqueue(SMALL, Durability::Sync, |payload, options| {
+                    queue.enqueue_with(payload, options)
+                });
+            }
+        }
+        let errors = self.errors.len();
+        self.enqueue(SMALL, Durability::Sync, |payload, options| {
+            queue.enqueue_with(payload, options)
+        });
+        self.flush(queue);
+        let has_failed = self.errors.len() > errors;
+        assert_eq!(has_failed, self.is_poisoned, "{:?}", self.errors);
+    }
+
+    /// The queue was closed, or could not be opened. No file was flushed after a flush of it had
+    /// failed, and none was used that could not be made whole.
+    pub(super) fn end_session(&mut self, fault: &Fault) {
+        self.calls.extend(fault.take_calls());
+        self.is_poisoned = false;
+        let mut failed = Vec::new();
+        // Temporary files are others each time.
+        let of_log = |call: &&Call| is_flush(call) && !has_extension(&call.path, "tmp");
+        for call in self.calls.iter().filter(of_log) {
+            assert!(
+                !failed.contains(&&call.path),
+                "{} was flushed after a flush of it had failed",
+                call.path.display()
+            );
+            if has_failed(call) {
+                failed.push(&call.path);
+            }
+        }
+        self.check_that_whole_files_are_used();
+    }
+
+    fn check_that_whole_files_are_used(&self) {
+        let mut broken = Vec::new();
+        for call in &self.calls {
+            let is_use = match call.operation {
+                Operation::Map => true,
+                Operation::Rename => has_extension(&call.path, "tmp"),
+                _ => false,
+            };
+            assert!(
+                !is_use || !broken.contains(&&call.path),
+                "{} was used and is not whole",
+                call.path.display()
+            );
+            match (call.operation, has_failed(call)) {
+                (Operation::Create, false) => broken.retain(|path| **path != call.path),
+                (Operation::Allocate | Operation::Write | Operation::Flush, true) => {
+                    broken.push(&call.path);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Each error that was returned is one that happened, and says so.
+    pub(super) fn check_errors(&self) {
+        for told in &self.errors {
+            let is_it = |call: &Call| {
+                // To open a directory is part of flushing it.
+                let is_part = call.operation == Operation::Open
+                    && told.action == Operation::FlushDirectory.verb();
+                let (Some(Effect::Fail(errno)) | Some(Effect::FailAfter(errno))) = call.effect
+                else {
+                    return false;
+                };
+                call.path == told.path
+                    && (call.operation.verb() == told.action || is_part)
+                    && told.code == Some(errno.raw_os_error())
+            };
+            assert!(self.calls.iter().any(is_it), "{told:?}");
+        }
+    }
+
+    /// The disk is whole again. Everything that was promised is in the queue, and it can be worked
+    /// off and closed.
+    pub(super) fn check_what_is_left(&mut self, scene: &Scene) {
+        let queue = self.open(scene.stripes).expect("the disk is whole again");
+        let found = self.take_all(&queue);
+        self.truth.check(&found);
+        let report = queue.verify().unwrap();
+        let is_whole = report.damaged.is_empty();
+        assert!(self.is_damage_expected || is_whole, "{report:?}");
+        for bytes in &scene.damage {
+            assert!(self.is_in_quarantine(bytes), "damaged bytes are lost");
+        }
+        queue.close().unwrap();
+        // What is done is done.
+        self.is_damage_expected = false;
+        let queue = self.open(scene.stripes).unwrap();
+        let again = self.take_all(&queue);
+        for (found, again) in found.iter().zip(&again) {
+            let left = (found.delayed, found.letters);
+            assert_eq!((again.jobs, again.letters), left);
+        }
+        queue.close().unwrap();
+        self.check_names();
+    }
+
+    fn take_all(&mut self, queue: &Queue) -> Vec<Found> {
+        let mut found = vec![Found::default(); self.truth.len()];
+        let consumer = queue.consumer();
+        while let Some(job) = consumer.try_next() {
+            found[self.truth.number_of(job.payload())].jobs += 1;
+            job.ack();
+        }
+        let letters = queue.dead_letters();
+        for letter in letters.iter() {
+            found[self.truth.number_of(letter.payload())].letters += 1;
+        }
+        let stripes = queue.engine().dispatch().stripes().iter();
+        for segment in stripes.flat_map(|stripe| stripe.pins()) {
+            for record in segment.live_records() {
+                let found = &mut found[self.truth.number_of(record.payload())];
+                found.jobs += 1;
+                found.delayed += 1;
+            }
+        }
+        let stats = queue.stats();
+        let delayed = found.iter().map(|found| u64::from(found.delayed)).sum();
+        assert_eq!((stats.depth(), stats.dead), (delayed, letters.len()));
+        found
+    }
+
+    fn is_in_quarantine(&self, bytes: &[u8]) -> bool {
+        let entries = fs::read_dir(self.queue_dir.join("quarantine")).unwrap();
+        let mut paths = entries.map(|entry| entry.unwrap().path());
+        paths.any(|path| has_extension(&path, "bin") && fs::read(path).unwrap() == bytes)
+    }
+
+    /// No file stays that nothing would remove.
+    fn check_names(&self) {
+        for (path, _) in files_below(&self.queue_dir) {
+            let extension = path.extension().and_then(|extension| extension.to_str());
+            let is_of_use = match extension {
+                None | Some("seg" | "ack" | "limit") => true,
+                // A copy that could not be finished, and not be removed.
+                Some("bin" | "txt" | "tmp") => path.starts_with("quarantine"),
+                Some(_) => false,
+            };
+            assert!(is_of_use, "{} stays", path.display());
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! One time through a scene: what is done to the queue, what it says, and what is known after that.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::truth::Truth;
+use crate::storage::StorageError;
+use crate::storage::faults::Call;
+use crate::{
+    BatchError, Builder, Consumer, DeadLetter, DeadLetterError, DeadLetters, Durability,
+    EnqueueError, EnqueueOptions, Job, OpenError, Queue, RecoveryReport, RetryPolicy, Sequence,
+};
+
+pub(super) const SMALL: usize = 50;
+/// So many of these fill a segment.
+pub(super) const LARGE: usize = 3000;
+pub(super) const PER_SEGMENT: usize = 5;
+
+/// A queue, on a disk that fails.
+pub(super) struct Run {
+    pub(super) queue_dir: PathBuf,
+    pub(super) truth: Truth,
+    pub(super) calls: Vec<Call>,
+    pub(super) errors: Vec<Told>,
+    /// A failed flush has been reported since the queue was opened.
+    pub(super) is_poisoned: bool,
+    pub(super) is_damage_expected: bool,
+    /// Whether the disk is to be whole again before the queue is closed.
+    pub(super) is_mended_early: bool,
+}
+
+/// An error that was returned.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) action: String,
+    pub(super) path: PathBuf,
+    pub(super) code: Option<i32>,
+}
+
+pub(super) fn builder(queue_dir: &Path, stripes: usize) -> Builder {
+    Queue::builder(queue_dir)
+        .stripes(stripes)
+        .segment_size(16 * 1024)
+        .retry(RetryPolicy::fixed(Duration::ZERO).max_attempts(3))
+}
+
+impl Run {
+    pub(super) fn open(&mut self, stripes: usize) -> Option<Queue> {
+        match builder(&self.queue_dir, stripes).open() {
+            Ok((queue, report)) => {
+                self.look_at(&report);
+                Some(queue)
+            }
+            Err(error) => {
+                self.note_failed_open(&error);
+                None
+            }
+        }
+    }
+
+    pub(super) fn look_at(&self, report: &RecoveryReport) {
+        assert!(self.is_damage_expected || report.is_clean(), "{report:?}");
+        assert_eq!(report.ack_words_reset, 0, "{report:?}");
+    }
+
+    pub(super) fn note(&mut self, error: &StorageError) {
+        self.is_poisoned |= error.is_failed_flush();
+        self.errors.push(Told {
+            action: error.action().to_owned(),
+            path: error.path().to_path_buf(),
+            code: error.io_error().raw_os_error(),
+        });
+    }
+
+    pub(super) fn note_failed_open(&mut self, error: &OpenError) {
+        match error {
+            OpenError::Storage(error) => self.note(error),
+            OpenError::Flush(error) => self.note(error.storage_error()),
+            error => panic!("{error}"),
+        }
+    }
+
+    /// Notes why a job is not in the queue.
+    pub(super) fn note_refusal(&mut self, error: &EnqueueError) {
+        match error {
+            EnqueueError::StorageFull(error) => {
+                assert!(error.is_full(), "{error}");
+                self.note(error);
+            }
+            EnqueueError::Storage(error) => {
+                assert!(!error.is_full(), "{error}");
+                self.note(error);
+            }
+            EnqueueError::Poisoned(error) => {
+                assert!(error.is_failed_flush(), "{error}");
+                self.note(error);
+            }
+            error => panic!("{error}"),
+        }
+    }
+
+    pub(super) fn enqueue(
+        &mut self,
+        len: usize,
+        durability: Durability,
+        enqueue: impl FnOnce(&[u8], EnqueueOptions) -> Result<Sequence, EnqueueError>,
+    ) {
+        let number = self.truth.new_job(len);
+        let payload = self.truth.payload(number);
+        let is_refused = self.is_poisoned && durability != Durability::Process;
+        match enqueue(&payload, EnqueueOptions::new().durability(durability)) {
+            Ok(sequence) => {
+                assert!(!is_refused, "promised after a flush had failed");
+                self.truth.enqueued(number, sequence);
+            }
+            Err(EnqueueError::NotDurable { sequence, error }) => {
+                assert!(!is_refused, "tried after a flush had failed");
+                self.truth.enqueued(number, sequence);
+                self.note(&error);
+            }
+            Err(error) => {
+                let is_poisoned = matches!(error, EnqueueError::Poisoned(_));
+                assert!(is_poisoned || !is_refused, "{error}");
+                assert!(!is_poisoned || durability != Durability::Process, "{error}");
+                self.note_refusal(&error);
+            }
+        }
+    }
+
+    pub(super) fn enqueue_batch(
+        &mut self,
+        lens: &[usize],
+        enqueue: impl FnOnce(&[Vec<u8>]) -> Result<Vec<Sequence>, BatchError>,
+    ) {
+        let numbers: Vec<_> = lens.iter().map(|&len| self.truth.new_job(len)).collect();
+        let payload = |&number| self.truth.payload(number);
+        let payloads: Vec<_> = numbers.iter().map(payload).collect();
+        let enqueued = match enqueue(&payloads) {
+            Ok(enqueued) => {
+                assert_eq!(enqueued.len(), lens.len());
+                enqueued
+            }
+            Err(BatchError { enqueued, error }) => {
+                match &error {
+                    EnqueueError::NotDurable { sequence, error } => {
+                        assert_eq!(enqueued.last(), Some(sequence));
+                        self.note(error);
+                    }
+                    error => self.note_refusal(error),
+                }
+                enqueued
+            }
+        };
+        for (sequence, number) in enqueued.into_iter().zip(numbers) {
+            self.truth.enqueued(number, sequence);
+        }
+    }
+
+    /// The next job, and its number.
+    pub(super) fn next<'a>(&mut self, consumer: &'a Consumer) -> Option<(usize, Job<'a>)> {
+        let job = consumer.try_next()?;
+        let number = self.truth.number_of(job.payload());
+        self.truth.delivered(number);
+        Some((number, job))
+    }
+
+    /// Takes up to `most` jobs: acks most of them, and fails others once, always, or for good.
+    pub(super) fn consume(&mut self, consumer: &Consumer, most: usize) {
+        for _ in 0..most {
+            let Some((number, job)) = self.next(consumer) else {
+                break;
+            };
+            match (number % 8, job.attempts()) {
+                (3, _) => {
+                    job.dead_letter("of no use");
+                    self.truth.died(number);
+                }
+                (5, attempts) => {
+                    job.retry("not now");
+                    if attempts >= 3 {
+                        self.truth.died(number);
+                    }
+                }
+                (6, 1) => job.retry("not now"),
+                _ => {
+                    job.ack();
+                    self.truth.acked(number);
+                }
+            }
+        }
+    }
+
+    pub(super) fn flush(&mut self, queue: &Queue) {
+        match queue.flush() {
+            Ok(()) => {
+                assert!(!self.is_poisoned, "promised after a flush had failed");
+                self.truth.letters_flushed();
+            }
+            Err(error) => self.note(error.storage_error()),
+        }
+    }
+
+    /// Replays the oldest letter, purges the next one, and replays the one after that in a batch.
+    pub(super) fn work_with_letters(&mut self, letters: &DeadLetters) {
+        let all: Vec<_> = letters.iter().collect();
+        let number_of = |letter: &DeadLetter| self.truth.number_of(letter.payload());
+        let numbers: Vec<_> = all.iter().map(number_of).collect();
+        for &number in &numbers {
+            self.truth.is_letter(number);
+        }
+        let mut all = all.iter().map(DeadLetter::sequence).zip(numbers);
+        if let Some((letter, number)) = all.next() {
+            match letters.replay(letter) {
+                Ok(job) => self.truth.replayed(number, job),
+                Err(error) => self.note_failed_replay(number, error),
+            }
+        }
+        if let Some((letter, number)) = all.next() {
+            match letters.purge(letter) {
+                Ok(()) => self.truth.purged(number),
+                Err(DeadLetterError::Storage(error)) => {
+                    // It is deleted all the same.
+                    self.truth.purged(number);
+                    self.note(&error);
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        if let Some((picked, number)) = all.next() {
+            match letters.replay_where(|letter| letter.sequence() == picked) {
+                Ok(jobs) => {
+                    assert_eq!(jobs.len(), 1);
+                    self.truth.replayed(number, jobs[0]);
+                }
+                Err(DeadLetterError::Partial { replayed, error }) => {
+                    assert_eq!(replayed, []);
+                    self.note_failed_replay(number, *error);
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    pub(super) fn note_failed_replay(&mut self, number: usize, error: DeadLetterError) {
+        match error {
+            DeadLetterError::Enqueue(error) => self.note_refusal(&error),
+            DeadLetterError::Storage(error) => {
+                self.truth.maybe_replayed(number);
+                self.note(&error);
+            }
+            error => panic!("{error}"),
+        }
+    }
+
+    /// All that users do with a queue.
+    pub(super) fn work(&mut self, queue: &Queue) {
+        let consumer = queue.consumer();
+        let mut producer = queue.producer();
+        let interval = Durability::Interval(Duration::from_millis(1));
+        for _ in 0..2 {
+            self.enqueue(SMALL, Durability::Process, |payload, options| {
+                producer.enqueue_with(payload, options)
+            });
+        }
+        for durability in [Durability::Sync, interval] {
+            for len in [SMALL, LARGE] {
+                self.enqueue(len, durability, |payload, options| {
+                    queue.enqueue_with(payload, options)
+                });
+            }
+        }
+        let sync = EnqueueOptions::new().durability(Durability::Sync);
+        self.enqueue_batch(&[SMALL; 3], |payloads| {
+            producer.enqueue_batch_with(payloads, sync)
+        });
+        self.enqueue_batch(&[LARGE; PER_SEGMENT + 1], |payloads| {
+            queue.enqueue_batch(payloads)
+        });
+        self.consume(&consumer, 8);
+        self.flush(queue);
+        self.work_with_letters(&queue.dead_letters());
+        // Through segments that are used again, some of them flushed before.
+        for round in 0..4 {
+            for _ in 0..PER_SEGMENT {
+                self.enqueue(LARGE, Durability::Process, |payload, options| {
+                    producer.enqueue_with(payload, options)
+                });
+            }
+            if round % 2 == 0 {
+                self.enqueue(SMALL, Durability::Sync, |payload, options| {
+                    producer.enqueue_with(payload, options)
+                });
+            }
+            self.consume(&consumer, 30);
+        }
+        self.work_with_letters(&queue.dead_letters());
+        self.enqueue_batch(&[SMALL, LARGE, SMALL, LARGE, LARGE], |payloads| {
+            producer.enqueue_batch_with(payloads, sync)
+        });
+        self.consume(&consumer, 2);
+        self.flush(queue);
+    }
+
+    pub(super) fn close(&mut self, queue: Queue) {
+        if let Err(error) = queue.close() {
+            self.note(error.storage_error());
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! The queues that fail: what they are on disk, and what is done to them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::run::{LARGE, PER_SEGMENT, Run, SMALL, builder};
+use super::truth::Truth;
+use crate::engine::Running;
+use crate::storage::faults::{self, Call, Fault, Plan};
+use crate::{Consumer, Durability, Producer, Queue};
+
+/// Longer than any run.
+const LATER: Duration = Duration::from_secs(3600);
+
+/// A queue on disk, what is known of it, and what is done to it.
+pub(super) struct Scene {
+    pub(super) name: &'static str,
+    pub(super) stripes: usize,
+    files: Vec<(PathBuf, Vec<u8>)>,
+    truth: Truth,
+    /// Damaged bytes, each to be found in the quarantine in the end.
+    pub(super) damage: Vec<Vec<u8>>,
+    /// Does it, with the faults; and without them, if there is still something to do.
+    play: fn(&mut Run, &Scene, &Fault),
+}
+
+/// What a run saw.
+pub(super) struct Outcome {
+    /// The calls while the faults were there.
+    pub(super) calls: Vec<Call>,
+    /// Errors that were returned.
+    pub(super) errors: usize,
+}
+
+/// In memory: what a disk does is the faults' affair.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+}
+
+pub(super) fn has_extension(path: &Path, wanted: &str) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension == wanted)
+}
+
+impl Scene {
+    pub(super) fn run(&self, plans: Vec<Plan>, is_mended_early: bool) -> Outcome {
+        let scratch = scratch();
+        let queue_dir = scratch.path().join("queue");
+        for (path, bytes) in &self.files {
+            let path = queue_dir.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        let mut run = Run {
+            queue_dir,
+            truth: self.truth.clone(),
+            calls: Vec::new(),
+            errors: Vec::new(),
+            is_poisoned: false,
+            is_damage_expected: !self.damage.is_empty(),
+            is_mended_early,
+        };
+        let fault = faults::watch(scratch.path(), plans);
+        (self.play)(&mut run, self, &fault);
+        run.end_session(&fault);
+        fault.lift();
+        run.check_errors();
+        let outcome = Outcome {
+            calls: std::mem::take(&mut run.calls),
+            errors: std::mem::take(&mut run.errors).len(),
+        };
+        run.check_what_is_left(self);
+        assert!(run.errors.is_empty(), "{:?}", run.errors);
+        outcome
+    }
+}
+
+/// A queue that is made and worked with.
+pub(super) fn a_new_queue() -> Scene {
+    Scene {
+        name: "a new queue",
+        stripes: 2,
+        files: Vec::new(),
+        truth: Truth::default(),
+        damage: Vec::new(),
+        play: |run, scene, fault| {
+            if let Some(queue) = run.open(scene.stripes) {
+                run.work(&queue);
+                run.check_that_it_goes_on(&queue, fault);
+                run.close(queue);
+            }
+        },
+    }
+}
+
+/// A queue is opened and worked off.
+fn work_off(run: &mut Run, scene: &Scene, fault: &Fault) {
+    let Some(queue) = run.open(scene.stripes) else {
+        return;
+    };
+    let consumer = queue.consumer();
+    run.consume(&consumer, 1000);
+    run.work_with_letters(&queue.dead_letters());
+    run.enqueue(SMALL, Durability::Sync, |payload, options| {
+        queue.enqueue_with(payload, options)
+    });
+    run.flush(&queue);
+    run.check_that_it_goes_on(&queue, fault);
+    drop(consumer);
+    run.close(queue);
+}
+
+/// A queue to be found by a scene. It has no threads, so that nothing happens by itself.
+struct Maker {
+    scratch: tempfile::TempDir,
+    queue: Queue,
+    producer: Producer,
+    consumer: Consumer,
+    truth: Truth,
+}
+
+impl Maker {
+    fn new() -> Self {
+        let scratch = scratch();
+        let running = Running::without_threads(&builder(scratch.path(), 1)).unwrap();
+        let queue = Queue::of(running);
+        Self {
+            scratch,
+            producer: queue.producer(),
+            consumer: queue.consumer(),
+            queue,
+            truth: Truth::default(),
+        }
+    }
+
+    /// Returns the number of the first of the jobs.
+    fn enqueue(&mut self, jobs: usize, len: usize) -> usize {
+        let first = self.truth.len();
+        for number in first..first + jobs {
+            self.truth.new_job(len);
+            let sequence = self.producer.enqueue(&self.truth.payload(number)).unwrap();
+            self.truth.enqueued(number, sequence);
+        }
+        first
+    }
+
+    fn ack(&mut self, jobs: usize) {
+        for _ in 0..jobs {
+            let job = self.consumer.try_next().unwrap();
+            self.truth.acked(self.truth.number_of(job.payload()));
+            job.ack();
+        }
+    }
+
+    /// Makes letters of the next jobs.
+    fn kill(&mut self, jobs: usize) {
+        for _ in 0..jobs {
+            let job = self.consumer.try_next().unwrap();
+            self.truth.died(self.truth.number_of(job.payload()));
+            job.dead_letter("of no use");
+        }
+        self.queue.flush().unwrap();
+        self.truth.letters_flushed();
+    }
+
+    /// The segment files of the stripe, oldest first, relative to the queue's directory.
+    fn segments(&self) -> Vec<PathBuf> {
+        let files = files_below(self.scratch.path());
+        let is_segment = |path: &PathBuf| path.starts_with("log") && has_extension(path, "seg");
+        let paths = files.into_iter().map(|(path, _)| path);
+        let mut segments: Vec<_> = paths.filter(is_segment).collect();
+        segments.sort();
+        segments
+    }
+}
+
+/// The files below a directory, with their paths relative to it.
+pub(super) fn files_below(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    let mut dirs = vec![root.to_path_buf()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else {
+                let bytes = fs::read(&path).unwrap();
+                files.push((path.strip_prefix(root).unwrap().to_path_buf(), bytes));
+            }
+        }
+    }
+    files
+}
+
+fn bytes_of<'a>(files: &'a mut [(PathBuf, Vec<u8>)], path: &Path) -> &'a mut Vec<u8> {
+    let found = files.iter_mut().find(|(other, _)| other == path);
+    &mut found.unwrap().1
+}
+
+/// Flips a bit in a job's payload; returns where the damaged record starts, and its bytes.
+fn damage_record(segment: &mut [u8], payload: &[u8]) -> (usize, Vec<u8>) {
+    let mut windows = segment.windows(payload.len());
+    let at = windows.position(|window| window == payload).unwrap();
+    segment[at + 20] ^= 1;
+    let start = at - crate::log::record::HEADER_BYTES;
+    let end = (at + payload.len()).next_multiple_of(8);
+    (start, segment[start..end].to_vec())
+}
+
+/// A queue whose process died in the middle of a replay, and whose files were damaged in every way
+/// that can be mended.
+pub(super) fn an_unclean_queue() -> Scene {
+    let mut maker = Maker::new();
+    maker.enqueue(4, SMALL);
+    maker.kill(4);
+    // To fill the segment, and another one that will be a spare.
+    maker.enqueue(2 * PER_SEGMENT, LARGE);
+    maker.ack(2 * PER_SEGMENT);
+    let first = maker.enqueue(4 * PER_SEGMENT, LARGE);
+    maker.ack(2);
+    let segments = maker.segments();
+    let [.., partly_done, mended, without_acks, given_up] = &segments[..] else {
+        panic!("{segments:?}");
+    };
+    maker.enqueue(1, LARGE);
+    let stripe = &maker.queue.engine().dispatch().stripes()[0];
+    stripe.reclaim().unwrap();
+    stripe.prepare();
+    // The others are in the hands of consumers when the process dies.
+    while let Some(job) = maker.consumer.try_next() {
+        std::mem::forget(job);
+    }
+    let dead_before = files_below(&maker.scratch.path().join("dead"));
+    let letters = maker.queue.dead_letters();
+    let letter = letters.iter().next().unwrap();
+    let job = letters.replay(letter.sequence()).unwrap();
+    let number = maker.truth.number_of(letter.payload());
+    maker.truth.replayed(number, job);
+
+    let mut files = files_below(maker.scratch.path());
+    for (path, bytes) in dead_before {
+        *bytes_of(&mut files, &Path::new("dead").join(path)) = bytes;
+    }
+    let mut truth = maker.truth.clone();
+    let mut damage = Vec::new();
+    let payload = truth.payload(first + 3);
+    let (offset, record) = damage_record(bytes_of(&mut files, partly_done), &payload);
+    damage.push(record);
+    truth.damaged(first + 3);
+    // Another process has been here before.
+    let base = partly_done.file_stem().unwrap().display();
+    let earlier = format!("quarantine/00-{base}-{offset}.bin");
+    files.push((earlier.into(), b"damage of an earlier time".into()));
+    damage.push(b"damage of an earlier time".into());
+    bytes_of(&mut files, mended)[20] ^= 1;
+    files.retain(|(path, _)| *path != without_acks.with_extension("ack"));
+    bytes_of(&mut files, &given_up.with_extension("ack"))[20] ^= 1;
+    bytes_of(&mut files, given_up)[20] ^= 1;
+    damage.push(bytes_of(&mut files, given_up).clone());
+    for number in first + 3 * PER_SEGMENT..first + 4 * PER_SEGMENT {
+        truth.damaged(number);
+    }
+    Scene {
+        name: "an unclean queue",
+        stripes: 1,
+        files,
+        truth,
+        damage,
+        play: work_off,
+    }
+}
+
+/// A queue that was closed, and of which a sealed segment was damaged since.
+pub(super) fn a_closed_queue() -> Scene {
+    let mut maker = Maker::new();
+    maker.enqueue(3, SMALL);
+    maker.kill(3);
+    let first = maker.enqueue(4 * PER_SEGMENT, LARGE);
+    maker.ack(2);
+    let damaged = maker.segments().pop().unwrap();
+    maker.enqueue(1, SMALL);
+    let Maker {
+        scratch,
+        queue,
+        producer,
+        consumer,
+        mut truth,
+    } = maker;
+    drop((producer, consumer, queue));
+    let mut files = files_below(scratch.path());
+    let number = first + 3 * PER_SEGMENT + 2;
+    let payload = truth.payload(number);
+    let (_, record) = damage_record(bytes_of(&mut files, &damaged), &payload);
+    truth.damaged(number);
+    Scene {
+        name: "a closed queue",
+        stripes: 1,
+        files,
+        truth,
+        damage: vec![record],
+        play: work_off,
+    }
+}
+
+/// What the upkeep thread does when it has time: sealing, retiring, compaction.
+pub(super) fn upkeep() -> Scene {
+    Scene {
+        name: "upkeep",
+        stripes: 1,
+        files: Vec::new(),
+        truth: Truth::default(),
+        damage: Vec::new(),
+        play: play_upkeep,
+    }
+}
+
+fn play_upkeep(run: &mut Run, scene: &Scene, fault: &Fault) {
+    let builder = builder(&run.queue_dir, scene.stripes);
+    let queue = match Running::without_threads(&builder) {
+        Ok(running) => Queue::of(running),
+        Err(error) => return run.note_failed_open(&error),
+    };
+    let consumer = queue.consumer();
+    let stripe = &queue.engine().dispatch().stripes()[0];
+    let fill = |run: &mut Run| {
+        for _ in 0..PER_SEGMENT {
+            run.enqueue(LARGE, Durability::Process, |payload, options| {
+                queue.enqueue_with(payload, options)
+            });
+        }
+    };
+    let ack_all = |run: &mut Run| {
+        while let Some((number, job)) = run.next(&consumer) {
+            job.ack();
+            run.truth.acked(number);
+        }
+    };
+    // Segments of which a job each waits for long.
+    let mut waiting = Vec::new();
+    for _ in 0..5 {
+        fill(run);
+        if let Some((number, job)) = run.next(&consumer) {
+            job.retry_after(LATER, "not today");
+            waiting.push(number);
+        }
+        ack_all(run);
+    }
+    run.flush(&queue);
+    fill(run);
+    if let Err(error) = queue.engine().compact() {
+        run.note(&error);
+        waiting
+            .iter()
+            .for_each(|&number| run.truth.maybe_moved(number));
+    }
+    for is_sealed in [true, false, false] {
+        fill(run);
+        if is_sealed && let Err(error) = stripe.seal(true) {
+            run.note(&error);
+        }
+        run.flush(&queue);
+        ack_all(run);
+        if let Err(error) = stripe.reclaim() {
+            run.note(&error);
+        }
+        stripe.prepare();
+    }
+    run.check_that_it_goes_on(&queue, fault);
+    drop(consumer);
+    run.close(queue);
+}
