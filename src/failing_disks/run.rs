@@ -220,7 +220,7 @@ impl Run {
                 Ok(()) => self.truth.purged(number),
                 Err(DeadLetterError::Storage(error)) => {
                     // It is deleted all the same.
-                    self.truth.purged(number);
+                    self.truth.maybe_purged(number);
                     self.note(&error);
                 }
                 Err(error) => panic!("{error}"),

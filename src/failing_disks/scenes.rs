@@ -123,7 +123,7 @@ struct Maker {
 impl Maker {
     fn new() -> Self {
         let scratch = scratch();
-        let running = Running::without_threads(&builder(scratch.path(), 1)).unwrap();
+        let running = Running::open_idle(&builder(scratch.path(), 1)).unwrap().0;
         let queue = Queue::of(running);
         Self {
             scratch,
@@ -317,8 +317,8 @@ pub(super) fn upkeep() -> Scene {
 
 fn play_upkeep(run: &mut Run, scene: &Scene, fault: &Fault) {
     let builder = builder(&run.queue_dir, scene.stripes);
-    let queue = match Running::without_threads(&builder) {
-        Ok(running) => Queue::of(running),
+    let queue = match Running::open_idle(&builder) {
+        Ok((running, _)) => Queue::of(running),
         Err(error) => return run.note_failed_open(&error),
     };
     let consumer = queue.consumer();

@@ -179,6 +179,13 @@ impl Truth {
         fate.all = fate.all.plus(-1, -1);
     }
 
+    /// A flush has failed before or after the letter was gone.
+    pub(super) fn maybe_purged(&mut self, number: usize) {
+        let fate = self.fate(number);
+        fate.letters = fate.letters.plus(-1, 0);
+        fate.all = fate.all.plus(-1, 0);
+    }
+
     pub(super) fn replayed(&mut self, number: usize, sequence: Sequence) {
         self.give(sequence);
         let fate = self.fate(number);

@@ -105,8 +105,10 @@ pub(super) enum Doing {
 pub(super) struct Truth {
     jobs: BTreeMap<Sequence, Job>,
     letters: BTreeMap<Sequence, Letter>,
-    pub(super) doing: Doing,
+    doing: Doing,
     highest: BTreeMap<u8, Sequence>,
+    /// The highest when what is done began.
+    highest_before: BTreeMap<u8, Sequence>,
     /// Letters are durable before their jobs are done, unless a flush has failed.
     pub(super) is_poisoned: bool,
     /// From a power cut, which may have left damage that is not mended yet.
@@ -124,6 +126,11 @@ pub(super) struct Mark {
 impl Truth {
     fn job(&mut self, job: Sequence) -> &mut Job {
         self.jobs.get_mut(&job).expect("a job that was enqueued")
+    }
+
+    pub(super) fn begin(&mut self, doing: Doing) {
+        self.doing = doing;
+        self.highest_before.clone_from(&self.highest);
     }
 
     pub(super) fn note_enqueued(&mut self, job: Sequence, payload: Payload, is_durable: bool) {
@@ -336,7 +343,9 @@ impl Truth {
             _ => Vec::new(),
         };
         for one in unknown {
-            let is_payload = |payload: &Payload| *payload == one.payload;
+            let before = self.highest_before.get(&one.job.stripe());
+            let is_new = before.is_none_or(|&before| before < one.job);
+            let is_payload = |payload: &Payload| is_new && *payload == one.payload;
             let replayed = match &self.doing {
                 Doing::Replay(letters) => letters
                     .iter()

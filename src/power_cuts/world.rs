@@ -202,7 +202,7 @@ impl World {
                 }
             }
         }
-        self.shared.truth.borrow_mut().doing = Doing::Nothing;
+        self.shared.truth.borrow_mut().begin(Doing::Nothing);
         self.look_at_letters();
     }
 
@@ -230,7 +230,7 @@ impl World {
         let is_sync = options.durability == Some(Durability::Sync);
         let mark = {
             let mut truth = self.shared.truth.borrow_mut();
-            truth.doing = Doing::Enqueue(vec![payload.clone()]);
+            truth.begin(Doing::Enqueue(vec![payload.clone()]));
             truth.mark(Some(stripe as u8))
         };
         let mut place = Place::on(&running.dispatch().stripes()[stripe]);
@@ -262,7 +262,7 @@ impl World {
         let is_sync = options.durability == Some(Durability::Sync);
         let mark = {
             let mut truth = self.shared.truth.borrow_mut();
-            truth.doing = Doing::Enqueue(payloads.clone());
+            truth.begin(Doing::Enqueue(payloads.clone()));
             truth.mark(Some(stripe as u8))
         };
         let mut place = Place::on(&running.dispatch().stripes()[stripe]);
@@ -346,7 +346,7 @@ impl World {
         let running = self.running();
         let mark = {
             let mut truth = self.shared.truth.borrow_mut();
-            truth.doing = Doing::Upkeep;
+            truth.begin(Doing::Upkeep);
             truth.mark(None)
         };
         let result = running.flush();
@@ -378,7 +378,7 @@ impl World {
         let waiting = running.dispatch().timer.jobs();
         {
             let mut truth = self.shared.truth.borrow_mut();
-            truth.doing = Doing::Upkeep;
+            truth.begin(Doing::Upkeep);
             truth.note_moving(&waiting);
         }
         if let Some(wake) = running.signal.take() {
@@ -410,7 +410,10 @@ impl World {
             let some = self.number(3);
             letters.into_iter().take(some).collect()
         };
-        self.shared.truth.borrow_mut().doing = Doing::Replay(picked.clone());
+        self.shared
+            .truth
+            .borrow_mut()
+            .begin(Doing::Replay(picked.clone()));
         let replayed = self
             .letters()
             .replay_where(|letter| picked.contains(&letter.sequence()));
@@ -447,7 +450,10 @@ impl World {
             let some = self.number(3);
             letters.into_iter().take(some).collect()
         };
-        self.shared.truth.borrow_mut().doing = Doing::Purge(picked.clone());
+        self.shared
+            .truth
+            .borrow_mut()
+            .begin(Doing::Purge(picked.clone()));
         let purged = self
             .letters()
             .purge_where(|letter| picked.contains(&letter.sequence()));
@@ -486,7 +492,7 @@ impl World {
 
     /// The queue is closed, and opened again.
     fn close(&mut self) {
-        self.shared.truth.borrow_mut().doing = Doing::Upkeep;
+        self.shared.truth.borrow_mut().begin(Doing::Upkeep);
         if self.number(2) == 0 {
             // The last handle does it, too.
             let _ = self.running().close();
