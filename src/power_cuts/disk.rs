@@ -104,7 +104,7 @@ impl Disk {
         let mut disk = Self {
             root: root.to_path_buf(),
             // Smaller ones than there are make more of small files.
-            sector: *random.choice(&[64, 512, 512]).unwrap_or(&512),
+            sector: *random.choice(&[64, 512]).unwrap_or(&512),
             random,
             known: Names::new(),
             durable: Names::new(),
@@ -320,7 +320,7 @@ impl Disk {
 
     fn write_something_back(&mut self) {
         // Seldom, so that what was overwritten long ago may still be what is stored.
-        if self.random.u8(0..10) > 0 {
+        if self.random.u8(0..25) > 0 {
             return;
         }
         let inodes: Vec<_> = self.known.values().filter(|entry| !entry.is_dir).collect();

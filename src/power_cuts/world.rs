@@ -807,6 +807,9 @@ fn work_off(setup: &Setup, dir: &Path, truth: &Truth) {
         report.is_clean() && report.quarantined.is_empty(),
         "{report:?}"
     );
+    // One for each log: what was appended to last goes when there is another.
+    let most = u64::from(setup.stripes) + 1;
+    assert!(report.segments <= most, "segments stay: {report:?}");
     let rest = look_into(&running);
     assert_eq!(rest, Found::default(), "all had been settled");
     running.die();
