@@ -441,7 +441,8 @@ impl Stripe {
     ) -> Claim {
         loop {
             let segment = self.claiming.load_full();
-            if !segment.is_unscanned()
+            let is_unscanned = segment.is_unscanned();
+            if !is_unscanned
                 && let Some(pinned) = segment.pin()
             {
                 match pinned.claim(max_jobs, max_bytes, counted, runs) {
@@ -449,21 +450,23 @@ impl Stripe {
                     found => return found,
                 }
             }
-            if !self.step_from(&segment) {
+            if !self.step_from(&segment, is_unscanned) {
                 return Claim::Empty;
             }
         }
     }
 
-    /// Moves on from a segment that has nothing left to claim, or scans it if that is still to be
-    /// done. Returns false if there is nowhere to go.
-    fn step_from(&self, from: &Arc<Segment>) -> bool {
+    /// Moves on from a segment that has nothing left to claim; or has it scanned, if that was to be
+    /// done when the caller looked. Returns false if there is nowhere to go.
+    fn step_from(&self, from: &Arc<Segment>, was_unscanned: bool) -> bool {
         let _step = self.step.lock();
         if self.claiming.load().base() != from.base() {
             return true;
         }
         // A segment that was retired before it was scanned has nothing to claim.
-        if from.is_unscanned() && !from.is_retired() {
+        // Not asked anew whether it is scanned: someone else may just have done that, and then
+        // nobody has claimed from it yet.
+        if was_unscanned && !from.is_retired() {
             return self.scan(from);
         }
         let segments = self.segments.read();

@@ -484,6 +484,26 @@ fn opening_neither_seals_nor_retires_so_that_replays_can_be_settled_first() {
 }
 
 #[test]
+fn a_segment_that_another_has_scanned_meanwhile_is_claimed_from_and_not_passed_over() {
+    let fixture = Fixture::new();
+    {
+        let stripe = fixture.open();
+        append(&stripe, b"one");
+        stripe.close();
+        stripe.seal(true).unwrap();
+    }
+    let stripe = fixture.open();
+    // A consumer looks, and finds that it is to be scanned ...
+    let segment = stripe.claiming.load_full();
+    assert!(segment.is_unscanned());
+    // ... which somebody else does before it takes its turn.
+    assert_eq!(stripe.pins().len(), 2);
+    assert!(!segment.is_unscanned());
+    assert!(stripe.step_from(&segment, true));
+    assert_eq!(claim_all(&stripe).len(), 1);
+}
+
+#[test]
 fn a_sealed_segment_that_is_done_is_retired_unread_and_claims_go_past_it() {
     let fixture = Fixture::new();
     let last = {
