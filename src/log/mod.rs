@@ -442,9 +442,7 @@ impl Stripe {
         loop {
             let segment = self.claiming.load_full();
             let is_unscanned = segment.is_unscanned();
-            if !is_unscanned
-                && let Some(pinned) = segment.pin()
-            {
+            if !is_unscanned && let Some(pinned) = segment.pin() {
                 match pinned.claim(max_jobs, max_bytes, counted, runs) {
                     Claim::Exhausted => {}
                     found => return found,

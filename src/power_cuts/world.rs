@@ -92,6 +92,9 @@ struct Shared {
     in_hand: RefCell<Vec<InHand>>,
     random: RefCell<Rng>,
     cuts: Cell<u64>,
+    /// What a power cut in the middle of something left, and what had been promised by then: the
+    /// run goes on with it.
+    power_cut: RefCell<Option<(TempDir, Truth)>>,
 }
 
 /// In memory if possible: what is durable is the model's affair.
@@ -125,6 +128,7 @@ impl World {
             in_hand: RefCell::default(),
             random: RefCell::new(random),
             cuts: Cell::new(0),
+            power_cut: RefCell::new(None),
         });
         let mut world = Self {
             shared,
@@ -204,6 +208,12 @@ impl World {
         }
         self.shared.truth.borrow_mut().begin(Doing::Nothing);
         self.look_at_letters();
+        let power_cut = self.shared.power_cut.take();
+        if let Some((left, truth)) = power_cut {
+            *self.shared.truth.borrow_mut() = truth;
+            self.go_on_with(left, Crash::PowerCut);
+            self.look_at_letters();
+        }
     }
 
     fn options(&self) -> EnqueueOptions {
@@ -508,29 +518,28 @@ impl World {
 
     /// The process dies or the power fails, and the queue goes on with what is left.
     fn crash(&mut self, crash: Crash) {
+        let left = scratch();
+        let mut disk = self.shared.disk.borrow_mut();
+        match crash {
+            Crash::Kill => disk.leave_after_a_kill(left.path()),
+            Crash::PowerCut => disk.leave_after_a_power_cut(left.path()),
+        }
+        drop(disk);
+        self.go_on_with(left, crash);
+    }
+
+    fn go_on_with(&mut self, left: TempDir, crash: Crash) {
         if let Some(running) = self.shared.running.borrow().as_ref() {
             running.die();
         }
-        let copy = scratch();
-        match crash {
-            Crash::Kill => self
-                .shared
-                .disk
-                .borrow_mut()
-                .leave_after_a_kill(copy.path()),
-            Crash::PowerCut => {
-                let mut disk = self.shared.disk.borrow_mut();
-                disk.leave_after_a_power_cut(copy.path());
-            }
-        }
         faults::observe(None);
         self.drop_handles();
-        let rest = scratch();
-        copy_tree(copy.path(), rest.path());
+        let copy = scratch();
+        copy_tree(left.path(), copy.path());
         let found = self.shared.check(copy.path(), crash);
         self.shared.truth.borrow_mut().go_on(&found, crash);
         if crash == Crash::PowerCut {
-            self.dir = rest;
+            self.dir = left;
             let seed = self.shared.random.borrow_mut().u64(..);
             *self.shared.disk.borrow_mut() = Disk::new(self.dir.path(), seed);
         }
@@ -593,6 +602,12 @@ impl Shared {
             let copy = scratch();
             self.disk.borrow_mut().leave_after_a_power_cut(copy.path());
             self.check(copy.path(), Crash::PowerCut);
+        }
+        if self.random.borrow_mut().u8(0..120) == 0 && !self.truth.borrow().is_recovering {
+            let left = scratch();
+            self.disk.borrow_mut().leave_after_a_power_cut(left.path());
+            let truth = self.truth.borrow().clone();
+            *self.power_cut.borrow_mut() = Some((left, truth));
         }
         Ok(())
     }
