@@ -361,7 +361,7 @@ impl Truth {
                 _ => None,
             };
             let is_uncertain =
-                |letter: &&Letter| letter.is_uncertain && is_payload(&letter.payload);
+                |letter: &&Letter| letter.is_uncertain && letter.payload == one.payload;
             if let Some(at) = enqueued.iter().position(is_payload) {
                 enqueued.swap_remove(at);
             } else if let Some(letter) = replayed {
