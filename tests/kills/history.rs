@@ -279,19 +279,17 @@ impl History {
         self.may_be_unnoted = 0;
     }
 
-    /// A job that has a letter and has used up its attempts is there, but not delivered again.
+    /// A job that has a letter and has used up its attempts, before its death or since, may be
+    /// there: it is not delivered again. Inspections raise all limits but a task's own.
     fn check_hidden(&mut self, found: &Inspection, present: &HashSet<u64>, figures: &mut Figures) {
         let hidden = found.live.checked_sub(found.jobs.len() as u64);
         let hidden = hidden.expect("no more jobs than the report says");
         let may_hide: HashSet<u64> = found
             .letters
             .iter()
-            .filter(|letter| {
-                let limit = Task::own_limit(letter.task).flatten();
-                limit.is_some_and(|limit| letter.attempts >= limit.into())
-            })
+            .filter(|letter| Task::own_limit(letter.task).flatten().is_some())
             .map(|letter| letter.job)
-            .filter(|job| !present.contains(job))
+            .filter(|job| !present.contains(job) && self.jobs[job].ack != Call::Returned)
             .collect();
         assert!(
             hidden <= may_hide.len() as u64,
