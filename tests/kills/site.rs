@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use logmill::{Damage, OpenError};
+use rustix::fs::statvfs;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
 
@@ -21,6 +22,8 @@ use crate::support::{Child, PATIENCE, copy_tree, eventually, has_played};
 
 /// The latest kill of a child, in microseconds after its start.
 const LATEST_KILL: u64 = 300_000;
+/// More than any copy takes.
+const SCRATCH_ROOM: u64 = 512 * 1024 * 1024;
 
 /// What goes through all of a run.
 pub struct Run {
@@ -75,13 +78,13 @@ impl<'a> Site<'a> {
         } else {
             self.run_child(Kind::Usual);
         }
-        let copy = self.dir.path().join("copy");
+        let scratch = scratch();
+        let copy = scratch.path().join("queue");
         let original = load::queue_dir(self.dir.path());
         if original.exists() {
             copy_tree(&original, &copy);
         }
         self.inspect(&copy);
-        fs::remove_dir_all(&copy).expect("removable");
     }
 
     /// Inspects the directory itself.
@@ -248,6 +251,19 @@ impl Drop for Site<'_> {
             );
         }
     }
+}
+
+/// A directory for a copy that is to be inspected: in memory if there is room, as it makes no
+/// difference there that a disk takes its time to flush.
+fn scratch() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let free = statvfs(memory).map_or(0, |memory| memory.f_bavail * memory.f_frsize);
+    let scratch = if free >= SCRATCH_ROOM {
+        tempfile::tempdir_in(memory)
+    } else {
+        tempfile::tempdir()
+    };
+    scratch.expect("a scratch directory")
 }
 
 /// Waits until so long after the start, or until the child has ended; returns whether it has.
