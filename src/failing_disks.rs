@@ -27,6 +27,8 @@ use crate::storage::faults::{Effect, Plan};
 const LIMIT: Duration = Duration::from_secs(300);
 /// Runs at a time: more than cores, as most of a run is waiting.
 const THREADS: usize = 8;
+/// With so many runs failed, the others would tell nothing new.
+const ENOUGH_FAILURES: usize = 20;
 /// The threads of a queue are not always as fast, so that the same scene makes more calls one time
 /// than another. This often it is looked at.
 const LOOKS: usize = 3;
@@ -238,6 +240,10 @@ fn run(stride: usize) {
             Ok(Ok(has_met)) => met += usize::from(has_met),
             Ok(Err(failure)) => failures.push(failure),
             Err(_) => panic!("a run hangs, one of the {THREADS} after the {at}th"),
+        }
+        if failures.len() == ENOUGH_FAILURES {
+            next.store(cases.len(), Ordering::Relaxed);
+            break;
         }
     }
     println!("{} runs, of which {met} came to their call", cases.len());

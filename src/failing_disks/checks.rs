@@ -1,6 +1,7 @@
 //! What must hold: while a disk fails, and when it is whole again.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -13,7 +14,7 @@ use crate::storage::faults::{Call, Effect, Fault};
 use crate::{Durability, Queue};
 
 /// No wait lasts as long.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(30);
 
 fn is_flush(call: &Call) -> bool {
     match call.operation {
@@ -24,13 +25,15 @@ fn is_flush(call: &Call) -> bool {
     }
 }
 
-/// Whether a call failed, and was not just interrupted, cut short, or one that the file system
-/// does not know.
+/// Whether a call failed, and was not just interrupted, cut short, or one that can be done without.
 fn has_failed(call: &Call) -> bool {
     match call.effect {
-        Some(Effect::Fail(errno) | Effect::FailAfter(errno)) => {
-            ![Errno::INTR, Errno::OPNOTSUPP].contains(&errno)
-        }
+        Some(Effect::Fail(errno) | Effect::FailAfter(errno)) => match call.operation {
+            Operation::Prefault | Operation::ReadIn => {
+                [Errno::FAULT, Errno::HWPOISON].contains(&errno)
+            }
+            _ => ![Errno::INTR, Errno::OPNOTSUPP].contains(&errno),
+        },
         Some(Effect::Short) | None => false,
     }
 }
@@ -95,6 +98,7 @@ impl Run {
 
     fn check_that_whole_files_are_used(&self) {
         let mut broken = Vec::new();
+        let mut bad_pages = Vec::new();
         for call in &self.calls {
             let is_use = match call.operation {
                 Operation::Map => true,
@@ -111,9 +115,12 @@ impl Run {
                 (Operation::Allocate | Operation::Write | Operation::Flush, true) => {
                     broken.push(&call.path);
                 }
+                (Operation::Prefault, true) => bad_pages.push(&call.path),
+                (Operation::Remove, _) => bad_pages.retain(|path| **path != call.path),
                 _ => {}
             }
         }
+        assert_eq!(bad_pages, Vec::<&PathBuf>::new(), "mapped all the same");
     }
 
     /// Each error that was returned is one that happened, and says so.
