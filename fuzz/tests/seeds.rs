@@ -146,7 +146,7 @@ fn segments() -> Vec<(&'static str, Vec<u8>)> {
     let far = [record(2, b"", b"x"), record(5, b"", b"far")].concat();
     // What a scan that has lost its place takes for records that are as long as can be.
     let mut list = record(0, b"", b"");
-    list[..8].copy_from_slice(&[0x60, 0x3d, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    list[..8].copy_from_slice(&[0, 0x80, 0, 0, 0xff, 0xff, 0xff, 0xff]);
     vec![
         ("jobs", [open.clone(), jobs.clone()].concat()),
         ("sealed", [sealed, jobs.clone(), vec![0; 8]].concat()),
@@ -161,7 +161,18 @@ fn segments() -> Vec<(&'static str, Vec<u8>)> {
         ),
         (
             "uncommitted",
-            [open.clone(), one, vec![0; 8], wrong[8..].to_vec(), far].concat(),
+            [
+                open.clone(),
+                one.clone(),
+                vec![0; 8],
+                wrong[8..].to_vec(),
+                far,
+            ]
+            .concat(),
+        ),
+        (
+            "near",
+            [open.clone(), one, vec![9; 8], record(1, b"", b"near")].concat(),
         ),
         ("list", [open, list.clone(), list].concat()),
     ]
