@@ -103,9 +103,10 @@ impl Segment {
         };
         let has_acks =
             copy == Some(identity) && acks.file.len() >= Acks::<&[u8]>::file_bytes(most.records);
-        segment.is_complete = has_acks && (0..scan.end.records).all(|index| acks.is_done(index));
+        let is_done = |index| has_acks && acks.is_done(index);
+        segment.is_complete = (0..scan.end.records).all(is_done);
         for (index, unit) in scan.jobs {
-            if has_acks && acks.is_done(index) {
+            if is_done(index) {
                 continue;
             }
             let deliveries = if has_acks { acks.deliveries(index) } else { 0 };
