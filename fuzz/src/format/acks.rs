@@ -58,6 +58,17 @@ impl<B: AsRef<[u8]>> Acks<B> {
             0
         }
     }
+
+    /// Whether there is a trace of jobs that are not all done: an ack or a delivery after the words
+    /// in which all are.
+    pub fn tells_of_jobs(&self) -> bool {
+        let is_full = |first: &u32| (*first..first + 32).all(|index| self.is_done(index));
+        let words = (0..self.capacity).step_by(32);
+        let full = words.take_while(is_full).count() as u32;
+        let words = self.capacity.next_multiple_of(32);
+        (32 * full..words).any(|index| self.is_done(index))
+            || (32 * full..self.capacity).any(|index| self.deliveries(index) > 0)
+    }
 }
 
 impl<B: AsRef<[u8]> + AsMut<[u8]>> Acks<B> {

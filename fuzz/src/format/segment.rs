@@ -3,8 +3,8 @@
 use logmill::Damage;
 
 use super::{
-    ACK_MAGIC, Acks, End, FILE_HEADER, Identity, Record, SEGMENT_MAGIC, UNIT, fields, identity,
-    max_record, scan, seal,
+    ACK_MAGIC, Acks, End, FILE_HEADER, FIRST, Identity, Record, SEGMENT_MAGIC, UNIT, fields,
+    identity, max_record, scan, seal,
 };
 
 /// What is in the two files of a segment.
@@ -60,6 +60,16 @@ impl Segment {
             live: Vec::new(),
         };
         let file = &segment.file[..segment.file.len().min(segment_size)];
+        let capacity = End::of_bytes(segment_size).records;
+        let is_whole = acks.len() >= Acks::<&[u8]>::file_bytes(capacity);
+        let acks_of = |id: Identity| Acks {
+            file: acks,
+            capacity,
+            salt: id.salt,
+        };
+        // Where nothing is found.
+        let tells_of_jobs = copy.is_some_and(|id| is_whole && acks_of(id).tells_of_jobs());
+        let all = (0, segment_size as u64, Damage::Truncated);
         let Some(identity) = own.or(copy.filter(|_| file.len() >= FILE_HEADER)) else {
             // Rows 1 and 2.
             if file.iter().any(|&byte| byte != 0) {
@@ -68,13 +78,15 @@ impl Segment {
                     None => Damage::Header,
                 };
                 segment.damage.push((0, file.len() as u64, damage));
+            } else if tells_of_jobs {
+                segment.damage.push(all);
             }
             return segment;
         };
         // Row 3 needs no more: what follows does not look at the header's other words.
         let salt = identity.salt;
         let most = End {
-            records: End::of_bytes(segment_size).records,
+            records: capacity,
             units: (file.len() / UNIT) as u32,
         };
         let seal = seal(file, salt).filter(|end| end.is_possible(segment_size));
@@ -84,27 +96,26 @@ impl Segment {
         let max_record = max_record(segment_size);
         let end_or_most = end.unwrap_or(most);
         let scan = scan(file, salt, max_record, end_or_most, segment.is_sealed);
-        if let (None, Some(seal)) = (end, seal) {
-            let [from, to] =
-                [scan.end.units, seal.units].map(|units| u64::from(units) * UNIT as u64);
-            let cut_off = (from, to.saturating_sub(from), Damage::Truncated);
+        let offset = |units: u32| u64::from(units) * UNIT as u64;
+        let len = seal.map_or(segment_size as u64, |seal| offset(seal.units));
+        let end = scan.end;
+        if !segment.is_sealed && (file.len() as u64) < len {
+            let from = offset(end.units);
+            let cut_off = (from, len.saturating_sub(from), Damage::Truncated);
             segment.damage.push(cut_off);
+        } else if !segment.is_sealed && end.units == FIRST && tells_of_jobs {
+            segment.damage.push(all);
         }
         for gap in &scan.gaps {
             if let Some(damage) = gap.damage {
-                let [from, to] = [gap.from, gap.to].map(|units| u64::from(units) * UNIT as u64);
+                let (from, to) = (offset(gap.from), offset(gap.to));
                 segment.damage.push((from, to - from, damage));
             }
         }
-        let acks = Acks {
-            file: acks,
-            capacity: most.records,
-            salt,
-        };
-        let has_acks =
-            copy == Some(identity) && acks.file.len() >= Acks::<&[u8]>::file_bytes(most.records);
+        let has_acks = copy == Some(identity) && is_whole;
+        let acks = acks_of(identity);
         let is_done = |index| has_acks && acks.is_done(index);
-        segment.is_complete = (0..scan.end.records).all(is_done);
+        segment.is_complete = (0..end.records).all(is_done);
         for (index, unit) in scan.jobs {
             if is_done(index) {
                 continue;
