@@ -75,6 +75,9 @@ struct Job {
     end: Option<End>,
     /// It was moved, and where it was may not be durably done.
     is_moved: bool,
+    /// A power cut has left it in both places. Each copy has a count of its own.
+    is_double: bool,
+    was_double: bool,
     /// It has a letter, and is there all the same, since a crash came in between. It is delivered
     /// again, or done without another letter.
     has_letter: bool,
@@ -143,6 +146,8 @@ impl Truth {
             may_die: false,
             end: None,
             is_moved: false,
+            is_double: false,
+            was_double: false,
             has_letter: false,
         };
         let old = self.jobs.insert(job, new);
@@ -170,18 +175,20 @@ impl Truth {
     }
 
     pub(super) fn note_acked(&mut self, job: Sequence) {
-        self.job(job).end.get_or_insert(End::Acked);
+        let known = self.job(job);
+        if !std::mem::take(&mut known.is_double) {
+            known.end.get_or_insert(End::Acked);
+        }
     }
 
     pub(super) fn note_dying(&mut self, job: Sequence) {
         self.job(job).may_die = true;
     }
 
-    /// Jobs that upkeep may move.
-    pub(super) fn note_moving(&mut self, jobs: &[Sequence]) {
-        for job in jobs {
-            self.job(*job).is_moved = true;
-        }
+    /// Jobs that upkeep may move. Returns those that were not moved before.
+    pub(super) fn note_moving(&mut self, mut jobs: Vec<Sequence>) -> Vec<Sequence> {
+        jobs.retain(|job| !std::mem::replace(&mut self.job(*job).is_moved, true));
+        jobs
     }
 
     /// They were not.
@@ -258,7 +265,7 @@ impl Truth {
             };
             self.letters.insert(letter.sequence, new);
             let job = self.job(letter.job);
-            if is_durable {
+            if is_durable && !std::mem::take(&mut job.is_double) {
                 job.end.get_or_insert(End::Dead);
             } else {
                 job.has_letter = true;
@@ -326,11 +333,15 @@ impl Truth {
                 continue;
             };
             assert_eq!(one.payload, known.payload, "{job}: another payload");
-            let may_repeat = known.is_moved
-                && (crash == Crash::PowerCut
-                    || self.is_poisoned
-                    || matches!(self.doing, Doing::Upkeep));
-            assert!(seen.insert(job) || may_repeat, "{job} is there twice");
+            let may_repeat = known.is_double
+                || known.is_moved
+                    && (crash == Crash::PowerCut
+                        || self.is_poisoned
+                        || matches!(self.doing, Doing::Upkeep));
+            if !seen.insert(job) && !may_repeat {
+                assert!(crash == Crash::PowerCut, "{job} is there twice");
+                come_again.insert(job);
+            }
             assert!(
                 known.end.is_none() || crash == Crash::PowerCut,
                 "{job} has ended, {:?}, and is there after a kill",
@@ -342,7 +353,7 @@ impl Truth {
                 one.deliveries,
                 known.deliveries
             );
-            if crash == Crash::Kill && !may_repeat {
+            if crash == Crash::Kill && !may_repeat && !known.was_double {
                 assert_eq!(one.deliveries, known.deliveries, "deliveries of {job}");
             }
         }
@@ -462,12 +473,22 @@ impl Truth {
                 may_die: known.is_some_and(|job| job.may_die),
                 end: None,
                 is_moved: known.is_some_and(|job| job.is_moved),
+                is_double: false,
+                was_double: known.is_some_and(|job| job.was_double),
                 has_letter: known.is_some_and(|job| job.has_letter)
                     || found.letters.iter().any(|letter| letter.job == one.job),
             };
             let highest = self.highest.entry(one.job.stripe()).or_insert(one.job);
             *highest = one.job.max(*highest);
-            self.jobs.insert(one.job, new);
+            if let Some(other) = self.jobs.insert(one.job, new)
+                && other.end.is_none()
+            {
+                let double = self.job(one.job);
+                double.is_moved = true;
+                double.is_double = true;
+                double.was_double = true;
+                double.deliveries = double.deliveries.max(other.deliveries);
+            }
         }
         for one in &found.letters {
             let known = old.letters.get(&one.sequence);

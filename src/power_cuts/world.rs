@@ -385,19 +385,18 @@ impl World {
             }
         }
         let moves = running.counters().moved;
-        let waiting = running.dispatch().timer.jobs();
-        {
+        let moving = {
             let mut truth = self.shared.truth.borrow_mut();
             truth.begin(Doing::Upkeep);
-            truth.note_moving(&waiting);
-        }
+            truth.note_moving(running.dispatch().timer.jobs())
+        };
         if let Some(wake) = running.signal.take() {
             self.upkeep.turn(&running, &wake);
         }
         let mut truth = self.shared.truth.borrow_mut();
         truth.is_poisoned |= running.poison().is_some();
         if running.counters().moved == moves && !truth.is_poisoned {
-            truth.note_not_moved(&waiting);
+            truth.note_not_moved(&moving);
         }
     }
 
