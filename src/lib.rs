@@ -54,6 +54,9 @@
 //! The queue must not be used in a child process after `fork`, and nobody else may write to its
 //! directory while it is open.
 
+// The simulations are not part of it under loom, and use what nothing else does.
+#![cfg_attr(all(test, loom), allow(dead_code))]
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("logmill runs on Linux only; see docs/DESIGN.md");
 
