@@ -1,6 +1,7 @@
 //! The mixed load: one opening of the queue, with producers, workers, consumers, and whoever buries
 //! or revives the dead.
 
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,10 +25,9 @@ const CORE_PERCENT: u32 = 35;
 /// A job of which the handler does not let go in time; only in queues with lease timeouts.
 const LEASE_TIMEOUT: Duration = Duration::from_millis(300);
 const TOO_LONG: Duration = Duration::from_millis(400);
-/// The names of threads whose panics are part of the load begin with this.
-pub const WORKER_NAME: &str = "soak-worker";
 
 /// What one opening is to be like.
+#[derive(Debug)]
 pub struct Plan {
     length: Duration,
     producers: usize,
@@ -43,7 +43,7 @@ pub struct Plan {
 }
 
 /// How an opening ends.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     ShutDownAndClose,
     CloseWhileAtWork,
@@ -152,7 +152,6 @@ pub fn run(dir: &Path, plan: Plan, ledger: &Arc<Ledger>) {
     let handler = handler(Arc::clone(ledger));
     let workers = queue
         .workers(load.plan.workers)
-        .thread_name(WORKER_NAME)
         .run(handler)
         .expect("threads start");
     let stop_consumers = AtomicBool::new(false);
@@ -333,7 +332,8 @@ impl Load {
             let ledger = &self.ledger;
             assert!(
                 start.elapsed() < PATIENCE && ledger.violations().is_empty(),
-                "{:?} {:?} {:?}",
+                "{:?} {:?} {:?} {:?}",
+                self.plan,
                 queue.stats(),
                 ledger.unsettled(),
                 ledger.violations()
@@ -413,7 +413,8 @@ fn handler(ledger: Arc<Ledger>) -> impl Fn(&Job<'_>) -> Result<(), Failure> + Se
             Verdict::Retry => Err(Failure::from("again")),
             Verdict::RetryAfter(delay) => Err(Failure::retry_after(delay, "later")),
             Verdict::DeadLetter => Err(Failure::dead_letter("never")),
-            Verdict::Drop => panic!("a panic of {} bytes", job.payload().len()),
+            // A panic that is part of the load, so that nobody is told.
+            Verdict::Drop => resume_unwind(Box::new("a panic")),
         }
     }
 }

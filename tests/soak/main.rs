@@ -15,7 +15,6 @@ mod usage;
 use std::env;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use ledger::{Counts, Ledger};
@@ -38,7 +37,6 @@ fn what_a_mixed_load_takes_it_gives_back_and_loses_nothing() {
         Duration::from_secs(seconds.parse().expect("a number of seconds"))
     });
     let opening = (length / OPENINGS).clamp(SHORTEST_OPENING, Duration::from_secs(30));
-    silence_workers();
     // On the disk that the build is on: what becomes of blocks is part of it.
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let empty = dir.path().join("empty");
@@ -92,20 +90,6 @@ fn what_a_mixed_load_takes_it_gives_back_and_loses_nothing() {
             "an empty queue takes {empty:?}"
         );
     }
-}
-
-/// The panics of handlers are part of the load and would only fill the output.
-fn silence_workers() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        let thread = thread::current();
-        if !thread
-            .name()
-            .is_some_and(|name| name.starts_with(load::WORKER_NAME))
-        {
-            report(panic);
-        }
-    }));
 }
 
 /// Until the queue is closed, which is when the workers that were not waited for have ended.
