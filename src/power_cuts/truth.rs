@@ -366,9 +366,14 @@ impl Truth {
             let is_new = before.is_none_or(|&before| before < one.job);
             let is_payload = |payload: &Payload| is_new && *payload == one.payload;
             let replayed = match &self.doing {
-                Doing::Replay(letters) => letters
+                // Of several with the same payload, one that has no job yet.
+                Doing::Replay(doing) => doing
                     .iter()
-                    .find(|letter| is_payload(&self.letters[letter].payload)),
+                    .filter(|letter| is_payload(&self.letters[letter].payload))
+                    .min_by_key(|letter| {
+                        let is_there = letters.iter().any(|one| one.sequence == **letter);
+                        new_of_letter.get(letter).copied().unwrap_or(0) + u32::from(is_there)
+                    }),
                 _ => None,
             };
             let is_uncertain =
