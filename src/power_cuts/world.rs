@@ -549,8 +549,12 @@ impl World {
     }
 
     fn look_at_letters(&self) {
-        let found = letters_of(&self.running());
-        self.shared.truth.borrow_mut().note_letters(&found);
+        let running = self.running();
+        let found = letters_of(&running);
+        let mut truth = self.shared.truth.borrow_mut();
+        // Not everybody who met it was told.
+        truth.is_poisoned |= running.poison().is_some();
+        truth.note_letters(&found);
     }
 }
 
