@@ -15,6 +15,7 @@ use logmill::{
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::ledger::{Digest, Ledger};
+use crate::usage::heap_blocks;
 
 /// How long whatever must happen may take.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -125,8 +126,9 @@ struct Load {
     cpu_before: Duration,
 }
 
-/// Opens the queue, has it work as planned, and closes it.
-pub fn run(dir: &Path, plan: Plan, ledger: &Arc<Ledger>) {
+/// Opens the queue, has it work as planned, and closes it. Returns how many blocks were live on the
+/// heap after it was drained, if it was.
+pub fn run(dir: &Path, plan: Plan, ledger: &Arc<Ledger>) -> Option<i64> {
     let (queue, report) = open(plan.builder(dir, ledger));
     assert!(report.is_clean() && report.holes == 0, "{report:?}");
     if !ledger.may_end_twice() {
@@ -155,6 +157,7 @@ pub fn run(dir: &Path, plan: Plan, ledger: &Arc<Ledger>) {
         .run(handler)
         .expect("threads start");
     let stop_consumers = AtomicBool::new(false);
+    let mut blocks = None;
     thread::scope(|scope| {
         for _ in 0..load.plan.consumers {
             scope.spawn(|| consume(&queue.consumer(), ledger, &stop_consumers));
@@ -169,6 +172,7 @@ pub fn run(dir: &Path, plan: Plan, ledger: &Arc<Ledger>) {
         }
         if load.plan.drains {
             load.drain(&queue);
+            blocks = Some(heap_blocks());
             let stats = queue.stats();
             assert_eq!(
                 stats.enqueued,
@@ -199,6 +203,7 @@ pub fn run(dir: &Path, plan: Plan, ledger: &Arc<Ledger>) {
         queue.close().expect("flushed");
     }
     assert!(ledger.violations().is_empty(), "{:?}", ledger.violations());
+    blocks
 }
 
 /// Opens the queue once the last handle on it is gone: workers that were not waited for have one

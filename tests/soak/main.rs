@@ -41,7 +41,7 @@ fn what_a_mixed_load_takes_it_gives_back_and_loses_nothing() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let empty = dir.path().join("empty");
     load::open(load::builder(&empty)).0.close().unwrap();
-    let empty = Usage::of(&empty, None);
+    let empty = Usage::of(&empty, None, 0);
     let dir = dir.path().join("queue");
 
     // All that will be needed, so that it does not grow with the cycles.
@@ -51,20 +51,21 @@ fn what_a_mixed_load_takes_it_gives_back_and_loses_nothing() {
     let start = Instant::now();
     while start.elapsed() < length || cycles.len() <= WARM_UP + BASELINE {
         let ledger = Arc::new(Ledger::new(fastrand::u8(..4) == 0));
-        let mut drained = false;
-        while !drained {
+        let blocks = loop {
             let plan = if cycles.len() < WARM_UP {
                 Plan::largest(opening)
             } else {
                 Plan::draw(opening)
             };
-            drained = plan.drains;
-            load::run(&dir, plan, &ledger);
             openings += 1;
-        }
+            if let Some(blocks) = load::run(&dir, plan, &ledger) {
+                break blocks;
+            }
+        };
         counts.add(&ledger.counts);
         wait_for_the_last_handle(&dir, ledger);
-        cycles.push(Usage::of(&dir, cycles.first().map(Usage::threads)));
+        let threads = cycles.first().map(Usage::threads);
+        cycles.push(Usage::of(&dir, threads, blocks));
     }
 
     println!(

@@ -24,8 +24,9 @@ struct Figure {
 /// The slacks are for what comes and goes without being kept: of the heap, what `crossbeam-epoch`
 /// frees only when it is next used; of the mappings that are not the queue's, the stacks and arenas
 /// that the C library keeps for the next thread. Bytes that are on the heap and not live count as
-/// resident.
-const FIGURES: [Figure; 9] = [
+/// resident. A queue that is open keeps as much as it ever needed, but in few blocks; what it
+/// remembered of each job would be one at least.
+const FIGURES: [Figure; 10] = [
     figure("heap bytes", 32 * 1024),
     figure("heap blocks", 100),
     figure("descriptors", 0),
@@ -35,6 +36,7 @@ const FIGURES: [Figure; 9] = [
     figure("resident KiB", 64 * 1024),
     figure("files", 0),
     figure("disk KiB", 0),
+    figure("heap blocks while open", 500),
 ];
 
 const fn figure(name: &'static str, slack: i64) -> Figure {
@@ -46,11 +48,12 @@ const fn figure(name: &'static str, slack: i64) -> Figure {
 pub struct Usage([i64; FIGURES.len()]);
 
 impl Usage {
-    /// What is taken while the queue in `dir` is closed.
+    /// What is taken while the queue in `dir` is closed; and blocks on the heap when it had been
+    /// drained and was still open.
     ///
     /// A thread is a while longer in the kernel's list than whoever waits for its work knows of
     /// it; so this waits until there are no more than `threads`.
-    pub fn of(dir: &Path, threads: Option<usize>) -> Self {
+    pub fn of(dir: &Path, threads: Option<usize>, blocks_while_open: i64) -> Self {
         let start = Instant::now();
         while threads.is_some_and(|threads| count("/proc/self/task") > threads)
             && start.elapsed() < PATIENCE
@@ -59,13 +62,14 @@ impl Usage {
         }
         // First, as all that follows takes some for itself.
         let heap = HEAP.stats();
+        let blocks = heap_blocks();
         let of_usize = |figure: usize| figure as i64;
         let maps = fs::read_to_string("/proc/self/maps").expect("readable");
         let of_queue = |line: &&str| line.contains(dir.to_str().expect("Unicode"));
         let (files, disk) = disk_use(dir);
         Self([
             of_usize(heap.bytes_allocated) - of_usize(heap.bytes_deallocated),
-            of_usize(heap.allocations) - of_usize(heap.deallocations),
+            blocks,
             of_usize(count("/proc/self/fd")),
             of_usize(maps.lines().filter(of_queue).count()),
             of_usize(maps.lines().count()),
@@ -73,6 +77,7 @@ impl Usage {
             resident_kib(),
             files,
             disk,
+            blocks_while_open,
         ])
     }
 
@@ -98,6 +103,12 @@ impl Usage {
             .map(|(figure, (is, was))| format!("{}: {is}, from {was}", figure.name))
             .collect()
     }
+}
+
+/// Blocks on the heap that are live.
+pub fn heap_blocks() -> i64 {
+    let heap = HEAP.stats();
+    heap.allocations as i64 - heap.deallocations as i64
 }
 
 fn count(directory: &str) -> usize {
