@@ -465,8 +465,10 @@ impl Truth {
             self.jobs.clear();
             self.letters.clear();
         } else {
-            // What ended may still end otherwise, in a power cut.
-            self.jobs.retain(|_, job| job.end.is_some());
+            // What is gone has ended, and a power cut may still bring it back.
+            for job in self.jobs.values_mut() {
+                job.end.get_or_insert(End::Dead);
+            }
             self.letters.clear();
         }
         for one in &found.jobs {
