@@ -46,7 +46,7 @@ enum File {
 }
 
 fn damage_one_file(bytes: &[u8], which: File) {
-    let is_thorough = is_one_in(4, bytes);
+    let is_thorough = is_one_in(8, bytes);
     let Some((&[flags, low, high], bytes)) = bytes.split_first_chunk() else {
         return;
     };
