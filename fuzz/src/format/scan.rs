@@ -35,12 +35,8 @@ pub fn scan(file: &[u8], salt: u64, max_record: usize, limit: End, is_sealed: bo
     let zero = |unit: u32| u64_at(file, unit as usize * UNIT) == 0;
     let valid = |at: u32, next: u32, lost: u32| {
         let record = Record::at(file, at, limit.units)?;
-        let last = if record.is_pad() {
-            limit.records
-        } else {
-            limit.records.checked_sub(1)?
-        };
-        let may_follow = (next..=last).contains(&record.index()) && record.index() - next <= lost;
+        let is_counted = record.is_pad() || record.index() < limit.records;
+        let may_follow = is_counted && record.index() >= next && record.index() - next <= lost;
         let is_written = record.is_pad() || record.bytes.len() <= max_record;
         (may_follow && is_written && record.is_valid(salt)).then_some(record)
     };
