@@ -154,9 +154,10 @@ impl<'a> Scanner<'a> {
 
     fn may_follow(&self, header: &Header, lost: u32) -> bool {
         let next = self.scan.end.index;
-        // A pad has no ordinal of its own; it names the next record's.
-        let end = self.limit.index + u32::from(header.kind != KIND_JOB);
-        (next..end).contains(&header.index) && header.index - next <= lost
+        // A pad has no ordinal of its own; it names the next record's. At the end of a segment that
+        // can be more than a seal counts, if jobs before the pad were lost after it was written.
+        let is_counted = header.kind != KIND_JOB || header.index < self.limit.index;
+        is_counted && header.index >= next && header.index - next <= lost
     }
 
     /// Nobody appends a longer job. Its letter, or its copy in another segment, might not fit one.

@@ -600,6 +600,26 @@ fn bytes_in_the_last_units_of_a_file_are_quarantined_and_no_claim_waits_for_them
 }
 
 #[test]
+fn a_pad_at_the_end_is_no_damage_because_the_job_before_it_was_lost() {
+    let fixture = Fixture::open(&[b"one", b"two", b"torn"]);
+    fixture.change_segment(|bytes| bytes[offset(2) + 32] ^= 1);
+    drop(fixture.recover());
+    // The process dies before the segment is sealed, and then the job before the pad is damaged.
+    fixture.change_segment(|bytes| bytes[offset(1) + 32] ^= 1);
+    let (log, _) = fixture.recover();
+    log.segments[0].seal().unwrap();
+    drop(log);
+    let (log, _) = fixture.recover();
+    let quarantine = fixture.dir.path().join("quarantine");
+    let mut later = recovery(&quarantine);
+    assert!(log.segments[0].is_sealed());
+    later.scan_later(&log.segments[0].pin().unwrap()).unwrap();
+    assert_eq!(later.report.quarantined, []);
+    log.segments[0].set_scanned();
+    assert_eq!(jobs(&log.segments[0]), [job(0, b"one")]);
+}
+
+#[test]
 fn bytes_after_the_end_that_a_seal_names_are_never_looked_at() {
     let fixture = Fixture::sealed(&[b"one"]);
     fixture.change_segment(|bytes| {
