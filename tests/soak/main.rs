@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use ledger::{Counts, Ledger};
 use load::Plan;
-use usage::Usage;
+use usage::{MOST_BLOCKS_OF_OPEN_QUEUE, Usage};
 
 const SHORT: Duration = Duration::from_secs(12);
 /// An hour has so many openings, of half a minute each; a shorter run has as many short ones as
@@ -85,6 +85,7 @@ fn what_a_mixed_load_takes_it_gives_back_and_loses_nothing() {
         );
     }
     for usage in &cycles {
+        assert!(usage.blocks_of_open_queue() <= MOST_BLOCKS_OF_OPEN_QUEUE);
         assert_eq!(
             usage.of_queue(),
             empty.of_queue(),

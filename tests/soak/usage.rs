@@ -24,8 +24,7 @@ struct Figure {
 /// The slacks are for what comes and goes without being kept: of the heap, what `crossbeam-epoch`
 /// frees only when it is next used; of the mappings that are not the queue's, the stacks and arenas
 /// that the C library keeps for the next thread. Bytes that are on the heap and not live count as
-/// resident. A queue that is open keeps as much as it ever needed, but in few blocks; what it
-/// remembered of each job would be one at least.
+/// resident.
 const FIGURES: [Figure; 10] = [
     figure("heap bytes", 32 * 1024),
     figure("heap blocks", 100),
@@ -36,8 +35,12 @@ const FIGURES: [Figure; 10] = [
     figure("resident KiB", 64 * 1024),
     figure("files", 0),
     figure("disk KiB", 0),
-    figure("heap blocks while open", 500),
+    figure("heap blocks of an open queue", MOST_BLOCKS_OF_OPEN_QUEUE),
 ];
+
+/// A queue that is open and empty keeps as much as it ever needed, but in few blocks; what it
+/// remembered of each job would be one at least.
+pub const MOST_BLOCKS_OF_OPEN_QUEUE: i64 = 600;
 
 const fn figure(name: &'static str, slack: i64) -> Figure {
     Figure { name, slack }
@@ -48,8 +51,8 @@ const fn figure(name: &'static str, slack: i64) -> Figure {
 pub struct Usage([i64; FIGURES.len()]);
 
 impl Usage {
-    /// What is taken while the queue in `dir` is closed; and blocks on the heap when it had been
-    /// drained and was still open.
+    /// What is taken while the queue in `dir` is closed, and how many more blocks there were on the
+    /// heap when it had been drained and was still open.
     ///
     /// A thread is a while longer in the kernel's list than whoever waits for its work knows of
     /// it; so this waits until there are no more than `threads`.
@@ -77,7 +80,7 @@ impl Usage {
             resident_kib(),
             files,
             disk,
-            blocks_while_open,
+            blocks_while_open - blocks,
         ])
     }
 
@@ -88,6 +91,10 @@ impl Usage {
 
     pub fn threads(&self) -> usize {
         self.0[5] as usize
+    }
+
+    pub fn blocks_of_open_queue(&self) -> i64 {
+        self.0[9]
     }
 
     /// Mappings of the queue, files, and disk use.
