@@ -2,6 +2,7 @@
 //!
 //! A seed decides on everything, the time included, and a failure prints its seed.
 
+mod check;
 mod disk;
 mod truth;
 mod world;

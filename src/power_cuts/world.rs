@@ -4,7 +4,6 @@
 //! goes on from there.
 
 use std::cell::{Cell, RefCell};
-use std::fs;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,67 +12,23 @@ use std::time::Duration;
 use fastrand::Rng;
 use tempfile::TempDir;
 
+use super::check::{Check, Setup, copy_tree, letters_of, scratch};
 use super::disk::Disk;
-use super::truth::{self, Crash, Doing, Found, FoundJob, FoundLetter, Payload, Truth};
+use super::truth::{self, Crash, Doing, Found, Truth};
 use crate::dispatch::leases::Delivery;
 use crate::dispatch::source::Source;
 use crate::engine::Running;
 use crate::job::{Failure, Then};
 use crate::log::segment::Lease;
 use crate::maintenance::Upkeep;
-use crate::options::{Builder, Durability, EnqueueOptions};
+use crate::options::{Durability, EnqueueOptions};
 use crate::producer::Place;
 use crate::storage::Operation;
 use crate::storage::faults::{self, Moment};
 use crate::time::stopped;
-use crate::{DeadLetterError, DeadLetters, EnqueueError, RecoveryReport, RetryPolicy, Sequence};
+use crate::{DeadLetterError, DeadLetters, EnqueueError, Sequence};
 
-const SEGMENT_SIZE: u64 = 16 * 1024;
 const CONSUMERS: usize = 2;
-/// Crashes of a recovery of a crash of a recovery ...
-const DEEPEST: u32 = 3;
-
-/// How a run is set up.
-#[derive(Clone, Debug)]
-struct Setup {
-    stripes: u8,
-    lease_timeout: Option<Duration>,
-    max_bytes: Option<u64>,
-    backoff: Duration,
-    max_attempts: u8,
-}
-
-impl Setup {
-    fn new(random: &mut Rng) -> Self {
-        let stripes = random.u8(1..=2);
-        Self {
-            stripes,
-            lease_timeout: (random.u8(0..4) == 0).then_some(Duration::from_secs(2)),
-            max_bytes: (random.u8(0..6) == 0)
-                .then_some(u64::from(stripes) * random.u64(4..8) * SEGMENT_SIZE),
-            backoff: Duration::from_millis(random.u64(0..2) * 700),
-            max_attempts: random.u8(1..4),
-        }
-    }
-
-    fn open(&self, dir: &Path) -> (Arc<Running>, RecoveryReport) {
-        let policy = RetryPolicy::fixed(self.backoff).max_attempts(self.max_attempts);
-        let mut builder = Builder::new(dir)
-            .stripes(self.stripes.into())
-            .segment_size(SEGMENT_SIZE)
-            .retry(policy);
-        if let Some(timeout) = self.lease_timeout {
-            builder = builder.lease_timeout(timeout);
-        }
-        if let Some(bytes) = self.max_bytes {
-            builder = builder.max_bytes(bytes);
-        }
-        match Running::open_idle(&builder) {
-            Ok((running, report)) => (Arc::new(running), report),
-            Err(error) => panic!("what a crash left does not open: {error}"),
-        }
-    }
-}
 
 /// A job in a worker's hands.
 struct InHand {
@@ -95,13 +50,6 @@ struct Shared {
     /// What a power cut in the middle of something left, and what had been promised by then: the
     /// run goes on with it.
     power_cut: RefCell<Option<(TempDir, Truth)>>,
-}
-
-/// In memory if possible: what is durable is the model's affair.
-fn scratch() -> TempDir {
-    tempfile::tempdir_in("/dev/shm")
-        .or_else(|_| tempfile::tempdir())
-        .expect("a scratch directory")
 }
 
 /// A queue, and those who use it.
@@ -413,16 +361,17 @@ impl World {
         DeadLetters::new(self.running())
     }
 
+    /// The oldest letters, a few, with which something is about to be done.
+    fn pick_letters(&self, doing: fn(Vec<Sequence>) -> Doing) -> Vec<Sequence> {
+        let some = self.number(3);
+        let mut truth = self.shared.truth.borrow_mut();
+        let picked: Vec<_> = truth.letters().into_iter().take(some).collect();
+        truth.begin(doing(picked.clone()));
+        picked
+    }
+
     fn replay(&self) {
-        let picked: Vec<_> = {
-            let letters = self.shared.truth.borrow().letters();
-            let some = self.number(3);
-            letters.into_iter().take(some).collect()
-        };
-        self.shared
-            .truth
-            .borrow_mut()
-            .begin(Doing::Replay(picked.clone()));
+        let picked = self.pick_letters(Doing::Replay);
         let replayed = self
             .letters()
             .replay_where(|letter| picked.contains(&letter.sequence()));
@@ -454,15 +403,7 @@ impl World {
     }
 
     fn purge(&self) {
-        let picked: Vec<_> = {
-            let letters = self.shared.truth.borrow().letters();
-            let some = self.number(3);
-            letters.into_iter().take(some).collect()
-        };
-        self.shared
-            .truth
-            .borrow_mut()
-            .begin(Doing::Purge(picked.clone()));
+        let picked = self.pick_letters(Doing::Purge);
         let purged = self
             .letters()
             .purge_where(|letter| picked.contains(&letter.sequence()));
@@ -652,196 +593,5 @@ impl Shared {
         let (cuts, found) = check.run(&mut self.random.borrow_mut());
         self.cuts.set(self.cuts.get() + cuts);
         found
-    }
-}
-
-/// What a crash left, and what was promised.
-struct Check<'a> {
-    setup: &'a Setup,
-    dir: &'a Path,
-    truth: &'a Truth,
-    crash: Crash,
-    /// How many recoveries have crashed before.
-    depth: u32,
-    /// Ack words that those recoveries could not read.
-    words_reset: u64,
-}
-
-impl Check<'_> {
-    /// Opens the queue and demands that it is what was promised. Returns how many crashes were
-    /// checked, those of this recovery among them, and what is in the queue.
-    fn run(&self, random: &mut Rng) -> (u64, Found) {
-        let Self {
-            setup,
-            dir,
-            truth,
-            crash,
-            ..
-        } = *self;
-        let cuts = Rc::new(Cell::new(1));
-        if self.depth < DEEPEST && random.u8(0..3) == 0 {
-            self.watch_recovery(random.u64(..), &cuts);
-        }
-        let (running, report) = setup.open(dir);
-        faults::observe(None);
-        if crash == Crash::Kill && !truth.is_recovering {
-            assert!(report.is_clean(), "{report:?}");
-        }
-        let mut found = look_into(&running);
-        found.words_reset = self.words_reset + report.ack_words_reset;
-        running.die();
-        drop(running);
-        truth.check(&found, crash);
-
-        // Recovery leaves nothing to recover.
-        let (running, report) = setup.open(dir);
-        let is_settled = report.is_clean()
-            && report.quarantined.is_empty()
-            && (report.holes, report.replays_settled) == (0, 0);
-        assert!(is_settled, "recovered twice: {report:?}");
-        let again = look_into(&running);
-        assert_eq!((&again.jobs, &again.letters), (&found.jobs, &found.letters));
-        running.die();
-        drop(running);
-
-        if random.u8(0..4) == 0 {
-            work_off(setup, dir, truth);
-        }
-        (cuts.get(), found)
-    }
-
-    /// Has this recovery crash, now and then.
-    fn watch_recovery(&self, seed: u64, cuts: &Rc<Cell<u64>>) {
-        let ahead = scratch();
-        copy_tree(self.dir, ahead.path());
-        let (running, report) = self.setup.open(ahead.path());
-        running.die();
-        let words_reset = self.words_reset + report.ack_words_reset;
-
-        let mut random = Rng::with_seed(seed);
-        let mut disk = Disk::new(self.dir, seed);
-        let (setup, truth, cuts) = (self.setup.clone(), self.truth.clone(), Rc::clone(cuts));
-        let (crash, depth) = (self.crash, self.depth + 1);
-        let observer = move |operation, path: &Path, moment| {
-            disk.note(operation, path, moment)?;
-            if random.u8(0..20) > 0 {
-                return Ok(());
-            }
-            let copy = scratch();
-            let crash = if random.u8(0..4) == 0 {
-                disk.leave_after_a_kill(copy.path());
-                crash
-            } else {
-                disk.leave_after_a_power_cut(copy.path());
-                Crash::PowerCut
-            };
-            let check = Check {
-                setup: &setup,
-                dir: copy.path(),
-                truth: &truth,
-                crash,
-                depth,
-                words_reset,
-            };
-            cuts.set(cuts.get() + check.run(&mut random).0);
-            Ok(())
-        };
-        faults::observe(Some((self.dir.to_path_buf(), Box::new(observer))));
-    }
-}
-
-/// All that is in a queue, in order. Takes the jobs, and does nothing to them.
-fn look_into(running: &Arc<Running>) -> Found {
-    let consumer = Source::new(Arc::clone(running));
-    let mut leases = Vec::new();
-    while let Some(lease) = consumer.try_next() {
-        leases.push(lease);
-    }
-    leases.extend(running.dispatch().timer.take_all());
-    let mut jobs: Vec<_> = leases
-        .iter()
-        .map(|lease| FoundJob {
-            job: lease.job(),
-            payload: Payload::new(lease.record().payload()),
-            deliveries: lease.meta().prior_attempts + u32::from(lease.deliveries()),
-        })
-        .collect();
-    jobs.sort_by_key(|one| one.job);
-    Found {
-        jobs,
-        letters: letters_of(running),
-        words_reset: 0,
-    }
-}
-
-fn letters_of(running: &Arc<Running>) -> Vec<FoundLetter> {
-    // Not through the iterator of letters, which writes those that are due.
-    let logs = running.dead().log().pins();
-    let mut letters = Vec::new();
-    for pinned in logs {
-        for record in pinned.live_records() {
-            let sequence = pinned.segment().sequence(record.header().index);
-            let meta = crate::log::record::Meta::decode(record.meta());
-            letters.push(FoundLetter {
-                sequence,
-                job: meta.original.unwrap_or(sequence),
-                payload: Payload::new(record.payload()),
-            });
-        }
-    }
-    letters
-}
-
-/// Takes a queue to its end: a new job gets a new id, all can be settled, and nothing stays.
-fn work_off(setup: &Setup, dir: &Path, truth: &Truth) {
-    let (running, _) = setup.open(dir);
-    for stripe in running.dispatch().stripes() {
-        match running.enqueue(&mut Place::on(stripe), b"new") {
-            Ok(job) => truth.check_is_new(job),
-            Err(error) => assert!(error.is_full(), "{error}"),
-        }
-    }
-    let consumer = Source::new(Arc::clone(&running));
-    loop {
-        let mut leases = running.dispatch().timer.take_all();
-        while let Some(lease) = consumer.try_next() {
-            leases.push(lease);
-        }
-        if leases.is_empty() {
-            break;
-        }
-        for lease in leases {
-            running.complete(lease);
-        }
-    }
-    let letters = DeadLetters::new(Arc::clone(&running));
-    if let Err(error) = letters.purge_all() {
-        panic!("{error}");
-    }
-    drop((letters, consumer));
-    drop(running);
-    let (running, report) = setup.open(dir);
-    assert!(
-        report.is_clean() && report.quarantined.is_empty(),
-        "{report:?}"
-    );
-    // One for each log: what was appended to last goes when there is another.
-    let most = u64::from(setup.stripes) + 1;
-    assert!(report.segments <= most, "segments stay: {report:?}");
-    let rest = look_into(&running);
-    assert_eq!(rest, Found::default(), "all had been settled");
-    running.die();
-}
-
-fn copy_tree(from: &Path, to: &Path) {
-    for entry in fs::read_dir(from).expect("listed") {
-        let entry = entry.expect("an entry");
-        let to = to.join(entry.file_name());
-        if entry.file_type().expect("a type").is_dir() {
-            fs::create_dir(&to).expect("created");
-            copy_tree(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), to).expect("copied");
-        }
     }
 }
