@@ -26,7 +26,8 @@ pub fn copy_when_quiet(from: &Path, to: &Path) {
 ///
 /// That takes time, so the copy may be of no one moment. It is one that could have been, all the
 /// same: ack files come first, as an ack is the last step, taken when the job has gone elsewhere;
-/// and no file was deleted meanwhile, of which the rest might have gone to one copied before.
+/// no file was deleted meanwhile, of which the rest might have gone to one copied before; and none
+/// was cut off while it was read, whose seal says so but came after the header had been read.
 ///
 /// `between` is called when the ack files are copied.
 pub fn copy_at_once(from: &Path, to: &Path, between: impl Fn()) {
@@ -47,7 +48,7 @@ fn collect(root: &Path, wanted: impl Fn(&Path) -> bool) -> Files {
     let mut files = Files::new();
     for path in list(root) {
         if wanted(&path) {
-            match fs::read(&path) {
+            match read(&path) {
                 Ok(bytes) => {
                     let name = path.strip_prefix(root).unwrap().to_path_buf();
                     files.insert(name, bytes);
@@ -59,6 +60,17 @@ fn collect(root: &Path, wanted: impl Fn(&Path) -> bool) -> Files {
         }
     }
     files
+}
+
+/// Reads a file that keeps its length meanwhile.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    loop {
+        let len = fs::metadata(path)?.len();
+        let bytes = fs::read(path)?;
+        if bytes.len() as u64 == len {
+            return Ok(bytes);
+        }
+    }
 }
 
 fn list(root: &Path) -> BTreeSet<PathBuf> {
