@@ -162,10 +162,17 @@ impl<'a> Place<'a> {
         }
     }
 
-    fn append_all(&mut self, records: &[NewRecord<'_>]) -> Result<Sequence, RollError> {
+    fn append_all(
+        &mut self,
+        template: &NewRecord<'_>,
+        payloads: &[&[u8]],
+    ) -> Result<Sequence, RollError> {
         match &mut self.active {
-            Some(active) => self.stripe.append_all(active, records),
-            None => self.stripe.append_all(&mut self.stripe.active(), records),
+            Some(active) => self.stripe.append_all(active, template, payloads),
+            None => {
+                let mut active = self.stripe.active();
+                self.stripe.append_all(&mut active, template, payloads)
+            }
         }
     }
 }
@@ -255,25 +262,24 @@ impl Engine {
         enqueued: &mut Vec<Sequence>,
     ) -> Result<(), EnqueueError> {
         options.validate()?;
-        for payload in payloads {
-            self.check_payload(payload.as_ref())?;
+        // Asked for once: a payload that changed between two looks would not fit its reservation.
+        let payloads: Vec<&[u8]> = payloads.iter().map(AsRef::as_ref).collect();
+        for payload in &payloads {
+            self.check_payload(payload)?;
         }
         let durability = options.durability.unwrap_or(self.durability());
         self.check_poison(durability)?;
         let meta = meta_of(options);
-        let mut records: Vec<_> = payloads
-            .iter()
-            .map(|payload| new_record(options, &meta, payload.as_ref()))
-            .collect();
-        let mut rest = records.as_mut_slice();
+        let template = new_record(options, &meta, &[]);
+        let mut rest = payloads.as_slice();
         let mut result = Ok(());
         while !rest.is_empty() {
-            let fitting = place.stripe.batch_prefix(rest);
+            let fitting = place.stripe.batch_prefix(&template, rest);
             let appended = self.with_room(options.wait, || {
                 let taken = self.take_room(fitting as u64)?;
                 // At most `fitting`, which is a usize.
                 let run = &rest[..taken as usize];
-                match place.append_all(run) {
+                match place.append_all(&template, run) {
                     Ok(first) => Ok((first, run.len())),
                     Err(error) => {
                         self.give_back_room(taken);
@@ -285,7 +291,7 @@ impl Engine {
                 Ok((first, count)) => {
                     enqueued.extend((0..count as u32).map(|at| first.plus(at)));
                     self.dispatch().sleepers.notify(count);
-                    rest = &mut rest[count..];
+                    rest = &rest[count..];
                 }
                 Err(error) => {
                     result = Err(error);

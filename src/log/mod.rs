@@ -302,15 +302,16 @@ impl Stripe {
         Ok((sequence, Some(cached)))
     }
 
-    /// Appends records, few enough for one segment, with one reservation. Returns the first's
-    /// sequence; the others follow without a gap.
+    /// Appends records, few enough for one segment, with one reservation: they differ from
+    /// `template` in their payloads. Returns the first's sequence; the others follow without a gap.
     pub(crate) fn append_all(
         &self,
         cached: &mut Arc<Segment>,
-        records: &[NewRecord<'_>],
+        template: &NewRecord<'_>,
+        payloads: &[&[u8]],
     ) -> Result<Sequence, RollError> {
         loop {
-            match cached.append_all(records) {
+            match cached.append_all(template, payloads) {
                 Append::Done(first) => return Ok(cached.sequence(first.index)),
                 Append::Full { complete } => *cached = self.after_full(cached, complete)?,
             }

@@ -75,6 +75,8 @@ impl Maps {
 /// A segment's state in memory.
 pub(crate) struct Segment {
     identity: Identity,
+    /// That nothing has gone into yet.
+    hasher: crc32fast::Hasher,
     pub(super) tail: Tail,
     pub(super) cursor: Cursor,
     progress: Progress,
@@ -226,6 +228,7 @@ impl Segment {
         let raw = NonNull::from(&*maps);
         Arc::new(Self {
             identity,
+            hasher: crc32fast::Hasher::new(),
             tail,
             cursor: Cursor::new(START),
             progress,
@@ -338,9 +341,10 @@ impl Segment {
     /// Reserves and commits one record.
     #[inline]
     pub(crate) fn append(&self, record: &NewRecord<'_>) -> Append {
+        let content = self.content_check(record);
         match self.tail.reserve(1, record::units_of(record.len())) {
             Reserved::At(position) => {
-                self.commit(position, record);
+                self.commit(position, record, content);
                 Append::Done(position)
             }
             Reserved::Closing(position) => Append::Full {
@@ -350,19 +354,23 @@ impl Segment {
         }
     }
 
-    /// Reserves all the records in one step and commits them in order.
-    pub(crate) fn append_all(&self, records: &[NewRecord<'_>]) -> Append {
-        let units = records
-            .iter()
-            .map(|record| record::units_of(record.len()))
-            .sum();
-        match self.tail.reserve(records.len() as u32, units) {
+    /// Reserves records for all the payloads in one step and commits them in order. They have
+    /// everything else in common with `template`.
+    pub(crate) fn append_all(&self, template: &NewRecord<'_>, payloads: &[&[u8]]) -> Append {
+        let records = || {
+            payloads
+                .iter()
+                .map(|payload| template.with_payload(payload))
+        };
+        let units = |record: &NewRecord<'_>| record::units_of(record.len());
+        let all_units = records().map(|record| units(&record)).sum();
+        match self.tail.reserve(payloads.len() as u32, all_units) {
             Reserved::At(first) => {
                 let mut position = first;
-                for record in records {
-                    self.commit(position, record);
+                for record in records() {
+                    self.commit(position, &record, self.content_check(&record));
                     position.index += 1;
-                    position.units += record::units_of(record.len());
+                    position.units += units(&record);
                 }
                 Append::Done(first)
             }
@@ -374,7 +382,12 @@ impl Segment {
     }
 
     #[inline]
-    fn commit(&self, position: Position, record: &NewRecord<'_>) {
+    fn content_check(&self, record: &NewRecord<'_>) -> u32 {
+        record::content_check(&self.hasher, record.meta, record.payload)
+    }
+
+    #[inline]
+    fn commit(&self, position: Position, record: &NewRecord<'_>, content: u32) {
         // SAFETY: the caller holds the reservation of this record, which is not done, so the
         // segment is not complete and the mapping is there.
         let records = &unsafe { self.raw.as_ref() }.records.file;
@@ -393,7 +406,7 @@ impl Segment {
         }
         // SAFETY: as above.
         unsafe { records.copy_in(offset + HEADER_BYTES + record.meta.len(), record.payload) };
-        let check = header.check(self.identity.salt, record.meta, record.payload);
+        let check = header.check_over(self.identity.salt, content);
         write_record_header(records, offset, &header, check);
     }
 

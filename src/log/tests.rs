@@ -150,9 +150,11 @@ fn a_batch_has_sequences_without_a_gap_and_moves_to_the_next_segment_as_a_whole(
     for _ in 0..LARGE_PER_SEGMENT - 1 {
         append(&stripe, &LARGE);
     }
-    let batch = [record(&LARGE), record(b"x"), record(&LARGE)];
+    let batch: [&[u8]; 3] = [&LARGE, b"x", &LARGE];
     let mut cached = stripe.active();
-    let first = stripe.append_all(&mut cached, &batch).unwrap();
+    let first = stripe
+        .append_all(&mut cached, &record(b""), &batch)
+        .unwrap();
     assert_eq!(first, origin().plus(capacity_of(SIZE)));
     let claimed = sequences(&claim_all(&stripe));
     assert_eq!(
@@ -395,7 +397,7 @@ fn after_close_nothing_can_be_appended_and_everything_can_be_sealed() {
     stripe.close();
     let closed = |result| assert!(matches!(result, Err(RollError::Closed)));
     closed(stripe.append(&mut cached, &record(b"")));
-    closed(stripe.append_all(&mut cached, &[record(b"")]));
+    closed(stripe.append_all(&mut cached, &record(b""), &[b""]));
     closed(
         stripe
             .append_shared(&record(b""))

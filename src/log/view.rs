@@ -52,17 +52,17 @@ impl Stripe {
         super::max_record_bytes(self.config.segment_size)
     }
 
-    /// How many of the records [`append_all`](Self::append_all) takes at once.
-    pub(crate) fn batch_prefix(&self, records: &[NewRecord<'_>]) -> usize {
+    /// How many of the payloads [`append_all`](Self::append_all) takes at once.
+    pub(crate) fn batch_prefix(&self, template: &NewRecord<'_>, payloads: &[&[u8]]) -> usize {
         let mut room = self.max_record_bytes() / UNIT;
-        let fits = |record: &&NewRecord<'_>| {
-            let units = units_of(record.len()) as usize;
+        let fits = |payload: &&&[u8]| {
+            let units = units_of(template.with_payload(payload).len()) as usize;
             let fits = units <= room;
             room = room.saturating_sub(units);
             fits
         };
         // A single record always fits.
-        records.iter().take_while(fits).count().max(1)
+        payloads.iter().take_while(fits).count().max(1)
     }
 
     /// Whether there is a record with this sequence that is not done.
