@@ -4,7 +4,7 @@
 //! Jobs are enqueued in bursts, and each burst is delivered and acked before the next: `--burst 1`
 //! is enqueue, next, ack, over and over; a burst of all jobs is a backlog and then its drain. The
 //! two halves are functions that are not inlined, so that a profile can be split at them.
-//! `benches/count.sh` uses it.
+//! `benches/syscalls.sh` and `benches/instructions.sh` use it.
 
 use std::hint::black_box;
 
