@@ -4,53 +4,66 @@
 //! The channel loses its messages with the process; logmill's jobs (`Durability::Process`) survive
 //! `kill -9`. Both sides touch every payload they receive. `cargo bench --bench throughput`; the
 //! ratios within one run are what counts.
+//!
+//! The allocator is told to keep what is freed, so that a large message does not pay for page faults
+//! that a small one does not have.
+//!
+//! A queue is used for all measurements of its kind, so that they are of a queue in steady state,
+//! with segment files to use again. Segments have their default size of 8 MiB. With payloads of 1
+//! MiB that is 7 jobs a segment, and an eighth of each is left empty.
 
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+mod common;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use crossbeam_channel::{Receiver, Sender, unbounded};
-use logmill::{Consumer, Queue};
+use std::cell::OnceCell;
 use std::hint::black_box;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
-const SIZES: [usize; 2] = [64, 1024];
-/// Jobs that are enqueued before the untimed drain, so that neither side's backlog grows without
-/// bound. Across a few bursts every segment boundary is inside the timed part.
-const BURST: u64 = 50_000;
-/// Jobs that a timed end-to-end run has at least, so that starting threads does not count.
-const RUN: u64 = 500_000;
+use common::{burst_of, drain, open, run_of, scaled, share, timed_bursts, timed_threads};
+use criterion::{Criterion, Throughput, criterion_group};
+use crossbeam_channel::{Receiver, unbounded};
+use logmill::Queue;
 
-fn open(stripes: usize) -> (tempfile::TempDir, Queue) {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let builder = Queue::builder(dir.path()).stripes(stripes);
-    let (queue, _) = builder.open().expect("a new queue");
-    (dir, queue)
+const SIZES: [usize; 5] = [16, 64, 1024, 16 * 1024, 1024 * 1024];
+/// Jobs in a batch, and the sizes that are measured.
+const BATCH: usize = 64;
+const BATCHED_SIZES: [usize; 2] = [64, 1024];
+/// From this size on, throughput is in bytes.
+const LARGE: usize = 16 * 1024;
+
+fn name_of(size: usize) -> String {
+    match size {
+        0..1024 => format!("{size}B"),
+        1024..0x10_0000 => format!("{}KiB", size / 1024),
+        _ => format!("{}MiB", size / 1024 / 1024),
+    }
 }
 
-fn drain(consumer: &Consumer, jobs: u64) {
-    for _ in 0..jobs {
-        if let Some(job) = consumer.next() {
-            job.ack();
-        }
+fn throughput_of(size: usize, jobs: usize) -> Throughput {
+    if size < LARGE {
+        Throughput::Elements(jobs as u64)
+    } else {
+        Throughput::Bytes((size * jobs) as u64)
     }
 }
 
 /// What one producer pays for a job, with nobody consuming meanwhile.
 fn enqueue(criterion: &mut Criterion) {
     for size in SIZES {
-        let mut group = criterion.benchmark_group(format!("enqueue/{size}B"));
-        group.throughput(Throughput::Elements(1));
+        let mut group = criterion.benchmark_group(format!("enqueue/{}", name_of(size)));
+        group.throughput(throughput_of(size, 1));
         let payload = vec![7u8; size];
 
+        let queue = OnceCell::new();
         group.bench_function("logmill", |bencher| {
-            let (_dir, queue) = open(1);
+            let (queue, _) = queue.get_or_init(|| open(|builder| builder.stripes(1)));
             let mut producer = queue.producer();
             let consumer = queue.consumer();
             bencher.iter_custom(|jobs| {
                 timed_bursts(
                     jobs,
+                    burst_of(size),
                     || {
                         producer.enqueue(black_box(&payload)).expect("enqueued");
                     },
@@ -63,12 +76,9 @@ fn enqueue(criterion: &mut Criterion) {
             bencher.iter_custom(|jobs| {
                 timed_bursts(
                     jobs,
+                    burst_of(size),
                     || sender.send(black_box(&payload).clone()).expect("sent"),
-                    |burst| {
-                        for _ in 0..burst {
-                            black_box(receiver.recv().expect("received"));
-                        }
-                    },
+                    |burst| receive(&receiver, burst),
                 )
             });
         });
@@ -76,96 +86,147 @@ fn enqueue(criterion: &mut Criterion) {
     }
 }
 
-fn timed_bursts(jobs: u64, mut send: impl FnMut(), mut drain: impl FnMut(u64)) -> Duration {
-    let mut time = Duration::ZERO;
-    let mut left = jobs;
-    while left > 0 {
-        let burst = left.min(BURST);
-        let start = Instant::now();
-        for _ in 0..burst {
-            send();
-        }
-        time += start.elapsed();
-        drain(burst);
-        left -= burst;
+/// The same with 64 jobs a call. A channel has no such call, so its messages are sent one by one.
+fn enqueue_batch(criterion: &mut Criterion) {
+    for size in BATCHED_SIZES {
+        let name = format!("enqueue-batch-of-{BATCH}/{}", name_of(size));
+        let mut group = criterion.benchmark_group(name);
+        group.throughput(throughput_of(size, BATCH));
+        let payloads = vec![vec![7u8; size]; BATCH];
+        let burst = burst_of(size) / BATCH as u64;
+
+        let queue = OnceCell::new();
+        group.bench_function("logmill", |bencher| {
+            let (queue, _) = queue.get_or_init(|| open(|builder| builder.stripes(1)));
+            let mut producer = queue.producer();
+            let consumer = queue.consumer();
+            bencher.iter_custom(|batches| {
+                timed_bursts(
+                    batches,
+                    burst,
+                    || {
+                        let enqueued = producer.enqueue_batch(black_box(&payloads));
+                        black_box(enqueued.expect("enqueued"));
+                    },
+                    |burst| drain(&consumer, burst * BATCH as u64),
+                )
+            });
+        });
+        group.bench_function("channel", |bencher| {
+            let (sender, receiver) = unbounded::<Vec<u8>>();
+            bencher.iter_custom(|batches| {
+                timed_bursts(
+                    batches,
+                    burst,
+                    || {
+                        for payload in black_box(&payloads) {
+                            sender.send(payload.clone()).expect("sent");
+                        }
+                    },
+                    |burst| receive(&receiver, burst * BATCH as u64),
+                )
+            });
+        });
+        group.finish();
     }
-    time
+}
+
+fn receive(receiver: &Receiver<Vec<u8>>, messages: u64) {
+    for _ in 0..messages {
+        black_box(receiver.recv().expect("received"));
+    }
+}
+
+/// Two producers on two stripes at once, with nobody consuming meanwhile.
+fn enqueue_from_two(criterion: &mut Criterion) {
+    const PRODUCERS: usize = 2;
+    for size in BATCHED_SIZES {
+        let name = format!("enqueue-from-{PRODUCERS}/{}", name_of(size));
+        let mut group = criterion.benchmark_group(name);
+        group.throughput(throughput_of(size, 1));
+        let payload = vec![7u8; size];
+        let run = PRODUCERS as u64 * burst_of(size);
+
+        let queue = OnceCell::new();
+        group.bench_function("logmill", |bencher| {
+            let (queue, _) = queue.get_or_init(|| open(|builder| builder.stripes(PRODUCERS)));
+            let consumer = queue.consumer();
+            bencher.iter_custom(|jobs| {
+                scaled(jobs, run, |jobs| {
+                    let time = timed_threads(
+                        PRODUCERS,
+                        0,
+                        |thread| {
+                            // The next one made is on the next stripe.
+                            let mut producer = queue.producer();
+                            for _ in 0..share(jobs, PRODUCERS, thread) {
+                                producer.enqueue(black_box(&payload)).expect("enqueued");
+                            }
+                        },
+                        || (),
+                    );
+                    drain(&consumer, jobs);
+                    time
+                })
+            });
+        });
+        group.bench_function("channel", |bencher| {
+            let (sender, receiver) = unbounded::<Vec<u8>>();
+            bencher.iter_custom(|jobs| {
+                scaled(jobs, run, |jobs| {
+                    let time = timed_threads(
+                        PRODUCERS,
+                        0,
+                        |thread| {
+                            for _ in 0..share(jobs, PRODUCERS, thread) {
+                                sender.send(black_box(&payload).clone()).expect("sent");
+                            }
+                        },
+                        || (),
+                    );
+                    receive(&receiver, jobs);
+                    time
+                })
+            });
+        });
+        group.finish();
+    }
 }
 
 /// Producers and consumers at once: from the first send until the last job is acked, or the last
 /// message received.
 fn end_to_end(criterion: &mut Criterion) {
-    for threads in [1, 2] {
+    for threads in [1, 2, 4] {
         for size in SIZES {
-            let name = format!("end-to-end/{threads}x{threads}/{size}B");
+            let name = format!("end-to-end/{threads}x{threads}/{}", name_of(size));
             let mut group = criterion.benchmark_group(name);
-            group.throughput(Throughput::Elements(1));
-            group
-                .sample_size(20)
-                .measurement_time(Duration::from_secs(8));
-            group.bench_function(BenchmarkId::from_parameter("logmill"), |bencher| {
-                let (_dir, queue) = open(threads);
+            group.throughput(throughput_of(size, 1)).sample_size(20);
+
+            let queue = OnceCell::new();
+            group.bench_function("logmill", |bencher| {
+                let (queue, _) = queue.get_or_init(|| open(|builder| builder.stripes(threads)));
                 bencher.iter_custom(|jobs| {
-                    scaled(jobs, |jobs| through_logmill(&queue, threads, size, jobs))
+                    scaled(jobs, run_of(size), |jobs| {
+                        through_logmill(queue, threads, size, jobs)
+                    })
                 });
             });
-            group.bench_function(BenchmarkId::from_parameter("channel"), |bencher| {
-                bencher
-                    .iter_custom(|jobs| scaled(jobs, |jobs| through_channel(threads, size, jobs)));
+            group.bench_function("channel", |bencher| {
+                bencher.iter_custom(|jobs| {
+                    scaled(jobs, run_of(size), |jobs| {
+                        through_channel(threads, size, jobs)
+                    })
+                });
             });
             group.finish();
         }
     }
 }
 
-/// Runs at least [`RUN`] jobs and scales the time to the number asked for.
-fn scaled(jobs: u64, run: impl FnOnce(u64) -> Duration) -> Duration {
-    let ran = jobs.max(RUN);
-    run(ran).mul_f64(jobs as f64 / ran as f64)
-}
-
-/// Starts the producers and consumers together and times them until the last one ends.
-fn timed_threads(
-    threads: usize,
-    produce: impl Fn(usize) + Sync,
-    consume: impl Fn(usize) + Sync,
-) -> Duration {
-    let start_line = Barrier::new(2 * threads + 1);
-    thread::scope(|scope| {
-        let mut handles = Vec::new();
-        for thread in 0..threads {
-            let (start_line, produce, consume) = (&start_line, &produce, &consume);
-            handles.push(scope.spawn(move || {
-                start_line.wait();
-                produce(thread);
-            }));
-            handles.push(scope.spawn(move || {
-                start_line.wait();
-                consume(thread);
-            }));
-        }
-        start_line.wait();
-        let start = Instant::now();
-        for handle in handles {
-            handle.join().expect("no panic");
-        }
-        start.elapsed()
-    })
-}
-
-/// The share of a thread: the first one takes what does not divide.
-fn share(jobs: u64, threads: usize, thread: usize) -> u64 {
-    let each = jobs / threads as u64;
-    if thread == 0 {
-        jobs - each * (threads as u64 - 1)
-    } else {
-        each
-    }
-}
-
 fn through_logmill(queue: &Queue, threads: usize, size: usize, jobs: u64) -> Duration {
     let acked = AtomicU64::new(0);
     timed_threads(
+        threads,
         threads,
         |thread| {
             let mut producer = queue.producer();
@@ -174,58 +235,54 @@ fn through_logmill(queue: &Queue, threads: usize, size: usize, jobs: u64) -> Dur
                 producer.enqueue(black_box(&payload)).expect("enqueued");
             }
         },
-        |_| {
+        || {
             let consumer = queue.consumer();
-            let mut own = 0;
-            loop {
-                while let Some(job) = consumer.next_timeout(Duration::from_micros(200)) {
-                    black_box(job.payload()[size - 1]);
-                    job.ack();
-                    own += 1;
-                }
-                let all = acked.fetch_add(own, Ordering::Relaxed) + own;
-                own = 0;
-                if all == jobs {
-                    break;
-                }
-            }
+            common::consume_until(&consumer, &acked, jobs, |job| {
+                black_box(job.payload()[size - 1]);
+                job.ack();
+                true
+            });
         },
     )
 }
 
 fn through_channel(threads: usize, size: usize, jobs: u64) -> Duration {
     let (sender, receiver) = unbounded::<Vec<u8>>();
-    let ends: Vec<(std::sync::Mutex<Option<Sender<_>>>, Receiver<_>)> = (0..threads)
-        .map(|_| {
-            (
-                std::sync::Mutex::new(Some(sender.clone())),
-                receiver.clone(),
-            )
-        })
+    // Each is taken, and dropped, by its thread.
+    let senders: Vec<_> = (0..threads)
+        .map(|_| Mutex::new(Some(sender.clone())))
         .collect();
-    drop((sender, receiver));
+    drop(sender);
     timed_threads(
         threads,
+        threads,
         |thread| {
-            let sender = ends[thread]
-                .0
-                .lock()
-                .expect("no panic")
-                .take()
-                .expect("once");
+            let sender = senders[thread].lock().expect("no panic").take();
+            let sender = sender.expect("once for each thread");
             let payload = vec![7u8; size];
             for _ in 0..share(jobs, threads, thread) {
                 sender.send(black_box(&payload).clone()).expect("sent");
             }
         },
-        |thread| {
+        || {
             // Ends when the last sender is gone.
-            for message in &ends[thread].1 {
+            for message in &receiver {
                 black_box(message[size - 1]);
             }
         },
     )
 }
 
-criterion_group!(benches, enqueue, end_to_end);
-criterion_main!(benches);
+criterion_group!(
+    benches,
+    enqueue,
+    enqueue_batch,
+    enqueue_from_two,
+    end_to_end
+);
+
+fn main() {
+    common::keep_freed_memory();
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

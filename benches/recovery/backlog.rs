@@ -1,0 +1,106 @@
+//! Queue directories with a backlog, as they are left by a close or a kill, and copies to work on.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use logmill::Queue;
+use rustix::fs::{Advice, fadvise};
+use tempfile::TempDir;
+
+use crate::child;
+use crate::common::scratch;
+
+/// The default size of segments. A file that is shorter is sealed.
+const SEGMENT_SIZE: u64 = 8 * 1024 * 1024;
+
+/// How the process that made the backlog ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Closed,
+    Killed,
+}
+
+/// A queue directory that nothing is changed in.
+pub struct Backlog(TempDir);
+
+impl Backlog {
+    /// Has a child process enqueue these jobs, and close the queue or be killed.
+    pub fn new(jobs: u64, payload: usize, end: End) -> Self {
+        let dir = scratch();
+        child::fill(dir.path(), jobs, payload, end);
+        Self(dir)
+    }
+
+    /// What an open finds.
+    pub fn describe(&self) -> String {
+        let copy = Copy::of(self);
+        let (_queue, report) = Queue::builder(copy.path()).open().expect("a queue");
+        let mib = report.bytes_scanned as f64 / 1024.0 / 1024.0;
+        format!(
+            "{} jobs in {} segments, {} of them to be scanned, {mib:.1} MiB",
+            report.jobs, report.segments, report.scanned
+        )
+    }
+}
+
+/// A copy of a backlog to work on. Sealed segments are the same files: they are only read, and
+/// deleted once they are done.
+pub struct Copy(TempDir);
+
+impl Copy {
+    pub fn of(backlog: &Backlog) -> Self {
+        let copy = scratch();
+        for_each_file(backlog.0.path(), Path::new(""), &mut |relative| {
+            let (from, to) = (backlog.0.path().join(relative), copy.path().join(relative));
+            fs::create_dir_all(to.parent().expect("it is below the copy")).expect("created");
+            let len = from.metadata().expect("there").len();
+            if has_extension(relative, "seg") && len < SEGMENT_SIZE {
+                fs::hard_link(from, to).expect("linked");
+            } else {
+                fs::copy(from, to).expect("copied");
+            }
+        });
+        Self(copy)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Writes back what is dirty, since that cannot be dropped.
+    pub fn drop_from_page_cache(&self) {
+        for_each_file(self.path(), Path::new(""), &mut |relative| {
+            let file = File::open(self.path().join(relative)).expect("readable");
+            file.sync_all().expect("flushed");
+            fadvise(&file, 0, None, Advice::DontNeed).expect("advised");
+        });
+    }
+}
+
+/// The segment files below a queue's directory are read from end to end.
+pub fn segment_files(dir: &Path) -> Vec<File> {
+    let mut files = Vec::new();
+    for_each_file(dir, Path::new(""), &mut |relative| {
+        if has_extension(relative, "seg") {
+            files.push(File::open(dir.join(relative)).expect("readable"));
+        }
+    });
+    files
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found == extension)
+}
+
+/// Calls `each` with the path of every file below `root`/`relative`, relative to `root`.
+fn for_each_file(root: &Path, relative: &Path, each: &mut impl FnMut(&Path)) {
+    for entry in fs::read_dir(root.join(relative)).expect("listed") {
+        let entry = entry.expect("an entry");
+        let relative = relative.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            for_each_file(root, &relative, each);
+        } else {
+            each(&relative);
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Whether jobs cost allocations: what the heap is asked for while jobs go through a queue that
+//! has been warmed up.
+//!
+//! What is counted are the calls to the global allocator by *all* threads of this process, those of
+//! the queue included, so there is one test at a time.
+//!
+//! - **Within a segment** nothing at all is allocated. The queue's own threads are no part of what a
+//!   call does, yet may wake up meanwhile, so a window is tried again if there was something: one
+//!   window of 100,000 jobs without any allocation proves that no call on the way of these jobs
+//!   allocates, since they all take the same way.
+//! - **Across segments** there may be some for each step to the next one, whichever thread makes it,
+//!   and none for each job: the bound is for each segment, and far below one for each job.
+//!
+//! What a batch and a retry allocate is printed (`--nocapture`), and not bounded.
+
+use std::alloc::System;
+use std::hint::black_box;
+use std::time::Duration;
+
+use logmill::{Builder, Consumer, EnqueueError, Producer, Queue, RetryPolicy, Sequence};
+use parking_lot::{Mutex, MutexGuard};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+
+#[global_allocator]
+static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Jobs of a window.
+const JOBS: u64 = 100_000;
+const PAYLOAD: [u8; 64] = [7; 64];
+/// Jobs that are enqueued before they are delivered: more than one claim takes.
+const BURST: u64 = 1_000;
+/// Room for the warm-up and all windows: 96 bytes a job.
+const ROOMY: u64 = 64 * 1024 * 1024;
+const WINDOWS: usize = 5;
+/// About 10,900 jobs.
+const SMALL: u64 = 1024 * 1024;
+/// Most allocations for each step to another segment.
+const MOST_PER_SEGMENT: u64 = 60;
+
+/// One test at a time, as they count what all threads do.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock()
+}
+
+fn open(segment_size: u64, with: impl FnOnce(Builder) -> Builder) -> (tempfile::TempDir, Queue) {
+    let dir = tempfile::tempdir().expect("a scratch directory");
+    let builder = Queue::builder(dir.path()).stripes(1);
+    let (queue, _) = with(builder.segment_size(segment_size))
+        .open()
+        .expect("a new queue");
+    (dir, queue)
+}
+
+/// Calls to the allocator during `work`, those that grow a block included.
+fn allocations(work: impl FnOnce()) -> u64 {
+    let asked = || {
+        let stats = HEAP.stats();
+        (stats.allocations + stats.reallocations) as u64
+    };
+    let before = asked();
+    work();
+    asked() - before
+}
+
+/// Enqueues, and counts the segments by the gaps that they leave in the sequences.
+struct Steps {
+    last: Option<Sequence>,
+    segments: u64,
+}
+
+impl Steps {
+    fn new() -> Self {
+        Self {
+            last: None,
+            segments: 0,
+        }
+    }
+
+    fn note(&mut self, enqueued: Result<Sequence, EnqueueError>) {
+        let sequence = enqueued.expect("enqueued");
+        if self
+            .last
+            .is_some_and(|last| last.get() + 1 != sequence.get())
+        {
+            self.segments += 1;
+        }
+        self.last = Some(sequence);
+    }
+}
+
+/// A way for jobs through the queue, to be taken `JOBS` times.
+type Way = fn(&Queue, &mut Producer, &Consumer, &mut Steps);
+
+fn in_bursts(
+    consumer: &Consumer,
+    mut enqueue: impl FnMut(),
+    take: impl for<'a> Fn(&'a Consumer) -> logmill::Job<'a>,
+) {
+    for _ in 0..JOBS / BURST {
+        for _ in 0..BURST {
+            enqueue();
+        }
+        for _ in 0..BURST {
+            let job = take(consumer);
+            black_box(job.payload());
+            job.ack();
+        }
+    }
+}
+
+const WAYS: [(&str, Way); 4] = [
+    (
+        "Producer::enqueue, Consumer::next",
+        |_, producer, consumer, steps| {
+            in_bursts(
+                consumer,
+                || steps.note(producer.enqueue(&PAYLOAD)),
+                |consumer| consumer.next().expect("open"),
+            );
+        },
+    ),
+    (
+        "Queue::enqueue, Consumer::try_next",
+        |queue, _, consumer, steps| {
+            in_bursts(
+                consumer,
+                || steps.note(queue.enqueue(&PAYLOAD)),
+                |consumer| consumer.try_next().expect("a job"),
+            );
+        },
+    ),
+    (
+        "one job at a time, Consumer::next",
+        |_, producer, consumer, steps| {
+            for _ in 0..JOBS {
+                steps.note(producer.enqueue(&PAYLOAD));
+                consumer.next().expect("open").ack();
+            }
+        },
+    ),
+    (
+        "one job at a time, Consumer::next_timeout",
+        |queue, _, consumer, steps| {
+            for _ in 0..JOBS {
+                steps.note(queue.enqueue(&PAYLOAD));
+                let job = consumer.next_timeout(Duration::from_secs(60));
+                job.expect("a job").ack();
+            }
+        },
+    ),
+];
+
+#[test]
+fn within_a_segment_no_call_allocates() {
+    let _alone = alone();
+    for (name, way) in WAYS {
+        let (_dir, queue) = open(ROOMY, |builder| builder);
+        let (mut producer, consumer) = (queue.producer(), queue.consumer());
+        let mut steps = Steps::new();
+        way(&queue, &mut producer, &consumer, &mut steps);
+        let mut windows = Vec::new();
+        while windows.len() < WINDOWS && !windows.contains(&0) {
+            let count = allocations(|| way(&queue, &mut producer, &consumer, &mut steps));
+            windows.push(count);
+        }
+        println!("{name}: {windows:?} allocations for {JOBS} jobs");
+        assert_eq!(steps.segments, 0, "the windows are within one segment");
+        assert!(windows.contains(&0), "{name}: {windows:?}");
+    }
+}
+
+#[test]
+fn across_segments_allocations_are_bounded_for_each_segment() {
+    let _alone = alone();
+    for (name, way) in WAYS {
+        let (_dir, queue) = open(SMALL, |builder| builder);
+        let (mut producer, consumer) = (queue.producer(), queue.consumer());
+        let mut steps = Steps::new();
+        way(&queue, &mut producer, &consumer, &mut steps);
+        steps.segments = 0;
+        let count = allocations(|| way(&queue, &mut producer, &consumer, &mut steps));
+        let segments = steps.segments;
+        println!("{name}: {count} allocations for {JOBS} jobs across {segments} segments");
+        assert!(segments >= 9, "{segments}");
+        // One more, for what had begun before the window.
+        let most = MOST_PER_SEGMENT * (segments + 1);
+        assert!(count <= most, "{name}: {count} is more than {most}");
+    }
+}
+
+#[test]
+fn what_batches_and_retries_allocate() {
+    let _alone = alone();
+    let (_dir, queue) = open(ROOMY, |builder| {
+        builder.retry(RetryPolicy::fixed(Duration::ZERO).max_attempts(3))
+    });
+    let (mut producer, consumer) = (queue.producer(), queue.consumer());
+    const ROUNDS: u64 = 1_000;
+    const BATCH: usize = 64;
+    let payloads = [PAYLOAD; BATCH];
+    // The first round of each is the warm-up.
+    for round in ["warm-up", "measured"] {
+        let batches = allocations(|| {
+            for _ in 0..ROUNDS {
+                producer.enqueue_batch(&payloads).expect("enqueued");
+                for _ in 0..BATCH {
+                    consumer.next().expect("open").ack();
+                }
+            }
+        });
+        let retries = allocations(|| {
+            for _ in 0..ROUNDS {
+                producer.enqueue(&PAYLOAD).expect("enqueued");
+                consumer.next().expect("open").retry("not yet");
+                consumer.next().expect("open").ack();
+            }
+        });
+        println!(
+            "{round}: {:.2} allocations for each batch of {BATCH}, {:.2} for each retry",
+            batches as f64 / ROUNDS as f64,
+            retries as f64 / ROUNDS as f64
+        );
+    }
+}
