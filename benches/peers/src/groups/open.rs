@@ -119,6 +119,7 @@ fn after_kill(context: &Context, segment: u64, size: usize, cache: Cache) -> Res
         }
     };
     let killed_too = killed.clone();
+    let data = context.data.clone();
     let (name, heading) = match cache {
         Cache::Warm => ("warm", "warm page cache"),
         Cache::Cold => ("cold", "cold page cache"),
@@ -131,7 +132,8 @@ fn after_kill(context: &Context, segment: u64, size: usize, cache: Cache) -> Res
             size_name(size)
         ),
         note: "One stripe. Beside it: one thread reads the unsealed segment's file, all of it, \
-               with read(2) into a buffer of 256 KiB; recovery, too, looks at all of it."
+               with read(2) into a buffer of 256 KiB; recovery, too, looks at all of it. \
+               And the open of a queue without jobs that was closed: what is not recovery."
             .to_owned(),
         unit: Unit::Nanoseconds,
         figures: &["time"],
@@ -152,6 +154,18 @@ fn after_kill(context: &Context, segment: u64, size: usize, cache: Cache) -> Res
                     let dir = killed_too()?;
                     let took = limit::timed_read(&unsealed_segment(dir.path())?)?;
                     Ok(vec![took.as_nanos() as f64])
+                })),
+            ),
+            Contender::figures(
+                "logmill, empty",
+                logmill::PROCESS,
+                Ok(Box::new(move || {
+                    let dir = tempfile::tempdir_in(&data)?;
+                    let builder = Queue::builder(dir.path());
+                    let (queue, _) = builder.stripes(1).segment_size(segment).open()?;
+                    queue.close()?;
+                    cache.prepare(dir.path())?;
+                    Ok(vec![logmill::timed_open(dir.path())?.as_nanos() as f64])
                 })),
             ),
         ],

@@ -21,6 +21,9 @@ pub const QUEUE_FILE_SYNC: &str = "an element survives a power cut (sync writes 
 pub const KHATA: &str = "a message survives kill -9; not checked (its default)";
 pub const KHATA_CHECKED: &str = "a message survives kill -9; CRC-16";
 
+/// queue-file's file from the start. With its default of 4 KiB, and growing while elements come and
+/// go, version 2.0.0 sometimes failed here with "corrupted file"; why was not found out.
+const QUEUE_FILE_ROOM: u64 = 256 * 1024 * 1024;
 /// Size of khata-rs's file for a cycle: its default. It takes no more than that until time moves
 /// on to another cycle.
 const KHATA_FILE: usize = 64 * 1024 * 1024;
@@ -87,7 +90,7 @@ pub fn yaque_end_to_end(dir: TempDir, size: usize) -> Result<Jobs> {
 }
 
 fn queue_file(dir: &TempDir, sync: bool) -> Result<QueueFile> {
-    let mut queue = QueueFile::open(dir.path().join("queue"))?;
+    let mut queue = QueueFile::with_capacity(dir.path().join("queue"), QUEUE_FILE_ROOM)?;
     queue.set_sync_writes(sync);
     // Zeroing what was removed is a matter of secrecy, not of safety.
     queue.set_overwrite_on_remove(false);
