@@ -1,0 +1,73 @@
+//! A child process that fills a queue and is killed: its queue is what a crash leaves.
+
+use std::io::{BufRead, BufReader, Read as _};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use logmill::Queue;
+
+use crate::peers::limit::record_bytes;
+
+/// What the child says once it is done filling.
+const FILLED: &str = "filled";
+
+/// What to fill a queue of one stripe with.
+#[derive(clap::Args)]
+pub struct Fill {
+    #[arg(long)]
+    pub dir: PathBuf,
+    #[arg(long)]
+    pub segment_size: u64,
+    /// Bytes of records
+    #[arg(long)]
+    pub bytes: u64,
+    /// Bytes of a payload
+    #[arg(long)]
+    pub payload: usize,
+}
+
+pub type Args = Fill;
+
+/// The child's side.
+pub fn run(fill: &Args) -> Result<()> {
+    let (queue, _) = Queue::builder(&fill.dir)
+        .stripes(1)
+        .segment_size(fill.segment_size)
+        .open()?;
+    let mut producer = queue.producer();
+    let payload = vec![7; fill.payload];
+    for _ in 0..fill.bytes / record_bytes(fill.payload) as u64 {
+        producer.enqueue(&payload)?;
+    }
+    println!("{FILLED}");
+    // Ends if the parent is gone before it could kill.
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    std::process::exit(1);
+}
+
+/// The parent's side: returns once the child has filled the queue and is dead.
+pub fn fill_and_kill(fill: &Fill) -> Result<()> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg("child")
+        .arg("--dir")
+        .arg(&fill.dir)
+        .args(["--segment-size", &fill.segment_size.to_string()])
+        .args(["--bytes", &fill.bytes.to_string()])
+        .args(["--payload", &fill.payload.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting the child")?;
+    let mut said = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut said)?;
+    }
+    // SIGKILL.
+    child.kill()?;
+    child.wait()?;
+    if said.trim() != FILLED {
+        bail!("the child did not fill its queue");
+    }
+    Ok(())
+}

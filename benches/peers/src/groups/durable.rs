@@ -1,0 +1,91 @@
+//! Jobs that survive a power cut: many producers that share flushes, and one that waits for each.
+
+use anyhow::Result;
+
+use super::{SIZES, size_name};
+use crate::contender::{Comparison, Contender, Outcome};
+use crate::context::Context;
+use crate::format::Unit;
+use crate::peers::{databases, files, limit, logmill};
+
+/// Threads that enqueue with `Sync` at once.
+const PRODUCERS: usize = 64;
+/// Calls that a turn's median and 99th percentile are taken from.
+const CALLS: usize = 2000;
+
+pub fn run(context: &Context) -> Result<Vec<Outcome>> {
+    let mut outcomes = Vec::new();
+    for size in SIZES {
+        outcomes.push(group_commit(context, size)?.run(context));
+    }
+    for size in SIZES {
+        outcomes.push(one_producer(context, size)?.run(context));
+    }
+    Ok(outcomes)
+}
+
+fn group_commit(context: &Context, size: usize) -> Result<Comparison> {
+    let dir = || context.fresh();
+    let logmill = |stripes| logmill::group_commit(dir()?, stripes, PRODUCERS, size);
+    Ok(Comparison {
+        name: format!("durable/group/{size}"),
+        title: format!("Group commit, {PRODUCERS} producers, {}", size_name(size)),
+        note: format!(
+            "Time per job; the ratio is that of the bytes a second, too. Each producer waits for \
+             its job's flush. The loop writes {PRODUCERS} records of the same size at once into a \
+             preallocated file, and flushes it (fdatasync): the library does not count its \
+             flushes, so this is the largest batch that so many producers can share, one record \
+             of each."
+        ),
+        unit: Unit::Nanoseconds,
+        figures: &["per job"],
+        rounds: None,
+        contenders: vec![
+            Contender::jobs("logmill, 1 stripe", logmill::SYNC, logmill(1)),
+            Contender::jobs("logmill, 2 stripes", logmill::SYNC, logmill(2)),
+            Contender::jobs(
+                "write + fdatasync",
+                limit::FLUSHED,
+                limit::write_and_flush(dir()?, size, PRODUCERS),
+            ),
+        ],
+    })
+}
+
+fn one_producer(context: &Context, size: usize) -> Result<Comparison> {
+    let dir = || context.fresh();
+    let calls = context.pace.pick(CALLS, 100);
+    Ok(Comparison {
+        name: format!("durable/one/{size}"),
+        title: format!("Flush for each job, one producer, {}", size_name(size)),
+        note: format!(
+            "Time of a call, median and 99th percentile of {calls} calls a turn. The bare loop \
+             writes the same record into a preallocated file, and flushes it (fdatasync)."
+        ),
+        unit: Unit::Nanoseconds,
+        figures: &["median", "p99"],
+        rounds: None,
+        contenders: vec![
+            Contender::figures(
+                "logmill",
+                logmill::SYNC,
+                logmill::sync_latency(dir()?, size, calls),
+            ),
+            Contender::figures(
+                "write + fdatasync",
+                limit::FLUSHED,
+                limit::write_and_flush_latency(dir()?, size, calls),
+            ),
+            Contender::figures(
+                "queue-file",
+                files::QUEUE_FILE_SYNC,
+                files::queue_file_sync_latency(dir()?, size, calls),
+            ),
+            Contender::figures(
+                "SQLite",
+                databases::SQLITE_FULL,
+                databases::sqlite_sync_latency(dir()?, size, calls),
+            ),
+        ],
+    })
+}

@@ -1,0 +1,125 @@
+//! From the first enqueue until the last job is acked, producers and consumers at once.
+
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow};
+
+use super::{SIZES, size_name};
+use crate::contender::{Comparison, Contender, Outcome};
+use crate::context::Context;
+use crate::format::Unit;
+use crate::peers::servers::{self, PIPELINE, Server};
+use crate::peers::{databases, files, logmill, memory};
+
+const NOTE: &str = "Time per job or message, from the first enqueue until the last job is acked, \
+                    or the last message received. Producers and consumers run at once, as many \
+                    of each as the title says; every payload is touched. An ack is: yaque: \
+                    commit; SQLite: INSERT, UPDATE .. RETURNING (claim), DELETE, each a \
+                    transaction; fjall: insert, first key, remove; queue-file: add, then peek and \
+                    remove; Redis: LPUSH, BLMOVE, LREM; beanstalkd: put, reserve, delete.";
+
+pub fn run(context: &Context) -> Result<Vec<Outcome>> {
+    // One instance of each for all comparisons.
+    let servers = Servers {
+        redis: Server::redis(context),
+        beanstalkd: Server::beanstalkd(context),
+    };
+    let mut outcomes = Vec::new();
+    for threads in [1, 2] {
+        for size in SIZES {
+            outcomes.push(comparison(context, &servers, threads, size)?.run(context));
+        }
+    }
+    Ok(outcomes)
+}
+
+struct Servers {
+    redis: Result<Arc<Server>>,
+    beanstalkd: Result<Arc<Server>>,
+}
+
+fn again(server: &Result<Arc<Server>>) -> Result<Arc<Server>> {
+    match server {
+        Ok(server) => Ok(Arc::clone(server)),
+        Err(error) => Err(anyhow!("{error:#}")),
+    }
+}
+
+fn comparison(
+    context: &Context,
+    servers: &Servers,
+    threads: usize,
+    size: usize,
+) -> Result<Comparison> {
+    let dir = || context.fresh();
+    let mut contenders = vec![
+        Contender::jobs(
+            "logmill",
+            logmill::PROCESS,
+            logmill::end_to_end(dir()?, threads, size),
+        ),
+        Contender::jobs(
+            "crossbeam channel",
+            memory::NOTHING,
+            memory::channel_end_to_end(threads, size),
+        ),
+        Contender::jobs(
+            "crossbeam SegQueue",
+            memory::NOTHING,
+            memory::seg_queue_end_to_end(threads, size),
+        ),
+    ];
+    if threads == 1 {
+        contenders.push(Contender::jobs(
+            "yaque",
+            files::YAQUE,
+            files::yaque_end_to_end(dir()?, size),
+        ));
+    }
+    contenders.extend([
+        Contender::jobs(
+            "queue-file",
+            files::QUEUE_FILE,
+            files::queue_file_end_to_end(dir()?, threads, size),
+        ),
+        Contender::jobs(
+            "SQLite",
+            databases::SQLITE_NORMAL,
+            databases::sqlite_end_to_end(dir()?, threads, size),
+        ),
+        Contender::jobs(
+            "fjall",
+            databases::FJALL,
+            databases::fjall_end_to_end(dir()?, threads, size),
+        ),
+        Contender::jobs(
+            "Redis",
+            servers::REDIS,
+            servers::end_to_end(again(&servers.redis), threads, size, 1),
+        ),
+        Contender::jobs(
+            "Redis, 16 in flight",
+            servers::REDIS,
+            servers::end_to_end(again(&servers.redis), threads, size, PIPELINE),
+        ),
+        Contender::jobs(
+            "beanstalkd",
+            servers::BEANSTALKD,
+            servers::end_to_end(again(&servers.beanstalkd), threads, size, 1),
+        ),
+        Contender::jobs(
+            "beanstalkd, 16 in flight",
+            servers::BEANSTALKD,
+            servers::end_to_end(again(&servers.beanstalkd), threads, size, PIPELINE),
+        ),
+    ]);
+    Ok(Comparison {
+        name: format!("end-to-end/{threads}x{threads}/{size}"),
+        title: format!("End to end, {threads}x{threads}, {}", size_name(size)),
+        note: NOTE.to_owned(),
+        unit: Unit::Nanoseconds,
+        figures: &["per job"],
+        rounds: None,
+        contenders,
+    })
+}

@@ -1,0 +1,77 @@
+//! What one producer pays for a job, with nobody receiving meanwhile.
+
+use anyhow::Result;
+
+use super::{SIZES, size_name};
+use crate::contender::{Comparison, Contender, Outcome};
+use crate::context::Context;
+use crate::format::Unit;
+use crate::peers::{files, limit, logmill, memory};
+
+pub fn run(context: &Context) -> Result<Vec<Outcome>> {
+    SIZES
+        .iter()
+        .map(|size| Ok(comparison(context, *size)?.run(context)))
+        .collect()
+}
+
+fn comparison(context: &Context, size: usize) -> Result<Comparison> {
+    let dir = || context.fresh();
+    // Each fills one file of khata-rs's, which is then flushed and removed.
+    let khata_room = files::khata_room(size);
+    Ok(Comparison {
+        name: format!("enqueue/{size}"),
+        title: format!("Enqueue, {}", size_name(size)),
+        note: "Time per job; one thread but where it says two. Bursts of 50,000, each drained \
+               afterwards without being timed; steps to another segment or file are timed. \
+               khata-rs has no removal and writes into a new file each turn, whose making and \
+               flushing are not timed. The limit is a loop over touched anonymous memory: \
+               atomic add, header, copy, CRC-32, release store."
+            .to_owned(),
+        unit: Unit::Nanoseconds,
+        figures: &["per job"],
+        rounds: None,
+        contenders: vec![
+            Contender::jobs("logmill", logmill::PROCESS, logmill::enqueue(dir()?, size)),
+            Contender::jobs(
+                "logmill, batches of 64",
+                logmill::PROCESS,
+                logmill::enqueue_batch(dir()?, size),
+            ),
+            Contender::jobs(
+                "logmill, 2 producers",
+                logmill::PROCESS,
+                logmill::enqueue_by_two(dir()?, size),
+            ),
+            Contender::jobs("limit", limit::ANONYMOUS, limit::append(size)),
+            Contender::jobs(
+                "crossbeam channel",
+                memory::NOTHING,
+                memory::channel_send(size),
+            ),
+            Contender::jobs(
+                "crossbeam SegQueue",
+                memory::NOTHING,
+                memory::seg_queue_push(size),
+            ),
+            Contender::jobs(
+                "khata-rs",
+                files::KHATA,
+                files::khata_write(dir()?, size, false),
+            )
+            .at_most(khata_room),
+            Contender::jobs(
+                "khata-rs, checksums",
+                files::KHATA_CHECKED,
+                files::khata_write(dir()?, size, true),
+            )
+            .at_most(khata_room),
+            Contender::jobs("yaque", files::YAQUE, files::yaque_send(dir()?, size)),
+            Contender::jobs(
+                "queue-file",
+                files::QUEUE_FILE,
+                files::queue_file_add(dir()?, size),
+            ),
+        ],
+    })
+}

@@ -1,0 +1,47 @@
+//! logmill beside other queues, databases and servers, and beside the limits of the machine.
+//!
+//! Without a subcommand it runs all comparisons; see README.md.
+
+mod child;
+mod compare;
+mod conditions;
+mod contender;
+mod context;
+mod docs;
+mod format;
+mod groups;
+mod output;
+mod peers;
+mod report;
+mod statistics;
+mod targets;
+mod threads;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(version, about, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    compare: compare::Args,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compares throughput, flushes, opens and idling (what happens without a subcommand)
+    Compare(compare::Args),
+    /// Fills a queue and waits to be killed
+    #[command(hide = true)]
+    Child(child::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    match cli.command {
+        None => compare::run(&cli.compare),
+        Some(Command::Compare(args)) => compare::run(&args),
+        Some(Command::Child(args)) => child::run(&args),
+    }
+}

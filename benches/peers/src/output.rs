@@ -1,0 +1,70 @@
+//! Where data and results go: options that every subcommand has.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use tempfile::TempDir;
+
+use crate::docs;
+
+/// Where the results go by default.
+const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/results");
+/// The document whose generated blocks can be replaced.
+const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/BENCHMARKS.md");
+
+#[derive(clap::Args)]
+pub struct Output {
+    /// Directory for the queues' data, on the disk to be measured [default: beside the results]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Directory for tables and raw figures [default: benches/peers/results]
+    #[arg(long)]
+    results: Option<PathBuf>,
+    /// Replace the generated blocks in docs/BENCHMARKS.md
+    #[arg(long)]
+    write_docs: bool,
+}
+
+impl Output {
+    /// A new directory for data, which is removed when it is dropped.
+    pub fn data(&self) -> anyhow::Result<TempDir> {
+        let parent = match &self.dir {
+            Some(dir) => dir.clone(),
+            None => self.results().to_path_buf(),
+        };
+        fs::create_dir_all(&parent).with_context(|| format!("making {}", parent.display()))?;
+        tempfile::Builder::new()
+            .prefix("data-")
+            .tempdir_in(&parent)
+            .with_context(|| format!("making a directory in {}", parent.display()))
+    }
+
+    /// Writes a file into the directory of results.
+    pub fn write(&self, name: &str, content: &str) -> anyhow::Result<PathBuf> {
+        fs::create_dir_all(self.results())?;
+        let path = self.results().join(name);
+        fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Replaces these blocks (name, body) of the document, if that was asked for. A block that the
+    /// document does not have is left out, with a message.
+    pub fn write_blocks(&self, blocks: &[(String, String)]) -> anyhow::Result<()> {
+        if !self.write_docs {
+            return Ok(());
+        }
+        let mut text = fs::read_to_string(DOCUMENT).context("reading docs/BENCHMARKS.md")?;
+        for (name, body) in blocks {
+            match docs::replace_block(&text, name, body) {
+                Some(replaced) => text = replaced,
+                None => eprintln!("docs/BENCHMARKS.md has no block `{name}`: left out"),
+            }
+        }
+        fs::write(DOCUMENT, text).context("writing docs/BENCHMARKS.md")
+    }
+
+    fn results(&self) -> &Path {
+        self.results.as_deref().unwrap_or(Path::new(RESULTS))
+    }
+}

@@ -1,0 +1,140 @@
+//! What the machine allows: bare loops that do only what cannot be left out.
+
+use std::fs::{File, OpenOptions};
+use std::hint::black_box;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use crossbeam_utils::CachePadded;
+use memmap2::MmapMut;
+use tempfile::TempDir;
+
+use super::{logmill, payload};
+use crate::contender::{Figures, Jobs};
+
+pub const ANONYMOUS: &str = "nothing survives the process";
+pub const FLUSHED: &str = "bytes survive a power cut";
+
+/// As large as the segments of default size that a stripe lives in when consumers keep up.
+const REGION: usize = 3 * 8 * 1024 * 1024;
+/// Bytes of a record's header.
+const HEADER: usize = 32;
+/// Buffer for reading files.
+const READ_BUFFER: usize = 256 * 1024;
+
+/// Bytes of a record in logmill's log.
+pub fn record_bytes(size: usize) -> usize {
+    (HEADER + size).next_multiple_of(8)
+}
+
+/// The least a checked append to memory can do: reserve, write a header, copy, check, commit.
+///
+/// One thread, mapped memory that was touched before, round and round. `MmapMut` of a file needs
+/// `unsafe`, so the memory is anonymous, which spares it the kernel's write-back.
+pub fn append(size: usize) -> Result<Jobs> {
+    let mut region = MmapMut::map_anon(REGION)?;
+    region.fill(1);
+    let payload = payload(size);
+    let record = record_bytes(size);
+    let tail = CachePadded::new(AtomicU64::new(0));
+    let committed = CachePadded::new(AtomicU64::new(0));
+    let records = (REGION / record) as u64;
+    Ok(Box::new(move |jobs| {
+        let start = Instant::now();
+        let mut place = 0;
+        for _ in 0..jobs {
+            let payload = black_box(&payload[..]);
+            let index = tail.fetch_add(1, Ordering::Relaxed);
+            if place == records {
+                place = 0;
+            }
+            let at = place as usize * record;
+            place += 1;
+            let check = crc32fast::hash(payload) ^ index as u32;
+            let bytes = &mut region[at..at + record];
+            bytes[4..8].copy_from_slice(&check.to_le_bytes());
+            bytes[8..16].copy_from_slice(&index.to_le_bytes());
+            bytes[16..24].copy_from_slice(&(payload.len() as u64).to_le_bytes());
+            bytes[24..32].copy_from_slice(&0u64.to_le_bytes());
+            bytes[HEADER..HEADER + payload.len()].copy_from_slice(payload);
+            bytes[0..4].copy_from_slice(&(record as u32).to_le_bytes());
+            committed.store(index + 1, Ordering::Release);
+        }
+        let took = start.elapsed();
+        black_box(&region[..]);
+        Ok(took)
+    }))
+}
+
+/// A file of one region, written and flushed before, so that a flush has no metadata to write.
+struct Preallocated {
+    file: File,
+    at: u64,
+    _dir: TempDir,
+}
+
+impl Preallocated {
+    fn new(dir: TempDir) -> Result<Self> {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .open(dir.path().join("log"))?;
+        file.write_all_at(&vec![1; REGION], 0)?;
+        file.sync_all()?;
+        Ok(Self {
+            file,
+            at: 0,
+            _dir: dir,
+        })
+    }
+
+    fn write_and_flush(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.at + bytes.len() as u64 > REGION as u64 {
+            self.at = 0;
+        }
+        self.file.write_all_at(bytes, self.at)?;
+        self.at += bytes.len() as u64;
+        Ok(self.file.sync_data()?)
+    }
+}
+
+/// One thread that writes this many records at once, and then flushes.
+pub fn write_and_flush(dir: TempDir, size: usize, records: usize) -> Result<Jobs> {
+    let mut log = Preallocated::new(dir)?;
+    let batch = vec![7; records * record_bytes(size)];
+    Ok(Box::new(move |jobs| {
+        let batches = jobs.div_ceil(records as u64);
+        let start = Instant::now();
+        for _ in 0..batches {
+            log.write_and_flush(&batch)?;
+        }
+        // For the jobs asked for: the last batch may have been filled up.
+        let share = jobs as f64 / (batches * records as u64) as f64;
+        Ok(start.elapsed().mul_f64(share))
+    }))
+}
+
+/// Latency of writing one record and flushing it.
+pub fn write_and_flush_latency(dir: TempDir, size: usize, writes: usize) -> Result<Figures> {
+    let mut log = Preallocated::new(dir)?;
+    let record = vec![7; record_bytes(size)];
+    Ok(Box::new(move || {
+        logmill::latencies(writes, || log.write_and_flush(&record))
+    }))
+}
+
+/// Reads a file from start to end.
+pub fn timed_read(path: &Path) -> Result<Duration> {
+    let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let mut buffer = vec![0; READ_BUFFER];
+    let start = Instant::now();
+    while file.read(&mut buffer)? > 0 {
+        black_box(&buffer);
+    }
+    Ok(start.elapsed())
+}

@@ -1,0 +1,114 @@
+//! Producers and consumers that start together and are timed until the last of them ends.
+
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail};
+
+/// Tells the others that one thread has failed, so that nobody waits for its jobs.
+pub struct Others<'a>(&'a AtomicBool);
+
+impl Others<'_> {
+    /// An error once another thread has failed. For loops that wait.
+    pub fn check(&self) -> Result<()> {
+        // Relaxed: nothing else is read because of it.
+        if self.0.load(Ordering::Relaxed) {
+            bail!("another thread failed");
+        }
+        Ok(())
+    }
+}
+
+/// Runs `produce` and `consume` in this many threads each; both get the thread's number.
+pub fn timed(
+    threads: usize,
+    produce: impl Fn(usize) -> Result<()> + Sync,
+    consume: impl Fn(usize, &Others<'_>) -> Result<()> + Sync,
+) -> Result<Duration> {
+    let failed = AtomicBool::new(false);
+    let start_line = Barrier::new(2 * threads + 1);
+    let note = |result: Result<()>| {
+        if result.is_err() {
+            failed.store(true, Ordering::Relaxed);
+        }
+        result
+    };
+    thread::scope(|scope| {
+        let mut handles = Vec::new();
+        for thread in 0..threads {
+            let (start_line, produce, consume, note) = (&start_line, &produce, &consume, &note);
+            let others = Others(&failed);
+            handles.push(scope.spawn(move || {
+                start_line.wait();
+                note(produce(thread))
+            }));
+            handles.push(scope.spawn(move || {
+                start_line.wait();
+                note(consume(thread, &others))
+            }));
+        }
+        start_line.wait();
+        let start = Instant::now();
+        let results: Vec<Result<()>> = handles
+            .into_iter()
+            .map(|handle| {
+                handle
+                    .join()
+                    .unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
+            })
+            .collect();
+        let took = start.elapsed();
+        results.into_iter().collect::<Result<()>>()?;
+        Ok(took)
+    })
+}
+
+/// The share of a thread: the first one takes what does not divide.
+pub fn share(jobs: u64, threads: usize, thread: usize) -> u64 {
+    let each = jobs / threads as u64;
+    if thread == 0 {
+        jobs - each * (threads as u64 - 1)
+    } else {
+        each
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_add_up() {
+        for jobs in [0, 1, 7, 64] {
+            for threads in 1..5 {
+                let all: u64 = (0..threads)
+                    .map(|thread| share(jobs, threads, thread))
+                    .sum();
+                assert_eq!(all, jobs);
+            }
+        }
+    }
+
+    #[test]
+    fn a_failure_of_one_thread_ends_the_others() {
+        let result = timed(
+            2,
+            |thread| {
+                if thread == 0 {
+                    Err(anyhow!("broken"))
+                } else {
+                    Ok(())
+                }
+            },
+            |_, others| {
+                loop {
+                    others.check()?;
+                    thread::yield_now();
+                }
+            },
+        );
+        assert!(result.is_err());
+    }
+}
