@@ -15,7 +15,9 @@ use super::disk::Disk;
 use super::truth::{Crash, Found, FoundJob, FoundLetter, Payload, Truth};
 use crate::dispatch::source::Source;
 use crate::engine::Running;
+use crate::log::Stripe;
 use crate::log::record::Meta;
+use crate::log::recovery::Quarantined;
 use crate::options::Builder;
 use crate::producer::Place;
 use crate::storage::faults;
@@ -107,6 +109,11 @@ impl Check<'_> {
             assert!(report.is_clean(), "{report:?}");
         }
         let mut found = look_into(&running);
+        assert_eq!(
+            damage_behind_seals(&running),
+            Vec::new(),
+            "a seal proves its records"
+        );
         found.words_reset = self.words_reset + report.ack_words_reset;
         running.die();
         drop(running);
@@ -191,6 +198,12 @@ fn look_into(running: &Arc<Running>) -> Found {
         letters: letters_of(running),
         words_reset: 0,
     }
+}
+
+/// Damage in segments that are sealed: they are scanned only when they are looked into.
+fn damage_behind_seals(running: &Running) -> Vec<Quarantined> {
+    let stripes = running.dispatch().stripes().iter();
+    stripes.flat_map(Stripe::damage).collect()
 }
 
 pub(super) fn letters_of(running: &Arc<Running>) -> Vec<FoundLetter> {
