@@ -77,7 +77,7 @@ impl Copy {
     }
 }
 
-/// The segment files below a queue's directory are read from end to end.
+/// The segment files below a queue's directory, opened to be read.
 pub fn segment_files(dir: &Path) -> Vec<File> {
     let mut files = Vec::new();
     for_each_file(dir, Path::new(""), &mut |relative| {
