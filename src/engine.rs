@@ -223,6 +223,7 @@ impl Engine {
         &self.dead
     }
 
+    #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         // Relaxed: who closes wakes the sleepers through a lock, and appends are refused by the
         // log itself.
