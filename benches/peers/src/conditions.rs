@@ -29,7 +29,6 @@ impl Conditions {
     /// Of this machine, and of the file system that has this directory.
     pub fn of(data: &Path) -> Self {
         let missing = || "not installed".to_owned();
-        let uname = rustix::system::uname();
         let mut peers: Vec<String> = PEERS
             .iter()
             .filter_map(|name| Some(format!("{name} {}", version_of(LOCK, name)?)))
@@ -42,15 +41,8 @@ impl Conditions {
         Self(vec![
             ("CPU", cpu()),
             ("memory", memory()),
-            (
-                "kernel",
-                format!(
-                    "{} {}",
-                    uname.sysname().to_string_lossy(),
-                    uname.release().to_string_lossy()
-                ),
-            ),
-            ("file system", file_system(data).unwrap_or_else(unknown)),
+            ("kernel", format!("Linux {}", kernel())),
+            ("file system", file_system(data)),
             ("load before", load()),
             ("compiler", env!("PEERS_RUSTC").to_owned()),
             (
@@ -74,7 +66,7 @@ fn unknown() -> String {
     "unknown".to_owned()
 }
 
-fn cpu() -> String {
+pub fn cpu() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = field(&info, "model name").unwrap_or("unknown model");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -103,7 +95,8 @@ fn memory() -> String {
         .unwrap_or_else(unknown)
 }
 
-fn load() -> String {
+/// Threads that ran or wanted to, over the last minute.
+pub fn load() -> String {
     fs::read_to_string("/proc/loadavg")
         .ok()
         .and_then(|load| Some(load.split_whitespace().next()?.to_owned()))
@@ -118,9 +111,19 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-fn file_system(dir: &Path) -> Option<String> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    type_of_mount(&mounts, &dir.canonicalize().ok()?)
+pub fn kernel() -> String {
+    rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned()
+}
+
+pub fn file_system(dir: &Path) -> String {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    dir.canonicalize()
+        .ok()
+        .and_then(|dir| type_of_mount(&mounts, &dir))
+        .unwrap_or_else(unknown)
 }
 
 /// The type of the file system that is mounted where this path is.

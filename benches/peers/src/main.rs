@@ -10,6 +10,7 @@ mod context;
 mod docs;
 mod format;
 mod groups;
+mod latency;
 mod output;
 mod peers;
 mod report;
@@ -32,6 +33,8 @@ struct Cli {
 enum Command {
     /// Compares throughput, flushes, opens and idling (what happens without a subcommand)
     Compare(compare::Args),
+    /// Latency under a load of fixed rates: enqueue, and enqueue to handler
+    Latency(latency::Args),
     /// Fills a queue and waits to be killed
     #[command(hide = true)]
     Child(child::Args),
@@ -42,6 +45,7 @@ fn main() -> anyhow::Result<()> {
     match cli.command {
         None => compare::run(&cli.compare),
         Some(Command::Compare(args)) => compare::run(&args),
+        Some(Command::Latency(args)) => latency::run(&args),
         Some(Command::Child(args)) => child::run(&args),
     }
 }

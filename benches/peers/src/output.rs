@@ -10,6 +10,8 @@ use crate::docs;
 
 /// Where the results go by default.
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/results");
+/// Where the document's pictures are.
+const PICTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/benchmarks");
 /// The document whose generated blocks can be replaced.
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/BENCHMARKS.md");
 
@@ -21,7 +23,7 @@ pub struct Output {
     /// Directory for tables and raw figures [default: benches/peers/results]
     #[arg(long)]
     results: Option<PathBuf>,
-    /// Replace the generated blocks in docs/BENCHMARKS.md
+    /// Replace the generated blocks and pictures of docs/BENCHMARKS.md
     #[arg(long)]
     write_docs: bool,
 }
@@ -46,6 +48,17 @@ impl Output {
         let path = self.results().join(name);
         fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
         Ok(path)
+    }
+
+    /// Writes a picture into the directory of results and, if that was asked for, beside the document.
+    pub fn write_picture(&self, name: &str, content: &str) -> anyhow::Result<()> {
+        self.write(name, content)?;
+        if self.write_docs {
+            fs::create_dir_all(PICTURES).context("making docs/benchmarks")?;
+            let path = Path::new(PICTURES).join(name);
+            fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
+        }
+        Ok(())
     }
 
     /// Replaces these blocks (name, body) of the document, if that was asked for. A block that the

@@ -1,0 +1,199 @@
+//! Who is measured: logmill, an in-memory channel, and nothing at all.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use anyhow::Result;
+use crossbeam_channel::unbounded;
+use logmill::{Consumer, Durability, Producer, Queue, Sequence};
+use serde::Serialize;
+
+/// Who is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Contender {
+    /// The generator with nothing between its two looks at the clock: the machine's own noise.
+    Empty,
+    Channel,
+    Logmill,
+}
+
+impl Contender {
+    pub const ALL: [Self; 3] = [Self::Empty, Self::Channel, Self::Logmill];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Empty => "empty loop",
+            Self::Channel => "crossbeam channel",
+            Self::Logmill => "logmill",
+        }
+    }
+
+    /// What a job that was sent survives.
+    pub fn guarantee(self) -> &'static str {
+        match self {
+            Self::Empty => "nothing is sent",
+            Self::Channel => {
+                "`crossbeam_channel::unbounded`, a newly allocated `Vec<u8>` for each message, \
+                 `recv`: a message goes with the process"
+            }
+            Self::Logmill => {
+                "`Producer::enqueue` with `Durability::Process`, `Consumer::next`, each job acked: \
+                 a job and its ack survive `kill -9`, not a power cut"
+            }
+        }
+    }
+}
+
+/// The side that is timed.
+pub trait Send {
+    /// What a call returns, to be looked at when it has been timed.
+    type Receipt;
+
+    fn send(&mut self, payload: &[u8]) -> Result<Self::Receipt>;
+
+    /// Whether this call, the next after the last one asked about, began a new segment.
+    fn has_rolled(&mut self, receipt: Self::Receipt) -> bool;
+}
+
+/// The side that handles.
+pub trait Receive {
+    /// Hands over what comes, until told that it was the last.
+    fn receive(self, handle: impl FnMut(&[u8]) -> ControlFlow<()>);
+}
+
+pub struct Empty;
+
+impl Send for Empty {
+    type Receipt = ();
+
+    #[inline]
+    fn send(&mut self, payload: &[u8]) -> Result<()> {
+        std::hint::black_box(payload);
+        Ok(())
+    }
+
+    #[inline]
+    fn has_rolled(&mut self, (): ()) -> bool {
+        false
+    }
+}
+
+impl Receive for Empty {
+    fn receive(self, _: impl FnMut(&[u8]) -> ControlFlow<()>) {}
+}
+
+pub struct ChannelSender(crossbeam_channel::Sender<Vec<u8>>);
+pub struct ChannelReceiver(crossbeam_channel::Receiver<Vec<u8>>);
+
+pub fn channel() -> (ChannelSender, ChannelReceiver) {
+    let (sender, receiver) = unbounded();
+    (ChannelSender(sender), ChannelReceiver(receiver))
+}
+
+impl Send for ChannelSender {
+    type Receipt = ();
+
+    #[inline]
+    fn send(&mut self, payload: &[u8]) -> Result<()> {
+        Ok(self.0.send(payload.to_vec())?)
+    }
+
+    #[inline]
+    fn has_rolled(&mut self, (): ()) -> bool {
+        false
+    }
+}
+
+impl Receive for ChannelReceiver {
+    fn receive(self, mut handle: impl FnMut(&[u8]) -> ControlFlow<()>) {
+        while let Ok(message) = self.0.recv() {
+            if handle(&message).is_break() {
+                break;
+            }
+        }
+    }
+}
+
+/// A new queue in an empty directory, all of it as it comes but for one stripe: there is one
+/// producer.
+pub fn open_queue(dir: &Path) -> Result<Queue> {
+    let builder = Queue::builder(dir).stripes(1);
+    let (queue, _) = builder.durability(Durability::Process).open()?;
+    Ok(queue)
+}
+
+pub struct LogmillSender {
+    producer: Producer,
+    last: Option<Sequence>,
+}
+
+pub struct LogmillReceiver(Consumer);
+
+pub fn logmill(queue: &Queue) -> (LogmillSender, LogmillReceiver) {
+    let sender = LogmillSender {
+        producer: queue.producer(),
+        last: None,
+    };
+    (sender, LogmillReceiver(queue.consumer()))
+}
+
+impl Send for LogmillSender {
+    type Receipt = Sequence;
+
+    #[inline]
+    fn send(&mut self, payload: &[u8]) -> Result<Sequence> {
+        Ok(self.producer.enqueue(payload)?)
+    }
+
+    /// Sequences of one segment have no gaps, and there is one between two segments.
+    #[inline]
+    fn has_rolled(&mut self, receipt: Sequence) -> bool {
+        let last = self.last.replace(receipt);
+        last.is_some_and(|last| receipt.get() != last.get() + 1)
+    }
+}
+
+impl Receive for LogmillReceiver {
+    fn receive(self, mut handle: impl FnMut(&[u8]) -> ControlFlow<()>) {
+        // None: the queue was closed, after an error of the other side.
+        while let Some(job) = self.0.next() {
+            let flow = handle(job.payload());
+            job.ack();
+            if flow.is_break() {
+                break;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_roll_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = open_queue(dir.path()).unwrap();
+        let (mut sender, receiver) = logmill(&queue);
+        // Five of these fill a segment of 8 MiB, four of 1.5 MiB do with their headers.
+        let payload = vec![7; 3 << 19];
+        let mut rolls = 0;
+        for _ in 0..21 {
+            let receipt = sender.send(&payload).unwrap();
+            rolls += u32::from(sender.has_rolled(receipt));
+        }
+        assert_eq!(rolls, 4);
+        let mut left = 21;
+        receiver.receive(|received| {
+            assert_eq!(received, payload);
+            left -= 1;
+            match left {
+                0 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        });
+        assert_eq!(queue.stats().depth(), 0);
+        queue.close().unwrap();
+    }
+}

@@ -1,0 +1,87 @@
+//! The loads that are measured, and for how long.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// A load: so many jobs a second, each this long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Scenario {
+    pub rate: u64,
+    pub payload: usize,
+}
+
+/// The rate at which the way to the handler has a target.
+pub const CALM: Scenario = Scenario::new(10_000, 64);
+/// The rate at which the enqueue has a target: half of what one core can do, and a segment is full
+/// about six times a second.
+pub const BUSY: Scenario = Scenario::new(500_000, 64);
+
+pub const SCENARIOS: [Scenario; 5] = [
+    CALM,
+    Scenario::new(10_000, 1024),
+    Scenario::new(100_000, 64),
+    Scenario::new(100_000, 1024),
+    BUSY,
+];
+
+impl Scenario {
+    const fn new(rate: u64, payload: usize) -> Self {
+        Self { rate, payload }
+    }
+
+    /// For names of files and for choosing one on the command line.
+    pub fn slug(&self) -> String {
+        format!("{}-{}", self.rate, self.payload)
+    }
+}
+
+/// As in `500,000 jobs a second of 64 B`.
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let thousands = self.rate / 1000;
+        let rest = self.rate % 1000;
+        write!(f, "{thousands},{rest:03} jobs a second of ")?;
+        if self.payload.is_multiple_of(1024) {
+            write!(f, "{} KiB", self.payload / 1024)
+        } else {
+            write!(f, "{} B", self.payload)
+        }
+    }
+}
+
+/// How often and how long each contender has its turn in each scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Turns {
+    pub rounds: u32,
+    /// Not measured: files are made, threads find their cores, and the log reaches its size.
+    pub warm_up: Duration,
+    pub measured: Duration,
+}
+
+impl Turns {
+    pub const FULL: Self = Self {
+        rounds: 5,
+        warm_up: Duration::from_millis(700),
+        measured: Duration::from_secs(3),
+    };
+    pub const QUICK: Self = Self {
+        rounds: 2,
+        warm_up: Duration::from_millis(200),
+        measured: Duration::from_millis(500),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scenario_reads_as_its_load() {
+        assert_eq!(BUSY.to_string(), "500,000 jobs a second of 64 B");
+        let other = Scenario::new(1_050, 2048);
+        assert_eq!(other.to_string(), "1,050 jobs a second of 2 KiB");
+        assert_eq!(BUSY.slug(), "500000-64");
+    }
+}
