@@ -70,9 +70,16 @@ impl Setup {
 }
 
 /// In memory if possible: what is durable is the model's affair.
+///
+/// The name has the process in it. Its random part is drawn from the run's own numbers, and a name
+/// that another process has taken, with the same seed, would be drawn again and change the run.
 pub(super) fn scratch() -> TempDir {
-    tempfile::tempdir_in("/dev/shm")
-        .or_else(|_| tempfile::tempdir())
+    let prefix = format!("logmill-{}-", std::process::id());
+    let mut builder = tempfile::Builder::new();
+    let builder = builder.prefix(&prefix);
+    builder
+        .tempdir_in("/dev/shm")
+        .or_else(|_| builder.tempdir())
         .expect("a scratch directory")
 }
 
