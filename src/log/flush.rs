@@ -4,6 +4,10 @@
 //! becomes the leader and flushes for all; those who come during a flush wait for the next one,
 //! which one of them leads. No thread of its own, so a lone caller pays one flush and no hand-over.
 //!
+//! Flushes are numbered, and those who wait for an odd one wait apart from those who wait for an even
+//! one: at the end of a flush, all who waited for it are woken, and of those who wait for the next
+//! one only a leader. (Waking them all, to sleep again, took a fifth of the time of 64 producers.)
+//!
 //! A failed flush is final: the kernel may have dropped the dirty pages and the next flush would
 //! succeed without them (Rebello et al., "Can Applications Recover from fsync Failures?", 2020).
 
@@ -14,7 +18,8 @@ use crate::sync::{Condvar, Mutex, MutexGuard};
 /// Where callers of one file meet.
 pub(crate) struct FlushGate<E = crate::storage::StorageError> {
     state: Mutex<State<E>>,
-    finished: Condvar,
+    /// Of flushes with an even number, and with an odd one.
+    finished: [Condvar; 2],
 }
 
 struct State<E> {
@@ -32,7 +37,7 @@ impl<E> FlushGate<E> {
                 running: false,
                 failed: None,
             }),
-            finished: Condvar::new(),
+            finished: [Condvar::new(), Condvar::new()],
         }
     }
 
@@ -46,7 +51,7 @@ impl<E> FlushGate<E> {
         // when a later one has started, it has ended.
         while state.running && state.started <= mine {
             state = self
-                .finished
+                .finished_of(mine)
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
@@ -62,16 +67,40 @@ impl<E> FlushGate<E> {
         let running = Running(self);
         let result = flush().map_err(Arc::new);
         std::mem::forget(running);
-        self.finish(|state| state.failed = result.as_ref().err().map(Arc::clone));
+        match &result {
+            Ok(()) => {
+                let ended = self.end(|_| ());
+                self.finished_of(ended).notify_all();
+                // Should another have come first and lead, this one waits again, for that flush.
+                self.finished_of(ended + 1).notify_one();
+            }
+            Err(error) => {
+                self.end(|state| state.failed = Some(Arc::clone(error)));
+                self.wake_all();
+            }
+        }
         result
     }
 
-    fn finish(&self, change: impl FnOnce(&mut State<E>)) {
+    /// Ends the running flush. Returns its number.
+    fn end(&self, change: impl FnOnce(&mut State<E>)) -> u64 {
         let mut state = self.lock();
+        let number = state.started;
         state.running = false;
         change(&mut state);
-        drop(state);
-        self.finished.notify_all();
+        number
+    }
+
+    /// Where those wait whom this flush serves. Nobody waits for any but the running one and the
+    /// next.
+    fn finished_of(&self, flush: u64) -> &Condvar {
+        &self.finished[(flush % 2) as usize]
+    }
+
+    fn wake_all(&self) {
+        for finished in &self.finished {
+            finished.notify_all();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<E>> {
@@ -85,7 +114,8 @@ struct Running<'a, E>(&'a FlushGate<E>);
 
 impl<E> Drop for Running<'_, E> {
     fn drop(&mut self) {
-        self.0.finish(|state| state.started -= 1);
+        self.0.end(|state| state.started -= 1);
+        self.0.wake_all();
     }
 }
 
