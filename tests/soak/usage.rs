@@ -39,7 +39,7 @@ const FIGURES: [Figure; 10] = [
 ];
 
 /// A queue that is open and empty keeps as much as it ever needed, but in few blocks (in an hour, the
-/// most were 617); what it remembered of one job in a hundred would be thousands.
+/// most were 1,399); what it remembered of one job in a hundred would be thousands.
 pub const MOST_BLOCKS_OF_OPEN_QUEUE: i64 = 2000;
 
 const fn figure(name: &'static str, slack: i64) -> Figure {
