@@ -126,6 +126,7 @@ impl Engine {
         };
         let config = LogConfig {
             segment_size: manifest.segment_size,
+            starts_ready: true,
             quarantine: path.join("quarantine"),
             budget: Arc::new(SpaceBudget::new(builder.max_bytes)),
             kick,
@@ -155,6 +156,8 @@ impl Engine {
         }
         let live: u64 = stripes.iter().map(|stripe| stripe.stats().live).sum();
         let dead_config = LogConfig {
+            // Most queues never have a letter.
+            starts_ready: false,
             budget: Arc::new(SpaceBudget::new(None)),
             ..config.clone()
         };
@@ -424,7 +427,7 @@ impl Engine {
         let mut result = self.flush();
         for stripe in self.dispatch.stripes() {
             result = result.and(stripe.seal(true).map(|_| ()));
-            result = result.and(stripe.reclaim().map(|_| ()).map_err(Arc::new));
+            result = result.and(self.reclaim_closed(stripe));
         }
         result
     }
@@ -433,8 +436,17 @@ impl Engine {
         self.write_letters()?;
         self.dead.log().close();
         self.dead.log().seal(true)?;
-        self.dead.log().reclaim().map_err(Arc::new)?;
-        Ok(())
+        self.reclaim_closed(self.dead.log())
+    }
+
+    /// Gives back what is done of a closed log, its last segment included: unless a flush has
+    /// failed, as nothing that may be lost is flushed again.
+    fn reclaim_closed(&self, log: &Stripe) -> Result<(), Arc<StorageError>> {
+        let reclaimed = match self.poison() {
+            None => log.reclaim_all(),
+            Some(_) => log.reclaim().map(|_| ()),
+        };
+        reclaimed.map_err(Arc::new)
     }
 
     /// Empties the timer: brings jobs back when they are due, and takes leases that ran out.

@@ -166,6 +166,7 @@ impl Upkeep {
         if stripes.iter().any(Stripe::has_failed_scan) {
             engine.dispatch().sleepers.notify_all();
         }
+        stripes.iter().for_each(Stripe::warm_up);
         let mut result = engine.write_letters();
         let mut freed = false;
         for log in stripes.iter().chain([engine.dead().log()]) {

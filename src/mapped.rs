@@ -13,6 +13,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -31,13 +32,19 @@ pub(crate) struct MappedFile {
 }
 
 impl MappedFile {
-    /// Creates `path` with `len` allocated, zeroed bytes and maps it.
+    /// Creates `path` with `len` allocated, zeroed bytes and maps it. The first store to each of
+    /// the first `warm` bytes costs no page fault; to those after, it does until
+    /// [`prefault_from`](Self::prefault_from).
     ///
     /// The file must not exist; nothing is left behind on failure.
-    pub(crate) fn create(path: &Path, len: u64) -> Result<Self, StorageError> {
-        let file = storage::create_allocated(path, len)?;
+    pub(crate) fn create(path: &Path, len: u64, warm: u64) -> Result<Self, StorageError> {
+        let file = storage::create_allocated(path, len, warm)?;
         Self::map(&file, path, len)
-            .and_then(|mapped| mapped.prefault().map(|()| mapped))
+            .and_then(|mapped| {
+                let warm = usize::try_from(warm).unwrap_or(usize::MAX);
+                mapped.prefault(0..warm.min(mapped.len()))?;
+                Ok(mapped)
+            })
             .inspect_err(|_| {
                 // Nobody has seen the file yet; if it stays, the next open finds it.
                 let _ = storage::remove_file(path);
@@ -109,13 +116,32 @@ impl MappedFile {
         storage::flush_mapping(&self.map, &self.path)
     }
 
-    /// Makes the pages present and writable, so that the first store to each costs no page fault.
-    fn prefault(&self) -> Result<(), StorageError> {
+    /// Makes the pages from `offset` on present and writable, whoever else uses them meanwhile.
+    pub(crate) fn prefault_from(&self, offset: u64) -> Result<(), StorageError> {
+        if let Err(error) = storage::read_into_cache(&self.path, offset) {
+            // It only takes longer, then.
+            tracing::debug!(%error, "not read ahead of a prefault");
+        }
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        self.prefault(offset.min(self.len())..self.len())
+    }
+
+    /// Makes pages present and writable, so that the first store to each costs no page fault. The
+    /// range starts on a page.
+    fn prefault(&self, range: Range<usize>) -> Result<(), StorageError> {
+        if range.is_empty() {
+            return Ok(());
+        }
         let operation = Operation::Prefault;
-        match operation.attempt(&self.path, || self.map.advise(Advice::PopulateWrite)) {
+        let advise = || {
+            let advice = Advice::PopulateWrite;
+            self.map.advise_range(advice, range.start, range.len())
+        };
+        match operation.attempt(&self.path, advise) {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 // Linux before 5.14. A read-modify-write faults a page in and changes nothing.
-                for page in (0..self.len().saturating_sub(8)).step_by(SMALLEST_PAGE) {
+                let last = range.end.saturating_sub(8);
+                for page in (range.start..last).step_by(SMALLEST_PAGE) {
                     self.word64(page).fetch_or(0, Ordering::Relaxed);
                 }
                 Ok(())
@@ -224,7 +250,7 @@ mod tests {
     fn stores_reach_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
-        let mapped = MappedFile::create(&path, 4096).unwrap();
+        let mapped = MappedFile::create(&path, 4096, 4096).unwrap();
         mapped.word64(8).store(0x0102_0304, Ordering::Relaxed);
         // SAFETY: this test is alone with the mapping.
         unsafe { mapped.copy_in(100, b"payload") };
@@ -238,18 +264,18 @@ mod tests {
     fn pages_that_the_file_does_not_have_are_an_error_where_they_would_be_a_signal() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
-        let mapped = MappedFile::create(&path, 8192).unwrap();
-        assert!(mapped.read_in(8192).is_ok() && mapped.prefault().is_ok());
+        let mapped = MappedFile::create(&path, 8192, 8192).unwrap();
+        assert!(mapped.read_in(8192).is_ok() && mapped.prefault_from(0).is_ok());
         storage::truncate(&path, 4096).unwrap();
         assert!(mapped.read_in(4096).is_ok());
         assert_eq!(mapped.read_in(8192).unwrap_err().action(), "read");
-        assert_eq!(mapped.prefault().unwrap_err().action(), "prefault");
+        assert_eq!(mapped.prefault_from(0).unwrap_err().action(), "prefault");
     }
 
     #[test]
     fn only_bad_pages_keep_a_mapping_from_being_used() {
         let dir = tempfile::tempdir().unwrap();
-        let mapped = MappedFile::create(&dir.path().join("f"), 8192).unwrap();
+        let mapped = MappedFile::create(&dir.path().join("f"), 8192, 8192).unwrap();
         mapped.word64(4096).store(7, Ordering::Relaxed);
         for (errno, is_bad) in [
             (Errno::FAULT, true),
@@ -264,7 +290,7 @@ mod tests {
                 effect: Effect::Fail(errno),
             });
             let _fault = faults::watch(dir.path(), plans.into());
-            assert_eq!(mapped.prefault().is_err(), is_bad, "{errno}");
+            assert_eq!(mapped.prefault_from(0).is_err(), is_bad, "{errno}");
             assert_eq!(mapped.read_in(8192).is_err(), is_bad, "{errno}");
         }
         assert_eq!(mapped.word64(4096).load(Ordering::Relaxed), 7);
@@ -274,7 +300,7 @@ mod tests {
     fn a_mapping_keeps_no_file_descriptor() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
-        let mapped = MappedFile::create(&path, 4096).unwrap();
+        let mapped = MappedFile::create(&path, 4096, 4096).unwrap();
         mapped.flush().unwrap();
         let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
         let targets: Vec<_> = open
@@ -287,7 +313,7 @@ mod tests {
     #[should_panic(expected = "outside the mapping")]
     fn an_access_past_the_end_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let mapped = MappedFile::create(&dir.path().join("f"), 4096).unwrap();
+        let mapped = MappedFile::create(&dir.path().join("f"), 4096, 4096).unwrap();
         mapped.word64(4096);
     }
 }

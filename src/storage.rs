@@ -9,7 +9,7 @@
 pub(crate) mod faults;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use memmap2::MmapRaw;
@@ -187,8 +187,9 @@ fn if_exists<T>(result: Result<T>) -> Result<Option<T>> {
 }
 
 /// Creates `path`, which must not exist, with `len` zeroed bytes whose blocks are allocated, so
-/// that no later store to a mapping of it can find the disk full (which would be a SIGBUS).
-pub(crate) fn create_allocated(path: &Path, len: u64) -> Result<File> {
+/// that no later store to a mapping of it can find the disk full (which would be a SIGBUS). The
+/// first `cached` bytes are in the page cache afterwards.
+pub(crate) fn create_allocated(path: &Path, len: u64, cached: u64) -> Result<File> {
     let file = Operation::Create.run(path, || {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).open(path)
@@ -197,7 +198,10 @@ pub(crate) fn create_allocated(path: &Path, len: u64) -> Result<File> {
         // Where they are allocated already: page by page, as faults of a mapping come, the page
         // cache takes about three times as long to fill (measured on ext4) as in writes of many
         // pages.
-        .and_then(|()| write_zeros(&file, path, len))
+        .and_then(|is_allocated| {
+            let written = if is_allocated { cached.min(len) } else { len };
+            write_zeros(&file, path, written)
+        })
         .inspect_err(|_| {
             // The reason for the failure matters more than what became of the file.
             let _ = remove_file(path);
@@ -209,20 +213,17 @@ pub(crate) fn create_allocated(path: &Path, len: u64) -> Result<File> {
 /// long. What is in it stays as it is.
 pub(crate) fn back_with_blocks(path: &Path, len: u64) -> Result<()> {
     // A file system that cannot allocate ahead has had its blocks written.
-    allocate(
-        &open_read_write(path)?,
-        path,
-        FallocateFlags::KEEP_SIZE,
-        len,
-    )
+    let file = open_read_write(path)?;
+    allocate(&file, path, FallocateFlags::KEEP_SIZE, len).map(|_| ())
 }
 
-fn allocate(file: &File, path: &Path, flags: FallocateFlags, len: u64) -> Result<()> {
+/// Returns false on file systems that cannot allocate ahead; written zeros are allocated blocks
+/// too.
+fn allocate(file: &File, path: &Path, flags: FallocateFlags, len: u64) -> Result<bool> {
     let fallocate = || Ok(rustix::fs::fallocate(file, flags, 0, len)?);
     match Operation::Allocate.run(path, fallocate) {
-        // Some file systems cannot allocate ahead; written zeros are allocated blocks too.
-        Err(error) if error.source.kind() == io::ErrorKind::Unsupported => Ok(()),
-        result => result,
+        Err(error) if error.source.kind() == io::ErrorKind::Unsupported => Ok(false),
+        result => result.map(|()| true),
     }
 }
 
@@ -252,6 +253,18 @@ fn open(path: &Path, options: &OpenOptions) -> Result<File> {
 
 pub(crate) fn open_read_write(path: &Path) -> Result<File> {
     open(path, OpenOptions::new().read(true).write(true))
+}
+
+/// Has the bytes of a file from `offset` on in the page cache.
+///
+/// Read one after the other, the kernel takes them up in larger pieces than it does when a mapping
+/// faults for them, and two to five times as fast (measured on ext4).
+pub(crate) fn read_into_cache(path: &Path, offset: u64) -> Result<()> {
+    let mut file = open(path, OpenOptions::new().read(true))?;
+    let read = file
+        .seek(io::SeekFrom::Start(offset))
+        .and_then(|_| io::copy(&mut Stream(&file, path), &mut io::sink()));
+    read.map(|_| ()).context(Operation::Read.verb(), path)
 }
 
 /// Flushes the data of a mapped file, and what is needed to read it back.
@@ -559,7 +572,7 @@ mod tests {
         let plans = operations.map(|operation| plan(operation, 1, interrupted));
         let fault = faults::watch(root.path(), plans.into());
         create_directory(&root.path().join("d")).unwrap();
-        create_allocated(&path, 4096).unwrap();
+        create_allocated(&path, 4096, 4096).unwrap();
         replace(&path, b"new").unwrap();
         assert_eq!(read_start(&path, 10).unwrap().unwrap(), b"new");
         assert_eq!(file_len(&path).unwrap(), Some(3));
@@ -610,11 +623,11 @@ mod tests {
             let path = root.path().join("f");
             let plan = plan(operation, 1, Effect::Fail(Errno::DQUOT));
             let fault = faults::watch(root.path(), vec![plan]);
-            let error = create_allocated(&path, 4096).unwrap_err();
+            let error = create_allocated(&path, 4096, 4096).unwrap_err();
             assert_eq!((error.action(), error.path()), (operation.verb(), &*path));
             assert!(error.is_full() && !path.exists());
             fault.lift();
-            create_allocated(&path, 4096).unwrap();
+            create_allocated(&path, 4096, 4096).unwrap();
         }
     }
 
@@ -625,7 +638,7 @@ mod tests {
         let unsupported = Effect::Fail(Errno::OPNOTSUPP);
         let plan = plan(Operation::Allocate, usize::MAX, unsupported);
         let _fault = faults::watch(root.path(), vec![plan]);
-        create_allocated(&path, 1 << 20).unwrap();
+        create_allocated(&path, 1 << 20, 0).unwrap();
         assert!(fs::metadata(&path).unwrap().blocks() * 512 >= 1 << 20);
         back_with_blocks(&path, 1 << 20).unwrap();
     }
@@ -666,7 +679,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("f");
         let _fault = faults::fill_disk(root.path());
-        let error = create_allocated(&path, 10).unwrap_err();
+        let error = create_allocated(&path, 10, 10).unwrap_err();
         assert!(error.is_full() && !error.is_failed_flush());
         let text = error.to_string();
         assert!(

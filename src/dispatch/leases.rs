@@ -142,7 +142,7 @@ mod tests {
     use crate::Timestamp;
     use crate::log::header::Identity;
     use crate::log::record::NewRecord;
-    use crate::log::segment::Segment;
+    use crate::log::segment::{Segment, Warm};
     use crate::time::Clock;
 
     /// A full segment with one job, and the counted lease of it.
@@ -153,7 +153,8 @@ mod tests {
             created_at: Timestamp::ZERO,
             salt: 1,
         };
-        let segment = Segment::create(&crate::log::names::Names::of(dir), identity).unwrap();
+        let segment =
+            Segment::create(&crate::log::names::Names::of(dir), identity, Warm::All).unwrap();
         segment.append(&NewRecord {
             enqueued_at: Timestamp::ZERO,
             due_at: Timestamp::ZERO,

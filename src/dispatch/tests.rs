@@ -14,6 +14,7 @@ fn dispatch(dir: &Path) -> Arc<Dispatch> {
     let quarantine = dir.join("quarantine");
     let config = LogConfig {
         segment_size: SEGMENT,
+        starts_ready: true,
         quarantine: quarantine.clone(),
         budget: Arc::new(SpaceBudget::new(None)),
         kick: Arc::new(|| ()),

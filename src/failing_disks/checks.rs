@@ -99,6 +99,7 @@ impl Run {
     fn check_that_whole_files_are_used(&self) {
         let mut broken = Vec::new();
         let mut bad_pages = Vec::new();
+        let mut used: Vec<&PathBuf> = Vec::new();
         for call in &self.calls {
             let is_use = match call.operation {
                 Operation::Map => true,
@@ -111,11 +112,18 @@ impl Run {
                 call.path.display()
             );
             match (call.operation, has_failed(call)) {
-                (Operation::Create, false) => broken.retain(|path| **path != call.path),
+                (Operation::Create, false) => {
+                    broken.retain(|path| **path != call.path);
+                    used.retain(|path| **path != call.path);
+                }
                 (Operation::Allocate | Operation::Write | Operation::Flush, true) => {
                     broken.push(&call.path);
                 }
-                (Operation::Prefault, true) => bad_pages.push(&call.path),
+                (Operation::Prefault, false) => used.push(&call.path),
+                // What is in use already is only left by the next append, and stays.
+                (Operation::Prefault, true) if !used.contains(&&call.path) => {
+                    bad_pages.push(&call.path);
+                }
                 (Operation::Remove, _) => bad_pages.retain(|path| **path != call.path),
                 _ => {}
             }

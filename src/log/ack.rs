@@ -292,7 +292,11 @@ mod tests {
     fn a_count_with_any_other_check_byte_reads_as_zero() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        let acks = AckFile::new(MappedFile::create(&path, file_bytes(10)).unwrap(), 10, SALT);
+        let acks = AckFile::new(
+            MappedFile::create(&path, file_bytes(10), u64::MAX).unwrap(),
+            10,
+            SALT,
+        );
         assert_eq!(acks.deliveries(9), 0);
         assert_eq!(acks.count_delivery(9), 1);
         assert_eq!(acks.count_delivery(9), 2);
@@ -311,7 +315,11 @@ mod tests {
     fn the_last_ack_of_a_word_fills_it_and_a_second_ack_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        let acks = AckFile::new(MappedFile::create(&path, file_bytes(64)).unwrap(), 64, SALT);
+        let acks = AckFile::new(
+            MappedFile::create(&path, file_bytes(64), u64::MAX).unwrap(),
+            64,
+            SALT,
+        );
         for index in 32..63 {
             assert!(!acks.set_once(index));
         }
@@ -332,7 +340,7 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        let file = MappedFile::create(&path, file_bytes(10)).unwrap();
+        let file = MappedFile::create(&path, file_bytes(10), u64::MAX).unwrap();
         let mut acks = AckFile::new(file, 10, 0x8877_6655_4433_2211);
         acks.count_delivery(3);
         acks.set_once(4);

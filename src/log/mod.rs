@@ -44,7 +44,7 @@ use self::limit::Limit;
 use self::names::Names;
 use self::record::NewRecord;
 use self::recovery::{Quarantined, Recovery, RecoveryReport};
-use self::segment::{Append, Paths, Segment};
+use self::segment::{Append, Paths, Segment, Warm};
 use self::spare::{Pool, Spare};
 pub(crate) use self::stats::StripeStats;
 use self::upkeep::Graveyard;
@@ -128,6 +128,8 @@ pub(crate) type Kick = Arc<dyn Fn() + Send + Sync>;
 #[derive(Clone)]
 pub(crate) struct LogConfig {
     pub(crate) segment_size: u64,
+    /// Whether an open makes the segment that is appended to, so that the first append need not.
+    pub(crate) starts_ready: bool,
     pub(crate) quarantine: PathBuf,
     pub(crate) budget: Arc<SpaceBudget>,
     /// There is maintenance to do: a roll, or a complete segment.
@@ -154,6 +156,8 @@ pub(crate) struct Stripe {
     /// A flush of what a scan set aside that failed.
     failed_scan: OnceLock<Arc<StorageError>>,
     next: Mutex<Next>,
+    /// The segment that was created at open, until it is warm.
+    cold: Mutex<Option<Arc<Segment>>>,
     /// Held by whoever seals or retires.
     upkeep: Mutex<Graveyard>,
     /// Jobs of segments that are gone, appended since the queue was opened.
@@ -189,8 +193,8 @@ impl Next {
 
 impl Stripe {
     /// Opens the log in `dir`: recovers what is there, and starts a new segment. Also returns the
-    /// letters that were replayed, see [`recovery::RecoveredLog::replays`]; nothing is sealed or retired
-    /// before the caller asks for it.
+    /// letters that were replayed, see [`recovery::RecoveredLog::replays`]; nothing is sealed,
+    /// retired or removed before the caller asks for it.
     pub(crate) fn open(
         dir: &Path,
         origin: Sequence,
@@ -215,24 +219,33 @@ impl Stripe {
             put_off: 0,
             closed: false,
         };
-        let mut graveyard = Graveyard::default();
         let mut segments: VecDeque<_> = log.segments.into();
-        let active = match create_first(&names, &config, &mut next, &log.leftovers) {
-            Ok(created) => {
-                graveyard.remove_leftovers(&names, &log.leftovers)?;
-                segments.push_back(Arc::clone(&created));
-                created
-            }
-            // Consumers can go on, and make room. The last segment found stands in as the active
-            // one: it is closed, so that the first append looks for another.
-            Err(error) => match segments.back() {
-                Some(last) if error.is_full() => {
+        let created = if config.starts_ready {
+            let empty = log.leftovers.iter().chain(&log.reported);
+            match create_first(&names, &config, &mut next, empty) {
+                Ok(created) => Some(created),
+                // Consumers can go on, and make room.
+                Err(error) if error.is_full() && !segments.is_empty() => {
                     tracing::warn!(%error, "opened without room for another segment");
-                    Arc::clone(last)
+                    None
                 }
-                _ => return Err(error),
-            },
+                Err(error) => return Err(error),
+            }
+        } else {
+            None
         };
+        segments.extend(created.clone());
+        // One that is full stands in: the first append looks for another. Consumers, where there
+        // are any, know the last one found to be the last.
+        let active = match (&created, segments.back()) {
+            (Some(created), _) => Arc::clone(created),
+            (None, Some(last)) if config.starts_ready => Arc::clone(last),
+            (None, _) => Segment::full(&names, next.base),
+        };
+        let mut graveyard = Graveyard::default();
+        graveyard.remove(log.reported);
+        graveyard.remove_ack_files(&names)?;
+        graveyard.leave(log.leftovers);
         for _ in &segments {
             config.budget.force(config.segment_size);
         }
@@ -246,6 +259,7 @@ impl Stripe {
             held_back_until: Mutex::new(None),
             failed_scan: OnceLock::new(),
             next: Mutex::new(next),
+            cold: Mutex::new(created),
             upkeep: Mutex::new(graveyard),
             retired_appended: AtomicU64::new(0),
             retired_done: AtomicU64::new(0),
@@ -362,7 +376,7 @@ impl Stripe {
     fn try_roll(&self, full: &Arc<Segment>) -> Result<Arc<Segment>, RollError> {
         let mut next = self.next.lock();
         let active = self.active();
-        if active.base() != full.base() {
+        if !Arc::ptr_eq(&active, full) {
             return Ok(active);
         }
         if next.closed {
@@ -394,13 +408,27 @@ impl Stripe {
         if spares == 0 && !self.config.budget.take(self.config.segment_size) {
             return Err(RollError::OverBudget);
         }
-        create_segment(&self.names, &self.config, next).map_err(|error| {
+        create_segment(&self.names, &self.config, next, Warm::All).map_err(|error| {
             // A spare that was not touched is still there, and still counted.
             if spares == 0 || next.spares.len() < spares {
                 self.config.budget.give_back(self.config.segment_size);
             }
             RollError::Storage(error)
         })
+    }
+
+    /// Has the pages of the segment that was created at open present, once.
+    pub(crate) fn warm_up(&self) {
+        let Some(first) = self.cold.lock().take() else {
+            return;
+        };
+        if let Err(error) = first.warm_up() {
+            // A store to such a page would be a signal.
+            tracing::error!(%error, "left the first segment");
+            if first.close_now() {
+                (self.config.kick)();
+            }
+        }
     }
 
     /// Gets the next segment ready ahead of need. A failure is left to the roll that needs it.
@@ -619,19 +647,19 @@ impl Stripe {
 pub(crate) const DEAD_ORIGIN: Sequence = Sequence::first_of_stripe(u8::MAX);
 
 /// Creates the segment that a log starts with. On a full disk, the leftovers make room for it.
-fn create_first(
+fn create_first<'a>(
     names: &Arc<Names>,
     config: &LogConfig,
     next: &mut Next,
-    leftovers: &[Paths],
+    leftovers: impl Iterator<Item = &'a Paths>,
 ) -> Result<Arc<Segment>, StorageError> {
-    match create_segment(names, config, next) {
-        Err(error) if error.is_full() && !leftovers.is_empty() => {
-            // Their names stay until the new segment's is durable.
+    match create_segment(names, config, next, Warm::Start) {
+        Err(error) if error.is_full() => {
+            // Their names go later.
             for paths in leftovers {
                 paths.empty()?;
             }
-            create_segment(names, config, next)
+            create_segment(names, config, next, Warm::Start)
         }
         result => result,
     }
@@ -641,6 +669,7 @@ fn create_segment(
     names: &Arc<Names>,
     config: &LogConfig,
     next: &mut Next,
+    warm: Warm,
 ) -> Result<Arc<Segment>, StorageError> {
     let capacity = segment::capacity_of(config.segment_size);
     if next.base.within_stripe() > Sequence::MAX_WITHIN_STRIPE - u64::from(capacity) {
@@ -662,6 +691,6 @@ fn create_segment(
     next.base = next.base.plus(capacity);
     match next.spares.pop() {
         Some(spare) => spare.into_segment(names, identity),
-        None => Segment::create(names, identity),
+        None => Segment::create(names, identity, warm),
     }
 }

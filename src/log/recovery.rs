@@ -44,7 +44,7 @@ use super::ack::{self, AckFile, RECORDS_PER_WORD};
 use super::header::{self, FileKind, Identity};
 use super::names::Names;
 use super::record::{HEADER_UNITS, UNIT};
-use super::segment::{self, Found, Maps, Paths, Pinned, Records, START, Segment};
+use super::segment::{self, Found, Maps, Paths, Pinned, Records, START, Segment, Warm};
 use super::tail::Position;
 use crate::mapped::MappedFile;
 use crate::storage::{self, StorageError};
@@ -68,9 +68,11 @@ pub(crate) struct RecoveredLog {
     pub(crate) segments: Vec<Arc<Segment>>,
     /// The base that the next segment may have.
     pub(crate) next_base: Sequence,
-    /// Files that hold nothing. They go once a newer segment is durable: the highest name in the
-    /// directory says which sequences were given out.
+    /// Files that hold nothing.
     pub(crate) leftovers: Vec<Paths>,
+    /// Files that hold nothing any more, as the report says. They go before the open returns, for
+    /// the next one not to report them again.
+    pub(crate) reported: Vec<Paths>,
     /// The letters that jobs in the scanned segments are replays of, done jobs included. The
     /// letters are to be marked done, durably, before any of these segments is sealed or retired.
     pub(crate) replays: Vec<Sequence>,
@@ -87,6 +89,7 @@ impl Recovery<'_> {
             segments: Vec::new(),
             next_base: origin,
             leftovers: Vec::new(),
+            reported: Vec::new(),
             replays: Vec::new(),
         };
         let dir = directory.dir();
@@ -104,8 +107,10 @@ impl Recovery<'_> {
             let Some(file_len) = storage::file_len(&paths.segment)? else {
                 continue;
             };
+            let damage = self.report.quarantined.len();
             match self.recover_segment(base, &paths, file_len, directory, &mut log.replays)? {
                 Some(segment) => log.segments.push(segment),
+                None if self.report.quarantined.len() > damage => log.reported.push(paths),
                 None => log.leftovers.push(paths),
             }
             self.segments_seen += 1;
@@ -321,7 +326,7 @@ impl Recovery<'_> {
         tracing::warn!(path = %paths.ack.display(), "made an ack file anew");
         self.report.ack_files_rebuilt.push(paths.ack.clone());
         storage::remove_file(&paths.ack)?;
-        segment::create_ack_file(&paths.ack, identity, capacity)
+        segment::create_ack_file(&paths.ack, identity, capacity, Warm::All)
     }
 
     /// Scans a segment that is [unscanned](Segment::is_unscanned), and mends what it finds.

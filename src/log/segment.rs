@@ -36,10 +36,10 @@ use super::names::Names;
 use super::progress::Progress;
 use super::record::{self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, NewRecord, UNIT};
 use super::tail::{Cursor, Position, Reserved, Tail};
-use crate::Sequence;
 use crate::mapped::MappedFile;
 use crate::storage::{self, StorageError};
 use crate::time;
+use crate::{Sequence, Timestamp};
 
 /// Where the first record stands.
 pub(crate) const START: Position = Position {
@@ -72,6 +72,37 @@ impl Maps {
     }
 }
 
+/// How much of a new segment's files is in the page cache and mapped before anyone appends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Warm {
+    All,
+    /// What the first records need, for an open not to wait for the rest, which
+    /// [`Segment::warm_up`] sees to.
+    Start,
+}
+
+/// Bytes of records of [`Warm::Start`]: at a million jobs of 64 B a second, what is enqueued in
+/// two and a half milliseconds.
+const WARM_START: u64 = 256 * 1024;
+
+impl Warm {
+    fn records(self) -> u64 {
+        match self {
+            Self::All => u64::MAX,
+            Self::Start => WARM_START,
+        }
+    }
+
+    fn acks(self) -> u64 {
+        match self {
+            Self::All => u64::MAX,
+            // The header. A page of acks is for over thirty thousand records, one of counts for a
+            // thousand.
+            Self::Start => 1,
+        }
+    }
+}
+
 /// A segment's state in memory.
 pub(crate) struct Segment {
     identity: Identity,
@@ -81,7 +112,7 @@ pub(crate) struct Segment {
     pub(super) cursor: Cursor,
     progress: Progress,
     maps: ArcSwapOption<Maps>,
-    /// What `maps` holds, or held before retirement.
+    /// What `maps` holds, or held before retirement, if it ever held any.
     pub(super) raw: NonNull<Maps>,
     paths: Paths,
     records_gate: FlushGate,
@@ -145,18 +176,19 @@ pub(crate) struct Found {
 }
 
 impl Segment {
-    /// Creates the files of a segment and prefaults them. Their names are made durable by the first
-    /// flush. Leaves nothing behind on failure.
+    /// Creates the files of a segment and prefaults them, as far as `warm` says. Their names are
+    /// made durable by the first flush. Leaves nothing behind on failure.
     pub(crate) fn create(
         names: &Arc<Names>,
         identity: Identity,
+        warm: Warm,
     ) -> Result<Arc<Self>, StorageError> {
         let paths = Paths::new(names.dir(), identity.base);
         let capacity = capacity_of(identity.segment_size);
         // The segment first: beside an empty segment, the file of its acks would look like what is
         // left of records that were cut off.
-        let records = create_segment_file(&paths.segment, &identity)?;
-        let acks = create_ack_file(&paths.ack, &identity, capacity).inspect_err(|_| {
+        let records = create_segment_file(&paths.segment, &identity, warm)?;
+        let acks = create_ack_file(&paths.ack, &identity, capacity, warm).inspect_err(|_| {
             // A segment without records is removed by the next open.
             let _ = storage::remove_file(&paths.segment);
         })?;
@@ -164,7 +196,7 @@ impl Segment {
         Ok(Self::assemble(
             identity,
             Tail::open(START, end_units),
-            Maps { records, acks },
+            Some(Maps { records, acks }),
             paths,
             names,
             None,
@@ -180,7 +212,7 @@ impl Segment {
     ) -> Arc<Self> {
         let end_units = (identity.segment_size as usize / UNIT) as u32;
         let tail = Tail::open(START, end_units);
-        Self::assemble(identity, tail, maps, paths, names, None)
+        Self::assemble(identity, tail, Some(maps), paths, names, None)
     }
 
     /// Takes in a segment found at open. Done bits past its end are set, missing acks are zero.
@@ -194,21 +226,43 @@ impl Segment {
         Self::assemble(
             identity,
             Tail::closed_at(found.end),
-            maps,
+            Some(maps),
             paths,
             names,
             Some(found),
         )
     }
 
+    /// A segment without files that nothing is in and nothing fits, as if retired.
+    pub(super) fn full(names: &Arc<Names>, base: Sequence) -> Arc<Self> {
+        let identity = Identity {
+            base,
+            segment_size: 0,
+            created_at: Timestamp::ZERO,
+            salt: 0,
+        };
+        let found = Found {
+            end: START,
+            sealed: false,
+            unscanned: false,
+        };
+        let tail = Tail::closed_at(START);
+        let paths = Paths::new(names.dir(), base);
+        Self::assemble(identity, tail, None, paths, names, Some(&found))
+    }
+
     fn assemble(
         identity: Identity,
         tail: Tail,
-        maps: Maps,
+        maps: Option<Maps>,
         paths: Paths,
         names: &Arc<Names>,
         found: Option<&Found>,
     ) -> Arc<Self> {
+        let maps = maps.map(Arc::new);
+        // Dangling without maps: nobody follows it then, as there are no reservations, no leases
+        // and no closer.
+        let raw = maps.as_deref().map_or(NonNull::dangling(), NonNull::from);
         let mut progress = Progress::open();
         let mut done_at_open = 0;
         if let Some(found) = found {
@@ -216,7 +270,7 @@ impl Segment {
             let words = ack::words_for(records);
             let mut full = 0;
             for word in 0..words {
-                let bits = maps.acks.done_bits(word);
+                let bits = maps.as_ref().map_or(0, |maps| maps.acks.done_bits(word));
                 full += u32::from(bits == u32::MAX);
                 done_at_open += bits.count_ones();
             }
@@ -224,15 +278,13 @@ impl Segment {
             done_at_open = done_at_open.saturating_sub(words * ack::RECORDS_PER_WORD - records);
             progress = Progress::closed(words, full);
         }
-        let maps = Arc::new(maps);
-        let raw = NonNull::from(&*maps);
         Arc::new(Self {
             identity,
             hasher: crc32fast::Hasher::new(),
             tail,
             cursor: Cursor::new(START),
             progress,
-            maps: ArcSwapOption::from(Some(maps)),
+            maps: ArcSwapOption::from(maps),
             raw,
             paths,
             records_gate: FlushGate::new(),
@@ -248,6 +300,16 @@ impl Segment {
             named: AtomicBool::new(found.is_some_and(|found| found.sealed)),
             oldest: AtomicU32::new(START.units),
         })
+    }
+
+    /// Prefaults what a creation with [`Warm::Start`] has not, while others use the segment.
+    pub(crate) fn warm_up(self: &Arc<Self>) -> Result<(), StorageError> {
+        let Some(pinned) = self.pin() else {
+            return Ok(());
+        };
+        let Maps { records, acks } = pinned.maps();
+        records.file.prefault_from(Warm::Start.records())?;
+        acks.file.prefault_from(0)
     }
 
     pub(crate) fn identity(&self) -> &Identity {
@@ -547,8 +609,12 @@ pub(crate) enum Append {
     Full { complete: bool },
 }
 
-fn create_segment_file(path: &Path, identity: &Identity) -> Result<Records, StorageError> {
-    let file = MappedFile::create(path, identity.segment_size)?;
+fn create_segment_file(
+    path: &Path,
+    identity: &Identity,
+    warm: Warm,
+) -> Result<Records, StorageError> {
+    let file = MappedFile::create(path, identity.segment_size, warm.records())?;
     write_header(&file, &identity.encode(FileKind::Segment));
     Ok(Records { file })
 }
@@ -557,8 +623,9 @@ pub(crate) fn create_ack_file(
     path: &Path,
     identity: &Identity,
     capacity: u32,
+    warm: Warm,
 ) -> Result<AckFile, StorageError> {
-    let file = MappedFile::create(path, ack::file_bytes(capacity))?;
+    let file = MappedFile::create(path, ack::file_bytes(capacity), warm.acks())?;
     write_header(&file, &identity.encode(FileKind::Ack));
     Ok(AckFile::new(file, capacity, identity.salt))
 }

@@ -3,10 +3,13 @@
 use std::fs;
 use std::sync::atomic::AtomicU32;
 
+use rustix::io::Errno;
+
 use super::*;
 use crate::log::lease::Lease;
 use crate::log::segment::capacity_of;
-use crate::storage::faults;
+use crate::storage::Operation;
+use crate::storage::faults::{self, Effect, Plan};
 
 const SIZE: u64 = 16384;
 /// A payload of which 15 records fill a segment to the last byte.
@@ -17,6 +20,7 @@ struct Fixture {
     root: tempfile::TempDir,
     kicks: Arc<AtomicU32>,
     max_bytes: Option<u64>,
+    starts_ready: bool,
 }
 
 impl Fixture {
@@ -25,6 +29,7 @@ impl Fixture {
             root: tempfile::tempdir().unwrap(),
             kicks: Arc::default(),
             max_bytes: None,
+            starts_ready: true,
         }
     }
 
@@ -48,6 +53,7 @@ impl Fixture {
         let kicks = Arc::clone(&self.kicks);
         let config = LogConfig {
             segment_size: SIZE,
+            starts_ready: self.starts_ready,
             quarantine: self.quarantine(),
             budget: Arc::new(SpaceBudget::new(self.max_bytes)),
             kick: Arc::new(move || {
@@ -703,6 +709,78 @@ fn an_emptied_segment_is_nothing_to_the_next_open() {
 }
 
 #[test]
+fn a_first_segment_with_pages_that_cannot_be_had_is_left() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    let before = append(&stripe, b"before");
+    let plan = Plan {
+        operation: Operation::Prefault,
+        calls: 0..1,
+        effect: Effect::Fail(Errno::HWPOISON),
+    };
+    let fault = faults::watch(&fixture.dir(), vec![plan]);
+    stripe.warm_up();
+    assert!(stripe.active().closed().is_some());
+    let after = append(&stripe, b"after");
+    assert!(after >= before.plus(capacity_of(SIZE)));
+    assert_eq!(sequences(&claim_all(&stripe)), [before, after]);
+    // Once, and no more.
+    let warmed = fault.take_calls().len();
+    stripe.warm_up();
+    assert!(warmed > 0 && fault.take_calls().is_empty());
+}
+
+#[test]
+fn a_log_that_does_not_start_ready_makes_its_files_for_the_first_append() {
+    let fixture = Fixture {
+        starts_ready: false,
+        ..Fixture::new()
+    };
+    let stripe = fixture.open();
+    assert!(fixture.files(".seg").is_empty() && fixture.files(".limit").is_empty());
+    assert_eq!(stripe.stats().segments, 0);
+    stripe.flush(true).unwrap();
+    assert!(!stripe.reclaim().unwrap());
+    assert_eq!(append(&stripe, b"one"), origin());
+    assert_eq!((fixture.files(".seg").len(), stripe.stats().live), (1, 1));
+    drop(stripe);
+    let stripe = fixture.open();
+    assert_eq!((stripe.stats().segments, stripe.stats().live), (1, 1));
+    assert!(append(&stripe, b"two") >= origin().plus(capacity_of(SIZE)));
+    stripe.close();
+    assert!(matches!(
+        stripe.append_shared(&record(b"")),
+        Err(RollError::Closed)
+    ));
+    drop(stripe);
+    let stripe = fixture.open();
+    stripe.close();
+    assert!(matches!(
+        stripe.append_shared(&record(b"")),
+        Err(RollError::Closed)
+    ));
+}
+
+#[test]
+fn a_closed_log_leaves_nothing_of_a_segment_in_which_all_is_done() {
+    for jobs in [0, 3] {
+        let fixture = Fixture::new();
+        let stripe = fixture.open();
+        for _ in 0..jobs {
+            append(&stripe, b"job");
+        }
+        for lease in claim_all(&stripe) {
+            lease.ack();
+        }
+        stripe.close();
+        stripe.reclaim_all().unwrap();
+        drop(stripe);
+        let (_, report, _) = fixture.open_with_report();
+        assert_eq!(report, RecoveryReport::default());
+    }
+}
+
+#[test]
 fn a_log_with_jobs_opens_on_a_full_disk_and_its_consumers_go_on() {
     let fixture = Fixture::new();
     let appended = {
@@ -713,7 +791,7 @@ fn a_log_with_jobs_opens_on_a_full_disk_and_its_consumers_go_on() {
     };
     let fault = faults::fill_disk(&fixture.dir());
     let stripe = fixture.open();
-    // What was prepared gave its space back, and kept its name.
+    // What was prepared gave its space back, and keeps its name until upkeep begins.
     let prepared = fixture.dir().join(format!("{:020}.seg", capacity_of(SIZE)));
     assert_eq!(fs::metadata(&prepared).unwrap().len(), 0);
     assert!(matches!(
@@ -725,7 +803,7 @@ fn a_log_with_jobs_opens_on_a_full_disk_and_its_consumers_go_on() {
     assert!(!stripe.may_have_work());
     leases.into_iter().for_each(|lease| _ = lease.ack());
     stripe.reclaim().unwrap();
-    assert_eq!(fixture.files(".seg").len(), 2);
+    assert_eq!(fixture.files(".seg").len(), 1);
     drop(fault);
     let next = append(&stripe, b"job");
     assert!(next >= origin().plus(2 * capacity_of(SIZE)));

@@ -23,6 +23,8 @@ const SEAL_DELAY: Duration = Duration::from_millis(200);
 /// What was retired and may still be read by someone, and the ack files that go later.
 #[derive(Default)]
 pub(super) struct Graveyard {
+    /// Files that an open found to hold nothing.
+    leftovers: Vec<Paths>,
     retired: Vec<Retired>,
     /// Ack files whose segment's removal is not durable yet.
     ack_files: Vec<PathBuf>,
@@ -82,28 +84,28 @@ impl Graveyard {
         Ok(())
     }
 
-    /// Removes files that hold nothing, once the name of a newer segment is durable.
-    pub(super) fn remove_leftovers(
-        &mut self,
-        names: &Names,
-        leftovers: &[Paths],
-    ) -> Result<(), StorageError> {
-        if leftovers.is_empty() {
-            return Ok(());
-        }
-        self.flush_names(names)?;
+    /// Has files that hold nothing removed by the first turn of upkeep, for the open not to wait.
+    pub(super) fn leave(&mut self, leftovers: Vec<Paths>) {
+        self.leftovers = leftovers;
+    }
+
+    /// Removes files that hold nothing; their ack files are left to
+    /// [`remove_ack_files`](Self::remove_ack_files).
+    pub(super) fn remove(&mut self, leftovers: Vec<Paths>) {
         for paths in leftovers {
             match storage::remove_file(&paths.segment) {
-                Ok(()) => self.ack_files.push(paths.ack.clone()),
+                Ok(()) => {
+                    self.unflushed_names = true;
+                    self.ack_files.push(paths.ack);
+                }
                 // The next open tries again.
                 Err(error) => tracing::warn!(%error, "an empty segment stays"),
             }
         }
-        self.remove_ack_files(names)
     }
 
     /// Removes ack files, once the removal of their segments is durable.
-    fn remove_ack_files(&mut self, names: &Names) -> Result<(), StorageError> {
+    pub(super) fn remove_ack_files(&mut self, names: &Names) -> Result<(), StorageError> {
         if self.ack_files.is_empty() {
             return Ok(());
         }
@@ -235,6 +237,8 @@ impl Stripe {
         }
         let spares = graveyard.sweep();
         self.take_in(spares);
+        let leftovers = std::mem::take(&mut graveyard.leftovers);
+        graveyard.remove(leftovers);
         graveyard.remove_ack_files(&self.names)?;
         result.map(|()| freed)
     }
@@ -346,16 +350,22 @@ impl Stripe {
         due
     }
 
-    /// As [`reclaim`](Self::reclaim). On a full disk, if the active segment is full and complete
+    /// As [`reclaim`](Self::reclaim), for a log that is [closed](Self::close): with its last segment,
+    /// for the next open not to look through it.
+    pub(crate) fn reclaim_all(&self) -> Result<(), StorageError> {
+        self.make_room(&mut self.upkeep.lock(), true)
+    }
+
+    /// As [`reclaim`](Self::reclaim). `with_active`: if the active segment is full and complete
     /// its files give back their space too, and only their names stay.
     pub(super) fn make_room(
         &self,
         graveyard: &mut Graveyard,
-        is_disk_full: bool,
+        with_active: bool,
     ) -> Result<(), StorageError> {
         self.reclaim_into(graveyard)?;
         let active = self.active();
-        if is_disk_full
+        if with_active
             && active.is_complete()
             && let Some(maps) = active.retire()
         {

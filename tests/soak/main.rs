@@ -40,7 +40,7 @@ fn what_a_mixed_load_takes_it_gives_back_and_loses_nothing() {
     // On the disk that the build is on: what becomes of blocks is part of it.
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let empty = dir.path().join("empty");
-    load::open(load::builder(&empty)).0.close().unwrap();
+    fill_and_empty(&empty);
     let empty = Usage::of(&empty, None, 0);
     let dir = dir.path().join("queue");
 
@@ -92,6 +92,20 @@ fn what_a_mixed_load_takes_it_gives_back_and_loses_nothing() {
             "an empty queue takes {empty:?}"
         );
     }
+}
+
+/// Leaves a closed queue that had a job and a letter, and has none.
+fn fill_and_empty(dir: &Path) {
+    let (queue, _) = load::open(load::builder(dir));
+    queue.enqueue(b"job").unwrap();
+    let consumer = queue.consumer();
+    consumer.next().unwrap().dead_letter("none needed");
+    drop(consumer);
+    queue.flush().unwrap();
+    assert_eq!(queue.dead_letters().purge_all().unwrap(), 1);
+    queue.close().unwrap();
+    // The files of letters go with the next opening.
+    load::open(load::builder(dir)).0.close().unwrap();
 }
 
 /// Until the queue is closed, which is when the workers that were not waited for have ended.

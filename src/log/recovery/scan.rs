@@ -66,6 +66,7 @@ impl Scan {
             limit: end,
             is_exact: matches!(limit, Limit::Exactly(_)),
             lost: 0,
+            written: None,
             scan: Self {
                 end: START,
                 regions: Vec::new(),
@@ -95,6 +96,8 @@ struct Scanner<'a> {
     /// record that fits the pads and regions passed since. With `scan.end.index`, it bounds the
     /// ordinals to what fits the bytes, whatever the headers say.
     lost: u32,
+    /// All units from here on are zero; looked for when the records first end.
+    written: Option<u32>,
     scan: Scan,
 }
 
@@ -106,8 +109,9 @@ impl<'a> Scanner<'a> {
                 self.take(record);
                 continue;
             }
+            let written = self.written();
             // Nothing shorter than a header can be between two records.
-            let next = (at.saturating_add(HEADER_UNITS)..self.limit.units).find(|&candidate| {
+            let next = (at.saturating_add(HEADER_UNITS)..written).find(|&candidate| {
                 let reach = self.lost + (candidate - at) / HEADER_UNITS;
                 // A record's first word holds its length.
                 self.records.unit(candidate) != 0 && self.valid_record(candidate, reach).is_some()
@@ -115,11 +119,9 @@ impl<'a> Scanner<'a> {
             let to = match next {
                 Some(next) => next,
                 None if self.is_exact => self.limit.units,
-                None => match self.last_written(at) {
-                    Some(last) => (last + 1).max(at + HEADER_UNITS).min(self.limit.units),
-                    // Zeros up to the limit: this is where the records end.
-                    None => return,
-                },
+                None if written > at => written.max(at + HEADER_UNITS).min(self.limit.units),
+                // Zeros up to the limit: this is where the records end.
+                None => return,
             };
             self.pass(to);
         }
@@ -130,10 +132,18 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn last_written(&self, from: u32) -> Option<u32> {
-        (from..self.limit.units)
-            .rev()
-            .find(|&units| self.records.unit(units) != 0)
+    /// Where the last unit ends that is not zero.
+    fn written(&mut self) -> u32 {
+        let find = || {
+            let bytes = &self.records.bytes()[..self.limit.units as usize * UNIT];
+            // A block at a time, without a branch for each unit: mostly this passes over zeros.
+            let is_zero = |block: &[u8]| block.iter().fold(0, |all, byte| all | byte) == 0;
+            let zeros = bytes.rchunks(4096).take_while(|block| is_zero(block));
+            let end = self.limit.units - (zeros.map(<[u8]>::len).sum::<usize>() / UNIT) as u32;
+            let last = (0..end).rev().find(|&units| self.records.unit(units) != 0);
+            last.map_or(0, |last| last + 1)
+        };
+        *self.written.get_or_insert_with(find)
     }
 
     /// The record at `at`, if it is valid and can be the next when up to `lost` were lost.
@@ -174,7 +184,9 @@ impl<'a> Scanner<'a> {
                 scan.missing.push((scan.end.index, header.index));
             }
             scan.end.index = header.index + 1;
-            scan.replays.extend(Meta::decode(record.meta()).replay_of);
+            if header.meta_len > 0 {
+                scan.replays.extend(Meta::decode(record.meta()).replay_of);
+            }
             self.lost = 0;
         } else {
             self.lost += units / HEADER_UNITS;

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use super::*;
 use crate::log::record::{HEADER_BYTES, Header, KIND_JOB, Meta, NewRecord};
-use crate::log::segment::{Append, Claim};
+use crate::log::segment::{Append, Claim, Warm};
 use crate::storage::Operation;
 use crate::storage::faults::{self, Effect, Plan};
 
@@ -32,7 +32,7 @@ fn identity(base: u64) -> Identity {
 }
 
 fn new_segment(dir: &Path, base: u64, payloads: &[&[u8]]) -> Arc<Segment> {
-    let segment = Segment::create(&Names::of(dir), identity(base)).unwrap();
+    let segment = Segment::create(&Names::of(dir), identity(base), Warm::All).unwrap();
     for payload in payloads {
         let record = NewRecord {
             enqueued_at: Timestamp::from_nanos(9),
@@ -243,7 +243,7 @@ fn row_2_a_segment_with_bytes_but_no_header_is_quarantined_whole() {
         fs::write(&fixture.paths.ack, [0; 2000]).unwrap();
         let (log, report) = fixture.recover();
         assert!(log.segments.is_empty());
-        assert_eq!(log.leftovers.len(), 1);
+        assert_eq!(log.reported.len(), 1);
         let found = &report.quarantined[0];
         assert_eq!((found.offset, found.len), (0, len as u64));
         assert_eq!(found.damage, Damage::Header);
