@@ -681,7 +681,7 @@ mod tests {
             // Raises the limit of sequences, and only hopes to.
             for _ in 0..64 {
                 let stripe = &running.dispatch().stripes()[0];
-                stripe.prepare();
+                stripe.prepare().unwrap();
                 for _ in 0..6 {
                     let _ = enqueue(&running, &[7; 3000], Durability::Process);
                 }

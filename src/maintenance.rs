@@ -175,7 +175,13 @@ impl Upkeep {
                 Err(error) => result = result.and(Err(Arc::new(error))),
             }
         }
-        self.put_off = stripes.iter().filter_map(Stripe::prepare).min();
+        self.put_off = None;
+        for stripe in stripes {
+            match stripe.prepare() {
+                Ok(pause) => self.put_off = self.put_off.into_iter().chain(pause).min(),
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
         if freed {
             engine.room.notify_all();
         }

@@ -431,27 +431,36 @@ impl Stripe {
         }
     }
 
-    /// Gets the next segment ready ahead of need. A failure is left to the roll that needs it.
+    /// Gets the next segment ready ahead of need. A failure is left to the roll that needs it, but
+    /// for that of a flush, which is final.
     ///
     /// If consumers keep up, the segment before the active one is done in a moment, and can be
     /// that next segment; then this puts it off, and says for how long.
-    pub(crate) fn prepare(&self) -> Option<Duration> {
+    pub(crate) fn prepare(&self) -> Result<Option<Duration>, Arc<StorageError>> {
         let mut next = self.next.lock();
         if next.prepared.is_some() || next.closed {
-            return None;
+            return Ok(None);
         }
         if next.spares.is_empty() && next.put_off < MOST_PUT_OFF && self.is_kept_up_with() {
             next.put_off += 1;
-            return Some(SHORTEST_PUT_OFF * (1 << next.put_off));
+            return Ok(Some(SHORTEST_PUT_OFF * (1 << next.put_off)));
         }
         match self.create_within_budget(&mut next) {
-            Ok(segment) => next.prepared = Some(segment),
+            Ok(segment) => {
+                next.prepared = Some(Arc::clone(&segment));
+                drop(next);
+                // Where flushes are waited for, the first of this segment need not write all its
+                // zeros, nor the names.
+                if self.active.load().was_flushed() {
+                    segment.flush(true)?;
+                }
+            }
             Err(RollError::OverBudget | RollError::Closed) => {}
             Err(RollError::Storage(error)) => {
                 tracing::debug!(%error, "no segment prepared");
             }
         }
-        None
+        Ok(None)
     }
 
     /// Whether nothing but the active segment, less than half full, and the one before are left.

@@ -132,6 +132,8 @@ pub(crate) struct Segment {
     full_since: OnceLock<Instant>,
     /// A flush has begun, so that what is on disk may be relied on.
     flushed: AtomicBool,
+    /// All records that it will ever have are durable.
+    settled: AtomicBool,
     /// The names of its files are durable.
     named: AtomicBool,
     /// A position with no job that is not done before it: where to look for the oldest.
@@ -297,6 +299,7 @@ impl Segment {
             sealed: AtomicBool::new(found.is_some_and(|found| found.sealed)),
             full_since: OnceLock::new(),
             flushed: AtomicBool::new(found.is_some()),
+            settled: AtomicBool::new(found.is_some_and(|found| found.sealed)),
             named: AtomicBool::new(found.is_some_and(|found| found.sealed)),
             oldest: AtomicU32::new(START.units),
         })
@@ -527,8 +530,15 @@ impl Segment {
         };
         // SeqCst, as the load in `was_flushed`: a flush that returned before is seen.
         self.flushed.store(true, Ordering::SeqCst);
-        self.records_gate
-            .flush(|| pinned.maps().records.file.flush())?;
+        self.records_gate.flush(|| {
+            // Nothing can follow what is there now.
+            let is_whole = !self.is_unscanned() && self.is_committed();
+            pinned.maps().records.file.flush()?;
+            if is_whole {
+                self.settled.store(true, Ordering::Release);
+            }
+            Ok(())
+        })?;
         self.flush_names()?;
         if acks_too {
             self.acks_gate.flush(|| pinned.maps().acks.file.flush())?;
@@ -539,6 +549,11 @@ impl Segment {
     /// Whether a flush has begun, so that what is on disk may be relied on.
     pub(super) fn was_flushed(&self) -> bool {
         self.flushed.load(Ordering::SeqCst)
+    }
+
+    /// Whether all records that it will ever have are durable, with their names.
+    pub(super) fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire) && self.named.load(Ordering::Acquire)
     }
 
     /// Whether its files can serve again: they are whole, and this process made them.
@@ -585,7 +600,7 @@ impl Segment {
         Ok(())
     }
 
-    /// Whether every reserved record is committed. Only asked of full segments.
+    /// Whether it is full and every record committed.
     pub(crate) fn is_committed(self: &Arc<Self>) -> bool {
         let (Some(end), Some(pinned)) = (self.closed(), self.pin()) else {
             return false;

@@ -140,8 +140,8 @@ impl Stripe {
     pub(crate) fn flush_segments(&self, acks_too: bool) -> Result<(), Arc<StorageError>> {
         let segments: Vec<_> = self.segments.read().iter().cloned().collect();
         for segment in segments {
-            // A sealed segment's records are durable; only its acks change.
-            if acks_too || !segment.is_sealed() {
+            // Of a settled segment, only the acks change.
+            if acks_too || !segment.is_settled() {
                 segment.flush(acks_too)?;
             }
         }

@@ -122,6 +122,26 @@ fn the_bytes_of_a_sealed_segment_and_its_ack_file_are_pinned() {
 }
 
 #[test]
+fn a_full_segment_is_settled_by_the_flush_that_began_with_every_record_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let segment = Segment::create(&Names::of(dir.path()), identity(), Warm::All).unwrap();
+    segment.append(&job(1, 0, b"", b"one"));
+    segment.flush(false).unwrap();
+    assert!(!segment.is_settled());
+    let slow = job(2, 0, b"", b"two");
+    let Reserved::At(position) = segment.tail.reserve(1, record::units_of(slow.len())) else {
+        panic!("there is room");
+    };
+    segment.close_now();
+    segment.flush(false).unwrap();
+    assert!(!segment.is_settled());
+    segment.commit(position, &slow, segment.content_check(&slow));
+    assert!(!segment.is_settled());
+    segment.flush(false).unwrap();
+    assert!(segment.is_settled());
+}
+
+#[test]
 fn a_claim_takes_committed_records_in_order_and_ends_on_an_ack_word() {
     let dir = tempfile::tempdir().unwrap();
     let segment = Segment::create(&Names::of(dir.path()), identity(), Warm::All).unwrap();
