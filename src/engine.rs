@@ -272,7 +272,7 @@ impl Engine {
     /// Whether a delivery needs no more than to be counted.
     #[inline]
     pub(crate) fn is_plain(&self, lease: &Lease) -> bool {
-        self.leases.is_none() && !lease.is_recovered() && !lease.has_meta()
+        self.leases.is_none() && lease.is_bare()
     }
 
     /// Begins the delivery of a job: counts it, before it happens. None if the job had used up its

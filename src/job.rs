@@ -57,7 +57,7 @@ impl<'a> Job<'a> {
     #[inline]
     pub fn payload(&self) -> &[u8] {
         match &self.lease {
-            Some(lease) => lease.record().payload(),
+            Some(lease) => lease.payload(),
             None => &[],
         }
     }

@@ -25,6 +25,16 @@ use crate::storage::{self, Operation, StorageError};
 /// No page is smaller.
 const SMALLEST_PAGE: usize = 4096;
 
+/// The header of a record, where it stands; the layout is in `log/record.rs`.
+#[repr(C)]
+pub(crate) struct RecordWords {
+    pub(crate) len: AtomicU32,
+    pub(crate) check: AtomicU32,
+    pub(crate) identity: AtomicU64,
+    pub(crate) enqueued_at: AtomicU64,
+    pub(crate) due_at: AtomicU64,
+}
+
 /// A file mapped shared and writable.
 pub(crate) struct MappedFile {
     map: MmapRaw,
@@ -204,6 +214,14 @@ impl MappedFile {
         let pointer = self.pointer(offset, 8, 8);
         // SAFETY: as in `word32`.
         unsafe { AtomicU64::from_ptr(pointer.cast()) }
+    }
+
+    /// The five words of a record's header: one check for all of them.
+    #[inline]
+    pub(crate) fn record_words(&self, offset: usize) -> &RecordWords {
+        let pointer = self.pointer(offset, size_of::<RecordWords>(), align_of::<RecordWords>());
+        // SAFETY: as in `word32`: atomics of these sizes, at these offsets.
+        unsafe { &*pointer.cast::<RecordWords>() }
     }
 
     /// The bytes `[offset, offset + len)`.

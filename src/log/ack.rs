@@ -106,10 +106,14 @@ pub(crate) fn file_bytes(capacity: u32) -> u64 {
     HEADER_BYTES as u64 + 8 * u64::from(words_for(capacity)) + 4 * u64::from(capacity)
 }
 
+fn counts_offset(capacity: u32) -> usize {
+    HEADER_BYTES + 8 * words_for(capacity) as usize
+}
+
 /// The bytes of an ack file that say something of the records below `end`: its header with the ack
 /// words, and the delivery counts.
 pub(super) fn used_ranges(capacity: u32, end: u32) -> [std::ops::Range<usize>; 2] {
-    let counts = HEADER_BYTES + 8 * words_for(capacity) as usize;
+    let counts = counts_offset(capacity);
     [
         0..HEADER_BYTES + 8 * words_for(end) as usize,
         counts..counts + 4 * end as usize,
@@ -120,6 +124,8 @@ pub(super) fn used_ranges(capacity: u32, end: u32) -> [std::ops::Range<usize>; 2
 pub(crate) struct AckFile {
     pub(crate) file: MappedFile,
     capacity: u32,
+    /// Where the delivery counts begin.
+    counts: usize,
     key: Key,
 }
 
@@ -127,11 +133,11 @@ impl AckFile {
     /// The ack file of a segment with this salt.
     pub(crate) fn new(file: MappedFile, capacity: u32, salt: u64) -> Self {
         debug_assert!(file.len() as u64 >= file_bytes(capacity));
-        let key = Key::new(salt);
         Self {
             file,
             capacity,
-            key,
+            counts: counts_offset(capacity),
+            key: Key::new(salt),
         }
     }
 
@@ -152,8 +158,7 @@ impl AckFile {
 
     #[inline]
     fn count(&self, index: u32) -> &std::sync::atomic::AtomicU32 {
-        let counts = HEADER_BYTES + 8 * words_for(self.capacity) as usize;
-        self.file.word32(counts + 4 * index as usize)
+        self.file.word32(self.counts + 4 * index as usize)
     }
 
     /// Sets the done bit of a record whose bit nobody else can be setting and that is not set.

@@ -13,10 +13,12 @@ use std::sync::atomic::Ordering;
 
 use super::ack;
 use super::header::{self, FileKind, Identity};
-use super::record::{self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, KIND_PAD, UNIT};
+use super::record::{
+    self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, KIND_PAD, META_LEN_SHIFT, UNIT,
+};
 use super::segment::{self, Maps, Segment};
 use super::tail::Position;
-use crate::mapped::MappedFile;
+use crate::mapped::{MappedFile, RecordWords};
 use crate::storage::StorageError;
 use crate::{Sequence, Timestamp};
 
@@ -52,10 +54,20 @@ impl Records {
     }
 
     #[inline]
-    fn header(&self, units: u32, len: u32) -> Header {
-        let offset = units as usize * UNIT;
-        let word = |at| self.file.word64(offset + at).load(Ordering::Relaxed);
-        Header::from_words(len, word(8), word(16), word(24))
+    fn words(&self, units: u32) -> &RecordWords {
+        self.file.record_words(units as usize * UNIT)
+    }
+
+    #[inline]
+    fn header(&self, units: u32) -> Header {
+        let words = self.words(units);
+        Header::from_words(
+            // As in `commit_word`.
+            words.len.load(Ordering::Acquire),
+            words.identity.load(Ordering::Relaxed),
+            words.enqueued_at.load(Ordering::Relaxed),
+            words.due_at.load(Ordering::Relaxed),
+        )
     }
 
     /// Units that are mapped.
@@ -79,6 +91,18 @@ impl Records {
         unsafe { self.file.bytes(0, self.file.len()) }
     }
 
+    /// What stands behind the header of a record of `len` bytes, but for the first `from` bytes.
+    #[inline]
+    fn content(&self, units: u32, from: usize, len: u32) -> &[u8] {
+        let start = HEADER_BYTES + from;
+        // SAFETY: the record is committed, and the bytes of a committed record never change; or
+        // it is part of a scan, and then nobody writes, see `bytes`.
+        unsafe {
+            self.file
+                .bytes(units as usize * UNIT + start, len as usize - start)
+        }
+    }
+
     /// What may be a record at `units`, by its header alone, and fits below `end`.
     ///
     /// For scans, as [`bytes`](Self::bytes), or of a committed record.
@@ -87,7 +111,7 @@ impl Records {
         if units >= end || end - units < HEADER_UNITS {
             return None;
         }
-        let header = self.header(units, self.commit_word(units));
+        let header = self.header(units);
         let flags = self.unit(units + 1) >> 40 & 0xff;
         let plausible = flags == 0 && header.is_plausible((end - units) as usize * UNIT);
         plausible.then_some(Record {
@@ -279,7 +303,7 @@ impl Pinned {
             if recovered {
                 // There may be pads, and gaps in the ordinals. Only an earlier process can have
                 // acked what is past the cursor.
-                let header = records.header(to.units, len);
+                let header = records.header(to.units);
                 if header.kind == KIND_JOB {
                     to.index = header.index + 1;
                     live += u32::from(!self.maps.acks.is_done(header.index));
@@ -374,11 +398,10 @@ pub(crate) struct Record<'a> {
 impl<'a> Record<'a> {
     #[inline]
     fn at(records: &'a Records, units: u32) -> Option<Self> {
-        let len = records.commit_word(units);
-        (len != 0).then(|| Self {
+        (records.commit_word(units) != 0).then(|| Self {
             records,
             units,
-            header: records.header(units, len),
+            header: records.header(units),
         })
     }
 
@@ -397,18 +420,20 @@ impl<'a> Record<'a> {
     }
 
     pub(crate) fn meta(&self) -> &'a [u8] {
-        self.bytes(0, usize::from(self.header.meta_len))
+        let meta_len = u32::from(self.header.meta_len);
+        self.records
+            .content(self.units, 0, HEADER_BYTES as u32 + meta_len)
     }
 
     #[inline]
     pub(crate) fn payload(&self) -> &'a [u8] {
         let meta_len = usize::from(self.header.meta_len);
-        self.bytes(meta_len, self.header.len as usize - HEADER_BYTES - meta_len)
+        self.records.content(self.units, meta_len, self.header.len)
     }
 
     /// Metadata and payload.
     pub(crate) fn content(&self) -> &'a [u8] {
-        self.bytes(0, self.header.len as usize - HEADER_BYTES)
+        self.records.content(self.units, 0, self.header.len)
     }
 
     /// The check value that stands in its header.
@@ -417,17 +442,6 @@ impl<'a> Record<'a> {
             .file
             .word32(self.units as usize * UNIT + 4)
             .load(Ordering::Relaxed)
-    }
-
-    #[inline]
-    fn bytes(&self, from: usize, len: usize) -> &'a [u8] {
-        // SAFETY: the record is committed, and the bytes of a committed record never change; or
-        // it is part of a scan, and then nobody writes, see `Records::bytes`.
-        unsafe {
-            self.records
-                .file
-                .bytes(self.units as usize * UNIT + HEADER_BYTES + from, len)
-        }
     }
 }
 
@@ -525,7 +539,7 @@ impl Run {
     /// Makes the leases, in log order. `plain` of a lease says that the job can be delivered as it
     /// is: it has no due time, and was not found at open.
     #[inline]
-    pub(crate) fn expand(self, mut each: impl FnMut(Lease, bool)) {
+    pub(crate) fn expand(self, each: impl FnMut(Lease, bool)) {
         let (segment, maps) = match self.hold.get() {
             Held::NotDone(segment) => {
                 // SAFETY: as in `Lease::maps`.
@@ -533,29 +547,50 @@ impl Run {
             }
             Held::Counted(pinned) => (&*pinned.segment, &*pinned.maps),
         };
-        let records = &maps.records;
-        let recovered = segment.recovered;
+        if segment.recovered {
+            self.expand_recovered(maps, each);
+        } else {
+            self.expand_new(&maps.records, each);
+        }
+    }
+
+    /// Of a segment made since the open: all are jobs, their ordinals have no gaps, and none is
+    /// done.
+    #[inline]
+    fn expand_new(&self, records: &Records, mut each: impl FnMut(Lease, bool)) {
+        let mut at = self.from;
+        while at.units < self.to_units {
+            let words = records.words(at.units);
+            let is_bare = words.identity.load(Ordering::Relaxed) >> META_LEN_SHIFT == 0;
+            let is_due = words.due_at.load(Ordering::Relaxed) == 0;
+            let next = at.units + record::units_of(words.len.load(Ordering::Acquire) as usize);
+            let lease = Lease::new(self.hold.clone(), at, is_bare);
+            at.units = next;
+            at.index += 1;
+            // Whoever gets it may ack it at once. The segment is not complete all the same, before
+            // the next one has a lease.
+            each(lease, is_due);
+        }
+    }
+
+    fn expand_recovered(&self, maps: &Maps, mut each: impl FnMut(Lease, bool)) {
         // A lease is let go only when the next one is made: whoever gets it may ack it at once,
         // and without another record that is not done the segment might be complete.
-        let mut previous: Option<(Lease, bool)> = None;
+        let mut previous: Option<Lease> = None;
         let mut units = self.from.units;
         while units < self.to_units {
-            let header = records.header(units, records.commit_word(units));
-            if header.kind == KIND_JOB && !(recovered && maps.acks.is_done(header.index)) {
+            let header = maps.records.header(units);
+            if header.kind == KIND_JOB && !maps.acks.is_done(header.index) {
                 let index = header.index;
-                let lease = Lease {
-                    hold: self.hold.clone(),
-                    place: Position { index, units }.pack(),
-                };
-                let plain = !recovered && header.due_at == Timestamp::ZERO;
-                if let Some((lease, plain)) = previous.replace((lease, plain)) {
-                    each(lease, plain);
+                let lease = Lease::new(self.hold.clone(), Position { index, units }, false);
+                if let Some(lease) = previous.replace(lease) {
+                    each(lease, false);
                 }
             }
             units += record::units_of(header.len as usize);
         }
-        if let Some((lease, plain)) = previous {
-            each(lease, plain);
+        if let Some(lease) = previous {
+            each(lease, false);
         }
     }
 }
@@ -567,9 +602,13 @@ impl Run {
 #[must_use]
 pub(crate) struct Lease {
     hold: Hold,
-    /// The record's position, packed: two words are all there is to move.
+    /// The record's position, packed, and [`BARE`]: two words are all there is to move.
     place: u64,
 }
+
+/// Set in a lease's place if its segment was made since the open and its record has no metadata. No
+/// units reach this bit, and unpacking a position passes over it.
+const BARE: u64 = 1 << 37;
 
 // Deques and timers hold many.
 const _: () = assert!(size_of::<Lease>() == 16);
@@ -584,6 +623,20 @@ pub(crate) struct Acked {
 }
 
 impl Lease {
+    #[inline]
+    fn new(hold: Hold, position: Position, is_bare: bool) -> Self {
+        Self {
+            hold,
+            place: position.pack() | if is_bare { BARE } else { 0 },
+        }
+    }
+
+    /// Whether its record was appended since the open and has no metadata.
+    #[inline]
+    pub(crate) fn is_bare(&self) -> bool {
+        self.place & BARE != 0
+    }
+
     #[inline]
     fn index(&self) -> u32 {
         Position::unpack(self.place).index
@@ -629,12 +682,24 @@ impl Lease {
     #[inline]
     pub(crate) fn record(&self) -> Record<'_> {
         let records = &self.maps().records;
-        let len = records.commit_word(self.units());
         Record {
             records,
             units: self.units(),
-            header: records.header(self.units(), len),
+            header: records.header(self.units()),
         }
+    }
+
+    #[inline]
+    pub(crate) fn payload(&self) -> &[u8] {
+        let records = &self.maps().records;
+        let units = self.units();
+        let (len, meta_len) = if self.is_bare() {
+            (records.commit_word(units), 0)
+        } else {
+            let header = records.header(units);
+            (header.len, header.meta_len)
+        };
+        records.content(units, usize::from(meta_len), len)
     }
 
     /// Counts a delivery, before it happens. Returns the new count.

@@ -29,6 +29,9 @@ pub(crate) const HEADER_UNITS: u32 = (HEADER_BYTES / UNIT) as u32;
 /// Most bytes of metadata a record can have: its length is a u16.
 pub(crate) const MAX_META_BYTES: usize = u16::MAX as usize;
 
+/// Where the length of the metadata stands in the 8 bytes at offset 8.
+pub(crate) const META_LEN_SHIFT: u32 = 48;
+
 /// A job.
 pub(crate) const KIND_JOB: u8 = 1;
 /// A region that holds no record; written by recovery over damage, so that later walks are plain.
@@ -56,7 +59,9 @@ impl Header {
     /// The 8 bytes at offset 8.
     #[inline]
     pub(crate) fn identity_word(&self) -> u64 {
-        u64::from(self.index) | u64::from(self.kind) << 32 | u64::from(self.meta_len) << 48
+        u64::from(self.index)
+            | u64::from(self.kind) << 32
+            | u64::from(self.meta_len) << META_LEN_SHIFT
     }
 
     /// Rebuilds a header from its words. Flags other than 0 are left to the check to refuse.
@@ -66,7 +71,7 @@ impl Header {
             len,
             index: identity as u32,
             kind: (identity >> 32) as u8,
-            meta_len: (identity >> 48) as u16,
+            meta_len: (identity >> META_LEN_SHIFT) as u16,
             enqueued_at: Timestamp::from_nanos(enqueued_at),
             due_at: Timestamp::from_nanos(due_at),
         }

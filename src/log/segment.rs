@@ -660,16 +660,17 @@ pub(super) fn write_record_header(
     header: &Header,
     check: u32,
 ) {
-    records.word32(offset + 4).store(check, Ordering::Relaxed);
-    records
-        .word64(offset + 8)
+    let words = records.record_words(offset);
+    words.check.store(check, Ordering::Relaxed);
+    words
+        .identity
         .store(header.identity_word(), Ordering::Relaxed);
-    records
-        .word64(offset + 16)
+    words
+        .enqueued_at
         .store(header.enqueued_at.as_nanos(), Ordering::Relaxed);
-    records
-        .word64(offset + 24)
+    words
+        .due_at
         .store(header.due_at.as_nanos(), Ordering::Relaxed);
     // Release: whoever sees the length, with the Acquire in `commit_word`, sees the record.
-    records.word32(offset).store(header.len, Ordering::Release);
+    words.len.store(header.len, Ordering::Release);
 }
