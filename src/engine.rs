@@ -427,26 +427,16 @@ impl Engine {
         let mut result = self.flush();
         for stripe in self.dispatch.stripes() {
             result = result.and(stripe.seal(true).map(|_| ()));
-            result = result.and(self.reclaim_closed(stripe));
+            result = result.and(stripe.reclaim_all().map_err(Arc::new));
         }
-        result
+        result.inspect_err(|error| self.note_failed_flush(error))
     }
 
     fn close_dead_log(&self) -> Result<(), Arc<StorageError>> {
         self.write_letters()?;
         self.dead.log().close();
         self.dead.log().seal(true)?;
-        self.reclaim_closed(self.dead.log())
-    }
-
-    /// Gives back what is done of a closed log, its last segment included: unless a flush has
-    /// failed, as nothing that may be lost is flushed again.
-    fn reclaim_closed(&self, log: &Stripe) -> Result<(), Arc<StorageError>> {
-        let reclaimed = match self.poison() {
-            None => log.reclaim_all(),
-            Some(_) => log.reclaim().map(|_| ()),
-        };
-        reclaimed.map_err(Arc::new)
+        self.dead.log().reclaim_all().map_err(Arc::new)
     }
 
     /// Empties the timer: brings jobs back when they are due, and takes leases that ran out.

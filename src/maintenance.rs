@@ -166,7 +166,6 @@ impl Upkeep {
         if stripes.iter().any(Stripe::has_failed_scan) {
             engine.dispatch().sleepers.notify_all();
         }
-        stripes.iter().for_each(Stripe::warm_up);
         let mut result = engine.write_letters();
         let mut freed = false;
         for log in stripes.iter().chain([engine.dead().log()]) {
@@ -176,10 +175,16 @@ impl Upkeep {
             }
         }
         self.put_off = None;
-        for stripe in stripes {
-            match stripe.prepare() {
-                Ok(pause) => self.put_off = self.put_off.into_iter().chain(pause).min(),
-                Err(error) => result = result.and(Err(error)),
+        if stripes.iter().any(Stripe::warm_up) {
+            // One stripe in each turn, so that whatever else is due need not wait for all of them.
+            // What they have now comes before what they need next.
+            engine.signal.kick();
+        } else {
+            for stripe in stripes {
+                match stripe.prepare() {
+                    Ok(pause) => self.put_off = self.put_off.into_iter().chain(pause).min(),
+                    Err(error) => result = result.and(Err(error)),
+                }
             }
         }
         if freed {

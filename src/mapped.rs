@@ -52,7 +52,14 @@ impl MappedFile {
         Self::map(&file, path, len)
             .and_then(|mapped| {
                 let warm = usize::try_from(warm).unwrap_or(usize::MAX);
-                mapped.prefault(0..warm.min(mapped.len()))?;
+                let warm = 0..warm.min(mapped.len());
+                if !mapped.prefault(warm.clone())? {
+                    for page in warm.step_by(SMALLEST_PAGE) {
+                        // All is zero, and nobody else has seen it. (A read-modify-write that
+                        // changes nothing is left out by compilers.)
+                        mapped.word32(page).store(0, Ordering::Relaxed);
+                    }
+                }
                 Ok(mapped)
             })
             .inspect_err(|_| {
@@ -126,21 +133,23 @@ impl MappedFile {
         storage::flush_mapping(&self.map, &self.path)
     }
 
-    /// Makes the pages from `offset` on present and writable, whoever else uses them meanwhile.
+    /// Makes the pages from `offset` on present and writable, whoever else uses them meanwhile. On
+    /// a kernel that cannot, they stay as they are.
     pub(crate) fn prefault_from(&self, offset: u64) -> Result<(), StorageError> {
         if let Err(error) = storage::read_into_cache(&self.path, offset) {
             // It only takes longer, then.
             tracing::debug!(%error, "not read ahead of a prefault");
         }
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        self.prefault(offset.min(self.len())..self.len())
+        self.prefault(offset.min(self.len())..self.len())?;
+        Ok(())
     }
 
     /// Makes pages present and writable, so that the first store to each costs no page fault. The
-    /// range starts on a page.
-    fn prefault(&self, range: Range<usize>) -> Result<(), StorageError> {
+    /// range starts on a page. Returns false if the kernel cannot (Linux before 5.14).
+    fn prefault(&self, range: Range<usize>) -> Result<bool, StorageError> {
         if range.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let operation = Operation::Prefault;
         let advise = || {
@@ -148,15 +157,8 @@ impl MappedFile {
             self.map.advise_range(advice, range.start, range.len())
         };
         match operation.attempt(&self.path, advise) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                // Linux before 5.14. A read-modify-write faults a page in and changes nothing.
-                let last = range.end.saturating_sub(8);
-                for page in (range.start..last).step_by(SMALLEST_PAGE) {
-                    self.word64(page).fetch_or(0, Ordering::Relaxed);
-                }
-                Ok(())
-            }
-            result => self.check_populated(operation, result),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(false),
+            result => self.check_populated(operation, result).map(|()| true),
         }
     }
 

@@ -365,6 +365,8 @@ fn play_upkeep(run: &mut Run, scene: &Scene, fault: &Fault) {
             run.note(&error);
         }
         if let Err(error) = stripe.prepare() {
+            // As the upkeep thread does.
+            queue.engine().note_failed_flush(&error);
             run.note(&error);
         }
     }

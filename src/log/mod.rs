@@ -417,18 +417,23 @@ impl Stripe {
         })
     }
 
-    /// Has the pages of the segment that was created at open present, once.
-    pub(crate) fn warm_up(&self) {
+    /// Has the pages of the segment that was created at open present, once. Returns whether that
+    /// was still to be done.
+    pub(crate) fn warm_up(&self) -> bool {
         let Some(first) = self.cold.lock().take() else {
-            return;
+            return false;
         };
         if let Err(error) = first.warm_up() {
-            // A store to such a page would be a signal.
-            tracing::error!(%error, "left the first segment");
-            if first.close_now() {
+            // A store to such a page would be a signal. One that is sealed meanwhile has no pages
+            // at its end, and nobody stores to them.
+            if first.closed().is_none() {
+                tracing::error!(%error, "left the first segment");
+            }
+            if first.leave() {
                 (self.config.kick)();
             }
         }
+        true
     }
 
     /// Gets the next segment ready ahead of need. A failure is left to the roll that needs it, but

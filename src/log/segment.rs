@@ -54,6 +54,10 @@ pub(crate) fn capacity_of(segment_size: u64) -> u32 {
 }
 
 /// The two mappings of a segment.
+///
+/// Aligned, so that what every append reads is not on the line of the count of shares, which every
+/// claim changes.
+#[repr(align(128))]
 pub(crate) struct Maps {
     pub(crate) records: Records,
     pub(crate) acks: AckFile,
@@ -134,6 +138,8 @@ pub(crate) struct Segment {
     flushed: AtomicBool,
     /// All records that it will ever have are durable.
     settled: AtomicBool,
+    /// Some of its pages cannot be had.
+    left: AtomicBool,
     /// The names of its files are durable.
     named: AtomicBool,
     /// A position with no job that is not done before it: where to look for the oldest.
@@ -300,6 +306,7 @@ impl Segment {
             full_since: OnceLock::new(),
             flushed: AtomicBool::new(found.is_some()),
             settled: AtomicBool::new(found.is_some_and(|found| found.sealed)),
+            left: AtomicBool::new(false),
             named: AtomicBool::new(found.is_some_and(|found| found.sealed)),
             oldest: AtomicU32::new(START.units),
         })
@@ -401,6 +408,11 @@ impl Segment {
     /// Every record is done and none can follow.
     pub(crate) fn is_complete(&self) -> bool {
         self.progress.is_complete()
+    }
+
+    /// Whether nothing in it is needed any more. Damage that could not be set aside yet is.
+    pub(super) fn can_go(&self) -> bool {
+        self.is_complete() && (self.is_sealed() || !self.is_unscanned())
     }
 
     /// Reserves and commits one record.
@@ -541,9 +553,22 @@ impl Segment {
         })?;
         self.flush_names()?;
         if acks_too {
-            self.acks_gate.flush(|| pinned.maps().acks.file.flush())?;
+            self.flush_acks()?;
         }
         Ok(())
+    }
+
+    /// Makes every ack before this call durable, as [`flush`](Self::flush) does.
+    pub(super) fn flush_acks(self: &Arc<Self>) -> Result<(), Arc<StorageError>> {
+        match self.pin() {
+            Some(pinned) => self.acks_gate.flush(|| pinned.maps().acks.file.flush()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a flush of it has failed, so that no later one would prove anything.
+    pub(super) fn has_failed_flush(&self) -> bool {
+        self.records_gate.has_failed() || self.acks_gate.has_failed()
     }
 
     /// Whether a flush has begun, so that what is on disk may be relied on.
@@ -558,7 +583,19 @@ impl Segment {
 
     /// Whether its files can serve again: they are whole, and this process made them.
     pub(super) fn is_recyclable(&self) -> bool {
-        !self.recovered && !self.is_sealed()
+        !self.recovered && !self.is_sealed() && !self.is_left()
+    }
+
+    /// Has the next append go on with another segment, and this one never used again: some of its
+    /// pages cannot be had. Returns whether that made it complete.
+    pub(super) fn leave(&self) -> bool {
+        self.left.store(true, Ordering::Release);
+        self.note_full();
+        self.close_now()
+    }
+
+    fn is_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
     }
 
     /// Makes the names of the files durable, once.

@@ -744,11 +744,80 @@ fn a_first_segment_with_pages_that_cannot_be_had_is_left() {
     assert!(stripe.active().closed().is_some());
     let after = append(&stripe, b"after");
     assert!(after >= before.plus(capacity_of(SIZE)));
-    assert_eq!(sequences(&claim_all(&stripe)), [before, after]);
+    let leases = claim_all(&stripe);
+    assert_eq!(sequences(&leases), [before, after]);
+    // Its files are not used again.
+    leases.into_iter().for_each(|lease| _ = lease.ack());
+    stripe.reclaim().unwrap();
+    assert!(fixture.files("spare").is_empty() && fixture.files(".seg").len() == 1);
     // Once, and no more.
-    let warmed = fault.take_calls().len();
-    stripe.warm_up();
-    assert!(warmed > 0 && fault.take_calls().is_empty());
+    assert!(!fault.take_calls().is_empty());
+    assert!(!stripe.warm_up());
+    assert!(fault.take_calls().is_empty());
+}
+
+#[test]
+fn damage_that_cannot_be_set_aside_keeps_its_segment_though_all_else_in_it_is_done() {
+    for starts_ready in [true, false] {
+        let fixture = Fixture {
+            starts_ready,
+            ..Fixture::new()
+        };
+        {
+            let stripe = fixture.open();
+            let done = append(&stripe, b"done");
+            append(&stripe, b"damaged");
+            assert!(stripe.mark_done(done));
+        }
+        let path = fixture.dir().join(&fixture.files(".seg")[0]);
+        let bytes = fs::read(&path).unwrap();
+        let at = bytes.windows(7).position(|bytes| bytes == b"damaged");
+        let mut bytes = bytes.clone();
+        bytes[at.unwrap()] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        {
+            let _full = faults::fill_disk(&fixture.quarantine());
+            let (stripe, report, _) = fixture.open_with_report();
+            assert_eq!(report.quarantined, []);
+            stripe.reclaim().unwrap();
+            stripe.close();
+            stripe.reclaim_all().unwrap();
+        }
+        let (_, report, _) = fixture.open_with_report();
+        assert_eq!(report.quarantined.len(), 1);
+    }
+}
+
+#[test]
+fn a_segment_is_emptied_after_its_acks_are_durable_and_not_if_a_flush_of_it_has_failed() {
+    for fails in [false, true] {
+        let fixture = Fixture::new();
+        let stripe = fixture.open();
+        append(&stripe, b"job");
+        let segment = stripe.active().paths().segment.clone();
+        if fails {
+            let _failing = faults::fail_flushes(&segment);
+            assert!(stripe.flush(false).is_err());
+        }
+        stripe.close();
+        for lease in claim_all(&stripe) {
+            lease.ack();
+        }
+        let watch = faults::watch(&fixture.dir(), Vec::new());
+        stripe.reclaim_all().unwrap();
+        let calls = watch.take_calls().into_iter();
+        let operations: Vec<_> = calls
+            .map(|call| (call.operation, call.path == segment))
+            .filter(|(operation, _)| *operation != Operation::Open)
+            .collect();
+        let expected = [
+            (Operation::Flush, false),
+            (Operation::Truncate, true),
+            (Operation::Flush, true),
+            (Operation::Truncate, false),
+        ];
+        assert_eq!(operations, if fails { &[][..] } else { &expected });
+    }
 }
 
 #[test]

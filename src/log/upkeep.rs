@@ -43,7 +43,7 @@ enum Then {
     /// Nothing: they have no names any more.
     Unmap,
     /// They give back their space and keep their names.
-    Empty(Paths),
+    Empty(Arc<Segment>),
     /// They have these names now and are used again; the records end here.
     Recycle(Position, Paths),
 }
@@ -58,9 +58,11 @@ impl Graveyard {
                 (Ok(maps), Then::Recycle(end, paths)) => {
                     spares.push(Spare::clean(maps, end, paths));
                 }
-                (Ok(maps), Then::Empty(paths)) => {
+                // Another flush of one that failed would prove nothing.
+                (Ok(_), Then::Empty(segment)) if segment.has_failed_flush() => {}
+                (Ok(maps), Then::Empty(segment)) => {
                     drop(maps);
-                    if let Err(error) = paths.empty() {
+                    if let Err(error) = segment.paths().empty() {
                         tracing::debug!(%error, "a segment that is done keeps its space");
                     }
                 }
@@ -217,7 +219,7 @@ impl Stripe {
 
     pub(super) fn reclaim_into(&self, graveyard: &mut Graveyard) -> Result<bool, StorageError> {
         let active = self.active();
-        let is_due = |segment: &Segment| segment.is_complete() && segment.base() != active.base();
+        let is_due = |segment: &Segment| segment.can_go() && segment.base() != active.base();
         let mut result = Ok(());
         let mut freed = false;
         if self.segments.read().iter().any(|segment| is_due(segment)) {
@@ -365,14 +367,17 @@ impl Stripe {
     ) -> Result<(), StorageError> {
         self.reclaim_into(graveyard)?;
         let active = self.active();
-        if with_active
-            && active.is_complete()
-            && let Some(maps) = active.retire()
-        {
+        if !with_active || !active.can_go() || active.has_failed_flush() {
+            return Ok(());
+        }
+        // Beside an empty segment, acks that fall short would look like those of jobs that were
+        // cut off.
+        active.flush_acks().map_err(|error| error.retold())?;
+        if let Some(maps) = active.retire() {
             self.config.budget.give_back(self.config.segment_size);
             graveyard.retired.push(Retired {
                 maps,
-                then: Then::Empty(active.paths().clone()),
+                then: Then::Empty(active),
             });
             self.take_in(graveyard.sweep());
         }
