@@ -1,8 +1,11 @@
 //! A child process that fills a queue and is killed: its queue is what a crash leaves.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use logmill::Queue;
@@ -11,6 +14,8 @@ use crate::peers::limit::record_bytes;
 
 /// What the child says once it is done filling.
 const FILLED: &str = "filled";
+/// For how long it may take to make a segment.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What to fill a queue of one stripe with.
 #[derive(clap::Args)]
@@ -40,10 +45,30 @@ pub fn run(fill: &Args) -> Result<()> {
     for _ in 0..fill.bytes / record_bytes(fill.payload) as u64 {
         producer.enqueue(&payload)?;
     }
+    // Until the upkeep thread has done what it does after an open.
+    let deadline = Instant::now() + PATIENCE;
+    while segments(&fill.dir)?.len() < 2 {
+        if Instant::now() > deadline {
+            bail!("the next segment is not made ready");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
     println!("{FILLED}");
     // Ends if the parent is gone before it could kill.
     std::io::stdin().read_to_end(&mut Vec::new())?;
     std::process::exit(1);
+}
+
+/// The files of the segments of the only stripe.
+pub fn segments(queue_dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(queue_dir.join("log/00"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "seg") {
+            segments.push(path);
+        }
+    }
+    Ok(segments)
 }
 
 /// The parent's side: returns once the child has filled the queue and is dead.

@@ -2,6 +2,7 @@
 
 pub mod databases;
 pub mod files;
+pub mod group;
 pub mod limit;
 pub mod logmill;
 pub mod memory;

@@ -6,7 +6,7 @@ use super::{SIZES, size_name};
 use crate::contender::{Comparison, Contender, Outcome};
 use crate::context::Context;
 use crate::format::Unit;
-use crate::peers::{databases, files, limit, logmill};
+use crate::peers::{databases, files, group, limit, logmill};
 
 /// Threads that enqueue with `Sync` at once.
 const PRODUCERS: usize = 64;
@@ -35,7 +35,9 @@ fn group_commit(context: &Context, size: usize) -> Result<Comparison> {
              its job's flush. The loop writes {PRODUCERS} records of the same size at once into a \
              preallocated file, and flushes it (fdatasync): the library does not count its \
              flushes, so this is the largest batch that so many producers can share, one record \
-             of each."
+             of each. Beside it, as many threads as there are producers that share such writes and \
+             flushes, with a mutex and a condition variable and no log: what is left of the loop \
+             when each record has a thread to be woken."
         ),
         unit: Unit::Nanoseconds,
         figures: &["per job"],
@@ -47,6 +49,11 @@ fn group_commit(context: &Context, size: usize) -> Result<Comparison> {
                 "write + fdatasync",
                 limit::FLUSHED,
                 limit::write_and_flush(dir()?, size, PRODUCERS),
+            ),
+            Contender::jobs(
+                "shared write + fdatasync",
+                limit::FLUSHED,
+                group::shared_flushes(dir()?, size, PRODUCERS),
             ),
         ],
     })

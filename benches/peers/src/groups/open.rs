@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use ::logmill::Queue;
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -102,7 +103,8 @@ impl Cache {
     }
 }
 
-/// A killed process has filled half of its only segment; opening is set beside reading that file.
+/// A killed process has filled half of its first segment, and made the next one ready; opening is set
+/// beside reading these files.
 fn after_kill(context: &Context, segment: u64, size: usize, cache: Cache) -> Result<Comparison> {
     let killed = {
         let data = context.data.clone();
@@ -131,9 +133,10 @@ fn after_kill(context: &Context, segment: u64, size: usize, cache: Cache) -> Res
             segment / MIB,
             size_name(size)
         ),
-        note: "One stripe. Beside it: one thread reads the unsealed segment's file, all of it, \
-               with read(2) into a buffer of 256 KiB; recovery, too, looks at all of it. \
-               And the open of a queue without jobs that was closed: what is not recovery."
+        note: "One stripe. Beside it: one thread reads the files of the unsealed segments, all of \
+               them, with read(2) into a buffer of 256 KiB: the one with the jobs, and the one \
+               that was ready to follow it. Recovery, too, looks at all of both. And the open of \
+               a queue without jobs that was closed: what is not recovery."
             .to_owned(),
         unit: Unit::Nanoseconds,
         figures: &["time"],
@@ -152,7 +155,10 @@ fn after_kill(context: &Context, segment: u64, size: usize, cache: Cache) -> Res
                 "only reads",
                 Ok(Box::new(move || {
                     let dir = killed_too()?;
-                    let took = limit::timed_read(&unsealed_segment(dir.path())?)?;
+                    let mut took = Duration::ZERO;
+                    for path in child::segments(dir.path())? {
+                        took += limit::timed_read(&path)?;
+                    }
                     Ok(vec![took.as_nanos() as f64])
                 })),
             ),
@@ -170,16 +176,6 @@ fn after_kill(context: &Context, segment: u64, size: usize, cache: Cache) -> Res
             ),
         ],
     })
-}
-
-/// The first segment of the first stripe: the only one with jobs.
-fn unsealed_segment(dir: &Path) -> Result<PathBuf> {
-    let stripe = dir.join("log/00");
-    files_below(&stripe)?
-        .into_iter()
-        .filter(|path| path.extension().is_some_and(|extension| extension == "seg"))
-        .min()
-        .ok_or_else(|| anyhow!("no segment in {}", stripe.display()))
 }
 
 fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {

@@ -71,14 +71,14 @@ pub fn append(size: usize) -> Result<Jobs> {
 }
 
 /// A file of one region, written and flushed before, so that a flush has no metadata to write.
-struct Preallocated {
+pub struct Preallocated {
     file: File,
     at: u64,
     _dir: TempDir,
 }
 
 impl Preallocated {
-    fn new(dir: TempDir) -> Result<Self> {
+    pub fn new(dir: TempDir) -> Result<Self> {
         let file = OpenOptions::new()
             .create(true)
             .truncate(true)
@@ -93,7 +93,7 @@ impl Preallocated {
         })
     }
 
-    fn write_and_flush(&mut self, bytes: &[u8]) -> Result<()> {
+    pub fn write_and_flush(&mut self, bytes: &[u8]) -> Result<()> {
         if self.at + bytes.len() as u64 > REGION as u64 {
             self.at = 0;
         }
