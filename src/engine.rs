@@ -305,7 +305,7 @@ impl Engine {
         Some((lease, attempts, delivery))
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn ack(&self, lease: Lease, delivery: Delivery, attempts: u32) {
         if attempts > 1 {
             self.dead.forget_failures(lease.job());
@@ -317,7 +317,7 @@ impl Engine {
     }
 
     /// Marks a job done. Returns whether it was not before.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn complete(&self, lease: Lease) -> bool {
         let acked = lease.ack();
         if acked.segment_complete {

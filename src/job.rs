@@ -27,7 +27,7 @@ pub struct Job<'a> {
 
 impl<'a> Job<'a> {
     /// Begins the delivery of a job; None if it had used up its attempts, or was done meanwhile.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn begin(engine: &'a Engine, lease: Lease) -> Option<Self> {
         let (attempts, delivery) = if engine.is_plain(&lease) {
             (u32::from(lease.count_delivery()), Delivery::ONLY)
@@ -87,7 +87,7 @@ impl<'a> Job<'a> {
     ///
     /// Survives the death of the process at once. A power cut may undo acks since the last
     /// [flush](crate::Queue::flush), and then the job is delivered again.
-    #[inline]
+    #[inline(always)]
     pub fn ack(mut self) {
         if let Some(lease) = self.lease.take() {
             self.engine.ack(lease, self.delivery, self.attempts);

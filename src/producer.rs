@@ -93,7 +93,7 @@ impl Producer {
         engine.enqueue_batch(&mut place, payloads, &options)
     }
 
-    #[inline]
+    #[inline(always)]
     fn place(&mut self) -> (&Engine, Place<'_>) {
         let engine: &Engine = &self.running;
         let place = Place {
@@ -151,7 +151,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn append(&mut self, record: &NewRecord<'_>) -> Result<Sequence, RollError> {
         match &mut self.active {
             Some(active) => self.stripe.append(active, record),
@@ -197,7 +197,7 @@ impl From<RollError> for EnqueueError {
 
 impl Engine {
     /// Enqueues a job with the queue's defaults.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn enqueue(
         &self,
         place: &mut Place<'_>,

@@ -733,7 +733,7 @@ impl Lease {
     }
 
     /// Marks the job done.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn ack(self) -> Acked {
         match self.hold.get() {
             Held::NotDone(segment) => {

@@ -284,7 +284,7 @@ impl Stripe {
 
     /// Appends a record. `cached` is the caller's notion of the active segment; it is brought up
     /// to date, and holds the record's segment afterwards.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn append(
         &self,
         cached: &mut Arc<Segment>,

@@ -416,7 +416,7 @@ impl Segment {
     }
 
     /// Reserves and commits one record.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn append(&self, record: &NewRecord<'_>) -> Append {
         let content = self.content_check(record);
         match self.tail.reserve(1, record::units_of(record.len())) {
@@ -458,12 +458,12 @@ impl Segment {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn content_check(&self, record: &NewRecord<'_>) -> u32 {
         record::content_check(&self.hasher, record.meta, record.payload)
     }
 
-    #[inline]
+    #[inline(always)]
     fn commit(&self, position: Position, record: &NewRecord<'_>, content: u32) {
         // SAFETY: the caller holds the reservation of this record, which is not done, so the
         // segment is not complete and the mapping is there.
@@ -690,7 +690,7 @@ pub(super) fn write_header(file: &MappedFile, bytes: &[u8]) {
     }
 }
 
-#[inline]
+#[inline(always)]
 pub(super) fn write_record_header(
     records: &MappedFile,
     offset: usize,

@@ -84,7 +84,7 @@ impl Tail {
     /// Reserves `records` ordinals and `units` units with one fetch-and-add.
     ///
     /// The caller that gets [`Reserved::Closing`] must call [`close`](Self::close).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn reserve(&self, records: u32, units: u32) -> Reserved {
         // Relaxed: only saves refused callers the fetch-and-add, which decides.
         if self.closed.load(Ordering::Relaxed) != OPEN {

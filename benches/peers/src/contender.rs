@@ -126,7 +126,6 @@ impl Comparison {
             .unwrap_or(context.pace.rounds)
             .min(context.pace.pick(usize::MAX, 2));
         for round in 0..rounds {
-            context.settle();
             for turn in 0..contenders.len() {
                 // Another one begins in each round.
                 let at = (round + turn) % contenders.len();
@@ -134,6 +133,7 @@ impl Comparison {
                     continue;
                 }
                 let jobs = rows[at].jobs_a_round;
+                context.settle();
                 rows[at].note(contenders[at].take_turn(jobs), |row, figures| {
                     row.rounds.push(figures);
                 });

@@ -47,8 +47,8 @@ impl Context {
         tempfile::tempdir_in(&self.data).context("making a data directory")
     }
 
-    /// Has the file system write out what is dirty, so that leftovers of one round are not written
-    /// back in the next. If that fails, the round is noisier, no more.
+    /// Has the file system write out what is dirty, so that leftovers of one turn are not written
+    /// back in the next. If that fails, the turn is noisier, no more.
     pub fn settle(&self) {
         if let Ok(dir) = File::open(&self.data) {
             let _ = rustix::fs::syncfs(&dir);
