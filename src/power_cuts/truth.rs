@@ -333,7 +333,9 @@ impl Truth {
                 continue;
             };
             assert_eq!(one.payload, known.payload, "{job}: another payload");
+            // Of one that was double, the acks since may not be durable.
             let may_repeat = known.is_double
+                || known.was_double && crash == Crash::PowerCut
                 || known.is_moved
                     && (crash == Crash::PowerCut
                         || self.is_poisoned
