@@ -289,7 +289,7 @@ impl World {
                 }
             };
             let is_last = !running.dispatch().may_retry(&one.lease, one.attempts);
-            if is_last || matches!(then, Then::DeadLetter) {
+            if !one.lease.is_done() && (is_last || matches!(then, Then::DeadLetter)) {
                 self.shared.truth.borrow_mut().note_dying(one.job);
             }
             let failure = Failure {
@@ -326,7 +326,8 @@ impl World {
             // Any job in a worker's hands may have timed out in its last attempt.
             let in_hand = self.shared.in_hand.borrow();
             let mut truth = self.shared.truth.borrow_mut();
-            for one in in_hand.iter() {
+            // But for those that another lease of theirs has done.
+            for one in in_hand.iter().filter(|one| !one.lease.is_done()) {
                 if !running.dispatch().may_retry(&one.lease, one.attempts) {
                     truth.note_dying(one.job);
                 }
@@ -523,7 +524,10 @@ impl Shared {
     }
 
     fn ack(&self, running: &Running, one: InHand) {
-        self.truth.borrow_mut().note_acked(one.job);
+        // Another lease may have done it, after this one's time was up.
+        if !one.lease.is_done() {
+            self.truth.borrow_mut().note_acked(one.job);
+        }
         running.ack(one.lease, one.delivery, one.attempts);
     }
 
