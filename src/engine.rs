@@ -427,7 +427,7 @@ impl Engine {
         let mut result = self.flush();
         for stripe in self.dispatch.stripes() {
             result = result.and(stripe.seal(true).map(|_| ()));
-            result = result.and(stripe.reclaim_all().map_err(Arc::new));
+            result = result.and(stripe.reclaim_all());
         }
         result.inspect_err(|error| self.note_failed_flush(error))
     }
@@ -436,7 +436,7 @@ impl Engine {
         self.write_letters()?;
         self.dead.log().close();
         self.dead.log().seal(true)?;
-        self.dead.log().reclaim_all().map_err(Arc::new)
+        self.dead.log().reclaim_all()
     }
 
     /// Empties the timer: brings jobs back when they are due, and takes leases that ran out.
@@ -671,7 +671,7 @@ mod tests {
             // Raises the limit of sequences, and only hopes to.
             for _ in 0..64 {
                 let stripe = &running.dispatch().stripes()[0];
-                stripe.prepare().unwrap();
+                stripe.prepare();
                 for _ in 0..6 {
                     let _ = enqueue(&running, &[7; 3000], Durability::Process);
                 }

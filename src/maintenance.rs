@@ -8,6 +8,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::engine::Engine;
 use crate::log::Stripe;
+use crate::storage::StorageError;
 use crate::time;
 
 /// How often segments that a few delayed jobs keep alive are looked for.
@@ -166,12 +167,21 @@ impl Upkeep {
         if stripes.iter().any(Stripe::has_failed_scan) {
             engine.dispatch().sleepers.notify_all();
         }
-        let mut result = engine.write_letters();
+        self.failed = false;
+        let failed = &mut self.failed;
+        let mut note = |error: Arc<StorageError>| {
+            engine.note_failed_flush(&error);
+            if !error.is_failed_flush() {
+                tracing::warn!(%error, "upkeep failed and will be tried again");
+                *failed = true;
+            }
+        };
+        engine.write_letters().unwrap_or_else(&mut note);
         let mut freed = false;
         for log in stripes.iter().chain([engine.dead().log()]) {
             match log.reclaim() {
                 Ok(some) => freed |= some,
-                Err(error) => result = result.and(Err(Arc::new(error))),
+                Err(error) => note(Arc::new(error)),
             }
         }
         self.put_off = None;
@@ -180,12 +190,7 @@ impl Upkeep {
             // What they have now comes before what they need next.
             engine.signal.kick();
         } else {
-            for stripe in stripes {
-                match stripe.prepare() {
-                    Ok(pause) => self.put_off = self.put_off.into_iter().chain(pause).min(),
-                    Err(error) => result = result.and(Err(error)),
-                }
-            }
+            self.put_off = stripes.iter().filter_map(Stripe::prepare).min();
         }
         if freed {
             engine.room.notify_all();
@@ -195,7 +200,7 @@ impl Upkeep {
             for log in stripes.iter().chain([engine.dead().log()]) {
                 match log.seal(false) {
                     Ok(pause) => self.next_seal = self.next_seal.into_iter().chain(pause).min(),
-                    Err(error) => result = result.and(Err(error)),
+                    Err(error) => note(error),
                 }
             }
             if wake.flush
@@ -203,19 +208,14 @@ impl Upkeep {
             {
                 // Some of it may not have been; if it is a flush that failed, this ends here.
                 engine.signal.flush_within(RETRY_INTERVAL);
-                result = result.and(Err(error));
+                note(error);
+            }
+            for stripe in stripes {
+                stripe.flush_ahead().unwrap_or_else(&mut note);
             }
             if time::now() >= self.next_compaction {
-                result = result.and(engine.compact());
+                engine.compact().unwrap_or_else(&mut note);
                 self.next_compaction = time::now() + COMPACTION_INTERVAL;
-            }
-        }
-        self.failed = false;
-        if let Err(error) = result {
-            engine.note_failed_flush(&error);
-            if !error.is_failed_flush() {
-                tracing::warn!(%error, "upkeep failed and will be tried again");
-                self.failed = true;
             }
         }
     }

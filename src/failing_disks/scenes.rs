@@ -226,7 +226,7 @@ pub(super) fn an_unclean_queue() -> Scene {
     maker.enqueue(1, LARGE);
     let stripe = &maker.queue.engine().dispatch().stripes()[0];
     stripe.reclaim().unwrap();
-    stripe.prepare().unwrap();
+    stripe.prepare();
     // The others are in the hands of consumers when the process dies.
     while let Some(job) = maker.consumer.try_next() {
         std::mem::forget(job);
@@ -364,7 +364,8 @@ fn play_upkeep(run: &mut Run, scene: &Scene, fault: &Fault) {
         if let Err(error) = stripe.reclaim() {
             run.note(&error);
         }
-        if let Err(error) = stripe.prepare() {
+        stripe.prepare();
+        if let Err(error) = stripe.flush_ahead() {
             // As the upkeep thread does.
             queue.engine().note_failed_flush(&error);
             run.note(&error);

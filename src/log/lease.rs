@@ -539,7 +539,7 @@ impl Run {
     /// Makes the leases, in log order. `plain` of a lease says that the job can be delivered as it
     /// is: it has no due time, and was not found at open.
     #[inline]
-    pub(crate) fn expand(self, each: impl FnMut(Lease, bool)) {
+    pub(crate) fn expand(self, mut each: impl FnMut(Lease, bool)) {
         let (segment, maps) = match self.hold.get() {
             Held::NotDone(segment) => {
                 // SAFETY: as in `Lease::maps`.
@@ -547,47 +547,39 @@ impl Run {
             }
             Held::Counted(pinned) => (&*pinned.segment, &*pinned.maps),
         };
-        if segment.recovered {
-            self.expand_recovered(maps, each);
-        } else {
-            self.expand_new(&maps.records, each);
-        }
-    }
-
-    /// Of a segment made since the open: all are jobs, their ordinals have no gaps, and none is
-    /// done.
-    #[inline]
-    fn expand_new(&self, records: &Records, mut each: impl FnMut(Lease, bool)) {
+        // Both stay locals: as arguments they would be taken to be valid until the end, and after the
+        // last lease is let go the segment may be retired.
+        let records = &maps.records;
         let mut at = self.from;
-        while at.units < self.to_units {
-            let words = records.words(at.units);
-            let is_bare = words.identity.load(Ordering::Relaxed) >> META_LEN_SHIFT == 0;
-            let is_due = words.due_at.load(Ordering::Relaxed) == 0;
-            let next = at.units + record::units_of(words.len.load(Ordering::Acquire) as usize);
-            let lease = Lease::new(self.hold.clone(), at, is_bare);
-            at.units = next;
-            at.index += 1;
-            // Whoever gets it may ack it at once. The segment is not complete all the same, before
-            // the next one has a lease.
-            each(lease, is_due);
+        if !segment.recovered {
+            // All are jobs, their ordinals have no gaps, and none is done.
+            while at.units < self.to_units {
+                let words = records.words(at.units);
+                let is_bare = words.identity.load(Ordering::Relaxed) >> META_LEN_SHIFT == 0;
+                let is_due = words.due_at.load(Ordering::Relaxed) == 0;
+                let next = at.units + record::units_of(words.len.load(Ordering::Acquire) as usize);
+                let lease = Lease::new(self.hold.clone(), at, is_bare);
+                at.units = next;
+                at.index += 1;
+                // Whoever gets it may ack it at once. The segment is not complete all the same,
+                // before the next one has a lease.
+                each(lease, is_due);
+            }
+            return;
         }
-    }
-
-    fn expand_recovered(&self, maps: &Maps, mut each: impl FnMut(Lease, bool)) {
         // A lease is let go only when the next one is made: whoever gets it may ack it at once,
         // and without another record that is not done the segment might be complete.
         let mut previous: Option<Lease> = None;
-        let mut units = self.from.units;
-        while units < self.to_units {
-            let header = maps.records.header(units);
+        while at.units < self.to_units {
+            let header = records.header(at.units);
             if header.kind == KIND_JOB && !maps.acks.is_done(header.index) {
-                let index = header.index;
-                let lease = Lease::new(self.hold.clone(), Position { index, units }, false);
+                at.index = header.index;
+                let lease = Lease::new(self.hold.clone(), at, false);
                 if let Some(lease) = previous.replace(lease) {
                     each(lease, false);
                 }
             }
-            units += record::units_of(header.len as usize);
+            at.units += record::units_of(header.len as usize);
         }
         if let Some(lease) = previous {
             each(lease, false);

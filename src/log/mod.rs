@@ -31,7 +31,7 @@ pub(crate) mod view;
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -158,6 +158,8 @@ pub(crate) struct Stripe {
     next: Mutex<Next>,
     /// The segment that was created at open, until it is warm.
     cold: Mutex<Option<Arc<Segment>>>,
+    /// A flush was asked for since the last one ahead of need.
+    flushed: AtomicBool,
     /// Held by whoever seals or retires.
     upkeep: Mutex<Graveyard>,
     /// Jobs of segments that are gone, appended since the queue was opened.
@@ -260,6 +262,7 @@ impl Stripe {
             failed_scan: OnceLock::new(),
             next: Mutex::new(next),
             cold: Mutex::new(created),
+            flushed: AtomicBool::new(false),
             upkeep: Mutex::new(graveyard),
             retired_appended: AtomicU64::new(0),
             retired_done: AtomicU64::new(0),
@@ -436,36 +439,27 @@ impl Stripe {
         true
     }
 
-    /// Gets the next segment ready ahead of need. A failure is left to the roll that needs it, but
-    /// for that of a flush, which is final.
+    /// Gets the next segment ready ahead of need. A failure is left to the roll that needs it.
     ///
     /// If consumers keep up, the segment before the active one is done in a moment, and can be
     /// that next segment; then this puts it off, and says for how long.
-    pub(crate) fn prepare(&self) -> Result<Option<Duration>, Arc<StorageError>> {
+    pub(crate) fn prepare(&self) -> Option<Duration> {
         let mut next = self.next.lock();
         if next.prepared.is_some() || next.closed {
-            return Ok(None);
+            return None;
         }
         if next.spares.is_empty() && next.put_off < MOST_PUT_OFF && self.is_kept_up_with() {
             next.put_off += 1;
-            return Ok(Some(SHORTEST_PUT_OFF * (1 << next.put_off)));
+            return Some(SHORTEST_PUT_OFF * (1 << next.put_off));
         }
         match self.create_within_budget(&mut next) {
-            Ok(segment) => {
-                next.prepared = Some(Arc::clone(&segment));
-                drop(next);
-                // Where flushes are waited for, the first of this segment need not write all its
-                // zeros, nor the names.
-                if self.active.load().was_flushed() {
-                    segment.flush(true)?;
-                }
-            }
+            Ok(segment) => next.prepared = Some(segment),
             Err(RollError::OverBudget | RollError::Closed) => {}
             Err(RollError::Storage(error)) => {
                 tracing::debug!(%error, "no segment prepared");
             }
         }
-        Ok(None)
+        None
     }
 
     /// Whether nothing but the active segment, less than half full, and the one before are left.
@@ -545,7 +539,8 @@ impl Stripe {
                 self.damage.lock().extend(recovery.report.quarantined);
                 segment.set_scanned();
                 *self.held_back_until.lock() = None;
-                if complete {
+                // It may have been complete before, and held back by the damage alone.
+                if complete || segment.is_complete() {
                     (self.config.kick)();
                 }
                 true

@@ -553,17 +553,9 @@ impl Segment {
         })?;
         self.flush_names()?;
         if acks_too {
-            self.flush_acks()?;
+            self.acks_gate.flush(|| pinned.maps().acks.file.flush())?;
         }
         Ok(())
-    }
-
-    /// Makes every ack before this call durable, as [`flush`](Self::flush) does.
-    pub(super) fn flush_acks(self: &Arc<Self>) -> Result<(), Arc<StorageError>> {
-        match self.pin() {
-            Some(pinned) => self.acks_gate.flush(|| pinned.maps().acks.file.flush()),
-            None => Ok(()),
-        }
     }
 
     /// Whether a flush of it has failed, so that no later one would prove anything.

@@ -180,8 +180,8 @@ fn the_longest_record_is_a_quarter_of_a_segment_and_at_most_16_mib() {
 fn a_roll_takes_the_prepared_segment_and_asks_for_another() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
-    stripe.prepare().unwrap();
-    stripe.prepare().unwrap();
+    stripe.prepare();
+    stripe.prepare();
     assert_eq!(fixture.files(".seg").len(), 2);
     let kicks = fixture.kicks.load(Ordering::Relaxed);
     fill_segments(&stripe, 1);
@@ -195,7 +195,7 @@ fn complete_segments_are_retired_in_any_order_but_never_the_active_one() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
     fill_segments(&stripe, 3);
-    stripe.prepare().unwrap();
+    stripe.prepare();
     let leases = claim_all(&stripe);
     let (middle, others): (Vec<_>, Vec<_>) = leases
         .into_iter()
@@ -340,7 +340,7 @@ fn sequences_are_never_given_out_twice_however_often_an_empty_log_is_opened() {
         let stripe = fixture.open();
         stripe.reclaim().unwrap();
         given.push(append(&stripe, b"job"));
-        stripe.prepare().unwrap();
+        stripe.prepare();
         claim_all(&stripe)
             .into_iter()
             .for_each(|lease| _ = lease.ack());
@@ -398,7 +398,7 @@ fn after_close_nothing_can_be_appended_and_everything_can_be_sealed() {
     let stripe = fixture.open();
     let mut cached = stripe.active();
     append(&stripe, b"job");
-    stripe.prepare().unwrap();
+    stripe.prepare();
     stripe.close();
     stripe.close();
     let closed = |result| assert!(matches!(result, Err(RollError::Closed)));
@@ -409,7 +409,7 @@ fn after_close_nothing_can_be_appended_and_everything_can_be_sealed() {
             .append_shared(&record(b""))
             .map(|(sequence, _)| sequence),
     );
-    stripe.prepare().unwrap();
+    stripe.prepare();
     assert_eq!(fixture.files(".seg").len(), 1);
     stripe.seal(true).unwrap();
     let (_, report, _) = fixture.open_with_report();
@@ -640,11 +640,11 @@ fn a_spare_that_was_not_used_after_all_stays_counted_in_the_budget() {
     let nowhere = tempfile::tempdir().unwrap();
     stripe.next.lock().limit = Limit::find(nowhere.path(), origin()).unwrap();
     let fault = faults::fill_disk(&fixture.dir());
-    stripe.prepare().unwrap();
+    stripe.prepare();
     assert_eq!(fixture.files(".spare").len(), 1);
     assert_eq!(used(), 2 * SIZE);
     drop(fault);
-    stripe.prepare().unwrap();
+    stripe.prepare();
     assert!(fixture.files(".spare").is_empty());
     assert_eq!(used(), 2 * SIZE);
     stripe.close();
@@ -719,14 +719,21 @@ fn what_follows_a_segment_that_is_flushed_is_flushed_before_it_is_needed() {
         let is_flush = |call: &&faults::Call| call.operation == Operation::Flush;
         calls.iter().filter(is_flush).count()
     };
-    stripe.prepare().unwrap();
+    stripe.prepare();
+    stripe.flush_ahead().unwrap();
     assert_eq!(flushes(), 0);
     fill_segments(&stripe, 2);
     stripe.flush(false).unwrap();
     flushes();
-    stripe.prepare().unwrap();
+    stripe.prepare();
+    stripe.flush_ahead().unwrap();
     // Its records and its acks.
     assert_eq!(flushes(), 2);
+    // The next one is not, if nobody asks for a flush meanwhile.
+    fill_segments(&stripe, 2);
+    stripe.prepare();
+    stripe.flush_ahead().unwrap();
+    assert_eq!(flushes(), 0);
 }
 
 #[test]
@@ -808,9 +815,10 @@ fn a_segment_is_emptied_after_its_acks_are_durable_and_not_if_a_flush_of_it_has_
         let calls = watch.take_calls().into_iter();
         let operations: Vec<_> = calls
             .map(|call| (call.operation, call.path == segment))
-            .filter(|(operation, _)| *operation != Operation::Open)
+            .filter(|(operation, _)| [Operation::Flush, Operation::Truncate].contains(operation))
             .collect();
         let expected = [
+            (Operation::Flush, true),
             (Operation::Flush, false),
             (Operation::Truncate, true),
             (Operation::Flush, true),
@@ -876,7 +884,7 @@ fn a_log_with_jobs_opens_on_a_full_disk_and_its_consumers_go_on() {
     let appended = {
         let stripe = fixture.open();
         let appended = fill_segments(&stripe, 1);
-        stripe.prepare().unwrap();
+        stripe.prepare();
         appended
     };
     let fault = faults::fill_disk(&fixture.dir());
@@ -1083,7 +1091,7 @@ fn producers_consumers_and_upkeep_together_lose_nothing_and_deliver_nothing_twic
         }
         scope.spawn(|| {
             while acked.load(Ordering::Relaxed) < PRODUCERS * JOBS {
-                stripe.prepare().unwrap();
+                stripe.prepare();
                 stripe.reclaim().unwrap();
                 stripe.seal(false).unwrap();
                 let stats = stripe.stats();

@@ -140,6 +140,8 @@ impl Stripe {
     /// As [`flush`](Self::flush), for whoever [holds retirement](Self::hold_retirement): of the
     /// segments that are there, as none can go.
     pub(crate) fn flush_segments(&self, acks_too: bool) -> Result<(), Arc<StorageError>> {
+        // Relaxed: a hint.
+        self.flushed.store(true, Ordering::Relaxed);
         let segments: Vec<_> = self.segments.read().iter().cloned().collect();
         for segment in segments {
             // Of a settled segment, only the acks change.
@@ -148,6 +150,20 @@ impl Stripe {
             }
         }
         Ok(())
+    }
+
+    /// If flushes are asked for, flushes the prepared segment, so that the first one that somebody
+    /// waits for need not write all its zeros, nor the names.
+    pub(crate) fn flush_ahead(&self) -> Result<(), Arc<StorageError>> {
+        let prepared = self.next.lock().prepared.clone();
+        match prepared {
+            Some(prepared)
+                if !prepared.was_flushed() && self.flushed.swap(false, Ordering::Relaxed) =>
+            {
+                prepared.flush(true)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Closes the log for ever: no record can be appended any more.
@@ -354,8 +370,15 @@ impl Stripe {
 
     /// As [`reclaim`](Self::reclaim), for a log that is [closed](Self::close): with its last segment,
     /// for the next open not to look through it.
-    pub(crate) fn reclaim_all(&self) -> Result<(), StorageError> {
-        self.make_room(&mut self.upkeep.lock(), true)
+    pub(crate) fn reclaim_all(&self) -> Result<(), Arc<StorageError>> {
+        let mut graveyard = self.upkeep.lock();
+        let last = self.active();
+        if last.can_go() && !last.has_failed_flush() {
+            // Beside an empty segment, acks that fall short would look like those of jobs that were
+            // cut off; and what is emptied cannot be flushed later.
+            last.flush(true)?;
+        }
+        self.make_room(&mut graveyard, true).map_err(Arc::new)
     }
 
     /// As [`reclaim`](Self::reclaim). `with_active`: if the active segment is full and complete
@@ -370,9 +393,6 @@ impl Stripe {
         if !with_active || !active.can_go() || active.has_failed_flush() {
             return Ok(());
         }
-        // Beside an empty segment, acks that fall short would look like those of jobs that were
-        // cut off.
-        active.flush_acks().map_err(|error| error.retold())?;
         if let Some(maps) = active.retire() {
             self.config.budget.give_back(self.config.segment_size);
             graveyard.retired.push(Retired {
