@@ -226,6 +226,17 @@ impl MappedFile {
         unsafe { &*pointer.cast::<RecordWords>() }
     }
 
+    /// Whether all is zero from `offset` on, a multiple of 8.
+    pub(crate) fn is_zero_from(&self, offset: usize) -> bool {
+        let len = self.len().saturating_sub(offset);
+        let pointer = self.pointer(offset, len, align_of::<AtomicU64>());
+        // SAFETY: as in `word64`, for each of them.
+        let words = unsafe { std::slice::from_raw_parts(pointer.cast::<AtomicU64>(), len / 8) };
+        words.iter().all(|word| word.load(Ordering::Relaxed) == 0)
+            // Files of ours end on a multiple of 4.
+            && (len % 8 < 4 || self.word32(offset + len / 8 * 8).load(Ordering::Relaxed) == 0)
+    }
+
     /// The bytes `[offset, offset + len)`.
     ///
     /// # Safety
@@ -314,6 +325,19 @@ mod tests {
             assert_eq!(mapped.read_in(8192).is_err(), is_bad, "{errno}");
         }
         assert_eq!(mapped.word64(4096).load(Ordering::Relaxed), 7);
+    }
+
+    #[test]
+    fn what_is_zero_is_known_up_to_the_last_word() {
+        let dir = tempfile::tempdir().unwrap();
+        let mapped = MappedFile::create(&dir.path().join("f"), 4100, 4100).unwrap();
+        assert!(mapped.is_zero_from(0) && mapped.is_zero_from(4096));
+        for at in [0, 60, 64, 4092, 4096] {
+            mapped.word32(at).store(1, Ordering::Relaxed);
+            assert!(!mapped.is_zero_from(0));
+            assert_eq!(mapped.is_zero_from(64), at < 64);
+            mapped.word32(at).store(0, Ordering::Relaxed);
+        }
     }
 
     #[test]

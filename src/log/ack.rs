@@ -214,6 +214,10 @@ impl AckFile {
     /// Whether there is a trace of jobs that are not all done: an ack beyond the words that are
     /// full, or a delivery.
     pub(crate) fn tells_of_jobs(&self) -> bool {
+        if self.file.is_zero_from(HEADER_BYTES) {
+            // Mostly, and much sooner known than word by word.
+            return false;
+        }
         let words = words_for(self.capacity);
         let bits = |word| self.checked_bits(word).unwrap_or(0);
         let full = (0..words)

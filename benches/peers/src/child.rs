@@ -16,6 +16,8 @@ use crate::peers::limit::record_bytes;
 const FILLED: &str = "filled";
 /// For how long it may take to make a segment.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// For how long the file of acks, once it is there, may take to be made.
+const SETTLING: Duration = Duration::from_millis(200);
 
 /// What to fill a queue of one stripe with.
 #[derive(clap::Args)]
@@ -45,14 +47,15 @@ pub fn run(fill: &Args) -> Result<()> {
     for _ in 0..fill.bytes / record_bytes(fill.payload) as u64 {
         producer.enqueue(&payload)?;
     }
-    // Until the upkeep thread has done what it does after an open.
+    // Until the upkeep thread has done what it does after an open: it makes a segment's acks last.
     let deadline = Instant::now() + PATIENCE;
-    while segments(&fill.dir)?.len() < 2 {
+    while files(&fill.dir, "ack")?.len() < 2 {
         if Instant::now() > deadline {
             bail!("the next segment is not made ready");
         }
         thread::sleep(Duration::from_millis(5));
     }
+    thread::sleep(SETTLING);
     println!("{FILLED}");
     // Ends if the parent is gone before it could kill.
     std::io::stdin().read_to_end(&mut Vec::new())?;
@@ -61,14 +64,18 @@ pub fn run(fill: &Args) -> Result<()> {
 
 /// The files of the segments of the only stripe.
 pub fn segments(queue_dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut segments = Vec::new();
+    files(queue_dir, "seg")
+}
+
+fn files(queue_dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
     for entry in fs::read_dir(queue_dir.join("log/00"))? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "seg") {
-            segments.push(path);
+        if path.extension().is_some_and(|found| found == extension) {
+            files.push(path);
         }
     }
-    Ok(segments)
+    Ok(files)
 }
 
 /// The parent's side: returns once the child has filled the queue and is dead.
