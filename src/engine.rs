@@ -742,4 +742,29 @@ mod tests {
         assert!(running.flush().unwrap_err().is_failed_flush());
         assert!(running.poison().is_some());
     }
+
+    #[test]
+    fn upkeep_notes_a_failed_flush_though_something_else_has_failed_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
+        let running = Arc::new(Running::open_idle(&builder).unwrap().0);
+        let stripe = &running.dispatch().stripes()[0];
+        running
+            .enqueue(&mut producer::Place::on(stripe), b"job")
+            .unwrap();
+        let consumer = crate::Consumer::new(Arc::clone(&running));
+        consumer.try_next().unwrap().dead_letter("of no use");
+        stripe.flush(false).unwrap();
+        // The letter does not fit the disk, and the segment that is prepared cannot be flushed.
+        let _full = faults::fill_disk(&dir.path().join("dead"));
+        let next = crate::log::segment::capacity_of(16 * 1024);
+        let next = dir.path().join(format!("log/00/{next:020}.seg"));
+        let _failing = faults::fail_flushes(&next);
+        let mut upkeep = maintenance::Upkeep::new();
+        while let Some(wake) = running.signal.take() {
+            upkeep.turn(&running, &wake);
+        }
+        let poison = running.poison().expect("noted");
+        assert_eq!(poison.path(), next);
+    }
 }

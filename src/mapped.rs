@@ -328,6 +328,25 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_that_cannot_prefault_makes_files_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = Plan {
+            operation: Operation::Prefault,
+            calls: 0..usize::MAX,
+            effect: Effect::Fail(Errno::INVAL),
+        };
+        let _fault = faults::watch(dir.path(), vec![plan]);
+        for warm in [1, 4096, u64::MAX] {
+            let path = dir.path().join(warm.to_string());
+            let mapped = MappedFile::create(&path, 8192 + 4, warm).unwrap();
+            mapped.word32(8192).store(7, Ordering::Relaxed);
+            mapped.prefault_from(4096).unwrap();
+            let read = std::fs::read(&path).unwrap();
+            assert!(read[..8192].iter().all(|&byte| byte == 0) && read[8192] == 7);
+        }
+    }
+
+    #[test]
     fn what_is_zero_is_known_up_to_the_last_word() {
         let dir = tempfile::tempdir().unwrap();
         let mapped = MappedFile::create(&dir.path().join("f"), 4100, 4100).unwrap();

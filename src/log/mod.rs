@@ -159,7 +159,7 @@ pub(crate) struct Stripe {
     /// The segment that was created at open, until it is warm.
     cold: Mutex<Option<Arc<Segment>>>,
     /// A flush was asked for since the last one ahead of need.
-    flushed: AtomicBool,
+    flush_asked: AtomicBool,
     /// Held by whoever seals or retires.
     upkeep: Mutex<Graveyard>,
     /// Jobs of segments that are gone, appended since the queue was opened.
@@ -262,7 +262,7 @@ impl Stripe {
             failed_scan: OnceLock::new(),
             next: Mutex::new(next),
             cold: Mutex::new(created),
-            flushed: AtomicBool::new(false),
+            flush_asked: AtomicBool::new(false),
             upkeep: Mutex::new(graveyard),
             retired_appended: AtomicU64::new(0),
             retired_done: AtomicU64::new(0),

@@ -796,6 +796,51 @@ fn damage_that_cannot_be_set_aside_keeps_its_segment_though_all_else_in_it_is_do
 }
 
 #[test]
+fn what_is_done_but_for_damage_goes_as_soon_as_the_damage_is_set_aside() {
+    let fixture = Fixture::new();
+    {
+        let stripe = fixture.open();
+        let done = append(&stripe, b"done");
+        append(&stripe, b"damaged");
+        assert!(stripe.mark_done(done));
+    }
+    let path = fixture.dir().join(&fixture.files(".seg")[0]);
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes.windows(7).position(|bytes| bytes == b"damaged");
+    bytes[at.unwrap()] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let full = faults::fill_disk(&fixture.quarantine());
+    let stripe = fixture.open();
+    drop(full);
+    let kicks = fixture.kicks.load(Ordering::Relaxed);
+    assert_eq!(stripe.pins().len(), 2);
+    assert_eq!(stripe.damage().len(), 1);
+    // Upkeep is told.
+    assert!(fixture.kicks.load(Ordering::Relaxed) > kicks);
+    assert!(stripe.reclaim().unwrap());
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_segment_that_somebody_reads_is_emptied_later() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    append(&stripe, b"job");
+    let segment = stripe.active();
+    stripe.close();
+    for lease in claim_all(&stripe) {
+        lease.ack();
+    }
+    let reader = segment.pin().unwrap();
+    stripe.reclaim_all().unwrap();
+    let len = || fs::metadata(&segment.paths().segment).unwrap().len();
+    assert_eq!(len(), SIZE);
+    drop(reader);
+    stripe.reclaim().unwrap();
+    assert_eq!(len(), 0);
+}
+
+#[test]
 fn a_segment_is_emptied_after_its_acks_are_durable_and_not_if_a_flush_of_it_has_failed() {
     for fails in [false, true] {
         let fixture = Fixture::new();

@@ -140,8 +140,8 @@ impl Stripe {
     /// As [`flush`](Self::flush), for whoever [holds retirement](Self::hold_retirement): of the
     /// segments that are there, as none can go.
     pub(crate) fn flush_segments(&self, acks_too: bool) -> Result<(), Arc<StorageError>> {
-        // Relaxed: a hint.
-        self.flushed.store(true, Ordering::Relaxed);
+        // Relaxed: a hint, which orders nothing.
+        self.flush_asked.store(true, Ordering::Relaxed);
         let segments: Vec<_> = self.segments.read().iter().cloned().collect();
         for segment in segments {
             // Of a settled segment, only the acks change.
@@ -158,7 +158,7 @@ impl Stripe {
         let prepared = self.next.lock().prepared.clone();
         match prepared {
             Some(prepared)
-                if !prepared.was_flushed() && self.flushed.swap(false, Ordering::Relaxed) =>
+                if !prepared.was_flushed() && self.flush_asked.swap(false, Ordering::Relaxed) =>
             {
                 prepared.flush(true)
             }
