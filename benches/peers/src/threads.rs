@@ -65,6 +65,35 @@ pub fn timed(
     })
 }
 
+/// Runs `run` once for each of the items, each in a thread of its own.
+pub fn timed_each<T: Send>(
+    items: impl ExactSizeIterator<Item = T>,
+    run: impl Fn(usize, T) -> Result<()> + Sync,
+) -> Result<Duration> {
+    let start_line = Barrier::new(items.len() + 1);
+    thread::scope(|scope| {
+        let (run, start_line) = (&run, &start_line);
+        let threads: Vec<_> = items
+            .enumerate()
+            .map(|(thread, item)| {
+                scope.spawn(move || {
+                    start_line.wait();
+                    run(thread, item)
+                })
+            })
+            .collect();
+        start_line.wait();
+        let start = Instant::now();
+        for thread in threads {
+            match thread.join() {
+                Ok(result) => result?,
+                Err(_) => bail!("a thread panicked"),
+            }
+        }
+        Ok(start.elapsed())
+    })
+}
+
 /// The share of a thread: the first one takes what does not divide.
 pub fn share(jobs: u64, threads: usize, thread: usize) -> u64 {
     let each = jobs / threads as u64;

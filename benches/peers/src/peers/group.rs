@@ -1,15 +1,13 @@
 //! Threads that share flushes, and nothing else: what it costs to wake them.
 
-use std::sync::{Arc, Barrier, Condvar, Mutex, PoisonError};
-use std::thread;
-use std::time::Instant;
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use anyhow::{Result, anyhow, bail};
 use tempfile::TempDir;
 
 use super::limit::{Preallocated, record_bytes};
 use crate::contender::Jobs;
-use crate::threads::share;
+use crate::threads::{self, share};
 
 /// A buffer that everybody adds to, and that one of those who wait writes and flushes for all.
 struct Group {
@@ -67,36 +65,18 @@ impl Group {
 
 /// This many threads, each of which waits for the flush of each of its records.
 pub fn shared_flushes(dir: TempDir, size: usize, producers: usize) -> Result<Jobs> {
-    let group = Arc::new(Group {
+    let group = Group {
         state: Mutex::default(),
         flushed: Condvar::new(),
         log: Mutex::new(Preallocated::new(dir)?),
-    });
+    };
     let record = vec![7; record_bytes(size)];
     Ok(Box::new(move |jobs| {
-        let start_line = Barrier::new(producers + 1);
-        thread::scope(|scope| {
-            let (group, record, start_line) = (&*group, &record[..], &start_line);
-            let threads: Vec<_> = (0..producers)
-                .map(|thread| {
-                    scope.spawn(move || -> Result<()> {
-                        start_line.wait();
-                        for _ in 0..share(jobs, producers, thread) {
-                            group.commit(record)?;
-                        }
-                        Ok(())
-                    })
-                })
-                .collect();
-            start_line.wait();
-            let start = Instant::now();
-            for thread in threads {
-                match thread.join() {
-                    Ok(result) => result?,
-                    Err(_) => bail!("a thread panicked"),
-                }
+        threads::timed_each(0..producers, |thread, _| {
+            for _ in 0..share(jobs, producers, thread) {
+                group.commit(&record)?;
             }
-            Ok(start.elapsed())
+            Ok(())
         })
     }))
 }

@@ -3,12 +3,11 @@
 use std::hint::{black_box, spin_loop};
 use std::ops::Deref;
 use std::path::Path;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow};
 use logmill::{Consumer, Durability, Producer, Queue};
 use tempfile::TempDir;
 
@@ -190,28 +189,8 @@ pub fn group_commit(dir: TempDir, stripes: usize, producers: usize, size: usize)
     let payload = payload(size);
     Ok(Box::new(move |jobs| {
         let _keep = &open;
-        let start_line = Barrier::new(producers + 1);
-        let took = thread::scope(|scope| -> Result<Duration> {
-            let (payload, start_line) = (&payload[..], &start_line);
-            let threads: Vec<_> = handles
-                .iter_mut()
-                .enumerate()
-                .map(|(thread, producer)| {
-                    scope.spawn(move || {
-                        start_line.wait();
-                        enqueue_all(producer, payload, share(jobs, producers, thread))
-                    })
-                })
-                .collect();
-            start_line.wait();
-            let start = Instant::now();
-            for thread in threads {
-                match thread.join() {
-                    Ok(result) => result?,
-                    Err(_) => bail!("a producer panicked"),
-                }
-            }
-            Ok(start.elapsed())
+        let took = threads::timed_each(handles.iter_mut(), |thread, producer| {
+            enqueue_all(producer, &payload, share(jobs, producers, thread))
         })?;
         drain(&consumer, jobs)?;
         Ok(took)
