@@ -133,6 +133,7 @@ impl Dispatch {
     /// Claims runs into the deques, from the home stripe or else from the next ones; returns the
     /// first of them.
     fn claim(&self, own: &Deques) -> Option<Run> {
+        let waited = own.keep_distance();
         let mut claimed = own.claimed.borrow_mut();
         let stripes = self.stripes.len();
         let first = own.first_stripe();
@@ -140,6 +141,7 @@ impl Dispatch {
             let stripe = &self.stripes[(first + at) % stripes];
             match stripe.claim(CLAIM_JOBS, CLAIM_BYTES, self.counted, &mut claimed) {
                 Claim::Taken => {
+                    own.note_claim(claimed.iter().map(Run::jobs).sum(), waited);
                     let mut runs = claimed.drain(..);
                     let first = runs.next();
                     for run in runs {
