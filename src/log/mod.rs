@@ -8,6 +8,7 @@
 //! `upkeep.rs`.
 
 pub(crate) mod ack;
+mod crc;
 pub(crate) mod flush;
 pub(crate) mod header;
 pub(crate) mod lease;

@@ -18,6 +18,7 @@
 
 use std::time::SystemTime;
 
+use super::crc::Crc32;
 use crate::{Sequence, Timestamp};
 
 /// Records are placed in units of this many bytes, so that offsets fit 32 bits.
@@ -98,7 +99,7 @@ impl Header {
         // A pad covers bytes of any content, which it does not vouch for.
         let content = match self.kind {
             KIND_PAD => 0,
-            _ => content_check(&crc32fast::Hasher::new(), meta, payload),
+            _ => content_check(&Crc32::new(), meta, payload),
         };
         self.check_over(salt, content)
     }
@@ -124,17 +125,13 @@ impl Header {
 }
 
 /// The CRC-32 of metadata and payload.
-///
-/// `empty` is the hasher to start from: making one asks what the processor can do, which is too
-/// slow for each record.
 #[inline]
-pub(crate) fn content_check(empty: &crc32fast::Hasher, meta: &[u8], payload: &[u8]) -> u32 {
-    let mut hasher = empty.clone();
-    if !meta.is_empty() {
-        hasher.update(meta);
+pub(crate) fn content_check(crc: &Crc32, meta: &[u8], payload: &[u8]) -> u32 {
+    if meta.is_empty() {
+        crc.of(payload)
+    } else {
+        crc.of_both(meta, payload)
     }
-    hasher.update(payload);
-    hasher.finalize()
 }
 
 /// What an append is made of.

@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 
 use super::ack::{self, AckFile};
+use super::crc::Crc32;
 use super::flush::FlushGate;
 use super::header::{self, FileKind, Identity};
 pub(crate) use super::lease::{Claim, Lease, Pinned, Record, Records, Run};
@@ -110,8 +111,7 @@ impl Warm {
 /// A segment's state in memory.
 pub(crate) struct Segment {
     identity: Identity,
-    /// That nothing has gone into yet.
-    hasher: crc32fast::Hasher,
+    crc: Crc32,
     pub(super) tail: Tail,
     pub(super) cursor: Cursor,
     progress: Progress,
@@ -288,7 +288,7 @@ impl Segment {
         }
         Arc::new(Self {
             identity,
-            hasher: crc32fast::Hasher::new(),
+            crc: Crc32::new(),
             tail,
             cursor: Cursor::new(START),
             progress,
@@ -460,7 +460,7 @@ impl Segment {
 
     #[inline(always)]
     fn content_check(&self, record: &NewRecord<'_>) -> u32 {
-        record::content_check(&self.hasher, record.meta, record.payload)
+        record::content_check(&self.crc, record.meta, record.payload)
     }
 
     #[inline(always)]

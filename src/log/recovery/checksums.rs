@@ -7,12 +7,11 @@
 //! C(AB) = C(A) * x^(8 |B|) + C(B), in polynomials over GF(2) modulo the CRC's: C(B) is the
 //! difference between two prefixes, the shorter one shifted.
 
+use crate::log::crc::{Crc32, times_x};
+
 /// Bytes between the prefixes that are kept. A checksum costs at most two of these to hash, and
 /// the prefixes of the largest segment take 4 MiB.
 const BLOCK: usize = 1024;
-
-/// The CRC's polynomial, the coefficient of x^0 in the highest bit.
-const POLYNOMIAL: u32 = 0xedb8_8320;
 
 /// x^(8 * 2^k) modulo the polynomial, at k.
 const POWERS: [u32; 32] = {
@@ -39,8 +38,7 @@ const fn multiply(a: u32, b: u32) -> u32 {
         if bit == 0 {
             return product;
         }
-        // Times x.
-        shifted = shifted >> 1 ^ (POLYNOMIAL & (shifted & 1).wrapping_neg());
+        shifted = times_x(shifted);
         bit -= 1;
     }
 }
@@ -59,6 +57,7 @@ fn shift(checksum: u32, bytes: usize) -> u32 {
 /// The checksums of the parts of a byte string shorter than 4 GiB.
 pub(super) struct Checksums<'a> {
     bytes: &'a [u8],
+    crc: Crc32,
     /// Of the first n blocks, at n; computed when first needed.
     prefixes: Vec<u32>,
     /// Bytes hashed so far.
@@ -70,6 +69,7 @@ impl<'a> Checksums<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self {
             bytes,
+            crc: Crc32::new(),
             prefixes: Vec::new(),
             #[cfg(any(test, fuzzing))]
             hashed: 0,
@@ -79,7 +79,7 @@ impl<'a> Checksums<'a> {
     /// The CRC-32 of the bytes `[from, to)`, which lie within the byte string.
     pub(super) fn of(&mut self, from: usize, to: usize) -> u32 {
         if to - from <= 2 * BLOCK {
-            return self.extend(0, from, to);
+            return self.hash(from, to);
         }
         if self.prefixes.is_empty() {
             let mut prefix = 0;
@@ -89,7 +89,7 @@ impl<'a> Checksums<'a> {
                 self.prefixes.push(prefix);
             }
         }
-        self.prefix(to) ^ shift(self.prefix(from), to - from)
+        shift(self.prefix(from), to - from) ^ self.prefix(to)
     }
 
     fn prefix(&mut self, len: usize) -> u32 {
@@ -98,13 +98,15 @@ impl<'a> Checksums<'a> {
 
     /// `checksum` with the bytes `[from, to)` appended to what it is of.
     fn extend(&mut self, checksum: u32, from: usize, to: usize) -> u32 {
+        shift(checksum, to - from) ^ self.hash(from, to)
+    }
+
+    fn hash(&mut self, from: usize, to: usize) -> u32 {
         #[cfg(any(test, fuzzing))]
         {
             self.hashed += to - from;
         }
-        let mut hasher = crc32fast::Hasher::new_with_initial(checksum);
-        hasher.update(&self.bytes[from..to]);
-        hasher.finalize()
+        self.crc.of(&self.bytes[from..to])
     }
 }
 

@@ -1,0 +1,341 @@
+//! CRC-32 (IEEE 802.3) of what records hold.
+//!
+//! By `crc32fast`, but where the processor multiplies without carries in registers of 512 bits
+//! (AVX-512 with VPCLMULQDQ), by the code below: the checksum is the larger part of enqueueing a
+//! small job, and it takes half the time (64 bytes: 4.6 instead of 9.3 ns, 1 KiB: 19 instead of 41).
+//!
+//! Both compute a polynomial over GF(2), whose coefficients are the message's bits, modulo the
+//! CRC's. The method is that of Gopal et al., "Fast CRC Computation for Generic Polynomials Using
+//! PCLMULQDQ Instruction" (Intel, 2009), with two turns that make short messages fast: each 8 bytes
+//! are multiplied by their own power of x, so that none waits for another, and blocks are
+//! counted from the message's end, so that what is short of a block are zeros in front, which
+//! do not count.
+
+#![cfg_attr(target_arch = "x86_64", allow(unsafe_code))]
+
+/// The CRC's polynomial, the coefficient of x^0 in the highest bit; that of x^32 is implied.
+pub(super) const POLYNOMIAL: u32 = 0xedb8_8320;
+
+/// The product of a polynomial and x, modulo the CRC's.
+pub(super) const fn times_x(a: u32) -> u32 {
+    a >> 1 ^ (POLYNOMIAL & (a & 1).wrapping_neg())
+}
+
+/// Computes checksums in the way that is best on this processor.
+#[derive(Clone)]
+pub(crate) enum Crc32 {
+    /// The processor has what `wide` asks for.
+    #[cfg(target_arch = "x86_64")]
+    Wide,
+    /// A hasher that nothing has gone into: making one asks what the processor can do, which is
+    /// too slow for each record.
+    Library(crc32fast::Hasher),
+}
+
+impl Crc32 {
+    pub(crate) fn new() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if wide::is_available() {
+            return Self::Wide;
+        }
+        Self::Library(crc32fast::Hasher::new())
+    }
+
+    /// The checksum of `bytes`.
+    #[inline]
+    pub(crate) fn of(&self, bytes: &[u8]) -> u32 {
+        match self {
+            // SAFETY: there is a `Wide` only where the processor has what it needs.
+            #[cfg(target_arch = "x86_64")]
+            Self::Wide => unsafe { wide::checksum(bytes) },
+            Self::Library(empty) => {
+                let mut hasher = empty.clone();
+                hasher.update(bytes);
+                hasher.finalize()
+            }
+        }
+    }
+
+    /// The checksum of two byte strings in a row.
+    pub(crate) fn of_both(&self, first: &[u8], second: &[u8]) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(first);
+        hasher.update(second);
+        hasher.finalize()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod wide {
+    use std::arch::x86_64::*;
+
+    use super::{POLYNOMIAL, times_x};
+
+    /// Bytes in a register.
+    const BLOCK: usize = 64;
+    /// Bytes of a stride of the loop over long messages.
+    const STRIDE: usize = 4 * BLOCK;
+
+    /// What 16 bytes are multiplied by: their first 8, their last 8.
+    type Factors = [u64; 2];
+
+    /// x^n modulo the polynomial, as a factor: the coefficient of x^0 in the highest bit.
+    const fn power(n: usize) -> u64 {
+        let mut power = 1 << 31;
+        let mut at = 0;
+        while at < n {
+            power = times_x(power);
+            at += 1;
+        }
+        (power as u64) << 32
+    }
+
+    /// For 16 bytes with `after` bytes between them and the place of x^0.
+    ///
+    /// A product of two factors comes out one power too high: of 64 + 64 coefficients it has 127,
+    /// and the instruction leaves the highest bit, that of x^0, empty.
+    const fn factors(after: usize) -> Factors {
+        [power(8 * after + 64 - 1), power(8 * after - 1)]
+    }
+
+    /// For the four times 16 bytes of a block with that many blocks after it, at most 3. A CRC is of
+    /// the message times x^32, so there are 4 bytes more.
+    static WEIGHTS: [[Factors; 4]; 4] = {
+        let mut weights = [[[0; 2]; 4]; 4];
+        let mut at = 0;
+        while at < 16 {
+            weights[at / 4][3 - at % 4] = factors(16 * at + 4);
+            at += 1;
+        }
+        weights
+    };
+
+    /// For each 16 bytes of a stride, to bring them to the next one.
+    static TO_NEXT_STRIDE: [Factors; 4] = [factors(STRIDE); 4];
+
+    /// The state after n bytes of zeros.
+    static AFTER_ZEROS: [u32; STRIDE] = {
+        let mut states = [u32::MAX; STRIDE];
+        let mut at = 1;
+        while at < STRIDE {
+            let mut state = states[at - 1];
+            let mut bit = 0;
+            while bit < 8 {
+                state = times_x(state);
+                bit += 1;
+            }
+            states[at] = state;
+            at += 1;
+        }
+        states
+    };
+
+    /// The quotient of x^96 and the polynomial, without its x^0: that of x^64 in the lowest bit.
+    const QUOTIENT: u64 = {
+        let mut quotient = 0;
+        // Division as at school: the remainder so far, beginning with x^32 less the polynomial.
+        let mut remainder = POLYNOMIAL;
+        quotient |= 1;
+        let mut bit = 1;
+        while bit < 64 {
+            quotient |= ((remainder & 1) as u64) << bit;
+            remainder = times_x(remainder);
+            bit += 1;
+        }
+        quotient
+    };
+
+    pub(super) fn is_available() -> bool {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("vpclmulqdq")
+            && is_x86_feature_detected!("pclmulqdq")
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,vpclmulqdq,pclmulqdq")]
+    pub(super) fn checksum(bytes: &[u8]) -> u32 {
+        let (head, strides) = bytes.as_rchunks();
+        let state = after_head(head);
+        !if strides.is_empty() {
+            state
+        } else {
+            after_strides(state, strides)
+        }
+    }
+
+    /// The state after a message shorter than a stride.
+    #[target_feature(enable = "avx512f,avx512bw,vpclmulqdq,pclmulqdq")]
+    fn after_head(head: &[u8]) -> u32 {
+        let (first, blocks) = head.as_rchunks();
+        let mut sum = if first.is_empty() {
+            _mm512_setzero_si512()
+        } else {
+            multiply(load_at_end(first), load_factors(&WEIGHTS[blocks.len()]))
+        };
+        for (block, weights) in blocks.iter().rev().zip(&WEIGHTS) {
+            sum = _mm512_xor_si512(sum, multiply(load(block), load_factors(weights)));
+        }
+        // The state that a message begins with counts as that of zeros would.
+        AFTER_ZEROS[head.len()] ^ remainder(sum)
+    }
+
+    /// The state after one stride at least.
+    #[target_feature(enable = "avx512f,avx512bw,vpclmulqdq,pclmulqdq")]
+    fn after_strides(state: u32, strides: &[[u8; STRIDE]]) -> u32 {
+        let to_next = load_factors(&TO_NEXT_STRIDE);
+        let mut sums = [_mm512_setzero_si512(); 4];
+        // Added to the first four bytes.
+        let mut carry = _mm512_zextsi128_si512(_mm_cvtsi32_si128(state.cast_signed()));
+        for stride in strides {
+            for (sum, block) in sums.iter_mut().zip(stride.as_chunks().0) {
+                let next = _mm512_xor_si512(load(block), carry);
+                *sum = _mm512_xor_si512(multiply(*sum, to_next), next);
+                carry = _mm512_setzero_si512();
+            }
+        }
+        let mut sum = _mm512_setzero_si512();
+        for (block, weights) in sums.iter().rev().zip(&WEIGHTS) {
+            sum = _mm512_xor_si512(sum, multiply(*block, load_factors(weights)));
+        }
+        remainder(sum)
+    }
+
+    /// Multiplies each 8 bytes by their factor, and adds those of each 16.
+    #[target_feature(enable = "avx512f,vpclmulqdq")]
+    fn multiply(block: __m512i, factors: __m512i) -> __m512i {
+        _mm512_xor_si512(
+            _mm512_clmulepi64_epi128(block, factors, 0x00),
+            _mm512_clmulepi64_epi128(block, factors, 0x11),
+        )
+    }
+
+    /// The sum of four polynomials, each of degree 95 at most, modulo the CRC's: Barrett's
+    /// reduction, where the quotient comes from a multiplication.
+    #[target_feature(enable = "avx512f,pclmulqdq")]
+    fn remainder(sums: __m512i) -> u32 {
+        let halves = _mm256_xor_si256(
+            _mm512_castsi512_si256(sums),
+            _mm512_extracti64x4_epi64(sums, 1),
+        );
+        let dividend = _mm_xor_si128(
+            _mm256_castsi256_si128(halves),
+            _mm256_extracti128_si256(halves, 1),
+        );
+        let factors = _mm_set_epi64x(
+            ((POLYNOMIAL as u64) << 32).cast_signed(),
+            QUOTIENT.cast_signed(),
+        );
+        // Without its lowest 32 coefficients, which stand in the highest bits.
+        let high = _mm_srli_si128(dividend, 4);
+        let quotient = _mm_clmulepi64_si128(high, factors, 0x00);
+        let product = _mm_clmulepi64_si128(quotient, factors, 0x10);
+        // Of both, the lowest 32 coefficients. The product lacks x^0, see `factors`.
+        let product = _mm_extract_epi64(product, 1).cast_unsigned() >> 31;
+        product as u32 ^ _mm_extract_epi32(dividend, 3).cast_unsigned()
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn load(block: &[u8; BLOCK]) -> __m512i {
+        // SAFETY: it reads as many bytes as the block has.
+        unsafe { _mm512_loadu_si512(block.as_ptr().cast()) }
+    }
+
+    /// A block that ends with `bytes`, of which there are fewer than a block, and begins with zeros.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn load_at_end(bytes: &[u8]) -> __m512i {
+        let zeros = BLOCK - bytes.len();
+        let start = bytes.as_ptr().wrapping_sub(zeros);
+        // SAFETY: the mask leaves out what is in front of the bytes; it is not read.
+        unsafe { _mm512_maskz_loadu_epi8(u64::MAX << zeros, start.cast()) }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn load_factors(factors: &[Factors; 4]) -> __m512i {
+        // SAFETY: it reads as many bytes as the array has.
+        unsafe { _mm512_loadu_si512(factors.as_ptr().cast()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bit by bit.
+    fn by_definition(bytes: &[u8]) -> u32 {
+        let mut state = u32::MAX;
+        for &byte in bytes {
+            state ^= u32::from(byte);
+            for _ in 0..8 {
+                state = times_x(state);
+            }
+        }
+        !state
+    }
+
+    #[test]
+    fn a_checksum_is_the_defined_one_whatever_the_length_and_alignment() {
+        assert_eq!(by_definition(b"123456789"), 0xcbf4_3926);
+        let longest = if cfg!(miri) { 300 } else { 1100 };
+        let mut random = fastrand::Rng::with_seed(1);
+        let bytes: Vec<u8> = std::iter::repeat_with(|| random.u8(..))
+            .take(longest + 64)
+            .collect();
+        let library = Crc32::Library(crc32fast::Hasher::new());
+        for len in 0..=longest {
+            let from = random.usize(..64);
+            let message = &bytes[from..from + len];
+            let expected = by_definition(message);
+            assert_eq!(Crc32::new().of(message), expected, "{len} bytes");
+            assert_eq!(library.of(message), expected, "{len} bytes, by the library");
+        }
+    }
+
+    #[test]
+    fn every_bit_of_a_message_counts() {
+        for len in [1, 15, 16, 63, 64, 65, 255, 256, 257, 600] {
+            let mut message = vec![0; len];
+            let checksum = Crc32::new().of(&message);
+            for bit in 0..8 * len {
+                message[bit / 8] ^= 1 << (bit % 8);
+                assert_ne!(
+                    Crc32::new().of(&message),
+                    checksum,
+                    "bit {bit} of {len} bytes"
+                );
+                message[bit / 8] ^= 1 << (bit % 8);
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(not(miri))]
+    #[allow(unsafe_code)]
+    fn nothing_around_a_message_is_read() {
+        use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+
+        const PAGE: usize = 4096;
+        let flags = MapFlags::PRIVATE;
+        // SAFETY: a new mapping; nothing in it can be accessed.
+        let map =
+            unsafe { mmap_anonymous(std::ptr::null_mut(), 3 * PAGE, ProtFlags::empty(), flags) };
+        let map = map.unwrap().cast::<u8>();
+        // SAFETY: the second of the three pages, which can be accessed from now on.
+        let page = unsafe {
+            let page = map.add(PAGE);
+            mprotect(
+                page.cast(),
+                PAGE,
+                MprotectFlags::READ | MprotectFlags::WRITE,
+            )
+            .unwrap();
+            std::slice::from_raw_parts(page, PAGE)
+        };
+        for len in 0..=600 {
+            let expected = by_definition(&vec![0; len]);
+            assert_eq!(Crc32::new().of(&page[..len]), expected);
+            assert_eq!(Crc32::new().of(&page[PAGE - len..]), expected);
+        }
+        // SAFETY: the mapping is whole, and `page` is used no more.
+        unsafe { munmap(map.cast(), 3 * PAGE) }.unwrap();
+    }
+}
