@@ -619,9 +619,9 @@ mod tests {
         let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
         {
             let running = Running::open(&builder).unwrap().0;
-            let mut place = producer::Place::of_this_thread(&running);
             for _ in 0..8 {
-                running.enqueue(&mut place, &[7; 3000]).unwrap();
+                let place = producer::Place::of_this_thread(&running);
+                running.enqueue(place, &[7; 3000]).unwrap();
             }
         }
         let segment = dir.path().join(format!("log/00/{:020}.seg", 0));
@@ -646,9 +646,9 @@ mod tests {
     #[test]
     fn a_failed_flush_that_no_caller_was_told_of_refuses_durable_enqueues_all_the_same() {
         let enqueue = |running: &Running, payload: &[u8], durability| {
-            let mut place = producer::Place::of_this_thread(running);
+            let place = producer::Place::of_this_thread(running);
             let options = EnqueueOptions::new().durability(durability);
-            running.enqueue_with(&mut place, payload, &options)
+            running.enqueue_with(place, payload, &options)
         };
         for failing in ["quarantine", "log/00"] {
             let dir = tempfile::tempdir().unwrap();
@@ -729,8 +729,8 @@ mod tests {
         let stripe = &running.dispatch().stripes()[0];
         // More letters than the first segment of the dead letter log holds.
         for _ in 0..8 {
-            let mut place = producer::Place::of_this_thread(&running);
-            running.enqueue(&mut place, &[7; 3000]).unwrap();
+            let place = producer::Place::of_this_thread(&running);
+            running.enqueue(place, &[7; 3000]).unwrap();
             let job = consumer.next_timeout(Duration::from_secs(60)).unwrap();
             job.dead_letter("of no use");
         }
@@ -750,7 +750,7 @@ mod tests {
         let running = Arc::new(Running::open_idle(&builder).unwrap().0);
         let stripe = &running.dispatch().stripes()[0];
         running
-            .enqueue(&mut producer::Place::on(stripe), b"job")
+            .enqueue(producer::Place::on(stripe), b"job")
             .unwrap();
         let consumer = crate::Consumer::new(Arc::clone(&running));
         consumer.try_next().unwrap().dead_letter("of no use");

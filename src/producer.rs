@@ -52,8 +52,8 @@ impl Producer {
     /// As there.
     #[inline]
     pub fn enqueue(&mut self, payload: &[u8]) -> Result<Sequence, EnqueueError> {
-        let (engine, mut place) = self.place();
-        engine.enqueue(&mut place, payload)
+        let (engine, place) = self.place();
+        engine.enqueue(place, payload)
     }
 
     /// As [`Queue::enqueue_with`](crate::Queue::enqueue_with).
@@ -65,8 +65,8 @@ impl Producer {
         payload: &[u8],
         options: EnqueueOptions,
     ) -> Result<Sequence, EnqueueError> {
-        let (engine, mut place) = self.place();
-        engine.enqueue_with(&mut place, payload, &options)
+        let (engine, place) = self.place();
+        engine.enqueue_with(place, payload, &options)
     }
 
     /// As [`Queue::enqueue_batch`](crate::Queue::enqueue_batch).
@@ -89,8 +89,8 @@ impl Producer {
         payloads: &[P],
         options: EnqueueOptions,
     ) -> Result<Vec<Sequence>, BatchError> {
-        let (engine, mut place) = self.place();
-        engine.enqueue_batch(&mut place, payloads, &options)
+        let (engine, place) = self.place();
+        engine.enqueue_batch(place, payloads, &options)
     }
 
     #[inline(always)]
@@ -200,7 +200,7 @@ impl Engine {
     #[inline(always)]
     pub(crate) fn enqueue(
         &self,
-        place: &mut Place<'_>,
+        mut place: Place<'_>,
         payload: &[u8],
     ) -> Result<Sequence, EnqueueError> {
         if self.depth.is_some() || self.durability() != Durability::Process {
@@ -219,7 +219,7 @@ impl Engine {
 
     pub(crate) fn enqueue_with(
         &self,
-        place: &mut Place<'_>,
+        mut place: Place<'_>,
         payload: &[u8],
         options: &EnqueueOptions,
     ) -> Result<Sequence, EnqueueError> {
@@ -243,7 +243,7 @@ impl Engine {
 
     pub(crate) fn enqueue_batch<P: AsRef<[u8]>>(
         &self,
-        place: &mut Place<'_>,
+        place: Place<'_>,
         payloads: &[P],
         options: &EnqueueOptions,
     ) -> Result<Vec<Sequence>, BatchError> {
@@ -256,7 +256,7 @@ impl Engine {
 
     fn append_batch<P: AsRef<[u8]>>(
         &self,
-        place: &mut Place<'_>,
+        mut place: Place<'_>,
         payloads: &[P],
         options: &EnqueueOptions,
         enqueued: &mut Vec<Sequence>,

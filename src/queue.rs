@@ -56,7 +56,7 @@ impl Queue {
     #[inline]
     pub fn enqueue(&self, payload: &[u8]) -> Result<Sequence, EnqueueError> {
         let engine = &*self.running;
-        engine.enqueue(&mut Place::of_this_thread(engine), payload)
+        engine.enqueue(Place::of_this_thread(engine), payload)
     }
 
     /// As [`enqueue`](Self::enqueue), with options for this job.
@@ -69,7 +69,7 @@ impl Queue {
         options: EnqueueOptions,
     ) -> Result<Sequence, EnqueueError> {
         let engine = &*self.running;
-        engine.enqueue_with(&mut Place::of_this_thread(engine), payload, &options)
+        engine.enqueue_with(Place::of_this_thread(engine), payload, &options)
     }
 
     /// Enqueues jobs in order, with one reservation for as many as fit, and one flush for all.
@@ -96,7 +96,7 @@ impl Queue {
         options: EnqueueOptions,
     ) -> Result<Vec<Sequence>, BatchError> {
         let engine = &*self.running;
-        engine.enqueue_batch(&mut Place::of_this_thread(engine), payloads, &options)
+        engine.enqueue_batch(Place::of_this_thread(engine), payloads, &options)
     }
 
     /// A handle for a thread that enqueues a lot.

@@ -235,7 +235,7 @@ pub(super) fn letters_of(running: &Arc<Running>) -> Vec<FoundLetter> {
 fn work_off(setup: &Setup, dir: &Path, truth: &Truth) {
     let (running, _) = setup.open(dir);
     for stripe in running.dispatch().stripes() {
-        match running.enqueue(&mut Place::on(stripe), b"new") {
+        match running.enqueue(Place::on(stripe), b"new") {
             Ok(job) => truth.check_is_new(job),
             Err(error) => assert!(error.is_full(), "{error}"),
         }

@@ -191,8 +191,8 @@ impl World {
             truth.begin(Doing::Enqueue(vec![payload.clone()]));
             truth.mark(Some(stripe as u8))
         };
-        let mut place = Place::on(&running.dispatch().stripes()[stripe]);
-        let result = running.enqueue_with(&mut place, payload.as_ref(), &options);
+        let place = Place::on(&running.dispatch().stripes()[stripe]);
+        let result = running.enqueue_with(place, payload.as_ref(), &options);
         let mut truth = self.shared.truth.borrow_mut();
         match result {
             Ok(job) => {
@@ -223,8 +223,8 @@ impl World {
             truth.begin(Doing::Enqueue(payloads.clone()));
             truth.mark(Some(stripe as u8))
         };
-        let mut place = Place::on(&running.dispatch().stripes()[stripe]);
-        let result = running.enqueue_batch(&mut place, &payloads, &options);
+        let place = Place::on(&running.dispatch().stripes()[stripe]);
+        let result = running.enqueue_batch(place, &payloads, &options);
         let mut truth = self.shared.truth.borrow_mut();
         let (jobs, error) = match result {
             Ok(jobs) => (jobs, None),
@@ -571,7 +571,7 @@ impl Shared {
         for stripe in running.dispatch().stripes() {
             let payload = truth::new_payload(&mut self.random.borrow_mut());
             if stripe.has_room_for(payload.as_ref().len()) && self.random.borrow_mut().bool() {
-                let job = running.enqueue(&mut Place::on(stripe), payload.as_ref());
+                let job = running.enqueue(Place::on(stripe), payload.as_ref());
                 let job = job.expect("there is room");
                 self.truth.borrow_mut().note_enqueued(job, payload, false);
             }
