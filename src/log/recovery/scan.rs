@@ -136,10 +136,9 @@ impl<'a> Scanner<'a> {
     fn written(&mut self) -> u32 {
         let find = || {
             let bytes = &self.records.bytes()[..self.limit.units as usize * UNIT];
-            // A block at a time, without a branch for each unit: mostly this passes over zeros.
-            let is_zero = |block: &[u8]| block.iter().fold(0, |all, byte| all | byte) == 0;
-            let zeros = bytes.rchunks(4096).take_while(|block| is_zero(block));
-            let end = self.limit.units - (zeros.map(<[u8]>::len).sum::<usize>() / UNIT) as u32;
+            // Mostly zeros: passed over in large steps first, as memory is read faster forwards.
+            let bytes = without_zeros(without_zeros(bytes, 1 << 20), 4096);
+            let end = (bytes.len() / UNIT) as u32;
             let last = (0..end).rev().find(|&units| self.records.unit(units) != 0);
             last.map_or(0, |last| last + 1)
         };
@@ -219,4 +218,12 @@ impl<'a> Scanner<'a> {
         self.lost += (to - from) / HEADER_UNITS;
         self.scan.end.units = to;
     }
+}
+
+/// The bytes without the zeros at their end, as far as these fill blocks of that size.
+fn without_zeros(bytes: &[u8], block: usize) -> &[u8] {
+    // Without a branch for each byte.
+    let is_zero = |block: &[u8]| block.iter().fold(0, |all, byte| all | byte) == 0;
+    let zeros = bytes.rchunks(block).take_while(|block| is_zero(block));
+    &bytes[..bytes.len() - zeros.map(<[u8]>::len).sum::<usize>()]
 }
