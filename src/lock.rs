@@ -36,11 +36,14 @@ impl DirectoryLock {
                 pid: holder.trim().parse().ok(),
             });
         }
-        // A full disk must not keep the queue from being opened and drained.
-        let id = format!("{}\n", std::process::id());
-        let _ = Operation::Truncate
-            .attempt(&path, || file.set_len(0))
-            .and_then(|()| Stream(&file, &path).write_all(id.as_bytes()));
+        // As long as any id, so that nothing is left of another one. (Truncating the file first would
+        // take longer than all else that an open of an empty queue does but flushes.)
+        let id = format!("{:<10}\n", std::process::id());
+        if Stream(&file, &path).write_all(id.as_bytes()).is_err() {
+            // A full disk must not keep the queue from being opened and drained. No id is better than
+            // a wrong one.
+            let _ = Operation::Truncate.attempt(&path, || file.set_len(0));
+        }
         Ok(Self(file))
     }
 }
