@@ -191,9 +191,11 @@ impl MappedFile {
 
     #[inline]
     fn pointer(&self, offset: usize, len: usize, align: usize) -> *mut u8 {
-        let mapped = self.map.len();
         assert!(
-            offset <= mapped && len <= mapped - offset && offset.is_multiple_of(align),
+            offset
+                .checked_add(len)
+                .is_some_and(|end| end <= self.map.len())
+                && offset.is_multiple_of(align),
             "access outside the mapping"
         );
         // The mapping starts on a page, so an aligned offset is an aligned address.
