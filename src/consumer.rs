@@ -1,5 +1,6 @@
 //! Consuming by hand: a consumer asks for jobs, one or a few at a time.
 
+use std::cell::LazyCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,21 +41,20 @@ impl Consumer {
 
     /// The next job, waiting for it; None once the queue is closed.
     ///
-    /// Waits by looking again for a few tens of microseconds, and then sleeps.
+    /// Waits by looking again for a few tens of microseconds, and then sleeps. A consumer that keeps up
+    /// with a fast producer may leave new jobs for up to 12 microseconds, so that both are faster.
     #[inline]
     pub fn next(&self) -> Option<Job<'_>> {
-        self.next_until(None)
+        self.next_until(|| None)
     }
 
-    /// The next job, waiting at most this long for it; None once the queue is closed.
+    /// The next job, waiting at most this long for it, as [`next`](Self::next) does; None once the
+    /// queue is closed.
     #[inline]
     pub fn next_timeout(&self, timeout: Duration) -> Option<Job<'_>> {
-        // The clock is read only if there is nothing to do.
-        if let Some(job) = self.try_next() {
-            return Some(job);
-        }
-        // A deadline past the end of time is none.
-        self.next_until(Instant::now().checked_add(timeout))
+        // The clock is read only if there is no job at hand. A deadline past the end of time is none.
+        let deadline = LazyCell::new(|| Instant::now().checked_add(timeout));
+        self.next_until(|| *deadline)
     }
 
     /// Up to `max` jobs, waiting at most `timeout` for the first of them and not at all for the
@@ -75,9 +75,9 @@ impl Consumer {
     }
 
     #[inline]
-    fn next_until(&self, deadline: Option<Instant>) -> Option<Job<'_>> {
+    fn next_until(&self, deadline: impl Fn() -> Option<Instant>) -> Option<Job<'_>> {
         loop {
-            let lease = self.source.next(deadline, || self.running.is_closed())?;
+            let lease = self.source.next(&deadline, || self.running.is_closed())?;
             if let Some(job) = Job::begin(&self.running, lease) {
                 return Some(job);
             }

@@ -143,7 +143,7 @@ impl Worker {
         let current = &pool.current[self.at];
         // Relaxed: whoever stops the pool or closes the queue wakes this thread through a lock.
         let stopped = || pool.stopping.load(Ordering::Relaxed) || self.running.is_closed();
-        while let Some(lease) = source.next(None, stopped) {
+        while let Some(lease) = source.next(|| None, stopped) {
             let Some(job) = Job::begin(&self.running, lease) else {
                 continue;
             };

@@ -109,8 +109,9 @@ impl Dispatch {
 
     /// The next job for the consumer that owns the deques.
     ///
-    /// Looks into its own deques, then at what came back, then into the logs, and then steals.
-    fn find(&self, own: &Deques) -> Option<Lease> {
+    /// Looks into its own deques, then at what came back, then into the logs, and then steals. Who
+    /// is `patient` leaves the logs out where it had better keep its distance.
+    fn find(&self, own: &Deques, patient: bool) -> Option<Lease> {
         loop {
             if let Some(lease) = own.leases.pop() {
                 return Some(lease);
@@ -121,7 +122,10 @@ impl Dispatch {
             }
             let run = own
                 .pop_run()
-                .or_else(|| self.claim(own))
+                .or_else(|| match patient && own.keeps_distance() {
+                    true => None,
+                    false => self.claim(own),
+                })
                 .or_else(|| self.steal_run());
             match run {
                 Some(run) => self.expand(run, own),
@@ -133,15 +137,14 @@ impl Dispatch {
     /// Claims runs into the deques, from the home stripe or else from the next ones; returns the
     /// first of them.
     fn claim(&self, own: &Deques) -> Option<Run> {
-        let waited = own.keep_distance();
         let mut claimed = own.claimed.borrow_mut();
         let stripes = self.stripes.len();
         let first = own.first_stripe();
         for at in 0..stripes {
             let stripe = &self.stripes[(first + at) % stripes];
             match stripe.claim(CLAIM_JOBS, CLAIM_BYTES, self.counted, &mut claimed) {
-                Claim::Taken => {
-                    own.note_claim(claimed.iter().map(Run::jobs).sum(), waited);
+                Claim::Taken { caught_up } => {
+                    own.note_claim(claimed.iter().map(Run::jobs).sum(), caught_up);
                     let mut runs = claimed.drain(..);
                     let first = runs.next();
                     for run in runs {
@@ -152,6 +155,7 @@ impl Dispatch {
                 Claim::Empty | Claim::Exhausted => {}
             }
         }
+        own.note_claim(0, true);
         None
     }
 

@@ -34,19 +34,22 @@ pub(super) struct Deques {
     home: usize,
     /// Claims so far.
     claims: Cell<usize>,
-    /// When the next claim may be made, if not at once.
-    next_claim: Cell<Option<Instant>>,
+    /// How many of the latest claims, in a row, were close behind a producer.
+    close_behind: Cell<u32>,
+    /// Until when a consumer that can wait makes no claim.
+    pub(super) distance: Cell<Option<Instant>>,
 }
 
-/// How many jobs a claim finds of a producer that is fast and close ahead.
-///
 /// A consumer that reads close behind a producer slows both to half: its core fetches the cache
-/// lines that the producer is about to write, who must take them back. And there it stays: both
-/// being slow, each claim finds the ten jobs that were enqueued during the last ten.
+/// lines that the producer is about to write, which then must take them back. And there it stays:
+/// both being slow, each claim finds the ten jobs or so that were enqueued during the last ten. So
+/// many jobs in a claim that caught up, ...
 const CLOSE_BEHIND: Range<u64> = 8..64;
-/// How far apart the claims of such a consumer are, so that it falls behind by some hundred jobs.
-/// Measured with `benches/`: from 8 µs on, the two run at the speed of the slower one alone.
-const CLAIM_INTERVAL: Duration = Duration::from_micros(12);
+/// ... so many times in a row, are taken for a sign of it.
+const CLAIMS_CLOSE_BEHIND: u32 = 4;
+/// How long a consumer then makes no claim, so that it falls behind by several hundred jobs.
+/// Measured: from 8 µs on, the two run at the speed that each has alone.
+const DISTANCE: Duration = Duration::from_micros(12);
 
 /// Every so many claims begin at another stripe than home, each in turn: a stripe that is nobody's
 /// home must not wait until another one runs dry.
@@ -78,7 +81,8 @@ impl Deques {
             claimed: RefCell::default(),
             home: 0,
             claims: Cell::new(0),
-            next_claim: Cell::new(None),
+            close_behind: Cell::new(0),
+            distance: Cell::new(None),
         };
         (own, thief)
     }
@@ -94,26 +98,29 @@ impl Deques {
         }
     }
 
-    /// Waits until the next claim may be made. Returns whether it had to.
-    pub(super) fn keep_distance(&self) -> bool {
-        let Some(next_claim) = self.next_claim.take() else {
-            return false;
-        };
-        let mut waited = false;
-        while Instant::now() < next_claim {
-            waited = true;
-            std::hint::spin_loop();
+    /// Whether a consumer that can wait had better make no claim now.
+    pub(super) fn keeps_distance(&self) -> bool {
+        let until = self.distance.get();
+        let keeps = until.is_some_and(|until| Instant::now() < until);
+        if !keeps {
+            self.distance.set(None);
         }
-        waited
+        keeps
     }
 
-    /// Takes note of what a claim found, for which the consumer had `waited` or not.
-    pub(super) fn note_claim(&self, jobs: u64, waited: bool) {
-        // Never two waits in a row: jobs that are still few after one do not come so fast that
-        // it was worth their latency.
-        if !waited && CLOSE_BEHIND.contains(&jobs) {
-            self.next_claim.set(Some(Instant::now() + CLAIM_INTERVAL));
+    /// Takes note of how many jobs a claim found, and whether it caught up with the producers.
+    pub(super) fn note_claim(&self, jobs: u64, caught_up: bool) {
+        let is_close = caught_up && CLOSE_BEHIND.contains(&jobs);
+        let mut in_a_row = if is_close {
+            self.close_behind.get() + 1
+        } else {
+            0
+        };
+        if in_a_row == CLAIMS_CLOSE_BEHIND {
+            self.distance.set(Some(Instant::now() + DISTANCE));
+            in_a_row = 0;
         }
+        self.close_behind.set(in_a_row);
     }
 
     pub(super) fn push_run(&self, run: Run) {
@@ -155,7 +162,7 @@ impl Thief {
 /// A consumer's place in the dispatch. When it is dropped, its jobs go back to the others.
 pub(crate) struct Source<D: AsRef<Dispatch>> {
     dispatch: D,
-    own: Deques,
+    pub(super) own: Deques,
     name: u64,
 }
 
@@ -176,16 +183,16 @@ impl<D: AsRef<Dispatch>> Source<D> {
     pub(crate) fn try_next(&self) -> Option<Lease> {
         match self.own.leases.pop() {
             Some(lease) => Some(lease),
-            None => self.dispatch.as_ref().find(&self.own),
+            None => self.dispatch.as_ref().find(&self.own, false),
         }
     }
 
     /// The next job, waiting for it until the deadline, or until `stopped`. Whoever makes
-    /// `stopped` true wakes the sleepers.
+    /// `stopped` true wakes the sleepers. The deadline is asked for if there is no job at hand.
     #[inline]
     pub(crate) fn next(
         &self,
-        deadline: Option<Instant>,
+        deadline: impl FnOnce() -> Option<Instant>,
         stopped: impl Fn() -> bool,
     ) -> Option<Lease> {
         if stopped() {
@@ -193,7 +200,7 @@ impl<D: AsRef<Dispatch>> Source<D> {
         }
         match self.own.leases.pop() {
             Some(lease) => Some(lease),
-            None => self.wait(deadline, stopped),
+            None => self.wait(deadline(), stopped),
         }
     }
 
@@ -201,10 +208,11 @@ impl<D: AsRef<Dispatch>> Source<D> {
         let dispatch = self.dispatch.as_ref();
         loop {
             for look in 0..LOOKS_BEFORE_SLEEP {
-                if let Some(lease) = dispatch.find(&self.own) {
+                let is_last = deadline.is_some_and(|deadline| deadline <= Instant::now());
+                if let Some(lease) = dispatch.find(&self.own, !is_last) {
                     return Some(lease);
                 }
-                if stopped() || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                if is_last || stopped() {
                     return None;
                 }
                 if look < LOOKS_WITH_SPIN {
@@ -253,22 +261,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_consumer_close_behind_a_fast_producer_waits_and_not_twice_in_a_row() {
-        let own = Deques::new().0;
-        for (jobs, waited, expected) in [
-            (1, false, false),
-            (7, false, false),
-            (8, false, true),
-            (63, false, true),
-            (63, true, false),
-            (64, false, false),
-            (256, false, false),
-        ] {
-            own.note_claim(jobs, waited);
-            assert_eq!(own.next_claim.get().is_some(), expected, "{jobs} {waited}");
-            // However long this took.
-            own.keep_distance();
-            assert!(!own.keep_distance());
+    fn only_claims_close_behind_a_producer_one_after_the_other_make_a_consumer_keep_its_distance() {
+        let claims: [(&[(u64, bool)], bool); 7] = [
+            (&[(8, true), (63, true), (10, true)], false),
+            (&[(8, true), (63, true), (10, true), (10, true)], true),
+            // Behind by more.
+            (&[(64, true); 9], false),
+            // One job at a time.
+            (&[(7, true); 9], false),
+            // Large jobs, of which there are more.
+            (&[(10, false); 9], false),
+            // The producers pause.
+            (
+                &[(10, true), (10, true), (10, true), (0, true), (10, true)],
+                false,
+            ),
+            (
+                &[(10, true), (10, true), (10, true), (256, false), (10, true)],
+                false,
+            ),
+        ];
+        for (claims, expected) in claims {
+            let own = Deques::new().0;
+            for &(jobs, caught_up) in claims {
+                own.note_claim(jobs, caught_up);
+            }
+            assert_eq!(own.distance.get().is_some(), expected, "{claims:?}");
         }
+    }
+
+    #[test]
+    fn a_distance_ends() {
+        let own = Deques::new().0;
+        assert!(!own.keeps_distance());
+        own.distance
+            .set(Some(Instant::now() + Duration::from_secs(3600)));
+        assert!(own.keeps_distance());
+        own.distance.set(Some(Instant::now()));
+        assert!(!own.keeps_distance());
+        assert_eq!(own.distance.get(), None);
     }
 }

@@ -1,6 +1,7 @@
 //! Who is woken when there is more work than one consumer takes.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::source::Source;
 use super::*;
@@ -29,7 +30,7 @@ fn dispatch(dir: &Path) -> Arc<Dispatch> {
     };
     let origin = Sequence::first_of_stripe(0);
     let (stripe, _) = Stripe::open(&dir.join("log"), origin, config, &mut recovery).unwrap();
-    let retry = RetryPolicy::fixed(std::time::Duration::ZERO);
+    let retry = RetryPolicy::fixed(Duration::ZERO);
     let sleepers = Arc::new(EventCount::new());
     let clock = Clock::start();
     let stripes = Box::new([stripe]);
@@ -85,7 +86,7 @@ fn a_thief_that_leaves_runs_behind_wakes_another() {
     let busy = Source::new(dispatch.clone());
     let thief = Source::new(dispatch.clone());
     // Four runs with one job each that is not delayed.
-    let later = Timestamp::now().saturating_add(std::time::Duration::from_secs(3600));
+    let later = Timestamp::now().saturating_add(Duration::from_secs(3600));
     append_due(&dispatch.0, 256, |at| match at % 64 {
         0 => Timestamp::ZERO,
         _ => later,
@@ -123,4 +124,48 @@ fn a_consumer_that_finds_one_job_wakes_nobody() {
     consumer.try_next().unwrap().ack();
     assert!(consumer.try_next().is_none());
     assert_eq!(dispatch.0.sleepers.asleep(), 1);
+}
+
+#[test]
+fn who_keeps_a_distance_takes_what_came_back_and_claims_once_it_cannot_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let dispatch = Handle(dispatch(dir.path()));
+    let consumer = Source::new(dispatch.clone());
+    let now = Instant::now();
+    let for_long = Some(now + Duration::from_secs(3600));
+    consumer.own.distance.set(for_long);
+    append(&dispatch.0, 1);
+    assert!(dispatch.0.find(&consumer.own, true).is_none());
+    let other = Source::new(dispatch.clone());
+    let lease = other.try_next().unwrap();
+    dispatch.0.inject(lease);
+    let came_back = dispatch.0.find(&consumer.own, true);
+    came_back.unwrap().ack();
+    append(&dispatch.0, 1);
+    assert!(dispatch.0.find(&consumer.own, true).is_none());
+    let at_last = consumer.next(|| Some(now), || false);
+    at_last.unwrap().ack();
+    append(&dispatch.0, 1);
+    consumer.try_next().unwrap().ack();
+    assert_eq!(consumer.own.distance.get(), for_long);
+}
+
+#[test]
+fn a_consumer_that_finds_ten_jobs_in_each_claim_begins_to_keep_a_distance() {
+    let dir = tempfile::tempdir().unwrap();
+    let dispatch = Handle(dispatch(dir.path()));
+    let consumer = Source::new(dispatch.clone());
+    let take = |jobs| {
+        append(&dispatch.0, jobs);
+        for _ in 0..jobs {
+            consumer.try_next().unwrap().ack();
+        }
+        consumer.own.distance.take().is_some()
+    };
+    assert_eq!([10, 10, 10, 10].map(take), [false, false, false, true]);
+    assert_eq!([10, 10, 10].map(take), [false; 3]);
+    // The producer pauses.
+    assert!(consumer.try_next().is_none());
+    assert_eq!([10, 1, 10, 10, 10].map(take), [false; 5]);
+    assert!(take(10));
 }

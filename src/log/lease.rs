@@ -161,8 +161,9 @@ pub(crate) struct Pinned {
 /// What a claim found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Claim {
-    /// Runs were added.
-    Taken,
+    /// Runs were added. `caught_up`: the next record is not committed yet, rather than that the claim was
+    /// large enough.
+    Taken { caught_up: bool },
     /// Nothing is committed past the cursor.
     Empty,
     /// Everything is claimed and nothing can follow.
@@ -280,7 +281,10 @@ impl Pinned {
                 };
             }
             if segment.cursor.advance(from, to) && runs.len() > runs_before {
-                return Claim::Taken;
+                let is_open = closed.is_none() && !segment.recovered;
+                return Claim::Taken {
+                    caught_up: is_open && to.index < last && to.units < end_units,
+                };
             }
             // Another consumer was faster, or there were only pads and records that are done.
         }

@@ -106,7 +106,7 @@ fn fill_segments(stripe: &Stripe, segments: u32) -> Vec<Sequence> {
 /// Claims everything there is.
 fn claim_all(stripe: &Stripe) -> Vec<Lease> {
     let mut leases = Vec::new();
-    while claim(stripe, 1000, usize::MAX, &mut leases) == Claim::Taken {}
+    while let Claim::Taken { .. } = claim(stripe, 1000, usize::MAX, &mut leases) {}
     leases
 }
 
@@ -1121,7 +1121,7 @@ fn producers_consumers_and_upkeep_together_lose_nothing_and_deliver_nothing_twic
             scope.spawn(|| {
                 let mut leases = Vec::new();
                 while acked.load(Ordering::Relaxed) < PRODUCERS * JOBS {
-                    if claim(&stripe, 64, 4096, &mut leases) == Claim::Taken {
+                    if let Claim::Taken { .. } = claim(&stripe, 64, 4096, &mut leases) {
                         for lease in leases.drain(..) {
                             let payload = lease.record().payload().try_into().unwrap();
                             seen.lock()[u64::from_le_bytes(payload) as usize] += 1;

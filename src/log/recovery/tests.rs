@@ -113,7 +113,7 @@ fn jobs(segment: &Arc<Segment>) -> Vec<(u32, Vec<u8>)> {
     let mut leases = Vec::new();
     loop {
         match pinned.claim_leases(1000, usize::MAX / 2, false, &mut leases) {
-            Claim::Taken => {}
+            Claim::Taken { .. } => {}
             Claim::Exhausted => break,
             Claim::Empty => panic!("a claim waits in a segment that nobody appends to"),
         }

@@ -150,12 +150,14 @@ fn a_claim_takes_committed_records_in_order_and_ends_on_an_ack_word() {
         append(&segment, b"x");
     }
     let (found, leases) = claim(&segment, 5);
-    assert_eq!(found, Claim::Taken);
+    assert_eq!(found, Claim::Taken { caught_up: false });
     assert_eq!(indices(&segment, &leases), Vec::from_iter(0..5));
     // 64 less the 5 that were taken of the first word.
-    let (_, leases) = claim(&segment, 64);
+    let (found, leases) = claim(&segment, 64);
+    assert_eq!(found, Claim::Taken { caught_up: false });
     assert_eq!(indices(&segment, &leases), Vec::from_iter(5..64));
-    let (_, leases) = claim(&segment, 64);
+    let (found, leases) = claim(&segment, 64);
+    assert_eq!(found, Claim::Taken { caught_up: true });
     assert_eq!(indices(&segment, &leases), Vec::from_iter(64..100));
     assert_eq!(claim(&segment, 64).0, Claim::Empty);
     segment.close_now();
@@ -171,13 +173,12 @@ fn a_claim_is_bounded_by_bytes_but_takes_at_least_one_record() {
     }
     let mut leases = Vec::new();
     let pinned = segment.pin().unwrap();
-    assert!(matches!(
-        pinned.claim_leases(100, 1, false, &mut leases),
-        Claim::Taken
-    ));
+    let found = pinned.claim_leases(100, 1, false, &mut leases);
+    assert_eq!(found, Claim::Taken { caught_up: false });
     assert_eq!(leases.len(), 1);
     // Adds to what is there.
-    pinned.claim_leases(100, 1500, false, &mut leases);
+    let found = pinned.claim_leases(100, 1500, false, &mut leases);
+    assert_eq!(found, Claim::Taken { caught_up: false });
     assert_eq!(indices(&segment, &leases), [0, 1, 2]);
     assert_eq!(leases[2].record().payload(), [7; 1000]);
 }
@@ -200,7 +201,8 @@ fn a_lease_is_never_of_a_record_that_an_earlier_process_acked() {
     }
     let segment = reopen(dir.path(), &mut RecoveryReport::default());
     let (found, leases) = claim(&segment, 32);
-    assert_eq!(found, Claim::Taken);
+    // Nobody appends to it any more.
+    assert_eq!(found, Claim::Taken { caught_up: false });
     assert_eq!(indices(&segment, &leases), [150]);
     let (found, rest) = claim(&segment, 32);
     assert_eq!(found, Claim::Exhausted);
