@@ -2,10 +2,9 @@
 # Instructions for each job, by function and by source file: those that 100,000 more jobs take, in
 # the thread that enqueues and takes them. Needs valgrind.
 #
-# Valgrind shows the program neither AVX-512 nor the vDSO. So where the processor has wide carry-less
-# multiplication (VPCLMULQDQ), the checksum of 256 bytes and more takes fewer instructions than are
-# shown here, and that of less a few more to choose its code; and the clock is read by a system
-# call, of which nothing is counted but the call.
+# Valgrind shows the program neither AVX-512 nor the vDSO. So where the processor has AVX-512 and
+# VPCLMULQDQ, the checksum takes fewer instructions than are shown here; and the clock is read by a
+# system call, of which nothing is counted but the call.
 #
 #   benches/instructions.sh [arguments of examples/steady.rs, such as --burst 1 or --payload 1024]
 set -euo pipefail

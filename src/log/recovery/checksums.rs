@@ -79,7 +79,8 @@ impl<'a> Checksums<'a> {
     /// The CRC-32 of the bytes `[from, to)`, which lie within the byte string.
     pub(super) fn of(&mut self, from: usize, to: usize) -> u32 {
         if to - from <= 2 * BLOCK {
-            return self.hash(from, to);
+            let bytes = self.part(from, to);
+            return self.crc.of(bytes);
         }
         if self.prefixes.is_empty() {
             let mut prefix = 0;
@@ -89,7 +90,7 @@ impl<'a> Checksums<'a> {
                 self.prefixes.push(prefix);
             }
         }
-        shift(self.prefix(from), to - from) ^ self.prefix(to)
+        self.prefix(to) ^ shift(self.prefix(from), to - from)
     }
 
     fn prefix(&mut self, len: usize) -> u32 {
@@ -98,15 +99,19 @@ impl<'a> Checksums<'a> {
 
     /// `checksum` with the bytes `[from, to)` appended to what it is of.
     fn extend(&mut self, checksum: u32, from: usize, to: usize) -> u32 {
-        shift(checksum, to - from) ^ self.hash(from, to)
+        let bytes = self.part(from, to);
+        let mut hasher = crc32fast::Hasher::new_with_initial(checksum);
+        hasher.update(bytes);
+        hasher.finalize()
     }
 
-    fn hash(&mut self, from: usize, to: usize) -> u32 {
+    /// The bytes `[from, to)`, for which a checksum is to be computed.
+    fn part(&mut self, from: usize, to: usize) -> &'a [u8] {
         #[cfg(any(test, fuzzing))]
         {
             self.hashed += to - from;
         }
-        self.crc.of(&self.bytes[from..to])
+        &self.bytes[from..to]
     }
 }
 
