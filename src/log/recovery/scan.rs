@@ -220,10 +220,12 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// The bytes without the zeros at their end, as far as these fill blocks of that size.
+/// The bytes without the zeros at their end, as far as these fill blocks of that size, counted from
+/// the end; the first may be shorter.
 fn without_zeros(bytes: &[u8], block: usize) -> &[u8] {
-    // Without a branch for each byte.
-    let is_zero = |block: &[u8]| block.iter().fold(0, |all, byte| all | byte) == 0;
-    let zeros = bytes.rchunks(block).take_while(|block| is_zero(block));
+    // Without a branch for each byte, and no further than to the first page that is not zero.
+    let is_zero = |page: &[u8]| page.iter().fold(0, |all, byte| all | byte) == 0;
+    let are_zero = |block: &&[u8]| block.chunks(4096).all(is_zero);
+    let zeros = bytes.rchunks(block).take_while(are_zero);
     &bytes[..bytes.len() - zeros.map(<[u8]>::len).sum::<usize>()]
 }
