@@ -26,7 +26,7 @@ fn comparison(context: &Context, size: usize) -> Result<Comparison> {
                afterwards without being timed; steps to another segment or file are timed. \
                khata-rs has no removal and writes into a new file each turn, whose making and \
                flushing are not timed. The limit is a loop over touched anonymous memory: \
-               atomic add, header, copy, CRC-32, release store."
+               atomic add, header, copy, CRC-32 (crc32fast), release store."
             .to_owned(),
         unit: Unit::Nanoseconds,
         figures: &["per job"],
