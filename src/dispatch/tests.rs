@@ -1,4 +1,5 @@
-//! Who is woken when there is more work than one consumer takes.
+//! Who is woken when there is more work than one consumer takes, who keeps a distance, and what
+//! compaction moves.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,6 +12,10 @@ use crate::log::recovery::{Recovery, RecoveryReport};
 use crate::log::{LogConfig, SpaceBudget};
 
 fn dispatch(dir: &Path) -> Arc<Dispatch> {
+    dispatch_of(dir, false)
+}
+
+fn dispatch_of(dir: &Path, counted: bool) -> Arc<Dispatch> {
     const SEGMENT: u64 = 64 * 1024;
     let quarantine = dir.join("quarantine");
     let config = LogConfig {
@@ -34,7 +39,7 @@ fn dispatch(dir: &Path) -> Arc<Dispatch> {
     let sleepers = Arc::new(EventCount::new());
     let clock = Clock::start();
     let stripes = Box::new([stripe]);
-    Arc::new(Dispatch::new(stripes, sleepers, clock, retry, false))
+    Arc::new(Dispatch::new(stripes, sleepers, clock, retry, counted))
 }
 
 /// Appends jobs that are due at once and tells nobody.
@@ -168,4 +173,59 @@ fn a_consumer_that_finds_ten_jobs_in_each_claim_begins_to_keep_a_distance() {
     assert!(consumer.try_next().is_none());
     assert_eq!([10, 1, 10, 10, 10].map(take), [false; 5]);
     assert!(take(10));
+}
+
+#[test]
+fn compaction_leaves_a_job_behind_that_was_acked_after_it_had_timed_out() {
+    let dir = tempfile::tempdir().unwrap();
+    // As with a lease timeout: a job that timed out waits for its retry while a consumer has it.
+    let dispatch = Handle(dispatch_of(dir.path(), true));
+    let consumer = Source::new(dispatch.clone());
+    let stripe = &dispatch.0.stripes()[0];
+    let now = dispatch.0.clock.now();
+    let later = now.saturating_add(Duration::from_secs(3600));
+    // Few in a segment: of each, one in four waits for long.
+    let large = NewRecord {
+        enqueued_at: Timestamp::ZERO,
+        due_at: Timestamp::ZERO,
+        meta: b"",
+        payload: &[7; 15_000],
+    };
+    let mut waiting = Vec::new();
+    let mut in_work = Vec::new();
+    for segment in 0..4 {
+        for _ in 0..4 {
+            stripe.append_shared(&large).unwrap();
+        }
+        let first = consumer.try_next().unwrap();
+        if segment == 0 {
+            let late = first.duplicate().unwrap();
+            dispatch.0.timer.schedule(first, later);
+            late.ack();
+            // Else more would wait than is not done, which keeps the segment from being compacted.
+            in_work.push(consumer.try_next().unwrap());
+        } else {
+            waiting.push(first.job());
+            dispatch.0.timer.schedule(first, later);
+        }
+        while let Some(lease) = consumer.try_next() {
+            lease.ack();
+        }
+    }
+    // Closes the last of them.
+    stripe.append_shared(&large).unwrap();
+    consumer.try_next().unwrap().ack();
+    let appended = stripe.stats().appended;
+    assert_eq!(stripe.mostly_done().len(), 4);
+    assert_eq!(dispatch.0.compact().unwrap(), 3);
+    assert_eq!(stripe.stats().appended, appended + 3);
+    assert_eq!(stripe.stats().live, 4);
+    // The copies are not due either.
+    assert!(consumer.try_next().is_none());
+    let copies = dispatch.0.timer.take_all();
+    let mut moved: Vec<_> = copies.iter().map(Lease::job).collect();
+    moved.sort();
+    assert_eq!(moved, waiting);
+    in_work.into_iter().for_each(|lease| _ = lease.ack());
+    assert_eq!(stripe.stats().live, 3);
 }

@@ -9,7 +9,7 @@ use super::*;
 use crate::log::lease::Lease;
 use crate::log::segment::capacity_of;
 use crate::storage::Operation;
-use crate::storage::faults::{self, Effect, Plan};
+use crate::storage::faults::{self, Effect, Moment, Plan};
 
 const SIZE: u64 = 16384;
 /// A payload of which 15 records fill a segment to the last byte.
@@ -652,6 +652,49 @@ fn a_spare_that_was_not_used_after_all_stays_counted_in_the_budget() {
 }
 
 #[test]
+fn new_files_take_the_place_of_a_spare_that_cannot_be_renamed_and_nothing_stays_of_it() {
+    // The file of its records, and that of its acks, when the other has its new name already.
+    for failing in [0, 1] {
+        let fixture = Fixture::new();
+        let stripe = fixture.open();
+        fill_segments(&stripe, 1);
+        append(&stripe, b"");
+        claim_all(&stripe)
+            .into_iter()
+            .for_each(|lease| _ = lease.ack());
+        stripe.reclaim().unwrap();
+        assert_eq!(fixture.files(".spare").len(), 1);
+        let plan = Plan {
+            operation: Operation::Rename,
+            calls: failing..failing + 1,
+            effect: Effect::Fail(Errno::IO),
+        };
+        let fault = faults::watch(&fixture.dir(), vec![plan]);
+        // The roll that needs the spare is that of a producer, which sees nothing of this.
+        let appended = fill_segments(&stripe, 1);
+        let calls = fault.take_calls();
+        assert_eq!(
+            calls.iter().filter(|call| call.effect.is_some()).count(),
+            1,
+            "the spare was tried"
+        );
+        // The base that the spare was to have is not used again.
+        let second = u64::from(capacity_of(SIZE));
+        let mut expected = [second, 3 * second]
+            .map(|base| [format!("{base:020}.ack"), format!("{base:020}.seg")])
+            .concat();
+        expected.extend(fixture.files(".limit"));
+        assert_eq!(fixture.files(""), expected);
+        let used = stripe.config.budget.used.load(Ordering::Relaxed);
+        assert_eq!(used, 2 * SIZE);
+        drop((stripe, fault));
+        let (stripe, report, _) = fixture.open_with_report();
+        assert!(report.is_clean(), "{report:?}");
+        assert_eq!(sequences(&claim_all(&stripe)), appended);
+    }
+}
+
+#[test]
 fn on_a_full_disk_a_log_that_is_all_done_makes_room_for_its_next_segment() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
@@ -706,6 +749,41 @@ fn an_emptied_segment_is_nothing_to_the_next_open() {
     let (stripe, report, _) = fixture.open_with_report();
     assert_eq!(report, RecoveryReport::default());
     assert!(append(&stripe, b"") > given[given.len() - 1]);
+}
+
+#[test]
+fn the_append_that_finds_the_disk_full_goes_on_in_the_space_of_a_segment_that_is_done() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    fill_segments(&stripe, 1);
+    claim_all(&stripe)
+        .into_iter()
+        .for_each(|lease| _ = lease.ack());
+    let done = stripe.active().paths().segment.clone();
+    let len = |path: &Path| fs::metadata(path).unwrap().len();
+    // A disk with room for one segment.
+    let taken = done.clone();
+    let observer = move |operation, _: &Path, moment| {
+        let is_full = len(&taken) > 0;
+        match (operation, moment) {
+            (Operation::Create, Moment::Before) if is_full => Err(Errno::NOSPC.into()),
+            _ => Ok(()),
+        }
+    };
+    faults::observe(Some((fixture.dir(), Box::new(observer))));
+    let next = append(&stripe, b"job");
+    faults::observe(None);
+    let segment = stripe.active().paths().segment.clone();
+    assert_eq!((len(&done), len(&segment)), (0, SIZE));
+    assert_eq!(len(&done.with_extension("ack")), 0);
+    assert_eq!(stripe.config.budget.used.load(Ordering::Relaxed), SIZE);
+    drop(stripe);
+    let (stripe, report, _) = fixture.open_with_report();
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!((report.segments, report.records, report.holes), (1, 1, 0));
+    assert_eq!(sequences(&claim_all(&stripe)), [next]);
+    stripe.reclaim().unwrap();
+    assert!(!done.exists());
 }
 
 #[test]
@@ -838,6 +916,38 @@ fn a_segment_that_somebody_reads_is_emptied_later() {
     drop(reader);
     stripe.reclaim().unwrap();
     assert_eq!(len(), 0);
+}
+
+#[test]
+fn a_segment_is_not_emptied_if_a_flush_of_it_fails_while_it_waits_for_that() {
+    for fails in [false, true] {
+        let fixture = Fixture::new();
+        let stripe = Arc::new(fixture.open());
+        fill_segments(&stripe, 1);
+        claim_all(&stripe)
+            .into_iter()
+            .for_each(|lease| _ = lease.ack());
+        let segment = stripe.active().paths().segment.clone();
+        let bytes = fs::read(&segment).unwrap();
+        let _full = faults::fill_disk(&fixture.dir());
+        // Whoever flushes a segment reads it until the flush ends. Before that a producer finds
+        // the disk full, and gives the segment up.
+        let (producer, flushed) = (Arc::clone(&stripe), segment.clone());
+        let observer = move |operation, path: &Path, moment| {
+            if (operation, moment) != (Operation::Flush, Moment::Before) || path != flushed {
+                return Ok(());
+            }
+            assert!(producer.append_shared(&record(b"")).is_err());
+            assert!(producer.active().is_retired());
+            if fails { Err(Errno::IO.into()) } else { Ok(()) }
+        };
+        faults::observe(Some((fixture.dir(), Box::new(observer))));
+        assert_eq!(stripe.flush(false).is_err(), fails);
+        faults::observe(None);
+        stripe.reclaim().unwrap();
+        let kept = if fails { bytes } else { Vec::new() };
+        assert!(fs::read(&segment).unwrap() == kept);
+    }
 }
 
 #[test]
