@@ -15,7 +15,8 @@ use crate::log::segment::Lease;
 /// dead after its last attempt.
 ///
 /// With a [lease timeout](crate::Builder::lease_timeout) a job that is held for too long is
-/// delivered again. Acking it late still completes it; failing it late has no effect.
+/// delivered again. Acking it late still completes it, unless compaction has moved it meanwhile, which
+/// takes a retry that is more than ten seconds away; failing it late has no effect.
 #[must_use = "a job that is dropped is retried"]
 pub struct Job<'a> {
     engine: &'a Engine,

@@ -42,7 +42,8 @@ impl Dispatch {
             let mut moves = Vec::new();
             let mut segments = 0;
             for (base, live) in candidates {
-                // All that is left of it must be waiting, and for long.
+                // All that is left of it must be waiting, and for long. (A job that is done and still in
+                // the timer counts for one in a consumer's hands: only work or space, no job.)
                 if waiting
                     .get(&base)
                     .is_some_and(|&(count, earliest)| count == live && earliest > soon)
