@@ -22,6 +22,17 @@ pub struct Args {
     output: Output,
 }
 
+impl Args {
+    /// All groups.
+    pub fn all(quick: bool, output: Output) -> Self {
+        Self {
+            only: Vec::new(),
+            quick,
+            output,
+        }
+    }
+}
+
 struct Done {
     group: Group,
     outcomes: Vec<Outcome>,

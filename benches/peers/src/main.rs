@@ -2,6 +2,7 @@
 //!
 //! Without a subcommand it runs all comparisons; see README.md.
 
+mod all;
 mod child;
 mod compare;
 mod conditions;
@@ -35,6 +36,8 @@ enum Command {
     Compare(compare::Args),
     /// Latency under a load of fixed rates: enqueue, and enqueue to handler
     Latency(latency::Args),
+    /// Both, with a pause in between for the machine to become quiet
+    All(all::Args),
     /// Fills a queue and waits to be killed
     #[command(hide = true)]
     Child(child::Args),
@@ -46,6 +49,7 @@ fn main() -> anyhow::Result<()> {
         None => compare::run(&cli.compare),
         Some(Command::Compare(args)) => compare::run(&args),
         Some(Command::Latency(args)) => latency::run(&args),
+        Some(Command::All(args)) => all::run(args),
         Some(Command::Child(args)) => child::run(&args),
     }
 }

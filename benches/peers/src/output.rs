@@ -15,7 +15,7 @@ const PICTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/benchmar
 /// The document whose generated blocks can be replaced.
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/BENCHMARKS.md");
 
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Output {
     /// Directory for the queues' data, on the disk to be measured [default: beside the results]
     #[arg(long)]

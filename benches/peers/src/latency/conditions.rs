@@ -5,7 +5,7 @@ use super::schedule::Clock;
 use crate::conditions;
 
 /// Above this load before the run, something else took the cores that are measured.
-const QUIET_LOAD: f64 = 0.3;
+pub const QUIET_LOAD: f64 = 0.3;
 
 /// As sentences.
 pub fn describe(setup: &Setup<'_>) -> String {

@@ -22,6 +22,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use self::causes::Causes;
+pub use self::conditions::QUIET_LOAD;
 use self::contenders::Contender;
 use self::round::{Measured, Setup};
 use self::scenario::{BUSY, SCENARIOS, Scenario, Turns};
@@ -53,6 +54,21 @@ pub struct Args {
     causes: bool,
     #[command(flatten)]
     output: Output,
+}
+
+impl Args {
+    /// All loads.
+    pub fn all(quick: bool, output: Output) -> Self {
+        Self {
+            quick,
+            loads: Vec::new(),
+            rounds: None,
+            measured: None,
+            unpinned: false,
+            causes: false,
+            output,
+        }
+    }
 }
 
 /// What a contender's turns in a scenario gave.
