@@ -110,6 +110,12 @@ fn claim_all(stripe: &Stripe) -> Vec<Lease> {
     leases
 }
 
+fn ack_all(stripe: &Stripe) {
+    for lease in claim_all(stripe) {
+        let _ = lease.ack();
+    }
+}
+
 fn claim(stripe: &Stripe, max_jobs: u32, max_bytes: usize, leases: &mut Vec<Lease>) -> Claim {
     let mut runs = Vec::new();
     let claim = stripe.claim(max_jobs, max_bytes, false, &mut runs);
@@ -225,9 +231,7 @@ fn a_segment_is_unmapped_only_when_nobody_reads_it_any_more() {
     fill_segments(&stripe, 1);
     append(&stripe, b"");
     let pinned = stripe.pin_containing(origin()).unwrap();
-    claim_all(&stripe)
-        .into_iter()
-        .for_each(|lease| _ = lease.ack());
+    ack_all(&stripe);
     stripe.reclaim().unwrap();
     assert_eq!(fixture.files(".seg").len(), 1);
     assert!(stripe.pin_containing(origin()).is_none());
@@ -315,9 +319,7 @@ fn an_ack_file_stays_until_the_removal_of_its_segment_is_durable() {
     let stripe = fixture.open();
     fill_segments(&stripe, 1);
     append(&stripe, b"");
-    claim_all(&stripe)
-        .into_iter()
-        .for_each(|lease| _ = lease.ack());
+    ack_all(&stripe);
     // Somebody may rely on these acks now.
     stripe.flush(true).unwrap();
     let fault = faults::fail_flushes(&fixture.dir());
@@ -341,9 +343,7 @@ fn sequences_are_never_given_out_twice_however_often_an_empty_log_is_opened() {
         stripe.reclaim().unwrap();
         given.push(append(&stripe, b"job"));
         stripe.prepare();
-        claim_all(&stripe)
-            .into_iter()
-            .for_each(|lease| _ = lease.ack());
+        ack_all(&stripe);
         if round % 2 == 0 {
             stripe.close();
             stripe.seal(true).unwrap();
@@ -477,9 +477,7 @@ fn opening_neither_seals_nor_retires_so_that_replays_can_be_settled_first() {
         };
         stripe.append_shared(&replay).unwrap();
         fill_segments(&stripe, 2);
-        claim_all(&stripe)
-            .into_iter()
-            .for_each(|lease| _ = lease.ack());
+        ack_all(&stripe);
     }
     for _ in 0..2 {
         let (stripe, _, replays) = fixture.open_with_report();
@@ -581,9 +579,7 @@ fn a_segment_that_cannot_be_renamed_to_wait_does_not_lose_its_acks() {
     let stripe = fixture.open();
     fill_segments(&stripe, 1);
     append(&stripe, b"");
-    claim_all(&stripe)
-        .into_iter()
-        .for_each(|lease| _ = lease.ack());
+    ack_all(&stripe);
     stripe.flush(true).unwrap();
     let in_the_way = fixture.dir().join(format!("{:020}.spare", 0));
     fs::create_dir(&in_the_way).unwrap();
@@ -630,9 +626,7 @@ fn a_spare_that_was_not_used_after_all_stays_counted_in_the_budget() {
     let stripe = fixture.open();
     fill_segments(&stripe, 1);
     append(&stripe, b"");
-    claim_all(&stripe)
-        .into_iter()
-        .for_each(|lease| _ = lease.ack());
+    ack_all(&stripe);
     stripe.reclaim().unwrap();
     let used = || stripe.config.budget.used.load(Ordering::Relaxed);
     assert_eq!(used(), 2 * SIZE);
@@ -659,9 +653,7 @@ fn new_files_take_the_place_of_a_spare_that_cannot_be_renamed_and_nothing_stays_
         let stripe = fixture.open();
         fill_segments(&stripe, 1);
         append(&stripe, b"");
-        claim_all(&stripe)
-            .into_iter()
-            .for_each(|lease| _ = lease.ack());
+        ack_all(&stripe);
         stripe.reclaim().unwrap();
         assert_eq!(fixture.files(".spare").len(), 1);
         let plan = Plan {
@@ -699,9 +691,7 @@ fn on_a_full_disk_a_log_that_is_all_done_makes_room_for_its_next_segment() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
     fill_segments(&stripe, 1);
-    claim_all(&stripe)
-        .into_iter()
-        .for_each(|lease| _ = lease.ack());
+    ack_all(&stripe);
     let fault = faults::fill_disk(&fixture.dir());
     let full = |stripe: &Stripe| match stripe.append_shared(&record(b"")) {
         Err(RollError::Storage(error)) => assert!(error.is_full()),
@@ -739,9 +729,7 @@ fn an_emptied_segment_is_nothing_to_the_next_open() {
     let given = {
         let stripe = fixture.open();
         let given = fill_segments(&stripe, 1);
-        claim_all(&stripe)
-            .into_iter()
-            .for_each(|lease| _ = lease.ack());
+        ack_all(&stripe);
         let _fault = faults::fill_disk(&fixture.dir());
         assert!(stripe.append_shared(&record(b"")).is_err());
         given
@@ -756,9 +744,7 @@ fn the_append_that_finds_the_disk_full_goes_on_in_the_space_of_a_segment_that_is
     let fixture = Fixture::new();
     let stripe = fixture.open();
     fill_segments(&stripe, 1);
-    claim_all(&stripe)
-        .into_iter()
-        .for_each(|lease| _ = lease.ack());
+    ack_all(&stripe);
     let done = stripe.active().paths().segment.clone();
     let len = |path: &Path| fs::metadata(path).unwrap().len();
     // A disk with room for one segment.
@@ -924,9 +910,7 @@ fn a_segment_is_not_emptied_if_a_flush_of_it_fails_while_it_waits_for_that() {
         let fixture = Fixture::new();
         let stripe = Arc::new(fixture.open());
         fill_segments(&stripe, 1);
-        claim_all(&stripe)
-            .into_iter()
-            .for_each(|lease| _ = lease.ack());
+        ack_all(&stripe);
         let segment = stripe.active().paths().segment.clone();
         let bytes = fs::read(&segment).unwrap();
         let _full = faults::fill_disk(&fixture.dir());
