@@ -16,7 +16,7 @@ use crate::dispatch::Dispatch;
 use crate::dispatch::leases::{Delivery, Leases};
 use crate::dispatch::sleep::EventCount;
 use crate::error::{FlushError, OpenError};
-use crate::job::{Failure, Then};
+use crate::failure::{Failure, Then};
 use crate::lock::DirectoryLock;
 use crate::log::manifest::{self, Manifest, Refused};
 use crate::log::recovery::{Recovery, RecoveryReport};
@@ -577,9 +577,14 @@ impl Drop for Running {
         }
         self.engine.dispatch.timer.stop();
         self.engine.signal.stop();
+        let this = thread::current().id();
         for thread in self.threads.get_mut().drain(..) {
-            // They do not panic; if one did, it has been reported, and closing goes on.
-            let _ = thread.join();
+            // This one, if it called code of the user's that held the last handle, ends when that
+            // has returned, and has the engine for as long.
+            if thread.thread().id() != this {
+                // They do not panic; if one did, it has been reported, and closing goes on.
+                let _ = thread.join();
+            }
         }
         let closed = self.engine.close().and(self.engine.close_dead_log());
         if let Err(error) = closed {

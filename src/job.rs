@@ -1,4 +1,4 @@
-//! A delivered job, and what a handler can say of it.
+//! A delivered job, until it is settled.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use crate::Sequence;
 use crate::dispatch::leases::Delivery;
 use crate::engine::Engine;
+use crate::failure::Failure;
 use crate::log::segment::Lease;
 
 /// A job in the hands of a consumer, until it says what became of it.
@@ -147,71 +148,5 @@ impl fmt::Debug for Job<'_> {
             .field("attempts", &self.attempts)
             .field("payload_len", &self.payload().len())
             .finish_non_exhaustive()
-    }
-}
-
-/// Why an attempt failed, and what is to follow.
-///
-/// Made from anything that can be displayed, so that a handler can use `?`; it then means "retry
-/// by the policy". (For that reason it cannot be displayed itself.)
-///
-/// ```
-/// use logmill::Failure;
-/// use std::time::Duration;
-///
-/// fn handler(payload: &[u8]) -> Result<(), Failure> {
-///     let text = std::str::from_utf8(payload).map_err(Failure::dead_letter)?; // no retry helps
-///     let number: u32 = text.parse()?; // retried
-///     if number == 429 {
-///         return Err(Failure::retry_after(Duration::from_secs(30), "told to slow down"));
-///     }
-///     Ok(())
-/// }
-/// # assert!(handler(b"1").is_ok() && handler(b"429").is_err());
-/// ```
-#[derive(Clone, Debug)]
-pub struct Failure {
-    pub(crate) reason: String,
-    pub(crate) then: Then,
-}
-
-/// What is to follow a failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Then {
-    Retry,
-    RetryAfter(Duration),
-    DeadLetter,
-}
-
-impl Failure {
-    /// No retry: the job is dead.
-    pub fn dead_letter(reason: impl fmt::Display) -> Self {
-        Self {
-            then: Then::DeadLetter,
-            ..reason.into()
-        }
-    }
-
-    /// A retry after this delay instead of the policy's backoff. It counts as an attempt.
-    pub fn retry_after(delay: Duration, reason: impl fmt::Display) -> Self {
-        Self {
-            then: Then::RetryAfter(delay),
-            ..reason.into()
-        }
-    }
-
-    /// What went wrong.
-    pub fn reason(&self) -> &str {
-        &self.reason
-    }
-}
-
-impl<E: fmt::Display> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self {
-            // The alternate form is the one that prints the causes too, where there is one.
-            reason: format!("{error:#}"),
-            then: Then::Retry,
-        }
     }
 }

@@ -68,6 +68,7 @@ mod engine;
 mod error;
 #[cfg(all(test, not(loom)))]
 mod failing_disks;
+mod failure;
 mod job;
 mod lock;
 mod log;
@@ -84,12 +85,14 @@ mod stats;
 mod storage;
 mod sync;
 mod time;
+mod user_code;
 mod workers;
 
 pub use consumer::Consumer;
 pub use dead_letter::{DeadLetter, DeadLetters};
 pub use error::{BatchError, DeadLetterError, EnqueueError, FlushError, OpenError};
-pub use job::{Failure, Job};
+pub use failure::Failure;
+pub use job::Job;
 pub use log::record::FailureReason;
 #[cfg(fuzzing)]
 #[doc(hidden)]

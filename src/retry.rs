@@ -1,8 +1,9 @@
 //! What happens after a failed attempt: how often a job is tried, and how long it backs off.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
+
+use crate::user_code;
 
 /// Most attempts that a limit can be set to; a delivery count is one byte on disk.
 pub const MAX_ATTEMPTS: u8 = 254;
@@ -33,7 +34,35 @@ pub struct RetryPolicy {
 enum Backoff {
     Fixed(Duration),
     Exponential { base: Duration, cap: Duration },
-    Custom(Arc<dyn Fn(u32) -> Duration + Send + Sync>),
+    Custom(Custom),
+}
+
+/// A function of the user's. Always there until it is dropped.
+#[derive(Clone)]
+struct Custom(Option<Arc<dyn Fn(u32) -> Duration + Send + Sync>>);
+
+impl Custom {
+    fn delay(&self, failed: u32) -> Duration {
+        let delay = self
+            .0
+            .as_ref()
+            .map(|delay| user_code::call(|| delay(failed)));
+        match delay {
+            Some(Ok(delay)) => delay,
+            Some(Err(panic)) => {
+                tracing::error!(failed, panic, "the custom backoff function panicked");
+                Duration::ZERO
+            }
+            None => Duration::ZERO,
+        }
+    }
+}
+
+impl Drop for Custom {
+    fn drop(&mut self) {
+        // The last one may go with the queue, on a thread of ours.
+        user_code::discard(self.0.take());
+    }
 }
 
 impl std::fmt::Debug for Backoff {
@@ -104,7 +133,7 @@ impl RetryPolicy {
     /// A panic in the function is caught and logged, and the job is retried at once.
     pub fn custom(delay: impl Fn(u32) -> Duration + Send + Sync + 'static) -> Self {
         Self {
-            backoff: Backoff::Custom(Arc::new(delay)),
+            backoff: Backoff::Custom(Custom(Some(Arc::new(delay)))),
             jitter: Jitter::None,
             max_attempts: Some(DEFAULT_MAX_ATTEMPTS),
         }
@@ -145,16 +174,12 @@ impl RetryPolicy {
                 let doublings = failed.saturating_sub(1).min(31);
                 base.saturating_mul(1 << doublings).min(*cap)
             }
-            Backoff::Custom(delay) => catch_unwind(AssertUnwindSafe(|| delay(failed)))
-                .unwrap_or_else(|_| {
-                    tracing::error!(failed, "the custom backoff function panicked");
-                    Duration::ZERO
-                }),
+            Backoff::Custom(custom) => custom.delay(failed),
         };
         match self.jitter {
             Jitter::None => whole,
             Jitter::Full => whole.mul_f64(fastrand::f64()),
-            Jitter::Equal => whole.mul_f64(0.5 + fastrand::f64() / 2.0),
+            Jitter::Equal => whole / 2 + (whole / 2).mul_f64(fastrand::f64()),
         }
     }
 }

@@ -1,8 +1,7 @@
 //! The worker pool: threads that run a handler for each job.
 
-use std::any::Any;
+use std::cell::Cell;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -14,7 +13,10 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::dispatch::source::Source;
 use crate::engine::Running;
-use crate::{Failure, Job, Sequence};
+use crate::{Failure, Job, Sequence, user_code};
+
+/// Most workers of a pool: more threads than a machine is likely to be able to run.
+const MAX_WORKERS: usize = 64 * 1024;
 
 /// Builds a pool of workers; from [`Queue::workers`](crate::Queue::workers).
 #[must_use = "call `run` to start the workers"]
@@ -32,9 +34,28 @@ struct Pool {
     stopping: AtomicBool,
     /// The job that each worker is running.
     current: Box<[CachePadded<AtomicU64>]>,
-    /// Workers that have not ended.
-    alive: Mutex<usize>,
+    state: Mutex<State>,
     ended: Condvar,
+}
+
+#[derive(Clone, Copy, Default)]
+struct State {
+    /// Workers that have not ended.
+    alive: usize,
+    /// Workers that ended though nobody had stopped them.
+    died: usize,
+}
+
+thread_local! {
+    /// The pool that this thread is a worker of, by its address; 0: none.
+    static OWN_POOL: Cell<usize> = const { Cell::new(0) };
+}
+
+impl Pool {
+    /// Whether the caller is one of its workers: then a handler of it is running.
+    fn is_own(&self) -> bool {
+        OWN_POOL.get() == std::ptr::from_ref(self).addr()
+    }
 }
 
 impl WorkersBuilder {
@@ -64,18 +85,30 @@ impl WorkersBuilder {
     /// Starts the threads. Each runs `handler` for one job at a time: `Ok` acks the job, an error
     /// fails the attempt, see [`Failure`]; so does a panic, with its message as the reason.
     ///
+    /// A worker ends when the pool is stopped or the queue is closed, and for no other reason:
+    /// whatever of the handler's panics, be it the `Display` or the `Drop` of its error, fails the
+    /// attempt. Before it counts as ended, it has dropped its share of the handler and of the queue.
+    ///
     /// # Errors
-    /// A thread could not be started; those that had been are stopped again.
+    /// A thread could not be started; those that had been are stopped again. `InvalidInput` if the
+    /// threads' name contains a NUL, or if there are to be more than 65,536.
     pub fn run<E: Into<Failure>>(
         self,
         handler: impl Fn(&Job<'_>) -> Result<(), E> + Send + Sync + 'static,
     ) -> io::Result<Workers> {
+        let invalid = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        if self.name.contains('\0') {
+            return invalid("the name of a worker thread must not contain a NUL");
+        }
+        if self.threads > MAX_WORKERS {
+            return invalid("a pool has at most 65,536 workers");
+        }
         let pool = Arc::new(Pool {
             stopping: AtomicBool::new(false),
             current: (0..self.threads)
                 .map(|_| CachePadded::new(AtomicU64::new(IDLE)))
                 .collect(),
-            alive: Mutex::new(0),
+            state: Mutex::default(),
             ended: Condvar::new(),
         });
         // Dropping it on an error stops the threads that were started.
@@ -87,23 +120,20 @@ impl WorkersBuilder {
         let handler = Arc::new(handler);
         for at in 0..self.threads {
             let core = (!cores.is_empty()).then(|| cores[at % cores.len()]);
-            let source = Source::new(Arc::clone(&self.running));
             let worker = Worker {
+                handler: Arc::clone(&handler),
+                source: Source::new(Arc::clone(&self.running)),
                 running: Arc::clone(&self.running),
-                pool: Alive::new(Arc::clone(&pool)),
+                alive: Alive::new(Arc::clone(&pool)),
                 at,
             };
-            let handler = Arc::clone(&handler);
             thread::Builder::new()
                 .name(format!("{}-{at}", self.name))
                 .spawn(move || {
                     if let Some(core) = core {
                         pin_to(core);
                     }
-                    worker.run(&source, &*handler);
-                    // Before the worker counts as ended, so that its jobs are back by then.
-                    drop(source);
-                    drop(worker);
+                    worker.live();
                 })?;
         }
         Ok(workers)
@@ -115,58 +145,80 @@ struct Alive(Arc<Pool>);
 
 impl Alive {
     fn new(pool: Arc<Pool>) -> Self {
-        *pool.alive.lock() += 1;
+        pool.state.lock().alive += 1;
         Self(pool)
     }
-}
 
-impl Drop for Alive {
-    fn drop(&mut self) {
-        *self.0.alive.lock() -= 1;
-        self.0.ended.notify_all();
-    }
-}
-
-struct Worker {
-    running: Arc<Running>,
-    pool: Alive,
-    at: usize,
-}
-
-impl Worker {
-    fn run<E: Into<Failure>>(
-        &self,
-        source: &Source<Arc<Running>>,
-        handler: &impl Fn(&Job<'_>) -> Result<(), E>,
-    ) {
-        let pool = &*self.pool.0;
-        let current = &pool.current[self.at];
-        // Relaxed: whoever stops the pool or closes the queue wakes this thread through a lock.
-        let stopped = || pool.stopping.load(Ordering::Relaxed) || self.running.is_closed();
-        while let Some(lease) = source.next(|| None, stopped) {
-            let Some(job) = Job::begin(&self.running, lease) else {
-                continue;
-            };
-            // Relaxed: read for reports only.
-            current.store(job.sequence().get(), Ordering::Relaxed);
-            // What a handler leaves broken by a panic is the handler's own; the job is whole.
-            match catch_unwind(AssertUnwindSafe(|| handler(&job))) {
-                Ok(Ok(())) => job.ack(),
-                Ok(Err(error)) => job.fail(error.into()),
-                Err(panic) => job.retry(panic_message(&*panic)),
-            }
+    /// Counts it as one that died.
+    fn note_death(&self, at: usize) {
+        self.0.state.lock().died += 1;
+        if let Some(current) = self.0.current.get(at) {
             current.store(IDLE, Ordering::Relaxed);
         }
     }
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    if let Some(message) = panic.downcast_ref::<&str>() {
-        message
-    } else if let Some(message) = panic.downcast_ref::<String>() {
-        message
-    } else {
-        "the handler panicked"
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.state.lock().alive -= 1;
+        self.0.ended.notify_all();
+    }
+}
+
+struct Worker<H> {
+    handler: Arc<H>,
+    source: Source<Arc<Running>>,
+    running: Arc<Running>,
+    alive: Alive,
+    at: usize,
+}
+
+impl<H, E> Worker<H>
+where
+    H: Fn(&Job<'_>) -> Result<(), E>,
+    E: Into<Failure>,
+{
+    /// Works until the pool is stopped or the queue is closed.
+    fn live(self) {
+        OWN_POOL.set(Arc::as_ptr(&self.alive.0).addr());
+        // Nothing of ours panics. If it does all the same, the others go on, and it is told.
+        if let Err(panic) = user_code::call(|| self.work()) {
+            tracing::error!(panic, "a worker has died: a bug in logmill");
+            self.alive.note_death(self.at);
+        }
+        // By the time it counts as ended its jobs are back, and what of it can hold the queue open
+        // is gone. The handler is the user's, and the rest may be what closes the queue.
+        let Self {
+            handler,
+            source,
+            running,
+            alive,
+            ..
+        } = self;
+        user_code::discard(handler);
+        user_code::discard(source);
+        user_code::discard(running);
+        drop(alive);
+    }
+
+    fn work(&self) {
+        let pool = &*self.alive.0;
+        let current = &pool.current[self.at];
+        // Relaxed: whoever stops the pool or closes the queue wakes this thread through a lock.
+        let stopped = || pool.stopping.load(Ordering::Relaxed) || self.running.is_closed();
+        while let Some(lease) = self.source.next(|| None, stopped) {
+            let Some(job) = Job::begin(&self.running, lease) else {
+                continue;
+            };
+            // Relaxed: read for reports only.
+            current.store(job.sequence().get(), Ordering::Relaxed);
+            match user_code::call(|| (self.handler)(&job).map_err(Into::into)) {
+                Ok(Ok(())) => job.ack(),
+                Ok(Err(failure)) => job.fail(failure),
+                Err(panic) => job.retry(panic),
+            }
+            current.store(IDLE, Ordering::Relaxed);
+        }
     }
 }
 
@@ -202,32 +254,50 @@ pub struct Workers {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// Every worker has ended.
+    /// Every worker has ended, and dropped its share of the handler and of the queue.
     pub finished_in_time: bool,
     /// Jobs that were still running at the deadline. Their threads go on and settle them if they
     /// ever end; if the process ends first, these jobs are delivered again by the next one.
     pub still_running: Vec<Sequence>,
+    /// Workers that ended before the pool was stopped or the queue closed. Always 0, unless this
+    /// library has a bug; an error event tells more.
+    pub died: usize,
 }
 
 impl Workers {
+    /// Workers that have not ended: as many as were asked for, until the pool is stopped or the
+    /// queue is closed.
+    pub fn alive(&self) -> usize {
+        self.pool.state.lock().alive
+    }
+
     /// Stops the pool: no job is begun any more, running jobs have up to `deadline` to finish, and
     /// jobs that were claimed and not begun are back in the queue for other consumers.
+    ///
+    /// If all finished in time, no worker holds the handler or the queue any more: once the other
+    /// handles are gone too, the directory can be opened again. (Thread locals of the handler's that
+    /// hold the queue are dropped a moment later.)
+    ///
+    /// Called by one of the pool's own handlers, it waits for the others only; the caller's job is
+    /// one of those still running.
     pub fn shutdown(self, deadline: Duration) -> ShutdownReport {
         self.stop();
         let until = Instant::now().checked_add(deadline);
-        let mut alive = self.pool.alive.lock();
-        while *alive > 0 {
+        let not_waited_for = usize::from(self.pool.is_own());
+        let mut state = self.pool.state.lock();
+        while state.alive > not_waited_for {
             match until {
                 Some(until) => {
-                    if self.pool.ended.wait_until(&mut alive, until).timed_out() {
+                    if self.pool.ended.wait_until(&mut state, until).timed_out() {
                         break;
                     }
                 }
-                None => self.pool.ended.wait(&mut alive),
+                None => self.pool.ended.wait(&mut state),
             }
         }
-        let finished_in_time = *alive == 0;
-        drop(alive);
+        let State { alive, died } = *state;
+        drop(state);
+        let finished_in_time = alive == 0;
         // A worker between two jobs at the deadline shows none, and is about to end.
         let still_running = self
             .pool
@@ -240,6 +310,7 @@ impl Workers {
         ShutdownReport {
             finished_in_time,
             still_running,
+            died,
         }
     }
 
@@ -260,5 +331,40 @@ impl std::fmt::Debug for Workers {
         f.debug_struct("Workers")
             .field("threads", &self.pool.current.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::Builder;
+
+    #[test]
+    fn a_worker_that_dies_of_a_bug_is_reported_and_holds_nothing_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
+        let running = Arc::new(Running::open(&builder).unwrap().0);
+        let pool = Arc::new(Pool {
+            stopping: AtomicBool::new(false),
+            current: Box::default(),
+            state: Mutex::default(),
+            ended: Condvar::new(),
+        });
+        let worker = Worker {
+            handler: Arc::new(|_: &Job<'_>| Ok::<(), Failure>(())),
+            source: Source::new(Arc::clone(&running)),
+            running: Arc::clone(&running),
+            alive: Alive::new(Arc::clone(&pool)),
+            // The bug: there is no such place.
+            at: 7,
+        };
+        let workers = Workers { pool, running };
+        assert_eq!(workers.alive(), 1);
+        thread::spawn(move || worker.live()).join().unwrap();
+        assert_eq!(workers.alive(), 0);
+        let report = workers.shutdown(Duration::MAX);
+        assert!(report.finished_in_time);
+        assert_eq!((report.still_running, report.died), (vec![], 1));
+        assert!(Running::open(&builder).is_ok());
     }
 }

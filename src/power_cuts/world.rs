@@ -18,7 +18,7 @@ use super::truth::{self, Crash, Doing, Found, Truth};
 use crate::dispatch::leases::Delivery;
 use crate::dispatch::source::Source;
 use crate::engine::Running;
-use crate::job::{Failure, Then};
+use crate::failure::{Failure, Then};
 use crate::log::segment::Lease;
 use crate::maintenance::Upkeep;
 use crate::options::{Durability, EnqueueOptions};

@@ -13,6 +13,7 @@ mod g3_no_silent_loss;
 mod g4_no_needless_duplicate;
 mod g5_order;
 mod g6_progress;
+mod g6_user_code;
 mod g7_one_process;
 mod g8_failed_flush;
 mod g9_disk_full;
