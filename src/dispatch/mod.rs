@@ -2,8 +2,9 @@
 //!
 //! A consumer claims runs of records into a deque of its own, and makes one run at a time into
 //! leases, in a second deque; idle consumers steal from both. What comes back (retries, due jobs)
-//! goes through an injector that all of them look at first. The deques are Chase and Lev's (SPAA
-//! 2005), as crossbeam builds them.
+//! goes through an injector. While jobs wait in both, a consumer takes one of each in turn, so that
+//! neither a flood of retries nor one of new jobs holds up the other. The deques are Chase and Lev's
+//! (SPAA 2005), as crossbeam builds them.
 
 mod compaction;
 pub(crate) mod leases;
@@ -22,7 +23,7 @@ use crossbeam_deque::{Injector, Steal};
 use parking_lot::Mutex;
 
 use self::sleep::EventCount;
-use self::source::{Deques, Thief};
+use self::source::{Deques, Thief, Turn};
 use self::timer::Timer;
 use crate::RetryPolicy;
 use crate::Timestamp;
@@ -107,17 +108,33 @@ impl Dispatch {
         self.sleepers.notify_fenced(count);
     }
 
+    /// The next job for the consumer that owns the deques, if there is one at hand.
+    #[inline]
+    fn find_at_hand(&self, own: &Deques) -> Option<Lease> {
+        match self.injector.is_empty() {
+            // Whose turn is next matters only once something came back.
+            true => own.leases.pop(),
+            false => self.find_in_turn(own),
+        }
+    }
+
+    fn find_in_turn(&self, own: &Deques) -> Option<Lease> {
+        if own.turn.get() == Turn::CameBack
+            && let Some(lease) = self.take_back(own)
+        {
+            return Some(lease);
+        }
+        own.pop_lease()
+    }
+
     /// The next job for the consumer that owns the deques.
     ///
-    /// Looks into its own deques, then at what came back, then into the logs, and then steals. Who
-    /// is `patient` leaves the logs out where it had better keep its distance.
+    /// One that came back and a new one in turn. New ones are looked for in its own deques, then in
+    /// the logs, and then in the others' deques. Who is `patient` leaves the logs out where it had
+    /// better keep its distance.
     fn find(&self, own: &Deques, patient: bool) -> Option<Lease> {
         loop {
-            if let Some(lease) = own.leases.pop() {
-                return Some(lease);
-            }
-            if let Some(lease) = steal(|| self.injector.steal_batch_and_pop(&own.leases)) {
-                self.share(own, 0);
+            if let Some(lease) = self.find_in_turn(own) {
                 return Some(lease);
             }
             let run = own
@@ -127,11 +144,23 @@ impl Dispatch {
                     false => self.claim(own),
                 })
                 .or_else(|| self.steal_run());
-            match run {
-                Some(run) => self.expand(run, own),
-                None => return self.steal_lease(own),
+            let Some(run) = run else {
+                return self.steal_lease(own).or_else(|| self.take_back(own));
+            };
+            self.expand(run, own);
+            if let Some(lease) = own.pop_lease() {
+                return Some(lease);
             }
+            // None of them is due. What came back does not wait for all such runs.
+            own.turn.set(Turn::CameBack);
         }
+    }
+
+    /// A job that came back. One at a time: of a batch, those behind a slow job would wait for it.
+    fn take_back(&self, own: &Deques) -> Option<Lease> {
+        let lease = steal(|| self.injector.steal())?;
+        own.turn.set(Turn::New);
+        Some(lease)
     }
 
     /// Claims runs into the deques, from the home stripe or else from the next ones; returns the
@@ -200,9 +229,10 @@ impl Dispatch {
             let lease = steal(|| other.leases.steal_batch_and_pop(&own.leases))?;
             self.share_of(other);
             Some(lease)
-        });
+        })?;
+        own.turn.set(Turn::CameBack);
         self.share(own, 0);
-        lease
+        Some(lease)
     }
 
     /// Wakes a consumer if one that was stolen from has more.

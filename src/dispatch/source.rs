@@ -22,14 +22,23 @@ const LOOKS_WITH_SPIN: u32 = 24;
 /// twice: slower for both than a run at a time.
 const SPINS_PER_LOOK: u32 = 24;
 
+/// The two kinds of jobs that a consumer takes in turn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    New,
+    CameBack,
+}
+
 /// A consumer's own deques.
 pub(super) struct Deques {
-    /// Jobs to deliver next; never more than a run, so that it does not grow.
+    /// New jobs to deliver next; never more than a run, so that it does not grow.
     pub(super) leases: Worker<Lease>,
     /// Claimed runs to make leases of.
     runs: Worker<Run>,
     /// Jobs in `runs`.
     in_runs: Arc<AtomicU64>,
+    /// Whose turn it is if jobs of both kinds wait.
+    pub(super) turn: Cell<Turn>,
     /// Where a claim puts its runs.
     pub(super) claimed: RefCell<Vec<Run>>,
     home: usize,
@@ -79,6 +88,7 @@ impl Deques {
             leases,
             runs,
             in_runs,
+            turn: Cell::new(Turn::New),
             claimed: RefCell::default(),
             home: 0,
             claims: Cell::new(0),
@@ -122,6 +132,13 @@ impl Deques {
             in_a_row = 0;
         }
         self.close_behind.set(in_a_row);
+    }
+
+    /// The next of the leases. Then it is the turn of what came back.
+    pub(super) fn pop_lease(&self) -> Option<Lease> {
+        let lease = self.leases.pop()?;
+        self.turn.set(Turn::CameBack);
+        Some(lease)
     }
 
     pub(super) fn push_run(&self, run: Run) {
@@ -182,9 +199,10 @@ impl<D: AsRef<Dispatch>> Source<D> {
     /// The next job, if there is one now.
     #[inline]
     pub(crate) fn try_next(&self) -> Option<Lease> {
-        match self.own.leases.pop() {
+        let dispatch = self.dispatch.as_ref();
+        match dispatch.find_at_hand(&self.own) {
             Some(lease) => Some(lease),
-            None => self.dispatch.as_ref().find(&self.own, false),
+            None => dispatch.find(&self.own, false),
         }
     }
 
@@ -199,7 +217,7 @@ impl<D: AsRef<Dispatch>> Source<D> {
         if stopped() {
             return None;
         }
-        match self.own.leases.pop() {
+        match self.dispatch.as_ref().find_at_hand(&self.own) {
             Some(lease) => Some(lease),
             None => self.wait(deadline(), stopped),
         }

@@ -1,5 +1,5 @@
-//! Guarantee 6, progress: a handler that is stuck, a job that is delayed and a consumer that is
-//! asleep hold up nobody else, and every job finds a consumer. (That enqueue and ack are wait-free
+//! Guarantee 6, progress: a handler that is stuck, jobs that fail or are delayed, a flood of new jobs
+//! and a consumer that is asleep hold up nobody else, and every job finds a consumer. (That enqueue and ack are wait-free
 //! shows in the code and in the loom models, not in a test from outside.)
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use logmill::{EnqueueOptions, Failure, Job};
+use logmill::{EnqueueOptions, Failure, Job, RetryPolicy};
 
 use crate::support::*;
 
@@ -94,6 +94,69 @@ fn a_delayed_job_and_a_failed_one_wake_a_consumer_that_is_asleep() {
         let job = consumer.next_timeout(PATIENCE).unwrap();
         assert_eq!((number_in(job.payload()), job.attempts()), (number, 2));
         job.ack();
+    }
+}
+
+#[test]
+fn jobs_that_fail_again_and_again_hold_up_no_new_job() {
+    const FAILING: u64 = 100;
+    let dir = tempfile::tempdir().unwrap();
+    let policy = RetryPolicy::fixed(Duration::ZERO).unlimited_attempts();
+    let queue = open(builder(dir.path()).retry(policy));
+    for number in 0..FAILING {
+        queue.enqueue(&payload_of(number, 8)).unwrap();
+    }
+    let consumers = [queue.consumer(), queue.consumer()];
+    // How many of `deliveries` to each consumer were no failures.
+    let deliver = |deliveries| {
+        let mut new = 0;
+        for _ in 0..deliveries {
+            for consumer in &consumers {
+                let job = consumer.next_timeout(PATIENCE).unwrap();
+                if number_in(job.payload()) < FAILING {
+                    job.retry("not yet");
+                } else {
+                    job.ack();
+                    new += 1;
+                }
+            }
+        }
+        new
+    };
+    assert_eq!(deliver(200), 0);
+    for number in 0..40 {
+        queue.enqueue(&payload_of(FAILING + number, 8)).unwrap();
+    }
+    // Of every two jobs that a consumer takes one is new, for as long as there are any.
+    assert!(deliver(30) >= 28, "new jobs waited for those that fail");
+    deliver(30);
+    assert_eq!(queue.stats().depth(), FAILING);
+}
+
+#[test]
+fn new_jobs_hold_up_none_that_is_due_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    let consumer = queue.consumer();
+    for number in 0..1000 {
+        queue.enqueue(&payload_of(number, 8)).unwrap();
+    }
+    for round in 0..400 {
+        let job = consumer.next_timeout(PATIENCE).unwrap();
+        if job.attempts() == 1 && round % 2 == 0 {
+            let number = number_in(job.payload());
+            job.retry("once more");
+            // One that was claimed before the failure may come first.
+            let came = [(); 2].map(|()| {
+                let job = consumer.next_timeout(PATIENCE).unwrap();
+                let came = (number_in(job.payload()), job.attempts());
+                job.ack();
+                came
+            });
+            assert!(came.contains(&(number, 2)), "{came:?} came before {number}");
+        } else {
+            job.ack();
+        }
     }
 }
 

@@ -1,0 +1,138 @@
+//! What came back and what is new share fairly: neither holds up the other.
+
+use super::*;
+
+/// Of jobs that were taken, one after the other: whether each came back.
+struct Taken(Vec<bool>);
+
+impl Taken {
+    /// Takes `jobs` jobs; those below `first_new` came back.
+    fn by(consumer: &Source<Handle>, jobs: usize, first_new: Sequence) -> Self {
+        let take = |_| {
+            let lease = consumer.try_next().expect("a job waits");
+            let came_back = lease.sequence() < first_new;
+            lease.ack();
+            came_back
+        };
+        Self((0..jobs).map(take).collect())
+    }
+
+    fn came_back(&self) -> usize {
+        self.0.iter().filter(|&&came_back| came_back).count()
+    }
+
+    fn alternates(&self) -> bool {
+        self.0.windows(2).all(|pair| pair[0] != pair[1])
+    }
+}
+
+fn take(consumer: &Source<Handle>, jobs: u32) -> Vec<Lease> {
+    let leases: Vec<_> = (0..jobs).map_while(|_| consumer.try_next()).collect();
+    assert_eq!(leases.len(), jobs as usize);
+    leases
+}
+
+/// Appends jobs that nobody has seen yet; returns the first of them.
+fn append_new(dispatch: &Dispatch, jobs: u32) -> Sequence {
+    let first = dispatch.stripes()[0].active();
+    let first = first.sequence(first.reached().index);
+    append(dispatch, jobs);
+    first
+}
+
+#[test]
+fn while_both_wait_a_consumer_takes_one_that_came_back_and_one_that_is_new_in_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let dispatch = Handle(dispatch(dir.path()));
+    let consumer = Source::new(dispatch.clone());
+    // New jobs of all sorts: made into leases, in claimed runs, in the log.
+    for claimed in [0, 10, 60, 150] {
+        append(&dispatch.0, 150 + claimed);
+        let back = take(&consumer, 150);
+        let first_new = back.iter().map(Lease::sequence).max().unwrap().plus(1);
+        append(&dispatch.0, 150 - claimed);
+        dispatch.0.inject_all(back);
+        let taken = Taken::by(&consumer, 300, first_new);
+        assert!(taken.alternates(), "{claimed} claimed: {:?}", taken.0);
+        assert!(consumer.try_next().is_none());
+    }
+}
+
+#[test]
+fn jobs_that_come_back_again_and_again_hold_up_no_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let dispatch = Handle(dispatch(dir.path()));
+    let consumers: Vec<_> = (0..3).map(|_| Source::new(dispatch.clone())).collect();
+    append(&dispatch.0, 100);
+    dispatch.0.inject_all(take(&consumers[0], 100));
+    let first_new = append_new(&dispatch.0, 30);
+    let mut new = 0;
+    // Each consumer fails what came back, without a backoff.
+    for _ in 0..20 {
+        for consumer in &consumers {
+            let lease = consumer.try_next().unwrap();
+            if lease.sequence() < first_new {
+                dispatch.0.retry(lease, 1, None);
+            } else {
+                lease.ack();
+                new += 1;
+            }
+        }
+    }
+    assert_eq!(new, 30, "half of what three consumers took 20 times");
+    for lease in take(&consumers[0], 100) {
+        lease.ack();
+    }
+}
+
+#[test]
+fn new_jobs_that_never_end_hold_up_none_that_came_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let dispatch = Handle(dispatch(dir.path()));
+    let consumers: Vec<_> = (0..3).map(|_| Source::new(dispatch.clone())).collect();
+    append(&dispatch.0, 30);
+    let back = take(&consumers[0], 30);
+    // Each has claimed some, and there is always more.
+    let first_new = append_new(&dispatch.0, 1000);
+    for consumer in &consumers {
+        take(consumer, 1)
+            .into_iter()
+            .for_each(|lease| _ = lease.ack());
+    }
+    dispatch.0.inject_all(back);
+    for consumer in &consumers {
+        let taken = Taken::by(consumer, 20, first_new);
+        assert_eq!(taken.came_back(), 10, "{:?}", taken.0);
+    }
+}
+
+#[test]
+fn what_a_consumer_gave_back_and_new_jobs_are_taken_in_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let dispatch = Handle(dispatch(dir.path()));
+    append(&dispatch.0, 101);
+    let gone = Source::new(dispatch.clone());
+    take(&gone, 1).into_iter().for_each(|lease| _ = lease.ack());
+    drop(gone);
+    let first_new = append_new(&dispatch.0, 100);
+    let consumer = Source::new(dispatch.clone());
+    let taken = Taken::by(&consumer, 200, first_new);
+    assert!(taken.alternates(), "{:?}", taken.0);
+}
+
+#[test]
+fn jobs_that_are_not_due_hold_up_none_that_came_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let dispatch = Handle(dispatch(dir.path()));
+    let consumer = Source::new(dispatch.clone());
+    append(&dispatch.0, 2);
+    let back = take(&consumer, 2);
+    let later = Timestamp::now().saturating_add(Duration::from_secs(3600));
+    append_due(&dispatch.0, 500, |_| later);
+    dispatch.0.inject_all(back);
+    for _ in 0..2 {
+        consumer.try_next().unwrap().ack();
+        assert!(dispatch.0.timer.len() < 500, "all were claimed before it");
+    }
+    assert!(consumer.try_next().is_none());
+}
