@@ -221,7 +221,7 @@ impl DeadLog {
             // It has no budget, and is closed after its last letter.
             Err(RollError::OverBudget | RollError::Closed) => Err(Arc::new(StorageError::new(
                 "append to",
-                &active.paths().segment,
+                active.paths().segment.path(),
                 std::io::Error::other("the dead letter log is closed"),
             ))),
         }

@@ -1,9 +1,8 @@
 //! The engine: what the handles of an open queue share, and the life of a job once it is in the
 //! log: delivery, ack, failure, retry.
 
-use std::io;
 use std::ops::Deref;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -17,22 +16,20 @@ use crate::dispatch::leases::{Delivery, Leases};
 use crate::dispatch::sleep::EventCount;
 use crate::error::{FlushError, OpenError};
 use crate::failure::{Failure, Then};
-use crate::lock::DirectoryLock;
-use crate::log::manifest::{self, Manifest, Refused};
+use crate::home::{Directories, Home};
 use crate::log::recovery::{Recovery, RecoveryReport};
 use crate::log::segment::Lease;
 use crate::log::{DEAD_ORIGIN, LogConfig, SpaceBudget, Stripe};
 use crate::maintenance::{self, Signal};
-use crate::options::{self, Builder, Durability};
+use crate::options::{Builder, Durability};
 use crate::producer;
-use crate::storage::{self, Operation, StorageError};
+use crate::storage::StorageError;
 use crate::time::{Clock, Tick};
 
 /// What the handles and threads of an open queue share.
 pub(crate) struct Engine {
-    path: PathBuf,
-    /// Held until the last handle is gone.
-    _lock: DirectoryLock,
+    /// Locked until the last handle is gone.
+    home: Arc<Home>,
     durability: Durability,
     dispatch: Dispatch,
     leases: Option<Leases>,
@@ -92,28 +89,17 @@ impl DepthLimit {
 impl Engine {
     /// Opens or creates the queue that the builder describes.
     fn open(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
-        builder.validate()?;
-        let path = builder.path.as_path();
-        // All that can be refused is, before anything is created or changed.
-        let manifest = read_manifest(path)?.unwrap_or_else(|| builder.new_manifest());
-        builder.check_against(&manifest)?;
-        storage::create_directory(path)?;
-        let lock = DirectoryLock::take(path)?;
-        // Once more, as another process may have created the queue meanwhile.
-        let manifest = match read_manifest(path)? {
-            Some(manifest) => {
-                builder.check_against(&manifest)?;
-                manifest
-            }
-            None => {
-                // First, so that a directory with a manifest is one whose own name is durable.
-                let whole = Operation::Inspect.run(path, || path.canonicalize())?;
-                storage::flush_directory(storage::parent_of(&whole))?;
-                manifest.write(path)?;
-                manifest
-            }
-        };
+        let (home, directories) = Home::open(builder)?;
+        let home = Arc::new(home);
+        Self::recover(&home, directories, builder).inspect_err(|_| home.undo_creation())
+    }
 
+    fn recover(
+        home: &Arc<Home>,
+        directories: Directories,
+        builder: &Builder,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        let manifest = &home.manifest;
         let signal = Arc::new(Signal::new());
         let kick = {
             let signal = Arc::clone(&signal);
@@ -127,27 +113,25 @@ impl Engine {
         let config = LogConfig {
             segment_size: manifest.segment_size,
             starts_ready: true,
-            quarantine: path.join("quarantine"),
+            queue: Arc::clone(home.directory()),
             budget: Arc::new(SpaceBudget::new(builder.max_bytes)),
             kick,
             wake,
         };
         let mut recovery = Recovery {
             segment_size: manifest.segment_size,
-            quarantine: &config.quarantine,
+            queue: home.directory(),
             report: RecoveryReport::default(),
             progress: builder.progress.as_deref(),
             segments_seen: 0,
         };
-        let log_dir = path.join("log");
         let mut stripes = Vec::new();
         let mut replayed = Vec::new();
-        for number in 0..manifest.stripes {
-            // A manifest has at most 64 stripes.
-            let stripe = number as u8;
+        // A manifest has at most 64 stripes.
+        for (number, directory) in (0..).zip(directories.stripes) {
             let (stripe, letters) = Stripe::open(
-                &log_dir.join(format!("{stripe:02}")),
-                Sequence::first_of_stripe(stripe),
+                directory,
+                Sequence::first_of_stripe(number),
                 config.clone(),
                 &mut recovery,
             )?;
@@ -161,10 +145,7 @@ impl Engine {
             budget: Arc::new(SpaceBudget::new(None)),
             ..config.clone()
         };
-        let (dead, _) = Stripe::open(&path.join("dead"), DEAD_ORIGIN, dead_config, &mut recovery)?;
-        // The directories' own names.
-        storage::flush_directory(&log_dir)?;
-        storage::flush_directory(path)?;
+        let (dead, _) = Stripe::open(directories.dead, DEAD_ORIGIN, dead_config, &mut recovery)?;
 
         let mut report = recovery.report;
         for letter in replayed {
@@ -181,8 +162,7 @@ impl Engine {
         let clock = Clock::start();
         let max_payload = producer::max_payload(&stripes[0]);
         let engine = Self {
-            path: path.to_path_buf(),
-            _lock: lock,
+            home: Arc::clone(home),
             durability: builder.durability,
             dispatch: Dispatch::new(
                 stripes.into(),
@@ -211,7 +191,7 @@ impl Engine {
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        self.home.directory().path()
     }
 
     pub(crate) fn durability(&self) -> Durability {
@@ -472,48 +452,6 @@ impl Engine {
     }
 }
 
-/// Reads the manifest; None if the directory is new.
-fn read_manifest(queue_dir: &Path) -> Result<Option<Manifest>, OpenError> {
-    let path = Manifest::path(queue_dir);
-    let Some(bytes) = storage::read_if_exists(&path)? else {
-        return if is_fresh(queue_dir)? {
-            Ok(None)
-        } else {
-            Err(OpenError::ManifestMissing {
-                path: queue_dir.to_path_buf(),
-            })
-        };
-    };
-    let manifest = Manifest::decode(&bytes).map_err(|refused| match refused {
-        Refused::Version(found) => OpenError::ManifestVersion {
-            path: path.clone(),
-            found,
-            supported: crate::log::header::VERSION,
-        },
-        Refused::Corrupt(why) => OpenError::ManifestCorrupt {
-            path: path.clone(),
-            why,
-        },
-    })?;
-    if !options::is_valid(&manifest) {
-        return Err(OpenError::ManifestCorrupt {
-            path,
-            why: "its values are out of range",
-        });
-    }
-    Ok(Some(manifest))
-}
-
-/// Whether a directory holds nothing but what a crash while creating a queue can leave.
-fn is_fresh(queue_dir: &Path) -> Result<bool, StorageError> {
-    let ours = [crate::lock::FILE_NAME, manifest::TEMPORARY_NAME];
-    match storage::list(queue_dir) {
-        Ok(names) => Ok(names.iter().all(|name| ours.contains(&name.as_str()))),
-        Err(error) if error.io_error().kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(error),
-    }
-}
-
 /// An engine with its threads. The last handle to drop it closes the queue.
 pub(crate) struct Running {
     engine: Arc<Engine>,
@@ -524,10 +462,16 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn open(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
-        // From here on, dropping it stops the threads.
         let (running, report) = Self::open_idle(builder)?;
-        running.spawn("logmill-timer", Engine::run_timer)?;
-        running.spawn("logmill-upkeep", maintenance::run)?;
+        let timer = running.spawn("logmill-timer", Engine::run_timer);
+        let threads = timer.and_then(|()| running.spawn("logmill-upkeep", maintenance::run));
+        if let Err(error) = threads {
+            let home = Arc::clone(&running.home);
+            // This stops the threads.
+            drop(running);
+            home.undo_creation();
+            return Err(error);
+        }
         Ok((running, report))
     }
 
@@ -615,6 +559,8 @@ mod tests {
     use rustix::io::Errno;
 
     use super::*;
+    use crate::log::manifest;
+    use crate::storage::Operation;
     use crate::storage::faults::{self, Call, Effect, Plan};
     use crate::{EnqueueError, EnqueueOptions};
 
@@ -669,7 +615,7 @@ mod tests {
                 .unwrap();
             std::os::unix::fs::FileExt::write_all_at(&file, b"x", 200).unwrap();
             enqueue(&running, &[7; 10], Durability::Sync).unwrap();
-            let fault = faults::fail_flushes(&dir.path().join(failing));
+            let fault = faults::fail_flushes(dir.path().join(failing));
             // Has damaged bytes set aside.
             let consumer = crate::Consumer::new(Arc::clone(&running));
             assert_eq!(consumer.try_next().is_some(), failing != "quarantine");
@@ -693,7 +639,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let builder = Builder::new(dir.path());
         drop(Running::open(&builder).unwrap());
-        let manifest = Manifest::path(dir.path());
+        let manifest = dir.path().join(manifest::FILE_NAME);
         std::fs::remove_file(&manifest).unwrap();
         for operation in [Operation::Inspect, Operation::List] {
             let plan = Plan {
@@ -743,7 +689,7 @@ mod tests {
         assert!(error.is_full(), "{error}");
         assert!(running.poison().is_none());
         // So this one is reached.
-        let _failing = faults::fail_flushes(&stripe.active().paths().segment);
+        let _failing = faults::fail_flushes(stripe.active().paths().segment.path());
         assert!(running.flush().unwrap_err().is_failed_flush());
         assert!(running.poison().is_some());
     }

@@ -5,6 +5,7 @@
 //! After SQLite's tests of I/O errors and full disks (sqlite.org/testing.html).
 
 mod checks;
+mod flushes;
 mod run;
 mod scenes;
 mod truth;

@@ -69,6 +69,7 @@ mod error;
 #[cfg(all(test, not(loom)))]
 mod failing_disks;
 mod failure;
+mod home;
 mod job;
 mod lock;
 mod log;

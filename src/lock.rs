@@ -1,64 +1,79 @@
 //! The lock of a queue directory: one process at a time has it open.
+//!
+//! What is locked is the directory itself, which cannot be swapped away while it is held open. The
+//! file LOCK only tells who has it.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Write};
-use std::path::Path;
+use std::io::Write;
+use std::sync::Arc;
 
 use crate::OpenError;
-use crate::storage::{Operation, Stream};
+use crate::storage::{Directory, Entry, Operation, Stream};
 
 /// The name of the file in the queue directory.
 pub(crate) const FILE_NAME: &str = "LOCK";
 
 /// A locked directory, until dropped. The kernel lets go of the lock when the process dies.
-pub(crate) struct DirectoryLock(File);
+pub(crate) struct DirectoryLock(Arc<Directory>);
 
 impl DirectoryLock {
-    /// Locks the directory, which exists, and notes this process's id in the lock file.
-    pub(crate) fn take(queue_dir: &Path) -> Result<Self, OpenError> {
-        let path = queue_dir.join(FILE_NAME);
-        let file = Operation::Open.run(&path, || {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false);
-            options.open(&path)
-        })?;
-        let is_free = Operation::Lock.run(&path, || match file.try_lock() {
-            Ok(()) => Ok(true),
-            Err(TryLockError::WouldBlock) => Ok(false),
-            Err(TryLockError::Error(error)) => Err(error),
-        })?;
-        if !is_free {
-            let mut holder = String::new();
-            // The id is for the message only; a file that cannot be read has none.
-            let _ = Stream(&file, &path).read_to_string(&mut holder);
-            return Err(OpenError::Locked {
-                path: queue_dir.to_path_buf(),
-                pid: holder.lines().next().and_then(|id| id.trim().parse().ok()),
-            });
+    pub(crate) fn take(directory: Directory) -> Result<Self, OpenError> {
+        let directory = Arc::new(directory);
+        if directory.try_lock()? {
+            return Ok(Self(directory));
         }
-        // As wide as the longest id, so that it covers the one of an earlier holder. (Truncating the
-        // file first would take a tenth of a millisecond on ext4, much of an open.)
-        let id = format!("{:<10}\n", std::process::id());
-        if Stream(&file, &path).write_all(id.as_bytes()).is_err() {
+        // The id is for the message only; a file that cannot be read has none.
+        let holder = directory.entry(FILE_NAME).read_if_exists().ok().flatten();
+        let holder = String::from_utf8(holder.unwrap_or_default()).unwrap_or_default();
+        Err(OpenError::Locked {
+            path: directory.path().to_path_buf(),
+            pid: holder.lines().next().and_then(|id| id.trim().parse().ok()),
+        })
+    }
+
+    pub(crate) fn directory(&self) -> &Arc<Directory> {
+        &self.0
+    }
+
+    /// Notes this process's id in the lock file.
+    pub(crate) fn note_holder(&self) {
+        let entry = self.0.entry(FILE_NAME);
+        if let Err(error) = write_id(&entry) {
+            tracing::debug!(%error, "the holder of the lock is not noted");
             // A full disk must not keep the queue from being opened and drained. No id is better than
             // a wrong one.
-            let _ = Operation::Truncate.attempt(&path, || file.set_len(0));
+            let _ = entry.remove();
         }
-        Ok(Self(file))
     }
+}
+
+/// As wide as the longest id, so that it covers the one of an earlier holder. (Truncating the file
+/// first would take a tenth of a millisecond on ext4, much of an open.)
+fn write_id(entry: &Entry) -> Result<(), crate::StorageError> {
+    let id = format!("{:<10}\n", std::process::id());
+    let file = entry.create_or_open()?;
+    let written = Stream(&file, entry.path()).write_all(id.as_bytes());
+    written.map_err(|error| crate::StorageError::new(Operation::Write.verb(), entry.path(), error))
 }
 
 impl Drop for DirectoryLock {
     fn drop(&mut self) {
-        // Closing the file would not do: a child process that another thread is just starting has
-        // a copy of the descriptor for a moment, and with it the lock.
-        let _ = self.0.unlock();
+        // Closing the descriptor would not do: a child process that another thread is just starting
+        // has a copy of it for a moment, and with it the lock.
+        self.0.unlock();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+
+    fn take(path: &Path) -> Result<DirectoryLock, OpenError> {
+        let lock = DirectoryLock::take(Directory::open(path).unwrap().unwrap())?;
+        lock.note_holder();
+        Ok(lock)
+    }
 
     #[test]
     fn whoever_is_refused_is_told_the_holders_id_whatever_was_in_the_file() {
@@ -71,13 +86,43 @@ mod tests {
         ] {
             let dir = tempfile::tempdir().unwrap();
             std::fs::write(dir.path().join(FILE_NAME), before).unwrap();
-            let held = DirectoryLock::take(dir.path()).unwrap();
-            match DirectoryLock::take(dir.path()) {
+            let held = take(dir.path()).unwrap();
+            match take(dir.path()) {
                 Err(OpenError::Locked { pid, .. }) => assert_eq!(pid, Some(own), "{before:?}"),
                 _ => panic!("it is held"),
             }
             drop(held);
-            DirectoryLock::take(dir.path()).unwrap();
+            take(dir.path()).unwrap();
         }
+    }
+
+    #[test]
+    fn the_lock_stays_with_the_directory_whatever_becomes_of_its_name_and_of_the_file() {
+        let root = tempfile::tempdir().unwrap();
+        let (old, new) = (root.path().join("old"), root.path().join("new"));
+        std::fs::create_dir(&old).unwrap();
+        let held = take(&old).unwrap();
+        std::fs::remove_file(old.join(FILE_NAME)).unwrap();
+        assert!(matches!(
+            take(&old),
+            Err(OpenError::Locked { pid: None, .. })
+        ));
+        std::fs::rename(&old, &new).unwrap();
+        assert!(matches!(take(&new), Err(OpenError::Locked { .. })));
+        std::fs::create_dir(&old).unwrap();
+        take(&old).unwrap();
+        drop(held);
+        take(&new).unwrap();
+    }
+
+    #[test]
+    fn a_lock_file_that_cannot_be_written_keeps_nobody_out() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(FILE_NAME)).unwrap();
+        let _held = take(dir.path()).unwrap();
+        assert!(matches!(
+            take(dir.path()),
+            Err(OpenError::Locked { pid: None, .. })
+        ));
     }
 }

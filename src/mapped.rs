@@ -14,13 +14,14 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+#[cfg(fuzzing)]
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::io::Errno;
 
-use crate::storage::{self, Operation, StorageError};
+use crate::storage::{Entry, Operation, StorageError};
 
 /// No page is smaller.
 const SMALLEST_PAGE: usize = 4096;
@@ -38,18 +39,18 @@ pub(crate) struct RecordWords {
 /// A file mapped shared and writable.
 pub(crate) struct MappedFile {
     map: MmapRaw,
-    path: PathBuf,
+    entry: Entry,
 }
 
 impl MappedFile {
-    /// Creates `path` with `len` allocated, zeroed bytes and maps it. The first store to each of
+    /// Creates a file with `len` allocated, zeroed bytes and maps it. The first store to each of
     /// the first `warm` bytes costs no page fault; to those after, it does until
     /// [`prefault_from`](Self::prefault_from).
     ///
     /// The file must not exist; nothing is left behind on failure.
-    pub(crate) fn create(path: &Path, len: u64, warm: u64) -> Result<Self, StorageError> {
-        let file = storage::create_allocated(path, len, warm)?;
-        Self::map(&file, path, len)
+    pub(crate) fn create(entry: Entry, len: u64, warm: u64) -> Result<Self, StorageError> {
+        let file = entry.create_allocated(len, warm)?;
+        Self::map(&file, entry.clone(), len)
             .and_then(|mapped| {
                 let warm = usize::try_from(warm).unwrap_or(usize::MAX);
                 let warm = 0..warm.min(mapped.len());
@@ -64,14 +65,14 @@ impl MappedFile {
             })
             .inspect_err(|_| {
                 // Nobody has seen the file yet; if it stays, the next open finds it.
-                let _ = storage::remove_file(path);
+                let _ = entry.remove();
             })
     }
 
     /// Maps the first `len` bytes of an existing file. The caller has checked that the file is at
-    /// least that long, and has it [backed](storage::back_with_blocks) before it writes.
-    pub(crate) fn open(path: &Path, len: u64) -> Result<Self, StorageError> {
-        Self::map(&storage::open_read_write(path)?, path, len)
+    /// least that long, and has it [backed](Entry::back_with_blocks) before it writes.
+    pub(crate) fn open(entry: Entry, len: u64) -> Result<Self, StorageError> {
+        Self::map(&entry.open_read_write()?, entry, len)
     }
 
     /// Bytes in memory in the place of a file's.
@@ -84,19 +85,17 @@ impl MappedFile {
         map.copy_from_slice(bytes);
         Self {
             map: map.into(),
-            path: PathBuf::new(),
+            entry: Entry::at(Path::new("/memory")),
         }
     }
 
-    fn map(file: &File, path: &Path, len: u64) -> Result<Self, StorageError> {
+    fn map(file: &File, entry: Entry, len: u64) -> Result<Self, StorageError> {
+        let path = entry.path();
         let too_large = || io::Error::new(io::ErrorKind::InvalidInput, "exceeds the address space");
         let len = usize::try_from(len)
             .map_err(|_| StorageError::new(Operation::Map.verb(), path, too_large()))?;
         let map = Operation::Map.run(path, || MmapOptions::new().len(len).map_raw(file))?;
-        Ok(Self {
-            map,
-            path: path.to_path_buf(),
-        })
+        Ok(Self { map, entry })
     }
 
     /// Bytes mapped.
@@ -104,20 +103,20 @@ impl MappedFile {
         self.map.len()
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    pub(crate) fn entry(&self) -> &Entry {
+        &self.entry
     }
 
     /// Gives the file another name, replacing a file that has it.
-    pub(crate) fn rename(&mut self, to: &Path) -> Result<(), StorageError> {
-        storage::rename(&self.path, to)?;
-        self.moved_to(to.to_path_buf());
+    pub(crate) fn rename(&mut self, to: &Entry) -> Result<(), StorageError> {
+        self.entry.rename(to)?;
+        self.moved_to(to.clone());
         Ok(())
     }
 
     /// Takes note that the file was renamed.
-    pub(crate) fn moved_to(&mut self, path: PathBuf) {
-        self.path = path;
+    pub(crate) fn moved_to(&mut self, entry: Entry) {
+        self.entry = entry;
     }
 
     /// Zeroes the bytes `[offset, offset + len)`.
@@ -128,15 +127,15 @@ impl MappedFile {
         unsafe { pointer.write_bytes(0, len) }
     }
 
-    /// Makes what was stored so far durable.
+    /// Makes what was stored so far durable, with what is needed to read it back.
     pub(crate) fn flush(&self) -> Result<(), StorageError> {
-        storage::flush_mapping(&self.map, &self.path)
+        Operation::Flush.run(self.entry.path(), || self.map.flush())
     }
 
     /// Makes the pages from `offset` on present and writable, whoever else uses them meanwhile. On
     /// a kernel that cannot, they stay as they are.
     pub(crate) fn prefault_from(&self, offset: u64) -> Result<(), StorageError> {
-        if let Err(error) = storage::read_into_cache(&self.path, offset) {
+        if let Err(error) = self.entry.read_into_cache(offset) {
             // It only takes longer, then.
             tracing::debug!(%error, "not read ahead of a prefault");
         }
@@ -156,7 +155,7 @@ impl MappedFile {
             let advice = Advice::PopulateWrite;
             self.map.advise_range(advice, range.start, range.len())
         };
-        match operation.attempt(&self.path, advise) {
+        match operation.attempt(self.entry.path(), advise) {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(false),
             result => self.check_populated(operation, result).map(|()| true),
         }
@@ -167,7 +166,7 @@ impl MappedFile {
     pub(crate) fn read_in(&self, len: usize) -> Result<(), StorageError> {
         let advise = || self.map.advise_range(Advice::PopulateRead, 0, len);
         let operation = Operation::ReadIn;
-        self.check_populated(operation, operation.attempt(&self.path, advise))
+        self.check_populated(operation, operation.attempt(self.entry.path(), advise))
     }
 
     fn check_populated(
@@ -177,12 +176,14 @@ impl MappedFile {
     ) -> Result<(), StorageError> {
         match result {
             // What an access to such a page would raise a signal for.
-            Err(error) if is_bad_page(&error) => {
-                Err(StorageError::new(operation.verb(), &self.path, error))
-            }
+            Err(error) if is_bad_page(&error) => Err(StorageError::new(
+                operation.verb(),
+                self.entry.path(),
+                error,
+            )),
             // The kernel does not know the call, or is short of memory: accesses fault as ever.
             Err(error) => {
-                tracing::debug!(path = %self.path.display(), ?operation, %error, "not populated");
+                tracing::debug!(path = %self.entry.path().display(), ?operation, %error, "not populated");
                 Ok(())
             }
             Ok(()) => Ok(()),
@@ -281,7 +282,7 @@ mod tests {
     fn stores_reach_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
-        let mapped = MappedFile::create(&path, 4096, 4096).unwrap();
+        let mapped = MappedFile::create(Entry::at(&path), 4096, 4096).unwrap();
         mapped.word64(8).store(0x0102_0304, Ordering::Relaxed);
         // SAFETY: this test is alone with the mapping.
         unsafe { mapped.copy_in(100, b"payload") };
@@ -295,9 +296,9 @@ mod tests {
     fn pages_that_the_file_does_not_have_are_an_error_where_they_would_be_a_signal() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
-        let mapped = MappedFile::create(&path, 8192, 8192).unwrap();
+        let mapped = MappedFile::create(Entry::at(&path), 8192, 8192).unwrap();
         assert!(mapped.read_in(8192).is_ok() && mapped.prefault_from(0).is_ok());
-        storage::truncate(&path, 4096).unwrap();
+        Entry::at(&path).truncate(4096).unwrap();
         assert!(mapped.read_in(4096).is_ok());
         assert_eq!(mapped.read_in(8192).unwrap_err().action(), "read");
         assert_eq!(mapped.prefault_from(0).unwrap_err().action(), "prefault");
@@ -306,7 +307,7 @@ mod tests {
     #[test]
     fn only_bad_pages_keep_a_mapping_from_being_used() {
         let dir = tempfile::tempdir().unwrap();
-        let mapped = MappedFile::create(&dir.path().join("f"), 8192, 8192).unwrap();
+        let mapped = MappedFile::create(Entry::at(&dir.path().join("f")), 8192, 8192).unwrap();
         mapped.word64(4096).store(7, Ordering::Relaxed);
         for (errno, is_bad) in [
             (Errno::FAULT, true),
@@ -338,7 +339,7 @@ mod tests {
         let _fault = faults::watch(dir.path(), vec![plan]);
         for warm in [1, 4096, u64::MAX] {
             let path = dir.path().join(warm.to_string());
-            let mapped = MappedFile::create(&path, 8192 + 4, warm).unwrap();
+            let mapped = MappedFile::create(Entry::at(&path), 8192 + 4, warm).unwrap();
             mapped.word32(8192).store(7, Ordering::Relaxed);
             mapped.prefault_from(4096).unwrap();
             let read = std::fs::read(&path).unwrap();
@@ -349,7 +350,7 @@ mod tests {
     #[test]
     fn what_is_zero_is_known_up_to_the_last_word() {
         let dir = tempfile::tempdir().unwrap();
-        let mapped = MappedFile::create(&dir.path().join("f"), 4100, 4100).unwrap();
+        let mapped = MappedFile::create(Entry::at(&dir.path().join("f")), 4100, 4100).unwrap();
         assert!(mapped.is_zero_from(0) && mapped.is_zero_from(4096));
         for at in [0, 60, 64, 4092, 4096] {
             mapped.word32(at).store(1, Ordering::Relaxed);
@@ -363,7 +364,7 @@ mod tests {
     fn a_mapping_keeps_no_file_descriptor() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
-        let mapped = MappedFile::create(&path, 4096, 4096).unwrap();
+        let mapped = MappedFile::create(Entry::at(&path), 4096, 4096).unwrap();
         mapped.flush().unwrap();
         let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
         let targets: Vec<_> = open
@@ -376,7 +377,7 @@ mod tests {
     #[should_panic(expected = "outside the mapping")]
     fn an_access_past_the_end_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let mapped = MappedFile::create(&dir.path().join("f"), 4096, 4096).unwrap();
+        let mapped = MappedFile::create(Entry::at(&dir.path().join("f")), 4096, 4096).unwrap();
         mapped.word64(4096);
     }
 }

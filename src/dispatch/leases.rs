@@ -154,7 +154,7 @@ mod tests {
             salt: 1,
         };
         let segment =
-            Segment::create(&crate::log::names::Names::of(dir), identity, Warm::All).unwrap();
+            Segment::create(&crate::log::names::Names::at(dir), identity, Warm::All).unwrap();
         segment.append(&NewRecord {
             enqueued_at: Timestamp::ZERO,
             due_at: Timestamp::ZERO,

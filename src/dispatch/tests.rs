@@ -12,6 +12,7 @@ use crate::Sequence;
 use crate::log::record::NewRecord;
 use crate::log::recovery::{Recovery, RecoveryReport};
 use crate::log::{LogConfig, SpaceBudget};
+use crate::storage::Directory;
 
 fn dispatch(dir: &Path) -> Arc<Dispatch> {
     dispatch_of(dir, false)
@@ -19,24 +20,25 @@ fn dispatch(dir: &Path) -> Arc<Dispatch> {
 
 fn dispatch_of(dir: &Path, counted: bool) -> Arc<Dispatch> {
     const SEGMENT: u64 = 64 * 1024;
-    let quarantine = dir.join("quarantine");
+    let queue = Arc::new(Directory::open(dir).unwrap().unwrap());
     let config = LogConfig {
         segment_size: SEGMENT,
         starts_ready: true,
-        quarantine: quarantine.clone(),
+        queue: Arc::clone(&queue),
         budget: Arc::new(SpaceBudget::new(None)),
         kick: Arc::new(|| ()),
         wake: Arc::new(|| ()),
     };
     let mut recovery = Recovery {
         segment_size: SEGMENT,
-        quarantine: &quarantine,
+        queue: &queue,
         report: RecoveryReport::default(),
         progress: None,
         segments_seen: 0,
     };
     let origin = Sequence::first_of_stripe(0);
-    let (stripe, _) = Stripe::open(&dir.join("log"), origin, config, &mut recovery).unwrap();
+    let directory = queue.create_subdirectory("log").unwrap();
+    let (stripe, _) = Stripe::open(directory, origin, config, &mut recovery).unwrap();
     let retry = RetryPolicy::fixed(Duration::ZERO);
     let sleepers = Arc::new(EventCount::new());
     let clock = Clock::start();

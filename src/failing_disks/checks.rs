@@ -17,12 +17,7 @@ use crate::{Durability, Queue};
 const LIMIT: Duration = Duration::from_secs(30);
 
 fn is_flush(call: &Call) -> bool {
-    match call.operation {
-        Operation::Flush | Operation::FlushDirectory => true,
-        // The first half of it.
-        Operation::Open => call.path.is_dir(),
-        _ => false,
-    }
+    matches!(call.operation, Operation::Flush | Operation::FlushDirectory)
 }
 
 /// Whether a call failed, and was not just interrupted, cut short, or one that can be done without.
@@ -135,15 +130,12 @@ impl Run {
     pub(super) fn check_errors(&self) {
         for told in &self.errors {
             let is_it = |call: &Call| {
-                // To open a directory is part of flushing it.
-                let is_part = call.operation == Operation::Open
-                    && told.action == Operation::FlushDirectory.verb();
                 let (Some(Effect::Fail(errno)) | Some(Effect::FailAfter(errno))) = call.effect
                 else {
                     return false;
                 };
                 call.path == told.path
-                    && (call.operation.verb() == told.action || is_part)
+                    && call.operation.verb() == told.action
                     && told.code == Some(errno.raw_os_error())
             };
             assert!(self.calls.iter().any(is_it), "{told:?}");

@@ -255,6 +255,7 @@ impl AckFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::Entry;
 
     const SALT: u64 = 0x1122_3344_5566_7788;
     const KEY: Key = Key {
@@ -302,7 +303,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         let acks = AckFile::new(
-            MappedFile::create(&path, file_bytes(10), u64::MAX).unwrap(),
+            MappedFile::create(Entry::at(&path), file_bytes(10), u64::MAX).unwrap(),
             10,
             SALT,
         );
@@ -325,7 +326,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         let acks = AckFile::new(
-            MappedFile::create(&path, file_bytes(64), u64::MAX).unwrap(),
+            MappedFile::create(Entry::at(&path), file_bytes(64), u64::MAX).unwrap(),
             64,
             SALT,
         );
@@ -349,7 +350,7 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
-        let file = MappedFile::create(&path, file_bytes(10), u64::MAX).unwrap();
+        let file = MappedFile::create(Entry::at(&path), file_bytes(10), u64::MAX).unwrap();
         let mut acks = AckFile::new(file, 10, 0x8877_6655_4433_2211);
         acks.count_delivery(3);
         acks.set_once(4);

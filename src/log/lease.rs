@@ -6,7 +6,6 @@
 
 #![allow(unsafe_code)]
 
-use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +18,7 @@ use super::record::{
 use super::segment::{self, Maps, Segment};
 use super::tail::Position;
 use crate::mapped::{MappedFile, RecordWords};
-use crate::storage::StorageError;
+use crate::storage::{Entry, StorageError};
 use crate::{Sequence, Timestamp};
 
 /// The mapped file of a segment's records.
@@ -29,8 +28,8 @@ pub(crate) struct Records {
 
 impl Records {
     /// Maps the first `len` bytes of a segment file found at open.
-    pub(crate) fn open(path: &Path, len: u64) -> Result<Self, StorageError> {
-        let file = MappedFile::open(path, len)?;
+    pub(crate) fn open(entry: Entry, len: u64) -> Result<Self, StorageError> {
+        let file = MappedFile::open(entry, len)?;
         Ok(Self { file })
     }
 

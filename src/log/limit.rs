@@ -6,11 +6,9 @@
 //! name two jobs. So the limit is raised, durably, before a segment reaches past it, many segments
 //! at a time; and an open goes on from it.
 
-use std::path::{Path, PathBuf};
-
 use super::names::Names;
 use crate::Sequence;
-use crate::storage::{self, StorageError};
+use crate::storage::{Entry, StorageError};
 
 const SUFFIX: &str = ".limit";
 
@@ -23,8 +21,8 @@ pub(super) struct Limit(Sequence);
 
 impl Limit {
     /// The highest limit in the directory, or the origin.
-    pub(super) fn find(dir: &Path, origin: Sequence) -> Result<Self, StorageError> {
-        let names = storage::list(dir)?;
+    pub(super) fn find(names: &Names, origin: Sequence) -> Result<Self, StorageError> {
+        let names = names.directory().list()?;
         let numbers = names.iter().filter_map(|name| number_of(name));
         let highest = numbers.max().unwrap_or(0);
         Ok(Self(origin.plus_wide(highest)))
@@ -52,20 +50,20 @@ impl Limit {
                 .saturating_add(SEGMENTS_PER_RAISE * u64::from(capacity))
                 .min(highest.get()),
         );
-        storage::create_empty(&path_of(names.dir(), raised))?;
+        entry_of(names, raised).create_empty()?;
         names.flush().map_err(|error| error.retold())?;
-        let old = path_of(names.dir(), self.0);
+        let old = entry_of(names, self.0);
         self.0 = raised;
         // One that stays is lower, and does no harm.
-        if let Err(error) = storage::remove_file(&old) {
+        if let Err(error) = old.remove() {
             tracing::debug!(%error, "an old limit stays");
         }
         Ok(())
     }
 }
 
-fn path_of(dir: &Path, limit: Sequence) -> PathBuf {
-    dir.join(format!("{:020}{SUFFIX}", limit.within_stripe()))
+fn entry_of(names: &Names, limit: Sequence) -> Entry {
+    names.entry(&format!("{:020}{SUFFIX}", limit.within_stripe()))
 }
 
 fn number_of(name: &str) -> Option<u64> {
@@ -83,9 +81,9 @@ mod tests {
     fn the_limit_found_is_the_highest_and_is_raised_only_when_it_is_reached() {
         let dir = tempfile::tempdir().unwrap();
         let origin = Sequence::first_of_stripe(3);
-        let mut limit = Limit::find(dir.path(), origin).unwrap();
+        let mut limit = Limit::find(&Names::at(dir.path()), origin).unwrap();
         assert_eq!(limit.sequence(), origin);
-        let names = Names::of(dir.path());
+        let names = Names::at(dir.path());
         limit.raise_above(&names, origin, 10).unwrap();
         let raised = limit.sequence();
         assert_eq!(raised, origin.plus_wide(10 * SEGMENTS_PER_RAISE));
@@ -96,7 +94,7 @@ mod tests {
         for name in ["00000000000000000009.limit", "9.limit", "x.limit"] {
             std::fs::write(dir.path().join(name), b"").unwrap();
         }
-        let found = Limit::find(dir.path(), origin).unwrap();
+        let found = Limit::find(&Names::at(dir.path()), origin).unwrap();
         assert_eq!(found.sequence(), raised);
     }
 
@@ -104,15 +102,15 @@ mod tests {
     fn a_limit_that_is_not_durable_is_not_relied_on() {
         let dir = tempfile::tempdir().unwrap();
         let origin = Sequence::first_of_stripe(0);
-        let mut limit = Limit::find(dir.path(), origin).unwrap();
-        let names = Names::of(dir.path());
+        let mut limit = Limit::find(&Names::at(dir.path()), origin).unwrap();
+        let names = Names::at(dir.path());
         let fault = faults::fail_flushes(dir.path());
         assert!(limit.raise_above(&names, origin, 1).is_err());
         drop(fault);
         // That the flush would succeed now proves nothing.
         assert!(limit.raise_above(&names, origin, 1).is_err());
         assert_eq!(limit.sequence(), origin);
-        let reopened = Names::of(dir.path());
+        let reopened = Names::at(dir.path());
         limit.raise_above(&reopened, origin, 1).unwrap();
         assert!(limit.sequence() > origin);
     }
@@ -120,9 +118,9 @@ mod tests {
     #[test]
     fn the_last_limit_of_a_stripe_is_its_last_sequence() {
         let dir = tempfile::tempdir().unwrap();
-        let mut limit = Limit::find(dir.path(), Sequence::first_of_stripe(7)).unwrap();
+        let mut limit = Limit::find(&Names::at(dir.path()), Sequence::first_of_stripe(7)).unwrap();
         let near = Sequence::first_of_stripe(7).plus_wide(Sequence::MAX_WITHIN_STRIPE - 1);
-        limit.raise_above(&Names::of(dir.path()), near, 1).unwrap();
+        limit.raise_above(&Names::at(dir.path()), near, 1).unwrap();
         assert_eq!(limit.sequence().stripe(), 7);
         assert_eq!(
             limit.sequence().within_stripe(),

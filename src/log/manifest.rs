@@ -11,11 +11,11 @@
 //! ```
 //! Replaced only as a whole, by write, flush, rename, flush of the directory.
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::header::VERSION;
 use crate::Timestamp;
-use crate::storage::{self, StorageError};
+use crate::storage::{Directory, Entry, StorageError};
 
 const MAGIC: [u8; 8] = *b"logmillM";
 const BYTES: usize = 36;
@@ -42,12 +42,12 @@ pub(crate) enum Refused {
 }
 
 impl Manifest {
-    pub(crate) fn path(queue_dir: &Path) -> PathBuf {
-        queue_dir.join(FILE_NAME)
+    pub(crate) fn entry(queue: &Arc<Directory>) -> Entry {
+        queue.entry(FILE_NAME)
     }
 
-    pub(crate) fn write(&self, queue_dir: &Path) -> Result<(), StorageError> {
-        storage::replace(&Self::path(queue_dir), &self.encode())
+    pub(crate) fn write(&self, queue: &Arc<Directory>) -> Result<(), StorageError> {
+        Self::entry(queue).replace(&self.encode())
     }
 
     fn encode(&self) -> [u8; BYTES] {

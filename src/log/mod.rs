@@ -31,7 +31,6 @@ pub(crate) mod view;
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -49,7 +48,7 @@ use self::segment::{Append, Paths, Segment, Warm};
 use self::spare::{Pool, Spare};
 pub(crate) use self::stats::StripeStats;
 use self::upkeep::Graveyard;
-use crate::storage::{self, StorageError};
+use crate::storage::{Directory, StorageError};
 use crate::{Sequence, Timestamp, time};
 
 /// Between two attempts to scan a segment that could not be: a full disk stays full for a while.
@@ -131,7 +130,8 @@ pub(crate) struct LogConfig {
     pub(crate) segment_size: u64,
     /// Whether an open makes the segment that is appended to, so that the first append need not.
     pub(crate) starts_ready: bool,
-    pub(crate) quarantine: PathBuf,
+    /// The directory of the queue, in which damaged bytes are set aside.
+    pub(crate) queue: Arc<Directory>,
     pub(crate) budget: Arc<SpaceBudget>,
     /// There is maintenance to do: a roll, or a complete segment.
     pub(crate) kick: Kick,
@@ -195,23 +195,20 @@ impl Next {
 }
 
 impl Stripe {
-    /// Opens the log in `dir`: recovers what is there, and starts a new segment. Also returns the
+    /// Opens the log in a directory, whose own name is durable: recovers what is there, and starts a new segment. Also returns the
     /// letters that were replayed, see [`recovery::RecoveredLog::replays`]; nothing is sealed,
     /// retired or removed before the caller asks for it.
     pub(crate) fn open(
-        dir: &Path,
+        directory: Directory,
         origin: Sequence,
         config: LogConfig,
         recovery: &mut Recovery<'_>,
     ) -> Result<(Self, Vec<Sequence>), StorageError> {
-        storage::create_directory(dir)?;
-        // The process that created it may have died before its name was durable.
-        storage::flush_directory(storage::parent_of(dir))?;
-        for spare in spare::left_in(dir)? {
-            storage::remove_file(&spare)?;
+        let names = Names::of(directory);
+        for spare in spare::left_in(&names)? {
+            spare.remove()?;
         }
-        let names = Names::of(dir);
-        let limit = Limit::find(dir, origin)?;
+        let limit = Limit::find(&names, origin)?;
         let log = recovery.recover_directory(&names, origin)?;
         let mut next = Next {
             base: log.next_base.max(limit.sequence()),
@@ -530,7 +527,7 @@ impl Stripe {
         }
         let mut recovery = Recovery {
             segment_size: self.config.segment_size,
-            quarantine: &self.config.quarantine,
+            queue: &self.config.queue,
             report: RecoveryReport::default(),
             progress: None,
             segments_seen: 0,
@@ -686,7 +683,7 @@ fn create_segment(
         let none_left = io::Error::other("the sequences of this stripe are used up");
         return Err(StorageError::new(
             "create a segment in",
-            names.dir(),
+            names.directory().path(),
             none_left,
         ));
     }

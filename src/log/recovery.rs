@@ -34,8 +34,8 @@ mod scan;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsStr;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use self::report::{Damage, Quarantined, RecoveryProgress, RecoveryReport};
@@ -47,17 +47,21 @@ use super::record::{HEADER_UNITS, UNIT};
 use super::segment::{self, Found, Maps, Paths, Pinned, Records, START, Segment, Warm};
 use super::tail::Position;
 use crate::mapped::MappedFile;
-use crate::storage::{self, StorageError};
+use crate::storage::{Directory, Entry, StorageError};
 use crate::{Sequence, Timestamp};
 
 /// Damaged regions of a segment that are copied out one by one. Of more than these one copy is
 /// made, from the first region to the last: a copy costs several flushes.
 const MAX_COPIES: usize = 32;
 
+/// The name of the directory for damaged bytes, in the queue's.
+const QUARANTINE: &str = "quarantine";
+
 /// What recovery needs to know and where it reports.
 pub(crate) struct Recovery<'a> {
     pub(crate) segment_size: u64,
-    pub(crate) quarantine: &'a Path,
+    /// The directory of the queue, in which damaged bytes are set aside.
+    pub(crate) queue: &'a Directory,
     pub(crate) report: RecoveryReport,
     pub(crate) progress: Option<&'a (dyn Fn(RecoveryProgress) + Send + Sync)>,
     pub(crate) segments_seen: u64,
@@ -92,8 +96,7 @@ impl Recovery<'_> {
             reported: Vec::new(),
             replays: Vec::new(),
         };
-        let dir = directory.dir();
-        let names = storage::list(dir)?;
+        let names = directory.directory().list()?;
         let capacity = segment::capacity_of(self.segment_size);
         let bases = |suffix| {
             let names = names.iter();
@@ -101,10 +104,10 @@ impl Recovery<'_> {
         };
         for base in bases(".seg") {
             let base = origin.plus_wide(base);
-            let paths = Paths::new(dir, base);
+            let paths = Paths::new(directory, base);
             log.next_base = base.plus(capacity);
             // Something else of that name is not touched.
-            let Some(file_len) = storage::file_len(&paths.segment)? else {
+            let Some(file_len) = paths.segment.file_len()? else {
                 continue;
             };
             let damage = self.report.quarantined.len();
@@ -123,17 +126,13 @@ impl Recovery<'_> {
         }
         for base in bases(".ack") {
             let base = origin.plus_wide(base);
-            let paths = Paths::new(dir, base);
-            let is_alone = paths
-                .segment
-                .file_name()
-                .and_then(|name| name.to_str())
-                .is_none_or(|name| {
-                    names
-                        .binary_search_by(|other| other.as_str().cmp(name))
-                        .is_err()
-                });
-            if is_alone && storage::file_len(&paths.ack)?.is_some() {
+            let paths = Paths::new(directory, base);
+            let segment = paths.segment.path().file_name();
+            let is_alone = segment.and_then(OsStr::to_str).is_none_or(|name| {
+                let found = names.binary_search_by(|other| other.as_str().cmp(name));
+                found.is_err()
+            });
+            if is_alone && paths.ack.file_len()?.is_some() {
                 log.next_base = log.next_base.max(base.plus(capacity));
                 log.leftovers.push(paths);
             }
@@ -150,7 +149,7 @@ impl Recovery<'_> {
         directory: &Arc<Names>,
         replays: &mut Vec<Sequence>,
     ) -> Result<Option<Arc<Segment>>, StorageError> {
-        let read = |path| storage::read_start(path, header::HEADER_BYTES as u64);
+        let read = |entry: &Entry| entry.read_start(header::HEADER_BYTES as u64);
         let own_header = read(&paths.segment)?.unwrap_or_default();
         // An ack file that cannot be read is not as good as none: it may be all there is of the
         // header, and the disk may be well again next time.
@@ -165,7 +164,7 @@ impl Recovery<'_> {
         let Some(identity) = own.or(copy.filter(|_| units >= START.units)) else {
             // Rows 1 and 2.
             if file_len > 0 {
-                let records = Records::open(&paths.segment, file_len)?;
+                let records = Records::open(paths.segment.clone(), file_len)?;
                 records.read_in()?;
                 if records.bytes().iter().any(|&byte| byte != 0) {
                     let damage = match copy {
@@ -180,7 +179,7 @@ impl Recovery<'_> {
             self.report_if_emptied(paths, copy)?;
             return Ok(None);
         };
-        let records = Records::open(&paths.segment, u64::from(units) * UNIT as u64)?;
+        let records = Records::open(paths.segment.clone(), u64::from(units) * UNIT as u64)?;
         let capacity = segment::capacity_of(self.segment_size);
         let seal = header::decode_seal(identity.salt, &own_header).filter(|end| {
             let all_units = (self.segment_size as usize / UNIT) as u32;
@@ -241,10 +240,12 @@ impl Recovery<'_> {
         };
         if own.is_none() {
             // Row 3. The seal is not part of the copy and keeps its own check.
-            storage::back_with_blocks(&paths.segment, file_len)?;
+            paths.segment.back_with_blocks(file_len)?;
             records.restore_header(&identity);
-            tracing::warn!(path = %paths.segment.display(), "mended a segment's header");
-            self.report.headers_mended.push(paths.segment.clone());
+            tracing::warn!(path = %paths.segment.path().display(), "mended a segment's header");
+            self.report
+                .headers_mended
+                .push(paths.segment.path().to_path_buf());
         }
         let acks = self.open_acks(paths, &identity, copy == Some(identity), found.end.index)?;
         self.report.ack_words_reset += check_acks(&acks, found.end.index);
@@ -265,9 +266,9 @@ impl Recovery<'_> {
     }
 
     /// Reports that a segment file does not reach to `end`, and has no records from `offset` on.
-    fn report_cut(&mut self, path: &Path, offset: u64, end: u64) {
+    fn report_cut(&mut self, entry: &Entry, offset: u64, end: u64) {
         self.report.quarantined.push(Quarantined {
-            path: path.to_path_buf(),
+            path: entry.path().to_path_buf(),
             offset,
             len: end.saturating_sub(offset),
             damage: Damage::Truncated,
@@ -290,10 +291,10 @@ impl Recovery<'_> {
         let Some(identity) = identity else {
             return Ok(());
         };
-        if storage::file_len(&paths.ack)?.is_none_or(|found| found < len) {
+        if paths.ack.file_len()?.is_none_or(|found| found < len) {
             return Ok(());
         }
-        let file = MappedFile::open(&paths.ack, len)?;
+        let file = MappedFile::open(paths.ack.clone(), len)?;
         if file.read_in(file.len()).is_err() {
             return Ok(());
         }
@@ -314,18 +315,20 @@ impl Recovery<'_> {
     ) -> Result<AckFile, StorageError> {
         let capacity = segment::capacity_of(self.segment_size);
         let len = ack::file_bytes(capacity);
-        if has_valid_header && storage::file_len(&paths.ack)?.is_some_and(|found| found >= len) {
+        if has_valid_header && paths.ack.file_len()?.is_some_and(|found| found >= len) {
             // A copy of a queue may have holes where the original had zeros.
-            storage::back_with_blocks(&paths.ack, len)?;
-            let file = MappedFile::open(&paths.ack, len)?;
+            paths.ack.back_with_blocks(len)?;
+            let file = MappedFile::open(paths.ack.clone(), len)?;
             // The counts of a long backlog are left until they are needed.
             let [words, _] = ack::used_ranges(capacity, records);
             file.read_in(words.end)?;
             return Ok(AckFile::new(file, capacity, identity.salt));
         }
-        tracing::warn!(path = %paths.ack.display(), "made an ack file anew");
-        self.report.ack_files_rebuilt.push(paths.ack.clone());
-        storage::remove_file(&paths.ack)?;
+        tracing::warn!(path = %paths.ack.path().display(), "made an ack file anew");
+        self.report
+            .ack_files_rebuilt
+            .push(paths.ack.path().to_path_buf());
+        paths.ack.remove()?;
         segment::create_ack_file(&paths.ack, identity, capacity, Warm::All)
     }
 
@@ -346,8 +349,8 @@ impl Recovery<'_> {
         let salt = segment.identity().salt;
         let scan = self.scan(records, limit, salt);
         self.report.bytes_scanned += u64::from(end.units) * UNIT as u64;
-        let path = &segment.paths().segment;
-        self.mend(segment.base(), path, records, salt, &scan.regions)?;
+        let entry = &segment.paths().segment;
+        self.mend(segment.base(), entry, records, salt, &scan.regions)?;
         let mut complete = false;
         for index in scan.missing.into_iter().flat_map(|(from, to)| from..to) {
             complete |= pinned.mark_missing(index);
@@ -364,7 +367,7 @@ impl Recovery<'_> {
     fn mend(
         &mut self,
         base: Sequence,
-        path: &Path,
+        entry: &Entry,
         records: &Records,
         salt: u64,
         regions: &[Region],
@@ -391,9 +394,9 @@ impl Recovery<'_> {
             1
         };
         for regions in damaged.chunks(copies) {
-            self.set_aside(base, path, records.bytes(), regions)?;
+            self.set_aside(base, entry, records.bytes(), regions)?;
         }
-        storage::back_with_blocks(path, records.bytes().len() as u64)?;
+        entry.back_with_blocks(records.bytes().len() as u64)?;
         for region in regions {
             self.report.holes += u64::from(region.kind == RegionKind::Hole);
             records.cover(region.from, region.to, region.index, salt);
@@ -409,7 +412,7 @@ impl Recovery<'_> {
     fn set_aside(
         &mut self,
         base: Sequence,
-        path: &Path,
+        entry: &Entry,
         file: &[u8],
         regions: &[(u64, u64, Damage)],
     ) -> Result<(), StorageError> {
@@ -418,11 +421,12 @@ impl Recovery<'_> {
         };
         let (offset, end) = (first.0, last.0 + last.1);
         let bytes = &file[offset as usize..end as usize];
-        storage::create_directory(self.quarantine)?;
-        storage::flush_directory(storage::parent_of(self.quarantine))?;
-        let (copy, is_there) = self.copy_path(base, offset, bytes)?;
+        let path = entry.path();
+        let quarantine = Arc::new(self.queue.create_subdirectory(QUARANTINE)?);
+        self.queue.flush()?;
+        let (copy, is_there) = copy_entry(&quarantine, base, offset, bytes)?;
         if !is_there {
-            storage::replace(&copy, bytes)?;
+            copy.replace(bytes)?;
         }
         let mut text = format!(
             "file: {}\noffset: {offset}\nlength: {}\nfound: {} ns since the Unix epoch\n",
@@ -434,10 +438,10 @@ impl Recovery<'_> {
             // Writing to a string does not fail.
             let _ = writeln!(text, "at {offset}, {len} bytes: {damage}");
         }
-        storage::replace(&copy.with_extension("txt"), text.as_bytes())?;
+        copy.with_extension("txt").replace(text.as_bytes())?;
         tracing::warn!(
             path = %path.display(), offset, len = bytes.len(), damage = %first.2,
-            regions = regions.len(), copy = %copy.display(), "set damaged bytes aside"
+            regions = regions.len(), copy = %copy.path().display(), "set damaged bytes aside"
         );
         for &(offset, len, damage) in regions {
             self.report.quarantined.push(Quarantined {
@@ -445,31 +449,31 @@ impl Recovery<'_> {
                 offset,
                 len,
                 damage,
-                copy: Some(copy.clone()),
+                copy: Some(copy.path().to_path_buf()),
             });
         }
         Ok(())
     }
+}
 
-    /// Where the copy of these bytes is to be, and whether it is there already.
-    fn copy_path(
-        &self,
-        base: Sequence,
-        offset: u64,
-        bytes: &[u8],
-    ) -> Result<(PathBuf, bool), StorageError> {
-        let name = format!("{:02}-{:020}-{offset}", base.stripe(), base.within_stripe());
-        let mut path = self.quarantine.join(format!("{name}.bin"));
-        let mut earlier = 0;
-        while storage::exists(&path)? {
-            if storage::has_content(&path, bytes) {
-                return Ok((path, true));
-            }
-            earlier += 1;
-            path = self.quarantine.join(format!("{name}-{earlier}.bin"));
+/// Where the copy of these bytes is to be, and whether it is there already.
+fn copy_entry(
+    quarantine: &Arc<Directory>,
+    base: Sequence,
+    offset: u64,
+    bytes: &[u8],
+) -> Result<(Entry, bool), StorageError> {
+    let name = format!("{:02}-{:020}-{offset}", base.stripe(), base.within_stripe());
+    let mut copy = quarantine.entry(&format!("{name}.bin"));
+    let mut earlier = 0;
+    while copy.kind()?.is_some() {
+        if copy.has_content(bytes) {
+            return Ok((copy, true));
         }
-        Ok((path, false))
+        earlier += 1;
+        copy = quarantine.entry(&format!("{name}-{earlier}.bin"));
     }
+    Ok((copy, false))
 }
 
 /// The base in a file's name, within its stripe. Names that this library cannot have given are

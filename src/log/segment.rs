@@ -20,7 +20,6 @@
 #[cfg(test)]
 mod tests;
 
-use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -38,7 +37,7 @@ use super::progress::Progress;
 use super::record::{self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, NewRecord, UNIT};
 use super::tail::{Cursor, Position, Reserved, Tail};
 use crate::mapped::MappedFile;
-use crate::storage::{self, StorageError};
+use crate::storage::{Entry, StorageError};
 use crate::time;
 use crate::{Sequence, Timestamp};
 
@@ -153,26 +152,26 @@ unsafe impl Send for Segment {}
 unsafe impl Sync for Segment {}
 
 /// The files of a segment.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Paths {
-    pub(crate) segment: PathBuf,
-    pub(crate) ack: PathBuf,
+    pub(crate) segment: Entry,
+    pub(crate) ack: Entry,
 }
 
 impl Paths {
-    pub(crate) fn new(dir: &Path, base: Sequence) -> Self {
+    pub(crate) fn new(names: &Names, base: Sequence) -> Self {
         let name = base.within_stripe();
         Self {
-            segment: dir.join(format!("{name:020}.seg")),
-            ack: dir.join(format!("{name:020}.ack")),
+            segment: names.entry(&format!("{name:020}.seg")),
+            ack: names.entry(&format!("{name:020}.ack")),
         }
     }
 
     /// Gives the files' space back and keeps their names. The segment goes first, durably: when
     /// it is empty, the ack file says nothing.
     pub(super) fn empty(&self) -> Result<(), StorageError> {
-        storage::empty_durably(&self.segment)?;
-        storage::truncate(&self.ack, 0)
+        self.segment.empty_durably()?;
+        self.ack.truncate(0)
     }
 }
 
@@ -191,14 +190,14 @@ impl Segment {
         identity: Identity,
         warm: Warm,
     ) -> Result<Arc<Self>, StorageError> {
-        let paths = Paths::new(names.dir(), identity.base);
+        let paths = Paths::new(names, identity.base);
         let capacity = capacity_of(identity.segment_size);
         // The segment first: beside an empty segment, the file of its acks would look like what is
         // left of records that were cut off.
         let records = create_segment_file(&paths.segment, &identity, warm)?;
         let acks = create_ack_file(&paths.ack, &identity, capacity, warm).inspect_err(|_| {
             // A segment without records is removed by the next open.
-            let _ = storage::remove_file(&paths.segment);
+            let _ = paths.segment.remove();
         })?;
         let end_units = (identity.segment_size as usize / UNIT) as u32;
         Ok(Self::assemble(
@@ -255,7 +254,7 @@ impl Segment {
             unscanned: false,
         };
         let tail = Tail::closed_at(START);
-        let paths = Paths::new(names.dir(), base);
+        let paths = Paths::new(names, base);
         Self::assemble(identity, tail, None, paths, names, Some(&found))
     }
 
@@ -621,7 +620,7 @@ impl Segment {
         // One unit more than is used: a walk that began before the segment was closed looks for a
         // commit word at its end. Nobody touches the mapping beyond that.
         let kept = (end.units as usize + 1) * UNIT;
-        if let Err(error) = storage::truncate(&self.paths.segment, kept.min(records.len()) as u64) {
+        if let Err(error) = self.paths.segment.truncate(kept.min(records.len()) as u64) {
             // The seal holds for a longer file too; only its space stays taken.
             tracing::debug!(%error, "a sealed segment keeps its unused end");
         }
@@ -654,22 +653,22 @@ pub(crate) enum Append {
 }
 
 fn create_segment_file(
-    path: &Path,
+    entry: &Entry,
     identity: &Identity,
     warm: Warm,
 ) -> Result<Records, StorageError> {
-    let file = MappedFile::create(path, identity.segment_size, warm.records())?;
+    let file = MappedFile::create(entry.clone(), identity.segment_size, warm.records())?;
     write_header(&file, &identity.encode(FileKind::Segment));
     Ok(Records { file })
 }
 
 pub(crate) fn create_ack_file(
-    path: &Path,
+    entry: &Entry,
     identity: &Identity,
     capacity: u32,
     warm: Warm,
 ) -> Result<AckFile, StorageError> {
-    let file = MappedFile::create(path, ack::file_bytes(capacity), warm.acks())?;
+    let file = MappedFile::create(entry.clone(), ack::file_bytes(capacity), warm.acks())?;
     write_header(&file, &identity.encode(FileKind::Ack));
     Ok(AckFile::new(file, capacity, identity.salt))
 }

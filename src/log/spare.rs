@@ -8,7 +8,6 @@
 //! its headers before it gets its new names, and its new salt makes whatever a power cut brings
 //! back of its past fail every check.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +17,7 @@ use super::names::Names;
 use super::record::UNIT;
 use super::segment::{Maps, Paths, Segment};
 use super::tail::Position;
-use crate::storage::{self, StorageError};
+use crate::storage::{Entry, StorageError};
 use crate::time;
 
 const SEGMENT_SUFFIX: &str = "spare";
@@ -85,8 +84,8 @@ pub(super) fn waiting(paths: &Paths) -> Paths {
 }
 
 /// The files of an earlier process's spares.
-pub(super) fn left_in(dir: &Path) -> Result<Vec<PathBuf>, StorageError> {
-    let names = storage::list(dir)?;
+pub(super) fn left_in(directory: &Names) -> Result<Vec<Entry>, StorageError> {
+    let names = directory.directory().list()?;
     let is_spare = |name: &&String| {
         name.split_once('.').is_some_and(|(number, suffix)| {
             let is_number = number.len() == 20 && number.bytes().all(|byte| byte.is_ascii_digit());
@@ -96,7 +95,7 @@ pub(super) fn left_in(dir: &Path) -> Result<Vec<PathBuf>, StorageError> {
     Ok(names
         .iter()
         .filter(is_spare)
-        .map(|name| dir.join(name))
+        .map(|name| directory.entry(name))
         .collect())
 }
 
@@ -116,7 +115,7 @@ impl Spare {
         names: &Arc<Names>,
         identity: Identity,
     ) -> Result<Arc<Segment>, StorageError> {
-        let paths = Paths::new(names.dir(), identity.base);
+        let paths = Paths::new(names, identity.base);
         if let Err(error) = self.take_names(&identity, &paths) {
             self.remove();
             return Err(error);
@@ -138,7 +137,7 @@ impl Spare {
     pub(super) fn remove(self) {
         let Self(maps) = self;
         for file in [&maps.records.file, &maps.acks.file] {
-            if let Err(error) = storage::remove_file(file.path()) {
+            if let Err(error) = file.entry().remove() {
                 tracing::debug!(%error, "a spare segment stays");
             }
         }

@@ -1,6 +1,7 @@
 //! A stripe's log from open to close: rolling, retiring, sealing, a full disk, statistics.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
 
 use rustix::io::Errno;
@@ -8,8 +9,8 @@ use rustix::io::Errno;
 use super::*;
 use crate::log::lease::Lease;
 use crate::log::segment::capacity_of;
-use crate::storage::Operation;
 use crate::storage::faults::{self, Effect, Moment, Plan};
+use crate::storage::{Operation, create_directories};
 
 const SIZE: u64 = 16384;
 /// A payload of which 15 records fill a segment to the last byte.
@@ -51,30 +52,33 @@ impl Fixture {
 
     fn try_open(&self) -> Result<(Stripe, RecoveryReport, Vec<Sequence>), StorageError> {
         let kicks = Arc::clone(&self.kicks);
+        let queue = Directory::open(self.root.path()).unwrap().unwrap();
         let config = LogConfig {
             segment_size: SIZE,
             starts_ready: self.starts_ready,
-            quarantine: self.quarantine(),
+            queue: Arc::new(queue),
             budget: Arc::new(SpaceBudget::new(self.max_bytes)),
             kick: Arc::new(move || {
                 kicks.fetch_add(1, Ordering::Relaxed);
             }),
             wake: Arc::new(|| ()),
         };
-        let quarantine = self.quarantine();
+        let queue = Arc::clone(&config.queue);
         let mut recovery = Recovery {
             segment_size: SIZE,
-            quarantine: &quarantine,
+            queue: &queue,
             report: RecoveryReport::default(),
             progress: None,
             segments_seen: 0,
         };
-        let (stripe, replays) = Stripe::open(&self.dir(), origin(), config, &mut recovery)?;
+        let directory = create_directories(&self.dir())?;
+        let (stripe, replays) = Stripe::open(directory, origin(), config, &mut recovery)?;
         Ok((stripe, recovery.report, replays))
     }
 
     fn files(&self, suffix: &str) -> Vec<String> {
-        let mut names = storage::list(&self.dir()).unwrap();
+        let directory = Directory::open(&self.dir()).unwrap().unwrap();
+        let mut names = directory.list().unwrap();
         names.retain(|name| name.ends_with(suffix));
         names
     }
@@ -261,7 +265,7 @@ fn a_flush_of_acks_covers_those_of_segments_that_are_gone() {
     leases.into_iter().for_each(|lease| _ = lease.ack());
     stripe.reclaim().unwrap();
     assert_eq!(fixture.files(".seg").len(), 1);
-    let fault = faults::fail_flushes(&fixture.dir());
+    let fault = faults::fail_flushes(fixture.dir());
     assert!(stripe.flush(false).is_ok());
     assert!(stripe.flush(true).is_err());
     drop(fault);
@@ -274,7 +278,7 @@ fn a_failed_flush_of_names_is_final_for_all_segments_of_the_log() {
     let stripe = fixture.open();
     fill_segments(&stripe, 2);
     let first = stripe.pin_containing(origin()).unwrap();
-    let fault = faults::fail_flushes(&fixture.dir());
+    let fault = faults::fail_flushes(fixture.dir());
     assert!(first.segment().flush(false).is_err());
     drop(fault);
     let error = stripe.active().flush(false).unwrap_err();
@@ -293,7 +297,7 @@ fn after_a_failed_flush_of_names_jobs_still_go_through_the_log() {
     let stripe = fixture.open();
     fill_segments(&stripe, 3);
     stripe.flush(true).unwrap();
-    let fault = faults::fail_flushes(&fixture.dir());
+    let fault = faults::fail_flushes(fixture.dir());
     // What is retired of these cannot be made durable any more.
     for _ in 0..10 {
         let leases = claim_all(&stripe);
@@ -322,7 +326,7 @@ fn an_ack_file_stays_until_the_removal_of_its_segment_is_durable() {
     ack_all(&stripe);
     // Somebody may rely on these acks now.
     stripe.flush(true).unwrap();
-    let fault = faults::fail_flushes(&fixture.dir());
+    let fault = faults::fail_flushes(fixture.dir());
     assert!(stripe.reclaim().is_err());
     drop(fault);
     // That the flush would succeed now proves nothing.
@@ -632,7 +636,7 @@ fn a_spare_that_was_not_used_after_all_stays_counted_in_the_budget() {
     assert_eq!(used(), 2 * SIZE);
     // The limit of the sequences is to be raised, and cannot be.
     let nowhere = tempfile::tempdir().unwrap();
-    stripe.next.lock().limit = Limit::find(nowhere.path(), origin()).unwrap();
+    stripe.next.lock().limit = Limit::find(&Names::at(nowhere.path()), origin()).unwrap();
     let fault = faults::fill_disk(&fixture.dir());
     stripe.prepare();
     assert_eq!(fixture.files(".spare").len(), 1);
@@ -745,7 +749,7 @@ fn the_append_that_finds_the_disk_full_goes_on_in_the_space_of_a_segment_that_is
     let stripe = fixture.open();
     fill_segments(&stripe, 1);
     ack_all(&stripe);
-    let done = stripe.active().paths().segment.clone();
+    let done = stripe.active().paths().segment.path().to_path_buf();
     let len = |path: &Path| fs::metadata(path).unwrap().len();
     // A disk with room for one segment.
     let taken = done.clone();
@@ -759,7 +763,7 @@ fn the_append_that_finds_the_disk_full_goes_on_in_the_space_of_a_segment_that_is
     faults::observe(Some((fixture.dir(), Box::new(observer))));
     let next = append(&stripe, b"job");
     faults::observe(None);
-    let segment = stripe.active().paths().segment.clone();
+    let segment = stripe.active().paths().segment.path().to_path_buf();
     assert_eq!((len(&done), len(&segment)), (0, SIZE));
     assert_eq!(len(&done.with_extension("ack")), 0);
     assert_eq!(stripe.config.budget.used.load(Ordering::Relaxed), SIZE);
@@ -911,7 +915,7 @@ fn a_segment_is_not_emptied_if_a_flush_of_it_fails_while_it_waits_for_that() {
         let stripe = Arc::new(fixture.open());
         fill_segments(&stripe, 1);
         ack_all(&stripe);
-        let segment = stripe.active().paths().segment.clone();
+        let segment = stripe.active().paths().segment.path().to_path_buf();
         let bytes = fs::read(&segment).unwrap();
         let _full = faults::fill_disk(&fixture.dir());
         // Whoever flushes a segment reads it until the flush ends. Before that a producer finds
@@ -940,7 +944,7 @@ fn a_segment_is_emptied_after_its_acks_are_durable_and_not_if_a_flush_of_it_has_
         let fixture = Fixture::new();
         let stripe = fixture.open();
         append(&stripe, b"job");
-        let segment = stripe.active().paths().segment.clone();
+        let segment = stripe.active().paths().segment.path().to_path_buf();
         if fails {
             let _failing = faults::fail_flushes(&segment);
             assert!(stripe.flush(false).is_err());

@@ -4,7 +4,6 @@
 //! The order of removal is what a power cut must not turn round: a segment's removal is durable
 //! before its ack file goes, which would bring its jobs back.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use super::segment::{Maps, Paths, Segment};
 use super::spare::{self, Spare};
 use super::tail::Position;
 use super::{Next, Stripe};
-use crate::storage::{self, StorageError};
+use crate::storage::{Entry, StorageError};
 
 /// For how long a segment is full before it is sealed. Consumers that keep up will have it
 /// complete long before, and then it never costs disk bandwidth.
@@ -27,7 +26,7 @@ pub(super) struct Graveyard {
     leftovers: Vec<Paths>,
     retired: Vec<Retired>,
     /// Ack files whose segment's removal is not durable yet.
-    ack_files: Vec<PathBuf>,
+    ack_files: Vec<Entry>,
     /// Names were removed or changed since the directory was last flushed.
     unflushed_names: bool,
 }
@@ -95,7 +94,7 @@ impl Graveyard {
     /// [`remove_ack_files`](Self::remove_ack_files).
     pub(super) fn remove(&mut self, leftovers: Vec<Paths>) {
         for paths in leftovers {
-            match storage::remove_file(&paths.segment) {
+            match paths.segment.remove() {
                 Ok(()) => {
                     self.unflushed_names = true;
                     self.ack_files.push(paths.ack);
@@ -114,7 +113,7 @@ impl Graveyard {
         self.flush_names(names)?;
         for path in self.ack_files.drain(..) {
             // An ack file alone is removed by the next open.
-            if let Err(error) = storage::remove_file(&path) {
+            if let Err(error) = path.remove() {
                 tracing::warn!(%error, "an ack file stays");
             }
         }
@@ -175,8 +174,8 @@ impl Stripe {
         next.closed = true;
         if let Some(prepared) = next.prepared.take() {
             // It holds nothing. What stays of it, the next open removes.
-            let _ = storage::remove_file(&prepared.paths().segment);
-            let _ = storage::remove_file(&prepared.paths().ack);
+            let _ = prepared.paths().segment.remove();
+            let _ = prepared.paths().ack.remove();
             self.config.budget.give_back(self.config.segment_size);
         }
         for spare in next.spares.drain(..) {
@@ -275,7 +274,7 @@ impl Stripe {
         graveyard: &mut Graveyard,
     ) -> Result<(), StorageError> {
         let waiting = spare::waiting(segment.paths());
-        if let Err(error) = storage::rename(&segment.paths().segment, &waiting.segment) {
+        if let Err(error) = segment.paths().segment.rename(&waiting.segment) {
             tracing::debug!(%error, "a segment that is done is not used again");
             return self.retire_to_remove(segment, graveyard);
         }
@@ -291,13 +290,13 @@ impl Stripe {
         } else {
             Ok(())
         };
-        let renamed = renamed.and_then(|()| storage::rename(&segment.paths().ack, &waiting.ack));
+        let renamed = renamed.and_then(|()| segment.paths().ack.rename(&waiting.ack));
         let then = match renamed {
             Ok(()) => Then::Recycle(end, waiting),
             Err(_) => {
                 self.config.budget.give_back(self.config.segment_size);
                 // What stays of it, the next open removes.
-                let _ = storage::remove_file(&waiting.segment);
+                let _ = waiting.segment.remove();
                 graveyard.ack_files.push(segment.paths().ack.clone());
                 Then::Unmap
             }
@@ -316,7 +315,7 @@ impl Stripe {
             let then = Then::Unmap;
             graveyard.retired.push(Retired { maps, then });
         }
-        storage::remove_file(&segment.paths().segment)?;
+        segment.paths().segment.remove()?;
         graveyard.unflushed_names = true;
         graveyard.ack_files.push(segment.paths().ack.clone());
         Ok(())

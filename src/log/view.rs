@@ -103,7 +103,11 @@ impl Stripe {
                 let _step = self.step.lock();
                 if !self.scan(&segment) {
                     let why = std::io::Error::other("damaged bytes could not be set aside");
-                    return Err(StorageError::new("check", &segment.paths().segment, why));
+                    return Err(StorageError::new(
+                        "check",
+                        segment.paths().segment.path(),
+                        why,
+                    ));
                 }
             }
             if let Some(pinned) = Segment::pin(&segment) {
@@ -127,7 +131,7 @@ fn check_records(pinned: &Pinned, report: &mut VerifyReport) {
             .is_none()
         {
             report.damaged.push(Quarantined {
-                path: segment.paths().segment.clone(),
+                path: segment.paths().segment.path().to_path_buf(),
                 offset: u64::from(record.units()) * UNIT as u64,
                 len: bytes,
                 damage: Damage::Checksum,

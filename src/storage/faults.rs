@@ -72,14 +72,14 @@ struct State {
 }
 
 /// Has flushes of a file or directory fail.
-pub(crate) fn fail_flushes(path: &Path) -> Fault {
+pub(crate) fn fail_flushes(path: impl AsRef<Path>) -> Fault {
     let plan = |operation| Plan {
         operation,
         calls: 0..usize::MAX,
         effect: Effect::Fail(Errno::IO),
     };
     let plans = [Operation::Flush, Operation::FlushDirectory].map(plan);
-    Fault::begin(path, true, plans.into())
+    Fault::begin(path.as_ref(), true, plans.into())
 }
 
 /// Has the disk be full for new files below a directory.

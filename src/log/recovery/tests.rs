@@ -1,6 +1,7 @@
 //! Each row of the decision table, and what a scan makes of damage.
 
 use std::fs;
+use std::path::Path;
 
 use rustix::io::Errno;
 
@@ -32,7 +33,7 @@ fn identity(base: u64) -> Identity {
 }
 
 fn new_segment(dir: &Path, base: u64, payloads: &[&[u8]]) -> Arc<Segment> {
-    let segment = Segment::create(&Names::of(dir), identity(base), Warm::All).unwrap();
+    let segment = Segment::create(&Names::at(dir), identity(base), Warm::All).unwrap();
     for payload in payloads {
         let record = NewRecord {
             enqueued_at: Timestamp::from_nanos(9),
@@ -62,8 +63,8 @@ impl Fixture {
         Self { dir, paths }
     }
 
-    fn change(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
-        let mut bytes = fs::read(path).unwrap();
+    fn change(&self, path: impl AsRef<Path>, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = fs::read(&path).unwrap();
         change(&mut bytes);
         fs::write(path, bytes).unwrap();
     }
@@ -77,21 +78,24 @@ impl Fixture {
     }
 
     fn quarantined_bytes(&self) -> Vec<Vec<u8>> {
-        let Ok(names) = storage::list(&self.dir.path().join("quarantine")) else {
+        let Ok(copies) = fs::read_dir(self.dir.path().join("quarantine")) else {
             return Vec::new();
         };
-        names
-            .iter()
-            .filter(|name| name.ends_with(".bin"))
-            .map(|name| fs::read(self.dir.path().join("quarantine").join(name)).unwrap())
-            .collect()
+        let mut paths: Vec<_> = copies.map(|copy| copy.unwrap().path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "bin"));
+        paths.sort();
+        paths.iter().map(|path| fs::read(path).unwrap()).collect()
     }
 }
 
-fn recovery(quarantine: &Path) -> Recovery<'_> {
+fn directory(path: &Path) -> Directory {
+    Directory::open(path).unwrap().unwrap()
+}
+
+fn recovery(queue: &Directory) -> Recovery<'_> {
     Recovery {
         segment_size: SIZE,
-        quarantine,
+        queue,
         report: RecoveryReport::default(),
         progress: None,
         segments_seen: 0,
@@ -99,10 +103,10 @@ fn recovery(quarantine: &Path) -> Recovery<'_> {
 }
 
 fn recover(dir: &Path) -> (RecoveredLog, RecoveryReport) {
-    let quarantine = dir.join("quarantine");
-    let mut recovery = recovery(&quarantine);
+    let queue = directory(dir);
+    let mut recovery = recovery(&queue);
     let log = recovery
-        .recover_directory(&Names::of(dir), origin())
+        .recover_directory(&Names::at(dir), origin())
         .unwrap();
     (log, recovery.report)
 }
@@ -170,7 +174,7 @@ fn row_1_a_segment_without_a_byte_in_it_is_nothing() {
 fn rows_1_and_6_nothing_found_where_the_ack_file_tells_of_jobs_is_reported() {
     let acks = |fixture: &Fixture| {
         let capacity = segment::capacity_of(SIZE);
-        let file = MappedFile::open(&fixture.paths.ack, ack::file_bytes(capacity)).unwrap();
+        let file = MappedFile::open(fixture.paths.ack.clone(), ack::file_bytes(capacity)).unwrap();
         AckFile::new(file, capacity, identity(0).salt)
     };
     type Past = fn(&AckFile);
@@ -192,7 +196,7 @@ fn rows_1_and_6_nothing_found_where_the_ack_file_tells_of_jobs_is_reported() {
                 ..identity(0)
             };
             let len = ack::file_bytes(acks.capacity());
-            let file = MappedFile::open(acks.file.path(), len).unwrap();
+            let file = MappedFile::open(acks.file.entry().clone(), len).unwrap();
             let acks = AckFile::new(file, acks.capacity(), other.salt);
             acks.set(3);
             acks.count_delivery(3);
@@ -250,7 +254,7 @@ fn row_2_a_segment_with_bytes_but_no_header_is_quarantined_whole() {
         assert_eq!(fixture.quarantined_bytes(), [bytes]);
         let text = found.copy.as_ref().unwrap().with_extension("txt");
         let text = fs::read_to_string(text).unwrap();
-        assert!(text.contains(&fixture.paths.segment.display().to_string()));
+        assert!(text.contains(&fixture.paths.segment.path().display().to_string()));
         assert!(text.contains("has no valid header"));
     }
 }
@@ -277,10 +281,7 @@ fn row_3_a_header_is_mended_from_the_ack_file_and_the_jobs_are_kept() {
         let before = fs::read(&fixture.paths.segment).unwrap();
         fixture.change_segment(|bytes| bytes[..48].fill(0xee));
         let (log, report) = fixture.recover();
-        assert_eq!(
-            report.headers_mended,
-            std::slice::from_ref(&fixture.paths.segment)
-        );
+        assert_eq!(report.headers_mended, [fixture.paths.segment.path()]);
         assert!(report.quarantined.is_empty());
         assert_eq!(log.segments[0].is_sealed(), sealed);
         log.segments[0].set_scanned();
@@ -426,10 +427,7 @@ fn an_ack_file_that_is_no_good_is_made_anew_and_its_jobs_are_redelivered() {
         drop(log);
         fixture.change(&fixture.paths.ack, change);
         let (log, report) = fixture.recover();
-        assert_eq!(
-            report.ack_files_rebuilt,
-            std::slice::from_ref(&fixture.paths.ack)
-        );
+        assert_eq!(report.ack_files_rebuilt, [fixture.paths.ack.path()]);
         assert_eq!(jobs(&log.segments[0]).len(), 2);
         drop(log);
         let (_, report) = fixture.recover();
@@ -592,8 +590,8 @@ fn bytes_in_the_last_units_of_a_file_are_quarantined_and_no_claim_waits_for_them
     log.segments[0].seal().unwrap();
     drop(log);
     let (log, _) = fixture.recover();
-    let quarantine = fixture.dir.path().join("quarantine");
-    let mut later = recovery(&quarantine);
+    let queue = directory(fixture.dir.path());
+    let mut later = recovery(&queue);
     assert!(log.segments[0].is_sealed());
     later.scan_later(&log.segments[0].pin().unwrap()).unwrap();
     assert!(later.report.is_clean());
@@ -610,8 +608,8 @@ fn a_pad_at_the_end_is_no_damage_because_the_job_before_it_was_lost() {
     log.segments[0].seal().unwrap();
     drop(log);
     let (log, _) = fixture.recover();
-    let quarantine = fixture.dir.path().join("quarantine");
-    let mut later = recovery(&quarantine);
+    let queue = directory(fixture.dir.path());
+    let mut later = recovery(&queue);
     assert!(log.segments[0].is_sealed());
     later.scan_later(&log.segments[0].pin().unwrap()).unwrap();
     assert_eq!(later.report.quarantined, []);
@@ -637,8 +635,8 @@ fn bytes_after_the_end_that_a_seal_names_are_never_looked_at() {
         bytes.resize(SIZE as usize, 9);
     });
     let (log, _) = fixture.recover();
-    let quarantine = fixture.dir.path().join("quarantine");
-    let mut later = recovery(&quarantine);
+    let queue = directory(fixture.dir.path());
+    let mut later = recovery(&queue);
     later.scan_later(&log.segments[0].pin().unwrap()).unwrap();
     log.segments[0].set_scanned();
     assert!(later.report.is_clean());
@@ -658,8 +656,8 @@ fn a_seal_that_names_fewer_records_than_there_are_cannot_complete_a_segment_with
         bytes[56..60].copy_from_slice(&check.to_le_bytes());
     });
     let (log, _) = fixture.recover();
-    let quarantine = fixture.dir.path().join("quarantine");
-    let mut later = recovery(&quarantine);
+    let queue = directory(fixture.dir.path());
+    let mut later = recovery(&queue);
     later.scan_later(&log.segments[0].pin().unwrap()).unwrap();
     log.segments[0].set_scanned();
     assert_eq!(later.report.quarantined.len(), 1);
@@ -792,7 +790,8 @@ fn damaged_bytes_are_set_aside_and_earlier_copies_kept_whatever_cannot_be_looked
         };
         let fault = faults::watch(&quarantine, vec![plan]);
         // Whether it goes well or not.
-        let _ = recovery(&quarantine).recover_directory(&Names::of(fixture.dir.path()), origin());
+        let queue = directory(fixture.dir.path());
+        let _ = recovery(&queue).recover_directory(&Names::at(fixture.dir.path()), origin());
         fault.lift();
         fixture.recover();
         let copies = fixture.quarantined_bytes();
@@ -812,7 +811,8 @@ fn a_damaged_segment_is_held_back_while_the_quarantine_does_not_fit_the_disk() {
     let segment = &log.segments[0];
     assert!(segment.is_unscanned() && !segment.is_sealed());
     assert_eq!(fs::read(&fixture.paths.segment).unwrap(), before);
-    let mut later = recovery(&quarantine);
+    let queue = directory(fixture.dir.path());
+    let mut later = recovery(&queue);
     assert!(later.scan_later(&segment.pin().unwrap()).is_err());
     drop(fault);
     later.scan_later(&segment.pin().unwrap()).unwrap();
@@ -869,7 +869,7 @@ fn a_payload_of_fake_headers_is_no_record_and_hides_none_after_it() {
     };
     bytes.extend_from_slice(&encode(&record, 1, &[5; 8]));
     fs::write(&path, &bytes).unwrap();
-    let records = Records::open(&path, bytes.len() as u64).unwrap();
+    let records = Records::open(Entry::at(&path), bytes.len() as u64).unwrap();
     let limit = Position {
         index: segment::capacity_of(bytes.len() as u64),
         units: (bytes.len() / UNIT) as u32,
@@ -895,8 +895,8 @@ fn nothing_is_given_up_for_an_ack_file_that_cannot_be_read_now() {
     for operation in [Operation::Open, Operation::Read, Operation::ReadIn] {
         for is_header_damaged in [false, true] {
             let fixture = Fixture::open(&[b"one", b"two"]);
-            let quarantine = fixture.dir.path().join("quarantine");
-            let mut recovery = recovery(&quarantine);
+            let queue = directory(fixture.dir.path());
+            let mut recovery = recovery(&queue);
             if is_header_damaged {
                 // The ack file has the only copy of it.
                 fixture.change_segment(|bytes| bytes[20] ^= 1);
@@ -907,10 +907,10 @@ fn nothing_is_given_up_for_an_ack_file_that_cannot_be_read_now() {
                 calls: 0..usize::MAX,
                 effect: Effect::Fail(Errno::FAULT),
             };
-            let fault = faults::watch(&fixture.paths.ack, vec![plan]);
-            let recovered = recovery.recover_directory(&Names::of(fixture.dir.path()), origin());
+            let fault = faults::watch(fixture.paths.ack.path(), vec![plan]);
+            let recovered = recovery.recover_directory(&Names::at(fixture.dir.path()), origin());
             let error = recovered.err().unwrap();
-            assert_eq!(error.path(), fixture.paths.ack);
+            assert_eq!(error.path(), fixture.paths.ack.path());
             drop(fault);
             assert_eq!(fs::read(&fixture.paths.ack).unwrap(), acks);
             let (log, report) = fixture.recover();
@@ -961,7 +961,7 @@ fn an_ack_file_alone_is_a_leftover_and_its_sequences_are_used_up() {
     let (log, report) = fixture.recover();
     assert_eq!(log.segments.len(), 1);
     assert_eq!(log.leftovers.len(), 1);
-    assert_eq!(log.leftovers[0].ack, other.paths().ack);
+    assert_eq!(log.leftovers[0].ack.path(), other.paths().ack.path());
     assert_eq!(log.next_base, origin().plus_wide(2 * 510));
     assert!(report.is_clean());
 }
@@ -969,7 +969,7 @@ fn an_ack_file_alone_is_a_leftover_and_its_sequences_are_used_up() {
 #[test]
 fn a_segment_under_another_name_or_of_another_size_is_quarantined() {
     let fixture = Fixture::open(&[b"one"]);
-    let moved = Paths::new(fixture.dir.path(), origin().plus_wide(510));
+    let moved = Paths::new(&Names::at(fixture.dir.path()), origin().plus_wide(510));
     fs::rename(&fixture.paths.segment, &moved.segment).unwrap();
     fs::rename(&fixture.paths.ack, &moved.ack).unwrap();
     let (log, report) = fixture.recover();
@@ -1008,9 +1008,9 @@ fn arbitrary_bytes_in_any_file_never_panic_and_never_block() {
         let (log, _) = fixture.recover();
         for segment in &log.segments {
             if segment.is_unscanned() {
-                let quarantine = fixture.dir.path().join("quarantine");
+                let queue = directory(fixture.dir.path());
                 let pinned = segment.pin().unwrap();
-                recovery(&quarantine).scan_later(&pinned).unwrap();
+                recovery(&queue).scan_later(&pinned).unwrap();
                 segment.set_scanned();
             }
             for (index, payload) in jobs(segment) {

@@ -1,9 +1,10 @@
 use std::fs;
+use std::path::Path;
 
 use super::*;
 use crate::Timestamp;
 use crate::log::recovery::{Damage, Recovery, RecoveryReport};
-use crate::storage::faults;
+use crate::storage::{Directory, faults};
 
 const SIZE: u64 = 16384;
 
@@ -66,13 +67,13 @@ fn hex(bytes: &[u8]) -> String {
 fn reopen(dir: &Path, report: &mut RecoveryReport) -> Arc<Segment> {
     let mut recovery = Recovery {
         segment_size: SIZE,
-        quarantine: &dir.join("quarantine"),
+        queue: &Directory::open(dir).unwrap().unwrap(),
         report: RecoveryReport::default(),
         progress: None,
         segments_seen: 0,
     };
     let stripe = Sequence::first_of_stripe(3);
-    let log = recovery.recover_directory(&Names::of(dir), stripe).unwrap();
+    let log = recovery.recover_directory(&Names::at(dir), stripe).unwrap();
     *report = recovery.report;
     Arc::clone(&log.segments[0])
 }
@@ -80,7 +81,7 @@ fn reopen(dir: &Path, report: &mut RecoveryReport) -> Arc<Segment> {
 #[test]
 fn the_bytes_of_a_sealed_segment_and_its_ack_file_are_pinned() {
     let dir = tempfile::tempdir().unwrap();
-    let segment = Segment::create(&Names::of(dir.path()), identity(), Warm::All).unwrap();
+    let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
     segment.append(&job(1, 0, b"", b"hello"));
     segment.append(&job(2, 3, b"\x01\x01\x00\x03", b"world!"));
     let (_, mut leases) = claim(&segment, 1);
@@ -124,7 +125,7 @@ fn the_bytes_of_a_sealed_segment_and_its_ack_file_are_pinned() {
 #[test]
 fn a_full_segment_is_settled_by_the_flush_that_began_with_every_record_committed() {
     let dir = tempfile::tempdir().unwrap();
-    let segment = Segment::create(&Names::of(dir.path()), identity(), Warm::All).unwrap();
+    let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
     segment.append(&job(1, 0, b"", b"one"));
     segment.flush(false).unwrap();
     assert!(!segment.is_settled());
@@ -144,7 +145,7 @@ fn a_full_segment_is_settled_by_the_flush_that_began_with_every_record_committed
 #[test]
 fn a_claim_takes_committed_records_in_order_and_ends_on_an_ack_word() {
     let dir = tempfile::tempdir().unwrap();
-    let segment = Segment::create(&Names::of(dir.path()), identity(), Warm::All).unwrap();
+    let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
     assert_eq!(claim(&segment, 10).0, Claim::Empty);
     for _ in 0..100 {
         append(&segment, b"x");
@@ -167,7 +168,7 @@ fn a_claim_takes_committed_records_in_order_and_ends_on_an_ack_word() {
 #[test]
 fn a_claim_is_bounded_by_bytes_but_takes_at_least_one_record() {
     let dir = tempfile::tempdir().unwrap();
-    let segment = Segment::create(&Names::of(dir.path()), identity(), Warm::All).unwrap();
+    let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
     for _ in 0..4 {
         append(&segment, &[7; 1000]);
     }
@@ -187,7 +188,7 @@ fn a_claim_is_bounded_by_bytes_but_takes_at_least_one_record() {
 fn a_lease_is_never_of_a_record_that_an_earlier_process_acked() {
     let dir = tempfile::tempdir().unwrap();
     {
-        let segment = Segment::create(&Names::of(dir.path()), identity(), Warm::All).unwrap();
+        let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
         for _ in 0..200 {
             append(&segment, b"job");
         }
@@ -216,7 +217,7 @@ fn a_lease_is_never_of_a_record_that_an_earlier_process_acked() {
 #[test]
 fn of_two_counted_leases_of_a_record_the_first_ack_completes_it() {
     let dir = tempfile::tempdir().unwrap();
-    let segment = Segment::create(&Names::of(dir.path()), identity(), Warm::All).unwrap();
+    let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
     append(&segment, b"job");
     let mut leases = Vec::new();
     let pinned = segment.pin().unwrap();
@@ -239,7 +240,7 @@ fn of_two_counted_leases_of_a_record_the_first_ack_completes_it() {
 fn a_segment_is_complete_once_it_is_closed_and_every_record_is_acked() {
     for close_first in [true, false] {
         let dir = tempfile::tempdir().unwrap();
-        let segment = Segment::create(&Names::of(dir.path()), identity(), Warm::All).unwrap();
+        let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
         for _ in 0..64 {
             append(&segment, b"job");
         }
@@ -261,7 +262,7 @@ fn a_segment_is_complete_once_it_is_closed_and_every_record_is_acked() {
 #[test]
 fn an_empty_segment_is_complete_when_it_is_closed() {
     let dir = tempfile::tempdir().unwrap();
-    let segment = Segment::create(&Names::of(dir.path()), identity(), Warm::All).unwrap();
+    let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
     assert!(!segment.is_complete());
     assert!(segment.close_now());
     assert!(segment.is_complete());
@@ -271,7 +272,7 @@ fn an_empty_segment_is_complete_when_it_is_closed() {
 #[test]
 fn a_record_of_just_what_is_left_fits_and_a_larger_one_closes_the_segment() {
     let dir = tempfile::tempdir().unwrap();
-    let segment = Segment::create(&Names::of(dir.path()), identity(), Warm::All).unwrap();
+    let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
     let left = SIZE as usize - header::HEADER_BYTES - HEADER_BYTES;
     append(&segment, &vec![1; left - HEADER_BYTES - 8]);
     append(&segment, &[2; 8]);
@@ -292,7 +293,7 @@ fn a_record_of_just_what_is_left_fits_and_a_larger_one_closes_the_segment() {
 #[test]
 fn a_walk_that_began_before_the_segment_was_closed_ends_at_its_end_after_the_seal() {
     let dir = tempfile::tempdir().unwrap();
-    let segment = Segment::create(&Names::of(dir.path()), identity(), Warm::All).unwrap();
+    let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
     // Up to the end of the first page, so that the next commit word is on a page of its own.
     append(&segment, &[1; 4096 - header::HEADER_BYTES - HEADER_BYTES]);
     let pinned = segment.pin().unwrap();
@@ -308,7 +309,7 @@ fn a_walk_that_began_before_the_segment_was_closed_ends_at_its_end_after_the_sea
 #[test]
 fn a_failed_flush_of_the_records_is_final_and_no_seal_follows_it() {
     let dir = tempfile::tempdir().unwrap();
-    let segment = Segment::create(&Names::of(dir.path()), identity(), Warm::All).unwrap();
+    let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
     append(&segment, b"job");
     segment.close_now();
     let fault = faults::fail_flushes(&segment.paths().segment);
@@ -329,7 +330,7 @@ fn a_failed_flush_of_the_records_is_final_and_no_seal_follows_it() {
 #[test]
 fn a_failed_flush_of_the_acks_is_final_for_the_acks_and_no_seal_follows_it() {
     let dir = tempfile::tempdir().unwrap();
-    let segment = Segment::create(&Names::of(dir.path()), identity(), Warm::All).unwrap();
+    let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
     append(&segment, b"job");
     segment.close_now();
     let fault = faults::fail_flushes(&segment.paths().ack);
@@ -344,7 +345,7 @@ fn a_failed_flush_of_the_acks_is_final_for_the_acks_and_no_seal_follows_it() {
 #[test]
 fn a_failed_flush_of_the_names_is_final() {
     let dir = tempfile::tempdir().unwrap();
-    let segment = Segment::create(&Names::of(dir.path()), identity(), Warm::All).unwrap();
+    let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
     append(&segment, b"job");
     let fault = faults::fail_flushes(dir.path());
     assert!(segment.flush(false).is_err());
@@ -355,19 +356,19 @@ fn a_failed_flush_of_the_names_is_final() {
 #[test]
 fn nothing_stays_of_a_segment_that_could_not_be_created() {
     let dir = tempfile::tempdir().unwrap();
-    let paths = Paths::new(dir.path(), identity().base);
-    let fault = faults::fill_disk(&paths.segment);
-    assert!(Segment::create(&Names::of(dir.path()), identity(), Warm::All).is_err());
+    let paths = Paths::new(&Names::at(dir.path()), identity().base);
+    let fault = faults::fill_disk(paths.segment.path());
+    assert!(Segment::create(&Names::at(dir.path()), identity(), Warm::All).is_err());
     drop(fault);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-    assert!(Segment::create(&Names::of(dir.path()), identity(), Warm::All).is_ok());
+    assert!(Segment::create(&Names::at(dir.path()), identity(), Warm::All).is_ok());
 }
 
 #[test]
 fn records_that_a_seal_proves_and_that_are_gone_are_damage_and_no_claim_waits_for_them() {
     let dir = tempfile::tempdir().unwrap();
     let paths = {
-        let segment = Segment::create(&Names::of(dir.path()), identity(), Warm::All).unwrap();
+        let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
         for _ in 0..40 {
             append(&segment, b"job");
         }
@@ -386,7 +387,7 @@ fn records_that_a_seal_proves_and_that_are_gone_are_damage_and_no_claim_waits_fo
     assert!(segment.is_unscanned(), "trusted until it is claimed");
     let mut recovery = Recovery {
         segment_size: SIZE,
-        quarantine: &dir.path().join("quarantine"),
+        queue: &Directory::open(dir.path()).unwrap().unwrap(),
         report: RecoveryReport::default(),
         progress: None,
         segments_seen: 0,

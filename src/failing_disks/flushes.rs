@@ -1,0 +1,137 @@
+//! A failed flush is final (guarantee 8): after it, durable enqueues are refused until the queue is
+//! reopened, since the page cache may have dropped what it could not write, and the next flush would
+//! succeed without it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::storage::faults;
+use crate::{Builder, Durability, EnqueueError, EnqueueOptions, Queue, RetryPolicy, Sequence};
+
+/// No wait lasts as long.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn builder(dir: &Path) -> Builder {
+    Queue::builder(dir)
+        .stripes(1)
+        .segment_size(64 * 1024)
+        .retry(RetryPolicy::fixed(Duration::ZERO))
+}
+
+fn sync() -> EnqueueOptions {
+    EnqueueOptions::new().durability(Durability::Sync)
+}
+
+fn interval() -> EnqueueOptions {
+    EnqueueOptions::new().durability(Durability::Interval(Duration::from_millis(2)))
+}
+
+/// The payloads of all jobs, which are acked, sorted.
+fn drain(queue: &Queue) -> Vec<Vec<u8>> {
+    let consumer = queue.consumer();
+    let mut payloads = Vec::new();
+    while queue.stats().depth() > 0 {
+        let job = consumer.next_timeout(LIMIT).expect("it is in the queue");
+        payloads.push(job.payload().to_vec());
+        job.ack();
+    }
+    payloads.sort();
+    payloads
+}
+
+/// A queue of which one flush has failed, though the cause is gone; and the job that met it.
+fn after_a_failed_flush(dir: &Path) -> (Queue, Sequence) {
+    let (queue, _) = builder(dir).open().unwrap();
+    queue.enqueue(b"before").unwrap();
+    // To flush a new segment is also to flush the directory that its name is in.
+    let fault = faults::fail_flushes(dir.join("log/00"));
+    let error = queue.enqueue_with(b"during", sync()).unwrap_err();
+    drop(fault);
+    match error {
+        EnqueueError::NotDurable { sequence, error } => {
+            assert!(error.to_string().contains("flush"), "{error}");
+            (queue, sequence)
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_sync_enqueue_whose_flush_fails_says_so_and_its_job_is_delivered_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, sequence) = after_a_failed_flush(dir.path());
+    let consumer = queue.consumer();
+    assert_eq!(consumer.next().unwrap().payload(), b"before");
+    let job = consumer.next_timeout(LIMIT).unwrap();
+    // The first one came back when it was dropped.
+    let job = if job.sequence() == sequence {
+        job
+    } else {
+        job.ack();
+        consumer.next_timeout(LIMIT).unwrap()
+    };
+    assert_eq!((job.sequence(), job.payload()), (sequence, &b"during"[..]));
+}
+
+#[test]
+fn after_a_failed_flush_durable_enqueues_are_refused_though_the_cause_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, _) = after_a_failed_flush(dir.path());
+    for options in [sync(), interval(), sync()] {
+        let error = queue.enqueue_with(b"durable", options).unwrap_err();
+        assert!(matches!(error, EnqueueError::Poisoned(_)), "{error}");
+        let error = queue
+            .enqueue_batch_with(&[b"durable"], options)
+            .unwrap_err();
+        assert!(matches!(error.error, EnqueueError::Poisoned(_)), "{error}");
+        assert_eq!(error.enqueued, []);
+    }
+    queue.flush().unwrap_err();
+    // What needs no flush goes on, for as long as the user likes.
+    queue.enqueue(b"after").unwrap();
+    assert_eq!(drain(&queue), [&b"after"[..], b"before", b"during"]);
+    // More than one segment, so that sealing is met too.
+    let payloads: Vec<_> = (0..300u32)
+        .map(|number| number.to_be_bytes().repeat(250))
+        .collect();
+    for payload in &payloads {
+        queue.enqueue(payload).unwrap();
+    }
+    assert_eq!(drain(&queue), payloads);
+    queue.close().unwrap_err();
+}
+
+#[test]
+fn reopening_checks_what_is_there_and_ends_the_refusal() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, _) = after_a_failed_flush(dir.path());
+    queue.enqueue(b"after").unwrap();
+    queue.close().unwrap_err();
+    let (queue, report) = builder(dir.path()).open().unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(
+        (report.scanned, report.jobs),
+        (1, 3),
+        "nothing unflushed is trusted: {report:?}"
+    );
+    queue.enqueue_with(b"durable", sync()).unwrap();
+    queue.flush().unwrap();
+    assert_eq!(drain(&queue).len(), 4);
+    queue.close().unwrap();
+}
+
+#[test]
+fn an_interval_flush_that_fails_in_the_background_is_final_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, _) = builder(dir.path()).open().unwrap();
+    queue.enqueue(b"before").unwrap();
+    let fault = faults::fail_flushes(dir.path().join("log/00"));
+    queue.enqueue_with(b"in the interval", interval()).unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while queue.enqueue_with(b"next", interval()).is_ok() {
+        assert!(Instant::now() < deadline, "the flush has not failed");
+    }
+    drop(fault);
+    let error = queue.enqueue_with(b"durable", sync()).unwrap_err();
+    assert!(matches!(error, EnqueueError::Poisoned(_)), "{error}");
+}

@@ -1,0 +1,205 @@
+//! The directory of a queue: found or created, locked, and held open with the directories in it.
+//!
+//! A new queue gets its directories first, then, once their names are durable, its MANIFEST: where
+//! there is a MANIFEST, a directory that is missing was lost. If creation fails, nothing of it stays
+//! in force.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::error::OpenError;
+use crate::lock::{self, DirectoryLock};
+use crate::log::header::VERSION;
+use crate::log::manifest::{self, Manifest, Refused};
+use crate::options::{self, Builder};
+use crate::storage::{self, Directory, StorageError};
+
+const LOG: &str = "log";
+const DEAD: &str = "dead";
+/// What a file system has in its root.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// An open queue directory.
+pub(crate) struct Home {
+    lock: DirectoryLock,
+    pub(crate) manifest: Manifest,
+    /// Whether this process has just made it.
+    is_new: bool,
+}
+
+/// The directories in a queue's, held open.
+pub(crate) struct Directories {
+    /// Of the stripes' logs, by the stripes' numbers.
+    pub(crate) stripes: Vec<Directory>,
+    /// Of the dead letter log.
+    pub(crate) dead: Directory,
+}
+
+fn stripe_name(number: u32) -> String {
+    format!("{number:02}")
+}
+
+impl Home {
+    /// Opens or creates the directory that the builder describes. All that can be refused is, before
+    /// anything is created or changed.
+    pub(crate) fn open(builder: &Builder) -> Result<(Self, Directories), OpenError> {
+        builder.validate()?;
+        let path = storage::absolute(&builder.path)?;
+        let directory = match Directory::open(&path)? {
+            Some(directory) => directory,
+            None => {
+                builder.check_against(&builder.new_manifest())?;
+                storage::create_directories(&path)?
+            }
+        };
+        let lock = DirectoryLock::take(directory)?;
+        let found = read_manifest(lock.directory())?;
+        let home = Self {
+            lock,
+            manifest: found.unwrap_or_else(|| builder.new_manifest()),
+            is_new: found.is_none(),
+        };
+        builder.check_against(&home.manifest)?;
+        home.lock.note_holder();
+        let directories = if home.is_new {
+            home.create().inspect_err(|_| home.undo_creation())?
+        } else {
+            home.make_directories()?
+        };
+        Ok((home, directories))
+    }
+
+    pub(crate) fn directory(&self) -> &Arc<Directory> {
+        self.lock.directory()
+    }
+
+    fn create(&self) -> Result<Directories, StorageError> {
+        // First, so that a directory with a manifest is one whose own name is durable.
+        self.directory().flush_own_name()?;
+        let directories = self.make_directories()?;
+        self.manifest.write(self.directory())?;
+        Ok(directories)
+    }
+
+    /// Opens the directories in the queue's, creating those that are not there; their names are
+    /// durable.
+    fn make_directories(&self) -> Result<Directories, StorageError> {
+        let queue = self.directory();
+        let log = queue.create_subdirectory(LOG)?;
+        let numbers = 0..self.manifest.stripes;
+        let stripes = numbers.map(|number| log.create_subdirectory(&stripe_name(number)));
+        let directories = Directories {
+            stripes: stripes.collect::<Result<_, _>>()?,
+            dead: queue.create_subdirectory(DEAD)?,
+        };
+        log.flush()?;
+        queue.flush()?;
+        Ok(directories)
+    }
+
+    /// If this process has just made the queue, and could not open it after all: removes what it
+    /// made but for empty directories, so that its options do not stay in force.
+    ///
+    /// The MANIFEST goes last: a crash before that leaves a whole queue.
+    pub(crate) fn undo_creation(&self) {
+        if self.is_new
+            && let Err(error) = try_undo(self.directory(), &self.manifest)
+        {
+            tracing::warn!(%error, "something stays of a queue that could not be created");
+        }
+    }
+}
+
+fn try_undo(queue: &Arc<Directory>, manifest: &Manifest) -> Result<(), StorageError> {
+    let mut directories = Vec::new();
+    if let Some(log) = queue.subdirectory(LOG)? {
+        for number in 0..manifest.stripes {
+            directories.extend(log.subdirectory(&stripe_name(number))?);
+        }
+    }
+    directories.extend(queue.subdirectory(DEAD)?);
+    for directory in directories {
+        let directory = Arc::new(directory);
+        for name in directory.list()? {
+            directory.entry(&name).remove()?;
+        }
+    }
+    Manifest::entry(queue).remove()
+}
+
+/// Reads the manifest; None if the directory is new.
+fn read_manifest(queue: &Arc<Directory>) -> Result<Option<Manifest>, OpenError> {
+    let entry = Manifest::entry(queue);
+    let path = entry.path();
+    let Some(bytes) = entry.read_if_exists()? else {
+        return if is_fresh(queue)? {
+            Ok(None)
+        } else {
+            Err(OpenError::ManifestMissing {
+                path: queue.path().to_path_buf(),
+            })
+        };
+    };
+    let manifest = Manifest::decode(&bytes).map_err(|refused| match refused {
+        Refused::Version(found) => OpenError::ManifestVersion {
+            path: path.to_path_buf(),
+            found,
+            supported: VERSION,
+        },
+        Refused::Corrupt(why) => OpenError::ManifestCorrupt {
+            path: path.to_path_buf(),
+            why,
+        },
+    })?;
+    if !options::is_valid(&manifest) {
+        return Err(OpenError::ManifestCorrupt {
+            path: path.to_path_buf(),
+            why: "its values are out of range",
+        });
+    }
+    Ok(Some(manifest))
+}
+
+/// Whether a directory holds nothing but what a crash while creating a queue can leave, and what a
+/// file system puts into its root.
+fn is_fresh(queue: &Directory) -> Result<bool, StorageError> {
+    for name in queue.list()? {
+        let is_fresh = match name.as_str() {
+            lock::FILE_NAME | manifest::TEMPORARY_NAME | LOST_AND_FOUND => true,
+            DEAD => is_empty(queue, DEAD)?,
+            LOG => is_log_without_files(queue)?,
+            _ => false,
+        };
+        if !is_fresh {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn is_log_without_files(queue: &Directory) -> Result<bool, StorageError> {
+    let Some(log) = subdirectory_only(queue, LOG)? else {
+        return Ok(false);
+    };
+    for name in log.list()? {
+        if !is_empty(&log, &name)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn is_empty(directory: &Directory, name: &str) -> Result<bool, StorageError> {
+    match subdirectory_only(directory, name)? {
+        Some(directory) => Ok(directory.list()?.is_empty()),
+        None => Ok(false),
+    }
+}
+
+/// None if it is no directory.
+fn subdirectory_only(directory: &Directory, name: &str) -> Result<Option<Directory>, StorageError> {
+    match directory.subdirectory(name) {
+        Err(error) if error.io_error().kind() == io::ErrorKind::NotADirectory => Ok(None),
+        result => result,
+    }
+}

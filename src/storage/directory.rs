@@ -1,0 +1,244 @@
+//! A directory that is held open: all that is done to what is in it is done through its
+//! descriptor. A queue whose directory is moved, or whose process changes its working directory,
+//! goes on with its own files, and another queue that takes its old path is not touched.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::error::{Context, Result, if_exists};
+use super::{Entry, Operation, StorageError};
+
+/// A directory, held open.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    handle: OwnedFd,
+    /// What it was called when it was opened, for messages.
+    path: PathBuf,
+}
+
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
+
+const FILE_MODE: Mode = Mode::from_raw_mode(0o666);
+const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o777);
+
+impl Directory {
+    /// Opens a directory; None if there is nothing of that name.
+    pub(crate) fn open(path: &Path) -> Result<Option<Self>> {
+        let handle = Operation::Open.run(path, || {
+            Ok(rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty())?)
+        });
+        Ok(if_exists(handle)?.map(|handle| Self {
+            handle,
+            path: path.to_path_buf(),
+        }))
+    }
+
+    /// Opens a directory in this one; None if there is nothing of that name.
+    ///
+    /// A symbolic link is refused: what is behind it could be another queue's as well.
+    pub(crate) fn subdirectory(&self, name: &str) -> Result<Option<Self>> {
+        let path = self.path.join(name);
+        let flags = DIRECTORY | OFlags::NOFOLLOW;
+        let handle = Operation::Open.run(&path, || {
+            Ok(rustix::fs::openat(
+                &self.handle,
+                name,
+                flags,
+                Mode::empty(),
+            )?)
+        });
+        Ok(if_exists(handle)?.map(|handle| Self { handle, path }))
+    }
+
+    /// Opens a directory in this one, creating it if it does not exist. A new name is durable once
+    /// this directory is [flushed](Self::flush).
+    pub(crate) fn create_subdirectory(&self, name: &str) -> Result<Self> {
+        let path = self.path.join(name);
+        let make = || Ok(rustix::fs::mkdirat(&self.handle, name, DIRECTORY_MODE)?);
+        match Operation::CreateDirectory.run(&path, make) {
+            Err(error) if error.io_error().kind() != io::ErrorKind::AlreadyExists => {
+                return Err(error);
+            }
+            _ => {}
+        }
+        self.subdirectory(name)?.ok_or_else(|| {
+            let gone = Errno::NOENT.into();
+            StorageError::new(Operation::Open.verb(), &path, gone)
+        })
+    }
+
+    /// What the directory was called when it was opened.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The name of a file in it, whether there is one or not.
+    pub(crate) fn entry(self: &Arc<Self>, name: &str) -> Entry {
+        Entry::new(self, self.path.join(name))
+    }
+
+    /// Flushes the names in it: a file created, renamed or removed in it is durably so only after
+    /// this. Needs no further descriptor.
+    pub(crate) fn flush(&self) -> Result<()> {
+        let flush = || Ok(rustix::fs::fsync(&self.handle)?);
+        Operation::FlushDirectory.run(&self.path, flush)
+    }
+
+    /// Flushes the name of this directory itself.
+    pub(crate) fn flush_own_name(&self) -> Result<()> {
+        let path = parent_of(&self.path).to_path_buf();
+        let handle = Operation::Open.run(&path, || {
+            Ok(rustix::fs::openat(
+                &self.handle,
+                "..",
+                DIRECTORY,
+                Mode::empty(),
+            )?)
+        })?;
+        Self { handle, path }.flush()
+    }
+
+    /// Takes the lock of this directory, whatever it is called; false if somebody else has it. It is
+    /// held until [`unlock`](Self::unlock), or until the process has died.
+    pub(crate) fn try_lock(&self) -> Result<bool> {
+        let lock = FlockOperation::NonBlockingLockExclusive;
+        Operation::Lock.run(&self.path, || match rustix::fs::flock(&self.handle, lock) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => Err(error.into()),
+        })
+    }
+
+    /// Gives the lock up, be it that a child process has a copy of the descriptor.
+    pub(crate) fn unlock(&self) {
+        // The descriptor is valid, so the lock goes.
+        let _ = rustix::fs::flock(&self.handle, FlockOperation::Unlock);
+    }
+
+    /// The names in it, sorted. Names that are not Unicode are none of ours, and are not exact.
+    pub(crate) fn list(&self) -> Result<Vec<String>> {
+        let mut names = Operation::List.run(&self.path, || {
+            let mut names = Vec::new();
+            for entry in Dir::read_from(&self.handle)? {
+                let entry = entry?;
+                let name = entry.file_name().to_string_lossy();
+                if name != "." && name != ".." {
+                    names.push(name.into_owned());
+                }
+            }
+            Ok(names)
+        })?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    pub(super) fn open_file(
+        &self,
+        operation: Operation,
+        at: &Entry,
+        flags: OFlags,
+    ) -> Result<File> {
+        // A pipe of that name must not make an open wait.
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        operation.run(at.path(), || {
+            let file = rustix::fs::openat(&self.handle, at.name(), flags, FILE_MODE)?;
+            Ok(File::from(file))
+        })
+    }
+
+    pub(super) fn rename(&self, from: &Entry, to: &Entry) -> Result<()> {
+        Operation::Rename.run(from.path(), || {
+            let to_handle = &to.directory().handle;
+            Ok(rustix::fs::renameat(
+                &self.handle,
+                from.name(),
+                to_handle,
+                to.name(),
+            )?)
+        })
+    }
+
+    pub(super) fn remove(&self, at: &Entry) -> Result<()> {
+        if_exists(Operation::Remove.run(at.path(), || {
+            Ok(rustix::fs::unlinkat(
+                &self.handle,
+                at.name(),
+                AtFlags::empty(),
+            )?)
+        }))?;
+        Ok(())
+    }
+
+    pub(super) fn inspect(&self, at: &Entry) -> Result<Option<Stat>> {
+        if_exists(Operation::Inspect.run(at.path(), || {
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            Ok(rustix::fs::statat(&self.handle, at.name(), flags)?)
+        }))
+    }
+}
+
+/// Whether it is a file with bytes of its own.
+pub(super) fn is_regular(found: &Stat) -> bool {
+    FileType::from_raw_mode(found.st_mode) == FileType::RegularFile
+}
+
+/// Creates a directory, and those above it, unless it exists, and opens it; the name of each one
+/// that was made is then durable.
+pub(crate) fn create_directories(path: &Path) -> Result<Directory> {
+    let mut to_make = vec![path];
+    while let Some(&next) = to_make.last() {
+        if make_directory(next)? {
+            to_make.pop();
+        } else {
+            to_make.push(parent_of(next));
+        }
+    }
+    Directory::open(path)?
+        .ok_or_else(|| StorageError::new(Operation::Open.verb(), path, Errno::NOENT.into()))
+}
+
+/// Creates a directory unless it exists; false if the one above it does not exist.
+fn make_directory(path: &Path) -> Result<bool> {
+    let make = || Ok(rustix::fs::mkdirat(CWD, path, DIRECTORY_MODE)?);
+    let Err(error) = Operation::CreateDirectory.run(path, make) else {
+        let parent = parent_of(path);
+        let opened = Operation::Open.run(parent, || File::open(parent))?;
+        Operation::FlushDirectory.run(parent, || opened.sync_all())?;
+        return Ok(true);
+    };
+    let is_directory = |path: &Path| {
+        let found = Operation::Inspect.run(path, || fs::metadata(path));
+        Ok::<_, StorageError>(if_exists(found)?.map(|found| found.is_dir()))
+    };
+    match (error.io_error().kind(), is_directory(path)) {
+        (_, Ok(Some(true))) => Ok(true),
+        // With the parent there, another attempt would end as this one did: the working directory was
+        // deleted, or the file system makes no directories.
+        (io::ErrorKind::NotFound, _) if is_directory(parent_of(path))?.is_none() => Ok(false),
+        // What is wrong is that it cannot be looked at.
+        (io::ErrorKind::AlreadyExists, Err(unknown)) => Err(unknown),
+        _ => Err(error),
+    }
+}
+
+/// The directory that a file or directory is in.
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => path,
+    }
+}
+
+/// A path that means the same whatever becomes of the working directory.
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).context("find", path)
+}

@@ -1,0 +1,88 @@
+//! The error of a file or directory operation: what was tried, on which path, and what the
+//! operating system said.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::Operation;
+
+/// A failed operation on a file or directory.
+#[derive(Debug, thiserror::Error)]
+#[error("could not {action} {}: {source}", path.display())]
+pub struct StorageError {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl StorageError {
+    pub(crate) fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self {
+            action,
+            path: path.to_path_buf(),
+            source,
+        }
+    }
+
+    /// What was tried, as a verb: "create", "flush", ...
+    pub fn action(&self) -> &str {
+        self.action
+    }
+
+    /// The file or directory it was tried on.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The operating system's error.
+    pub fn io_error(&self) -> &io::Error {
+        &self.source
+    }
+
+    /// The same failure, for somebody else to be told of.
+    pub(crate) fn retold(&self) -> Self {
+        let source = match self.source.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(self.source.kind(), self.source.to_string()),
+        };
+        Self::new(self.action, &self.path, source)
+    }
+
+    /// Whether it was a flush that failed, of a file or of the names in a directory, so that what
+    /// it was to make durable may be lost.
+    pub(crate) fn is_failed_flush(&self) -> bool {
+        [Operation::Flush.verb(), Operation::FlushDirectory.verb()].contains(&self.action)
+    }
+
+    /// Whether the device, quota or size limit is exhausted, so that freeing space helps. A flush
+    /// that failed for lack of space is not helped by it.
+    pub fn is_full(&self) -> bool {
+        let is_space = matches!(
+            self.source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+        );
+        is_space && !self.is_failed_flush()
+    }
+}
+
+pub(super) type Result<T> = std::result::Result<T, StorageError>;
+
+/// Attaches what was tried, and on which path, to an [`io::Result`].
+pub(super) trait Context<T> {
+    fn context(self, action: &'static str, path: &Path) -> Result<T>;
+}
+
+impl<T> Context<T> for io::Result<T> {
+    fn context(self, action: &'static str, path: &Path) -> Result<T> {
+        self.map_err(|error| StorageError::new(action, path, error))
+    }
+}
+
+/// None for what does not exist.
+pub(super) fn if_exists<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
