@@ -1,10 +1,11 @@
 //! Dead letters: look at the jobs that failed too often, replay them, or purge them.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::engine::Running;
 use crate::error::{DeadLetterError, EnqueueError};
+use crate::events::event;
 use crate::log::record::{FailureReason, Meta, NewRecord};
 use crate::log::segment::{Pinned, Record};
 use crate::{Sequence, Timestamp};
@@ -240,8 +241,18 @@ impl DeadLetters {
 
     /// Writes the letters that are still to be written, so that they can be seen.
     fn settle(&self) {
-        if let Err(error) = self.running.write_letters() {
-            tracing::warn!(%error, "some dead letters are not written yet");
+        let unwritten = &self.running.unwritten_letters;
+        match self.running.write_letters() {
+            Ok(()) => {
+                for failure in unwritten.over_since(Duration::ZERO) {
+                    event!(info, failure, "the dead letters are written");
+                }
+            }
+            Err(error) => {
+                if let Some(times) = unwritten.met_error(&error) {
+                    event!(warn, %error, times, "some dead letters are not written yet");
+                }
+            }
         }
     }
 

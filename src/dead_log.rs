@@ -9,8 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
-
+use crate::events::Mutex;
 use crate::log::record::{FailureReason, MAX_META_BYTES, Meta, NewRecord};
 use crate::log::segment::{Lease, Segment};
 use crate::log::{RollError, Stripe};

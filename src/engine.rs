@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
-use parking_lot::Mutex;
-
 use crate::Sequence;
 use crate::dead_log::DeadLog;
 use crate::dispatch::Dispatch;
 use crate::dispatch::leases::{Delivery, Leases};
 use crate::dispatch::sleep::EventCount;
 use crate::error::{FlushError, OpenError};
+use crate::events::{Mutex, event};
 use crate::failure::{Failure, Then};
 use crate::home::{Directories, Home};
+use crate::lasting::Lasting;
 use crate::log::recovery::{Recovery, RecoveryReport};
 use crate::log::segment::Lease;
 use crate::log::{DEAD_ORIGIN, LogConfig, SpaceBudget, Stripe};
@@ -42,6 +42,8 @@ pub(crate) struct Engine {
     max_payload: usize,
     poison: OnceLock<Arc<StorageError>>,
     closed: AtomicBool,
+    /// Letters that could not be written when somebody wanted to see them.
+    pub(crate) unwritten_letters: Lasting,
     retried: AtomicU64,
     dead_lettered: AtomicU64,
     moved: AtomicU64,
@@ -183,6 +185,7 @@ impl Engine {
             max_payload,
             poison: OnceLock::new(),
             closed: AtomicBool::new(false),
+            unwritten_letters: Lasting::default(),
             retried: AtomicU64::new(0),
             dead_lettered: AtomicU64::new(0),
             moved: AtomicU64::new(0),
@@ -245,7 +248,8 @@ impl Engine {
     /// dropped what it could not write, so trying again would prove nothing.
     pub(crate) fn note_failed_flush(&self, error: &Arc<StorageError>) {
         if error.is_failed_flush() && self.poison.set(Arc::clone(error)).is_ok() {
-            tracing::error!(%error, "a flush has failed: durable enqueues are refused from now on");
+            let error = Arc::clone(error);
+            event!(error, %error, "a flush has failed: durable enqueues are refused from now on");
         }
     }
 
@@ -267,8 +271,10 @@ impl Engine {
         if lease.is_recovered() && attempts > 0 && !self.dispatch.may_retry(&lease, attempts) {
             // The process died in its last attempt, or before its death was on disk.
             let reason = "the process ended during the last attempt";
-            self.dead.note_failure(lease.job(), attempts, reason);
+            let job = lease.job();
+            self.dead.note_failure(job, attempts, reason);
             self.dead_letter(lease, attempts);
+            event!(warn, %job, attempts, reason, "a job is dead");
             return None;
         }
         let attempts = prior.saturating_add(lease.count_delivery().into());
@@ -323,18 +329,25 @@ impl Engine {
     }
 
     fn fail_current(&self, lease: Lease, attempts: u32, failure: Failure) {
-        self.dead
-            .note_failure(lease.job(), attempts, &failure.reason);
-        let delay = match failure.then {
-            Then::DeadLetter => return self.dead_letter(lease, attempts),
-            Then::Retry => None,
-            Then::RetryAfter(delay) => Some(delay),
-        };
-        if self.dispatch.may_retry(&lease, attempts) {
+        let job = lease.job();
+        let Failure { reason, then } = failure;
+        self.dead.note_failure(job, attempts, &reason);
+        let comes_back = then != Then::DeadLetter && self.dispatch.may_retry(&lease, attempts);
+        if comes_back {
             self.retried.fetch_add(1, Ordering::Relaxed);
+            let delay = match then {
+                Then::RetryAfter(delay) => Some(delay),
+                Then::Retry | Then::DeadLetter => None,
+            };
             self.dispatch.retry(lease, attempts, delay);
         } else {
             self.dead_letter(lease, attempts);
+        }
+        // Told when it is settled, whatever the subscriber does.
+        let last = (!comes_back).then(|| reason.clone());
+        event!(debug, %job, attempts, reason, "an attempt failed");
+        if let Some(reason) = last {
+            event!(warn, %job, attempts, reason, "a job is dead");
         }
     }
 
@@ -533,7 +546,7 @@ impl Drop for Running {
         let closed = self.engine.close().and(self.engine.close_dead_log());
         if let Err(error) = closed {
             // Everything is in the page cache, and the next open scans what was not sealed.
-            tracing::error!(%error, "the queue was not closed cleanly");
+            event!(error, %error, "the queue was not closed cleanly");
         }
     }
 }

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::error::OpenError;
+use crate::events::event;
 use crate::lock::{self, DirectoryLock};
 use crate::log::header::VERSION;
 use crate::log::manifest::{self, Manifest, Refused};
@@ -105,7 +106,7 @@ impl Home {
         if self.is_new
             && let Err(error) = try_undo(self.directory(), &self.manifest)
         {
-            tracing::warn!(%error, "something stays of a queue that could not be created");
+            event!(warn, %error, "something stays of a queue that could not be created");
         }
     }
 }

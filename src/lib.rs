@@ -66,11 +66,13 @@ mod dead_log;
 mod dispatch;
 mod engine;
 mod error;
+mod events;
 #[cfg(all(test, not(loom)))]
 mod failing_disks;
 mod failure;
 mod home;
 mod job;
+mod lasting;
 mod lock;
 mod log;
 mod maintenance;

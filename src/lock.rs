@@ -7,6 +7,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use crate::OpenError;
+use crate::events::event;
 use crate::storage::{Directory, Entry, Operation, Stream};
 
 /// The name of the file in the queue directory.
@@ -38,7 +39,7 @@ impl DirectoryLock {
     pub(crate) fn note_holder(&self) {
         let entry = self.0.entry(FILE_NAME);
         if let Err(error) = write_id(&entry) {
-            tracing::debug!(%error, "the holder of the lock is not noted");
+            event!(debug, %error, "the holder of the lock is not noted");
             // A full disk must not keep the queue from being opened and drained. No id is better than
             // a wrong one.
             let _ = entry.remove();

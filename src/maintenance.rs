@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::Engine;
+use crate::events::event;
+use crate::lasting::Lasting;
 use crate::log::Stripe;
 use crate::storage::StorageError;
 use crate::time;
@@ -17,6 +19,10 @@ const COMPACTION_INTERVAL: Duration = Duration::from_secs(1);
 const HELD_BACK_INTERVAL: Duration = Duration::from_millis(1100);
 /// How soon something that failed (a full disk, mostly) is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What failed is well again when it has not failed for this long: longer than between two
+/// attempts at whatever it may be.
+const WELL_AGAIN: Duration = Duration::from_secs(2);
 
 /// Tells the upkeep thread that there is something to do.
 pub(crate) struct Signal {
@@ -122,6 +128,7 @@ pub(crate) fn run(engine: &Engine) {
 pub(crate) struct Upkeep {
     next_compaction: Instant,
     failed: bool,
+    failures: Lasting,
     next_seal: Option<Duration>,
     put_off: Option<Duration>,
 }
@@ -131,6 +138,7 @@ impl Upkeep {
         Self {
             next_compaction: time::now() + COMPACTION_INTERVAL,
             failed: false,
+            failures: Lasting::default(),
             next_seal: None,
             put_off: None,
         }
@@ -157,6 +165,7 @@ impl Upkeep {
             compaction,
             spares,
             held_back,
+            self.failures.is_on().then_some(WELL_AGAIN),
         ];
         pauses.into_iter().flatten().min().map(|pause| now + pause)
     }
@@ -168,11 +177,13 @@ impl Upkeep {
             engine.dispatch().sleepers.notify_all();
         }
         self.failed = false;
-        let failed = &mut self.failed;
+        let (failed, failures) = (&mut self.failed, &self.failures);
         let mut note = |error: Arc<StorageError>| {
             engine.note_failed_flush(&error);
             if !error.is_failed_flush() {
-                tracing::warn!(%error, "upkeep failed and will be tried again");
+                if let Some(times) = failures.met_error(&error) {
+                    event!(warn, %error, times, "upkeep fails and is tried again");
+                }
                 *failed = true;
             }
         };
@@ -218,5 +229,55 @@ impl Upkeep {
                 self.next_compaction = time::now() + COMPACTION_INTERVAL;
             }
         }
+        for failure in self.failures.over_since(WELL_AGAIN) {
+            event!(info, failure, "upkeep is well again");
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::engine::Running;
+    use crate::events::recorded;
+    use crate::storage::faults;
+    use crate::time::stopped;
+    use crate::{Builder, Consumer};
+
+    #[test]
+    fn what_fails_for_long_is_told_rarely_and_when_it_is_well_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
+        let mut now = Duration::from_secs(1);
+        stopped::set(Some(now));
+        let running = Arc::new(Running::open_idle(&builder).unwrap().0);
+        let place = crate::producer::Place::of_this_thread(&running);
+        running.enqueue(place, b"dies").unwrap();
+        let consumer = Consumer::new(Arc::clone(&running));
+        consumer.try_next().unwrap().dead_letter("no use");
+        let full = faults::fill_disk(&dir.path().join("dead"));
+        let mut upkeep = Upkeep::new();
+        // As the thread does, on a clock of its own.
+        let mut told_in = |seconds: u64| {
+            let end = now + Duration::from_secs(seconds);
+            let mut told = recorded::during(|| {
+                while now < end {
+                    upkeep.turn(&running, &Wake { flush: false });
+                    let next = upkeep.deadline(&running);
+                    let pause = next.map(|next| next.duration_since(time::now()));
+                    now += pause.unwrap_or(end - now).max(Duration::from_millis(1));
+                    stopped::set(Some(now));
+                }
+            });
+            told.retain(|event| event.contains("upkeep"));
+            told
+        };
+        let fails = "WARN upkeep fails and is tried again";
+        assert_eq!(told_in(5), [fails]);
+        assert_eq!(told_in(57), [fails]);
+        drop(full);
+        assert_eq!(told_in(5), ["INFO upkeep is well again"]);
+        assert_eq!(running.dead().stats().dying, 0);
+        stopped::set(None);
     }
 }

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::io::Errno;
 
+use crate::events::event;
 use crate::storage::{Entry, Operation, StorageError};
 
 /// No page is smaller.
@@ -137,7 +138,7 @@ impl MappedFile {
     pub(crate) fn prefault_from(&self, offset: u64) -> Result<(), StorageError> {
         if let Err(error) = self.entry.read_into_cache(offset) {
             // It only takes longer, then.
-            tracing::debug!(%error, "not read ahead of a prefault");
+            event!(debug, %error, "not read ahead of a prefault");
         }
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         self.prefault(offset.min(self.len())..self.len())?;
@@ -183,7 +184,8 @@ impl MappedFile {
             )),
             // The kernel does not know the call, or is short of memory: accesses fault as ever.
             Err(error) => {
-                tracing::debug!(path = %self.entry.path().display(), ?operation, %error, "not populated");
+                let path = self.entry.path().to_path_buf();
+                event!(debug, path = %path.display(), ?operation, %error, "not populated");
                 Ok(())
             }
             Ok(()) => Ok(()),

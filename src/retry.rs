@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::events::event;
+use crate::lasting::Lasting;
 use crate::user_code;
 
 /// Most attempts that a limit can be set to; a delivery count is one byte on disk.
@@ -39,18 +41,27 @@ enum Backoff {
 
 /// A function of the user's. Always there until it is dropped.
 #[derive(Clone)]
-struct Custom(Option<Arc<dyn Fn(u32) -> Duration + Send + Sync>>);
+struct Custom {
+    delay: Option<Arc<dyn Fn(u32) -> Duration + Send + Sync>>,
+    panics: Arc<Lasting>,
+}
 
 impl Custom {
     fn delay(&self, failed: u32) -> Duration {
-        let delay = self
-            .0
-            .as_ref()
-            .map(|delay| user_code::call(|| delay(failed)));
+        let delay = self.delay.as_ref();
+        let delay = delay.map(|delay| user_code::call(|| delay(failed)));
         match delay {
             Some(Ok(delay)) => delay,
             Some(Err(panic)) => {
-                tracing::error!(failed, panic, "the custom backoff function panicked");
+                if let Some(times) = self.panics.met(String::new()) {
+                    event!(
+                        error,
+                        failed,
+                        panic,
+                        times,
+                        "the custom backoff function panics"
+                    );
+                }
                 Duration::ZERO
             }
             None => Duration::ZERO,
@@ -61,7 +72,7 @@ impl Custom {
 impl Drop for Custom {
     fn drop(&mut self) {
         // The last one may go with the queue, on a thread of ours.
-        user_code::discard(self.0.take());
+        user_code::discard(self.delay.take());
     }
 }
 
@@ -133,7 +144,10 @@ impl RetryPolicy {
     /// A panic in the function is caught and logged, and the job is retried at once.
     pub fn custom(delay: impl Fn(u32) -> Duration + Send + Sync + 'static) -> Self {
         Self {
-            backoff: Backoff::Custom(Custom(Some(Arc::new(delay)))),
+            backoff: Backoff::Custom(Custom {
+                delay: Some(Arc::new(delay)),
+                panics: Arc::default(),
+            }),
             jitter: Jitter::None,
             max_attempts: Some(DEFAULT_MAX_ATTEMPTS),
         }

@@ -13,6 +13,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::dispatch::source::Source;
 use crate::engine::Running;
+use crate::events::event;
 use crate::{Failure, Job, Sequence, user_code};
 
 /// Most workers of a pool: more threads than a machine is likely to be able to run.
@@ -183,7 +184,7 @@ where
         OWN_POOL.set(Arc::as_ptr(&self.alive.0).addr());
         // Nothing of ours panics. If it does all the same, the others go on, and it is told.
         if let Err(panic) = user_code::call(|| self.work()) {
-            tracing::error!(panic, "a worker has died: a bug in logmill");
+            event!(error, panic, "a worker has died: a bug in logmill");
             self.alive.note_death(self.at);
         }
         // By the time it counts as ended its jobs are back, and what of it can hold the queue open
@@ -228,7 +229,7 @@ fn usable_cores() -> Vec<usize> {
             .filter(|&core| set.is_set(core))
             .collect(),
         Err(error) => {
-            tracing::warn!(%error, "workers are not pinned: the usable cores are unknown");
+            event!(warn, %error, "workers are not pinned: the usable cores are unknown");
             Vec::new()
         }
     }
@@ -238,7 +239,7 @@ fn pin_to(core: usize) {
     let mut set = CpuSet::new();
     set.set(core);
     if let Err(error) = sched_setaffinity(None, &set) {
-        tracing::warn!(core, %error, "a worker is not pinned");
+        event!(warn, core, %error, "a worker is not pinned");
     }
 }
 

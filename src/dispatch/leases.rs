@@ -6,9 +6,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use crate::Sequence;
+use crate::events::Mutex;
 use crate::log::segment::Lease;
 use crate::time::Tick;
 

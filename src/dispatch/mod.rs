@@ -20,13 +20,13 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use crossbeam_deque::{Injector, Steal};
-use parking_lot::Mutex;
 
 use self::sleep::EventCount;
 use self::source::{Deques, Thief, Turn};
 use self::timer::Timer;
 use crate::RetryPolicy;
 use crate::Timestamp;
+use crate::events::Mutex;
 use crate::log::Stripe;
 use crate::log::segment::{Claim, Lease, Run};
 use crate::time::Clock;

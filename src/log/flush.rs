@@ -13,6 +13,7 @@
 
 use std::sync::{Arc, PoisonError};
 
+use crate::events::Held;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// Where callers of one file meet.
@@ -64,6 +65,8 @@ impl<E> FlushGate<E> {
         state.started += 1;
         state.running = true;
         drop(state);
+        // A subscriber that wants something flushed must not wait for itself.
+        let held = Held::new();
         let running = Running(self);
         let result = flush().map_err(Arc::new);
         std::mem::forget(running);
@@ -79,6 +82,7 @@ impl<E> FlushGate<E> {
                 self.wake_all();
             }
         }
+        drop(held);
         result
     }
 

@@ -8,6 +8,7 @@
 
 use super::names::Names;
 use crate::Sequence;
+use crate::events::event;
 use crate::storage::{Entry, StorageError};
 
 const SUFFIX: &str = ".limit";
@@ -56,7 +57,7 @@ impl Limit {
         self.0 = raised;
         // One that stays is lower, and does no harm.
         if let Err(error) = old.remove() {
-            tracing::debug!(%error, "an old limit stays");
+            event!(debug, %error, "an old limit stays");
         }
         Ok(())
     }

@@ -36,7 +36,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
 use self::header::Identity;
 use self::lease::{Claim, Pinned, Run};
@@ -48,6 +48,8 @@ use self::segment::{Append, Paths, Segment, Warm};
 use self::spare::{Pool, Spare};
 pub(crate) use self::stats::StripeStats;
 use self::upkeep::Graveyard;
+use crate::events::{Mutex, event};
+use crate::lasting::Lasting;
 use crate::storage::{Directory, StorageError};
 use crate::{Sequence, Timestamp, time};
 
@@ -154,6 +156,8 @@ pub(crate) struct Stripe {
     step: Mutex<()>,
     /// When a segment could not be scanned: the time of the next attempt.
     held_back_until: Mutex<Option<Instant>>,
+    /// What kept segments from being scanned.
+    failed_scans: Lasting,
     /// A flush of what a scan set aside that failed.
     failed_scan: OnceLock<Arc<StorageError>>,
     next: Mutex<Next>,
@@ -226,7 +230,7 @@ impl Stripe {
                 Ok(created) => Some(created),
                 // Consumers can go on, and make room.
                 Err(error) if error.is_full() && !segments.is_empty() => {
-                    tracing::warn!(%error, "opened without room for another segment");
+                    event!(warn, %error, "opened without room for another segment");
                     None
                 }
                 Err(error) => return Err(error),
@@ -257,6 +261,7 @@ impl Stripe {
             segments: RwLock::new(segments),
             step: Mutex::new(()),
             held_back_until: Mutex::new(None),
+            failed_scans: Lasting::default(),
             failed_scan: OnceLock::new(),
             next: Mutex::new(next),
             cold: Mutex::new(created),
@@ -351,7 +356,7 @@ impl Stripe {
             // one; if there is none, this is only a look.
             let reclaimed = self.reclaim_into(&mut graveyard);
             if let Err(error) = reclaimed {
-                tracing::debug!(%error, "nothing reclaimed for a roll");
+                event!(debug, %error, "nothing reclaimed for a roll");
             }
         }
         match self.try_roll(full) {
@@ -365,7 +370,7 @@ impl Stripe {
                 let is_disk = matches!(&error, RollError::Storage(error) if error.is_full());
                 // It may have made some room and failed after that.
                 if let Err(error) = self.make_room(&mut graveyard, is_disk) {
-                    tracing::debug!(%error, "no more room made for a roll");
+                    event!(debug, %error, "no more room made for a roll");
                 }
                 drop(graveyard);
                 self.try_roll(full)
@@ -428,7 +433,7 @@ impl Stripe {
             // A store to such a page would be a signal. One that is sealed meanwhile has no pages
             // at its end, and nobody stores to them.
             if first.closed().is_none() {
-                tracing::error!(%error, "left the first segment");
+                event!(error, %error, "left the first segment");
             }
             if first.leave() {
                 (self.config.kick)();
@@ -454,7 +459,7 @@ impl Stripe {
             Ok(segment) => next.prepared = Some(segment),
             Err(RollError::OverBudget | RollError::Closed) => {}
             Err(RollError::Storage(error)) => {
-                tracing::debug!(%error, "no segment prepared");
+                event!(debug, %error, "no segment prepared");
             }
         }
         None
@@ -536,6 +541,9 @@ impl Stripe {
             Ok(complete) => {
                 self.damage.lock().extend(recovery.report.quarantined);
                 segment.set_scanned();
+                for failure in self.failed_scans.over_since(Duration::ZERO) {
+                    event!(info, failure, "a damaged segment is held back no more");
+                }
                 *self.held_back_until.lock() = None;
                 // It may have been complete before, and held back by the damage alone.
                 if complete || segment.is_complete() {
@@ -546,10 +554,13 @@ impl Stripe {
             Err(error) => {
                 // Damaged bytes could not be set aside; they must not be covered before. The
                 // segment waits; a later claim tries again.
-                tracing::error!(%error, "a damaged segment is held back");
+                let error = Arc::new(error);
                 if error.is_failed_flush() {
                     // The next one would prove nothing: for as long as the queue is open.
-                    let _ = self.failed_scan.set(Arc::new(error));
+                    let _ = self.failed_scan.set(Arc::clone(&error));
+                }
+                if let Some(times) = self.failed_scans.met_error(&error) {
+                    event!(error, %error, times, "a damaged segment is held back");
                 }
                 *self.held_back_until.lock() = Some(time::now() + SCAN_PAUSE);
                 (self.config.kick)();

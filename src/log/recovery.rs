@@ -46,6 +46,7 @@ use super::names::Names;
 use super::record::{HEADER_UNITS, UNIT};
 use super::segment::{self, Found, Maps, Paths, Pinned, Records, START, Segment, Warm};
 use super::tail::Position;
+use crate::events::event;
 use crate::mapped::MappedFile;
 use crate::storage::{Directory, Entry, StorageError};
 use crate::{Sequence, Timestamp};
@@ -226,7 +227,7 @@ impl Recovery<'_> {
                             false
                         }
                         Err(error) if error.is_full() => {
-                            tracing::error!(%error, "a damaged segment is held back");
+                            event!(error, %error, "a damaged segment is held back");
                             true
                         }
                         Err(error) => return Err(error),
@@ -242,10 +243,9 @@ impl Recovery<'_> {
             // Row 3. The seal is not part of the copy and keeps its own check.
             paths.segment.back_with_blocks(file_len)?;
             records.restore_header(&identity);
-            tracing::warn!(path = %paths.segment.path().display(), "mended a segment's header");
-            self.report
-                .headers_mended
-                .push(paths.segment.path().to_path_buf());
+            let path = paths.segment.path().to_path_buf();
+            self.report.headers_mended.push(path.clone());
+            event!(warn, path = %path.display(), "mended a segment's header");
         }
         let acks = self.open_acks(paths, &identity, copy == Some(identity), found.end.index)?;
         self.report.ack_words_reset += check_acks(&acks, found.end.index);
@@ -324,10 +324,9 @@ impl Recovery<'_> {
             file.read_in(words.end)?;
             return Ok(AckFile::new(file, capacity, identity.salt));
         }
-        tracing::warn!(path = %paths.ack.path().display(), "made an ack file anew");
-        self.report
-            .ack_files_rebuilt
-            .push(paths.ack.path().to_path_buf());
+        let path = paths.ack.path().to_path_buf();
+        self.report.ack_files_rebuilt.push(path.clone());
+        event!(warn, path = %path.display(), "made an ack file anew");
         paths.ack.remove()?;
         segment::create_ack_file(&paths.ack, identity, capacity, Warm::All)
     }
@@ -439,9 +438,11 @@ impl Recovery<'_> {
             let _ = writeln!(text, "at {offset}, {len} bytes: {damage}");
         }
         copy.with_extension("txt").replace(text.as_bytes())?;
-        tracing::warn!(
-            path = %path.display(), offset, len = bytes.len(), damage = %first.2,
-            regions = regions.len(), copy = %copy.path().display(), "set damaged bytes aside"
+        let (from, to) = (path.to_path_buf(), copy.path().to_path_buf());
+        let (len, damage, regions_in_all) = (bytes.len(), first.2, regions.len());
+        event!(
+            warn, path = %from.display(), offset, len, %damage, regions = regions_in_all,
+            copy = %to.display(), "set damaged bytes aside"
         );
         for &(offset, len, damage) in regions {
             self.report.quarantined.push(Quarantined {

@@ -36,6 +36,7 @@ use super::names::Names;
 use super::progress::Progress;
 use super::record::{self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, NewRecord, UNIT};
 use super::tail::{Cursor, Position, Reserved, Tail};
+use crate::events::event;
 use crate::mapped::MappedFile;
 use crate::storage::{Entry, StorageError};
 use crate::time;
@@ -622,7 +623,7 @@ impl Segment {
         let kept = (end.units as usize + 1) * UNIT;
         if let Err(error) = self.paths.segment.truncate(kept.min(records.len()) as u64) {
             // The seal holds for a longer file too; only its space stays taken.
-            tracing::debug!(%error, "a sealed segment keeps its unused end");
+            event!(debug, %error, "a sealed segment keeps its unused end");
         }
         self.sealed.store(true, Ordering::Release);
         Ok(())

@@ -17,6 +17,7 @@ use super::names::Names;
 use super::record::UNIT;
 use super::segment::{Maps, Paths, Segment};
 use super::tail::Position;
+use crate::events::event;
 use crate::storage::{Entry, StorageError};
 use crate::time;
 
@@ -138,7 +139,7 @@ impl Spare {
         let Self(maps) = self;
         for file in [&maps.records.file, &maps.acks.file] {
             if let Err(error) = file.entry().remove() {
-                tracing::debug!(%error, "a spare segment stays");
+                event!(debug, %error, "a spare segment stays");
             }
         }
     }

@@ -13,6 +13,7 @@ use super::segment::{Maps, Paths, Segment};
 use super::spare::{self, Spare};
 use super::tail::Position;
 use super::{Next, Stripe};
+use crate::events::event;
 use crate::storage::{Entry, StorageError};
 
 /// For how long a segment is full before it is sealed. Consumers that keep up will have it
@@ -62,7 +63,7 @@ impl Graveyard {
                 (Ok(maps), Then::Empty(segment)) => {
                     drop(maps);
                     if let Err(error) = segment.paths().empty() {
-                        tracing::debug!(%error, "a segment that is done keeps its space");
+                        event!(debug, %error, "a segment that is done keeps its space");
                     }
                 }
                 (Ok(_), Then::Unmap) => {}
@@ -100,7 +101,7 @@ impl Graveyard {
                     self.ack_files.push(paths.ack);
                 }
                 // The next open tries again.
-                Err(error) => tracing::warn!(%error, "an empty segment stays"),
+                Err(error) => event!(warn, %error, "an empty segment stays"),
             }
         }
     }
@@ -114,7 +115,7 @@ impl Graveyard {
         for path in self.ack_files.drain(..) {
             // An ack file alone is removed by the next open.
             if let Err(error) = path.remove() {
-                tracing::warn!(%error, "an ack file stays");
+                event!(warn, %error, "an ack file stays");
             }
         }
         Ok(())
@@ -275,7 +276,7 @@ impl Stripe {
     ) -> Result<(), StorageError> {
         let waiting = spare::waiting(segment.paths());
         if let Err(error) = segment.paths().segment.rename(&waiting.segment) {
-            tracing::debug!(%error, "a segment that is done is not used again");
+            event!(debug, %error, "a segment that is done is not used again");
             return self.retire_to_remove(segment, graveyard);
         }
         graveyard.unflushed_names = true;

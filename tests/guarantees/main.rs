@@ -13,6 +13,7 @@ mod g3_no_silent_loss;
 mod g4_no_needless_duplicate;
 mod g5_order;
 mod g6_progress;
+mod g6_subscribers;
 mod g6_user_code;
 mod g7_one_process;
 mod g8_failed_flush;
@@ -29,6 +30,9 @@ fn child() {
         ("work", g1_at_least_once::work_until_killed),
         ("abort", g2_no_poison::abort_on_poison),
         ("bury", g2_no_poison::bury_all),
+        ("log into the queue", g6_subscribers::log_into_the_queue),
+        ("panic at events", g6_subscribers::panic_at_events),
+        ("close at events", g6_subscribers::close_at_events),
         ("hold", g7_one_process::hold_the_queue),
         ("fill", g9_disk_full::fill_a_small_file_system),
         ("reopen", g9_disk_full::reopen_on_a_full_file_system),

@@ -391,3 +391,45 @@ impl Drop for Child {
 pub fn has_played(status: ExitStatus) -> bool {
     status.code() == Some(PLAYED)
 }
+
+/// A subscriber that has a function called for each event.
+pub struct Subscriber<F>(pub F);
+
+impl<F: Fn(&tracing::Event<'_>) + 'static> tracing::Subscriber for Subscriber<F> {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        (self.0)(event);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// The fields of an event, by name.
+pub fn fields(event: &tracing::Event<'_>) -> BTreeMap<&'static str, String> {
+    struct Fields(BTreeMap<&'static str, String>);
+    impl tracing::field::Visit for Fields {
+        fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+            self.0.insert(field.name(), format!("{value:?}"));
+        }
+
+        fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
+            self.0.insert(field.name(), value.to_owned());
+        }
+    }
+    let mut fields = Fields(BTreeMap::new());
+    event.record(&mut fields);
+    fields.0
+}
