@@ -57,9 +57,15 @@ impl DeadLetter {
         &self.payload
     }
 
-    /// How often the job was delivered.
+    /// How many attempts at the job failed.
     pub fn attempts(&self) -> u32 {
         self.meta.prior_attempts
+    }
+
+    /// How often the process died while a handler had the job: see
+    /// [`RetryPolicy::max_crashes`](crate::RetryPolicy::max_crashes).
+    pub fn crashes(&self) -> u32 {
+        self.meta.prior_crashes
     }
 
     /// Why attempts failed, oldest first: the latest 32, of each up to 1,024 bytes, and of these

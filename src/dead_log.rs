@@ -200,6 +200,7 @@ impl DeadLog {
                 replay_of: None,
                 original: Some(job),
                 prior_attempts: death.attempts,
+                prior_crashes: death.lease.crashes(),
                 first_failure: known.map(|known| known.first),
                 last_failure: known.map(|known| known.last),
                 reasons: known.map_or_else(Vec::new, |known| known.reasons.clone()),

@@ -266,20 +266,22 @@ impl Engine {
             // By a delivery that had timed out and succeeded after all.
             return None;
         }
-        let prior = lease.meta().prior_attempts;
-        let attempts = prior.saturating_add(lease.deliveries().into());
-        if lease.is_recovered() && attempts > 0 && !self.dispatch.may_retry(&lease, attempts) {
-            // The process died in its last attempt, or before its death was on disk.
-            let reason = "the process ended during the last attempt";
-            let job = lease.job();
-            self.dead.note_failure(job, attempts, reason);
-            self.dead_letter(lease, attempts);
-            event!(warn, %job, attempts, reason, "a job is dead");
+        let failed = lease.failed();
+        if lease.is_recovered()
+            && let Some((attempt, reason)) = self.cause_of_death(&lease, failed)
+        {
+            let (job, crashes) = (lease.job(), lease.crashes());
+            self.dead.note_failure(job, attempt, &reason);
+            self.dead_letter(lease, failed);
+            event!(warn, %job, attempts = failed, crashes, reason, "a job is dead");
             return None;
         }
-        let attempts = prior.saturating_add(lease.count_delivery().into());
+        let attempts = failed.saturating_add(1);
         let delivery = match &self.leases {
-            None => Delivery::ONLY,
+            None => {
+                lease.begin_delivery();
+                Delivery::ONLY
+            }
             Some(leases) => {
                 let (delivery, first) = leases.begin(&lease, attempts, self.clock.now());
                 if first {
@@ -291,13 +293,28 @@ impl Engine {
         Some((lease, attempts, delivery))
     }
 
+    /// Why a job of an earlier process is not to be delivered, of which so many attempts have
+    /// failed, and in which attempt it died.
+    fn cause_of_death(&self, lease: &Lease, failed: u32) -> Option<(u32, String)> {
+        let crashes = lease.crashes();
+        if crashes >= self.dispatch.max_crashes() {
+            let reason = format!("the process died with this job in a handler, {crashes} times");
+            Some((failed.saturating_add(1), reason))
+        } else if failed > 0 && !self.dispatch.may_retry(lease, failed) {
+            let reason = "the process ended before it wrote the letter of this job";
+            Some((failed, reason.to_owned()))
+        } else {
+            None
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn ack(&self, lease: Lease, delivery: Delivery, attempts: u32) {
         if attempts > 1 {
             self.dead.forget_failures(lease.job());
         }
         if let Some(leases) = &self.leases {
-            leases.end(lease.sequence(), delivery);
+            leases.end(&lease, delivery);
         }
         self.complete(lease);
     }
@@ -319,11 +336,11 @@ impl Engine {
     }
 
     pub(crate) fn fail(&self, lease: Lease, delivery: Delivery, attempts: u32, failure: Failure) {
-        if let Some(leases) = &self.leases
-            && !leases.end(lease.sequence(), delivery)
-        {
+        match &self.leases {
+            None => lease.count_failure(false),
             // It has timed out: this attempt has failed already.
-            return;
+            Some(leases) if !leases.fail(&lease, delivery) => return,
+            Some(_) => {}
         }
         self.fail_current(lease, attempts, failure);
     }
@@ -412,6 +429,9 @@ impl Engine {
     /// least work for. Jobs in flight can still be settled.
     fn close(&self) -> Result<(), Arc<StorageError>> {
         self.closed.store(true, Ordering::Relaxed);
+        for stripe in self.dispatch.stripes() {
+            stripe.end_deliveries();
+        }
         for stripe in self.dispatch.stripes() {
             stripe.close();
         }

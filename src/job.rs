@@ -32,7 +32,10 @@ impl<'a> Job<'a> {
     #[inline(always)]
     pub(crate) fn begin(engine: &'a Engine, lease: Lease) -> Option<Self> {
         let (attempts, delivery) = if engine.is_plain(&lease) {
-            (u32::from(lease.count_delivery()), Delivery::ONLY)
+            (
+                u32::from(lease.begin_delivery().failed()) + 1,
+                Delivery::ONLY,
+            )
         } else {
             return Self::begin_slow(engine, lease);
         };
@@ -70,11 +73,19 @@ impl<'a> Job<'a> {
         self.lease.as_ref().map_or(Sequence::new(0), Lease::job)
     }
 
-    /// How often the job was delivered, this time included: 1 the first time. Deliveries that
-    /// ended with the process are counted too. Stays at 255 if a job has unlimited attempts.
+    /// Which attempt this is: the attempts that failed, and this one. 1 the first time. One that
+    /// ended with the process is none that failed, see [`crashes`](Self::crashes). Stays at 256 if
+    /// a job has unlimited attempts.
     #[inline]
     pub fn attempts(&self) -> u32 {
         self.attempts
+    }
+
+    /// How often the process died, or the power failed, while a handler had this job; at most 15.
+    /// [`RetryPolicy::max_crashes`](crate::RetryPolicy::max_crashes) is the limit. Such a job is
+    /// not delivered while a handler has another one.
+    pub fn crashes(&self) -> u32 {
+        self.lease.as_ref().map_or(0, Lease::crashes)
     }
 
     /// When the job was enqueued, to the kernel's clock tick (1 to 10 ms).

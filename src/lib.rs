@@ -104,7 +104,7 @@ pub use log::recovery::{Damage, Quarantined, RecoveryProgress, RecoveryReport};
 pub use options::{Builder, Durability, EnqueueOptions};
 pub use producer::Producer;
 pub use queue::{Queue, VerifyReport};
-pub use retry::{Jitter, MAX_ATTEMPTS, RetryPolicy};
+pub use retry::{Jitter, MAX_ATTEMPTS, MAX_CRASHES, RetryPolicy};
 pub use sequence::Sequence;
 pub use stats::Stats;
 pub use storage::StorageError;

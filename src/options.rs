@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use crate::log::header::HEADER_BYTES;
 use crate::log::manifest::Manifest;
 use crate::log::recovery::RecoveryProgress;
-use crate::retry::MAX_ATTEMPTS;
+use crate::retry::{MAX_ATTEMPTS, MAX_CRASHES};
 use crate::{EnqueueError, OpenError, Queue, RecoveryReport, RetryPolicy, Timestamp};
 
 /// Smallest segment: a page each for the header's and for the records' sake, and room for a few.
@@ -85,7 +85,7 @@ impl EnqueueOptions {
         self
     }
 
-    /// How often this job is delivered before it is dead, from 1 to [`MAX_ATTEMPTS`].
+    /// How many attempts at this job may fail before it is dead, from 1 to [`MAX_ATTEMPTS`].
     pub fn max_attempts(mut self, attempts: u8) -> Self {
         self.max_attempts = Some(Some(attempts));
         self
@@ -259,6 +259,9 @@ impl Builder {
             && !(1..=MAX_ATTEMPTS).contains(&limit)
         {
             return invalid("retry", "max_attempts must be from 1 to 254");
+        }
+        if !(1..=MAX_CRASHES).contains(&self.retry.crashes_limit()) {
+            return invalid("retry", "max_crashes must be from 1 to 15");
         }
         if let Durability::Interval(interval) = self.durability
             && interval < MIN_FLUSH_INTERVAL

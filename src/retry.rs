@@ -7,13 +7,16 @@ use crate::events::event;
 use crate::lasting::Lasting;
 use crate::user_code;
 
-/// Most attempts that a limit can be set to; a delivery count is one byte on disk.
+/// Most attempts that a limit can be set to; failed attempts are one byte on disk.
 pub const MAX_ATTEMPTS: u8 = 254;
+/// Most crashes that a limit can be set to; they are four bits on disk.
+pub const MAX_CRASHES: u8 = crate::log::ack::MAX_CRASHES;
 
-/// How often a failed job is tried again, and how long it waits before.
+/// How often a failed job is tried again, how long it waits before, and how many crashes of the
+/// process it may be part of.
 ///
 /// The default is 5 attempts with exponential backoff from 1 second up to 5 minutes and full
-/// jitter.
+/// jitter, and 3 crashes.
 ///
 /// ```
 /// use logmill::{Jitter, RetryPolicy};
@@ -30,6 +33,7 @@ pub struct RetryPolicy {
     backoff: Backoff,
     jitter: Jitter,
     max_attempts: Option<u8>,
+    max_crashes: u8,
 }
 
 #[derive(Clone)]
@@ -106,6 +110,7 @@ pub enum Jitter {
 }
 
 const DEFAULT_MAX_ATTEMPTS: u8 = 5;
+const DEFAULT_MAX_CRASHES: u8 = 3;
 
 impl Default for RetryPolicy {
     fn default() -> Self {
@@ -114,9 +119,10 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// One attempt: a job that fails is dead at once.
+    /// One attempt and one crash: a job that fails is dead at once, and one that a handler has when
+    /// the process dies is dead at the next open.
     pub fn none() -> Self {
-        Self::fixed(Duration::ZERO).max_attempts(1)
+        Self::fixed(Duration::ZERO).max_attempts(1).max_crashes(1)
     }
 
     /// The same delay before each retry, without jitter; 5 attempts.
@@ -125,6 +131,7 @@ impl RetryPolicy {
             backoff: Backoff::Fixed(delay),
             jitter: Jitter::None,
             max_attempts: Some(DEFAULT_MAX_ATTEMPTS),
+            max_crashes: DEFAULT_MAX_CRASHES,
         }
     }
 
@@ -135,6 +142,7 @@ impl RetryPolicy {
             backoff: Backoff::Exponential { base, cap },
             jitter: Jitter::Full,
             max_attempts: Some(DEFAULT_MAX_ATTEMPTS),
+            max_crashes: DEFAULT_MAX_CRASHES,
         }
     }
 
@@ -150,20 +158,36 @@ impl RetryPolicy {
             }),
             jitter: Jitter::None,
             max_attempts: Some(DEFAULT_MAX_ATTEMPTS),
+            max_crashes: DEFAULT_MAX_CRASHES,
         }
     }
 
-    /// How often a job is delivered before it is dead, the first delivery included. From 1 to
-    /// [`MAX_ATTEMPTS`]; opening a queue with anything else is an error.
+    /// How many attempts at a job may fail before it is dead. From 1 to [`MAX_ATTEMPTS`]; opening a
+    /// queue with anything else is an error.
     pub fn max_attempts(mut self, attempts: u8) -> Self {
         self.max_attempts = Some(attempts);
         self
     }
 
-    /// Retries for ever: only a handler that says so makes a job dead. A delivery that kills the
-    /// process is then repeated for ever too.
+    /// Retries for ever: only a handler that says so makes a job dead, or too many crashes, see
+    /// [`max_crashes`](Self::max_crashes).
     pub fn unlimited_attempts(mut self) -> Self {
         self.max_attempts = None;
+        self
+    }
+
+    /// How often the process may die (or the power fail) while a handler has a job, before the job
+    /// is dead: the next process makes it a dead letter instead of delivering it. From 1 to
+    /// [`MAX_CRASHES`]; opening a queue with anything else is an error. Default: 3, but 1 for
+    /// [`none`](Self::none). There is no way to set none, so that no job can kill the process for
+    /// ever.
+    ///
+    /// A crash is no failed attempt. It counts for each job that a handler had, those too that had
+    /// nothing to do with it; they are told from the culprit in that no two jobs with a crash are
+    /// delivered at the same time. A process that closes the queue while handlers have jobs, with
+    /// [`Queue::close`](crate::Queue::close) or by dropping its last handle, does not crash.
+    pub fn max_crashes(mut self, crashes: u8) -> Self {
+        self.max_crashes = crashes;
         self
     }
 
@@ -176,6 +200,11 @@ impl RetryPolicy {
     /// The attempts limit; None: unlimited.
     pub fn attempts_limit(&self) -> Option<u8> {
         self.max_attempts
+    }
+
+    /// The crashes limit.
+    pub fn crashes_limit(&self) -> u8 {
+        self.max_crashes
     }
 
     /// A delay for a job of which `failed` attempts have failed (1 after the first). Random where

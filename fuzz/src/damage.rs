@@ -15,6 +15,7 @@ use crate::{SEGMENT_SIZE, builder, directory, is_one_in};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// What a retry policy allows if nothing is said.
 const POLICY_LIMIT: u8 = 5;
+const CRASHES_LIMIT: u32 = 3;
 
 /// A due time from here on is past the end of any test.
 const FAR: Duration = Duration::from_secs(3600);
@@ -113,8 +114,8 @@ fn mend(file: &mut Vec<u8>, which: File) {
     }
 }
 
-/// Ids, payloads and deliveries of jobs, in order.
-type Jobs = Vec<(u64, Vec<u8>, u32)>;
+/// Ids and payloads of jobs, with attempts and crashes, in order.
+type Jobs = Vec<(u64, Vec<u8>, (u32, u32))>;
 
 /// What is in the directory of a log, by [`format`].
 struct Log {
@@ -173,7 +174,7 @@ impl Log {
     /// nothing else changes.
     fn check_against_what_was_enqueued(&self, which: File) {
         let live = self.live();
-        let is_enqueued = |(id, payload, _): &(u64, Vec<u8>, u32)| {
+        let is_enqueued = |(id, payload, _): &(u64, Vec<u8>, (u32, u32))| {
             let is_new = which == File::Ack || *id >= ACKED as u64;
             is_new && *id < JOBS as u64 && *payload == PAYLOADS[*id as usize % PAYLOADS.len()]
         };
@@ -188,14 +189,17 @@ impl Log {
     }
 }
 
-fn sorted(jobs: impl Iterator<Item = (u64, Vec<u8>, u32)>) -> Jobs {
+fn sorted(jobs: impl Iterator<Item = (u64, Vec<u8>, (u32, u32))>) -> Jobs {
     let mut jobs: Jobs = jobs.collect();
     jobs.sort();
     jobs
 }
 
 fn so_far<'a>(jobs: impl Iterator<Item = &'a Job>) -> Jobs {
-    sorted(jobs.map(|job| (job.id, job.payload.clone(), job.attempts())))
+    sorted(jobs.map(|job| {
+        let so_far = (job.failed(), job.crashes());
+        (job.id, job.payload.clone(), so_far)
+    }))
 }
 
 /// What became of the jobs of a queue.
@@ -210,7 +214,8 @@ struct Deliveries {
 fn deliver(dir: &Path, log: &Log, acks: impl Fn(usize) -> bool) -> Deliveries {
     let has_died = |job: &Job| {
         let limit = u32::from(job.max_attempts.unwrap_or(POLICY_LIMIT));
-        job.attempts() > 0 && limit > 0 && job.attempts() >= limit
+        let has_failed = job.failed() > 0 && limit > 0 && job.failed() >= limit;
+        has_failed || job.crashes() >= CRASHES_LIMIT
     };
     let is_delayed = |job: &Job| log.is_delayed(job);
 
@@ -230,18 +235,23 @@ fn deliver(dir: &Path, log: &Log, acks: impl Fn(usize) -> bool) -> Deliveries {
             std::thread::yield_now();
             continue;
         };
-        let found = (job.sequence().get(), job.payload().to_vec(), job.attempts());
+        let (id, payload) = (job.sequence().get(), job.payload().to_vec());
+        let found = (id, payload.clone(), (job.attempts(), job.crashes()));
         if job.sequence() == new || acks(delivered.len()) {
             job.ack();
         } else {
-            left.push(found.clone());
+            // The queue is closed properly.
+            left.push((id, payload, (job.attempts() - 1, job.crashes())));
             std::mem::forget(job);
         }
         delivered.push(found);
     }
     let expected = log.jobs(|job| !is_delayed(job) && !has_died(job));
-    let expected = expected.map(|job| (job.id, job.payload.clone(), job.next_attempt()));
-    let expected = expected.chain([(new.get(), b"new".to_vec(), 1)]);
+    let expected = expected.map(|job| {
+        let delivery = (job.next_attempt(), job.crashes());
+        (job.id, job.payload.clone(), delivery)
+    });
+    let expected = expected.chain([(new.get(), b"new".to_vec(), (1, 0))]);
     let (delivered, expected) = (sorted(delivered.into_iter()), sorted(expected));
     assert_eq!(delivered, expected, "{report:?}");
 
@@ -274,7 +284,7 @@ fn letters(queue: &Queue) -> Jobs {
         (
             letter.job().get(),
             letter.payload().to_vec(),
-            letter.attempts(),
+            (letter.attempts(), letter.crashes()),
         )
     }))
 }

@@ -10,7 +10,7 @@ mod record;
 mod scan;
 mod segment;
 
-pub use acks::Acks;
+pub use acks::{Acks, Deliveries};
 pub use record::{Fields, Record, fields, mend_records};
 pub use scan::{Gap, scan};
 pub use segment::{Job, Segment};

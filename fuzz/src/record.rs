@@ -184,6 +184,7 @@ fn check_meta(bytes: &[u8]) -> Fields {
     assert_eq!(found.replay_of, expected.replay_of);
     assert_eq!(found.original, expected.original);
     assert_eq!(found.prior_attempts, expected.prior_attempts);
+    assert_eq!(found.prior_crashes, expected.prior_crashes);
     assert_eq!(found.first_failure, expected.first_failure);
     assert_eq!(found.last_failure, expected.last_failure);
     assert_eq!(found.reasons.len(), expected.reasons.len());
@@ -225,16 +226,23 @@ fn check_acks(file: Vec<u8>, is_mended: bool) {
     // The records of the segment, of which there are as many or fewer.
     let records = format::u32_at(&acks.file, 48).min(capacity);
     let found = fuzzing::acks(&acks.file, salt, capacity, records);
-    let expected = (0..records).map(|index| (acks.is_done(index), acks.deliveries(index)));
+    let expected = (0..records).map(|index| {
+        let of_job = acks.deliveries(index);
+        let of_job = (of_job.failed, of_job.crashes, of_job.is_running);
+        (acks.is_done(index), of_job)
+    });
     assert!(found.found.iter().copied().eq(expected));
     let words = (0..records).step_by(32);
     let reset = words.clone().filter(|&index| !acks.checks(index)).count();
     assert_eq!(found.reset, reset as u64);
 
-    // Each job is delivered once more, and acked.
-    for (index, &(is_done, deliveries)) in (0..).zip(&found.found) {
+    // The process has died; each job is delivered once more, fails, is delivered, and acked.
+    for (index, &(is_done, _)) in (0..).zip(&found.found) {
         if !is_done {
-            acks.set_deliveries(index, deliveries.saturating_add(1));
+            let mut deliveries = acks.deliveries(index).after_a_crash();
+            deliveries.failed = deliveries.failed.saturating_add(1);
+            deliveries.is_running = true;
+            acks.set_deliveries(index, deliveries);
         }
     }
     for index in words {

@@ -112,9 +112,8 @@ impl Dispatch {
         let meta = Meta {
             max_attempts: own.max_attempts,
             original: Some(one.lease.job()),
-            prior_attempts: own
-                .prior_attempts
-                .saturating_add(one.lease.deliveries().into()),
+            prior_attempts: one.lease.failed(),
+            prior_crashes: one.lease.crashes(),
             ..Meta::default()
         }
         .encode(MAX_META_BYTES);

@@ -36,6 +36,8 @@ struct State {
     last: u64,
     /// By the job's sequence. Its lease goes with the delivery's end: it keeps a segment.
     current: HashMap<Sequence, Running>,
+    /// How many handlers still have a job, each of which has timed out.
+    late: HashMap<Sequence, u32>,
     /// In order, as all run equally long; those of deliveries that ended before among them.
     ends: VecDeque<End>,
 }
@@ -59,14 +61,19 @@ impl Leases {
             state: Mutex::new(State {
                 last: 0,
                 current: HashMap::new(),
+                late: HashMap::new(),
                 ends: VecDeque::new(),
             }),
         }
     }
 
     /// Begins a delivery. The second value: no other was running, so the timer must be told.
+    ///
+    /// What the ack file says of deliveries changes under the lock, here and below: several handlers
+    /// may have the job.
     pub(crate) fn begin(&self, lease: &Lease, attempts: u32, now: Tick) -> (Delivery, bool) {
         let mut state = self.state.lock();
+        lease.begin_delivery();
         state.last += 1;
         let delivery = Delivery(state.last);
         let first = state.ends.is_empty();
@@ -87,17 +94,25 @@ impl Leases {
         (delivery, first)
     }
 
-    /// Ends a delivery. Returns whether it was still the job's current one.
-    pub(crate) fn end(&self, sequence: Sequence, delivery: Delivery) -> bool {
+    /// Ends a delivery by an ack.
+    pub(crate) fn end(&self, lease: &Lease, delivery: Delivery) {
+        self.state.lock().end(lease.sequence(), delivery);
+    }
+
+    /// Ends a delivery by a failure. Returns whether it was still the job's current one; else it had
+    /// failed before, by its timeout.
+    pub(crate) fn fail(&self, lease: &Lease, delivery: Delivery) -> bool {
         let mut state = self.state.lock();
-        let is_current = state.is_current(sequence, delivery);
-        if is_current {
-            state.current.remove(&sequence);
+        let sequence = lease.sequence();
+        let was_current = state.end(sequence, delivery);
+        let has_handler =
+            state.late.contains_key(&sequence) || state.current.contains_key(&sequence);
+        if was_current {
+            lease.count_failure(has_handler);
+        } else if !has_handler {
+            lease.end_delivery();
         }
-        // Those that ended go as they come to the front, so that the queue stays as long as the
-        // deliveries of one timeout.
-        state.drop_ended();
-        is_current
+        was_current
     }
 
     /// Takes out the deliveries that have timed out, and says when the next one would.
@@ -107,6 +122,9 @@ impl Leases {
         state.drop_ended();
         while let Some(end) = state.ends.pop_front_if(|end| end.at <= now) {
             if let Some(running) = state.current.remove(&end.sequence) {
+                // Its handler has the job until it says so.
+                running.lease.count_failure(true);
+                *state.late.entry(end.sequence).or_default() += 1;
                 expired.push(Expired {
                     lease: running.lease,
                     attempts: running.attempts,
@@ -119,6 +137,23 @@ impl Leases {
 }
 
 impl State {
+    /// Ends a delivery. Returns whether it was still the job's current one.
+    fn end(&mut self, sequence: Sequence, delivery: Delivery) -> bool {
+        let is_current = self.is_current(sequence, delivery);
+        if is_current {
+            self.current.remove(&sequence);
+        } else if let Some(late) = self.late.get_mut(&sequence) {
+            *late -= 1;
+            if *late == 0 {
+                self.late.remove(&sequence);
+            }
+        }
+        // Those that ended go as they come to the front, so that the queue stays as long as the
+        // deliveries of one timeout.
+        self.drop_ended();
+        is_current
+    }
+
     fn is_current(&self, sequence: Sequence, delivery: Delivery) -> bool {
         let running = self.current.get(&sequence);
         running.is_some_and(|running| running.delivery == delivery)
@@ -176,14 +211,14 @@ mod tests {
         let now = Clock::start().now();
         leases.begin(&slow, 1, now);
         let (delivery, _) = leases.begin(&quick, 1, now);
-        assert!(leases.end(quick.sequence(), delivery));
+        leases.end(&quick, delivery);
         assert!(quick.ack().segment_complete);
         let maps = second.retire().unwrap();
         assert_eq!(Arc::strong_count(&maps), 1);
     }
 
     #[test]
-    fn only_a_delivery_that_runs_can_end_or_expire() {
+    fn only_a_delivery_that_runs_can_fail_or_expire() {
         let dir = tempfile::tempdir().unwrap();
         let (_segment, lease) = segment_and_lease(dir.path(), 0);
         let leases = Leases::new(Duration::ZERO);
@@ -193,11 +228,37 @@ mod tests {
         let (expired, next) = leases.expire(now);
         assert_eq!((expired.len(), next), (1, None));
         assert_eq!(expired[0].lease.sequence(), lease.sequence());
-        assert!(!leases.end(lease.sequence(), first));
+        assert!(!leases.fail(&lease, first));
         let (second, _) = leases.begin(&lease, 2, now);
-        assert!(!leases.end(lease.sequence(), first));
-        assert!(leases.end(lease.sequence(), second));
+        assert!(!leases.fail(&lease, first));
+        assert!(leases.fail(&lease, second));
         let (expired, next) = leases.expire(now);
         assert_eq!((expired.len(), next), (0, None));
+    }
+
+    #[test]
+    fn a_job_is_in_a_handler_until_the_last_one_is_done_with_it_whatever_has_timed_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_segment, lease) = segment_and_lease(dir.path(), 0);
+        let leases = Leases::new(Duration::ZERO);
+        let now = Clock::start().now();
+        let said = || {
+            let deliveries = lease.deliveries();
+            (deliveries.failed(), deliveries.is_running())
+        };
+        let (first, _) = leases.begin(&lease, 1, now);
+        assert_eq!(said(), (0, true));
+        leases.expire(now);
+        assert_eq!(said(), (1, true));
+        let (second, _) = leases.begin(&lease, 2, now);
+        leases.expire(now);
+        let (third, _) = leases.begin(&lease, 3, now);
+        assert_eq!(said(), (2, true));
+        assert!(!leases.fail(&lease, second));
+        assert_eq!(said(), (2, true));
+        assert!(leases.fail(&lease, third));
+        assert_eq!(said(), (3, true));
+        assert!(!leases.fail(&lease, first));
+        assert_eq!(said(), (3, false));
     }
 }

@@ -246,13 +246,11 @@ impl Dispatch {
     fn hold_back(&self, lease: Lease) -> Option<Lease> {
         let due_at = lease.record().header().due_at;
         let mut delay = due_at.since(Timestamp::now());
-        let deliveries = lease.deliveries();
-        if lease.is_recovered() && deliveries > 0 {
-            // It failed, or was running when the process died. A job that used up its attempts
-            // is not delivered again, so it need not wait.
-            let attempts = u32::from(deliveries).saturating_add(lease.meta().prior_attempts);
-            if self.may_retry(&lease, attempts) {
-                delay = delay.max(self.retry.backoff(attempts));
+        if lease.is_recovered() && lease.deliveries().failed() > 0 {
+            // A job that used up its attempts is not delivered again, so it need not wait.
+            let failed = lease.failed();
+            if self.may_retry(&lease, failed) {
+                delay = delay.max(self.retry.backoff(failed));
             }
         }
         if delay.is_zero() {
@@ -263,7 +261,12 @@ impl Dispatch {
         None
     }
 
-    /// Whether a job may be delivered again after this many attempts.
+    /// After how many crashes a job is dead.
+    pub(crate) fn max_crashes(&self) -> u32 {
+        self.retry.crashes_limit().into()
+    }
+
+    /// Whether a job may be delivered again after this many failed attempts.
     pub(crate) fn may_retry(&self, lease: &Lease, attempts: u32) -> bool {
         let limit = match lease.meta().max_attempts {
             Some(own) => own,

@@ -1,10 +1,10 @@
-//! The ack file: which records of a segment are done, and how often each was delivered.
+//! The ack file: which records of a segment are done, and how the deliveries of each have gone.
 //!
 //! ```text
 //! offset          size           field
 //!      0            64           header (see header.rs), the identity of the segment's own
 //!     64   8 * ceil(capacity/32) ack words
-//!      -   4 * capacity          delivery counts
+//!      -   4 * capacity          delivery words
 //! ```
 //! Both arrays check themselves, since a lost job hides behind a bit set by accident, and both
 //! checks depend on the segment's salt, since a file that is used again may come out of a power cut
@@ -14,9 +14,14 @@
 //!   times a key made from the salt. Setting bit i adds `1 << i | (CODE[i] * key) << 32`: one
 //!   wait-free fetch-and-add, as every bit is set once. A word whose sum is off is taken as zero at
 //!   recovery: 32 jobs are redelivered, none lost.
-//! - A **delivery count** is a byte and, above it, a check of 24 bits: those of its product with an
-//!   odd constant, xor the salt's upper half. A count that fails its check is taken as zero; no
-//!   delivery is a word of zeros.
+//! - A **delivery word** has, from its lowest bit on, 8 bits for the attempts that failed, 4 for
+//!   the crashes (the process died while a handler had the job), 1 that says that a handler has
+//!   it, and a check of 18 bits: those of the product of the bits below with an odd constant, xor
+//!   the salt's upper half. The highest bit is set. A word that fails its check is taken as zero,
+//!   and a word of zeros says that nothing has happened yet.
+//!
+//! A delivery begins with one store that sets the bit of the running handler; a failure clears it.
+//! What recovery finds running was in a handler when its process died: a crash.
 
 use std::sync::atomic::Ordering;
 
@@ -42,22 +47,79 @@ const CODE: [u32; RECORDS_PER_WORD as usize] = {
     code
 };
 
-/// Odd, so that distinct counts have distinct products.
-const COUNT_CODE: u32 = 0x9e37_79b1;
+/// What the lower part of a delivery word is multiplied by for its check. That no change within one
+/// byte passes is tested below.
+const DELIVERY_CODE: u32 = 0x9e37_79b1;
+/// Set in every delivery word but that of no delivery, so that none is a word of zeros with one byte
+/// changed.
+const WRITTEN: u32 = 1 << 31;
+
+/// How the deliveries of a record have gone: the lower part of its delivery word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Deliveries(u16);
+
+impl Deliveries {
+    const FAILED: u16 = 0xff;
+    const CRASH: u16 = 1 << 8;
+    const CRASHES: u16 = 0xf << 8;
+    const RUNNING: u16 = 1 << 12;
+    /// All bits of a delivery word that are not its check.
+    const ALL: u32 = (1 << 13) - 1;
+
+    /// Attempts that failed; stays at 255.
+    #[inline]
+    pub(crate) fn failed(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// How often the process died while a handler had the job; stays at [`MAX_CRASHES`].
+    pub(crate) fn crashes(self) -> u8 {
+        ((self.0 & Self::CRASHES) / Self::CRASH) as u8
+    }
+
+    /// Whether a handler has the job, or had it when the process died.
+    pub(crate) fn is_running(self) -> bool {
+        self.0 & Self::RUNNING != 0
+    }
+
+    #[inline]
+    pub(crate) fn begun(self) -> Self {
+        Self(self.0 | Self::RUNNING)
+    }
+
+    /// No handler has the job any more.
+    pub(crate) fn ended(self) -> Self {
+        Self(self.0 & !Self::RUNNING)
+    }
+
+    /// An attempt has failed, whose handler may still be at it (lease timeouts).
+    pub(crate) fn failed_once(self) -> Self {
+        Self(self.0 + u16::from(self.0 & Self::FAILED != Self::FAILED))
+    }
+
+    /// The process died while a handler had the job.
+    pub(crate) fn crashed(self) -> Self {
+        let is_most = self.0 & Self::CRASHES == Self::CRASHES;
+        Self(self.ended().0 + if is_most { 0 } else { Self::CRASH })
+    }
+}
+
+/// Most crashes that a delivery word can count.
+pub(crate) const MAX_CRASHES: u8 = 15;
 
 /// What the checks of an ack file depend on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Key {
     /// Odd, so that multiplying by it loses nothing.
     words: u32,
-    counts: u32,
+    deliveries: u32,
 }
 
 impl Key {
     pub(crate) fn new(salt: u64) -> Self {
         Self {
             words: salt as u32 | 1,
-            counts: (salt >> 32) as u32,
+            deliveries: (salt >> 32) as u32,
         }
     }
 
@@ -85,14 +147,26 @@ impl Key {
         1 << bit | u64::from(CODE[bit as usize].wrapping_mul(self.words)) << 32
     }
 
-    /// A count with its check.
+    /// The delivery word that says this.
     #[inline]
-    fn count_of(self, deliveries: u8) -> u32 {
-        if deliveries == 0 {
+    fn delivery_word(self, deliveries: Deliveries) -> u32 {
+        let bits = u32::from(deliveries.0);
+        if bits == 0 {
             return 0;
         }
-        let product = u32::from(deliveries).wrapping_mul(COUNT_CODE);
-        (product ^ self.counts) & !0xff | u32::from(deliveries)
+        let check = bits.wrapping_mul(DELIVERY_CODE) ^ self.deliveries;
+        check & !Deliveries::ALL | bits | WRITTEN
+    }
+
+    /// What a delivery word says; nothing, if it does not check.
+    #[inline]
+    fn deliveries_of(self, word: u32) -> Deliveries {
+        let deliveries = Deliveries((word & Deliveries::ALL) as u16);
+        if self.delivery_word(deliveries) == word {
+            deliveries
+        } else {
+            Deliveries::default()
+        }
     }
 }
 
@@ -106,17 +180,17 @@ pub(crate) fn file_bytes(capacity: u32) -> u64 {
     HEADER_BYTES as u64 + 8 * u64::from(words_for(capacity)) + 4 * u64::from(capacity)
 }
 
-fn counts_offset(capacity: u32) -> usize {
+fn deliveries_offset(capacity: u32) -> usize {
     HEADER_BYTES + 8 * words_for(capacity) as usize
 }
 
 /// The bytes of an ack file that say something of the records below `end`: its header with the ack
-/// words, and the delivery counts.
+/// words, and the delivery words.
 pub(super) fn used_ranges(capacity: u32, end: u32) -> [std::ops::Range<usize>; 2] {
-    let counts = counts_offset(capacity);
+    let deliveries = deliveries_offset(capacity);
     [
         0..HEADER_BYTES + 8 * words_for(end) as usize,
-        counts..counts + 4 * end as usize,
+        deliveries..deliveries + 4 * end as usize,
     ]
 }
 
@@ -124,8 +198,8 @@ pub(super) fn used_ranges(capacity: u32, end: u32) -> [std::ops::Range<usize>; 2
 pub(crate) struct AckFile {
     pub(crate) file: MappedFile,
     capacity: u32,
-    /// Where the delivery counts begin.
-    counts: usize,
+    /// Where the delivery words begin.
+    deliveries: usize,
     key: Key,
 }
 
@@ -136,7 +210,7 @@ impl AckFile {
         Self {
             file,
             capacity,
-            counts: counts_offset(capacity),
+            deliveries: deliveries_offset(capacity),
             key: Key::new(salt),
         }
     }
@@ -157,8 +231,8 @@ impl AckFile {
     }
 
     #[inline]
-    fn count(&self, index: u32) -> &std::sync::atomic::AtomicU32 {
-        self.file.word32(self.counts + 4 * index as usize)
+    fn delivery_word(&self, index: u32) -> &std::sync::atomic::AtomicU32 {
+        self.file.word32(self.deliveries + 4 * index as usize)
     }
 
     /// Sets the done bit of a record whose bit nobody else can be setting and that is not set.
@@ -224,30 +298,54 @@ impl AckFile {
             .take_while(|&word| bits(word) == u32::MAX)
             .count() as u32;
         (full..words).any(|word| bits(word) != 0)
-            || (full * RECORDS_PER_WORD..self.capacity).any(|index| self.deliveries(index) > 0)
+            || (full * RECORDS_PER_WORD..self.capacity)
+                .any(|index| self.deliveries(index) != Deliveries::default())
     }
 
-    /// Counts one more delivery of a record that the caller holds the only lease of, saturating.
-    /// Returns the new count.
+    /// Notes that a handler has a record that the caller holds the only lease of, or alone begins
+    /// and ends deliveries of.
     #[inline]
-    pub(crate) fn count_delivery(&self, index: u32) -> u8 {
-        let count = self.deliveries(index).saturating_add(1);
+    pub(crate) fn begin_delivery(&self, index: u32) -> Deliveries {
+        let begun = self.deliveries(index).begun();
         // Relaxed: what counts is that the store is executed before the handler runs, by the same
         // thread; a process that dies in the handler leaves it in the page cache.
-        self.count(index)
-            .store(self.key.count_of(count), Ordering::Relaxed);
-        count
+        self.delivery_word(index)
+            .store(self.key.delivery_word(begun), Ordering::Relaxed);
+        begun
     }
 
-    /// How often a record was delivered.
+    /// Changes what is said of the deliveries of a record; not for the hot path.
+    pub(crate) fn update_deliveries(&self, index: u32, change: impl Fn(Deliveries) -> Deliveries) {
+        // Relaxed, as in `begin_delivery`. A compare-and-swap loop, as a close may come in between
+        // a handler's end.
+        let updated =
+            self.delivery_word(index)
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
+                    let before = self.key.deliveries_of(word);
+                    let after = change(before);
+                    (before != after).then(|| self.key.delivery_word(after))
+                });
+        // An error says that there was nothing to change.
+        let _ = updated;
+    }
+
+    /// How the deliveries of a record have gone.
     #[inline]
-    pub(crate) fn deliveries(&self, index: u32) -> u8 {
-        let stored = self.count(index).load(Ordering::Relaxed);
-        let count = stored as u8;
-        if self.key.count_of(count) == stored {
-            count
-        } else {
-            0
+    pub(crate) fn deliveries(&self, index: u32) -> Deliveries {
+        self.key
+            .deliveries_of(self.delivery_word(index).load(Ordering::Relaxed))
+    }
+
+    /// Applies a change to those of the first `records` records that are not done and that a
+    /// handler has, or had when its process died.
+    pub(super) fn update_running(&self, records: u32, change: impl Fn(Deliveries) -> Deliveries) {
+        for index in 0..records {
+            if self.deliveries(index).is_running() && !self.is_done(index) {
+                self.update_deliveries(index, |deliveries| match deliveries.is_running() {
+                    true => change(deliveries),
+                    false => deliveries,
+                });
+            }
         }
     }
 }
@@ -260,7 +358,7 @@ mod tests {
     const SALT: u64 = 0x1122_3344_5566_7788;
     const KEY: Key = Key {
         words: 0x5566_7789,
-        counts: 0x1122_3344,
+        deliveries: 0x1122_3344,
     };
 
     #[test]
@@ -298,27 +396,81 @@ mod tests {
         assert_eq!(KEY.bits_of(u64::MAX), None);
     }
 
-    #[test]
-    fn a_count_with_any_other_check_byte_reads_as_zero() {
-        let dir = tempfile::tempdir().unwrap();
+    fn ack_file(dir: &tempfile::TempDir, capacity: u32, salt: u64) -> AckFile {
         let path = dir.path().join("a");
-        let acks = AckFile::new(
-            MappedFile::create(Entry::at(&path), file_bytes(10), u64::MAX).unwrap(),
-            10,
-            SALT,
-        );
-        assert_eq!(acks.deliveries(9), 0);
-        assert_eq!(acks.count_delivery(9), 1);
-        assert_eq!(acks.count_delivery(9), 2);
-        assert_eq!(acks.deliveries(9), 2);
-        acks.count(9).fetch_xor(0x0100, Ordering::Relaxed);
-        assert_eq!(acks.deliveries(9), 0);
-        acks.count(9).store(u32::MAX, Ordering::Relaxed);
-        assert_eq!(acks.deliveries(9), 0);
-        for _ in 0..300 {
-            acks.count_delivery(8);
+        let file = MappedFile::create(Entry::at(&path), file_bytes(capacity), u64::MAX).unwrap();
+        AckFile::new(file, capacity, salt)
+    }
+
+    #[test]
+    fn a_delivery_that_fails_is_counted_and_runs_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let acks = ack_file(&dir, 10, SALT);
+        assert_eq!(acks.deliveries(9), Deliveries::default());
+        for failed in 0..300 {
+            let begun = acks.begin_delivery(9);
+            assert_eq!(acks.deliveries(9), begun);
+            assert_eq!(u32::from(begun.failed()), failed.min(255));
+            assert!(begun.is_running());
+            acks.update_deliveries(9, |deliveries| deliveries.failed_once().ended());
+            assert!(!acks.deliveries(9).is_running());
         }
-        assert_eq!(acks.deliveries(8), 255);
+        assert_eq!(acks.deliveries(9).crashes(), 0);
+        assert_eq!(acks.deliveries(8), Deliveries::default());
+    }
+
+    #[test]
+    fn a_crash_is_counted_once_and_is_no_failed_attempt() {
+        let dir = tempfile::tempdir().unwrap();
+        let acks = ack_file(&dir, 10, SALT);
+        let said = |index| {
+            let deliveries = acks.deliveries(index);
+            (deliveries.failed(), deliveries.crashes())
+        };
+        acks.update_deliveries(3, Deliveries::failed_once);
+        acks.begin_delivery(4);
+        acks.set_once(4);
+        acks.begin_delivery(1);
+        for crashes in 1..20 {
+            acks.begin_delivery(3);
+            for _ in 0..2 {
+                acks.update_running(10, Deliveries::crashed);
+                assert_eq!(said(3), (1, crashes.min(MAX_CRASHES)));
+                assert!(!acks.deliveries(3).is_running());
+            }
+        }
+        assert_eq!(said(1), (0, 1));
+        // It was done.
+        assert_eq!(said(4), (0, 0));
+        acks.begin_delivery(3);
+        acks.update_running(10, Deliveries::ended);
+        assert_eq!(said(3), (1, MAX_CRASHES));
+        assert!(!acks.deliveries(3).is_running());
+    }
+
+    #[test]
+    fn a_delivery_word_with_another_check_reads_as_no_delivery() {
+        let dir = tempfile::tempdir().unwrap();
+        let acks = ack_file(&dir, 10, SALT);
+        acks.begin_delivery(9);
+        let word = acks.delivery_word(9);
+        for bit in 0..32 {
+            word.fetch_xor(1 << bit, Ordering::Relaxed);
+            assert_eq!(acks.deliveries(9), Deliveries::default());
+            word.fetch_xor(1 << bit, Ordering::Relaxed);
+        }
+        assert!(acks.deliveries(9).is_running());
+        word.store(u32::MAX, Ordering::Relaxed);
+        assert_eq!(acks.deliveries(9), Deliveries::default());
+    }
+
+    #[test]
+    fn the_delivery_words_are_pinned() {
+        let begun = Deliveries::default().begun();
+        assert_eq!(KEY.delivery_word(Deliveries::default()), 0);
+        assert_eq!(KEY.delivery_word(begun), 0xe6b9_3000);
+        let other = begun.failed_once().failed_once().crashed();
+        assert_eq!(KEY.delivery_word(other), 0xe2ca_8102);
     }
 
     #[test]
@@ -352,22 +504,26 @@ mod tests {
         let path = dir.path().join("a");
         let file = MappedFile::create(Entry::at(&path), file_bytes(10), u64::MAX).unwrap();
         let mut acks = AckFile::new(file, 10, 0x8877_6655_4433_2211);
-        acks.count_delivery(3);
+        acks.begin_delivery(3);
         acks.set_once(4);
         acks.set_salt(SALT);
-        assert_eq!(acks.deliveries(3), 0);
+        assert_eq!(acks.deliveries(3), Deliveries::default());
         assert_eq!(acks.checked_bits(0), None);
     }
 
     #[test]
-    fn no_change_within_one_byte_of_a_count_passes_the_check() {
-        let passes = |word: u32| KEY.count_of(word as u8) == word;
-        for deliveries in 0..=u8::MAX {
-            let good = KEY.count_of(deliveries);
-            assert!(passes(good));
-            for byte in 0..4 {
-                for change in 1..=u32::from(u8::MAX) {
-                    assert!(!passes(good ^ change << (8 * byte)), "{deliveries}");
+    fn no_change_within_one_byte_of_a_delivery_word_passes_the_check() {
+        for salt in [0, SALT] {
+            let key = Key::new(salt);
+            let passes =
+                |word: u32| key.delivery_word(Deliveries((word & Deliveries::ALL) as u16)) == word;
+            for bits in 0..=Deliveries::ALL as u16 {
+                let good = key.delivery_word(Deliveries(bits));
+                assert!(passes(good));
+                for byte in 0..4 {
+                    for change in 1..=u32::from(u8::MAX) {
+                        assert!(!passes(good ^ change << (8 * byte)), "{bits:x}");
+                    }
                 }
             }
         }

@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::ack;
+use super::ack::{self, Deliveries};
 use super::header::{self, FileKind, Identity};
 use super::record::{
     self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, KIND_PAD, META_LEN_SHIFT, UNIT,
@@ -697,13 +697,31 @@ impl Lease {
         records.content(units, usize::from(meta_len), len)
     }
 
-    /// Counts a delivery, before it happens. Returns the new count.
+    /// Notes that a handler has the job, before it does.
     #[inline]
-    pub(crate) fn count_delivery(&self) -> u8 {
-        self.maps().acks.count_delivery(self.index())
+    pub(crate) fn begin_delivery(&self) -> Deliveries {
+        self.maps().acks.begin_delivery(self.index())
     }
 
-    pub(crate) fn deliveries(&self) -> u8 {
+    /// Notes that no handler has the job any more, though it is not done.
+    pub(crate) fn end_delivery(&self) {
+        self.update_deliveries(Deliveries::ended);
+    }
+
+    /// Counts a failed attempt at the job, whose handler may be at it still (lease timeouts).
+    pub(crate) fn count_failure(&self, is_running: bool) {
+        self.update_deliveries(|deliveries| match is_running {
+            true => deliveries.failed_once(),
+            false => deliveries.failed_once().ended(),
+        });
+    }
+
+    fn update_deliveries(&self, change: impl Fn(Deliveries) -> Deliveries) {
+        self.maps().acks.update_deliveries(self.index(), change);
+    }
+
+    /// How the deliveries of its record have gone.
+    pub(crate) fn deliveries(&self) -> Deliveries {
         self.maps().acks.deliveries(self.index())
     }
 

@@ -177,8 +177,11 @@ pub(crate) struct Meta {
     pub(crate) replay_of: Option<Sequence>,
     /// The sequence the job was first enqueued under (a letter's, or a compacted job's).
     pub(crate) original: Option<Sequence>,
-    /// Deliveries before this record was written.
+    /// Failed attempts before this record was written.
     pub(crate) prior_attempts: u32,
+    /// How often the process had died, before this record was written, while a handler had the
+    /// job.
+    pub(crate) prior_crashes: u32,
     /// When the job was first enqueued, if not when this record was.
     pub(crate) first_failure: Option<Timestamp>,
     pub(crate) last_failure: Option<Timestamp>,
@@ -192,6 +195,7 @@ const TAG_PRIOR_ATTEMPTS: u8 = 4;
 const TAG_FIRST_FAILURE: u8 = 5;
 const TAG_LAST_FAILURE: u8 = 6;
 const TAG_REASON: u8 = 7;
+const TAG_PRIOR_CRASHES: u8 = 8;
 
 /// Bytes of a field before its value.
 const FIELD_HEADER_BYTES: usize = 3;
@@ -217,12 +221,14 @@ impl Meta {
                 put(&mut bytes, tag, &word.to_le_bytes());
             }
         }
-        if self.prior_attempts > 0 {
-            put(
-                &mut bytes,
-                TAG_PRIOR_ATTEMPTS,
-                &self.prior_attempts.to_le_bytes(),
-            );
+        let counts = [
+            (TAG_PRIOR_ATTEMPTS, self.prior_attempts),
+            (TAG_PRIOR_CRASHES, self.prior_crashes),
+        ];
+        for (tag, count) in counts {
+            if count > 0 {
+                put(&mut bytes, tag, &count.to_le_bytes());
+            }
         }
         let limit = limit.min(MAX_META_BYTES);
         let mut room = limit.saturating_sub(bytes.len());
@@ -256,6 +262,7 @@ impl Meta {
             };
             bytes = rest;
             let word = value.try_into().ok().map(u64::from_le_bytes);
+            let count = value.try_into().map_or(0, u32::from_le_bytes);
             match *tag {
                 TAG_MAX_ATTEMPTS => {
                     meta.max_attempts = value
@@ -266,9 +273,8 @@ impl Meta {
                 TAG_ORIGINAL => meta.original = word.map(Sequence::new),
                 TAG_FIRST_FAILURE => meta.first_failure = word.map(Timestamp::from_nanos),
                 TAG_LAST_FAILURE => meta.last_failure = word.map(Timestamp::from_nanos),
-                TAG_PRIOR_ATTEMPTS => {
-                    meta.prior_attempts = value.try_into().map_or(0, u32::from_le_bytes);
-                }
+                TAG_PRIOR_ATTEMPTS => meta.prior_attempts = count,
+                TAG_PRIOR_CRASHES => meta.prior_crashes = count,
                 TAG_REASON => {
                     if let Some((attempt, rest)) = value.split_first_chunk::<4>()
                         && let Some((at, text)) = rest.split_first_chunk::<8>()
@@ -373,6 +379,7 @@ mod tests {
             max in proptest::option::of(proptest::option::of(1u8..)),
             replay in proptest::option::of(any::<u64>()),
             prior in any::<u32>(),
+            crashes in any::<u32>(),
             first in proptest::option::of(any::<u64>()),
             reasons in proptest::collection::vec((any::<u32>(), any::<u64>(), ".{0,40}"), 0..5),
         ) {
@@ -381,6 +388,7 @@ mod tests {
                 replay_of: replay.map(Sequence::new),
                 original: replay.map(Sequence::new),
                 prior_attempts: prior,
+                prior_crashes: crashes,
                 first_failure: first.map(Timestamp::from_nanos),
                 last_failure: first.map(Timestamp::from_nanos),
                 reasons: reasons

@@ -40,7 +40,7 @@ use std::sync::Arc;
 
 pub use self::report::{Damage, Quarantined, RecoveryProgress, RecoveryReport};
 use self::scan::{Limit, Region, RegionKind, Scan};
-use super::ack::{self, AckFile, RECORDS_PER_WORD};
+use super::ack::{self, AckFile, Deliveries, RECORDS_PER_WORD};
 use super::header::{self, FileKind, Identity};
 use super::names::Names;
 use super::record::{HEADER_UNITS, UNIT};
@@ -252,6 +252,9 @@ impl Recovery<'_> {
         for index in missing.into_iter().flat_map(|(from, to)| from..to) {
             acks.set(index);
         }
+        if !found.unscanned {
+            count_crashes(&acks, found.end.index);
+        }
         self.report.segments += 1;
         self.report.sealed += u64::from(found.sealed);
         self.report.records += u64::from(found.end.index);
@@ -354,6 +357,7 @@ impl Recovery<'_> {
         for index in scan.missing.into_iter().flat_map(|(from, to)| from..to) {
             complete |= pinned.mark_missing(index);
         }
+        count_crashes(&pinned.maps().acks, end.index);
         Ok(complete)
     }
 
@@ -486,6 +490,12 @@ fn base_of(name: &str, suffix: &str, capacity: u32) -> Option<u64> {
     }
     let base = digits.parse().ok()?;
     (base <= Sequence::MAX_WITHIN_STRIPE - u64::from(capacity)).then_some(base)
+}
+
+/// Counts a crash for each job that a handler had when an earlier process died, once: a process that
+/// closes the queue leaves none, and those of this one come after the scan that calls this.
+fn count_crashes(acks: &AckFile, records: u32) {
+    acks.update_running(records, Deliveries::crashed);
 }
 
 /// Resets the ack words that fail their check and sets the bits past the last record. Returns how

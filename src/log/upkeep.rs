@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::ack::Deliveries;
 use super::names::Names;
 use super::segment::{Maps, Paths, Segment};
 use super::spare::{self, Spare};
@@ -187,6 +188,24 @@ impl Stripe {
         drop(next);
         if complete {
             (self.config.kick)();
+        }
+    }
+
+    /// Notes that no handler has a job any more, for a queue that is closed while some do: what
+    /// becomes of these is no crash. What an earlier process left is not touched.
+    pub(crate) fn end_deliveries(&self) {
+        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
+        for segment in segments {
+            if !segment.is_unscanned()
+                && !segment.is_complete()
+                && let Some(pinned) = segment.pin()
+            {
+                let claimed = segment.claimed().index;
+                pinned
+                    .maps()
+                    .acks
+                    .update_running(claimed, Deliveries::ended);
+            }
         }
     }
 

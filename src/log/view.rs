@@ -44,6 +44,18 @@ impl Lease {
     pub(crate) fn meta(&self) -> Meta {
         Meta::decode(self.record().meta())
     }
+
+    /// Failed attempts at the job, those at the records that it was moved from included.
+    pub(crate) fn failed(&self) -> u32 {
+        let prior = self.meta().prior_attempts;
+        prior.saturating_add(self.deliveries().failed().into())
+    }
+
+    /// How often the process died while a handler had the job, wherever it was in the log.
+    pub(crate) fn crashes(&self) -> u32 {
+        let prior = self.meta().prior_crashes;
+        prior.saturating_add(self.deliveries().crashes().into())
+    }
 }
 
 impl Stripe {

@@ -196,7 +196,8 @@ fn look_into(running: &Arc<Running>) -> Found {
         .map(|lease| FoundJob {
             job: lease.job(),
             payload: Payload::new(lease.record().payload()),
-            deliveries: lease.meta().prior_attempts + u32::from(lease.deliveries()),
+            failed: lease.failed(),
+            crashes: lease.crashes(),
         })
         .collect();
     jobs.sort_by_key(|one| one.job);

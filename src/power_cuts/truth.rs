@@ -69,7 +69,15 @@ enum End {
 struct Job {
     payload: Payload,
     is_durable: bool,
-    deliveries: u32,
+    /// Failed attempts.
+    failed: u32,
+    /// How often it was in a handler in a crash.
+    crashes: u32,
+    /// Handlers that have it.
+    handlers: u32,
+    /// One has had it since what is said of deliveries was durable, so that a power cut may have
+    /// that one still at it.
+    was_begun: bool,
     /// Its last attempt has failed, or is about to.
     may_die: bool,
     end: Option<End>,
@@ -124,6 +132,8 @@ pub(super) struct Mark {
     ended: Vec<Sequence>,
     moved: Vec<Sequence>,
     letters: Vec<Sequence>,
+    /// Jobs that no handler has.
+    idle: Vec<Sequence>,
 }
 
 impl Truth {
@@ -142,7 +152,10 @@ impl Truth {
         let new = Job {
             payload,
             is_durable,
-            deliveries: 0,
+            failed: 0,
+            crashes: 0,
+            handlers: 0,
+            was_begun: false,
             may_die: false,
             end: None,
             is_moved: false,
@@ -166,12 +179,37 @@ impl Truth {
         }
         let known = self.job(job);
         assert_eq!(payload, known.payload.as_ref(), "{job} has another payload");
+        let is_one = !known.is_double && !known.was_double;
         assert!(
-            attempts <= known.deliveries + 1,
-            "{job} was delivered {} times, not {attempts}",
-            known.deliveries + 1
+            attempts == known.failed + 1 || !is_one && attempts <= known.failed + 1,
+            "{job} is delivered with attempt {attempts}, not {}",
+            known.failed + 1
         );
-        known.deliveries = attempts;
+        known.handlers += 1;
+        known.was_begun = true;
+    }
+
+    /// A handler is done with a job, with another failed attempt or without.
+    pub(super) fn note_handled(&mut self, job: Sequence, has_failed: bool) {
+        // What is acked and flushed is forgotten, though another handler may be late with it.
+        if let Some(known) = self.jobs.get_mut(&job) {
+            known.handlers -= 1;
+            known.failed += u32::from(has_failed);
+        }
+    }
+
+    /// The handler's time is up: its attempt has failed.
+    pub(super) fn note_timed_out(&mut self, job: Sequence) {
+        if let Some(known) = self.jobs.get_mut(&job) {
+            known.failed += 1;
+        }
+    }
+
+    /// The queue is about to be closed: whatever handlers do now, it is no crash.
+    pub(super) fn note_closing(&mut self) {
+        for known in self.jobs.values_mut() {
+            known.handlers = 0;
+        }
     }
 
     pub(super) fn note_acked(&mut self, job: Sequence) {
@@ -222,6 +260,7 @@ impl Truth {
             ended: pick(|job| job.end.is_some()),
             moved: pick(|job| job.is_moved),
             letters: self.letters(),
+            idle: pick(|job| job.handlers == 0),
         }
     }
 
@@ -237,6 +276,11 @@ impl Truth {
         self.note_records_flushed(mark);
         for job in &mark.moved {
             self.job(*job).is_moved = false;
+        }
+        for job in &mark.idle {
+            if let Some(job) = self.jobs.get_mut(job) {
+                job.was_begun = job.handlers > 0;
+            }
         }
         for letter in &mark.letters {
             if let Some(letter) = self.letters.get_mut(letter) {
@@ -349,14 +393,17 @@ impl Truth {
                 "{job} has ended, {:?}, and is there after a kill",
                 known.end
             );
+            let was_running = match crash {
+                Crash::Kill => known.handlers > 0,
+                Crash::PowerCut => known.was_begun,
+            };
+            let most = (known.failed, known.crashes + u32::from(was_running));
             assert!(
-                one.deliveries <= known.deliveries,
-                "{job} has {} deliveries, of {}",
-                one.deliveries,
-                known.deliveries
+                one.failed <= most.0 && one.crashes <= most.1,
+                "{one:?} has failed attempts and crashes of {most:?}"
             );
             if crash == Crash::Kill && !may_repeat && !known.was_double {
-                assert_eq!(one.deliveries, known.deliveries, "deliveries of {job}");
+                assert_eq!((one.failed, one.crashes), most, "deliveries of {job}");
             }
         }
         let mut enqueued = match &self.doing {
@@ -430,9 +477,9 @@ impl Truth {
             let is_there = seen.contains(job) || (known.may_die && dead.contains_key(job));
             assert!(
                 is_there || !is_promised,
-                "{job} is lost in a {crash:?}: durable {}, deliveries {}, may die {}; dead: {dead:?}; {:?}",
+                "{job} is lost in a {crash:?}: durable {}, failed {}, may die {}; dead: {dead:?}; {:?}",
                 known.is_durable,
-                known.deliveries,
+                known.failed,
                 known.may_die,
                 self.doing
             );
@@ -478,7 +525,10 @@ impl Truth {
             let new = Job {
                 payload: one.payload.clone(),
                 is_durable: crash == Crash::PowerCut || known.is_some_and(|job| job.is_durable),
-                deliveries: one.deliveries,
+                failed: one.failed,
+                crashes: one.crashes,
+                handlers: 0,
+                was_begun: crash == Crash::Kill && known.is_some_and(|job| job.was_begun),
                 may_die: known.is_some_and(|job| job.may_die),
                 end: None,
                 is_moved: known.is_some_and(|job| job.is_moved),
@@ -496,7 +546,8 @@ impl Truth {
                 double.is_moved = true;
                 double.is_double = true;
                 double.was_double = true;
-                double.deliveries = double.deliveries.max(other.deliveries);
+                double.failed = double.failed.max(other.failed);
+                double.crashes = double.crashes.max(other.crashes);
             }
         }
         for one in &found.letters {
@@ -517,7 +568,8 @@ impl Truth {
 pub(super) struct FoundJob {
     pub(super) job: Sequence,
     pub(super) payload: Payload,
-    pub(super) deliveries: u32,
+    pub(super) failed: u32,
+    pub(super) crashes: u32,
 }
 
 /// A letter that is in a queue.

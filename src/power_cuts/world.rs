@@ -36,6 +36,8 @@ struct InHand {
     job: Sequence,
     attempts: u32,
     delivery: Delivery,
+    begun_at: Duration,
+    has_timed_out: bool,
 }
 
 /// What the actors and whoever watches the disk share.
@@ -254,7 +256,7 @@ impl World {
             let payload = lease.record().payload().to_vec();
             // It may be dead instead.
             let had = lease.deliveries();
-            if lease.is_recovered() && (had > 0 || lease.has_meta()) {
+            if lease.is_recovered() && (had.failed() + had.crashes() > 0 || lease.has_meta()) {
                 self.shared.truth.borrow_mut().note_dying(job);
             }
             let Some((lease, attempts, delivery)) = running.begin(lease) else {
@@ -267,6 +269,8 @@ impl World {
                 job,
                 attempts,
                 delivery,
+                begun_at: stopped::now().unwrap_or_default(),
+                has_timed_out: false,
             });
         }
     }
@@ -296,6 +300,9 @@ impl World {
                 then,
                 reason: "it failed".into(),
             };
+            let mut truth = self.shared.truth.borrow_mut();
+            truth.note_handled(one.job, !one.has_timed_out);
+            drop(truth);
             running.fail(one.lease, one.delivery, one.attempts, failure);
         }
     }
@@ -322,7 +329,8 @@ impl World {
     fn run_upkeep(&mut self) {
         let running = self.running();
         running.turn_timer();
-        if self.shared.setup.lease_timeout.is_some() {
+        if let Some(timeout) = self.shared.setup.lease_timeout {
+            self.note_timeouts(timeout);
             // Any job in a worker's hands may have timed out in its last attempt.
             let in_hand = self.shared.in_hand.borrow();
             let mut truth = self.shared.truth.borrow_mut();
@@ -346,6 +354,17 @@ impl World {
         truth.is_poisoned |= running.poison().is_some();
         if running.counters().moved == moves && !truth.is_poisoned {
             truth.note_not_moved(&moving);
+        }
+    }
+
+    /// What the timer thread has found.
+    fn note_timeouts(&self, timeout: Duration) {
+        let now = stopped::now().unwrap_or_default();
+        for one in self.shared.in_hand.borrow_mut().iter_mut() {
+            if !one.has_timed_out && one.begun_at + timeout <= now {
+                one.has_timed_out = true;
+                self.shared.truth.borrow_mut().note_timed_out(one.job);
+            }
         }
     }
 
@@ -444,6 +463,7 @@ impl World {
     /// The queue is closed, and opened again.
     fn close(&mut self) {
         self.shared.truth.borrow_mut().begin(Doing::Upkeep);
+        self.shared.truth.borrow_mut().note_closing();
         if self.number(2) == 0 {
             // The last handle does it, too.
             let _ = self.running().close();
@@ -528,6 +548,7 @@ impl Shared {
         if !one.lease.is_done() {
             self.truth.borrow_mut().note_acked(one.job);
         }
+        self.truth.borrow_mut().note_handled(one.job, false);
         running.ack(one.lease, one.delivery, one.attempts);
     }
 

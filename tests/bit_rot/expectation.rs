@@ -8,17 +8,20 @@ use std::path::Path;
 use logmill::Sequence;
 
 use crate::damage::Change;
-use crate::layout::{Acks, HEADER_BYTES, IDENTITY, Segment};
+use crate::layout::{Acks, Deliveries, HEADER_BYTES, IDENTITY, Segment};
 use crate::sample::{Job, Letter, Sample};
 
-/// By what a job is known in a letter that is yet to be written: its id, payload, and attempts.
+/// By what a job is known in a letter that is yet to be written: its id, payload, and failed
+/// attempts.
 pub type NewLetter = (Sequence, Vec<u8>, u32);
+
+/// What is delivered of a job: its payload, which attempt it is, and its crashes.
+pub type Delivery = (Vec<u8>, u32, u32);
 
 /// What opening and draining the damaged queue must find.
 #[derive(Default)]
 pub struct Expectation {
-    /// Payloads, and which attempt it is.
-    pub delivered: BTreeMap<Sequence, (Vec<u8>, u32)>,
+    pub delivered: BTreeMap<Sequence, Delivery>,
     /// Of the delivered, those that had been acked or dead.
     pub again: usize,
     /// Jobs that are not due.
@@ -52,7 +55,7 @@ pub enum Zero {
 #[derive(Default)]
 struct Forgotten {
     done: BTreeSet<Sequence>,
-    counts: BTreeSet<Sequence>,
+    deliveries: BTreeSet<Sequence>,
 }
 
 impl Expectation {
@@ -131,7 +134,7 @@ impl Expectation {
         };
         Forgotten {
             done: of(Acks::word),
-            counts: of(Acks::count),
+            deliveries: of(Acks::delivery_word),
         }
     }
 
@@ -163,24 +166,26 @@ impl Expectation {
             if lost.contains(&sequence) || (job.is_done && !forgotten.done.contains(&sequence)) {
                 continue;
             }
-            let deliveries = match forgotten.counts.contains(&sequence) {
-                true => 0,
+            let deliveries = match forgotten.deliveries.contains(&sequence) {
+                true => Deliveries::default(),
                 false => job.deliveries,
             };
             if job.is_far {
                 self.far += 1;
-            } else if is_used_up(job, deliveries) {
+            } else if is_used_up(job, deliveries.failed) {
                 // It may have a letter already.
                 if !sample
                     .letters
                     .values()
                     .any(|letter| is_about(letter, sequence))
                 {
-                    let letter = (sequence, job.payload.clone(), deliveries);
+                    let letter = (sequence, job.payload.clone(), deliveries.failed);
                     self.new_letters.insert(letter);
                 }
             } else {
-                let delivery = (job.payload.clone(), deliveries + 1);
+                // A process has died that had it in its hands.
+                let crashes = deliveries.crashes + u32::from(deliveries.is_running);
+                let delivery = (job.payload.clone(), deliveries.failed + 1, crashes);
                 self.delivered.insert(sequence, delivery);
                 self.again += usize::from(job.is_done);
             }
@@ -188,8 +193,8 @@ impl Expectation {
     }
 }
 
-fn is_used_up(job: &Job, deliveries: u32) -> bool {
-    deliveries > 0 && job.limit.is_some_and(|limit| deliveries >= limit)
+fn is_used_up(job: &Job, failed: u32) -> bool {
+    failed > 0 && job.limit.is_some_and(|limit| failed >= limit)
 }
 
 fn is_about(letter: &Letter, job: Sequence) -> bool {

@@ -15,7 +15,7 @@ pub const MANIFEST_VERSION: Range<usize> = 8..12;
 const RECORD_HEADER_BYTES: usize = 32;
 const MOST_RECORDS: usize = (SEGMENT_SIZE - HEADER_BYTES) / RECORD_HEADER_BYTES;
 const RECORDS_PER_WORD: usize = 32;
-const COUNTS: usize = HEADER_BYTES + 8 * MOST_RECORDS.div_ceil(RECORDS_PER_WORD);
+const DELIVERIES: usize = HEADER_BYTES + 8 * MOST_RECORDS.div_ceil(RECORDS_PER_WORD);
 
 /// A segment file, undamaged.
 pub struct Segment {
@@ -65,11 +65,19 @@ impl Segment {
     }
 }
 
+/// What a delivery word says of a job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deliveries {
+    pub failed: u32,
+    pub crashes: u32,
+    pub is_running: bool,
+}
+
 /// The bytes of an ack file.
 pub struct Acks;
 
 impl Acks {
-    pub const BYTES: usize = COUNTS + 4 * MOST_RECORDS;
+    pub const BYTES: usize = DELIVERIES + 4 * MOST_RECORDS;
 
     /// The word with the done bit of this record.
     pub fn word(index: usize) -> Range<usize> {
@@ -87,13 +95,18 @@ impl Acks {
         done >> (index % RECORDS_PER_WORD) & 1 == 1
     }
 
-    /// The delivery count of this record.
-    pub fn count(index: usize) -> Range<usize> {
-        COUNTS + 4 * index..COUNTS + 4 * index + 4
+    /// The delivery word of this record.
+    pub fn delivery_word(index: usize) -> Range<usize> {
+        DELIVERIES + 4 * index..DELIVERIES + 4 * index + 4
     }
 
-    pub fn deliveries(bytes: &[u8], index: usize) -> u32 {
-        u32::from(bytes[Self::count(index).start])
+    pub fn deliveries(bytes: &[u8], index: usize) -> Deliveries {
+        let word = u32_at(bytes, Self::delivery_word(index).start);
+        Deliveries {
+            failed: word & 0xff,
+            crashes: word >> 8 & 0xf,
+            is_running: word >> 12 & 1 == 1,
+        }
     }
 }
 

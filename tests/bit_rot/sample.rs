@@ -11,7 +11,7 @@ use logmill::{Builder, DeadLetter, EnqueueOptions, Queue, RetryPolicy, Sequence}
 use tempfile::TempDir;
 
 use crate::files;
-use crate::layout::{Acks, SEGMENT_SIZE, Segment};
+use crate::layout::{Acks, Deliveries, SEGMENT_SIZE, Segment};
 
 /// Far more than anything here takes.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -32,7 +32,9 @@ pub struct Sample {
 pub struct Job {
     pub payload: Vec<u8>,
     pub is_done: bool,
-    pub deliveries: u32,
+    pub deliveries: Deliveries,
+    /// The first process closed the queue while a handler had it.
+    was_held: bool,
     /// Its own limit of attempts; the queue has none.
     pub limit: Option<u32>,
     /// It is not due for long.
@@ -119,6 +121,10 @@ impl Sample {
         let queue = open(living.path());
         sample.live_through(&queue, &FIRST)?;
         queue.close().unwrap();
+        for job in sample.jobs.values_mut().filter(|job| !job.is_done) {
+            // It is in no handler's hands any more, and that is no crash.
+            job.was_held = std::mem::take(&mut job.deliveries.is_running);
+        }
         let queue = open(living.path());
         sample.live_through(&queue, &SECOND)?;
         sample.take_letters(&queue);
@@ -157,7 +163,8 @@ impl Sample {
         let job = Job {
             payload,
             is_done: false,
-            deliveries: 0,
+            deliveries: Deliveries::default(),
+            was_held: false,
             limit: limit.map(u32::from),
             is_far: fate == WaitLong,
             replay_of: None,
@@ -184,16 +191,22 @@ impl Sample {
             let sequence = job.sequence();
             let attempts = job.attempts();
             let known = self.jobs.get_mut(&sequence).expect("it was enqueued");
-            known.deliveries = attempts;
+            assert_eq!((attempts, job.crashes()), (known.deliveries.failed + 1, 0));
+            known.deliveries.is_running = true;
             // A job of the first process, in the second one's hands, is one that was held.
             let fate = match destined.get(&sequence) {
                 Some(&fate) => fate,
-                None if attempts == 1 => Wait,
+                None if !known.was_held => Wait,
                 None => Hold(1),
+            };
+            let fail = |known: &mut Job| {
+                known.deliveries.failed += 1;
+                known.deliveries.is_running = false;
             };
             let settled = match fate {
                 Hold(times) if attempts < times => {
                     job.retry("again");
+                    fail(known);
                     false
                 }
                 Hold(_) | HoldLast => {
@@ -202,6 +215,7 @@ impl Sample {
                 }
                 RetryAndAck if attempts == 1 => {
                     job.retry("once more");
+                    fail(known);
                     false
                 }
                 Ack | RetryAndAck => {
@@ -211,11 +225,13 @@ impl Sample {
                 }
                 Bury => {
                     job.dead_letter(format!("no use: {sequence}"));
+                    fail(known);
                     known.is_done = true;
                     true
                 }
                 Exhaust => {
                     job.retry(format!("attempt {attempts} failed"));
+                    fail(known);
                     known.is_done = attempts == 2;
                     known.is_done
                 }
@@ -245,7 +261,8 @@ impl Sample {
                     let job = Job {
                         payload: letter.letter.payload().to_vec(),
                         is_done: false,
-                        deliveries: 0,
+                        deliveries: Deliveries::default(),
+                        was_held: false,
                         limit: self.jobs[&letter.letter.job()].limit,
                         is_far: false,
                         replay_of: Some(sequence),
@@ -304,7 +321,7 @@ impl Sample {
         };
         let of_letter = |(&sequence, letter): (&Sequence, &Letter)| {
             let payload = letter.letter.payload().to_vec();
-            (sequence, (payload, letter.is_done, 0))
+            (sequence, (payload, letter.is_done, Deliveries::default()))
         };
         assert_eq!(jobs, self.jobs.iter().map(of_job).collect());
         assert_eq!(letters, self.letters.iter().map(of_letter).collect());

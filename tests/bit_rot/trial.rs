@@ -9,7 +9,7 @@ use std::time::Instant;
 use logmill::{Damage, DeadLetter, OpenError, Quarantined, Queue, RecoveryReport, Sequence, Stats};
 
 use crate::damage::{Case, Change};
-use crate::expectation::{Expectation, Lost, Zero};
+use crate::expectation::{Delivery, Expectation, Lost, Zero};
 use crate::layout::MANIFEST_VERSION;
 use crate::sample::{Files, PATIENCE, Sample, builder, directory, read_all};
 
@@ -35,9 +35,9 @@ pub struct Outcome {
 /// What one opening of the queue came to.
 struct Opening {
     report: RecoveryReport,
-    delivered: BTreeMap<Sequence, (Vec<u8>, u32)>,
+    delivered: BTreeMap<Sequence, Delivery>,
     /// Of the delivered, those that were not acked.
-    held: BTreeMap<Sequence, (Vec<u8>, u32)>,
+    held: BTreeMap<Sequence, Delivery>,
     letters: Vec<DeadLetter>,
     stats: Stats,
     /// What was set aside, at open or later.
@@ -82,10 +82,8 @@ pub fn run(sample: &Sample, case: Option<&Case<'_>>) -> Outcome {
     let report = &second.report;
     assert!(report.is_clean() && report.holes == 0, "{report:?}");
     assert!(second.regions.is_empty(), "{:?}", second.regions);
-    let once_more = |(&job, (payload, attempt)): (&Sequence, &(Vec<u8>, u32))| {
-        (job, (payload.clone(), attempt + 1))
-    };
-    assert_eq!(second.delivered, first.held.iter().map(once_more).collect());
+    // The first opening was closed properly: it had no failed attempts, and no crash.
+    assert_eq!(second.delivered, first.held);
     assert_eq!(second.letters, first.letters);
     assert_eq!(second.stats.delayed, expected.far);
     assert!(
@@ -147,7 +145,7 @@ fn open_and_drain(dir: &Path, sample: &Sample) -> Opening {
     let letters = loop {
         while let Some(job) = consumer.try_next() {
             let sequence = job.sequence();
-            let delivery = (job.payload().to_vec(), job.attempts());
+            let delivery = (job.payload().to_vec(), job.attempts(), job.crashes());
             let known = sample.jobs.get(&sequence);
             let before = delivered.insert(sequence, delivery.clone());
             assert_eq!(before, None, "{sequence} was delivered twice");
@@ -167,7 +165,7 @@ fn open_and_drain(dir: &Path, sample: &Sample) -> Opening {
         }
         assert!(start.elapsed() < PATIENCE, "not drained: {stats:?}");
     };
-    assert_eq!(delivered.remove(&new), Some((b"new".to_vec(), 1)));
+    assert_eq!(delivered.remove(&new), Some((b"new".to_vec(), 1, 0)));
     let verified = queue.verify().expect("verified");
     let stats = queue.stats();
     let later = verified.damaged.len() as u64;

@@ -4,9 +4,9 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::figures::Figures;
-use crate::inspection::Inspection;
+use crate::inspection::{FoundJob, FoundLetter, Inspection};
 use crate::journal::{Event, Note};
-use crate::plan::{Disposal, Load, Task};
+use crate::plan::{CRASHES, Disposal, Load, Task};
 
 /// How far a call has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct History {
     limited: HashSet<u64>,
     /// Deliveries that may have been counted and not noted since the last inspection.
     may_be_unnoted: u64,
+    /// Attempts may have failed by lease timeouts, which nobody noted, since then.
+    may_time_out: bool,
     /// Jobs that replays of several letters returned.
     replayed: Vec<u64>,
 }
@@ -58,9 +60,17 @@ struct TaskState {
 #[derive(Debug, Default)]
 struct JobState {
     task: u64,
-    /// Deliveries that were counted, as far as is known.
-    deliveries: u32,
-    noted: Vec<u32>,
+    /// Failed attempts, as far as is known.
+    failed: u32,
+    crashes: u32,
+    /// Attempts that were delivered, and after how many crashes.
+    noted: Vec<(u32, u32)>,
+    /// Handlers that have it.
+    handlers: u32,
+    /// Of these, one has begun to say that it failed.
+    failure: Call,
+    /// A lease timeout may have failed its attempts in this process.
+    may_time_out: bool,
     ack: Call,
     /// Attempts at which a consumer declared it dead.
     deaths: Vec<u32>,
@@ -80,15 +90,57 @@ struct LetterState {
     job: u64,
     task: u64,
     attempts: u32,
+    crashes: u32,
     removal: Call,
     /// It was found to be gone.
     settled: bool,
+}
+
+impl JobState {
+    /// A handler said that its attempt failed.
+    fn end_failure(&mut self) {
+        if self.failure == Call::Begun {
+            self.failure = Call::NotBegun;
+            self.handlers -= 1;
+            self.failed += u32::from(!self.may_time_out);
+        }
+    }
+
+    /// The process has ended, and this was found of the job. Returns whether a handler must have
+    /// had it that did not come to note it.
+    fn end_with_the_process(&mut self, found: &FoundJob, may_time_out: bool) -> bool {
+        let (failed, crashes) = (found.failed, found.crashes);
+        let known = (self.failed, self.crashes);
+        let was_running = (known.0, known.1 + 1);
+        let has_failed = (known.0 + 1, known.1);
+        let now = (failed, crashes);
+        let mut is_unnoted = false;
+        let is_possible = if may_time_out {
+            // Attempts may have failed by themselves.
+            failed >= known.0 && (known.1..=was_running.1).contains(&crashes)
+        } else if self.failure == Call::Begun {
+            now == was_running || now == has_failed
+        } else if self.handlers > 0 {
+            now == was_running
+        } else {
+            is_unnoted = now == was_running;
+            is_unnoted || now == known
+        };
+        let job = found.sequence;
+        assert!(is_possible, "{job:x} has {now:?} after {self:?}");
+        (self.failed, self.crashes) = now;
+        self.handlers = 0;
+        self.failure = Call::NotBegun;
+        self.may_time_out = false;
+        is_unnoted
+    }
 }
 
 impl History {
     /// Takes in what a child noted until it ended.
     pub fn read(&mut self, load: &Load, notes: &[Note], figures: &mut Figures) {
         self.may_be_unnoted += load.most_unnoted();
+        self.may_time_out |= load.lease_timeout.is_some();
         let mut deaths = Vec::new();
         let mut last_of_producer = HashMap::new();
         let mut last_delivered = HashMap::new();
@@ -120,29 +172,40 @@ impl History {
                     task.refused = true;
                     figures.refused += 1;
                 }
-                Event::Delivered { job, id, attempt } => {
+                Event::Delivered {
+                    job,
+                    id,
+                    attempt,
+                    crashes,
+                } => {
                     figures.delivered += 1;
                     let state = self.job(job, id);
                     assert!(
-                        !state.noted.contains(&attempt),
+                        !state.noted.contains(&(attempt, crashes)),
                         "attempt {attempt} at {job:x} was delivered twice: {state:?}"
                     );
-                    if load.lease_timeout.is_none() {
-                        // With lease timeouts two threads may have it, and note in any order.
-                        assert!(
-                            attempt > state.deliveries,
-                            "attempt {attempt} at {job:x} again: {state:?}"
-                        );
+                    assert_eq!(crashes, state.crashes, "crashes of {job:x}: {state:?}");
+                    if load.lease_timeout.is_some() {
+                        // Two threads may have it, and note in any order.
+                        state.failed = state.failed.max(attempt - 1);
+                        state.may_time_out = true;
+                    } else {
+                        // Another thread's end of the attempt before may not be noted.
+                        let is_failing = u32::from(state.failure == Call::Begun);
+                        let expected = state.failed + is_failing + 1;
+                        assert_eq!(attempt, expected, "attempts at {job:x}: {state:?}");
+                        state.end_failure();
                         assert!(
                             state.ack != Call::Returned && !state.is_dead,
                             "settled and delivered again: {job:x} {state:?}"
                         );
                     }
-                    state.noted.push(attempt);
-                    state.deliveries = state.deliveries.max(attempt);
+                    state.noted.push((attempt, crashes));
+                    state.handlers += 1;
                     let within = Task::limit(id).is_none_or(|limit| attempt <= limit.into());
                     assert!(within, "attempt {attempt} at {id:x}, {job:x}: {state:?}");
-                    if load.delivers_in_order() && attempt == 1 && Task::delay(id).is_zero() {
+                    let is_first = (attempt, crashes) == (1, 0);
+                    if load.delivers_in_order() && is_first && Task::delay(id).is_zero() {
                         let last = last_delivered.insert(job >> 56, job);
                         assert!(
                             last.is_none_or(|last| last < job),
@@ -150,6 +213,8 @@ impl History {
                         );
                     }
                 }
+                Event::FailureBegins { job } => self.known_job(job).failure = Call::Begun,
+                Event::FailureReturned { job } => self.known_job(job).end_failure(),
                 Event::AckBegins { job } => self.known_job(job).ack.begin(),
                 Event::AckReturned { job } => {
                     self.known_job(job).ack = Call::Returned;
@@ -158,8 +223,10 @@ impl History {
                 Event::DeathBegins { job, attempt } => {
                     let state = self.known_job(job);
                     state.deaths.push(attempt);
+                    state.failure = Call::Begun;
                 }
                 Event::DeathReturned { job } => {
+                    self.known_job(job).end_failure();
                     // Of a job that has timed out it means nothing.
                     if load.lease_timeout.is_none() {
                         self.known_job(job).is_dead = true;
@@ -177,8 +244,16 @@ impl History {
                     job,
                     id,
                     attempts,
+                    crashes,
                 } => {
-                    self.see_letter(letter, job, id, attempts, figures);
+                    let letter = FoundLetter {
+                        sequence: letter,
+                        job,
+                        task: id,
+                        attempts,
+                        crashes,
+                    };
+                    self.see_letter(&letter, figures);
                 }
                 Event::ReplayBegins { letter } => self.begin_removal(letter, Disposal::Replay),
                 Event::PurgeBegins { letter } => self.begin_removal(letter, Disposal::Purge),
@@ -225,13 +300,7 @@ impl History {
             "two letters of one job"
         );
         for letter in &found.letters {
-            self.see_letter(
-                letter.sequence,
-                letter.job,
-                letter.task,
-                letter.attempts,
-                figures,
-            );
+            self.see_letter(letter, figures);
             let state = self.known_letter(letter.sequence);
             assert!(
                 state.removal != Call::Returned,
@@ -243,6 +312,7 @@ impl History {
 
         let mut present = HashSet::new();
         let mut unnoted = 0;
+        let may_time_out = std::mem::take(&mut self.may_time_out);
         for job in &found.jobs {
             let sequence = job.sequence;
             assert!(present.insert(sequence), "delivered twice: {sequence:x}");
@@ -252,13 +322,7 @@ impl History {
                 "acked and there: {sequence:x} {state:?}"
             );
             assert!(!state.buried, "buried and there: {sequence:x} {state:?}");
-            assert!(
-                job.deliveries >= state.deliveries,
-                "{sequence:x} was delivered {} times by its count: {state:?}",
-                job.deliveries
-            );
-            unnoted += u64::from(job.deliveries - state.deliveries);
-            state.deliveries = job.deliveries;
+            unnoted += u64::from(state.end_with_the_process(job, may_time_out));
             state.outlived_its_letter |= !state.letters.is_empty();
             figures.overlaps += u64::from(!state.letters.is_empty());
         }
@@ -403,7 +467,7 @@ impl History {
         let mut last_of_stripe = HashMap::new();
         let mut last_of_producer = HashMap::new();
         for job in &found.jobs {
-            if job.deliveries > 0 || !Task::delay(job.task).is_zero() {
+            if job.failed + job.crashes > 0 || !Task::delay(job.task).is_zero() {
                 continue;
             }
             let last = last_of_stripe.insert(job.sequence >> 56, job.sequence);
@@ -468,7 +532,14 @@ impl History {
     }
 
     /// Takes in that a letter was there.
-    fn see_letter(&mut self, letter: u64, job: u64, id: u64, attempts: u32, figures: &mut Figures) {
+    fn see_letter(&mut self, letter: &FoundLetter, figures: &mut Figures) {
+        let &FoundLetter {
+            sequence: letter,
+            job,
+            task: id,
+            attempts,
+            crashes,
+        } = letter;
         self.touched.insert(id);
         if !self.letters.contains_key(&letter) {
             let state = if self.jobs.get(&job).is_some_and(|job| job.settled) {
@@ -479,8 +550,13 @@ impl History {
             let limit = Task::limit(id);
             assert!(
                 limit.is_some_and(|limit| attempts == limit.into())
-                    || state.deaths.contains(&attempts),
+                    || state.deaths.contains(&attempts)
+                    || crashes >= CRASHES.into(),
                 "letter {letter:x}, {job:x} of {id:x}, after {attempts} attempts: {state:?}"
+            );
+            assert_eq!(
+                crashes, state.crashes,
+                "crashes in letter {letter:x}: {state:?}"
             );
             assert!(
                 state.letters.is_empty() || state.outlived_its_letter,
@@ -495,14 +571,15 @@ impl History {
                 job,
                 task: id,
                 attempts,
+                crashes,
                 ..LetterState::default()
             };
             self.letters.insert(letter, state);
         }
         let state = self.known_letter(letter);
         assert_eq!(
-            (state.job, state.task, state.attempts),
-            (job, id, attempts),
+            (state.job, state.task, state.attempts, state.crashes),
+            (job, id, attempts, crashes),
             "letter {letter:x} has changed"
         );
         assert!(!state.settled, "letter {letter:x} was gone: {state:?}");

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use logmill::{Builder, MAX_ATTEMPTS, Queue, RecoveryReport, RetryPolicy};
+use logmill::{Builder, MAX_ATTEMPTS, MAX_CRASHES, Queue, RecoveryReport, RetryPolicy};
 
 use crate::plan::{Shape, Task};
 use crate::support::{eventually, open_any};
@@ -25,8 +25,9 @@ pub struct Inspection {
 pub struct FoundJob {
     pub sequence: u64,
     pub task: u64,
-    /// Deliveries before this one.
-    pub deliveries: u32,
+    /// Failed attempts.
+    pub failed: u32,
+    pub crashes: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,7 @@ pub struct FoundLetter {
     pub job: u64,
     pub task: u64,
     pub attempts: u32,
+    pub crashes: u32,
 }
 
 impl Inspection {
@@ -80,7 +82,8 @@ impl Inspection {
         jobs.extend(new.map(|letter| FoundJob {
             sequence: letter.job,
             task: letter.task,
-            deliveries: letter.attempts,
+            failed: letter.attempts,
+            crashes: letter.crashes,
         }));
         if rng.u32(..4) == 0 {
             drop(queue);
@@ -101,7 +104,9 @@ impl Inspection {
 
 /// A queue whose jobs come back at once, as long as their own limits let them.
 fn builder(queue_dir: &Path, shape: Shape) -> Builder {
-    let retry = RetryPolicy::fixed(Duration::ZERO).max_attempts(MAX_ATTEMPTS);
+    let retry = RetryPolicy::fixed(Duration::ZERO)
+        .max_attempts(MAX_ATTEMPTS)
+        .max_crashes(MAX_CRASHES);
     shape.builder(queue_dir).retry(retry)
 }
 
@@ -125,6 +130,7 @@ fn letters(queue: &Queue, shape: Shape) -> Vec<FoundLetter> {
         job: letter.job().get(),
         task: Task::from_payload(letter.payload(), shape).id,
         attempts: letter.attempts(),
+        crashes: letter.crashes(),
     });
     found.collect()
 }
@@ -137,7 +143,8 @@ fn drain(queue: &Queue, shape: Shape) -> Vec<FoundJob> {
             jobs.push(FoundJob {
                 sequence: job.sequence().get(),
                 task: Task::from_payload(job.payload(), shape).id,
-                deliveries: job.attempts() - 1,
+                failed: job.attempts() - 1,
+                crashes: job.crashes(),
             });
             job.ack();
         }

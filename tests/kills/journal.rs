@@ -27,6 +27,14 @@ pub enum Event {
         job: u64,
         id: u64,
         attempt: u32,
+        crashes: u32,
+    },
+    /// A retry, or a drop.
+    FailureBegins {
+        job: u64,
+    },
+    FailureReturned {
+        job: u64,
     },
     AckBegins {
         job: u64,
@@ -47,6 +55,7 @@ pub enum Event {
         job: u64,
         id: u64,
         attempts: u32,
+        crashes: u32,
     },
     ReplayBegins {
         letter: u64,
@@ -79,6 +88,11 @@ pub struct Note {
 
 const NOTE_BYTES: usize = 40;
 
+/// Attempts and crashes in one number.
+fn both(attempts: u32, crashes: u32) -> u32 {
+    attempts | crashes << 16
+}
+
 impl Note {
     fn encode(self) -> [u8; NOTE_BYTES] {
         let (kind, small, words) = match self.event {
@@ -87,7 +101,12 @@ impl Note {
             Event::EnqueueBegins { id } => (3, 0, [id, 0, 0]),
             Event::EnqueueReturned { id, job } => (4, 0, [id, job, 0]),
             Event::EnqueueRefused { id } => (5, 0, [id, 0, 0]),
-            Event::Delivered { job, id, attempt } => (6, attempt, [job, id, 0]),
+            Event::Delivered {
+                job,
+                id,
+                attempt,
+                crashes,
+            } => (6, both(attempt, crashes), [job, id, 0]),
             Event::AckBegins { job } => (7, 0, [job, 0, 0]),
             Event::AckReturned { job } => (8, 0, [job, 0, 0]),
             Event::DeathBegins { job, attempt } => (9, attempt, [job, 0, 0]),
@@ -97,7 +116,8 @@ impl Note {
                 job,
                 id,
                 attempts,
-            } => (11, attempts, [letter, job, id]),
+                crashes,
+            } => (11, both(attempts, crashes), [letter, job, id]),
             Event::ReplayBegins { letter } => (12, 0, [letter, 0, 0]),
             Event::ReplayReturned { letter, job } => (13, 0, [letter, job, 0]),
             Event::PurgeBegins { letter } => (14, 0, [letter, 0, 0]),
@@ -105,6 +125,8 @@ impl Note {
             Event::FlushReturned { began } => (16, 0, [began, 0, 0]),
             Event::FlushBegins => (17, 0, [0; 3]),
             Event::CloseBegins => (18, 0, [0; 3]),
+            Event::FailureBegins { job } => (19, 0, [job, 0, 0]),
+            Event::FailureReturned { job } => (20, 0, [job, 0, 0]),
         };
         let mut bytes = [0; NOTE_BYTES];
         let words = [
@@ -139,7 +161,8 @@ impl Note {
             6 => Event::Delivered {
                 job: a,
                 id: b,
-                attempt: small,
+                attempt: small & 0xffff,
+                crashes: small >> 16,
             },
             7 => Event::AckBegins { job: a },
             8 => Event::AckReturned { job: a },
@@ -152,7 +175,8 @@ impl Note {
                 letter: a,
                 job: b,
                 id: c,
-                attempts: small,
+                attempts: small & 0xffff,
+                crashes: small >> 16,
             },
             12 => Event::ReplayBegins { letter: a },
             13 => Event::ReplayReturned { letter: a, job: b },
@@ -161,6 +185,8 @@ impl Note {
             16 => Event::FlushReturned { began: a },
             17 => Event::FlushBegins,
             18 => Event::CloseBegins,
+            19 => Event::FailureBegins { job: a },
+            20 => Event::FailureReturned { job: a },
             other => panic!("a journal with an event {other}"),
         };
         Self { tick, event }

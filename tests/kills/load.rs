@@ -147,16 +147,16 @@ pub fn run(dir: &Path) {
 /// Workers that note what they do.
 fn pool(queue: &Queue, load: &Load, journals: &Journals, threads: usize) -> logmill::Workers {
     thread_local! {
-        /// A thread's journal, and the job whose ack began with the end of the last handler.
-        static JOURNAL: RefCell<Option<(Journal, Option<u64>)>> = const { RefCell::new(None) };
+        /// A thread's journal, and what the end of the last handler began.
+        static JOURNAL: RefCell<Option<(Journal, Option<Event>)>> = const { RefCell::new(None) };
     }
     let journals = journals.clone();
     let shape = load.shape;
     let handler = move |job: &Job<'_>| {
         JOURNAL.with_borrow_mut(|journal| {
-            let (journal, acked) = journal.get_or_insert_with(|| (journals.open(), None));
-            if let Some(job) = acked.take() {
-                journal.note(Event::AckReturned { job });
+            let (journal, ended) = journal.get_or_insert_with(|| (journals.open(), None));
+            if let Some(event) = ended.take() {
+                journal.note(event);
             }
             let (delivered, id) = receive(job, shape);
             journal.note(delivered);
@@ -165,12 +165,15 @@ fn pool(queue: &Queue, load: &Load, journals: &Journals, threads: usize) -> logm
             begin(journal, outcome, job);
             match outcome {
                 Outcome::Ack | Outcome::SlowAck(_) => {
-                    *acked = Some(sequence);
-                    Ok(())
+                    *ended = Some(Event::AckReturned { job: sequence });
+                    return Ok(());
                 }
+                Outcome::DeadLetter => return Err(Failure::dead_letter("of no use")),
+                _ => *ended = Some(Event::FailureReturned { job: sequence }),
+            }
+            match outcome {
                 Outcome::RetryAfter(delay) => Err(Failure::retry_after(delay, "later")),
-                Outcome::DeadLetter => Err(Failure::dead_letter("of no use")),
-                Outcome::Retry | Outcome::Drop | Outcome::Kill => Err("not now".into()),
+                _ => Err("not now".into()),
             }
         })
     };
@@ -184,6 +187,7 @@ fn receive(job: &Job<'_>, shape: Shape) -> (Event, u64) {
         job: job.sequence().get(),
         id: task.id,
         attempt: job.attempts(),
+        crashes: job.crashes(),
     };
     (delivered, task.id)
 }
@@ -211,7 +215,9 @@ fn begin(journal: &mut Journal, outcome: Outcome, job: &Job<'_>) {
                 thread::park();
             }
         }
-        Outcome::Retry | Outcome::RetryAfter(_) | Outcome::Drop => {}
+        Outcome::Retry | Outcome::RetryAfter(_) | Outcome::Drop => {
+            journal.note(Event::FailureBegins { job: sequence });
+        }
     }
 }
 
@@ -355,6 +361,9 @@ impl Hand<'_> {
             Outcome::RetryAfter(delay) => job.retry_after(delay, "later"),
             Outcome::Drop | Outcome::Kill => drop(job),
         }
+        if let Outcome::Retry | Outcome::RetryAfter(_) | Outcome::Drop = outcome {
+            self.journal.note(Event::FailureReturned { job: sequence });
+        }
     }
 
     /// Replays and purges letters, and flushes.
@@ -438,6 +447,7 @@ fn beginning(journal: &mut Journal, shape: Shape) -> impl FnMut(&DeadLetter, Dis
             job: letter.job().get(),
             id: Task::from_payload(letter.payload(), shape).id,
             attempts: letter.attempts(),
+            crashes: letter.crashes(),
         };
         let begins = match disposal {
             Disposal::Keep => None,

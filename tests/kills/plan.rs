@@ -9,6 +9,8 @@ use logmill::{Builder, Durability, EnqueueOptions, Queue, RetryPolicy};
 
 /// Attempts of a task that has no limit of its own.
 pub const ATTEMPTS: u8 = 4;
+/// Crashes that a task may be part of.
+pub const CRASHES: u8 = 3;
 /// Most tasks in a batch, and ids in a group whose options are the same.
 pub const GROUP: u64 = 64;
 /// Most jobs that a consumer takes at a time.
@@ -169,7 +171,7 @@ impl Load {
             .shape
             .builder(queue_dir)
             .durability(self.durability)
-            .retry(retry.max_attempts(ATTEMPTS));
+            .retry(retry.max_attempts(ATTEMPTS).max_crashes(CRASHES));
         if let Some(timeout) = self.lease_timeout {
             builder = builder.lease_timeout(timeout);
         }
@@ -188,7 +190,7 @@ impl Load {
         self.traits | (self.generation << 40) | (producer << 36) | (group * GROUP)
     }
 
-    /// Most deliveries that can have been counted and not noted when the child dies.
+    /// Most deliveries that can have begun and not been noted when the child dies.
     pub fn most_unnoted(&self) -> u64 {
         match self.consumers {
             Consumers::None => 0,

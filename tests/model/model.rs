@@ -14,6 +14,8 @@ use super::operation::{Due, Limit, POLICY_LIMIT};
 const DROPPED: &str = "the job was dropped";
 /// Beside a payload up to this length there is room for all reasons of a case's jobs.
 const ROOM_FOR_REASONS: usize = 2000;
+/// Crashes that the retry policy of the model's queues allows.
+const MAX_CRASHES: u32 = 3;
 /// Most reasons that a letter keeps.
 const MAX_REASONS: usize = 32;
 
@@ -56,7 +58,9 @@ enum Place {
 #[derive(Clone)]
 pub struct ModelJob {
     payload: Vec<u8>,
+    /// Attempts that have failed, and the one that a handler is at.
     attempts: u32,
+    crashes: u32,
     /// Attempts that it may have.
     limit: Option<u32>,
     place: Place,
@@ -75,7 +79,7 @@ pub struct ModelJob {
 
 impl ModelJob {
     fn has_no_attempt_left(&self) -> bool {
-        self.limit.is_some_and(|limit| self.attempts >= limit)
+        self.crashes >= MAX_CRASHES || self.limit.is_some_and(|limit| self.attempts >= limit)
     }
 
     fn is_deliverable(&self) -> bool {
@@ -96,6 +100,7 @@ impl fmt::Debug for ModelJob {
         let Self {
             payload,
             attempts,
+            crashes,
             limit,
             place,
             letter,
@@ -105,7 +110,7 @@ impl fmt::Debug for ModelJob {
         let len = payload.len();
         write!(
             f,
-            "{place:?} {len} bytes, {attempts} of {limit:?} attempts, letter {letter:?}, {reasons:?}"
+            "{place:?} {len} bytes, {attempts} of {limit:?} attempts, {crashes} crashes, letter {letter:?}, {reasons:?}"
         )
     }
 }
@@ -115,6 +120,7 @@ impl fmt::Debug for ModelJob {
 struct Letter {
     job: Sequence,
     attempts: u32,
+    crashes: u32,
     enqueued_at: SystemTime,
     first_failure: Option<SystemTime>,
     last_failure: Option<SystemTime>,
@@ -126,6 +132,7 @@ impl Letter {
         Self {
             job: letter.job(),
             attempts: letter.attempts(),
+            crashes: letter.crashes(),
             enqueued_at: letter.enqueued_at(),
             first_failure: letter.first_failure(),
             last_failure: letter.last_failure(),
@@ -194,6 +201,7 @@ impl Model {
         let job = ModelJob {
             payload,
             attempts: 0,
+            crashes: 0,
             limit: match limit {
                 Limit::Policy => Some(u32::from(POLICY_LIMIT)),
                 Limit::Of(limit) => Some(u32::from(limit)),
@@ -242,6 +250,7 @@ impl Model {
         job.place = Place::Leased;
         job.attempts += 1;
         assert_eq!(delivery.attempts(), job.attempts, "attempts of {sequence}");
+        assert_eq!(delivery.crashes(), job.crashes, "crashes of {sequence}");
         assert!(delivery.payload() == job.payload, "payload of {sequence}");
         let enqueued_at = *job.enqueued_at.get_or_insert(delivery.enqueued_at());
         assert_eq!(delivery.enqueued_at(), enqueued_at, "{sequence}");
@@ -388,8 +397,9 @@ impl Model {
         );
         job.letter = Some(sequence);
         assert_eq!(
-            letter.attempts, job.attempts,
-            "attempts in letter {sequence}"
+            (letter.attempts, letter.crashes),
+            (job.attempts, job.crashes),
+            "attempts and crashes in letter {sequence}"
         );
         if let Some(enqueued_at) = job.enqueued_at {
             assert_eq!(letter.enqueued_at, enqueued_at, "letter {sequence}");
@@ -400,8 +410,11 @@ impl Model {
         if let Some(((attempt, _), others)) = found.split_last()
             && found.len() > job.reasons.len()
         {
-            // The process ended during the last attempt; the queue has its own words for that.
-            assert_eq!(*attempt, job.attempts, "reasons in letter {sequence}");
+            // Killed by one crash too many, in the attempt after those that failed, or found dead
+            // at open; the queue has its own words for that.
+            let was_running = u32::from(job.crashes >= MAX_CRASHES);
+            let expected = job.attempts + was_running;
+            assert_eq!(*attempt, expected, "reasons in letter {sequence}");
             found = others;
         }
         // A long payload leaves no room for all reasons: the oldest are left out.
@@ -441,7 +454,11 @@ impl Model {
                         Place::Waiting
                     }
                 }
-                Place::Leased => Place::Waiting,
+                Place::Leased => {
+                    job.attempts -= 1;
+                    job.crashes += u32::from(ending != Ending::Closed);
+                    Place::Waiting
+                }
                 Place::BackingOff => Place::WaitingOrDelayed,
                 // The delay after a failure is known to the process only, unless it was so long
                 // that the job was moved.

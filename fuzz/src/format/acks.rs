@@ -2,6 +2,34 @@
 
 use super::{FILE_HEADER, put, u32_at, u64_at};
 
+/// What a delivery word says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deliveries {
+    pub failed: u8,
+    pub crashes: u8,
+    pub is_running: bool,
+}
+
+impl Deliveries {
+    /// By the bits of a word that are not its check.
+    fn of(word: u32) -> Self {
+        Self {
+            failed: word as u8,
+            crashes: (word >> 8) as u8 & 15,
+            is_running: word >> 12 & 1 == 1,
+        }
+    }
+
+    /// The process has died.
+    pub fn after_a_crash(self) -> Self {
+        Self {
+            crashes: (self.crashes + u8::from(self.is_running)).min(15),
+            is_running: false,
+            ..self
+        }
+    }
+}
+
 /// The ack file of a segment that can hold `capacity` records.
 pub struct Acks<B> {
     pub file: B,
@@ -18,7 +46,7 @@ impl<B: AsRef<[u8]>> Acks<B> {
         FILE_HEADER + 8 * (index / 32) as usize
     }
 
-    fn count_offset(&self, index: u32) -> usize {
+    fn delivery_offset(&self, index: u32) -> usize {
         Self::word_offset(0) + 8 * self.capacity.div_ceil(32) as usize + 4 * index as usize
     }
 
@@ -30,11 +58,16 @@ impl<B: AsRef<[u8]>> Acks<B> {
         u64::from(sum.wrapping_mul(key)) << 32 | u64::from(done)
     }
 
-    fn count(&self, deliveries: u8) -> u32 {
-        let deliveries = u32::from(deliveries);
-        match deliveries.wrapping_mul(0x9e37_79b1) ^ (self.salt >> 32) as u32 {
-            _ if deliveries == 0 => 0,
-            check => check & 0xffff_ff00 | deliveries,
+    fn delivery_word(&self, deliveries: Deliveries) -> u32 {
+        let Deliveries {
+            failed,
+            crashes,
+            is_running,
+        } = deliveries;
+        let bits = u32::from(failed) | u32::from(crashes) << 8 | u32::from(is_running) << 12;
+        match bits.wrapping_mul(0x9e37_79b1) ^ (self.salt >> 32) as u32 {
+            _ if bits == 0 => 0,
+            check => 1 << 31 | check & 0x7fff_e000 | bits,
         }
     }
 
@@ -49,13 +82,13 @@ impl<B: AsRef<[u8]>> Acks<B> {
         self.checks(index) && word >> (index % 32) & 1 == 1
     }
 
-    pub fn deliveries(&self, index: u32) -> u8 {
-        let count = u32_at(self.file.as_ref(), self.count_offset(index));
-        let deliveries = count as u8;
-        if count == self.count(deliveries) {
+    pub fn deliveries(&self, index: u32) -> Deliveries {
+        let word = u32_at(self.file.as_ref(), self.delivery_offset(index));
+        let deliveries = Deliveries::of(word);
+        if word == self.delivery_word(deliveries) {
             deliveries
         } else {
-            0
+            Deliveries::default()
         }
     }
 
@@ -67,7 +100,7 @@ impl<B: AsRef<[u8]>> Acks<B> {
         let full = words.take_while(is_full).count() as u32;
         let words = self.capacity.next_multiple_of(32);
         (32 * full..words).any(|index| self.is_done(index))
-            || (32 * full..self.capacity).any(|index| self.deliveries(index) > 0)
+            || (32 * full..self.capacity).any(|index| self.deliveries(index) != Deliveries::default())
     }
 }
 
@@ -82,20 +115,20 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Acks<B> {
         );
     }
 
-    pub fn set_deliveries(&mut self, index: u32, deliveries: u8) {
-        let (at, count) = (self.count_offset(index), self.count(deliveries));
-        put(self.file.as_mut(), at, &count.to_le_bytes());
+    pub fn set_deliveries(&mut self, index: u32, deliveries: Deliveries) {
+        let (at, word) = (self.delivery_offset(index), self.delivery_word(deliveries));
+        put(self.file.as_mut(), at, &word.to_le_bytes());
     }
 
-    /// Makes the checks of words and counts fit them.
+    /// Makes the checks of all words fit them.
     pub fn mend(&mut self) {
         for index in (0..self.capacity).step_by(32) {
             let done = u32_at(self.file.as_ref(), Self::word_offset(index));
             self.set_word(index, done);
         }
         for index in 0..self.capacity {
-            let deliveries = self.file.as_ref()[self.count_offset(index)];
-            self.set_deliveries(index, deliveries);
+            let word = u32_at(self.file.as_ref(), self.delivery_offset(index));
+            self.set_deliveries(index, Deliveries::of(word));
         }
     }
 }

@@ -106,6 +106,7 @@ pub struct Fields {
     pub replay_of: Option<u64>,
     pub original: Option<u64>,
     pub prior_attempts: u32,
+    pub prior_crashes: u32,
     pub first_failure: Option<u64>,
     pub last_failure: Option<u64>,
     /// Attempt, time and text.
@@ -121,12 +122,13 @@ pub fn fields(mut meta: &[u8]) -> Fields {
             break;
         };
         let word = (len == 8).then(|| u64_at(value, 0));
+        let count = if len == 4 { u32_at(value, 0) } else { 0 };
         match meta[0] {
             1 => fields.max_attempts = value.first().copied(),
             2 => fields.replay_of = word,
             3 => fields.original = word,
-            4 if len == 4 => fields.prior_attempts = u32_at(value, 0),
-            4 => fields.prior_attempts = 0,
+            4 => fields.prior_attempts = count,
+            8 => fields.prior_crashes = count,
             5 => fields.first_failure = word,
             6 => fields.last_failure = word,
             7 if len >= 12 => fields.reasons.push((

@@ -3,7 +3,7 @@
 use logmill::Damage;
 
 use super::{
-    ACK_MAGIC, Acks, End, FILE_HEADER, FIRST, Identity, Record, SEGMENT_MAGIC, UNIT, fields,
+    ACK_MAGIC, Acks, Deliveries, End, FILE_HEADER, FIRST, Identity, Record, SEGMENT_MAGIC, UNIT, fields,
     identity, max_record, scan, seal,
 };
 
@@ -24,25 +24,33 @@ pub struct Segment {
 pub struct Job {
     pub id: u64,
     pub payload: Vec<u8>,
-    /// Deliveries that its metadata says.
+    /// Failed attempts that its metadata says.
     pub prior_attempts: u32,
-    /// Deliveries since.
-    pub deliveries: u8,
+    /// Crashes that its metadata says.
+    pub prior_crashes: u32,
+    /// Deliveries since, once the process is taken for dead.
+    pub deliveries: Deliveries,
     /// 0: unlimited; None: as many as the queue allows.
     pub max_attempts: Option<u8>,
     pub due_at: u64,
 }
 
 impl Job {
-    /// Deliveries so far.
-    pub fn attempts(&self) -> u32 {
-        self.prior_attempts.saturating_add(self.deliveries.into())
+    /// Failed attempts so far.
+    pub fn failed(&self) -> u32 {
+        let failed = self.deliveries.failed;
+        self.prior_attempts.saturating_add(failed.into())
     }
 
-    /// What the next delivery makes of them. Each part stays at the most it can be.
+    /// Which attempt the next delivery is.
     pub fn next_attempt(&self) -> u32 {
-        let deliveries = self.deliveries.saturating_add(1);
-        self.prior_attempts.saturating_add(deliveries.into())
+        self.failed().saturating_add(1)
+    }
+
+    /// Crashes so far.
+    pub fn crashes(&self) -> u32 {
+        let crashes = self.deliveries.crashes;
+        self.prior_crashes.saturating_add(crashes.into())
     }
 }
 
@@ -120,7 +128,10 @@ impl Segment {
             if is_done(index) {
                 continue;
             }
-            let deliveries = if has_acks { acks.deliveries(index) } else { 0 };
+            let deliveries = match has_acks {
+                true => acks.deliveries(index).after_a_crash(),
+                false => Deliveries::default(),
+            };
             let Some(record) = Record::at(file, unit, most.units) else {
                 unreachable!("a scan finds records");
             };
@@ -129,6 +140,7 @@ impl Segment {
                 id: fields.original.unwrap_or(base + u64::from(index)),
                 payload: record.payload().to_vec(),
                 prior_attempts: fields.prior_attempts,
+                prior_crashes: fields.prior_crashes,
                 deliveries,
                 max_attempts: fields.max_attempts,
                 due_at: record.due_at(),

@@ -4,7 +4,7 @@
 #![allow(missing_docs)]
 
 use super::scan::{Limit, RegionKind, Scan};
-use super::{Damage, Position, Records, START, Sequence, check_acks, header};
+use super::{Damage, Position, Records, START, Sequence, check_acks, count_crashes, header};
 use crate::log::ack::AckFile;
 use crate::log::header::{FileKind, Identity};
 use crate::log::record::{FailureReason, KIND_JOB, MAX_META_BYTES, Meta, UNIT};
@@ -139,6 +139,7 @@ pub struct Fields {
     pub replay_of: Option<u64>,
     pub original: Option<u64>,
     pub prior_attempts: u32,
+    pub prior_crashes: u32,
     pub first_failure: Option<u64>,
     pub last_failure: Option<u64>,
     pub reasons: Vec<FailureReason>,
@@ -153,6 +154,7 @@ pub fn meta(bytes: &[u8]) -> (Fields, Vec<u8>) {
         replay_of: meta.replay_of.map(Sequence::get),
         original: meta.original.map(Sequence::get),
         prior_attempts: meta.prior_attempts,
+        prior_crashes: meta.prior_crashes,
         first_failure: meta.first_failure.map(|at| at.as_nanos()),
         last_failure: meta.last_failure.map(|at| at.as_nanos()),
         reasons: meta.reasons,
@@ -163,11 +165,12 @@ pub fn meta(bytes: &[u8]) -> (Fields, Vec<u8>) {
 /// What an ack file says of its records, and what it becomes.
 #[derive(Debug)]
 pub struct Acks {
-    /// Whether each record is done, and how often it was delivered.
-    pub found: Vec<(bool, u8)>,
+    /// Whether each record is done; failed attempts, crashes, and whether a handler has it.
+    pub found: Vec<(bool, (u8, u8, bool))>,
     /// Words that failed their check.
     pub reset: u64,
-    /// The file when each record that was not done was delivered once more, and then acked.
+    /// The file when recovery has counted crashes, and each record that was not done was delivered
+    /// and failed, was delivered, and acked.
     pub finished: Vec<u8>,
 }
 
@@ -175,11 +178,18 @@ pub struct Acks {
 pub fn acks(file: &[u8], salt: u64, capacity: u32, records: u32) -> Acks {
     let acks = AckFile::new(MappedFile::in_memory(file), capacity, salt);
     let reset = check_acks(&acks, records);
-    let found = (0..records).map(|index| (acks.is_done(index), acks.deliveries(index)));
+    let found = (0..records).map(|index| {
+        let of_job = acks.deliveries(index);
+        let of_job = (of_job.failed(), of_job.crashes(), of_job.is_running());
+        (acks.is_done(index), of_job)
+    });
     let found: Vec<_> = found.collect();
+    count_crashes(&acks, records);
     for (index, (is_done, _)) in (0..).zip(&found) {
         if !is_done {
-            acks.count_delivery(index);
+            acks.begin_delivery(index);
+            acks.update_deliveries(index, |deliveries| deliveries.failed_once().ended());
+            acks.begin_delivery(index);
             acks.set(index);
         }
     }

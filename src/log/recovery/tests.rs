@@ -179,15 +179,15 @@ fn rows_1_and_6_nothing_found_where_the_ack_file_tells_of_jobs_is_reported() {
     };
     type Past = fn(&AckFile);
     let cases: [(bool, Past); 6] = [
-        (true, |acks| assert_eq!(acks.count_delivery(3), 1)),
+        (true, |acks| assert!(acks.begin_delivery(3).is_running())),
         (true, |acks| assert_eq!(acks.set(3), Some(false))),
         (true, |acks| {
             acks.store_bits(0, u32::MAX);
-            acks.count_delivery(32);
+            acks.begin_delivery(32);
         }),
         (false, |acks| {
             acks.store_bits(0, u32::MAX);
-            acks.count_delivery(31);
+            acks.begin_delivery(31);
         }),
         // What another segment has left in the file.
         (false, |acks| {
@@ -199,7 +199,7 @@ fn rows_1_and_6_nothing_found_where_the_ack_file_tells_of_jobs_is_reported() {
             let file = MappedFile::open(acks.file.entry().clone(), len).unwrap();
             let acks = AckFile::new(file, acks.capacity(), other.salt);
             acks.set(3);
-            acks.count_delivery(3);
+            acks.begin_delivery(3);
         }),
         (false, |_| ()),
     ];
@@ -230,7 +230,7 @@ fn row_6_what_was_set_aside_is_not_reported_again_because_the_ack_file_tells_of_
     fixture.change_segment(|bytes| bytes[offset(0)..offset(0) + 8].fill(0));
     let (log, report) = fixture.recover();
     assert_eq!(report.quarantined.len(), 1);
-    log.segments[0].pin().unwrap().maps().acks.count_delivery(0);
+    log.segments[0].pin().unwrap().maps().acks.begin_delivery(0);
     drop(log);
     let (log, report) = fixture.recover();
     assert!(log.segments.is_empty());
