@@ -700,7 +700,9 @@ impl Lease {
     /// Notes that a handler has the job, before it does.
     #[inline]
     pub(crate) fn begin_delivery(&self) -> Deliveries {
-        self.maps().acks.begin_delivery(self.index())
+        let begun = self.maps().acks.begin_delivery(self.index());
+        self.segment().deliveries_changed.note();
+        begun
     }
 
     /// Notes that no handler has the job any more, though it is not done.
@@ -718,6 +720,7 @@ impl Lease {
 
     fn update_deliveries(&self, change: impl Fn(Deliveries) -> Deliveries) {
         self.maps().acks.update_deliveries(self.index(), change);
+        self.segment().deliveries_changed.note_end();
     }
 
     /// How the deliveries of its record have gone.

@@ -17,6 +17,7 @@ use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use super::flush::FlushGate;
+use super::flushed_acks::{DeliveriesChanged, FlushedAcks};
 use super::progress::Progress;
 use super::tail::{Cursor, Position, Reserved, Tail};
 use crate::sync::model::{check, concurrently};
@@ -473,6 +474,88 @@ fn callers_that_waited_for_a_flush_that_panics_run_another() {
                 },
                 |file| assert_eq!(file.write_and_flush(0), Ok(())),
                 |file| assert_eq!(file.write_and_flush(1), Ok(())),
+            ],
+        );
+    });
+}
+
+/// An ack file of two records: done bits, and a delivery word.
+struct AckFile {
+    done: AtomicU32,
+    word: AtomicU32,
+    durable_done: AtomicU32,
+    durable_word: AtomicU32,
+    flushed: FlushedAcks,
+    deliveries: DeliveriesChanged,
+    gate: FlushGate<()>,
+}
+
+impl AckFile {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            done: AtomicU32::new(0),
+            word: AtomicU32::new(0),
+            durable_done: AtomicU32::new(0),
+            durable_word: AtomicU32::new(0),
+            flushed: FlushedAcks::new(),
+            deliveries: DeliveriesChanged::new(),
+            gate: FlushGate::new(),
+        })
+    }
+
+    /// `Segment::flush`. What is stored goes to the disk as the flush finds it.
+    fn flush(&self) {
+        let done = || self.done.load(Ordering::Acquire).count_ones();
+        let flush = || {
+            let done = self.done.load(Ordering::Relaxed);
+            self.durable_done.store(done, Ordering::Relaxed);
+            let word = self.word.load(Ordering::Relaxed);
+            self.durable_word.store(word, Ordering::Relaxed);
+            Ok(())
+        };
+        let flushed = self
+            .gate
+            .flush(|| self.flushed.flush(&self.deliveries, done, flush));
+        assert_eq!(flushed, Ok(()));
+    }
+
+    fn ack_and_flush(&self, index: u32) {
+        self.done.fetch_add(1 << index, Ordering::AcqRel);
+        self.flush();
+        let durable = self.durable_done.load(Ordering::Relaxed);
+        assert_ne!(durable & 1 << index, 0, "an ack was passed over");
+    }
+}
+
+#[test]
+fn a_flush_passes_over_no_ack_that_came_before_it() {
+    check(Some(3), || {
+        concurrently(
+            &AckFile::new(),
+            [
+                |file| file.ack_and_flush(0),
+                |file| file.ack_and_flush(1),
+                AckFile::flush,
+            ],
+        );
+    });
+}
+
+#[test]
+fn a_flush_passes_over_no_delivery_that_ended_before_it() {
+    check(Some(3), || {
+        concurrently(
+            &AckFile::new(),
+            [
+                |file| {
+                    file.word.store(1, Ordering::Relaxed);
+                    file.deliveries.note();
+                    file.deliveries.note_end();
+                    file.flush();
+                    assert_eq!(file.durable_word.load(Ordering::Relaxed), 1);
+                },
+                AckFile::flush,
+                AckFile::flush,
             ],
         );
     });

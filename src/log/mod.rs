@@ -10,6 +10,7 @@
 pub(crate) mod ack;
 mod crc;
 pub(crate) mod flush;
+mod flushed_acks;
 pub(crate) mod header;
 pub(crate) mod lease;
 mod limit;
@@ -539,6 +540,9 @@ impl Stripe {
         };
         match recovery.scan_later(&pinned) {
             Ok(complete) => {
+                if !recovery.report.quarantined.is_empty() || recovery.report.holes > 0 {
+                    segment.note_mended();
+                }
                 self.damage.lock().extend(recovery.report.quarantined);
                 segment.set_scanned();
                 for failure in self.failed_scans.over_since(Duration::ZERO) {

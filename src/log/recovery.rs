@@ -358,6 +358,7 @@ impl Recovery<'_> {
             complete |= pinned.mark_missing(index);
         }
         count_crashes(&pinned.maps().acks, end.index);
+        segment.deliveries_changed.note_end();
         Ok(complete)
     }
 

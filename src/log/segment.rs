@@ -30,6 +30,7 @@ use arc_swap::ArcSwapOption;
 use super::ack::{self, AckFile};
 use super::crc::Crc32;
 use super::flush::FlushGate;
+use super::flushed_acks::{DeliveriesChanged, FlushedAcks};
 use super::header::{self, FileKind, Identity};
 pub(crate) use super::lease::{Claim, Lease, Pinned, Record, Records, Run};
 use super::names::Names;
@@ -121,6 +122,8 @@ pub(crate) struct Segment {
     paths: Paths,
     records_gate: FlushGate,
     acks_gate: FlushGate,
+    flushed_acks: FlushedAcks,
+    pub(super) deliveries_changed: DeliveriesChanged,
     names: Arc<Names>,
     /// Found at open, rather than created since.
     pub(super) recovered: bool,
@@ -297,6 +300,8 @@ impl Segment {
             paths,
             records_gate: FlushGate::new(),
             acks_gate: FlushGate::new(),
+            flushed_acks: FlushedAcks::new(),
+            deliveries_changed: DeliveriesChanged::new(),
             names: Arc::clone(names),
             recovered: found.is_some(),
             done_at_open: AtomicU32::new(done_at_open),
@@ -542,18 +547,24 @@ impl Segment {
         };
         // SeqCst, as the load in `was_flushed`: a flush that returned before is seen.
         self.flushed.store(true, Ordering::SeqCst);
-        self.records_gate.flush(|| {
-            // Nothing can follow what is there now.
-            let is_whole = !self.is_unscanned() && self.is_committed();
-            pinned.maps().records.file.flush()?;
-            if is_whole {
-                self.settled.store(true, Ordering::Release);
-            }
-            Ok(())
-        })?;
-        self.flush_names()?;
+        let Maps { records, acks } = pinned.maps();
+        if !self.is_settled() {
+            self.records_gate.flush(|| {
+                // Nothing can follow what is there now.
+                let is_whole = !self.is_unscanned() && self.is_committed();
+                records.file.flush()?;
+                if is_whole {
+                    self.settled.store(true, Ordering::Release);
+                }
+                Ok(())
+            })?;
+            self.flush_names()?;
+        }
         if acks_too {
-            self.acks_gate.flush(|| pinned.maps().acks.file.flush())?;
+            let deliveries = &self.deliveries_changed;
+            let flush = || acks.file.flush();
+            self.acks_gate
+                .flush(|| self.flushed_acks.flush(deliveries, || pinned.done(), flush))?;
         }
         Ok(())
     }
@@ -566,6 +577,11 @@ impl Segment {
     /// Whether a flush has begun, so that what is on disk may be relied on.
     pub(super) fn was_flushed(&self) -> bool {
         self.flushed.load(Ordering::SeqCst)
+    }
+
+    /// Takes note that something in its records was mended, which is not durable yet.
+    pub(super) fn note_mended(&self) {
+        self.settled.store(false, Ordering::Release);
     }
 
     /// Whether all records that it will ever have are durable, with their names.

@@ -451,6 +451,72 @@ fn while_retirement_is_held_nothing_is_sealed_and_seal_all_waits() {
     assert!(stripe.segments.read()[0].is_sealed());
 }
 
+/// The files that `act` flushes.
+fn flushed_by(fixture: &Fixture, act: impl FnOnce()) -> Vec<String> {
+    let watch = faults::watch(&fixture.dir(), Vec::new());
+    act();
+    let calls = watch.take_calls().into_iter();
+    let flushed = calls.filter(|call| call.operation == Operation::Flush);
+    let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let mut names: Vec<_> = flushed.map(|call| name(call.path)).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn a_flush_costs_nothing_for_files_in_which_nothing_has_changed() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    let jobs = fill_segments(&stripe, 4);
+    let active = append(&stripe, b"");
+    stripe.seal(true).unwrap();
+    stripe.flush(true).unwrap();
+    let file = |job: Sequence, suffix: &str| {
+        let base = stripe.segment_containing(job).unwrap().base();
+        format!("{:020}.{suffix}", base.within_stripe())
+    };
+    let flush = |acks_too: bool| flushed_by(&fixture, || stripe.flush(acks_too).unwrap());
+    // Of a segment that is appended to, whether its records have changed is not asked.
+    let appended = [file(active, "seg")];
+    assert_eq!(flush(true), appended);
+    let mut leases = claim_all(&stripe);
+    assert_eq!(flush(true), appended);
+    let acked = leases.remove(LARGE_PER_SEGMENT as usize);
+    let _ = acked.ack();
+    assert_eq!(flush(false), appended);
+    let mut changed = vec![file(jobs[LARGE_PER_SEGMENT as usize], "ack")];
+    changed.extend(appended.clone());
+    changed.sort_unstable();
+    assert_eq!(flush(true), changed);
+    assert_eq!(flush(true), appended);
+    leases[0].begin_delivery();
+    let mut changed = vec![file(jobs[0], "ack")];
+    changed.extend(appended.clone());
+    changed.sort_unstable();
+    assert_eq!(flush(true), changed);
+    assert_eq!(flush(true), appended);
+    leases[0].count_failure(false);
+    assert_eq!(flush(true), changed);
+}
+
+#[test]
+fn what_an_earlier_process_acked_is_flushed_once() {
+    let fixture = Fixture::new();
+    {
+        let stripe = fixture.open();
+        fill_segments(&stripe, 2);
+        append(&stripe, b"");
+        stripe.seal(true).unwrap();
+        // And dies before it is flushed.
+        let _ = claim_all(&stripe).remove(0).ack();
+    }
+    let stripe = fixture.open();
+    let acks = |names: Vec<String>| names.iter().filter(|name| name.ends_with(".ack")).count();
+    let flush = || acks(flushed_by(&fixture, || stripe.flush(true).unwrap()));
+    assert_eq!(flush(), 4);
+    assert_eq!(flush(), 0);
+}
+
 #[test]
 fn a_failed_flush_ends_sealing_with_that_failure() {
     let fixture = Fixture::new();

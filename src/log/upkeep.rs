@@ -145,10 +145,7 @@ impl Stripe {
         self.flush_asked.store(true, Ordering::Relaxed);
         let segments: Vec<_> = self.segments.read().iter().cloned().collect();
         for segment in segments {
-            // Of a settled segment, only the acks change.
-            if acks_too || !segment.is_settled() {
-                segment.flush(acks_too)?;
-            }
+            segment.flush(acks_too)?;
         }
         Ok(())
     }
@@ -205,6 +202,7 @@ impl Stripe {
                     .maps()
                     .acks
                     .update_running(claimed, Deliveries::ended);
+                segment.deliveries_changed.note_end();
             }
         }
     }
