@@ -633,7 +633,9 @@ impl Segment {
         records
             .word32(header::SEAL_OFFSET + 8)
             .store(check, Ordering::Relaxed);
-        self.records_gate.flush(|| records.flush())?;
+        let sealed = self.records_gate.flush(|| records.flush());
+        // Not settled: later flushes find the failure at the gate.
+        sealed.inspect_err(|_| self.settled.store(false, Ordering::Release))?;
         // One unit more than is used: a walk that began before the segment was closed looks for a
         // commit word at its end. Nobody touches the mapping beyond that.
         let kept = (end.units as usize + 1) * UNIT;
