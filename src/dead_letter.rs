@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::engine::Running;
-use crate::error::{DeadLetterError, EnqueueError};
+use crate::error::DeadLetterError;
 use crate::events::event;
 use crate::log::record::{FailureReason, Meta, NewRecord};
 use crate::log::segment::{Pinned, Record};
@@ -293,12 +293,10 @@ impl DeadLetters {
                 meta: &meta,
                 payload: &letter.payload,
             };
-            if engine
-                .depth
-                .as_ref()
-                .is_some_and(|depth| depth.take(1) == 0)
+            if let Some(depth) = &engine.depth
+                && depth.take(1) == 0
             {
-                result = Err(EnqueueError::Full { limit: "max_depth" });
+                result = Err(depth.full());
                 break;
             }
             match stripe.append(&mut active, &job) {

@@ -219,7 +219,7 @@ impl DeadLog {
             Ok(_) => Ok(()),
             Err(RollError::Storage(error)) => Err(Arc::new(error)),
             // It has no budget, and is closed after its last letter.
-            Err(RollError::OverBudget | RollError::Closed) => Err(Arc::new(StorageError::new(
+            Err(RollError::OverBudget(_) | RollError::Closed) => Err(Arc::new(StorageError::new(
                 "append to",
                 active.paths().segment.path(),
                 std::io::Error::other("the dead letter log is closed"),

@@ -12,7 +12,7 @@ use crate::dead_log::DeadLog;
 use crate::dispatch::Dispatch;
 use crate::dispatch::leases::{Delivery, Leases};
 use crate::dispatch::sleep::EventCount;
-use crate::error::{FlushError, OpenError};
+use crate::error::{EnqueueError, FlushError, OpenError};
 use crate::events::{Mutex, event};
 use crate::failure::{Failure, Then};
 use crate::home::{Directories, Home};
@@ -76,6 +76,14 @@ impl DepthLimit {
                 (taken > 0).then_some(jobs + taken)
             });
         taken
+    }
+
+    /// What an enqueue gets for which there was none.
+    pub(crate) fn full(&self) -> EnqueueError {
+        EnqueueError::Full {
+            limit: "max_depth",
+            max: self.max,
+        }
     }
 
     pub(crate) fn give_back(&self, jobs: u64) {

@@ -79,10 +79,19 @@ pub enum OpenError {
 #[non_exhaustive]
 pub enum EnqueueError {
     /// The queue is at its `max_depth` or `max_bytes`. Consumers make room.
-    #[error("the queue is full: it has reached {limit}")]
+    #[error("the queue is full: it has reached its {limit} of {max}")]
     Full {
         /// The option that set the limit: `max_depth` or `max_bytes`.
         limit: &'static str,
+        /// What it was set to: jobs, or bytes of segment files.
+        max: u64,
+    },
+    /// A handler asked to wait for ever for room in the queue whose worker it runs on. With its own
+    /// job and worker held up, that wait need not end.
+    #[error("a handler must not wait for ever for room in its own queue: {full}")]
+    WaitInHandler {
+        /// What it would have waited for the end of.
+        full: Box<EnqueueError>,
     },
     /// The disk, quota or file size limit is exhausted. Enqueueing works again by itself when
     /// there is room, be it that consumers complete segments or that somebody deletes files.
@@ -130,9 +139,12 @@ pub enum EnqueueError {
 }
 
 impl EnqueueError {
-    /// Whether waiting can help: the queue or the disk is full.
+    /// Whether trying again later can help: the queue or the disk is full.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Full { .. } | Self::StorageFull(_))
+        matches!(
+            self,
+            Self::Full { .. } | Self::StorageFull(_) | Self::WaitInHandler { .. }
+        )
     }
 }
 

@@ -1,5 +1,8 @@
 //! Why an attempt of a job failed, and what is to follow.
 
+use std::any::Any;
+use std::cell::Cell;
+use std::error::Error;
 use std::fmt::{self, Write};
 use std::time::Duration;
 
@@ -24,6 +27,9 @@ use crate::user_code;
 /// }
 /// # assert!(handler(b"1").is_ok() && handler(b"429").is_err());
 /// ```
+///
+/// To say what is to follow from below code whose errors are of another type, make it a
+/// [`FailureError`].
 #[derive(Clone, Debug)]
 pub struct Failure {
     pub(crate) reason: String,
@@ -39,49 +45,308 @@ pub(crate) enum Then {
 }
 
 impl Failure {
+    /// A retry after the policy's backoff, whatever the reason says is to follow.
+    pub fn retry(reason: impl fmt::Display) -> Self {
+        Self::new(Then::Retry, reason)
+    }
+
     /// No retry: the job is dead.
     pub fn dead_letter(reason: impl fmt::Display) -> Self {
-        Self {
-            then: Then::DeadLetter,
-            ..reason.into()
-        }
+        Self::new(Then::DeadLetter, reason)
     }
 
     /// A retry after this delay instead of the policy's backoff. It counts as an attempt.
     pub fn retry_after(delay: Duration, reason: impl fmt::Display) -> Self {
-        Self {
-            then: Then::RetryAfter(delay),
-            ..reason.into()
+        Self::new(Then::RetryAfter(delay), reason)
+    }
+
+    fn new(then: Then, reason: impl fmt::Display) -> Self {
+        let failure = Self::said_by(&reason);
+        user_code::discard(reason);
+        Self { then, ..failure }
+    }
+
+    /// What an error says, when it is displayed.
+    fn said_by(error: &dyn fmt::Display) -> Self {
+        let mut reason = String::new();
+        // What is displayed may itself make a failure of something.
+        let outer = FOUND.replace(Search::Open);
+        // The alternate form is the one that prints the causes too, where there is one.
+        let displayed = user_code::call(|| write!(reason, "{error:#}"));
+        let found = FOUND.replace(outer);
+        match displayed {
+            Ok(Ok(())) => {}
+            Ok(Err(fmt::Error)) => reason.push_str(" (displaying it failed)"),
+            Err(panic) => {
+                let _ = write!(reason, " (displaying it panicked: {panic})");
+            }
         }
+        let then = match found {
+            Search::Found(then) => then,
+            Search::Off | Search::Open => Then::Retry,
+        };
+        Self { reason, then }
+    }
+
+    /// From an error with sources that it does not display, as most do not: they are added to the
+    /// reason, and a [`FailureError`] among them says what is to follow. A `Box<dyn Error>` or
+    /// `anyhow::Error` need not be treated so.
+    ///
+    /// ```
+    /// use logmill::Failure;
+    ///
+    /// fn handler() -> Result<(), Failure> {
+    ///     std::fs::read("missing").map_err(|error| Failure::with_sources(&error))?;
+    ///     Ok(())
+    /// }
+    /// # assert!(handler().is_err());
+    /// ```
+    pub fn with_sources(error: &(dyn Error + 'static)) -> Self {
+        Self::said_by(&Chain(error))
     }
 
     /// What went wrong.
     pub fn reason(&self) -> &str {
         &self.reason
     }
+
+    /// As an error, to be returned through code that knows nothing of jobs.
+    pub fn into_error(self) -> FailureError {
+        FailureError(self)
+    }
 }
 
-/// Does not panic, whatever the error's `Display` and `Drop` do: the reason tells of it.
-impl<E: fmt::Display> From<E> for Failure {
+/// Does not panic, whatever the error's `Display` and `Drop` do: the reason tells of it. The sources of a
+/// `Box<dyn Error>` are in the reason, too.
+impl<E: fmt::Display + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
-        let reason = text_of(&error);
+        let failure = match boxed_in(&error) {
+            Some(boxed) => Self::said_by(&Chain(boxed)),
+            None => Self::said_by(&error),
+        };
         user_code::discard(error);
-        Self {
-            reason,
-            then: Then::Retry,
-        }
+        failure
     }
 }
 
-fn text_of(error: &dyn fmt::Display) -> String {
-    let mut text = String::new();
-    // The alternate form is the one that prints the causes too, where there is one.
-    match user_code::call(|| write!(text, "{error:#}")) {
-        Ok(Ok(())) => {}
-        Ok(Err(fmt::Error)) => text.push_str(" (displaying it failed)"),
-        Err(panic) => {
-            let _ = write!(text, " (displaying it panicked: {panic})");
+/// A [`Failure`] that is an error, for code between it and the handler whose errors are an
+/// `anyhow::Error`, a `Box<dyn Error>` or types of its own. It displays the reason.
+///
+/// When the handler's error becomes a [`Failure`] again, what is to follow is that of the first
+/// `FailureError` in it: the error itself, or what it displays as a part of its text. `anyhow` with any
+/// context keeps it, and so do boxes, whose sources are looked at too, and errors whose `Display` has
+/// their source in it. One that leaves its source out takes [`Failure::with_sources`].
+///
+/// ```
+/// use anyhow::Context;
+/// use logmill::{Failure, Job};
+/// use std::time::Duration;
+///
+/// fn send(payload: &[u8]) -> anyhow::Result<()> {
+///     # let _ = payload;
+///     Err(Failure::retry_after(Duration::from_secs(30), "told to slow down").into_error())?
+/// }
+///
+/// // Comes again after 30 s, with the reason "sending: told to slow down".
+/// let handler = |job: &Job<'_>| send(job.payload()).context("sending");
+/// ```
+#[derive(Clone, Debug)]
+pub struct FailureError(Failure);
+
+impl FailureError {
+    /// What went wrong, and what is to follow.
+    pub fn failure(&self) -> &Failure {
+        &self.0
+    }
+}
+
+impl fmt::Display for FailureError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if FOUND.get() == Search::Open {
+            FOUND.set(Search::Found(self.0.then));
+        }
+        f.write_str(&self.0.reason)
+    }
+}
+
+impl Error for FailureError {}
+
+/// What the error that is displayed on this thread, to become a [`Failure`], says is to follow. By
+/// this a [`FailureError`] is found in errors of any type, which have nothing in common but that they
+/// can be displayed.
+#[derive(Clone, Copy, PartialEq)]
+enum Search {
+    /// Nobody asks.
+    Off,
+    Open,
+    Found(Then),
+}
+
+thread_local! {
+    static FOUND: Cell<Search> = const { Cell::new(Search::Off) };
+}
+
+/// The error in a box of the usual types.
+fn boxed_in(error: &dyn Any) -> Option<&(dyn Error + 'static)> {
+    if let Some(boxed) = error.downcast_ref::<Box<dyn Error + Send + Sync>>() {
+        Some(&**boxed)
+    } else if let Some(boxed) = error.downcast_ref::<Box<dyn Error + Send>>() {
+        Some(&**boxed)
+    } else if let Some(boxed) = error.downcast_ref::<Box<dyn Error>>() {
+        Some(&**boxed)
+    } else {
+        None
+    }
+}
+
+/// An error and its sources, in one line.
+struct Chain<'a>(&'a (dyn Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = self.0.to_string();
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            let own = error.to_string();
+            // Some have their source in their text already.
+            if !text.ends_with(&own) {
+                write!(text, ": {own}")?;
+            }
+            source = error.source();
+        }
+        f.write_str(&text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(30);
+
+    fn slow_down() -> FailureError {
+        Failure::retry_after(SOON, "slow down").into_error()
+    }
+
+    /// Leaves its source out of its text, or has it in.
+    #[derive(Debug)]
+    struct Sending {
+        shows_source: bool,
+        source: FailureError,
+    }
+
+    impl fmt::Display for Sending {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("sending")?;
+            if self.shows_source {
+                write!(f, ": {}", self.source)?;
+            }
+            Ok(())
         }
     }
-    text
+
+    impl Error for Sending {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.source)
+        }
+    }
+
+    #[test]
+    fn what_is_to_follow_is_kept_through_errors_of_other_types() {
+        let sending = |shows_source| Sending {
+            shows_source,
+            source: slow_down(),
+        };
+        let boxed: Box<dyn Error> = Box::new(slow_down());
+        let boxed_to_send: Box<dyn Error + Send + Sync> = Box::new(slow_down());
+        let by_question_mark = (|| -> Result<(), Box<dyn Error>> { Err(slow_down())? })();
+        let in_a_box = |shows_source| Box::new(sending(shows_source));
+        let boxed_anyhow = || {
+            anyhow::Error::new(slow_down())
+                .context("sending")
+                .into_boxed_dyn_error()
+        };
+        let failures: [(Failure, _); 14] = [
+            (
+                (in_a_box(true) as Box<dyn Error>).into(),
+                "sending: slow down",
+            ),
+            (
+                (in_a_box(false) as Box<dyn Error>).into(),
+                "sending: slow down",
+            ),
+            (
+                (in_a_box(false) as Box<dyn Error + Send>).into(),
+                "sending: slow down",
+            ),
+            (
+                (in_a_box(false) as Box<dyn Error + Send + Sync>).into(),
+                "sending: slow down",
+            ),
+            (boxed_anyhow().into(), "sending: slow down"),
+            (slow_down().into(), "slow down"),
+            (boxed.into(), "slow down"),
+            (boxed_to_send.into(), "slow down"),
+            (by_question_mark.unwrap_err().into(), "slow down"),
+            (anyhow::Error::new(slow_down()).into(), "slow down"),
+            (
+                Err::<(), _>(slow_down())
+                    .context("sending")
+                    .context("at night")
+                    .unwrap_err()
+                    .into(),
+                "at night: sending: slow down",
+            ),
+            (sending(true).into(), "sending: slow down"),
+            (
+                anyhow::Error::new(sending(false)).into(),
+                "sending: slow down",
+            ),
+            (Failure::with_sources(&sending(false)), "sending: slow down"),
+        ];
+        for (failure, reason) in failures {
+            assert_eq!(
+                (failure.reason(), failure.then),
+                (reason, Then::RetryAfter(SOON))
+            );
+        }
+    }
+
+    #[test]
+    fn an_error_that_says_nothing_of_what_is_to_follow_is_retried_by_the_policy() {
+        let failure = Failure::from("a text");
+        assert_eq!((failure.reason(), failure.then), ("a text", Then::Retry));
+        // Displayed for another reason.
+        assert_eq!(slow_down().to_string(), "slow down");
+        assert_eq!(Failure::from(slow_down().to_string()).then, Then::Retry);
+        assert_eq!(slow_down().failure().then, Then::RetryAfter(SOON));
+    }
+
+    #[test]
+    fn the_outermost_word_on_what_is_to_follow_holds() {
+        assert_eq!(Failure::dead_letter(slow_down()).then, Then::DeadLetter);
+        assert_eq!(Failure::retry(slow_down()).then, Then::Retry);
+        let given_up = Failure::dead_letter(slow_down()).into_error();
+        let later = Failure::retry_after(Duration::ZERO, given_up.clone());
+        assert_eq!(later.then, Then::RetryAfter(Duration::ZERO));
+        let both = format_args!("{given_up}, {}", slow_down()).to_string();
+        assert_eq!(both, "slow down, slow down");
+        let both = anyhow::Error::new(slow_down()).context(given_up);
+        assert_eq!(Failure::from(both).then, Then::DeadLetter);
+    }
+
+    #[test]
+    fn failures_made_while_an_error_is_displayed_are_its_own_affair() {
+        struct Nested;
+        impl fmt::Display for Nested {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let inner = Failure::from(slow_down());
+                assert_eq!(inner.then, Then::RetryAfter(SOON));
+                f.write_str(inner.reason())
+            }
+        }
+        assert_eq!(Failure::from(Nested).then, Then::Retry);
+    }
 }

@@ -110,7 +110,7 @@ impl<'a> Job<'a> {
     /// Fails this attempt: the job comes back after the retry policy's backoff, or is dead if
     /// this was its last attempt. The reason is kept for the dead letter.
     pub fn retry(self, reason: impl fmt::Display) {
-        self.fail(reason.into());
+        self.fail(Failure::retry(reason));
     }
 
     /// As [`retry`](Self::retry), after this delay instead of the policy's.
@@ -123,7 +123,32 @@ impl<'a> Job<'a> {
         self.fail(Failure::dead_letter(reason));
     }
 
-    pub(crate) fn fail(mut self, failure: Failure) {
+    /// Fails this attempt with what a handler would return: what is to follow is for the
+    /// [`Failure`] to say, a retry by the policy if it comes from any other error.
+    ///
+    /// ```
+    /// # use logmill::{Job, RetryPolicy, Queue};
+    /// # fn work(payload: &[u8]) -> Result<(), std::str::Utf8Error> {
+    /// #     std::str::from_utf8(payload).map(|_| ())
+    /// # }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let (queue, _) = Queue::builder(dir.path()).open()?;
+    /// # queue.enqueue(b"\xff")?;
+    /// let consumer = queue.consumer();
+    /// if let Some(job) = consumer.try_next() {
+    ///     match work(job.payload()) {
+    ///         Ok(()) => job.ack(),
+    ///         Err(error) => job.fail(error),
+    ///     }
+    /// }
+    /// # assert_eq!(queue.stats().retried, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn fail(mut self, failure: impl Into<Failure>) {
+        // With the job still in hand, so that it is settled should this panic.
+        let failure = failure.into();
         if let Some(lease) = self.lease.take() {
             self.engine
                 .fail(lease, self.delivery, self.attempts, failure);

@@ -94,7 +94,7 @@ mod workers;
 pub use consumer::Consumer;
 pub use dead_letter::{DeadLetter, DeadLetters};
 pub use error::{BatchError, DeadLetterError, EnqueueError, FlushError, OpenError};
-pub use failure::Failure;
+pub use failure::{Failure, FailureError};
 pub use job::Job;
 pub use log::record::FailureReason;
 #[cfg(fuzzing)]
@@ -105,7 +105,7 @@ pub use options::{Builder, Durability, EnqueueOptions};
 pub use producer::Producer;
 pub use queue::{Queue, VerifyReport};
 pub use retry::{Jitter, MAX_ATTEMPTS, MAX_CRASHES, RetryPolicy};
-pub use sequence::Sequence;
+pub use sequence::{ParseSequenceError, Sequence};
 pub use stats::Stats;
 pub use storage::StorageError;
 pub use workers::{ShutdownReport, Workers, WorkersBuilder};

@@ -99,12 +99,20 @@ impl EnqueueOptions {
 
     /// Waits up to `timeout` for room when the queue is at its `max_depth` or `max_bytes`, or the
     /// disk is full, instead of returning that error at once.
+    ///
+    /// A handler that waits for room in its own queue holds up a worker and a job, and it may be them
+    /// that the others wait for. So it should wait briefly if at all, and fail the attempt if there is
+    /// no room ([`EnqueueError::is_full`]). To wait for ever is refused there with
+    /// [`EnqueueError::WaitInHandler`], once the queue is full. Threads that take jobs with a
+    /// [`Consumer`](crate::Consumer) are not known to be handlers, and neither are two queues whose
+    /// handlers wait for each other.
     pub fn wait(mut self, timeout: Duration) -> Self {
         self.wait = timeout;
         self
     }
 
-    /// Waits for room for as long as it takes.
+    /// Waits for room for as long as it takes; not in a handler of the same queue, see
+    /// [`wait`](Self::wait).
     pub fn wait_forever(self) -> Self {
         self.wait(Duration::MAX)
     }

@@ -11,7 +11,7 @@ use crate::log::record::{HEADER_BYTES, Meta, NewRecord};
 use crate::log::segment::Segment;
 use crate::log::{RollError, Stripe};
 use crate::options::{Due, Durability, EnqueueOptions};
-use crate::{Sequence, Timestamp};
+use crate::{Sequence, Timestamp, workers};
 
 /// Bytes of a record kept free for what a dead letter adds to its job: its identity, attempts and
 /// times, and a few reasons.
@@ -187,7 +187,10 @@ fn next_in_turn() -> usize {
 impl From<RollError> for EnqueueError {
     fn from(error: RollError) -> Self {
         match error {
-            RollError::OverBudget => Self::Full { limit: "max_bytes" },
+            RollError::OverBudget(max) => Self::Full {
+                limit: "max_bytes",
+                max,
+            },
             RollError::Closed => Self::Closed,
             RollError::Storage(error) if error.is_full() => Self::StorageFull(Arc::new(error)),
             RollError::Storage(error) => Self::Storage(Arc::new(error)),
@@ -329,9 +332,12 @@ impl Engine {
 
     /// Takes room for up to `jobs` jobs, for one at least; returns for how many there was.
     fn take_room(&self, jobs: u64) -> Result<u64, EnqueueError> {
-        match self.depth.as_ref().map_or(jobs, |depth| depth.take(jobs)) {
+        let Some(depth) = &self.depth else {
+            return Ok(jobs);
+        };
+        match depth.take(jobs) {
             0 if self.is_closed() => Err(EnqueueError::Closed),
-            0 => Err(EnqueueError::Full { limit: "max_depth" }),
+            0 => Err(depth.full()),
             taken => Ok(taken),
         }
     }
@@ -354,6 +360,10 @@ impl Engine {
         }
         // A deadline past the end of time is none.
         let deadline = Instant::now().checked_add(wait);
+        if deadline.is_none() && workers::is_on_worker_of(self) {
+            // All workers might be waiting so, each with a job that takes the room.
+            return first.map_err(|full| EnqueueError::WaitInHandler { full: full.into() });
+        }
         loop {
             let registered = self.room.register();
             let result = attempt();

@@ -95,8 +95,12 @@ impl SpaceBudget {
         }
     }
 
+    fn max(&self) -> u64 {
+        self.max.unwrap_or(u64::MAX)
+    }
+
     fn take(&self, bytes: u64) -> bool {
-        let max = self.max.unwrap_or(u64::MAX);
+        let max = self.max();
         // Relaxed: a count, which orders nothing.
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
@@ -117,8 +121,8 @@ impl SpaceBudget {
 /// Why there is no next segment.
 #[derive(Debug)]
 pub(crate) enum RollError {
-    /// `max_bytes` is used up.
-    OverBudget,
+    /// `max_bytes`, of this many, is used up.
+    OverBudget(u64),
     /// The log was closed.
     Closed,
     Storage(StorageError),
@@ -413,7 +417,7 @@ impl Stripe {
         // A spare is counted in the budget already.
         let spares = next.spares.len();
         if spares == 0 && !self.config.budget.take(self.config.segment_size) {
-            return Err(RollError::OverBudget);
+            return Err(RollError::OverBudget(self.config.budget.max()));
         }
         create_segment(&self.names, &self.config, next, Warm::All).map_err(|error| {
             // A spare that was not touched is still there, and still counted.
@@ -458,7 +462,7 @@ impl Stripe {
         }
         match self.create_within_budget(&mut next) {
             Ok(segment) => next.prepared = Some(segment),
-            Err(RollError::OverBudget | RollError::Closed) => {}
+            Err(RollError::OverBudget(_) | RollError::Closed) => {}
             Err(RollError::Storage(error)) => {
                 event!(debug, %error, "no segment prepared");
             }

@@ -310,7 +310,7 @@ fn after_a_failed_flush_of_names_jobs_still_go_through_the_log() {
     fill_segments(&stripe, 2);
     assert!(matches!(
         stripe.append_shared(&record(b"")),
-        Err(RollError::OverBudget)
+        Err(RollError::OverBudget(_))
     ));
     let given = sequences(&claim_all(&stripe));
     drop((stripe, fault));
@@ -675,7 +675,7 @@ fn a_full_budget_refuses_the_roll_until_a_segment_is_retired() {
     for _ in 0..2 {
         assert!(matches!(
             stripe.append_shared(&record(b"")),
-            Err(RollError::OverBudget)
+            Err(RollError::OverBudget(_))
         ));
     }
     let mut leases = claim_all(&stripe);

@@ -66,7 +66,13 @@ fn a_batch_beyond_max_depth_is_enqueued_as_far_as_there_is_room() {
     queue.enqueue_batch(&numbers(0, 4, 8)).unwrap();
     let BatchError { enqueued, error } = queue.enqueue_batch(&numbers(4, 24, 8)).unwrap_err();
     assert!(
-        matches!(error, EnqueueError::Full { limit: "max_depth" }),
+        matches!(
+            error,
+            EnqueueError::Full {
+                limit: "max_depth",
+                ..
+            }
+        ),
         "{error}"
     );
     assert_eq!(enqueued.len(), 6);

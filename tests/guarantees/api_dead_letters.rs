@@ -228,7 +228,10 @@ fn a_replay_into_a_full_queue_leaves_the_rest_of_the_letters() {
             assert!(
                 matches!(
                     *error,
-                    DeadLetterError::Enqueue(EnqueueError::Full { limit: "max_depth" })
+                    DeadLetterError::Enqueue(EnqueueError::Full {
+                        limit: "max_depth",
+                        ..
+                    })
                 ),
                 "{error}"
             );

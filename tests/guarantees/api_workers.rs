@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use logmill::{EnqueueError, Failure, Job};
+use anyhow::Context;
+use logmill::{EnqueueError, Failure, Job, RetryPolicy};
 
 use crate::support::*;
 
@@ -144,6 +145,53 @@ fn worker_threads_have_the_name_they_were_given() {
     assert!(workers.shutdown(PATIENCE).finished_in_time);
     let names = names.lock().unwrap();
     assert!(names[0].starts_with("resizer"), "{names:?}");
+}
+
+#[test]
+fn what_is_to_follow_is_said_below_code_that_knows_nothing_of_jobs() {
+    let dir = tempfile::tempdir().unwrap();
+    // A policy that would bring nothing back in time.
+    let hour = RetryPolicy::fixed(Duration::from_secs(3600));
+    let queue = open(builder(dir.path()).retry(hour));
+    fn below(job: &Job<'_>) -> anyhow::Result<()> {
+        let failure = match job.attempts() {
+            1 => Failure::retry_after(Duration::ZERO, "not yet"),
+            _ => Failure::dead_letter("never"),
+        };
+        Err(failure.into_error()).context("below")
+    }
+    let workers = queue
+        .workers(1)
+        .run(
+            |job: &Job<'_>| -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+                Ok(below(job).context("a step")?)
+            },
+        )
+        .unwrap();
+    queue.enqueue(b"by a worker").unwrap();
+    eventually("it is dead", || queue.dead_letters().len() == 1);
+    assert!(workers.shutdown(PATIENCE).finished_in_time);
+    queue.enqueue(b"by hand").unwrap();
+    let consumer = queue.consumer();
+    for _ in 0..2 {
+        let job = consumer.next_timeout(PATIENCE).unwrap();
+        let error = below(&job).unwrap_err();
+        job.fail(error);
+    }
+    let letters: Vec<_> = queue.dead_letters().iter().collect();
+    let reasons = |at: usize| {
+        let letter: &logmill::DeadLetter = &letters[at];
+        letter
+            .reasons()
+            .iter()
+            .map(|one| one.reason.as_str())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        reasons(0),
+        ["a step: below: not yet", "a step: below: never"]
+    );
+    assert_eq!(reasons(1), ["below: not yet", "below: never"]);
 }
 
 #[test]

@@ -4,11 +4,14 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use logmill::{Failure, Job, OpenError, Queue, RetryPolicy, ShutdownReport, Workers};
+use logmill::{
+    EnqueueError, EnqueueOptions, Failure, Job, OpenError, Queue, RetryPolicy, ShutdownReport,
+    Workers,
+};
 
 use crate::support::*;
 
@@ -494,4 +497,73 @@ fn a_job_that_is_leaked_comes_again_when_the_queue_is_opened_again() {
     let again = consumer.next().unwrap();
     assert_eq!((again.attempts(), again.crashes()), (1, 0));
     again.ack();
+}
+
+#[test]
+fn a_handler_does_not_wait_for_ever_for_room_in_its_own_queue() {
+    let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let queue = open(builder(dir.path()).max_depth(2));
+    let (met, enqueuing) = (Arc::new(Barrier::new(2)), queue.clone());
+    let (tell, told) = mpsc::channel();
+    let handler = move |job: &Job<'_>| {
+        let briefly = EnqueueOptions::new().wait(Duration::from_millis(1));
+        // Both workers have a job, and these two are all that there is room for.
+        met.wait();
+        let results = [EnqueueOptions::new().wait_forever(), briefly].map(|options| {
+            let one = enqueuing.enqueue_with(b"more", options).unwrap_err();
+            let batch = enqueuing
+                .enqueue_batch_with(&[b"more"], options)
+                .unwrap_err();
+            assert!(one.is_full() && batch.enqueued.is_empty());
+            [one, batch.error]
+        });
+        tell.send(results).unwrap();
+        met.wait();
+        match job.payload() {
+            // What gives up a job has room for another.
+            b"handed on" => Ok(()),
+            _ => Err(Failure::dead_letter("of no use")),
+        }
+    };
+    queue.enqueue_batch(&[&b"handed on"[..], b"dies"]).unwrap();
+    let workers = queue.workers(2).run(handler).unwrap();
+    for _ in 0..2 {
+        let [for_ever, briefly] = told.recv_timeout(PATIENCE).unwrap();
+        for error in for_ever {
+            let EnqueueError::WaitInHandler { full } = error else {
+                panic!("{error}");
+            };
+            assert!(matches!(*full, EnqueueError::Full { max: 2, .. }), "{full}");
+        }
+        for error in briefly {
+            assert!(
+                matches!(error, EnqueueError::Full { max: 2, .. }),
+                "{error}"
+            );
+        }
+    }
+    eventually("both are settled", || queue.stats().depth() == 0);
+    assert!(workers.shutdown(PATIENCE).finished_in_time);
+
+    // In a handler of another queue it may.
+    let patiently = EnqueueOptions::new().wait(PATIENCE);
+    queue.enqueue_batch_with(&[b"1", b"2"], patiently).unwrap();
+    let other = open(builder(other_dir.path()));
+    other.enqueue(b"3").unwrap();
+    let into = queue.clone();
+    let workers = other
+        .workers(1)
+        .run(move |job: &Job<'_>| {
+            let waiting = EnqueueOptions::new().wait_forever();
+            into.enqueue_with(job.payload(), waiting).map(|_| ())
+        })
+        .unwrap();
+    let consumer = queue.consumer();
+    for payload in [b"1", b"2", b"3"] {
+        let job = consumer.next_timeout(PATIENCE).unwrap();
+        assert_eq!(job.payload(), payload);
+        job.ack();
+    }
+    assert!(workers.shutdown(PATIENCE).finished_in_time);
+    assert_eq!(other.stats().acked, 1);
 }

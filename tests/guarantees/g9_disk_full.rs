@@ -261,7 +261,13 @@ fn max_depth_refuses_what_is_beyond_it_until_a_job_is_settled() {
     let refused = |payload: &[u8]| {
         let error = queue.enqueue(payload).unwrap_err();
         assert!(
-            matches!(error, EnqueueError::Full { limit: "max_depth" }),
+            matches!(
+                error,
+                EnqueueError::Full {
+                    limit: "max_depth",
+                    ..
+                }
+            ),
             "{error}"
         );
         assert!(error.is_full());
@@ -362,7 +368,13 @@ fn waiting_for_room_ends_with_the_time_given() {
         .enqueue_with(b"another", EnqueueOptions::new().wait(wait))
         .unwrap_err();
     assert!(
-        matches!(error, EnqueueError::Full { limit: "max_depth" }),
+        matches!(
+            error,
+            EnqueueError::Full {
+                limit: "max_depth",
+                ..
+            }
+        ),
         "{error}"
     );
     assert!(before.elapsed() >= wait, "it gave up early");
@@ -376,7 +388,13 @@ fn max_bytes_refuses_another_segment_until_one_is_done() {
     let mut next = 0;
     let error = fill(&queue, &mut next);
     assert!(
-        matches!(error, EnqueueError::Full { limit: "max_bytes" }),
+        matches!(
+            error,
+            EnqueueError::Full {
+                limit: "max_bytes",
+                ..
+            }
+        ),
         "{error}"
     );
     assert!(error.is_full());

@@ -352,8 +352,12 @@ impl Case {
                 assert_eq!(*max, queue.max_payload());
                 assert!(len > max && refused.iter().any(|payload| payload.len() == *len));
             }
-            EnqueueError::Full { limit: "max_bytes" } => assert!(self.setup.max_bytes),
-            EnqueueError::Full { limit: "max_depth" } => {
+            EnqueueError::Full {
+                limit: "max_bytes", ..
+            } => assert!(self.setup.max_bytes),
+            EnqueueError::Full {
+                limit: "max_depth", ..
+            } => {
                 let max = self.setup.max_depth.expect("a limit that was set");
                 // Jobs on their way to the dead letters still count, as they may have here.
                 if *self.model.live_range().end() < max {
