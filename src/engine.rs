@@ -16,6 +16,7 @@ use crate::error::{EnqueueError, FlushError, OpenError};
 use crate::events::{Mutex, event};
 use crate::failure::{Failure, Then};
 use crate::home::{Directories, Home};
+use crate::job::Attempt;
 use crate::lasting::Lasting;
 use crate::log::recovery::{Recovery, RecoveryReport};
 use crate::log::segment::Lease;
@@ -269,7 +270,17 @@ impl Engine {
 
     /// Begins the delivery of a job: counts it, before it happens. None if the job had used up its
     /// attempts (and is dead now), or was done meanwhile.
-    pub(crate) fn begin(&self, lease: Lease) -> Option<(Lease, u32, Delivery)> {
+    pub(crate) fn begin(&self, mut lease: Lease) -> Option<(Lease, Attempt, Delivery)> {
+        let is_suspect = lease.take_suspicion();
+        let begun = self.begin_any(lease);
+        if begun.is_none() && is_suspect {
+            self.dispatch.end_suspect();
+        }
+        let (lease, attempts, delivery) = begun?;
+        Some((lease, Attempt::new(attempts, is_suspect), delivery))
+    }
+
+    fn begin_any(&self, lease: Lease) -> Option<(Lease, u32, Delivery)> {
         if lease.is_done() {
             // By a delivery that had timed out and succeeded after all.
             return None;
@@ -317,14 +328,24 @@ impl Engine {
     }
 
     #[inline(always)]
-    pub(crate) fn ack(&self, lease: Lease, delivery: Delivery, attempts: u32) {
-        if attempts > 1 {
-            self.dead.forget_failures(lease.job());
+    pub(crate) fn ack(&self, lease: Lease, delivery: Delivery, attempt: Attempt) {
+        if !attempt.is_plain() {
+            return self.ack_marked(lease, delivery, attempt);
         }
         if let Some(leases) = &self.leases {
             leases.end(&lease, delivery);
         }
         self.complete(lease);
+    }
+
+    /// Acks a job that failed before, or a suspect.
+    #[cold]
+    fn ack_marked(&self, lease: Lease, delivery: Delivery, attempt: Attempt) {
+        self.dead.forget_failures(lease.job());
+        self.ack(lease, delivery, Attempt::new(1, false));
+        if attempt.is_suspect() {
+            self.dispatch.end_suspect();
+        }
     }
 
     /// Marks a job done. Returns whether it was not before.
@@ -343,14 +364,27 @@ impl Engine {
         acked.first
     }
 
-    pub(crate) fn fail(&self, lease: Lease, delivery: Delivery, attempts: u32, failure: Failure) {
-        match &self.leases {
-            None => lease.count_failure(false),
-            // It has timed out: this attempt has failed already.
-            Some(leases) if !leases.fail(&lease, delivery) => return,
-            Some(_) => {}
+    pub(crate) fn fail(
+        &self,
+        lease: Lease,
+        delivery: Delivery,
+        attempt: Attempt,
+        failure: Failure,
+    ) {
+        let is_current = match &self.leases {
+            None => {
+                lease.count_failure(false);
+                true
+            }
+            // Else it has timed out: this attempt has failed already.
+            Some(leases) => leases.fail(&lease, delivery),
+        };
+        if is_current {
+            self.fail_current(lease, attempt.number(), failure);
         }
-        self.fail_current(lease, attempts, failure);
+        if attempt.is_suspect() {
+            self.dispatch.end_suspect();
+        }
     }
 
     fn fail_current(&self, lease: Lease, attempts: u32, failure: Failure) {

@@ -23,37 +23,68 @@ pub struct Job<'a> {
     engine: &'a Engine,
     /// Taken by whatever settles the job.
     lease: Option<Lease>,
-    attempts: u32,
+    attempt: Attempt,
     delivery: Delivery,
+}
+
+/// Which attempt at a job this is, and whether it is one at a suspect, whose end lets the next
+/// suspect begin.
+///
+/// One number, so that an ack sees with one comparison that there is nothing to be done beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Attempt(u32);
+
+impl Attempt {
+    const SUSPECT: u32 = 1 << 31;
+
+    #[inline]
+    pub(crate) fn new(number: u32, is_suspect: bool) -> Self {
+        let number = number.min(Self::SUSPECT - 1);
+        Self(number | if is_suspect { Self::SUSPECT } else { 0 })
+    }
+
+    /// The first is 1.
+    #[inline]
+    pub(crate) fn number(self) -> u32 {
+        self.0 & !Self::SUSPECT
+    }
+
+    pub(crate) fn is_suspect(self) -> bool {
+        self.0 & Self::SUSPECT != 0
+    }
+
+    /// The first one, at a job that is no suspect.
+    #[inline]
+    pub(crate) fn is_plain(self) -> bool {
+        self.0 <= 1
+    }
 }
 
 impl<'a> Job<'a> {
     /// Begins the delivery of a job; None if it had used up its attempts, or was done meanwhile.
     #[inline(always)]
     pub(crate) fn begin(engine: &'a Engine, lease: Lease) -> Option<Self> {
-        let (attempts, delivery) = if engine.is_plain(&lease) {
-            (
-                u32::from(lease.begin_delivery().failed()) + 1,
-                Delivery::ONLY,
-            )
+        let (attempt, delivery) = if engine.is_plain(&lease) {
+            let failed = lease.begin_delivery().failed();
+            (Attempt::new(u32::from(failed) + 1, false), Delivery::ONLY)
         } else {
             return Self::begin_slow(engine, lease);
         };
         Some(Self {
             engine,
             lease: Some(lease),
-            attempts,
+            attempt,
             delivery,
         })
     }
 
     #[cold]
     fn begin_slow(engine: &'a Engine, lease: Lease) -> Option<Self> {
-        let (lease, attempts, delivery) = engine.begin(lease)?;
+        let (lease, attempt, delivery) = engine.begin(lease)?;
         Some(Self {
             engine,
             lease: Some(lease),
-            attempts,
+            attempt,
             delivery,
         })
     }
@@ -78,7 +109,7 @@ impl<'a> Job<'a> {
     /// a job has unlimited attempts.
     #[inline]
     pub fn attempts(&self) -> u32 {
-        self.attempts
+        self.attempt.number()
     }
 
     /// How often the process died, or the power failed, while a handler had this job; at most 15.
@@ -103,7 +134,7 @@ impl<'a> Job<'a> {
     #[inline(always)]
     pub fn ack(mut self) {
         if let Some(lease) = self.lease.take() {
-            self.engine.ack(lease, self.delivery, self.attempts);
+            self.engine.ack(lease, self.delivery, self.attempt);
         }
     }
 
@@ -151,7 +182,7 @@ impl<'a> Job<'a> {
         let failure = failure.into();
         if let Some(lease) = self.lease.take() {
             self.engine
-                .fail(lease, self.delivery, self.attempts, failure);
+                .fail(lease, self.delivery, self.attempt, failure);
         }
     }
 }
@@ -162,26 +193,26 @@ impl Drop for Job<'_> {
     #[inline]
     fn drop(&mut self) {
         if let Some(lease) = self.lease.take() {
-            fail_dropped(self.engine, lease, self.delivery, self.attempts);
+            fail_dropped(self.engine, lease, self.delivery, self.attempt);
         }
     }
 }
 
 #[cold]
-fn fail_dropped(engine: &Engine, lease: Lease, delivery: Delivery, attempts: u32) {
+fn fail_dropped(engine: &Engine, lease: Lease, delivery: Delivery, attempt: Attempt) {
     let reason = if std::thread::panicking() {
         "the job was dropped by a panic"
     } else {
         "the job was dropped"
     };
-    engine.fail(lease, delivery, attempts, reason.into());
+    engine.fail(lease, delivery, attempt, reason.into());
 }
 
 impl fmt::Debug for Job<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Job")
             .field("sequence", &self.sequence())
-            .field("attempts", &self.attempts)
+            .field("attempts", &self.attempts())
             .field("payload_len", &self.payload().len())
             .finish_non_exhaustive()
     }

@@ -11,7 +11,8 @@ use crate::log::StripeStats;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Jobs that wait for a consumer. A job that is not due yet counts as ready until a consumer
+    /// Jobs that wait for a consumer, or for another job with a crash to be done first (see
+    /// [`Job::crashes`](crate::Job::crashes)). A job that is not due yet counts as ready until a consumer
     /// claims it and finds that out.
     pub ready: u64,
     /// Jobs that wait for their due time or for the end of their backoff.

@@ -237,7 +237,8 @@ fn deliver(dir: &Path, log: &Log, acks: impl Fn(usize) -> bool) -> Deliveries {
         };
         let (id, payload) = (job.sequence().get(), job.payload().to_vec());
         let found = (id, payload.clone(), (job.attempts(), job.crashes()));
-        if job.sequence() == new || acks(delivered.len()) {
+        // While a job with a crash is held, no other one is delivered.
+        if job.sequence() == new || job.crashes() > 0 || acks(delivered.len()) {
             job.ack();
         } else {
             // The queue is closed properly.

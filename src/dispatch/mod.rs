@@ -3,8 +3,9 @@
 //! A consumer claims runs of records into a deque of its own, and makes one run at a time into
 //! leases, in a second deque; idle consumers steal from both. What comes back (retries, due jobs)
 //! goes through an injector. While jobs wait in both, a consumer takes one of each in turn, so that
-//! neither a flood of retries nor one of new jobs holds up the other. The deques are Chase and Lev's
-//! (SPAA 2005), as crossbeam builds them.
+//! neither a flood of retries nor one of new jobs holds up the other. Jobs that a handler had when a
+//! process died are delivered one at a time, and so pass none of these. The deques are Chase and
+//! Lev's (SPAA 2005), as crossbeam builds them.
 
 mod compaction;
 pub(crate) mod leases;
@@ -12,6 +13,7 @@ pub(crate) mod leases;
 mod loom_models;
 pub(crate) mod sleep;
 pub(crate) mod source;
+pub(crate) mod suspects;
 #[cfg(all(test, not(loom)))]
 mod tests;
 pub(crate) mod timer;
@@ -23,6 +25,7 @@ use crossbeam_deque::{Injector, Steal};
 
 use self::sleep::EventCount;
 use self::source::{Deques, Thief, Turn};
+use self::suspects::Suspects;
 use self::timer::Timer;
 use crate::RetryPolicy;
 use crate::Timestamp;
@@ -42,6 +45,7 @@ pub(crate) struct Dispatch {
     stripes: Box<[Stripe]>,
     /// Jobs that are due again, and jobs that a consumer gave back.
     injector: Injector<Lease>,
+    pub(crate) suspects: Suspects<Lease>,
     thieves: ArcSwap<Vec<Thief>>,
     /// Serializes the registration of deques.
     registration: Mutex<Registration>,
@@ -72,6 +76,7 @@ impl Dispatch {
         Self {
             stripes,
             injector: Injector::new(),
+            suspects: Suspects::new(),
             thieves: ArcSwap::default(),
             registration: Mutex::default(),
             sleepers,
@@ -90,7 +95,7 @@ impl Dispatch {
     pub(crate) fn queued(&self) -> u64 {
         let thieves = self.thieves.load();
         let in_deques: u64 = thieves.iter().map(Thief::queued).sum();
-        in_deques + self.injector.len() as u64
+        in_deques + self.injector.len() as u64 + self.suspects.len() as u64
     }
 
     /// Makes a job available to all consumers at once.
@@ -103,9 +108,26 @@ impl Dispatch {
     pub(crate) fn inject_all(&self, leases: Vec<Lease>) {
         let count = leases.len();
         for lease in leases {
-            self.injector.push(lease);
+            if lease.is_suspect() {
+                self.add_suspect(lease);
+            } else {
+                self.injector.push(lease);
+            }
         }
         self.sleepers.notify_fenced(count);
+    }
+
+    fn add_suspect(&self, lease: Lease) {
+        if self.suspects.add(lease.crashes(), lease.sequence(), lease) {
+            self.sleepers.notify_fenced(1);
+        }
+    }
+
+    /// The handler of a suspect has ended: the next one may begin.
+    pub(crate) fn end_suspect(&self) {
+        if self.suspects.end() {
+            self.sleepers.notify_fenced(1);
+        }
     }
 
     /// The next job for the consumer that owns the deques, if there is one at hand.
@@ -129,11 +151,15 @@ impl Dispatch {
 
     /// The next job for the consumer that owns the deques.
     ///
-    /// One that came back and a new one in turn. New ones are looked for in its own deques, then in
+    /// A suspect first, as there is one at a time only; then one that came back and a new one in
+    /// turn. New ones are looked for in its own deques, then in
     /// the logs, and then in the others' deques. Who is `patient` leaves the logs out where it had
     /// better keep its distance.
     fn find(&self, own: &Deques, patient: bool) -> Option<Lease> {
         loop {
+            if let Some(lease) = self.suspects.take() {
+                return Some(lease);
+            }
             if let Some(lease) = self.find_in_turn(own) {
                 return Some(lease);
             }
@@ -242,23 +268,36 @@ impl Dispatch {
         }
     }
 
-    /// Puts a claimed job into the timer if it is not due yet.
+    /// Puts a claimed job into the timer if it is not due yet, and a suspect among the others.
     fn hold_back(&self, lease: Lease) -> Option<Lease> {
         let due_at = lease.record().header().due_at;
         let mut delay = due_at.since(Timestamp::now());
-        if lease.is_recovered() && lease.deliveries().failed() > 0 {
-            // A job that used up its attempts is not delivered again, so it need not wait.
-            let failed = lease.failed();
-            if self.may_retry(&lease, failed) {
-                delay = delay.max(self.retry.backoff(failed));
-            }
+        let (failed, crashes) = (lease.failed(), lease.crashes());
+        // A job that is dead is not delivered again, so it neither waits nor harms anyone.
+        let is_dead = self.is_dead(&lease, failed, crashes);
+        // The first crash was hardly its own.
+        let to_blame = failed.saturating_add(crashes.saturating_sub(1));
+        if lease.is_recovered() && to_blame > 0 && !is_dead {
+            delay = delay.max(self.retry.backoff(to_blame));
         }
-        if delay.is_zero() {
+        let lease = match crashes > 0 && !is_dead {
+            true => lease.into_suspect(),
+            false => lease,
+        };
+        if !delay.is_zero() {
+            self.timer
+                .schedule(lease, self.clock.now().saturating_add(delay));
+        } else if lease.is_suspect() {
+            self.add_suspect(lease);
+        } else {
             return Some(lease);
         }
-        self.timer
-            .schedule(lease, self.clock.now().saturating_add(delay));
         None
+    }
+
+    /// Whether a job is not delivered again after so many failed attempts and crashes.
+    fn is_dead(&self, lease: &Lease, failed: u32, crashes: u32) -> bool {
+        crashes >= self.max_crashes() || failed > 0 && !self.may_retry(lease, failed)
     }
 
     /// After how many crashes a job is dead.
@@ -289,6 +328,7 @@ impl Dispatch {
     /// Whether a consumer that has registered as a sleeper, and fenced, must look again.
     fn may_have_work(&self) -> bool {
         !self.injector.is_empty()
+            || self.suspects.can_take()
             || self.stripes.iter().any(Stripe::may_have_work)
             || self.thieves.load().iter().any(Thief::has_work)
     }

@@ -604,6 +604,9 @@ pub(crate) struct Lease {
 /// Set in a lease's place if its segment was made since the open and its record has no metadata. No
 /// units reach this bit, and unpacking a position passes over it.
 const BARE: u64 = 1 << 37;
+/// Set in a lease's place if a handler had the job when a process died, and no handler has ended with
+/// it since. As unlikely to be reached as [`BARE`].
+const SUSPECT: u64 = 1 << 36;
 
 // Deques and timers hold many.
 const _: () = assert!(size_of::<Lease>() == 16);
@@ -630,6 +633,24 @@ impl Lease {
     #[inline]
     pub(crate) fn is_bare(&self) -> bool {
         self.place & BARE != 0
+    }
+
+    /// Whether it is to be delivered while no other suspect is.
+    #[inline]
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.place & SUSPECT != 0
+    }
+
+    pub(crate) fn into_suspect(mut self) -> Self {
+        self.place |= SUSPECT;
+        self
+    }
+
+    /// Makes it one like others, once a handler has it. Returns whether it was a suspect.
+    pub(crate) fn take_suspicion(&mut self) -> bool {
+        let was_suspect = self.is_suspect();
+        self.place &= !SUSPECT;
+        was_suspect
     }
 
     #[inline]

@@ -191,6 +191,7 @@ fn look_into(running: &Arc<Running>) -> Found {
         leases.push(lease);
     }
     leases.extend(running.dispatch().timer.take_all());
+    leases.extend(running.dispatch().suspects.take_all());
     let mut jobs: Vec<_> = leases
         .iter()
         .map(|lease| FoundJob {
@@ -247,6 +248,7 @@ fn work_off(setup: &Setup, dir: &Path, truth: &Truth) {
         while let Some(lease) = consumer.try_next() {
             leases.push(lease);
         }
+        leases.extend(running.dispatch().suspects.take_all());
         if leases.is_empty() {
             break;
         }

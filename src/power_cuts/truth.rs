@@ -8,6 +8,7 @@ use std::rc::Rc;
 use fastrand::Rng;
 
 use crate::Sequence;
+use crate::job::Attempt;
 use crate::log::ack::RECORDS_PER_WORD;
 
 /// The bytes of a payload; too many to print.
@@ -75,6 +76,8 @@ struct Job {
     crashes: u32,
     /// Handlers that have it.
     handlers: u32,
+    /// It has a crash, and no handler has ended with it in this process.
+    is_suspect: bool,
     /// One has had it since what is said of deliveries was durable, so that a power cut may have
     /// that one still at it.
     was_begun: bool,
@@ -155,6 +158,7 @@ impl Truth {
             failed: 0,
             crashes: 0,
             handlers: 0,
+            is_suspect: false,
             was_begun: false,
             may_die: false,
             end: None,
@@ -168,7 +172,7 @@ impl Truth {
     }
 
     /// A job that is about to be delivered.
-    pub(super) fn note_delivered(&mut self, job: Sequence, attempts: u32, payload: &[u8]) {
+    pub(super) fn note_delivered(&mut self, job: Sequence, attempt: Attempt, payload: &[u8]) {
         let payloads = self.letters.values().filter(|letter| letter.is_uncertain);
         let mut payloads = payloads.map(|letter| &letter.payload);
         if !self.jobs.contains_key(&job)
@@ -177,14 +181,22 @@ impl Truth {
             // A replay has made it, and then failed.
             self.note_enqueued(job, payload, false);
         }
+        let is_alone = self
+            .jobs
+            .iter()
+            .all(|(other, known)| *other == job || !known.is_suspect || known.handlers == 0);
         let known = self.job(job);
         assert_eq!(payload, known.payload.as_ref(), "{job} has another payload");
+        let attempts = attempt.number();
         let is_one = !known.is_double && !known.was_double;
         assert!(
             attempts == known.failed + 1 || !is_one && attempts <= known.failed + 1,
             "{job} is delivered with attempt {attempts}, not {}",
             known.failed + 1
         );
+        if known.is_suspect && is_one {
+            assert!(is_alone, "{job} is delivered beside another suspect");
+        }
         known.handlers += 1;
         known.was_begun = true;
     }
@@ -194,6 +206,7 @@ impl Truth {
         // What is acked and flushed is forgotten, though another handler may be late with it.
         if let Some(known) = self.jobs.get_mut(&job) {
             known.handlers -= 1;
+            known.is_suspect = false;
             known.failed += u32::from(has_failed);
         }
     }
@@ -202,6 +215,13 @@ impl Truth {
     pub(super) fn note_timed_out(&mut self, job: Sequence) {
         if let Some(known) = self.jobs.get_mut(&job) {
             known.failed += 1;
+        }
+    }
+
+    /// The queue was opened.
+    pub(super) fn note_opened(&mut self) {
+        for known in self.jobs.values_mut() {
+            known.is_suspect = known.crashes > 0;
         }
     }
 
@@ -528,6 +548,7 @@ impl Truth {
                 failed: one.failed,
                 crashes: one.crashes,
                 handlers: 0,
+                is_suspect: false,
                 was_begun: crash == Crash::Kill && known.is_some_and(|job| job.was_begun),
                 may_die: known.is_some_and(|job| job.may_die),
                 end: None,

@@ -19,6 +19,7 @@ use crate::dispatch::leases::Delivery;
 use crate::dispatch::source::Source;
 use crate::engine::Running;
 use crate::failure::{Failure, Then};
+use crate::job::Attempt;
 use crate::log::segment::Lease;
 use crate::maintenance::Upkeep;
 use crate::options::{Durability, EnqueueOptions};
@@ -34,7 +35,7 @@ const CONSUMERS: usize = 2;
 struct InHand {
     lease: Lease,
     job: Sequence,
-    attempts: u32,
+    attempt: Attempt,
     delivery: Delivery,
     begun_at: Duration,
     has_timed_out: bool,
@@ -110,6 +111,7 @@ impl World {
             self.consumers.push(Source::new(Arc::clone(&running)));
         }
         self.upkeep = Upkeep::new();
+        self.shared.truth.borrow_mut().note_opened();
         *self.shared.running.borrow_mut() = Some(running);
     }
 
@@ -259,15 +261,15 @@ impl World {
             if lease.is_recovered() && (had.failed() + had.crashes() > 0 || lease.has_meta()) {
                 self.shared.truth.borrow_mut().note_dying(job);
             }
-            let Some((lease, attempts, delivery)) = running.begin(lease) else {
+            let Some((lease, attempt, delivery)) = running.begin(lease) else {
                 continue;
             };
             let mut truth = self.shared.truth.borrow_mut();
-            truth.note_delivered(job, attempts, &payload);
+            truth.note_delivered(job, attempt, &payload);
             self.shared.in_hand.borrow_mut().push(InHand {
                 lease,
                 job,
-                attempts,
+                attempt,
                 delivery,
                 begun_at: stopped::now().unwrap_or_default(),
                 has_timed_out: false,
@@ -292,7 +294,9 @@ impl World {
                     continue;
                 }
             };
-            let is_last = !running.dispatch().may_retry(&one.lease, one.attempts);
+            let is_last = !running
+                .dispatch()
+                .may_retry(&one.lease, one.attempt.number());
             if !one.lease.is_done() && (is_last || matches!(then, Then::DeadLetter)) {
                 self.shared.truth.borrow_mut().note_dying(one.job);
             }
@@ -303,7 +307,7 @@ impl World {
             let mut truth = self.shared.truth.borrow_mut();
             truth.note_handled(one.job, !one.has_timed_out);
             drop(truth);
-            running.fail(one.lease, one.delivery, one.attempts, failure);
+            running.fail(one.lease, one.delivery, one.attempt, failure);
         }
     }
 
@@ -336,7 +340,10 @@ impl World {
             let mut truth = self.shared.truth.borrow_mut();
             // But for those that another lease of theirs has done.
             for one in in_hand.iter().filter(|one| !one.lease.is_done()) {
-                if !running.dispatch().may_retry(&one.lease, one.attempts) {
+                if !running
+                    .dispatch()
+                    .may_retry(&one.lease, one.attempt.number())
+                {
                     truth.note_dying(one.job);
                 }
             }
@@ -549,7 +556,7 @@ impl Shared {
             self.truth.borrow_mut().note_acked(one.job);
         }
         self.truth.borrow_mut().note_handled(one.job, false);
-        running.ack(one.lease, one.delivery, one.attempts);
+        running.ack(one.lease, one.delivery, one.attempt);
     }
 
     /// What happens at an operation: others go on meanwhile, and there may be a crash.

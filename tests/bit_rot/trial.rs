@@ -150,8 +150,11 @@ fn open_and_drain(dir: &Path, sample: &Sample) -> Opening {
             let before = delivered.insert(sequence, delivery.clone());
             assert_eq!(before, None, "{sequence} was delivered twice");
             match known {
-                // What has attempts of its own would be dead instead of delivered again.
-                Some(known) if known.limit.is_none() && sequence.get() % 2 == 0 => {
+                // What has attempts of its own would be dead instead of delivered again, and while a
+                // job with a crash is held, no other one is delivered.
+                Some(known)
+                    if known.limit.is_none() && job.crashes() == 0 && sequence.get() % 2 == 0 =>
+                {
                     held.insert(sequence, delivery);
                     std::mem::forget(job);
                 }

@@ -61,6 +61,9 @@ pub struct ModelJob {
     /// Attempts that have failed, and the one that a handler is at.
     attempts: u32,
     crashes: u32,
+    /// It has a crash, and no handler has ended with it since the queue was opened: it is not
+    /// delivered while a handler has another one such.
+    is_suspect: bool,
     /// Attempts that it may have.
     limit: Option<u32>,
     place: Place,
@@ -202,6 +205,7 @@ impl Model {
             payload,
             attempts: 0,
             crashes: 0,
+            is_suspect: false,
             limit: match limit {
                 Limit::Policy => Some(u32::from(POLICY_LIMIT)),
                 Limit::Of(limit) => Some(u32::from(limit)),
@@ -231,12 +235,17 @@ impl Model {
             .range(first_of_stripe..sequence)
             .find(|(_, job)| job.is_in_order() && job.is_deliverable())
             .map(|(&overtaken, _)| overtaken);
+        let has_leased_suspect = self.has_leased_suspect();
         let Some(job) = self.jobs.get_mut(&sequence) else {
             panic!("{sequence} was delivered and never enqueued");
         };
         assert!(
             !job.has_no_attempt_left(),
             "{sequence} once too often: {job:?}"
+        );
+        assert!(
+            !job.is_suspect || !has_leased_suspect,
+            "{sequence} beside another suspect: {job:?}"
         );
         match job.place {
             Place::Waiting if job.is_in_order() => {
@@ -265,7 +274,11 @@ impl Model {
 
     /// A consumer was told that nothing is due.
     pub fn nothing_was_due(&mut self) {
+        let has_leased_suspect = self.has_leased_suspect();
         for (sequence, job) in &mut self.jobs {
+            if job.is_suspect && has_leased_suspect {
+                continue;
+            }
             match job.place {
                 Place::WaitingOrDelayed => job.place = Place::Delayed,
                 Place::DeadOrWaiting => job.place = Place::Dead { settled: false },
@@ -311,12 +324,19 @@ impl Model {
         self.since_open.dead_lettered += 1;
     }
 
+    /// A job whose handler ends.
     fn leased(&mut self, sequence: Sequence) -> &mut ModelJob {
         let Some(job) = self.jobs.get_mut(&sequence) else {
             panic!("{sequence} was never enqueued");
         };
         assert_eq!(job.place, Place::Leased, "{sequence}");
+        job.is_suspect = false;
         job
+    }
+
+    fn has_leased_suspect(&self) -> bool {
+        let mut jobs = self.jobs.values();
+        jobs.any(|job| job.is_suspect && job.place == Place::Leased)
     }
 
     /// A letter became a new job.
@@ -471,6 +491,8 @@ impl Model {
                 }
                 other => other,
             };
+            job.is_suspect = job.crashes > 0;
+            job.in_order &= !job.is_suspect;
             if job.has_died_waiting() && has_letter {
                 // The letter is new, and settled with the process; or an earlier one, and then the
                 // job may still be found dead once more.

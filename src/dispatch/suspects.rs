@@ -1,0 +1,137 @@
+//! Jobs that a handler had when a process died: suspects, of which one at a time is delivered, so
+//! that the next crash convicts one of them only. Ordinary jobs run beside it.
+//!
+//! Whoever takes a suspect holds the gate until its handler ends, in whatever way. Those with fewest
+//! crashes come first, as they are most likely innocent, and among these in the order of the log.
+
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+
+use crate::Sequence;
+use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
+
+/// The suspects that wait for a consumer.
+pub(crate) struct Suspects<T> {
+    /// 1 if one can be taken: a copy of `State::can_take` to look at. Relaxed throughout: whoever
+    /// takes one does so under the lock, and whoever sleeps is woken as `sleep.rs` says.
+    can_take: AtomicUsize,
+    state: Mutex<State<T>>,
+}
+
+struct State<T> {
+    /// By crashes and place in the log.
+    waiting: BTreeMap<(u32, Sequence), T>,
+    /// A handler has a suspect.
+    is_gate_held: bool,
+}
+
+impl<T> State<T> {
+    fn can_take(&self) -> bool {
+        !self.is_gate_held && !self.waiting.is_empty()
+    }
+}
+
+impl<T> Suspects<T> {
+    pub(crate) fn new() -> Self {
+        Self {
+            can_take: AtomicUsize::new(0),
+            state: Mutex::new(State {
+                waiting: BTreeMap::new(),
+                is_gate_held: false,
+            }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes whether one can be taken, and returns it: a consumer is to be woken then.
+    fn publish(&self, state: &State<T>) -> bool {
+        let can_take = state.can_take();
+        self.can_take.store(can_take.into(), Ordering::Relaxed);
+        can_take
+    }
+
+    /// Adds one. Returns whether a consumer is to be woken.
+    pub(crate) fn add(&self, crashes: u32, sequence: Sequence, job: T) -> bool {
+        let mut state = self.lock();
+        state.waiting.insert((crashes, sequence), job);
+        self.publish(&state)
+    }
+
+    /// Takes the next one, and with it the gate, which [`end`](Self::end) gives back.
+    #[inline]
+    pub(crate) fn take(&self) -> Option<T> {
+        if self.can_take() {
+            self.take_one()
+        } else {
+            None
+        }
+    }
+
+    #[cold]
+    fn take_one(&self) -> Option<T> {
+        let mut state = self.lock();
+        if !state.can_take() {
+            return None;
+        }
+        let (_, job) = state.waiting.pop_first()?;
+        state.is_gate_held = true;
+        self.publish(&state);
+        Some(job)
+    }
+
+    /// The handler of the one that was taken has ended. Returns whether a consumer is to be woken.
+    pub(crate) fn end(&self) -> bool {
+        let mut state = self.lock();
+        state.is_gate_held = false;
+        self.publish(&state)
+    }
+
+    /// Whether one can be taken, for a consumer that looks for work.
+    #[inline]
+    pub(crate) fn can_take(&self) -> bool {
+        self.can_take.load(Ordering::Relaxed) != 0
+    }
+
+    /// Those that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
+    /// All that wait, whether a handler has one or not.
+    #[cfg(test)]
+    pub(crate) fn take_all(&self) -> Vec<T> {
+        let mut state = self.lock();
+        let all = std::mem::take(&mut state.waiting).into_values().collect();
+        self.publish(&state);
+        all
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_those_with_fewest_crashes_first_then_in_log_order() {
+        let suspects = Suspects::new();
+        assert!(!suspects.can_take());
+        for (crashes, sequence) in [(2, 1), (1, 7), (1, 3), (3, 0)] {
+            assert!(suspects.add(crashes, Sequence::new(sequence), (crashes, sequence)));
+        }
+        assert_eq!(suspects.len(), 4);
+        assert_eq!(suspects.take(), Some((1, 3)));
+        assert_eq!(suspects.take(), None);
+        assert!(!suspects.can_take());
+        // Nobody is woken for what cannot be taken.
+        assert!(!suspects.add(1, Sequence::new(0), (1, 0)));
+        assert!(suspects.end());
+        for expected in [(1, 0), (1, 7), (2, 1), (3, 0)] {
+            assert_eq!(suspects.take(), Some(expected));
+            assert_eq!(suspects.end(), expected != (3, 0));
+        }
+        assert_eq!(suspects.take(), None);
+    }
+}
