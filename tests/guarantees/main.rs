@@ -8,6 +8,7 @@ mod api_payloads;
 mod api_stats;
 mod api_workers;
 mod g1_at_least_once;
+mod g2_crashes;
 mod g2_no_poison;
 mod g3_no_silent_loss;
 mod g4_no_needless_duplicate;
@@ -29,6 +30,8 @@ fn child() {
         ("enqueue", g1_at_least_once::enqueue_until_killed),
         ("work", g1_at_least_once::work_until_killed),
         ("abort", g2_no_poison::abort_on_poison),
+        ("poison", g2_crashes::work_beside_poison),
+        ("deploy", g2_crashes::end_while_handlers_work),
         ("bury", g2_no_poison::bury_all),
         ("log into the queue", g6_subscribers::log_into_the_queue),
         ("panic at events", g6_subscribers::panic_at_events),
