@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::engine::Running;
-use crate::error::DeadLetterError;
+use crate::engine::{Engine, Running};
+use crate::error::{DeadLetterError, EnqueueError};
 use crate::events::event;
+use crate::log::Stripe;
 use crate::log::record::{FailureReason, Meta, NewRecord};
-use crate::log::segment::{Pinned, Record};
+use crate::log::segment::{Pinned, Record, Segment, Unsettled};
 use crate::{Sequence, Timestamp};
 
 /// Most letters that are replayed with one flush of each log.
@@ -110,12 +111,14 @@ impl DeadLetters {
     /// purged meanwhile may be missing or not.
     pub fn iter(&self) -> impl Iterator<Item = DeadLetter> + use<> {
         self.settle();
+        let running = Arc::clone(&self.running);
         self.running
             .dead()
             .log()
             .pins()
             .into_iter()
-            .flat_map(|letters| {
+            .flat_map(move |letters| {
+                let running = Arc::clone(&running);
                 // By position, as records borrow from the pin that moves along.
                 let positions: Vec<_> = letters
                     .live_records()
@@ -123,8 +126,10 @@ impl DeadLetters {
                     .collect();
                 positions.into_iter().filter_map(move |units| {
                     let record = letters.record(units)?;
-                    (!letters.is_done(record.header().index))
-                        .then(|| DeadLetter::read(&letters, &record))
+                    let index = record.header().index;
+                    let is_there = !letters.is_done(index)
+                        && running.dead().is_shown(letters.segment().sequence(index));
+                    is_there.then(|| DeadLetter::read(&letters, &record))
                 })
             })
     }
@@ -136,14 +141,19 @@ impl DeadLetters {
         let record = letters
             .live_records()
             .find(|record| letters.segment().sequence(record.header().index) == letter)?;
+        if !self.running.dead().is_shown(letter) {
+            return None;
+        }
         Some(DeadLetter::read(&letters, &record))
     }
 
-    /// Makes the letter a new job, due at once, with all its attempts before it. Exactly one job,
-    /// also if the process is killed or the power fails in between; flushed before this returns.
+    /// Makes the letter a new job, due at once, with all its attempts before it. Exactly one of the
+    /// two is there, also if the process is killed, the power fails or a flush fails in between; flushed
+    /// before this returns.
     ///
     /// # Errors
-    /// See [`DeadLetterError`]; the letter is then still there.
+    /// See [`DeadLetterError`]; the letter is then still there, but for
+    /// [`NotDurable`](DeadLetterError::NotDurable).
     pub fn replay(&self, letter: Sequence) -> Result<Sequence, DeadLetterError> {
         let found = self
             .get(letter)
@@ -175,6 +185,7 @@ impl DeadLetters {
                     replayed.extend(more);
                     return Err(DeadLetterError::Partial { replayed, error });
                 }
+                Err(error) if replayed.is_empty() => return Err(error),
                 Err(error) => {
                     return Err(DeadLetterError::Partial {
                         replayed,
@@ -208,7 +219,8 @@ impl DeadLetters {
     /// Deletes all letters that the filter picks, with one flush; returns how many.
     ///
     /// # Errors
-    /// A flush failed. Some or all of them may be deleted, and a power cut may bring them back.
+    /// See [`DeadLetterError`]. After a flush that failed the letters are deleted, and a power cut
+    /// may bring them back.
     pub fn purge_where(
         &self,
         mut filter: impl FnMut(&DeadLetter) -> bool,
@@ -235,12 +247,11 @@ impl DeadLetters {
         for letter in letters {
             // Not while it is being replayed.
             let _hold = dead.hold();
-            self.running.flush_deaths()?;
+            self.check_poison()?;
             purged += u64::from(dead.log().mark_done(letter));
         }
         if purged > 0 {
-            let flushed = dead.log().flush(true);
-            flushed.inspect_err(|error| self.running.note_failed_flush(error))?;
+            dead.log().flush(true)?;
         }
         Ok(purged)
     }
@@ -262,67 +273,63 @@ impl DeadLetters {
         }
     }
 
-    /// Appends the jobs, flushes them, and then marks the letters done. While that lasts, the
-    /// segment that the jobs are in is neither sealed nor retired: the next open, which scans it,
-    /// finds which letters each job stands for, and marks those done that a crash left.
+    /// After a flush that failed, what is done to letters could not be made durable.
+    fn check_poison(&self) -> Result<(), DeadLetterError> {
+        match self.running.poison() {
+            Some(error) => Err(DeadLetterError::Poisoned(Arc::clone(error))),
+            None => Ok(()),
+        }
+    }
+
+    /// Appends the jobs, each naming its letter, flushes them, and then marks the letters done and
+    /// flushes that. Until then the segments that the jobs are in are neither sealed nor retired: the
+    /// next open, which scans them, marks the letters that a crash left.
     fn replay_batch(&self, letters: &[DeadLetter]) -> Result<Vec<Sequence>, DeadLetterError> {
         let engine = &*self.running;
         // One replay at a time, so that a letter is not replayed twice.
-        let _letters = engine.dead().hold();
-        engine.flush_deaths()?;
+        let _hold = engine.dead().hold();
+        self.check_poison()?;
         let stripe = &engine.dispatch().stripes()[0];
-        let _jobs = stripe.hold_retirement();
         let dead = engine.dead().log();
         let mut active = stripe.active();
         let mut jobs = Vec::new();
-        let mut done = Vec::new();
+        let mut unsettled = Vec::new();
+        let mut replayed = Vec::new();
         let mut result = Ok(());
         for letter in letters {
             if !dead.is_live(letter.sequence) {
                 continue;
             }
-            let meta = Meta {
-                max_attempts: letter.meta.max_attempts,
-                replay_of: Some(letter.sequence),
-                ..Meta::default()
-            }
-            .encode(usize::MAX);
-            let job = NewRecord {
-                enqueued_at: Timestamp::now(),
-                due_at: Timestamp::ZERO,
-                meta: &meta,
-                payload: &letter.payload,
-            };
-            if let Some(depth) = &engine.depth
-                && depth.take(1) == 0
-            {
-                result = Err(depth.full());
-                break;
-            }
-            match stripe.append(&mut active, &job) {
-                Ok(job) => {
+            match engine.append_replay(stripe, &mut active, letter) {
+                Ok((job, owed)) => {
                     jobs.push(job);
-                    done.push(letter.sequence);
+                    unsettled.push(owed);
+                    replayed.push(letter.sequence);
                 }
                 Err(error) => {
-                    if let Some(depth) = &engine.depth {
-                        depth.give_back(1);
-                    }
-                    result = Err(error.into());
+                    result = Err(error);
                     break;
                 }
             }
         }
-        if !done.is_empty() {
-            let flushed = stripe.flush_segments(false);
-            // The jobs are there, whatever became of the flush: the letters must go, or they would
-            // be replayed twice.
-            for &letter in &done {
+        if !jobs.is_empty() {
+            let flushed = stripe.flush(false);
+            engine.dispatch().sleepers.notify_fenced(jobs.len());
+            if let Err(error) = flushed {
+                // A mark might reach the disk, and the job not.
+                engine.dead().withhold(replayed);
+                return Err(DeadLetterError::NotDurable {
+                    replayed: jobs,
+                    error,
+                });
+            }
+            for letter in replayed {
                 dead.mark_done(letter);
             }
-            let flushed = flushed.and_then(|()| dead.flush_segments(true));
-            engine.dispatch().sleepers.notify_fenced(jobs.len());
-            flushed.inspect_err(|error| engine.note_failed_flush(error))?;
+            // If it fails, the jobs are kept where the next open finds the letters' names.
+            if dead.flush(true).is_ok() {
+                engine.settled(unsettled);
+            }
         }
         match result {
             Ok(()) => Ok(jobs),
@@ -332,6 +339,34 @@ impl DeadLetters {
                 error: Box::new(error.into()),
             }),
         }
+    }
+}
+
+impl Engine {
+    /// Appends a job that names the letter which it is a replay of.
+    fn append_replay(
+        &self,
+        stripe: &Stripe,
+        active: &mut Arc<Segment>,
+        letter: &DeadLetter,
+    ) -> Result<(Sequence, Unsettled), EnqueueError> {
+        let meta = Meta {
+            max_attempts: letter.meta.max_attempts,
+            settles: Some(letter.sequence),
+            ..Meta::default()
+        }
+        .encode(usize::MAX);
+        let job = NewRecord {
+            enqueued_at: Timestamp::now(),
+            due_at: Timestamp::ZERO,
+            meta: &meta,
+            payload: &letter.payload,
+        };
+        self.take_room(1)?;
+        stripe.append_owing(active, &job).map_err(|error| {
+            self.give_back_room(1);
+            error.into()
+        })
     }
 }
 

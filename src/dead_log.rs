@@ -1,17 +1,17 @@
 //! How jobs become dead letters: the failures remembered until then, and the dead letter log they
 //! are written to.
 //!
-//! A letter is written, then flushed, and only then is the job marked done in its own log: a power
-//! cut can repeat a job, never lose one. Workers do not wait for that: they hand the job over, and
-//! one flush serves all that were.
+//! A letter is written, naming its job, then flushed, and only then is the job marked done in its own
+//! log. Should a crash come in between, the next open finds the name and marks the job. Workers do not
+//! wait for that: they hand the job over, and one flush serves all that were.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::events::Mutex;
+use crate::log::poison::Poison;
 use crate::log::record::{FailureReason, MAX_META_BYTES, Meta, NewRecord};
-use crate::log::segment::{Lease, Segment};
+use crate::log::segment::{Lease, Segment, Unsettled};
 use crate::log::{RollError, Stripe};
 use crate::storage::StorageError;
 use crate::{Sequence, Timestamp};
@@ -28,10 +28,12 @@ pub(crate) struct DeadLog {
     log: Stripe,
     failures: Mutex<HashMap<Sequence, Failures>>,
     waiting: Mutex<Waiting>,
-    /// Held by whoever writes letters.
-    writer: Mutex<Writer>,
-    /// Jobs that have letters may not be durably done.
-    has_unflushed_deaths: AtomicBool,
+    /// Held by whoever writes, replays or purges letters; where to append the next one.
+    writer: Mutex<Arc<Segment>>,
+    /// Letters that were replayed as jobs which could not be flushed. They are not marked done, and
+    /// not shown.
+    withheld: Mutex<HashSet<Sequence>>,
+    poison: Arc<Poison>,
 }
 
 /// What is known of a job's failed attempts.
@@ -57,12 +59,6 @@ struct Waiting {
     dying: u64,
 }
 
-struct Writer {
-    active: Arc<Segment>,
-    /// The jobs that the letters found at open are about; built when first needed.
-    known: Option<HashSet<Sequence>>,
-}
-
 /// What the dead letter log holds.
 pub(crate) struct DeadLogStats {
     /// Letters, those about to be written among them.
@@ -75,18 +71,15 @@ pub(crate) struct DeadLogStats {
 }
 
 impl DeadLog {
-    pub(crate) fn new(log: Stripe) -> Self {
+    pub(crate) fn new(log: Stripe, poison: Arc<Poison>) -> Self {
         let active = log.active();
         Self {
             log,
             failures: Mutex::default(),
             waiting: Mutex::default(),
-            writer: Mutex::new(Writer {
-                active,
-                known: None,
-            }),
-            // An earlier process may have left some.
-            has_unflushed_deaths: AtomicBool::new(true),
+            writer: Mutex::new(active),
+            withheld: Mutex::default(),
+            poison,
         }
     }
 
@@ -98,7 +91,7 @@ impl DeadLog {
         let waiting = self.waiting.lock();
         let log = self.log.stats();
         DeadLogStats {
-            letters: log.live + waiting.unwritten,
+            letters: log.live - self.withheld.lock().len() as u64 + waiting.unwritten,
             dying: waiting.dying,
             bytes: log.bytes,
             segments: log.segments,
@@ -146,12 +139,15 @@ impl DeadLog {
     }
 
     /// Writes the letters of all jobs handed over, flushes them, and then lets `complete` mark the
-    /// jobs done.
+    /// jobs done. The letters stay where the next open finds them until that is durable.
     ///
     /// After an error, the jobs whose letters could not be written wait for the next call; those
-    /// whose letters could not be flushed stay not done, and are met again at the next open.
-    pub(crate) fn write_letters(&self, complete: impl Fn(Lease)) -> Result<(), Arc<StorageError>> {
-        let mut writer = self.writer.lock();
+    /// whose letters could not be flushed are withheld: the next open finds each or its letter.
+    pub(crate) fn write_letters(
+        &self,
+        complete: impl Fn(Lease, Unsettled),
+    ) -> Result<(), Arc<StorageError>> {
+        let mut active = self.writer.lock();
         let mut deaths = {
             let mut waiting = self.waiting.lock();
             std::mem::take(&mut waiting.deaths).into_iter()
@@ -159,36 +155,46 @@ impl DeadLog {
         let mut written = Vec::new();
         let mut result = Ok(());
         for death in deaths.by_ref() {
-            let is_needed = !writer.knows(&self.log, &death.lease) && !death.lease.is_done();
             // With the counts locked, so that nobody sees the letter counted twice.
             let mut waiting = self.waiting.lock();
-            if is_needed && let Err(error) = self.write(&mut writer.active, &death) {
-                waiting.deaths.push(death);
-                result = Err(error);
-                break;
+            if death.lease.is_done() {
+                waiting.unwritten -= 1;
+                waiting.dying -= 1;
+                drop(waiting);
+                self.forget_failures(death.lease.job());
+                continue;
             }
-            waiting.unwritten -= 1;
-            drop(waiting);
-            written.push(death.lease);
+            match self.write(&mut active, &death) {
+                Ok(unsettled) => {
+                    waiting.unwritten -= 1;
+                    written.push((death.lease, unsettled));
+                }
+                Err(error) => {
+                    waiting.deaths.push(death);
+                    result = Err(error);
+                    break;
+                }
+            }
         }
         self.waiting.lock().deaths.extend(deaths);
         if written.is_empty() {
             return result;
         }
-        let flushed = self.log.flush(false);
-        self.note_unflushed_deaths();
-        for lease in written {
-            if flushed.is_ok() {
-                let job = lease.job();
-                complete(lease);
-                self.forget_failures(job);
-            }
+        self.log.flush(false)?;
+        for (lease, unsettled) in written {
+            let job = lease.job();
+            complete(lease, unsettled);
+            self.forget_failures(job);
             self.waiting.lock().dying -= 1;
         }
-        flushed.and(result)
+        result
     }
 
-    fn write(&self, active: &mut Arc<Segment>, death: &Death) -> Result<(), Arc<StorageError>> {
+    fn write(
+        &self,
+        active: &mut Arc<Segment>,
+        death: &Death,
+    ) -> Result<Unsettled, Arc<StorageError>> {
         let record = death.lease.record();
         let own = death.lease.meta();
         let job = death.lease.job();
@@ -197,7 +203,7 @@ impl DeadLog {
             let known = failures.get(&job);
             Meta {
                 max_attempts: own.max_attempts,
-                replay_of: None,
+                settles: Some(death.lease.sequence()),
                 original: Some(job),
                 prior_attempts: death.attempts,
                 prior_crashes: death.lease.crashes(),
@@ -215,8 +221,8 @@ impl DeadLog {
             meta: &meta,
             payload,
         };
-        match self.log.append(active, &letter) {
-            Ok(_) => Ok(()),
+        match self.log.append_owing(active, &letter) {
+            Ok((_, unsettled)) => Ok(unsettled),
             Err(RollError::Storage(error)) => Err(Arc::new(error)),
             // It has no budget, and is closed after its last letter.
             Err(RollError::OverBudget(_) | RollError::Closed) => Err(Arc::new(StorageError::new(
@@ -227,43 +233,20 @@ impl DeadLog {
         }
     }
 
-    /// Whether jobs that have letters may not be durably done, until the next one is.
-    pub(crate) fn take_unflushed_deaths(&self) -> bool {
-        // Relaxed, here and below: under the writer's lock.
-        self.has_unflushed_deaths.swap(false, Ordering::Relaxed)
-    }
-
-    pub(crate) fn note_unflushed_deaths(&self) {
-        self.has_unflushed_deaths.store(true, Ordering::Relaxed);
-    }
-
-    /// Keeps letters from being written, and the log from being sealed or retired, while the guard
-    /// lives.
+    /// Keeps letters from being written, replayed and purged while the guard lives.
     pub(crate) fn hold(&self) -> impl Sized + '_ {
-        (self.writer.lock(), self.log.hold_retirement())
+        self.writer.lock()
     }
-}
 
-impl Writer {
-    /// Whether the log has a letter about this job already: one that an earlier process wrote and
-    /// could not mark done.
-    fn knows(&mut self, log: &Stripe, lease: &Lease) -> bool {
-        if !lease.is_recovered() {
-            return false;
-        }
-        let known = self.known.get_or_insert_with(|| {
-            let mut known = HashSet::new();
-            for pinned in log.pins() {
-                if pinned.segment().is_recovered() {
-                    known.extend(
-                        pinned
-                            .live_records()
-                            .filter_map(|record| Meta::decode(record.meta()).original),
-                    );
-                }
-            }
-            known
-        });
-        known.contains(&lease.job())
+    /// Has letters not shown any more, though they are not marked done: there are jobs that may
+    /// stand for them.
+    pub(crate) fn withhold(&self, letters: Vec<Sequence>) {
+        self.withheld.lock().extend(letters);
+    }
+
+    /// Whether a letter that is not marked done is to be shown.
+    pub(crate) fn is_shown(&self, letter: Sequence) -> bool {
+        // Only a failed flush has letters withheld.
+        !self.poison.is_set() || !self.withheld.lock().contains(&letter)
     }
 }

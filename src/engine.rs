@@ -3,8 +3,8 @@
 
 use std::ops::Deref;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
 use crate::Sequence;
@@ -18,8 +18,9 @@ use crate::failure::{Failure, Then};
 use crate::home::{Directories, Home};
 use crate::job::Attempt;
 use crate::lasting::Lasting;
+use crate::log::poison::Poison;
 use crate::log::recovery::{Recovery, RecoveryReport};
-use crate::log::segment::Lease;
+use crate::log::segment::{Lease, Unsettled};
 use crate::log::{DEAD_ORIGIN, LogConfig, SpaceBudget, Stripe};
 use crate::maintenance::{self, Signal};
 use crate::options::{Builder, Durability};
@@ -41,7 +42,9 @@ pub(crate) struct Engine {
     pub(crate) signal: Arc<Signal>,
     clock: Clock,
     max_payload: usize,
-    poison: OnceLock<Arc<StorageError>>,
+    poison: Arc<Poison>,
+    /// What letters name is settled, and not durably so.
+    unsettled: Mutex<Vec<Unsettled>>,
     closed: AtomicBool,
     /// Letters that could not be written when somebody wanted to see them.
     pub(crate) unwritten_letters: Lasting,
@@ -121,11 +124,13 @@ impl Engine {
             let sleepers = Arc::clone(&sleepers);
             Arc::new(move || sleepers.notify_all())
         };
+        let poison = Arc::<Poison>::default();
         let config = LogConfig {
             segment_size: manifest.segment_size,
             starts_ready: true,
             queue: Arc::clone(home.directory()),
             budget: Arc::new(SpaceBudget::new(builder.max_bytes)),
+            poison: Arc::clone(&poison),
             kick,
             wake,
         };
@@ -137,37 +142,38 @@ impl Engine {
             segments_seen: 0,
         };
         let mut stripes = Vec::new();
-        let mut replayed = Vec::new();
+        let mut settles = Vec::new();
         // A manifest has at most 64 stripes.
         for (number, directory) in (0..).zip(directories.stripes) {
-            let (stripe, letters) = Stripe::open(
+            let (stripe, of_stripe) = Stripe::open(
                 directory,
                 Sequence::first_of_stripe(number),
                 config.clone(),
                 &mut recovery,
             )?;
             stripes.push(stripe);
-            replayed.extend(letters);
+            settles.extend(of_stripe);
         }
-        let live: u64 = stripes.iter().map(|stripe| stripe.stats().live).sum();
         let dead_config = LogConfig {
             // Most queues never have a letter.
             starts_ready: false,
             budget: Arc::new(SpaceBudget::new(None)),
             ..config.clone()
         };
-        let (dead, _) = Stripe::open(directories.dead, DEAD_ORIGIN, dead_config, &mut recovery)?;
+        let (dead, of_letters) =
+            Stripe::open(directories.dead, DEAD_ORIGIN, dead_config, &mut recovery)?;
 
         let mut report = recovery.report;
-        for letter in replayed {
-            // The job of an interrupted replay is in the log, so the letter is not needed.
-            report.replays_settled += u64::from(dead.mark_done(letter));
-        }
-        if report.replays_settled > 0 {
-            // Before the jobs' segments are sealed, after which they are not looked through.
-            dead.flush(true)
+        settles.extend(of_letters);
+        // What names them is durable. It is sealed, after which nobody looks for names in it, only
+        // when they are durably done, too.
+        for log in stripes.iter().chain([&dead]) {
+            let of_log: Vec<_> = settles.extract_if(.., |one| log.is_home_of(*one)).collect();
+            report.settled += log
+                .settle(&of_log)
                 .map_err(|error| OpenError::Flush(FlushError(error)))?;
         }
+        let live: u64 = stripes.iter().map(|stripe| stripe.stats().live).sum();
         report.jobs = live;
         report.dead_letters = dead.stats().live;
         let clock = Clock::start();
@@ -183,7 +189,7 @@ impl Engine {
                 builder.lease_timeout.is_some(),
             ),
             leases: builder.lease_timeout.map(Leases::new),
-            dead: DeadLog::new(dead),
+            dead: DeadLog::new(dead, Arc::clone(&poison)),
             depth: builder.max_depth.map(|max| DepthLimit {
                 max,
                 jobs: AtomicU64::new(live),
@@ -192,7 +198,8 @@ impl Engine {
             signal,
             clock,
             max_payload,
-            poison: OnceLock::new(),
+            poison,
+            unsettled: Mutex::default(),
             closed: AtomicBool::new(false),
             unwritten_letters: Lasting::default(),
             retried: AtomicU64::new(0),
@@ -235,11 +242,6 @@ impl Engine {
 
     /// The failed flush after which nothing more is promised to reach the disk.
     pub(crate) fn poison(&self) -> Option<&Arc<StorageError>> {
-        if self.poison.get().is_none()
-            && let Some(error) = self.logs().find_map(Stripe::failed_flush)
-        {
-            self.note_failed_flush(error);
-        }
         self.poison.get()
     }
 
@@ -251,15 +253,6 @@ impl Engine {
     #[inline]
     pub(crate) fn max_payload(&self) -> usize {
         self.max_payload
-    }
-
-    /// Refuses durable enqueues from now on if it was a flush that failed: the page cache may have
-    /// dropped what it could not write, so trying again would prove nothing.
-    pub(crate) fn note_failed_flush(&self, error: &Arc<StorageError>) {
-        if error.is_failed_flush() && self.poison.set(Arc::clone(error)).is_ok() {
-            let error = Arc::clone(error);
-            event!(error, %error, "a flush has failed: durable enqueues are refused from now on");
-        }
     }
 
     /// Whether a delivery needs no more than to be counted.
@@ -419,28 +412,46 @@ impl Engine {
     /// Writes the letters of all jobs that have died, flushes them, and only then marks the jobs
     /// done.
     pub(crate) fn write_letters(&self) -> Result<(), Arc<StorageError>> {
-        self.dead
-            .write_letters(|lease| {
-                if self.complete(lease) {
-                    self.dead_lettered.fetch_add(1, Ordering::Relaxed);
-                }
-            })
-            .inspect_err(|error| self.note_failed_flush(error))
+        self.dead.write_letters(|lease, unsettled| {
+            if self.complete(lease) {
+                self.dead_lettered.fetch_add(1, Ordering::Relaxed);
+            }
+            self.note_unsettled(unsettled);
+        })
     }
 
-    /// Makes the acks of all jobs that have letters durable, so that a power cut does not bring
-    /// back a job whose letter is gone. The caller [holds](DeadLog::hold) the dead letter log.
-    pub(crate) fn flush_deaths(&self) -> Result<(), Arc<StorageError>> {
-        if !self.dead.take_unflushed_deaths() {
+    fn note_unsettled(&self, new: Unsettled) {
+        let mut unsettled = self.unsettled.lock();
+        // Letters in a row are mostly in one segment.
+        let rest = match unsettled.last_mut() {
+            Some(last) => last.merge(new),
+            None => Some(new),
+        };
+        unsettled.extend(rest);
+    }
+
+    /// Makes the acks of all jobs that have letters durable, for the letters' segments to be sealed
+    /// or retired.
+    pub(crate) fn settle_deaths(&self) -> Result<(), Arc<StorageError>> {
+        let unsettled = std::mem::take(&mut *self.unsettled.lock());
+        if unsettled.is_empty() {
             return Ok(());
         }
         for stripe in self.dispatch.stripes() {
-            stripe.flush(true).inspect_err(|error| {
-                self.dead.note_unflushed_deaths();
-                self.note_failed_flush(error);
-            })?;
+            stripe.flush(true)?;
         }
+        self.settled(unsettled);
         Ok(())
+    }
+
+    pub(crate) fn settled(&self, unsettled: Vec<Unsettled>) {
+        let mut can_go = false;
+        for one in unsettled {
+            can_go |= one.settle();
+        }
+        if can_go {
+            self.signal.kick();
+        }
     }
 
     /// Makes everything appended and acked so far durable.
@@ -451,11 +462,12 @@ impl Engine {
         // Each log whatever becomes of the others: letters that do not fit the disk, for one, must
         // not keep jobs from being flushed.
         let mut result = self.write_letters();
+        let unsettled = std::mem::take(&mut *self.unsettled.lock());
         for log in self.logs() {
-            let flushed = log.flush(true);
-            result = flushed
-                .inspect_err(|error| self.note_failed_flush(error))
-                .and(result);
+            result = log.flush(true).and(result);
+        }
+        if self.poison().is_none() {
+            self.settled(unsettled);
         }
         result
     }
@@ -484,11 +496,12 @@ impl Engine {
             result = result.and(stripe.seal(true).map(|_| ()));
             result = result.and(stripe.reclaim_all());
         }
-        result.inspect_err(|error| self.note_failed_flush(error))
+        result
     }
 
     fn close_dead_log(&self) -> Result<(), Arc<StorageError>> {
         self.write_letters()?;
+        self.settle_deaths()?;
         self.dead.log().close();
         self.dead.log().seal(true)?;
         self.dead.log().reclaim_all()

@@ -190,8 +190,25 @@ pub enum DeadLetterError {
     /// The new job could not be enqueued; the letter is still there.
     #[error("the letter was not replayed: {0}")]
     Enqueue(#[from] EnqueueError),
-    /// A file operation failed. For a replay that had begun, the next open settles whether it
-    /// took place.
+    /// The new jobs are in the queue and will be delivered by this process, but could not be
+    /// flushed. Their letters are not shown any more, and not deleted either: after the death of the
+    /// process or a power cut, the next open finds each as exactly one of the two. Close the queue,
+    /// check the disk, and restart the machine.
+    #[error("{} letters were replayed, but their jobs could not be flushed: {error}", replayed.len())]
+    NotDurable {
+        /// The new jobs.
+        replayed: Vec<Sequence>,
+        /// What failed.
+        error: Arc<StorageError>,
+    },
+    /// A flush has failed earlier, so that what is done to letters could not be made durable: they are
+    /// neither replayed nor purged before the queue is reopened.
+    #[error(
+        "an earlier flush has failed, so letters are neither replayed nor purged until the queue is reopened: {0}"
+    )]
+    Poisoned(Arc<StorageError>),
+    /// A file operation failed. If it was a flush, of a purge, the letters are deleted, and a power cut
+    /// may bring them back.
     #[error(transparent)]
     Storage(#[from] Arc<StorageError>),
     /// Some letters were replayed before an error.

@@ -179,7 +179,6 @@ impl Upkeep {
         self.failed = false;
         let (failed, failures) = (&mut self.failed, &self.failures);
         let mut note = |error: Arc<StorageError>| {
-            engine.note_failed_flush(&error);
             if !error.is_failed_flush() {
                 if let Some(times) = failures.met_error(&error) {
                     event!(warn, %error, times, "upkeep fails and is tried again");
@@ -208,6 +207,9 @@ impl Upkeep {
         }
         self.next_seal = None;
         if engine.poison().is_none() {
+            if engine.dead().log().has_unsettled() {
+                engine.settle_deaths().unwrap_or_else(&mut note);
+            }
             for log in stripes.iter().chain([engine.dead().log()]) {
                 match log.seal(false) {
                     Ok(pause) => self.next_seal = self.next_seal.into_iter().chain(pause).min(),

@@ -331,7 +331,7 @@ impl Engine {
     }
 
     /// Takes room for up to `jobs` jobs, for one at least; returns for how many there was.
-    fn take_room(&self, jobs: u64) -> Result<u64, EnqueueError> {
+    pub(crate) fn take_room(&self, jobs: u64) -> Result<u64, EnqueueError> {
         let Some(depth) = &self.depth else {
             return Ok(jobs);
         };
@@ -342,7 +342,7 @@ impl Engine {
         }
     }
 
-    fn give_back_room(&self, jobs: u64) {
+    pub(crate) fn give_back_room(&self, jobs: u64) {
         if let Some(depth) = &self.depth {
             depth.give_back(jobs);
         }
@@ -395,13 +395,12 @@ impl Engine {
                 self.signal.flush_within(interval);
                 Ok(())
             }
-            Durability::Sync => stripe.flush(false).map_err(|error| {
-                self.note_failed_flush(&error);
-                EnqueueError::NotDurable {
+            Durability::Sync => stripe
+                .flush(false)
+                .map_err(|error| EnqueueError::NotDurable {
                     sequence: last,
                     error,
-                }
-            }),
+                }),
         }
     }
 }

@@ -111,13 +111,13 @@ fn check_segment(file: &[u8], max_record: usize) {
     assert_eq!(found.jobs, expected.jobs);
     check_tiles(file, &found, end, is_sealed);
 
-    let mut replays = Vec::new();
+    let mut settles = Vec::new();
     for &(_, unit) in &expected.jobs {
         let record = Record::at(file, unit, end.units).expect("a scan finds records");
         let fields = check_meta(record.meta());
-        replays.extend(fields.replay_of);
+        settles.extend(fields.settles);
     }
-    assert_eq!(found.replays, replays);
+    assert_eq!(found.settles, settles);
 
     // Bytes that were no record are covered; all others are as they were, and what is decoded of
     // them is encoded as it was.
@@ -181,7 +181,7 @@ fn check_meta(bytes: &[u8]) -> Fields {
     let (found, encoded) = fuzzing::meta(bytes);
     let max_attempts = found.max_attempts.map(|max| max.unwrap_or(0));
     assert_eq!(max_attempts, expected.max_attempts);
-    assert_eq!(found.replay_of, expected.replay_of);
+    assert_eq!(found.settles, expected.settles);
     assert_eq!(found.original, expected.original);
     assert_eq!(found.prior_attempts, expected.prior_attempts);
     assert_eq!(found.prior_crashes, expected.prior_crashes);

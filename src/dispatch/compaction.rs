@@ -1,9 +1,9 @@
 //! Compaction: jobs that wait for long are moved to the end of the log, so that they do not keep
 //! segments on disk in which everything else is done.
 //!
-//! The order is that of dead letters: append the copies, flush them, then mark the old ones done.
-//! A job keeps its id, its attempts and its times. A process that dies in between may deliver such
-//! a job twice.
+//! The order is that of dead letters: append the copies, each naming the old one, flush them, then
+//! mark the old ones done and flush that. A job keeps its id, its attempts and its times. Should a
+//! crash come in between, the next open finds the names and marks the old ones.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::Dispatch;
 use crate::Timestamp;
 use crate::log::record::{MAX_META_BYTES, Meta, NewRecord};
-use crate::log::segment::{Lease, Segment};
+use crate::log::segment::{Lease, Segment, Unsettled};
 use crate::log::{RollError, Stripe};
 use crate::storage::StorageError;
 use crate::time::Tick;
@@ -69,11 +69,15 @@ impl Dispatch {
     fn move_to_the_end(&self, stripe: &Stripe, moves: Vec<Move>) -> Result<u64, Arc<StorageError>> {
         let mut active = stripe.active();
         let mut old = Vec::new();
+        let mut unsettled = Vec::new();
         let mut moves = moves.into_iter();
         let mut result = Ok(());
         for one in moves.by_ref() {
             match self.append_copy(stripe, &mut active, &one) {
-                Ok(()) => old.push(one.lease),
+                Ok(owed) => {
+                    unsettled.push(owed);
+                    old.push(one.lease);
+                }
                 Err(error) => {
                     if let RollError::Storage(error) = error {
                         result = Err(Arc::new(error));
@@ -86,8 +90,8 @@ impl Dispatch {
         for Move { lease, due } in moves {
             self.timer.schedule(lease, due);
         }
-        // If this fails the old ones stay not done, without a lease: the copies are delivered, and
-        // the old ones again after the next open.
+        // If this fails the old ones stay not done, without a lease: the copies are delivered, and the
+        // next open finds each job in one of its places.
         stripe.flush(false)?;
         let moved = old.len() as u64;
         let mut complete = false;
@@ -99,6 +103,14 @@ impl Dispatch {
         }
         // The copies are still to be claimed, and to be put into the timer again.
         self.sleepers.notify_fenced(1);
+        stripe.flush(true)?;
+        complete = false;
+        for one in unsettled {
+            complete |= one.settle();
+        }
+        if complete {
+            stripe.kick();
+        }
         result.map(|()| moved)
     }
 
@@ -107,10 +119,11 @@ impl Dispatch {
         stripe: &Stripe,
         active: &mut Arc<Segment>,
         one: &Move,
-    ) -> Result<(), RollError> {
+    ) -> Result<Unsettled, RollError> {
         let own = one.lease.meta();
         let meta = Meta {
             max_attempts: own.max_attempts,
+            settles: Some(one.lease.sequence()),
             original: Some(one.lease.job()),
             prior_attempts: one.lease.failed(),
             prior_crashes: one.lease.crashes(),
@@ -124,6 +137,8 @@ impl Dispatch {
             meta: &meta,
             payload: record.payload(),
         };
-        stripe.append(active, &copy).map(|_| ())
+        stripe
+            .append_owing(active, &copy)
+            .map(|(_, unsettled)| unsettled)
     }
 }

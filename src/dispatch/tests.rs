@@ -22,6 +22,7 @@ fn dispatch_of(dir: &Path, counted: bool) -> Arc<Dispatch> {
     const SEGMENT: u64 = 64 * 1024;
     let queue = Arc::new(Directory::open(dir).unwrap().unwrap());
     let config = LogConfig {
+        poison: Arc::default(),
         segment_size: SEGMENT,
         starts_ready: true,
         queue: Arc::clone(&queue),

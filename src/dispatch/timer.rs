@@ -133,15 +133,6 @@ impl Timer {
             .collect()
     }
 
-    /// The ids of the jobs that wait.
-    #[cfg(test)]
-    pub(crate) fn jobs(&self) -> Vec<Sequence> {
-        let state = self.state.lock();
-        // A late ack leaves the lease of the next delivery behind.
-        let waiting = state.heap.iter().filter(|entry| !entry.lease.is_done());
-        waiting.map(|entry| entry.lease.job()).collect()
-    }
-
     /// Has the timer thread look again at what else it waits for.
     pub(crate) fn interrupt(&self) {
         self.state.lock().interrupted = true;

@@ -220,9 +220,10 @@ impl Run {
                 Ok(()) => self.truth.purged(number),
                 Err(DeadLetterError::Storage(error)) => {
                     // It is deleted all the same.
-                    self.truth.maybe_purged(number);
+                    self.truth.purged(number);
                     self.note(&error);
                 }
+                Err(DeadLetterError::Poisoned(error)) => self.note(&error),
                 Err(error) => panic!("{error}"),
             }
         }
@@ -232,11 +233,7 @@ impl Run {
                     assert_eq!(jobs.len(), 1);
                     self.truth.replayed(number, jobs[0]);
                 }
-                Err(DeadLetterError::Partial { replayed, error }) => {
-                    assert_eq!(replayed, []);
-                    self.note_failed_replay(number, *error);
-                }
-                Err(error) => panic!("{error}"),
+                Err(error) => self.note_failed_replay(number, error),
             }
         }
     }
@@ -244,8 +241,12 @@ impl Run {
     pub(super) fn note_failed_replay(&mut self, number: usize, error: DeadLetterError) {
         match error {
             DeadLetterError::Enqueue(error) => self.note_refusal(&error),
-            DeadLetterError::Storage(error) => {
-                self.truth.maybe_replayed(number);
+            // Nothing was done.
+            DeadLetterError::Poisoned(error) => self.note(&error),
+            DeadLetterError::NotDurable { replayed, error } => {
+                assert!(!self.is_poisoned, "tried after a flush had failed");
+                assert_eq!(replayed.len(), 1);
+                self.truth.replayed(number, replayed[0]);
                 self.note(&error);
             }
             error => panic!("{error}"),

@@ -337,12 +337,10 @@ fn play_upkeep(run: &mut Run, scene: &Scene, fault: &Fault) {
         }
     };
     // Segments of which a job each waits for long.
-    let mut waiting = Vec::new();
     for _ in 0..5 {
         fill(run);
-        if let Some((number, job)) = run.next(&consumer) {
+        if let Some((_, job)) = run.next(&consumer) {
             job.retry_after(LATER, "not today");
-            waiting.push(number);
         }
         ack_all(run);
     }
@@ -350,9 +348,6 @@ fn play_upkeep(run: &mut Run, scene: &Scene, fault: &Fault) {
     fill(run);
     if let Err(error) = queue.engine().compact() {
         run.note(&error);
-        waiting
-            .iter()
-            .for_each(|&number| run.truth.maybe_moved(number));
     }
     for is_sealed in [true, false, false] {
         fill(run);
@@ -366,8 +361,6 @@ fn play_upkeep(run: &mut Run, scene: &Scene, fault: &Fault) {
         }
         stripe.prepare();
         if let Err(error) = stripe.flush_ahead() {
-            // As the upkeep thread does.
-            queue.engine().note_failed_flush(&error);
             run.note(&error);
         }
     }

@@ -58,7 +58,7 @@ const QUEUED: Fate = Fate {
 const DYING: Fate = Fate {
     jobs: Count::within(0, 1),
     letters: Count::within(0, 1),
-    all: Count::within(1, 2),
+    all: Count::exactly(1),
 };
 
 const DEAD: Fate = Fate {
@@ -66,14 +66,6 @@ const DEAD: Fate = Fate {
     letters: Count::exactly(1),
     all: Count::exactly(1),
 };
-
-impl Fate {
-    /// One letter is gone. If its job could not be marked done, it may become another.
-    fn lose_letter(&mut self) {
-        self.letters = self.letters.plus(-1, -1);
-        self.letters.most = self.letters.most.max(self.jobs.most);
-    }
-}
 
 #[derive(Clone, Debug)]
 struct Job {
@@ -159,7 +151,6 @@ impl Truth {
         let fate = self.fate(number);
         fate.jobs = fate.jobs.plus(-1, 0);
         fate.letters = fate.letters.plus(0, 1);
-        fate.all = fate.all.plus(0, 1);
     }
 
     /// The letters of all that have died are written and flushed.
@@ -174,37 +165,12 @@ impl Truth {
     }
 
     pub(super) fn purged(&mut self, number: usize) {
-        let fate = self.fate(number);
-        fate.lose_letter();
-        fate.all = fate.all.plus(-1, -1);
-    }
-
-    /// A flush has failed before or after the letter was gone.
-    pub(super) fn maybe_purged(&mut self, number: usize) {
-        let fate = self.fate(number);
-        fate.letters = fate.letters.plus(-1, 0);
-        fate.all = fate.all.plus(-1, 0);
+        *self.fate(number) = NOWHERE;
     }
 
     pub(super) fn replayed(&mut self, number: usize, sequence: Sequence) {
         self.give(sequence);
-        let fate = self.fate(number);
-        fate.lose_letter();
-        fate.jobs = fate.jobs.plus(1, 1);
-    }
-
-    /// A replay has failed after it had begun.
-    pub(super) fn maybe_replayed(&mut self, number: usize) {
-        let fate = self.fate(number);
-        fate.jobs = fate.jobs.plus(0, 1);
-        fate.letters = fate.letters.plus(-1, 0);
-    }
-
-    /// A move to another place in the log has failed after it had begun: it may be in both.
-    pub(super) fn maybe_moved(&mut self, number: usize) {
-        let fate = self.fate(number);
-        fate.jobs = fate.jobs.plus(0, 1);
-        fate.all = fate.all.plus(0, 1);
+        *self.fate(number) = QUEUED;
     }
 
     /// Its bytes are damaged.

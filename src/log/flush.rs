@@ -86,11 +86,6 @@ impl<E> FlushGate<E> {
         result
     }
 
-    /// Whether a flush has failed.
-    pub(crate) fn has_failed(&self) -> bool {
-        self.lock().failed.is_some()
-    }
-
     /// Ends the running flush. Returns its number.
     fn end(&self, change: impl FnOnce(&mut State<E>)) -> u64 {
         let mut state = self.lock();

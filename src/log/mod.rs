@@ -18,6 +18,8 @@ mod limit;
 mod loom_models;
 pub(crate) mod manifest;
 pub(crate) mod names;
+mod owed;
+pub(crate) mod poison;
 mod progress;
 pub(crate) mod record;
 pub(crate) mod recovery;
@@ -32,8 +34,8 @@ pub(crate) mod view;
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -43,9 +45,10 @@ use self::header::Identity;
 use self::lease::{Claim, Pinned, Run};
 use self::limit::Limit;
 use self::names::Names;
+use self::poison::Poison;
 use self::record::NewRecord;
 use self::recovery::{Quarantined, Recovery, RecoveryReport};
-use self::segment::{Append, Paths, Segment, Warm};
+use self::segment::{Append, Paths, Segment, Unsettled, Warm};
 use self::spare::{Pool, Spare};
 pub(crate) use self::stats::StripeStats;
 use self::upkeep::Graveyard;
@@ -140,6 +143,7 @@ pub(crate) struct LogConfig {
     /// The directory of the queue, in which damaged bytes are set aside.
     pub(crate) queue: Arc<Directory>,
     pub(crate) budget: Arc<SpaceBudget>,
+    pub(crate) poison: Arc<Poison>,
     /// There is maintenance to do: a roll, or a complete segment.
     pub(crate) kick: Kick,
     /// There is a new active segment: wakes all sleeping consumers, see
@@ -163,8 +167,8 @@ pub(crate) struct Stripe {
     held_back_until: Mutex<Option<Instant>>,
     /// What kept segments from being scanned.
     failed_scans: Lasting,
-    /// A flush of what a scan set aside that failed.
-    failed_scan: OnceLock<Arc<StorageError>>,
+    /// A flush of what a scan set aside has failed.
+    failed_scan: AtomicBool,
     next: Mutex<Next>,
     /// The segment that was created at open, until it is warm.
     cold: Mutex<Option<Arc<Segment>>>,
@@ -204,21 +208,26 @@ impl Next {
 }
 
 impl Stripe {
-    /// Opens the log in a directory, whose own name is durable: recovers what is there, and starts a new segment. Also returns the
-    /// letters that were replayed, see [`recovery::RecoveredLog::replays`]; nothing is sealed,
-    /// retired or removed before the caller asks for it.
+    /// Opens the log in a directory, whose own name is durable: recovers what is there, and starts a
+    /// new segment. Also returns the records that records in this log settle, the latter durable by
+    /// now, for the caller to [settle](Self::settle); nothing is sealed, retired or removed before
+    /// the caller asks for it.
     pub(crate) fn open(
         directory: Directory,
         origin: Sequence,
         config: LogConfig,
         recovery: &mut Recovery<'_>,
     ) -> Result<(Self, Vec<Sequence>), StorageError> {
-        let names = Names::of(directory);
+        let names = Names::of(directory, &config.poison);
         for spare in spare::left_in(&names)? {
             spare.remove()?;
         }
         let limit = Limit::find(&names, origin)?;
         let log = recovery.recover_directory(&names, origin)?;
+        // A power cut must not leave a settlement without the record that is its reason.
+        for segment in &log.settling {
+            segment.flush(false).map_err(|error| error.retold())?;
+        }
         let mut next = Next {
             base: log.next_base.max(limit.sequence()),
             limit,
@@ -267,7 +276,7 @@ impl Stripe {
             step: Mutex::new(()),
             held_back_until: Mutex::new(None),
             failed_scans: Lasting::default(),
-            failed_scan: OnceLock::new(),
+            failed_scan: AtomicBool::new(false),
             next: Mutex::new(next),
             cold: Mutex::new(created),
             flush_asked: AtomicBool::new(false),
@@ -277,7 +286,7 @@ impl Stripe {
             damage: Mutex::new(Vec::new()),
             config,
         };
-        Ok((stripe, log.replays))
+        Ok((stripe, log.settles))
     }
 
     /// Whether a payload of this length can be appended without a step to another segment.
@@ -325,6 +334,27 @@ impl Stripe {
         let mut cached = self.active();
         let sequence = self.append(&mut cached, record)?;
         Ok((sequence, Some(cached)))
+    }
+
+    /// As [`append`](Self::append), of a record that names what it settles.
+    pub(crate) fn append_owing(
+        &self,
+        cached: &mut Arc<Segment>,
+        record: &NewRecord<'_>,
+    ) -> Result<(Sequence, Unsettled), RollError> {
+        loop {
+            let (appended, unsettled) = cached.append_owing(record);
+            match appended {
+                Append::Done(position) => {
+                    return Ok((cached.sequence(position.index), unsettled));
+                }
+                Append::Full { complete } => {
+                    // If that lets the segment go, the roll has somebody look.
+                    unsettled.settle();
+                    *cached = self.after_full(cached, complete)?;
+                }
+            }
+        }
     }
 
     /// Appends records, few enough for one segment, with one reservation: they differ from
@@ -565,7 +595,8 @@ impl Stripe {
                 let error = Arc::new(error);
                 if error.is_failed_flush() {
                     // The next one would prove nothing: for as long as the queue is open.
-                    let _ = self.failed_scan.set(Arc::clone(&error));
+                    self.failed_scan.store(true, Ordering::Relaxed);
+                    self.config.poison.note(&error);
                 }
                 if let Some(times) = self.failed_scans.met_error(&error) {
                     event!(error, %error, times, "a damaged segment is held back");
@@ -595,16 +626,11 @@ impl Stripe {
 
     /// Whether a damaged segment waits for its next scan.
     pub(crate) fn is_held_back(&self) -> bool {
-        if self.failed_scan.get().is_some() {
+        if self.failed_scan.load(Ordering::Relaxed) {
             return true;
         }
         let until = *self.held_back_until.lock();
         until.is_some_and(|until| time::now() < until)
-    }
-
-    /// A flush that failed and that whoever began it could not be told of.
-    pub(crate) fn failed_flush(&self) -> Option<&Arc<StorageError>> {
-        self.names.failed().or_else(|| self.failed_scan.get())
     }
 
     /// The segments, oldest first, each scanned. Those that are held back are left out.
@@ -666,6 +692,35 @@ impl Stripe {
             }
             None => false,
         }
+    }
+
+    /// Whether a record with this sequence can only be in this log.
+    pub(crate) fn is_home_of(&self, record: Sequence) -> bool {
+        record.stripe() == self.origin.stripe()
+    }
+
+    /// Marks records done, durably, that records found at open settle. Returns how many were not.
+    ///
+    /// Also those that are marked are flushed: a process that died in between leaves a mark that only
+    /// the page cache has. Of a segment that is gone, its removal is made durable.
+    pub(crate) fn settle(&self, records: &[Sequence]) -> Result<u64, Arc<StorageError>> {
+        let mut marked = 0;
+        let mut segments: Vec<Arc<Segment>> = Vec::new();
+        for &record in records {
+            marked += u64::from(self.mark_done(record));
+            match self.segment_containing(record) {
+                Some(segment) if record < segment.sequence(segment.reached().index) => {
+                    if !segments.iter().any(|known| Arc::ptr_eq(known, &segment)) {
+                        segments.push(segment);
+                    }
+                }
+                _ => self.names.flush()?,
+            }
+        }
+        for segment in segments {
+            segment.flush(true)?;
+        }
+        Ok(marked)
     }
 }
 

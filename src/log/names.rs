@@ -3,24 +3,26 @@
 //! As with any flush, one that fails is final, for all that it was to make durable: the next one
 //! would succeed though the kernel may have forgotten what it could not write.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::flush::FlushGate;
+use super::poison::Poison;
 use crate::storage::{Directory, Entry, StorageError};
 
 /// The directory of a log.
 pub(crate) struct Names {
     directory: Arc<Directory>,
     gate: FlushGate,
-    failed: OnceLock<Arc<StorageError>>,
+    poison: Arc<Poison>,
 }
 
 impl Names {
-    pub(crate) fn of(directory: Directory) -> Arc<Self> {
+    /// Of a directory of the queue with this poison.
+    pub(crate) fn of(directory: Directory, poison: &Arc<Poison>) -> Arc<Self> {
         Arc::new(Self {
             directory: Arc::new(directory),
             gate: FlushGate::new(),
-            failed: OnceLock::new(),
+            poison: Arc::clone(poison),
         })
     }
 
@@ -36,12 +38,12 @@ impl Names {
     /// Makes every name created, changed or removed before this call durable.
     pub(crate) fn flush(&self) -> Result<(), Arc<StorageError>> {
         let flushed = self.gate.flush(|| self.directory.flush());
-        flushed.inspect_err(|error| _ = self.failed.set(Arc::clone(error)))
+        flushed.inspect_err(|error| self.poison.note(error))
     }
 
-    /// The flush that failed.
-    pub(crate) fn failed(&self) -> Option<&Arc<StorageError>> {
-        self.failed.get()
+    /// Of the queue that this is a directory of.
+    pub(crate) fn poison(&self) -> &Poison {
+        &self.poison
     }
 }
 
@@ -49,6 +51,6 @@ impl Names {
 impl Names {
     /// The directory of this path.
     pub(crate) fn at(path: &std::path::Path) -> Arc<Self> {
-        Self::of(Directory::open(path).unwrap().unwrap())
+        Self::of(Directory::open(path).unwrap().unwrap(), &Arc::default())
     }
 }

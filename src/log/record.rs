@@ -173,8 +173,9 @@ pub struct FailureReason {
 pub(crate) struct Meta {
     /// Attempts allowed for this job, if not the queue's default; `Some(None)` is unlimited.
     pub(crate) max_attempts: Option<Option<u8>>,
-    /// The letter that this job is a replay of.
-    pub(crate) replay_of: Option<Sequence>,
+    /// The record that this one settles: a letter its job, a replayed job its letter, a job that
+    /// was moved its old place.
+    pub(crate) settles: Option<Sequence>,
     /// The sequence the job was first enqueued under (a letter's, or a compacted job's).
     pub(crate) original: Option<Sequence>,
     /// Failed attempts before this record was written.
@@ -189,7 +190,7 @@ pub(crate) struct Meta {
 }
 
 const TAG_MAX_ATTEMPTS: u8 = 1;
-const TAG_REPLAY_OF: u8 = 2;
+const TAG_SETTLES: u8 = 2;
 const TAG_ORIGINAL: u8 = 3;
 const TAG_PRIOR_ATTEMPTS: u8 = 4;
 const TAG_FIRST_FAILURE: u8 = 5;
@@ -208,7 +209,7 @@ impl Meta {
             put(&mut bytes, TAG_MAX_ATTEMPTS, &[max.unwrap_or(0)]);
         }
         let words = [
-            (TAG_REPLAY_OF, self.replay_of.map(Sequence::get)),
+            (TAG_SETTLES, self.settles.map(Sequence::get)),
             (TAG_ORIGINAL, self.original.map(Sequence::get)),
             (
                 TAG_FIRST_FAILURE,
@@ -269,7 +270,7 @@ impl Meta {
                         .first()
                         .map(|&max| if max == 0 { None } else { Some(max) });
                 }
-                TAG_REPLAY_OF => meta.replay_of = word.map(Sequence::new),
+                TAG_SETTLES => meta.settles = word.map(Sequence::new),
                 TAG_ORIGINAL => meta.original = word.map(Sequence::new),
                 TAG_FIRST_FAILURE => meta.first_failure = word.map(Timestamp::from_nanos),
                 TAG_LAST_FAILURE => meta.last_failure = word.map(Timestamp::from_nanos),
@@ -385,7 +386,7 @@ mod tests {
         ) {
             let meta = Meta {
                 max_attempts: max,
-                replay_of: replay.map(Sequence::new),
+                settles: replay.map(Sequence::new),
                 original: replay.map(Sequence::new),
                 prior_attempts: prior,
                 prior_crashes: crashes,

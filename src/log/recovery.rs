@@ -78,9 +78,11 @@ pub(crate) struct RecoveredLog {
     /// Files that hold nothing any more, as the report says. They go before the open returns, for
     /// the next one not to report them again.
     pub(crate) reported: Vec<Paths>,
-    /// The letters that jobs in the scanned segments are replays of, done jobs included. The
-    /// letters are to be marked done, durably, before any of these segments is sealed or retired.
-    pub(crate) replays: Vec<Sequence>,
+    /// What records in the scanned segments settle, done records included. It is to be marked done,
+    /// durably, before any of these segments is sealed or retired, and after they were flushed.
+    pub(crate) settles: Vec<Sequence>,
+    /// The segments with these records.
+    pub(crate) settling: Vec<Arc<Segment>>,
 }
 
 impl Recovery<'_> {
@@ -95,7 +97,8 @@ impl Recovery<'_> {
             next_base: origin,
             leftovers: Vec::new(),
             reported: Vec::new(),
-            replays: Vec::new(),
+            settles: Vec::new(),
+            settling: Vec::new(),
         };
         let names = directory.directory().list()?;
         let capacity = segment::capacity_of(self.segment_size);
@@ -112,8 +115,14 @@ impl Recovery<'_> {
                 continue;
             };
             let damage = self.report.quarantined.len();
-            match self.recover_segment(base, &paths, file_len, directory, &mut log.replays)? {
-                Some(segment) => log.segments.push(segment),
+            let settles = log.settles.len();
+            match self.recover_segment(base, &paths, file_len, directory, &mut log.settles)? {
+                Some(segment) => {
+                    if log.settles.len() > settles {
+                        log.settling.push(Arc::clone(&segment));
+                    }
+                    log.segments.push(segment);
+                }
                 None if self.report.quarantined.len() > damage => log.reported.push(paths),
                 None => log.leftovers.push(paths),
             }
@@ -148,7 +157,7 @@ impl Recovery<'_> {
         paths: &Paths,
         file_len: u64,
         directory: &Arc<Names>,
-        replays: &mut Vec<Sequence>,
+        settles: &mut Vec<Sequence>,
     ) -> Result<Option<Arc<Segment>>, StorageError> {
         let read = |entry: &Entry| entry.read_start(header::HEADER_BYTES as u64);
         let own_header = read(&paths.segment)?.unwrap_or_default();
@@ -219,7 +228,7 @@ impl Recovery<'_> {
                     return Ok(None);
                 }
                 self.report.scanned += 1;
-                replays.extend(scan.replays);
+                settles.extend(scan.settles);
                 let unscanned =
                     match self.mend(base, &paths.segment, &records, identity.salt, &scan.regions) {
                         Ok(()) => {

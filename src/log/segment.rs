@@ -34,6 +34,7 @@ use super::flushed_acks::{DeliveriesChanged, FlushedAcks};
 use super::header::{self, FileKind, Identity};
 pub(crate) use super::lease::{Claim, Lease, Pinned, Record, Records, Run};
 use super::names::Names;
+use super::owed::Owed;
 use super::progress::Progress;
 use super::record::{self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, NewRecord, UNIT};
 use super::tail::{Cursor, Position, Reserved, Tail};
@@ -125,6 +126,7 @@ pub(crate) struct Segment {
     flushed_acks: FlushedAcks,
     pub(super) deliveries_changed: DeliveriesChanged,
     names: Arc<Names>,
+    owed: Owed,
     /// Found at open, rather than created since.
     pub(super) recovered: bool,
     /// Records found done at open, or found missing since.
@@ -303,6 +305,7 @@ impl Segment {
             flushed_acks: FlushedAcks::new(),
             deliveries_changed: DeliveriesChanged::new(),
             names: Arc::clone(names),
+            owed: Owed::nothing(),
             recovered: found.is_some(),
             done_at_open: AtomicU32::new(done_at_open),
             marked_done: AtomicU32::new(0),
@@ -417,7 +420,13 @@ impl Segment {
 
     /// Whether nothing in it is needed any more. Damage that could not be set aside yet is.
     pub(super) fn can_go(&self) -> bool {
-        self.is_complete() && (self.is_sealed() || !self.is_unscanned())
+        self.is_complete() && (self.is_sealed() || !self.is_unscanned()) && self.owes_nothing()
+    }
+
+    /// Whether no record of it names a settlement that is not durable, for who has seen all of them
+    /// committed.
+    pub(super) fn owes_nothing(&self) -> bool {
+        self.owed.is_nothing()
     }
 
     /// Reserves and commits one record.
@@ -434,6 +443,17 @@ impl Segment {
             },
             Reserved::Closed => Append::Full { complete: false },
         }
+    }
+
+    /// As [`append`](Self::append), of a record that names what it settles: until that is durable,
+    /// the segment is neither sealed nor retired.
+    pub(super) fn append_owing(self: &Arc<Self>, record: &NewRecord<'_>) -> (Append, Unsettled) {
+        self.owed.raise();
+        let unsettled = Unsettled {
+            segment: Arc::clone(self),
+            records: 1,
+        };
+        (self.append(record), unsettled)
     }
 
     /// Reserves records for all the payloads in one step and commits them in order. They have
@@ -545,13 +565,18 @@ impl Segment {
             // Complete and deleted: there is nothing left that could be lost.
             return Ok(());
         };
+        self.flush_pinned(&pinned, acks_too)
+            .inspect_err(|error| self.names.poison().note(error))
+    }
+
+    fn flush_pinned(&self, pinned: &Pinned, acks_too: bool) -> Result<(), Arc<StorageError>> {
         // SeqCst, as the load in `was_flushed`: a flush that returned before is seen.
         self.flushed.store(true, Ordering::SeqCst);
         let Maps { records, acks } = pinned.maps();
         if !self.is_settled() {
             self.records_gate.flush(|| {
                 // Nothing can follow what is there now.
-                let is_whole = !self.is_unscanned() && self.is_committed();
+                let is_whole = !self.is_unscanned() && self.is_committed_in(pinned);
                 records.file.flush()?;
                 if is_whole {
                     self.settled.store(true, Ordering::Release);
@@ -567,11 +592,6 @@ impl Segment {
                 .flush(|| self.flushed_acks.flush(deliveries, || pinned.done(), flush))?;
         }
         Ok(())
-    }
-
-    /// Whether a flush of it has failed, so that no later one would prove anything.
-    pub(super) fn has_failed_flush(&self) -> bool {
-        self.records_gate.has_failed() || self.acks_gate.has_failed()
     }
 
     /// Whether a flush has begun, so that what is on disk may be relied on.
@@ -634,8 +654,11 @@ impl Segment {
             .word32(header::SEAL_OFFSET + 8)
             .store(check, Ordering::Relaxed);
         let sealed = self.records_gate.flush(|| records.flush());
-        // Not settled: later flushes find the failure at the gate.
-        sealed.inspect_err(|_| self.settled.store(false, Ordering::Release))?;
+        sealed.inspect_err(|error| {
+            // Not settled: later flushes find the failure at the gate.
+            self.settled.store(false, Ordering::Release);
+            self.names.poison().note(error);
+        })?;
         // One unit more than is used: a walk that began before the segment was closed looks for a
         // commit word at its end. Nobody touches the mapping beyond that.
         let kept = (end.units as usize + 1) * UNIT;
@@ -649,7 +672,12 @@ impl Segment {
 
     /// Whether it is full and every record committed.
     pub(crate) fn is_committed(self: &Arc<Self>) -> bool {
-        let (Some(end), Some(pinned)) = (self.closed(), self.pin()) else {
+        self.pin()
+            .is_some_and(|pinned| self.is_committed_in(&pinned))
+    }
+
+    fn is_committed_in(&self, pinned: &Pinned) -> bool {
+        let Some(end) = self.closed() else {
             return false;
         };
         let mut units = START.units;
@@ -660,6 +688,32 @@ impl Segment {
             }
         }
         true
+    }
+}
+
+/// Records of a segment that name what they settle, and what they name is not durably settled. If
+/// this is dropped the segment is kept for the next open, which settles it.
+#[must_use]
+pub(crate) struct Unsettled {
+    segment: Arc<Segment>,
+    records: u64,
+}
+
+impl Unsettled {
+    /// What the records name is durably settled, or they were not appended after all. Returns
+    /// whether the segment can go.
+    pub(crate) fn settle(self) -> bool {
+        self.segment.owed.lower(self.records);
+        self.segment.can_go()
+    }
+
+    /// Takes in another one's records, if they are in the same segment.
+    pub(crate) fn merge(&mut self, other: Self) -> Option<Self> {
+        if !Arc::ptr_eq(&self.segment, &other.segment) {
+            return Some(other);
+        }
+        self.records += other.records;
+        None
     }
 }
 

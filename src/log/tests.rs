@@ -58,6 +58,7 @@ impl Fixture {
             starts_ready: self.starts_ready,
             queue: Arc::new(queue),
             budget: Arc::new(SpaceBudget::new(self.max_bytes)),
+            poison: Arc::default(),
             kick: Arc::new(move || {
                 kicks.fetch_add(1, Ordering::Relaxed);
             }),
@@ -283,37 +284,53 @@ fn a_failed_flush_of_names_is_final_for_all_segments_of_the_log() {
     drop(fault);
     let error = stripe.active().flush(false).unwrap_err();
     assert!(error.is_failed_flush());
-    assert!(Arc::ptr_eq(&error, stripe.failed_flush().unwrap()));
+    assert!(Arc::ptr_eq(&error, stripe.config.poison.get().unwrap()));
     drop((first, stripe));
     assert!(fixture.open().flush(true).is_ok());
 }
 
 #[test]
-fn after_a_failed_flush_of_names_jobs_still_go_through_the_log() {
+fn after_a_failed_flush_nothing_is_sealed_retired_or_emptied_and_jobs_go_through_as_long_as_there_is_room()
+ {
     let fixture = Fixture {
-        max_bytes: Some(3 * SIZE),
+        max_bytes: Some(6 * SIZE),
         ..Fixture::new()
     };
     let stripe = fixture.open();
     fill_segments(&stripe, 3);
     stripe.flush(true).unwrap();
-    let fault = faults::fail_flushes(fixture.dir());
-    // What is retired of these cannot be made durable any more.
-    for _ in 0..10 {
-        let leases = claim_all(&stripe);
-        leases.into_iter().for_each(|lease| _ = lease.ack());
-        fill_segments(&stripe, 1);
-    }
-    assert!(stripe.failed_flush().is_some());
-    assert!(stripe.flush(true).is_err());
-    // And who finds no room is told that, so that it can wait for some.
+    let fault = faults::fail_flushes(&stripe.active().paths().segment);
+    append(&stripe, b"the last");
+    assert!(stripe.flush(false).is_err());
+    drop(fault);
     fill_segments(&stripe, 2);
-    assert!(matches!(
-        stripe.append_shared(&record(b"")),
-        Err(RollError::OverBudget(_))
-    ));
-    let given = sequences(&claim_all(&stripe));
-    drop((stripe, fault));
+    ack_all(&stripe);
+    let before = fixture.files("");
+    let lengths = || {
+        let names = before.iter();
+        let len = |name| std::fs::metadata(fixture.dir().join(name)).unwrap().len();
+        names.map(len).collect::<Vec<_>>()
+    };
+    let lengths_before = lengths();
+    assert!(!stripe.reclaim().unwrap());
+    stripe.seal(true).unwrap();
+    stripe.reclaim_all().unwrap();
+    assert_eq!(
+        (fixture.files(""), lengths()),
+        (before.clone(), lengths_before)
+    );
+    assert!(stripe.flush(true).is_err());
+    // And who finds no room is told that.
+    let mut given = Vec::new();
+    let error = loop {
+        match stripe.append_shared(&record(&[7; 3000])) {
+            Ok((job, _)) => given.push(job),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, RollError::OverBudget(_)));
+    assert_eq!(sequences(&claim_all(&stripe)), given);
+    drop(stripe);
     assert_eq!(sequences(&claim_all(&fixture.open())), given);
 }
 
@@ -330,7 +347,7 @@ fn an_ack_file_stays_until_the_removal_of_its_segment_is_durable() {
     assert!(stripe.reclaim().is_err());
     drop(fault);
     // That the flush would succeed now proves nothing.
-    assert!(stripe.reclaim().is_err());
+    assert!(!stripe.reclaim().unwrap());
     assert_eq!(fixture.files(".seg").len(), 1);
     assert_eq!(fixture.files(".ack").len(), 2);
     drop(stripe);
@@ -423,32 +440,59 @@ fn after_close_nothing_can_be_appended_and_everything_can_be_sealed() {
 }
 
 #[test]
-fn while_retirement_is_held_nothing_is_sealed_and_seal_all_waits() {
+fn a_segment_that_owes_a_settlement_is_neither_sealed_nor_retired_until_that_is_durable() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
+    let meta = record::Meta {
+        settles: Some(DEAD_ORIGIN),
+        ..record::Meta::default()
+    };
+    let meta = meta.encode(100);
+    let mut active = stripe.active();
+    let owing = NewRecord {
+        meta: &meta,
+        ..record(b"again")
+    };
+    let (_, unsettled) = stripe.append_owing(&mut active, &owing).unwrap();
     fill_segments(&stripe, 3);
-    let hold = stripe.hold_retirement();
-    stripe.seal(false).unwrap();
-    assert!(
-        stripe
-            .segments
-            .read()
-            .iter()
-            .all(|segment| !segment.is_sealed())
-    );
-    std::thread::scope(|scope| {
-        let all = scope.spawn(|| stripe.seal(true));
-        assert!(
-            stripe
-                .segments
-                .read()
-                .iter()
-                .all(|segment| !segment.is_sealed())
-        );
-        drop(hold);
-        all.join().unwrap().unwrap();
-    });
-    assert!(stripe.segments.read()[0].is_sealed());
+    assert!(stripe.has_unsettled());
+    stripe.seal(true).unwrap();
+    let is_sealed = |at: usize| stripe.segments.read()[at].is_sealed();
+    assert!(!is_sealed(0) && is_sealed(1));
+    ack_all(&stripe);
+    let first = &fixture.files(".seg")[0];
+    stripe.reclaim().unwrap();
+    assert!(fixture.files(".seg").contains(first));
+    assert!(unsettled.settle());
+    assert!(!stripe.has_unsettled());
+    stripe.reclaim().unwrap();
+    assert!(!fixture.files(".seg").contains(first));
+}
+
+#[test]
+fn a_settlement_that_is_marked_already_is_flushed_all_the_same() {
+    let fixture = Fixture::new();
+    {
+        let stripe = fixture.open();
+        append(&stripe, b"one");
+        append(&stripe, b"two");
+        stripe.flush(true).unwrap();
+        assert!(stripe.mark_done(origin()));
+    }
+    let stripe = fixture.open();
+    let watch = faults::watch(&fixture.dir(), Vec::new());
+    assert_eq!(stripe.settle(&[origin()]).unwrap(), 0);
+    let acks = stripe.pin_containing(origin()).unwrap();
+    let acks = &acks.segment().paths().ack;
+    let is_flush = |call: &faults::Call| {
+        call.operation == crate::storage::Operation::Flush && call.path == acks.path()
+    };
+    assert!(watch.take_calls().iter().any(is_flush));
+    // Of one that is gone, the removal is.
+    assert_eq!(stripe.settle(&[origin().plus(1_000_000)]).unwrap(), 0);
+    let is_flush =
+        |call: &faults::Call| call.operation == crate::storage::Operation::FlushDirectory;
+    assert!(watch.take_calls().iter().any(is_flush));
 }
 
 /// The files that `act` flushes.
@@ -526,18 +570,18 @@ fn a_failed_flush_ends_sealing_with_that_failure() {
     let fault = faults::fail_flushes(&first.segment().paths().segment);
     assert!(stripe.seal(true).is_err());
     drop(fault);
-    assert!(stripe.seal(true).is_err());
+    stripe.seal(true).unwrap();
     assert!(stripe.flush(false).is_err());
     assert!(!first.segment().is_sealed());
 }
 
 #[test]
-fn opening_neither_seals_nor_retires_so_that_replays_can_be_settled_first() {
+fn opening_neither_seals_nor_retires_so_that_what_it_names_can_be_settled_first() {
     let fixture = Fixture::new();
     {
         let stripe = fixture.open();
         let meta = record::Meta {
-            replay_of: Some(DEAD_ORIGIN.plus(4)),
+            settles: Some(DEAD_ORIGIN.plus(4)),
             ..record::Meta::default()
         };
         let meta = meta.encode(100);
@@ -550,8 +594,8 @@ fn opening_neither_seals_nor_retires_so_that_replays_can_be_settled_first() {
         ack_all(&stripe);
     }
     for _ in 0..2 {
-        let (stripe, _, replays) = fixture.open_with_report();
-        assert_eq!(replays, [DEAD_ORIGIN.plus(4)]);
+        let (stripe, _, settles) = fixture.open_with_report();
+        assert_eq!(settles, [DEAD_ORIGIN.plus(4)]);
         drop(stripe);
     }
     let stripe = fixture.open();

@@ -59,8 +59,6 @@ impl Graveyard {
                 (Ok(maps), Then::Recycle(end, paths)) => {
                     spares.push(Spare::clean(maps, end, paths));
                 }
-                // Another flush of one that failed would prove nothing.
-                (Ok(_), Then::Empty(segment)) if segment.has_failed_flush() => {}
                 (Ok(maps), Then::Empty(segment)) => {
                     drop(maps);
                     if let Err(error) = segment.paths().empty() {
@@ -138,9 +136,8 @@ impl Stripe {
         Ok(())
     }
 
-    /// As [`flush`](Self::flush), for whoever [holds retirement](Self::hold_retirement): of the
-    /// segments that are there, as none can go.
-    pub(crate) fn flush_segments(&self, acks_too: bool) -> Result<(), Arc<StorageError>> {
+    /// As [`flush`](Self::flush), of the segments that are there.
+    fn flush_segments(&self, acks_too: bool) -> Result<(), Arc<StorageError>> {
         // Relaxed: a hint, which orders nothing.
         self.flush_asked.store(true, Ordering::Relaxed);
         let segments: Vec<_> = self.segments.read().iter().cloned().collect();
@@ -211,19 +208,14 @@ impl Stripe {
     ///
     /// With `all`, every one of them; after [`close`](Self::close) that is all there are.
     /// Otherwise those that have been full for a while, and the result says when the next one
-    /// will have been. Nor does it wait then for whoever
-    /// [holds retirement](Self::hold_retirement); a later call seals.
+    /// will have been. After a failed flush, none.
     pub(crate) fn seal(&self, all: bool) -> Result<Option<Duration>, Arc<StorageError>> {
-        let _upkeep = if all {
-            self.upkeep.lock()
-        } else {
-            match self.upkeep.try_lock() {
-                Some(upkeep) => upkeep,
-                None => return Ok(Some(SEAL_DELAY)),
-            }
-        };
+        let _upkeep = self.upkeep.lock();
         let segments: Vec<_> = self.segments.read().iter().cloned().collect();
         for segment in segments.iter().filter(|segment| segment.closed().is_some()) {
+            if self.config.poison.is_set() {
+                break;
+            }
             if segment.is_sealed() || segment.is_unscanned() || segment.is_complete() {
                 continue;
             }
@@ -231,21 +223,23 @@ impl Stripe {
             if !all && !left.is_zero() {
                 return Ok(Some(left));
             }
-            if segment.is_committed() {
+            if segment.is_committed() && segment.owes_nothing() {
                 segment.seal()?;
             }
         }
         Ok(None)
     }
 
-    /// Holds back retirement and sealing while the guard lives, so that the next open finds
-    /// whatever is appended meanwhile, in a segment that it scans.
-    pub(crate) fn hold_retirement(&self) -> impl Sized {
-        self.upkeep.lock()
+    /// Whether a segment that is full is kept by what it owes.
+    pub(crate) fn has_unsettled(&self) -> bool {
+        let segments = self.segments.read();
+        let mut full = segments.iter().filter(|segment| segment.closed().is_some());
+        full.any(|segment| !segment.owes_nothing())
     }
 
     /// Retires complete segments: deletes their files or keeps them to be used again, and unmaps
-    /// those retired earlier that nobody reads any more. Returns whether there was one.
+    /// those retired earlier that nobody reads any more. Returns whether there was one. After a failed
+    /// flush, does nothing.
     pub(crate) fn reclaim(&self) -> Result<bool, StorageError> {
         self.reclaim_into(&mut self.upkeep.lock())
     }
@@ -255,9 +249,15 @@ impl Stripe {
         let is_due = |segment: &Segment| segment.can_go() && segment.base() != active.base();
         let mut result = Ok(());
         let mut freed = false;
-        if self.segments.read().iter().any(|segment| is_due(segment)) {
-            freed = true;
-            for segment in self.take_out(is_due) {
+        let due: Vec<_> = {
+            let segments = self.segments.read();
+            let due = segments.iter().filter(|segment| is_due(segment));
+            due.cloned().collect()
+        };
+        for segment in due {
+            if !self.config.poison.is_set() {
+                self.take_out(&segment);
+                freed = true;
                 let retired = if segment.is_recyclable()
                     && !segment.is_retired()
                     && self.needs_spare(graveyard)
@@ -269,6 +269,9 @@ impl Stripe {
                 // A file that stays is found again, complete, by the next open.
                 result = result.and(retired);
             }
+        }
+        if self.config.poison.is_set() {
+            return result.map(|()| freed);
         }
         let spares = graveyard.sweep();
         self.take_in(spares);
@@ -311,9 +314,10 @@ impl Stripe {
         let renamed = renamed.and_then(|()| segment.paths().ack.rename(&waiting.ack));
         let then = match renamed {
             Ok(()) => Then::Recycle(end, waiting),
+            // What is there, the next open removes.
+            Err(_) if self.config.poison.is_set() => Then::Unmap,
             Err(_) => {
                 self.config.budget.give_back(self.config.segment_size);
-                // What stays of it, the next open removes.
                 let _ = waiting.segment.remove();
                 graveyard.ack_files.push(segment.paths().ack.clone());
                 Then::Unmap
@@ -364,25 +368,21 @@ impl Stripe {
         }
     }
 
-    /// Takes the segments that are due out of the list, into the counts of what is gone.
-    fn take_out(&self, is_due: impl Fn(&Segment) -> bool) -> Vec<Arc<Segment>> {
+    /// Takes a segment out of the list, into the counts of what is gone.
+    fn take_out(&self, gone: &Segment) {
         let mut segments = self.segments.write();
-        let (due, kept) = segments.drain(..).partition(|segment| is_due(segment));
-        *segments = kept;
-        let due: Vec<_> = Vec::from(due);
+        let at = segments.partition_point(|segment| segment.base() < gone.base());
+        segments.remove(at);
         // With the list still locked, so that statistics count each segment once.
-        for segment in &due {
-            let records = segment.closed().map_or(0, |end| end.index);
-            if !segment.is_recovered() {
-                self.retired_appended
-                    .fetch_add(u64::from(records), Ordering::Relaxed);
-            }
-            self.retired_done.fetch_add(
-                u64::from(records.saturating_sub(segment.done_at_open())),
-                Ordering::Relaxed,
-            );
+        let records = gone.closed().map_or(0, |end| end.index);
+        if !gone.is_recovered() {
+            self.retired_appended
+                .fetch_add(u64::from(records), Ordering::Relaxed);
         }
-        due
+        self.retired_done.fetch_add(
+            u64::from(records.saturating_sub(gone.done_at_open())),
+            Ordering::Relaxed,
+        );
     }
 
     /// As [`reclaim`](Self::reclaim), for a log that is [closed](Self::close): with its last segment,
@@ -390,7 +390,7 @@ impl Stripe {
     pub(crate) fn reclaim_all(&self) -> Result<(), Arc<StorageError>> {
         let mut graveyard = self.upkeep.lock();
         let last = self.active();
-        if last.can_go() && !last.has_failed_flush() {
+        if last.can_go() && !self.config.poison.is_set() {
             // Beside an empty segment, acks that fall short would look like those of jobs that were
             // cut off; and what is emptied cannot be flushed later.
             last.flush(true)?;
@@ -407,7 +407,7 @@ impl Stripe {
     ) -> Result<(), StorageError> {
         self.reclaim_into(graveyard)?;
         let active = self.active();
-        if !with_active || !active.can_go() || active.has_failed_flush() {
+        if !with_active || !active.can_go() || self.config.poison.is_set() {
             return Ok(());
         }
         if let Some(maps) = active.retire() {

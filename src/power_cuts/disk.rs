@@ -139,6 +139,17 @@ impl Disk {
         self.has_failed
     }
 
+    /// The files whose names end so, and what is in them.
+    pub(super) fn files_that_end_in(&self, suffix: &str) -> Vec<(PathBuf, Vec<u8>)> {
+        let names = self.names();
+        let files = names
+            .keys()
+            .filter(|path| path.to_string_lossy().ends_with(suffix));
+        files
+            .map(|path| (path.clone(), fs::read(self.root.join(path)).expect("read")))
+            .collect()
+    }
+
     fn names(&self) -> Names {
         let mut names = Names::new();
         let mut dirs = vec![PathBuf::new()];
@@ -356,8 +367,8 @@ impl Disk {
         names
     }
 
-    /// Makes the tree that a power cut leaves.
-    pub(super) fn leave_after_a_power_cut(&mut self, to: &Path) {
+    /// Makes the tree that a power cut leaves; returns the disk with it, on which all is durable.
+    pub(super) fn leave_after_a_power_cut(&mut self, to: &Path) -> Self {
         self.look();
         for (path, entry) in self.names_after_a_power_cut() {
             let is_reachable = path.parent().is_none_or(|dir| to.join(dir).is_dir());
@@ -384,10 +395,12 @@ impl Disk {
             };
             fs::write(to.join(path), content).expect("written");
         }
+        Self::new(to, self.random.u64(..))
     }
 
-    /// Makes the tree that the death of the process leaves: the page cache's.
-    pub(super) fn leave_after_a_kill(&mut self, to: &Path) {
+    /// Makes the tree that the death of the process leaves, the page cache's; returns the disk below
+    /// it, which has no more of it than it had before.
+    pub(super) fn leave_after_a_kill(&mut self, to: &Path) -> Self {
         self.look();
         for (path, entry) in &self.known {
             if entry.is_dir {
@@ -396,6 +409,41 @@ impl Disk {
                 fs::copy(self.root.join(path), to.join(path)).expect("copied");
             }
         }
+        let mut left = Self::new(to, self.random.u64(..));
+        let copies: BTreeMap<Inode, Inode> = self
+            .known
+            .iter()
+            .map(|(path, entry)| (entry.inode, left.known[path].inode))
+            .collect();
+        // Files that have no name any more, and may have one again after a power cut, get numbers
+        // that no file has.
+        let copy_of = |inode: Inode| *copies.get(&inode).unwrap_or(&(inode | 1 << 63));
+        let copy = |entry: Entry| Entry {
+            inode: copy_of(entry.inode),
+            ..entry
+        };
+        let names = self.durable.iter();
+        left.durable = names
+            .map(|(path, entry)| (path.clone(), copy(*entry)))
+            .collect();
+        left.changes = self.changes.clone();
+        for change in &mut left.changes {
+            if let Change::Create(_, entry) = change {
+                *entry = copy(*entry);
+            }
+        }
+        let stored = self.stored.iter();
+        left.stored = stored
+            .map(|(&inode, stored)| (copy_of(inode), stored.clone()))
+            .collect();
+        let nameless = self.nameless.iter();
+        left.nameless = nameless
+            .filter(|(inode, _)| !copies.contains_key(inode))
+            .map(|(&inode, bytes)| (copy_of(inode), bytes.clone()))
+            .collect();
+        left.sector = self.sector;
+        left.has_failed = self.has_failed;
+        left
     }
 }
 

@@ -84,14 +84,6 @@ struct Job {
     /// Its last attempt has failed, or is about to.
     may_die: bool,
     end: Option<End>,
-    /// It was moved, and where it was may not be durably done.
-    is_moved: bool,
-    /// A power cut has left it in both places. Each copy has a count of its own.
-    is_double: bool,
-    was_double: bool,
-    /// It has a letter, and is there all the same, since a crash came in between. It is delivered
-    /// again, or done without another letter.
-    has_letter: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -99,8 +91,9 @@ struct Letter {
     job: Sequence,
     payload: Payload,
     is_durable: bool,
-    /// An error came when it was replayed or purged: nothing is promised of it any more.
-    is_uncertain: bool,
+    /// The job that it was replayed as, which could not be flushed: exactly one of the two is there
+    /// after a crash.
+    withheld_for: Option<Sequence>,
 }
 
 /// What has begun and has not returned.
@@ -119,6 +112,8 @@ pub(super) enum Doing {
 pub(super) struct Truth {
     jobs: BTreeMap<Sequence, Job>,
     letters: BTreeMap<Sequence, Letter>,
+    /// Letters that were purged, though not durably so.
+    purged: BTreeMap<Sequence, Letter>,
     doing: Doing,
     highest: BTreeMap<u8, Sequence>,
     /// The highest when what is done began.
@@ -133,8 +128,8 @@ pub(super) struct Truth {
 pub(super) struct Mark {
     jobs: Vec<Sequence>,
     ended: Vec<Sequence>,
-    moved: Vec<Sequence>,
     letters: Vec<Sequence>,
+    purged: Vec<Sequence>,
     /// Jobs that no handler has.
     idle: Vec<Sequence>,
 }
@@ -162,10 +157,6 @@ impl Truth {
             was_begun: false,
             may_die: false,
             end: None,
-            is_moved: false,
-            is_double: false,
-            was_double: false,
-            has_letter: false,
         };
         let old = self.jobs.insert(job, new);
         assert!(old.is_none(), "{job} was given twice");
@@ -173,28 +164,14 @@ impl Truth {
 
     /// A job that is about to be delivered.
     pub(super) fn note_delivered(&mut self, job: Sequence, attempt: Attempt, payload: &[u8]) {
-        let payloads = self.letters.values().filter(|letter| letter.is_uncertain);
-        let mut payloads = payloads.map(|letter| &letter.payload);
-        if !self.jobs.contains_key(&job)
-            && let Some(payload) = payloads.find(|known| known.as_ref() == payload).cloned()
-        {
-            // A replay has made it, and then failed.
-            self.note_enqueued(job, payload, false);
-        }
         let is_alone = self
             .jobs
             .iter()
             .all(|(other, known)| *other == job || !known.is_suspect || known.handlers == 0);
         let known = self.job(job);
         assert_eq!(payload, known.payload.as_ref(), "{job} has another payload");
-        let attempts = attempt.number();
-        let is_one = !known.is_double && !known.was_double;
-        assert!(
-            attempts == known.failed + 1 || !is_one && attempts <= known.failed + 1,
-            "{job} is delivered with attempt {attempts}, not {}",
-            known.failed + 1
-        );
-        if known.is_suspect && is_one {
+        assert_eq!(attempt.number(), known.failed + 1, "attempts of {job}");
+        if known.is_suspect {
             assert!(is_alone, "{job} is delivered beside another suspect");
         }
         known.handlers += 1;
@@ -233,27 +210,11 @@ impl Truth {
     }
 
     pub(super) fn note_acked(&mut self, job: Sequence) {
-        let known = self.job(job);
-        if !std::mem::take(&mut known.is_double) {
-            known.end.get_or_insert(End::Acked);
-        }
+        self.job(job).end.get_or_insert(End::Acked);
     }
 
     pub(super) fn note_dying(&mut self, job: Sequence) {
         self.job(job).may_die = true;
-    }
-
-    /// Jobs that upkeep may move. Returns those that were not moved before.
-    pub(super) fn note_moving(&mut self, mut jobs: Vec<Sequence>) -> Vec<Sequence> {
-        jobs.retain(|job| !std::mem::replace(&mut self.job(*job).is_moved, true));
-        jobs
-    }
-
-    /// They were not.
-    pub(super) fn note_not_moved(&mut self, jobs: &[Sequence]) {
-        for job in jobs {
-            self.job(*job).is_moved = false;
-        }
     }
 
     /// Demands that a sequence was never given before.
@@ -278,8 +239,8 @@ impl Truth {
         Mark {
             jobs: pick(|_| true),
             ended: pick(|job| job.end.is_some()),
-            moved: pick(|job| job.is_moved),
             letters: self.letters(),
+            purged: self.purged.keys().copied().collect(),
             idle: pick(|job| job.handlers == 0),
         }
     }
@@ -294,8 +255,8 @@ impl Truth {
 
     pub(super) fn note_all_flushed(&mut self, mark: &Mark) {
         self.note_records_flushed(mark);
-        for job in &mark.moved {
-            self.job(*job).is_moved = false;
+        for letter in &mark.purged {
+            self.purged.remove(letter);
         }
         for job in &mark.idle {
             if let Some(job) = self.jobs.get_mut(job) {
@@ -325,14 +286,11 @@ impl Truth {
                 job: letter.job,
                 payload: payload.unwrap_or_else(|| panic!("a letter of no dying job: {letter:?}")),
                 is_durable,
-                is_uncertain: false,
+                withheld_for: None,
             };
             self.letters.insert(letter.sequence, new);
-            let job = self.job(letter.job);
-            if is_durable && !std::mem::take(&mut job.is_double) {
-                job.end.get_or_insert(End::Dead);
-            } else {
-                job.has_letter = true;
+            if is_durable {
+                self.job(letter.job).end.get_or_insert(End::Dead);
             }
         }
     }
@@ -340,21 +298,32 @@ impl Truth {
     pub(super) fn letters(&self) -> Vec<Sequence> {
         let letters = self.letters.iter();
         letters
-            .filter(|(_, letter)| !letter.is_uncertain)
+            .filter(|(_, letter)| letter.withheld_for.is_none())
             .map(|(letter, _)| *letter)
             .collect()
     }
 
-    pub(super) fn note_replayed(&mut self, letter: Sequence, job: Sequence, is_durable: bool) {
+    pub(super) fn note_replayed(&mut self, letter: Sequence, job: Sequence) {
         let payload = self.remove(letter).payload;
-        self.note_enqueued(job, payload, is_durable);
+        self.note_enqueued(job, payload, true);
     }
 
-    pub(super) fn note_purged(&mut self, letter: Sequence) {
-        self.remove(letter);
+    /// The job could not be flushed, and the letter is not marked.
+    pub(super) fn note_withheld(&mut self, letter: Sequence, job: Sequence) {
+        let known = self.letters.get_mut(&letter).expect("a letter");
+        known.withheld_for = Some(job);
+        let payload = known.payload.clone();
+        self.note_enqueued(job, payload, false);
     }
 
-    /// A letter that is gone. Its job must never come again, unless it was there beside it.
+    pub(super) fn note_purged(&mut self, letter: Sequence, is_durable: bool) {
+        let gone = self.remove(letter);
+        if !is_durable {
+            self.purged.insert(letter, gone);
+        }
+    }
+
+    /// A letter that is gone. Its job must never come again.
     fn remove(&mut self, letter: Sequence) -> Letter {
         let gone = self.letters.remove(&letter).expect("a letter");
         if self
@@ -365,14 +334,6 @@ impl Truth {
             self.jobs.remove(&gone.job);
         }
         gone
-    }
-
-    /// Nothing is known of what becomes of a letter, or of what was made of it.
-    pub(super) fn note_uncertain(&mut self, letter: Sequence) {
-        self.letters
-            .get_mut(&letter)
-            .expect("a letter")
-            .is_uncertain = true;
     }
 
     /// The payload of a letter that may just have been written.
@@ -397,14 +358,7 @@ impl Truth {
                 continue;
             };
             assert_eq!(one.payload, known.payload, "{job}: another payload");
-            // Of one that was double, the acks since may not be durable.
-            let may_repeat = known.is_double
-                || known.was_double && crash == Crash::PowerCut
-                || known.is_moved
-                    && (crash == Crash::PowerCut
-                        || self.is_poisoned
-                        || matches!(self.doing, Doing::Upkeep));
-            if !seen.insert(job) && !may_repeat {
+            if !seen.insert(job) {
                 assert!(crash == Crash::PowerCut, "{job} is there twice");
                 come_again.insert(job);
             }
@@ -422,7 +376,7 @@ impl Truth {
                 one.failed <= most.0 && one.crashes <= most.1,
                 "{one:?} has failed attempts and crashes of {most:?}"
             );
-            if crash == Crash::Kill && !may_repeat && !known.was_double {
+            if crash == Crash::Kill {
                 assert_eq!((one.failed, one.crashes), most, "deliveries of {job}");
             }
         }
@@ -445,13 +399,11 @@ impl Truth {
                     }),
                 _ => None,
             };
-            let is_uncertain =
-                |letter: &&Letter| letter.is_uncertain && letter.payload == one.payload;
             if let Some(at) = enqueued.iter().position(is_payload) {
                 enqueued.swap_remove(at);
             } else if let Some(letter) = replayed {
                 *new_of_letter.entry(*letter).or_default() += 1;
-            } else if self.letters.values().find(is_uncertain).is_none() {
+            } else {
                 let given = self.highest.get(&one.job.stripe());
                 assert!(
                     crash == Crash::PowerCut && given.is_some_and(|&given| one.job <= given),
@@ -469,6 +421,7 @@ impl Truth {
                     assert_eq!(one.payload, known.payload, "letter {letter}");
                 }
                 None if self.letter_payload(one).is_some() => {}
+                None if crash == Crash::PowerCut && self.purged.contains_key(&letter) => {}
                 None => {
                     assert!(
                         crash == Crash::PowerCut,
@@ -477,6 +430,11 @@ impl Truth {
                     );
                     come_again.insert(letter);
                 }
+            }
+            // A letter and its job are never both there, but for what a torn ack word cost.
+            if seen.contains(&one.job) {
+                assert!(crash == Crash::PowerCut, "{} has a letter", one.job);
+                come_again.insert(one.job);
             }
             let other = dead.insert(one.job, letter);
             assert!(
@@ -491,9 +449,7 @@ impl Truth {
             "had ended durably, and came again: {come_again:?}"
         );
         for (job, known) in &self.jobs {
-            let is_promised = known.end.is_none()
-                && !known.has_letter
-                && (known.is_durable || crash == Crash::Kill);
+            let is_promised = known.end.is_none() && (known.is_durable || crash == Crash::Kill);
             let is_there = seen.contains(job) || (known.may_die && dead.contains_key(job));
             assert!(
                 is_there || !is_promised,
@@ -505,11 +461,20 @@ impl Truth {
             );
         }
         for (letter, known) in &self.letters {
-            let is_promised = !known.is_uncertain && (known.is_durable || crash == Crash::Kill);
-            if !is_promised {
+            if !known.is_durable && crash == Crash::PowerCut {
                 continue;
             }
             let is_there = letters.iter().any(|one| one.sequence == *letter);
+            if let Some(job) = known.withheld_for {
+                let is_job = seen.contains(&job) || dead.contains_key(&job);
+                assert!(
+                    !(is_there && is_job),
+                    "letter {letter} and its replay {job}"
+                );
+                let is_over = self.jobs.get(&job).is_none_or(|job| job.end.is_some());
+                assert!(is_there || is_job || is_over, "neither {letter} nor {job}");
+                continue;
+            }
             match &self.doing {
                 Doing::Replay(doing) if doing.contains(letter) => {
                     let jobs = new_of_letter.get(letter).copied().unwrap_or(0);
@@ -525,26 +490,38 @@ impl Truth {
         }
     }
 
-    /// Goes on after a crash with what was found. After a power cut, all of that is durable.
+    /// Goes on after a crash with what was found. After a power cut, all of that is durable; after a
+    /// kill, so is what the open settles before it returns: each letter, and each job that a letter
+    /// was replayed as.
     pub(super) fn go_on(&mut self, found: &Found, crash: Crash) {
-        self.doing = Doing::Nothing;
+        let was_doing = std::mem::take(&mut self.doing);
         self.is_poisoned = false;
         let old = self.clone();
+        self.letters.clear();
         if crash == Crash::PowerCut {
             self.jobs.clear();
-            self.letters.clear();
+            self.purged.clear();
         } else {
             // What is gone has ended, and a power cut may still bring it back.
             for job in self.jobs.values_mut() {
                 job.end.get_or_insert(End::Dead);
             }
-            self.letters.clear();
+            if let Doing::Purge(letters) = &was_doing {
+                let began = letters.iter().filter_map(|letter| {
+                    let known = old.letters.get(letter)?;
+                    Some((*letter, known.clone()))
+                });
+                self.purged.extend(began);
+            }
         }
         for one in &found.jobs {
             let known = old.jobs.get(&one.job);
+            let is_replay = known.is_none() && matches!(was_doing, Doing::Replay(_));
             let new = Job {
                 payload: one.payload.clone(),
-                is_durable: crash == Crash::PowerCut || known.is_some_and(|job| job.is_durable),
+                is_durable: crash == Crash::PowerCut
+                    || is_replay
+                    || known.is_some_and(|job| job.is_durable),
                 failed: one.failed,
                 crashes: one.crashes,
                 handlers: 0,
@@ -552,34 +529,20 @@ impl Truth {
                 was_begun: crash == Crash::Kill && known.is_some_and(|job| job.was_begun),
                 may_die: known.is_some_and(|job| job.may_die),
                 end: None,
-                is_moved: known.is_some_and(|job| job.is_moved),
-                is_double: false,
-                was_double: known.is_some_and(|job| job.was_double),
-                has_letter: known.is_some_and(|job| job.has_letter)
-                    || found.letters.iter().any(|letter| letter.job == one.job),
             };
             let highest = self.highest.entry(one.job.stripe()).or_insert(one.job);
             *highest = one.job.max(*highest);
-            if let Some(other) = self.jobs.insert(one.job, new)
-                && other.end.is_none()
-            {
-                let double = self.job(one.job);
-                double.is_moved = true;
-                double.is_double = true;
-                double.was_double = true;
-                double.failed = double.failed.max(other.failed);
-                double.crashes = double.crashes.max(other.crashes);
-            }
+            self.jobs.insert(one.job, new);
         }
         for one in &found.letters {
-            let known = old.letters.get(&one.sequence);
             let new = Letter {
                 job: one.job,
                 payload: one.payload.clone(),
-                is_durable: crash == Crash::PowerCut || known.is_some_and(|one| one.is_durable),
-                is_uncertain: known.is_some_and(|one| one.is_uncertain),
+                is_durable: true,
+                withheld_for: None,
             };
             self.letters.insert(one.sequence, new);
+            self.purged.remove(&one.sequence);
         }
     }
 }

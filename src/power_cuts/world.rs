@@ -4,7 +4,8 @@
 //! goes on from there.
 
 use std::cell::{Cell, RefCell};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use tempfile::TempDir;
 
-use super::check::{Check, Setup, copy_tree, letters_of, scratch};
+use super::check::{Check, Setup, letters_of, scratch};
 use super::disk::Disk;
 use super::truth::{self, Crash, Doing, Found, Truth};
 use crate::dispatch::leases::Delivery;
@@ -20,6 +21,7 @@ use crate::dispatch::source::Source;
 use crate::engine::Running;
 use crate::failure::{Failure, Then};
 use crate::job::Attempt;
+use crate::log::header::{HEADER_BYTES, SEAL_OFFSET};
 use crate::log::segment::Lease;
 use crate::maintenance::Upkeep;
 use crate::options::{Durability, EnqueueOptions};
@@ -50,10 +52,22 @@ struct Shared {
     in_hand: RefCell<Vec<InHand>>,
     random: RefCell<Rng>,
     cuts: Cell<u64>,
-    /// What a power cut in the middle of something left, and what had been promised by then: the
-    /// run goes on with it.
-    power_cut: RefCell<Option<(TempDir, Truth)>>,
+    /// The run goes on with what a crash in the middle of something left.
+    interrupted: RefCell<Option<Interrupted>>,
+    /// The segments with records when a flush failed, and their seals.
+    frozen: RefCell<Option<Seals>>,
 }
+
+/// What a crash left, and what had been promised by then.
+struct Interrupted {
+    left: TempDir,
+    disk: Disk,
+    truth: Truth,
+    crash: Crash,
+}
+
+/// Segment files and their seals.
+type Seals = BTreeMap<PathBuf, Vec<u8>>;
 
 /// A queue, and those who use it.
 pub(super) struct World {
@@ -79,7 +93,8 @@ impl World {
             in_hand: RefCell::default(),
             random: RefCell::new(random),
             cuts: Cell::new(0),
-            power_cut: RefCell::new(None),
+            interrupted: RefCell::default(),
+            frozen: RefCell::default(),
         });
         let mut world = Self {
             shared,
@@ -160,10 +175,10 @@ impl World {
         }
         self.shared.truth.borrow_mut().begin(Doing::Nothing);
         self.look_at_letters();
-        let power_cut = self.shared.power_cut.take();
-        if let Some((left, truth)) = power_cut {
-            *self.shared.truth.borrow_mut() = truth;
-            self.go_on_with(left, Crash::PowerCut);
+        let interrupted = self.shared.interrupted.take();
+        if let Some(interrupted) = interrupted {
+            *self.shared.truth.borrow_mut() = interrupted.truth;
+            self.go_on_with(interrupted.left, interrupted.disk, interrupted.crash);
             self.look_at_letters();
         }
     }
@@ -348,20 +363,11 @@ impl World {
                 }
             }
         }
-        let moves = running.counters().moved;
-        let moving = {
-            let mut truth = self.shared.truth.borrow_mut();
-            truth.begin(Doing::Upkeep);
-            truth.note_moving(running.dispatch().timer.jobs())
-        };
+        self.shared.truth.borrow_mut().begin(Doing::Upkeep);
         if let Some(wake) = running.signal.take() {
             self.upkeep.turn(&running, &wake);
         }
-        let mut truth = self.shared.truth.borrow_mut();
-        truth.is_poisoned |= running.poison().is_some();
-        if running.counters().moved == moves && !truth.is_poisoned {
-            truth.note_not_moved(&moving);
-        }
+        self.shared.truth.borrow_mut().is_poisoned |= running.poison().is_some();
     }
 
     /// What the timer thread has found.
@@ -404,28 +410,30 @@ impl World {
             .replay_where(|letter| picked.contains(&letter.sequence()));
         let running = self.running();
         let mut truth = self.shared.truth.borrow_mut();
-        match replayed {
+        let (jobs, error) = match replayed {
             Ok(jobs) => {
                 assert_eq!(jobs.len(), picked.len(), "some letters were not found");
-                for (letter, job) in picked.into_iter().zip(jobs) {
-                    truth.note_replayed(letter, job, true);
-                }
+                (jobs, None)
             }
-            Err(DeadLetterError::Partial { replayed, error }) => {
-                let is_full = matches!(*error, DeadLetterError::Enqueue(EnqueueError::Full { .. }));
-                assert!(is_full || running.poison().is_some(), "{error}");
-                let rest = picked.get(replayed.len()..).unwrap_or_default();
-                for (letter, job) in picked.iter().zip(&replayed) {
-                    truth.note_replayed(*letter, *job, is_full);
+            Err(DeadLetterError::Partial { replayed, error }) => (replayed, Some(*error)),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        let mut letters = picked.into_iter();
+        for (job, letter) in jobs.into_iter().zip(&mut letters) {
+            truth.note_replayed(letter, job);
+        }
+        match error {
+            None | Some(DeadLetterError::Enqueue(EnqueueError::Full { .. })) => {}
+            Some(DeadLetterError::NotDurable { replayed, .. }) => {
+                for (job, letter) in replayed.into_iter().zip(letters) {
+                    truth.note_withheld(letter, job);
                 }
-                if !is_full {
-                    for letter in rest {
-                        truth.note_uncertain(*letter);
-                    }
-                    truth.is_poisoned = true;
-                }
+                truth.is_poisoned = true;
             }
-            Err(error) => panic!("{error}"),
+            Some(error) => {
+                assert!(running.poison().is_some(), "{error}");
+                truth.is_poisoned = true;
+            }
         }
     }
 
@@ -440,13 +448,17 @@ impl World {
             Ok(count) => {
                 assert_eq!(count, picked.len() as u64, "some letters were not found");
                 for letter in picked {
-                    truth.note_purged(letter);
+                    truth.note_purged(letter, true);
                 }
             }
             Err(error) => {
                 assert!(running.poison().is_some(), "{error}");
+                // Refused, or done and not flushed.
+                let there = letters_of(&running);
                 for letter in picked {
-                    truth.note_uncertain(letter);
+                    if !there.iter().any(|one| one.sequence == letter) {
+                        truth.note_purged(letter, false);
+                    }
                 }
                 truth.is_poisoned = true;
             }
@@ -487,34 +499,35 @@ impl World {
     /// The process dies or the power fails, and the queue goes on with what is left.
     fn crash(&mut self, crash: Crash) {
         let left = scratch();
-        let mut disk = self.shared.disk.borrow_mut();
-        match crash {
-            Crash::Kill => disk.leave_after_a_kill(left.path()),
-            Crash::PowerCut => disk.leave_after_a_power_cut(left.path()),
-        }
-        drop(disk);
-        self.go_on_with(left, crash);
+        let disk = self.shared.leave(crash, left.path());
+        self.go_on_with(left, disk, crash);
     }
 
-    fn go_on_with(&mut self, left: TempDir, crash: Crash) {
+    fn go_on_with(&mut self, left: TempDir, mut disk: Disk, crash: Crash) {
         if let Some(running) = self.shared.running.borrow().as_ref() {
             running.die();
         }
         faults::observe(None);
         self.drop_handles();
         let copy = scratch();
-        copy_tree(left.path(), copy.path());
-        let found = self.shared.check(copy.path(), crash);
-        self.shared.truth.borrow_mut().go_on(&found, crash);
+        let copied = disk.leave_after_a_kill(copy.path());
+        let found = self.shared.check(copy.path(), copied, crash);
+        self.dir = left;
+        *self.shared.disk.borrow_mut() = disk;
+        self.shared.frozen.take();
         if crash == Crash::PowerCut {
-            self.dir = left;
-            let seed = self.shared.random.borrow_mut().u64(..);
-            *self.shared.disk.borrow_mut() = Disk::new(self.dir.path(), seed);
+            let mut truth = self.shared.truth.borrow_mut();
+            truth.go_on(&found, crash);
+            truth.is_recovering = true;
         }
         self.watch();
-        self.shared.truth.borrow_mut().is_recovering = crash == Crash::PowerCut;
         self.open();
-        self.shared.truth.borrow_mut().is_recovering = false;
+        let mut truth = self.shared.truth.borrow_mut();
+        if crash == Crash::Kill {
+            // Not before the open has returned: until then, no more is durable than there was.
+            truth.go_on(&found, crash);
+        }
+        truth.is_recovering = false;
     }
 
     fn look_at_letters(&self) {
@@ -561,7 +574,12 @@ impl Shared {
 
     /// What happens at an operation: others go on meanwhile, and there may be a crash.
     fn watch(&self, operation: Operation, path: &Path, moment: Moment) -> std::io::Result<()> {
-        self.disk.borrow_mut().note(operation, path, moment)?;
+        let noted = self.disk.borrow_mut().note(operation, path, moment);
+        if noted.is_err() && self.frozen.borrow().is_none() {
+            *self.frozen.borrow_mut() = Some(self.seals());
+        }
+        noted?;
+        self.check_frozen();
         if self.random.borrow_mut().u8(0..3) == 0 {
             self.go_on_beside();
         }
@@ -569,23 +587,64 @@ impl Shared {
             let mut random = self.random.borrow_mut();
             (random.u8(0..80) == 0, random.u8(0..24).saturating_sub(22))
         };
-        if kills {
-            let copy = scratch();
-            self.disk.borrow_mut().leave_after_a_kill(copy.path());
-            self.check(copy.path(), Crash::Kill);
+        let crashes = [(kills.into(), Crash::Kill), (cuts, Crash::PowerCut)];
+        for (count, crash) in crashes {
+            for _ in 0..count {
+                let copy = scratch();
+                let disk = self.leave(crash, copy.path());
+                self.check(copy.path(), disk, crash);
+            }
         }
-        for _ in 0..cuts {
-            let copy = scratch();
-            self.disk.borrow_mut().leave_after_a_power_cut(copy.path());
-            self.check(copy.path(), Crash::PowerCut);
-        }
-        if self.random.borrow_mut().u8(0..120) == 0 && !self.truth.borrow().is_recovering {
+        let crash = match self.random.borrow_mut().u8(0..120) {
+            0 => Crash::PowerCut,
+            // After a failed flush, a kill says nothing of what the disk has.
+            1 if !self.disk.borrow().has_failed() => Crash::Kill,
+            _ => return Ok(()),
+        };
+        if !self.truth.borrow().is_recovering {
             let left = scratch();
-            self.disk.borrow_mut().leave_after_a_power_cut(left.path());
-            let truth = self.truth.borrow().clone();
-            *self.power_cut.borrow_mut() = Some((left, truth));
+            *self.interrupted.borrow_mut() = Some(Interrupted {
+                disk: self.leave(crash, left.path()),
+                left,
+                truth: self.truth.borrow().clone(),
+                crash,
+            });
         }
         Ok(())
+    }
+
+    fn leave(&self, crash: Crash, to: &Path) -> Disk {
+        let mut disk = self.disk.borrow_mut();
+        match crash {
+            Crash::Kill => disk.leave_after_a_kill(to),
+            Crash::PowerCut => disk.leave_after_a_power_cut(to),
+        }
+    }
+
+    /// The segments that have records, and their seals.
+    fn seals(&self) -> Seals {
+        let files = self.disk.borrow().files_that_end_in(".seg");
+        let has_records = |bytes: &[u8]| bytes.iter().skip(HEADER_BYTES).any(|&byte| byte != 0);
+        files
+            .into_iter()
+            .filter(|(_, bytes)| has_records(bytes))
+            .map(|(path, bytes)| (path, bytes[SEAL_OFFSET..HEADER_BYTES].to_vec()))
+            .collect()
+    }
+
+    /// After a failed flush nothing is sealed, retired or emptied.
+    fn check_frozen(&self) {
+        if let Some(frozen) = &*self.frozen.borrow() {
+            let seals = self.seals();
+            for (path, seal) in frozen {
+                assert_eq!(
+                    seals.get(path),
+                    Some(seal),
+                    "{} after a failed flush",
+                    path.display()
+                );
+            }
+        }
     }
 
     /// What other threads can do while one is at a file: whatever takes no lock.
@@ -612,13 +671,14 @@ impl Shared {
     }
 
     /// Opens what a crash left, and demands that it is what was promised. Returns what is there.
-    fn check(&self, dir: &Path, crash: Crash) -> Found {
+    fn check(&self, dir: &Path, disk: Disk, crash: Crash) -> Found {
         let truth = self.truth.borrow().clone();
         let check = Check {
             setup: &self.setup,
             dir,
             truth: &truth,
             crash,
+            disk,
             depth: 0,
             words_reset: 0,
         };

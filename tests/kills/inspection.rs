@@ -118,7 +118,7 @@ fn assert_nothing_to_do(report: &RecoveryReport, shape: Shape) {
         report.is_clean()
             && report.quarantined.is_empty()
             && report.scanned <= logs
-            && (report.holes, report.replays_settled) == (0, 0),
+            && (report.holes, report.settled) == (0, 0),
         "closed, and yet: {report:?}"
     );
 }

@@ -226,7 +226,7 @@ impl<'a> Site<'a> {
         figures.letters_found += found.letters.len() as u64;
         figures.segments_scanned += found.report.scanned;
         figures.holes += found.report.holes;
-        figures.replays_settled += found.report.replays_settled;
+        figures.replays_settled += found.report.settled;
         let quarantined = found.report.quarantined.iter();
         figures.uncommitted += quarantined
             .filter(|region| region.damage == Damage::Uncommitted)

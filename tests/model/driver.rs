@@ -109,7 +109,7 @@ impl Case {
             "{} live: {report:?}",
             self.model.summary()
         );
-        assert_eq!(report.replays_settled, 0, "{report:?}");
+        assert_eq!(report.settled, 0, "{report:?}");
         if self.ending == Ending::DiedAtOnce {
             // The process may have died while it was writing a letter.
             let is_letter = |path: &Path| path.parent().is_some_and(|dir| dir.ends_with("dead"));

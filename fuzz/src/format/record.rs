@@ -103,7 +103,7 @@ pub fn mend_records(file: &mut [u8], salt: u64) {
 pub struct Fields {
     /// 0: unlimited.
     pub max_attempts: Option<u8>,
-    pub replay_of: Option<u64>,
+    pub settles: Option<u64>,
     pub original: Option<u64>,
     pub prior_attempts: u32,
     pub prior_crashes: u32,
@@ -125,7 +125,7 @@ pub fn fields(mut meta: &[u8]) -> Fields {
         let count = if len == 4 { u32_at(value, 0) } else { 0 };
         match meta[0] {
             1 => fields.max_attempts = value.first().copied(),
-            2 => fields.replay_of = word,
+            2 => fields.settles = word,
             3 => fields.original = word,
             4 => fields.prior_attempts = count,
             8 => fields.prior_crashes = count,

@@ -51,7 +51,7 @@ pub struct Scanned {
     pub gaps: Vec<Gap>,
     /// Ordinals `[from, to)` without a record.
     pub missing: Vec<(u32, u32)>,
-    pub replays: Vec<u64>,
+    pub settles: Vec<u64>,
     /// Bytes hashed.
     pub hashed: usize,
     /// The segment when the gaps are covered.
@@ -123,7 +123,7 @@ pub fn scan(
         end: (scan.end.index, scan.end.units),
         gaps: gaps.collect(),
         missing: scan.missing,
-        replays: scan.replays.into_iter().map(Sequence::get).collect(),
+        settles: scan.settles.into_iter().map(Sequence::get).collect(),
         hashed: scan.hashed,
         covered,
         rewritten: records.bytes().to_vec(),
@@ -136,7 +136,7 @@ pub fn scan(
 #[derive(Debug, PartialEq, Eq)]
 pub struct Fields {
     pub max_attempts: Option<Option<u8>>,
-    pub replay_of: Option<u64>,
+    pub settles: Option<u64>,
     pub original: Option<u64>,
     pub prior_attempts: u32,
     pub prior_crashes: u32,
@@ -151,7 +151,7 @@ pub fn meta(bytes: &[u8]) -> (Fields, Vec<u8>) {
     let encoded = meta.encode(MAX_META_BYTES);
     let fields = Fields {
         max_attempts: meta.max_attempts,
-        replay_of: meta.replay_of.map(Sequence::get),
+        settles: meta.settles.map(Sequence::get),
         original: meta.original.map(Sequence::get),
         prior_attempts: meta.prior_attempts,
         prior_crashes: meta.prior_crashes,

@@ -74,13 +74,14 @@ pub struct RecoveryReport {
     pub ack_words_reset: u64,
     /// Segment headers mended from the copy in the ack file.
     pub headers_mended: Vec<PathBuf>,
-    /// Replays that a crash had interrupted after their job was written; the letters were
-    /// removed, so that each replay made exactly one job.
-    pub replays_settled: u64,
+    /// Moves that a crash had interrupted: jobs that have become letters, letters that were replayed,
+    /// jobs that compaction has moved. The job or letter that was left behind is done, so that exactly
+    /// one of the two is there.
+    pub settled: u64,
 }
 
 impl RecoveryReport {
-    /// Whether nothing was damaged. What a crash leaves is no damage: holes, settled replays, and
+    /// Whether nothing was damaged. What a crash leaves is no damage: holes, settled moves, and
     /// records that were [never committed](Damage::Uncommitted).
     pub fn is_clean(&self) -> bool {
         self.quarantined

@@ -26,8 +26,8 @@ pub(super) struct Scan {
     pub(super) regions: Vec<Region>,
     /// Ordinals `[from, to)` without a record.
     pub(super) missing: Vec<(u32, u32)>,
-    /// The letters that jobs are replays of.
-    pub(super) replays: Vec<Sequence>,
+    /// What records settle.
+    pub(super) settles: Vec<Sequence>,
     /// Bytes hashed to find all this.
     #[cfg(fuzzing)]
     pub(super) hashed: usize,
@@ -71,7 +71,7 @@ impl Scan {
                 end: START,
                 regions: Vec::new(),
                 missing: Vec::new(),
-                replays: Vec::new(),
+                settles: Vec::new(),
                 #[cfg(fuzzing)]
                 hashed: 0,
             },
@@ -184,7 +184,7 @@ impl<'a> Scanner<'a> {
             }
             scan.end.index = header.index + 1;
             if header.meta_len > 0 {
-                scan.replays.extend(Meta::decode(record.meta()).replay_of);
+                scan.settles.extend(Meta::decode(record.meta()).settles);
             }
             self.lost = 0;
         } else {

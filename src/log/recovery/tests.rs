@@ -827,7 +827,7 @@ fn replays_are_collected_from_scanned_segments_whether_their_jobs_are_done_or_no
     let segment = new_segment(dir.path(), 0, &[b"plain"]);
     for letter in [11, 12] {
         let meta = Meta {
-            replay_of: Some(Sequence::new(letter)),
+            settles: Some(Sequence::new(letter)),
             ..Meta::default()
         };
         let record = NewRecord {
@@ -840,11 +840,11 @@ fn replays_are_collected_from_scanned_segments_whether_their_jobs_are_done_or_no
     }
     segment.pin().unwrap().mark_done(2);
     let (log, _) = recover(dir.path());
-    assert_eq!(log.replays, [Sequence::new(11), Sequence::new(12)]);
+    assert_eq!(log.settles, [Sequence::new(11), Sequence::new(12)]);
     segment.close_now();
     segment.seal().unwrap();
     let (log, _) = recover(dir.path());
-    assert!(log.replays.is_empty(), "sealed: their letters were settled");
+    assert!(log.settles.is_empty(), "sealed: their letters were settled");
 }
 
 #[test]
