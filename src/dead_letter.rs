@@ -167,7 +167,7 @@ impl DeadLetters {
     /// Replays all letters that the filter picks; returns the new jobs.
     ///
     /// # Errors
-    /// See [`DeadLetterError`].
+    /// [`DeadLetterError::Partial`], which says what was replayed before the error.
     pub fn replay_where(
         &self,
         mut filter: impl FnMut(&DeadLetter) -> bool,
@@ -185,7 +185,6 @@ impl DeadLetters {
                     replayed.extend(more);
                     return Err(DeadLetterError::Partial { replayed, error });
                 }
-                Err(error) if replayed.is_empty() => return Err(error),
                 Err(error) => {
                     return Err(DeadLetterError::Partial {
                         replayed,

@@ -233,7 +233,11 @@ impl Run {
                     assert_eq!(jobs.len(), 1);
                     self.truth.replayed(number, jobs[0]);
                 }
-                Err(error) => self.note_failed_replay(number, error),
+                Err(DeadLetterError::Partial { replayed, error }) => {
+                    assert_eq!(replayed, []);
+                    self.note_failed_replay(number, *error);
+                }
+                Err(error) => panic!("{error}"),
             }
         }
     }

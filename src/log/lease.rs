@@ -331,20 +331,8 @@ impl Pinned {
     /// whether that made the segment complete.
     pub(crate) fn mark_done(&self, index: u32) -> Option<bool> {
         let complete = self.set_done(index)?;
-        self.segment.marked_done.fetch_add(1, Ordering::Relaxed);
+        self.segment.not_acked.fetch_add(1, Ordering::Relaxed);
         Some(complete)
-    }
-
-    /// Marks a record done that is missing from a segment found at open. Returns whether that
-    /// made the segment complete.
-    pub(crate) fn mark_missing(&self, index: u32) -> bool {
-        match self.set_done(index) {
-            Some(complete) => {
-                self.segment.done_at_open.fetch_add(1, Ordering::Relaxed);
-                complete
-            }
-            None => false,
-        }
     }
 
     fn set_done(&self, index: u32) -> Option<bool> {

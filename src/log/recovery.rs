@@ -364,7 +364,7 @@ impl Recovery<'_> {
         self.mend(segment.base(), entry, records, salt, &scan.regions)?;
         let mut complete = false;
         for index in scan.missing.into_iter().flat_map(|(from, to)| from..to) {
-            complete |= pinned.mark_missing(index);
+            complete |= pinned.mark_done(index) == Some(true);
         }
         count_crashes(&pinned.maps().acks, end.index);
         segment.deliveries_changed.note_end();

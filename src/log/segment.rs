@@ -129,10 +129,9 @@ pub(crate) struct Segment {
     owed: Owed,
     /// Found at open, rather than created since.
     pub(super) recovered: bool,
-    /// Records found done at open, or found missing since.
-    pub(super) done_at_open: AtomicU32,
-    /// Records marked done since by other means than a lease.
-    pub(super) marked_done: AtomicU32,
+    /// Records that are done without having been acked since the open: found done, or marked done
+    /// since by other means than a lease.
+    pub(super) not_acked: AtomicU32,
     /// To be checked record by record before anything is read from it: sealed by an earlier
     /// process, or damaged in a way that could not be mended yet.
     unscanned: AtomicBool,
@@ -307,8 +306,7 @@ impl Segment {
             names: Arc::clone(names),
             owed: Owed::nothing(),
             recovered: found.is_some(),
-            done_at_open: AtomicU32::new(done_at_open),
-            marked_done: AtomicU32::new(0),
+            not_acked: AtomicU32::new(done_at_open),
             unscanned: AtomicBool::new(found.is_some_and(|found| found.unscanned)),
             sealed: AtomicBool::new(found.is_some_and(|found| found.sealed)),
             full_since: OnceLock::new(),
@@ -376,14 +374,9 @@ impl Segment {
         self.maps.load().is_none()
     }
 
-    /// Records found done at open, or found missing since.
-    pub(crate) fn done_at_open(&self) -> u32 {
-        self.done_at_open.load(Ordering::Relaxed)
-    }
-
-    /// Records marked done since by other means than a lease.
-    pub(crate) fn marked_done(&self) -> u32 {
-        self.marked_done.load(Ordering::Relaxed)
+    /// Records that are done without having been acked since the open.
+    pub(crate) fn not_acked(&self) -> u32 {
+        self.not_acked.load(Ordering::Relaxed)
     }
 
     /// Takes note that it is full.

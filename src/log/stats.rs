@@ -39,10 +39,10 @@ impl Stripe {
         for segment in &segments {
             let is_untouched = segment.claimed() == START && self.origin != DEAD_ORIGIN;
             let reached = segment.reached().index;
-            let done_at_open = segment.done_at_open();
+            let not_acked = segment.not_acked();
             let (done, unclaimed) = match segment.pin() {
                 _ if is_untouched => {
-                    let done = (done_at_open + segment.marked_done()).min(reached);
+                    let done = not_acked.min(reached);
                     (done, reached - done)
                 }
                 Some(pinned) => {
@@ -63,7 +63,7 @@ impl Stripe {
             if !segment.is_recovered() {
                 stats.appended += u64::from(reached);
             }
-            stats.done += u64::from(done.saturating_sub(done_at_open));
+            stats.done += u64::from(done.saturating_sub(not_acked));
             stats.live += u64::from(reached - done);
             stats.unclaimed += u64::from(unclaimed);
             stats.segments += 1;

@@ -380,7 +380,7 @@ impl Stripe {
                 .fetch_add(u64::from(records), Ordering::Relaxed);
         }
         self.retired_done.fetch_add(
-            u64::from(records.saturating_sub(gone.done_at_open())),
+            u64::from(records.saturating_sub(gone.not_acked())),
             Ordering::Relaxed,
         );
     }

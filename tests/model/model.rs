@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
-use std::ops::RangeInclusive;
 use std::time::{Duration, Instant, SystemTime};
 
 use logmill::{DeadLetter, Job, Sequence, Stats};
@@ -50,9 +49,6 @@ enum Place {
     Dead {
         settled: bool,
     },
-    /// The process died when the job's letter was written, and perhaps before the job was marked
-    /// done: it may be delivered again.
-    DeadOrWaiting,
 }
 
 #[derive(Clone)]
@@ -76,8 +72,6 @@ pub struct ModelJob {
     /// What each failed attempt said, since the queue was opened.
     reasons: Vec<(u32, String)>,
     letter: Option<Sequence>,
-    /// It came back although it had a letter, which is gone: it may or may not get another.
-    letter_optional: bool,
 }
 
 impl ModelJob {
@@ -155,8 +149,6 @@ struct Counters {
     acked: u64,
     retried: u64,
     dead_lettered: u64,
-    /// Jobs that may have been found dead once more, without a second letter.
-    perhaps_dead_lettered: u64,
 }
 
 #[derive(Default)]
@@ -221,7 +213,6 @@ impl Model {
             given_back: false,
             reasons: Vec::new(),
             letter: None,
-            letter_optional: false,
         };
         self.jobs.insert(sequence, job);
     }
@@ -253,7 +244,6 @@ impl Model {
             }
             Place::Waiting | Place::WaitingOrDelayed | Place::WaitingOrSoon => {}
             Place::Soon(due) => assert!(due <= Instant::now(), "{sequence} came early"),
-            Place::DeadOrWaiting => job.reasons.clear(),
             _ => panic!("{sequence} was delivered: {job:?}"),
         }
         job.place = Place::Leased;
@@ -281,7 +271,6 @@ impl Model {
             }
             match job.place {
                 Place::WaitingOrDelayed => job.place = Place::Delayed,
-                Place::DeadOrWaiting => job.place = Place::Dead { settled: false },
                 _ => assert!(
                     !job.is_deliverable(),
                     "{sequence} was not delivered: {job:?}"
@@ -352,13 +341,8 @@ impl Model {
     /// A letter was deleted. Returns the job that it was of.
     pub fn purged(&mut self, letter: Sequence) -> ModelJob {
         let facts = self.letters.remove(&letter).unwrap();
-        let job = self.jobs.get_mut(&facts.job).unwrap();
-        if !matches!(job.place, Place::Dead { .. } | Place::Done) {
-            job.letter_optional = true;
-            if matches!(job.place, Place::DeadOrWaiting) {
-                job.reasons.clear();
-            }
-        }
+        let job = &self.jobs[&facts.job];
+        assert!(matches!(job.place, Place::Dead { .. }), "{job:?}");
         job.clone()
     }
 
@@ -392,7 +376,7 @@ impl Model {
             if let Place::Dead { settled } = &mut job.place {
                 // Who looks at the letters has those written that were not.
                 *settled = true;
-                let has_letter = job.letter.is_some() || job.letter_optional;
+                let has_letter = job.letter.is_some();
                 assert!(has_letter, "{sequence} is dead without a letter: {job:?}");
             }
         }
@@ -407,14 +391,10 @@ impl Model {
             self.since_open.dead_lettered += 1;
         }
         assert!(
-            matches!(job.place, Place::Dead { .. } | Place::DeadOrWaiting),
+            matches!(job.place, Place::Dead { .. }),
             "letter {sequence} of {job:?}"
         );
-        assert!(
-            job.letter
-                .is_none_or(|first| job.letter_optional && !self.letters.contains_key(&first)),
-            "letter {sequence} is not the first of {job:?}"
-        );
+        assert_eq!(job.letter, None, "letter {sequence} is a second one");
         job.letter = Some(sequence);
         assert_eq!(
             (letter.attempts, letter.crashes),
@@ -468,7 +448,7 @@ impl Model {
             job.place = match job.place {
                 Place::Dead { settled: false } if ending != Ending::Closed => {
                     if has_letter || job.letter.is_some() {
-                        Place::DeadOrWaiting
+                        Place::Dead { settled: true }
                     } else {
                         // It died in memory only.
                         Place::Waiting
@@ -494,16 +474,8 @@ impl Model {
             job.is_suspect = job.crashes > 0;
             job.in_order &= !job.is_suspect;
             if job.has_died_waiting() && has_letter {
-                // The letter is new, and settled with the process; or an earlier one, and then the
-                // job may still be found dead once more.
-                job.place = if job.letter.is_none() && ending != Ending::DiedAtOnce {
-                    Place::Dead { settled: true }
-                } else {
-                    Place::DeadOrWaiting
-                };
-            }
-            if job.place == Place::DeadOrWaiting {
-                self.since_open.perhaps_dead_lettered += 1;
+                // The letter is new, and settled with the process or by the open.
+                job.place = Place::Dead { settled: true };
             }
             let has_new_letter = found.iter().any(|letter| {
                 letter.job() == sequence && !self.letters.contains_key(&letter.sequence())
@@ -516,21 +488,19 @@ impl Model {
 
     /// Whether the statistics are as they must be once the background is quiet.
     pub fn agrees_with(&self, stats: &Stats) -> bool {
-        let dead_lettered = self.since_open.dead_lettered;
         stats.enqueued == self.since_open.enqueued
             && stats.acked == self.since_open.acked
             && stats.retried == self.since_open.retried
-            && (dead_lettered..=dead_lettered + self.since_open.perhaps_dead_lettered)
-                .contains(&stats.dead_lettered)
+            && stats.dead_lettered == self.since_open.dead_lettered
             && stats.in_flight == self.count(|place| place == Place::Leased)
-            && self.live_range().contains(&stats.depth())
+            && stats.depth() == self.live()
             && stats.dead == self.letters.len() as u64
             && stats.oldest.is_some() == (stats.depth() > 0)
     }
 
     /// Where everything is that is not done, to print.
     pub fn summary(&self) -> String {
-        let mut text = format!("{:?}, live {:?}", self.since_open, self.live_range());
+        let mut text = format!("{:?}, live {}", self.since_open, self.live());
         for (sequence, job) in &self.jobs {
             if job.place != Place::Done {
                 let _ = write!(text, "\n{sequence} {job:?}");
@@ -540,21 +510,15 @@ impl Model {
         text
     }
 
-    /// How many jobs are neither done nor dead, as far as that is certain.
-    pub fn live_range(&self) -> RangeInclusive<u64> {
-        let least = self.count(|place| {
-            !matches!(
-                place,
-                Place::Done | Place::Dead { .. } | Place::DeadOrWaiting
-            )
-        });
-        least..=least + self.count(|place| place == Place::DeadOrWaiting)
+    /// How many jobs are neither done nor dead.
+    pub fn live(&self) -> u64 {
+        self.count(|place| !matches!(place, Place::Done | Place::Dead { .. }))
     }
 
     /// How many jobs are certain to be neither done nor dead.
     pub fn least_live(&self) -> u64 {
         let dead = self.jobs.values().filter(|job| job.has_died_waiting());
-        self.live_range().start() - dead.count() as u64
+        self.live() - dead.count() as u64
     }
 
     /// Whether a job has died and may not be marked done yet.

@@ -459,7 +459,7 @@ fn a_damaged_ack_word_is_reset_and_stray_bits_past_the_last_record_do_nothing() 
     expected.push(35);
     let found: Vec<_> = jobs(&log.segments[0]).iter().map(|job| job.0).collect();
     assert_eq!(found, expected);
-    assert_eq!(log.segments[0].done_at_open(), 7);
+    assert_eq!(log.segments[0].not_acked(), 7);
 }
 
 #[test]
@@ -539,7 +539,7 @@ fn a_hole_is_passed_and_counted_and_is_no_damage() {
     let (log, report) = fixture.recover();
     assert_eq!((report.holes, report.is_clean()), (1, true));
     assert_eq!(jobs(&log.segments[0]), [job(0, b"one"), job(2, b"three")]);
-    assert_eq!(log.segments[0].done_at_open(), 1);
+    assert_eq!(log.segments[0].not_acked(), 1);
 }
 
 #[test]
