@@ -16,7 +16,7 @@ pub(crate) struct StripeStats {
     pub(crate) unclaimed: u64,
     /// Appended since the queue was opened.
     pub(crate) appended: u64,
-    /// Done since the queue was opened.
+    /// Acked since the queue was opened, or dead.
     pub(crate) done: u64,
     pub(crate) bytes: u64,
     pub(crate) segments: u64,
