@@ -120,10 +120,6 @@ impl Engine {
             Arc::new(move || signal.kick())
         };
         let sleepers = Arc::new(EventCount::new());
-        let wake = {
-            let sleepers = Arc::clone(&sleepers);
-            Arc::new(move || sleepers.notify_all())
-        };
         let poison = Arc::<Poison>::default();
         let config = LogConfig {
             segment_size: manifest.segment_size,
@@ -132,7 +128,7 @@ impl Engine {
             budget: Arc::new(SpaceBudget::new(builder.max_bytes)),
             poison: Arc::clone(&poison),
             kick,
-            wake,
+            sleepers: Arc::clone(&sleepers),
         };
         let mut recovery = Recovery {
             segment_size: manifest.segment_size,

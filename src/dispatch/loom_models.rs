@@ -327,7 +327,7 @@ struct Stripe {
 impl Stripe {
     fn new() -> Arc<Self> {
         let stripe = Self {
-            segments: [Segment::new(0), Segment::new(1)],
+            segments: [Segment::new(0), Segment::new(2)],
             active: AtomicUsize::new(0),
             sleepers: EventCount::new(),
         };
@@ -338,8 +338,9 @@ impl Stripe {
 
     /// `Stripe::roll`.
     fn roll(&self) {
-        self.active.store(1, Ordering::Release);
-        self.sleepers.notify_all();
+        // `ArcSwap` releases and acquires as well.
+        self.sleepers
+            .publish(|| self.active.store(1, Ordering::Release));
     }
 
     /// `Stripe::append_shared`, if the segment that it finds has room.
@@ -389,6 +390,48 @@ fn a_consumer_of_a_full_segment_is_woken_for_a_record_of_a_producer_that_did_not
                     loom::thread::yield_now();
                 }
             }],
+        );
+        assert!(stripe.sleepers.is_quiet());
+    });
+}
+
+#[test]
+fn two_consumers_of_a_full_segment_are_woken_for_a_record_each_of_the_next() {
+    check(Some(3), || {
+        let stripe = Stripe::new();
+        concurrently(
+            &stripe,
+            [Stripe::sleep, Stripe::sleep, |stripe| {
+                stripe.roll();
+                assert!(stripe.try_enqueue());
+                assert!(stripe.try_enqueue());
+            }],
+        );
+        assert!(stripe.sleepers.is_quiet());
+    });
+}
+
+#[test]
+fn a_consumer_of_a_full_segment_is_woken_for_records_of_producers_that_did_and_did_not_roll() {
+    check(Some(2), || {
+        let stripe = Stripe::new();
+        concurrently(
+            &stripe,
+            [
+                |stripe| {
+                    stripe.roll();
+                    assert!(stripe.try_enqueue());
+                },
+                |stripe| {
+                    stripe.sleep();
+                    stripe.sleep();
+                },
+                |stripe| {
+                    while !stripe.try_enqueue() {
+                        loom::thread::yield_now();
+                    }
+                },
+            ],
         );
         assert!(stripe.sleepers.is_quiet());
     });

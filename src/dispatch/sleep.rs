@@ -10,10 +10,19 @@
 //! - Everyone else (timer, injector) puts a SeqCst fence between the work and the look, and the
 //!   consumer has one between registering and looking.
 //!
-//! Whoever has news for all (the queue or a pool of workers stops, there is a new active segment)
-//! takes the lock that registering takes, so that each sleeper is woken or registers later and
-//! knows. A producer that finds the new segment needs no fence then: a consumer that did not see
-//! it when it looked is awake, and takes its next look at the new tail.
+//! A roll makes a new tail for producers to reserve on, which a consumer that looked at the old one
+//! knows nothing of. It makes the new segment active while it holds the lock that registering takes
+//! ([`EventCount::publish`]), so each consumer registers before or after:
+//!
+//! - If before, a producer that finds the new segment has acquired, through the pointer to it, what
+//!   the roll saw under the lock: it sees that the consumer registered when it looks for sleepers, and
+//!   wakes one.
+//! - If after, the consumer sees the new segment in its last look, and stays awake to look at its tail.
+//!
+//! So a roll wakes nobody: that is left to the producers, one sleeper a record.
+//!
+//! Whoever has news for all (the queue or a pool of workers stops) takes the lock too, so that each
+//! sleeper is woken or registers later and knows.
 //!
 //! A wake-up for work is a permit, and whoever waits may take it: a consumer that registered since
 //! is as good for the work as another. News for all must reach those who were registered, so it is
@@ -152,6 +161,13 @@ impl EventCount {
         self.sleepers.store(0, Ordering::Relaxed);
         drop(state);
         self.wake.notify_all();
+    }
+
+    /// Does `change`, so that who registers later knows of it, and who learns of it from memory that it
+    /// released knows all who registered before. It must not come back to this event count.
+    pub(crate) fn publish<T>(&self, change: impl FnOnce() -> T) -> T {
+        let _state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        change()
     }
 
     #[cold]

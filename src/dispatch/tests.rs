@@ -21,6 +21,7 @@ fn dispatch(dir: &Path) -> Arc<Dispatch> {
 fn dispatch_of(dir: &Path, counted: bool) -> Arc<Dispatch> {
     const SEGMENT: u64 = 64 * 1024;
     let queue = Arc::new(Directory::open(dir).unwrap().unwrap());
+    let sleepers = Arc::new(EventCount::new());
     let config = LogConfig {
         poison: Arc::default(),
         segment_size: SEGMENT,
@@ -28,7 +29,7 @@ fn dispatch_of(dir: &Path, counted: bool) -> Arc<Dispatch> {
         queue: Arc::clone(&queue),
         budget: Arc::new(SpaceBudget::new(None)),
         kick: Arc::new(|| ()),
-        wake: Arc::new(|| ()),
+        sleepers: Arc::clone(&sleepers),
     };
     let mut recovery = Recovery {
         segment_size: SEGMENT,
@@ -41,7 +42,6 @@ fn dispatch_of(dir: &Path, counted: bool) -> Arc<Dispatch> {
     let directory = queue.create_subdirectory("log").unwrap();
     let (stripe, _) = Stripe::open(directory, origin, config, &mut recovery).unwrap();
     let retry = RetryPolicy::fixed(Duration::ZERO);
-    let sleepers = Arc::new(EventCount::new());
     let clock = Clock::start();
     let stripes = Box::new([stripe]);
     Arc::new(Dispatch::new(stripes, sleepers, clock, retry, counted))
@@ -228,4 +228,23 @@ fn compaction_leaves_a_job_behind_that_was_acked_after_it_had_timed_out() {
     assert_eq!(moved, waiting);
     in_work.into_iter().for_each(|lease| _ = lease.ack());
     assert_eq!(stripe.stats().live, 3);
+}
+
+#[test]
+fn a_roll_wakes_no_more_than_one_for_each_job() {
+    let dir = tempfile::tempdir().unwrap();
+    let dispatch = Handle(dispatch(dir.path()));
+    let _sleepers = [(); 10].map(|()| dispatch.0.sleepers.register());
+    let large = NewRecord {
+        enqueued_at: Timestamp::ZERO,
+        due_at: Timestamp::ZERO,
+        meta: b"",
+        payload: &[7; 15_000],
+    };
+    // Four fill a segment, and the fifth begins another.
+    for _ in 0..5 {
+        dispatch.0.stripes()[0].append_shared(&large).unwrap();
+        dispatch.0.sleepers.notify(1);
+    }
+    assert_eq!(dispatch.0.sleepers.asleep(), 5);
 }

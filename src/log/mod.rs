@@ -52,6 +52,7 @@ use self::segment::{Append, Paths, Segment, Unsettled, Warm};
 use self::spare::{Pool, Spare};
 pub(crate) use self::stats::StripeStats;
 use self::upkeep::Graveyard;
+use crate::dispatch::sleep::EventCount;
 use crate::events::{Mutex, event};
 use crate::lasting::Lasting;
 use crate::storage::{Directory, StorageError};
@@ -146,9 +147,8 @@ pub(crate) struct LogConfig {
     pub(crate) poison: Arc<Poison>,
     /// There is maintenance to do: a roll, or a complete segment.
     pub(crate) kick: Kick,
-    /// There is a new active segment: wakes all sleeping consumers, see
-    /// `dispatch/sleep.rs`.
-    pub(crate) wake: Kick,
+    /// Those who sleep until there is something in the active segment, see `dispatch/sleep.rs`.
+    pub(crate) sleepers: Arc<EventCount>,
 }
 
 /// The log of one stripe.
@@ -435,9 +435,10 @@ impl Stripe {
             segments.len()
         };
         next.pool.grow_to(in_use + 1);
-        self.active.store(Arc::clone(&segment));
+        self.config
+            .sleepers
+            .publish(|| self.active.store(Arc::clone(&segment)));
         drop(next);
-        (self.config.wake)();
         (self.config.kick)();
         Ok(segment)
     }

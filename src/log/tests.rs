@@ -62,7 +62,7 @@ impl Fixture {
             kick: Arc::new(move || {
                 kicks.fetch_add(1, Ordering::Relaxed);
             }),
-            wake: Arc::new(|| ()),
+            sleepers: Arc::new(EventCount::new()),
         };
         let queue = Arc::clone(&config.queue);
         let mut recovery = Recovery {
