@@ -88,6 +88,7 @@ mod stats;
 mod storage;
 mod sync;
 mod time;
+mod turns;
 mod user_code;
 mod workers;
 

@@ -173,9 +173,12 @@ impl Upkeep {
     /// Does what there is to do.
     pub(crate) fn turn(&mut self, engine: &Engine, wake: &Wake) {
         let stripes = engine.dispatch().stripes();
-        if stripes.iter().any(Stripe::has_failed_scan) {
-            engine.dispatch().sleepers.notify_all();
-        }
+        // One for each: who is woken looks at all stripes.
+        let failed_scans = stripes.iter().filter(|stripe| stripe.has_failed_scan());
+        engine
+            .dispatch()
+            .sleepers
+            .notify_fenced(failed_scans.count());
         self.failed = false;
         let (failed, failures) = (&mut self.failed, &self.failures);
         let mut note = |error: Arc<StorageError>| {

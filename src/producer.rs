@@ -1,8 +1,6 @@
 //! Enqueueing: from a payload to a committed record, as durable as asked for.
 
-use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::engine::{Engine, Running};
@@ -37,7 +35,7 @@ pub struct Producer {
 
 impl Producer {
     pub(crate) fn new(running: Arc<Running>) -> Self {
-        let stripe = next_in_turn() % running.dispatch().stripes().len();
+        let stripe = running.dispatch().turns.next();
         let active = running.dispatch().stripes()[stripe].active();
         Self {
             running,
@@ -122,22 +120,9 @@ impl<'a> Place<'a> {
     /// The stripe of the calling thread.
     #[inline]
     pub(crate) fn of_this_thread(engine: &'a Engine) -> Self {
-        thread_local! {
-            static TURN: Cell<Option<usize>> = const { Cell::new(None) };
-        }
-        let stripes = engine.dispatch().stripes();
-        // A thread that is ending, and has no locals any more, takes the first stripe.
-        let turn = TURN
-            .try_with(|turn| {
-                turn.get().unwrap_or_else(|| {
-                    let new = next_in_turn();
-                    turn.set(Some(new));
-                    new
-                })
-            })
-            .unwrap_or(0);
+        let dispatch = engine.dispatch();
         Self {
-            stripe: &stripes[turn % stripes.len()],
+            stripe: &dispatch.stripes()[dispatch.turns.of_this_thread()],
             active: None,
         }
     }
@@ -175,13 +160,6 @@ impl<'a> Place<'a> {
             }
         }
     }
-}
-
-/// Numbers for whoever needs a stripe: producers and threads share the stripes evenly.
-fn next_in_turn() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    // Relaxed: any number serves.
-    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl From<RollError> for EnqueueError {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use loom::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+use super::marks::Marks;
 use super::sleep::EventCount;
 use crate::log::tail::{Cursor, Position, Reserved, Tail};
 use crate::sync::model::{check, concurrently};
@@ -434,5 +435,106 @@ fn a_consumer_of_a_full_segment_is_woken_for_records_of_producers_that_did_and_d
             ],
         );
         assert!(stripe.sleepers.is_quiet());
+    });
+}
+
+/// A consumer that can be stolen from: its deque, and the bit that says whether to look there.
+struct Victim {
+    jobs: AtomicUsize,
+    marks: Marks,
+    sleepers: EventCount,
+}
+
+impl Victim {
+    /// With a mark that is left from earlier jobs.
+    fn new() -> Arc<Self> {
+        let victim = Self {
+            jobs: AtomicUsize::new(0),
+            marks: Marks::new(),
+            sleepers: EventCount::new(),
+        };
+        victim.marks.set(5);
+        Arc::new(victim)
+    }
+
+    /// `Dispatch::share`, of a consumer that then is stuck.
+    fn share(&self) {
+        // Relaxed, here and below: the fences alone must do.
+        self.jobs.fetch_add(1, Ordering::Relaxed);
+        self.marks.set(5);
+        self.sleepers.notify_fenced(1);
+    }
+
+    /// `Dispatch::steal`.
+    fn steal(&self) -> bool {
+        if self.marks.get() & 1 << 5 == 0 {
+            return false;
+        }
+        let stolen = self
+            .jobs
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |jobs| {
+                jobs.checked_sub(1)
+            });
+        if stolen.is_ok() {
+            return true;
+        }
+        // `Place::note_empty`, and what follows it.
+        self.marks.clear(5);
+        if self.jobs.load(Ordering::Relaxed) > 0 {
+            self.marks.set(5);
+            self.sleepers.notify_fenced(1);
+        }
+        false
+    }
+
+    fn sleep(&self) {
+        let has_work = || self.marks.get() & 1 << 5 != 0 && self.jobs.load(Ordering::Relaxed) > 0;
+        sleep(&self.sleepers, || self.steal(), has_work);
+    }
+}
+
+#[test]
+fn a_consumer_that_falls_asleep_is_woken_to_steal_a_job() {
+    check(None, || {
+        let victim = Victim::new();
+        concurrently(&victim, [Victim::share, Victim::sleep]);
+        assert!(victim.sleepers.is_quiet());
+    });
+}
+
+#[test]
+fn a_job_to_steal_is_not_lost_to_a_consumer_that_saw_none_and_took_the_mark_off() {
+    check(Some(3), || {
+        let victim = Victim::new();
+        concurrently(
+            &victim,
+            [
+                |victim| _ = victim.steal(),
+                |victim| {
+                    victim.share();
+                    victim.share();
+                },
+                Victim::sleep,
+            ],
+        );
+        // What nobody took is found by whoever looks.
+        while victim.steal() {}
+        assert_eq!(victim.jobs.load(Ordering::Relaxed), 0);
+        assert!(victim.sleepers.is_quiet());
+    });
+}
+
+#[test]
+fn two_consumers_that_fall_asleep_are_woken_to_steal_a_job_each() {
+    check(Some(2), || {
+        let victim = Victim::new();
+        concurrently(
+            &victim,
+            [Victim::sleep, Victim::sleep, |victim| {
+                victim.share();
+                victim.share();
+            }],
+        );
+        assert!(victim.sleepers.is_quiet());
     });
 }

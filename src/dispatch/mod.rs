@@ -11,6 +11,8 @@ mod compaction;
 pub(crate) mod leases;
 #[cfg(all(loom, test))]
 mod loom_models;
+mod marks;
+mod registry;
 pub(crate) mod sleep;
 pub(crate) mod source;
 pub(crate) mod suspects;
@@ -20,19 +22,19 @@ pub(crate) mod timer;
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use crossbeam_deque::{Injector, Steal};
 
+use self::registry::{Place, Registry};
 use self::sleep::EventCount;
-use self::source::{Deques, Thief, Turn};
+use self::source::{Deques, Looking, Turn};
 use self::suspects::Suspects;
 use self::timer::Timer;
 use crate::RetryPolicy;
 use crate::Timestamp;
-use crate::events::Mutex;
 use crate::log::Stripe;
 use crate::log::segment::{Claim, Lease, Run};
 use crate::time::Clock;
+use crate::turns::Turns;
 
 /// Most jobs that one claim takes: enough to pay for the cache lines that a claim moves between
 /// cores, few enough that thieves find work. Measured in `benches/`.
@@ -43,26 +45,19 @@ const CLAIM_BYTES: usize = 256 * 1024;
 /// What the consumers of a queue share.
 pub(crate) struct Dispatch {
     stripes: Box<[Stripe]>,
+    /// The stripes of those who enqueue.
+    pub(crate) turns: Turns,
     /// Jobs that are due again, and jobs that a consumer gave back.
     injector: Injector<Lease>,
     pub(crate) suspects: Suspects<Lease>,
-    thieves: ArcSwap<Vec<Thief>>,
-    /// Serializes the registration of deques.
-    registration: Mutex<Registration>,
+    consumers: Registry,
     pub(crate) sleepers: Arc<EventCount>,
+    looking: Looking,
     pub(crate) timer: Timer,
     clock: Clock,
     retry: RetryPolicy,
     /// Leases own a share of their mappings, as a job can have two (lease timeouts).
     counted: bool,
-}
-
-#[derive(Default)]
-struct Registration {
-    next_home: usize,
-    /// The names of the consumers in `thieves`, in the same order.
-    names: Vec<u64>,
-    next_name: u64,
 }
 
 impl Dispatch {
@@ -74,12 +69,13 @@ impl Dispatch {
         counted: bool,
     ) -> Self {
         Self {
+            turns: Turns::new(stripes.len()),
             stripes,
             injector: Injector::new(),
             suspects: Suspects::new(),
-            thieves: ArcSwap::default(),
-            registration: Mutex::default(),
+            consumers: Registry::new(),
             sleepers,
+            looking: Looking::new(),
             timer: Timer::new(),
             clock,
             retry,
@@ -93,8 +89,7 @@ impl Dispatch {
 
     /// Jobs that are claimed and wait for a consumer.
     pub(crate) fn queued(&self) -> u64 {
-        let thieves = self.thieves.load();
-        let in_deques: u64 = thieves.iter().map(Thief::queued).sum();
+        let in_deques = self.consumers.queued();
         in_deques + self.injector.len() as u64 + self.suspects.len() as u64
     }
 
@@ -151,10 +146,9 @@ impl Dispatch {
 
     /// The next job for the consumer that owns the deques.
     ///
-    /// A suspect first, as there is one at a time only; then one that came back and a new one in
-    /// turn. New ones are looked for in its own deques, then in
-    /// the logs, and then in the others' deques. Who is `patient` leaves the logs out where it had
-    /// better keep its distance.
+    /// A suspect first, as there is one at a time only; then one that came back and a new one in turn.
+    /// New ones are looked for in its own deques, then in the logs, and then in the others' deques. Who
+    /// is `patient` leaves the logs out where it had better keep its distance.
     fn find(&self, own: &Deques, patient: bool) -> Option<Lease> {
         loop {
             if let Some(lease) = self.suspects.take() {
@@ -163,15 +157,16 @@ impl Dispatch {
             if let Some(lease) = self.find_in_turn(own) {
                 return Some(lease);
             }
-            let run = own
-                .pop_run()
-                .or_else(|| match patient && own.keeps_distance() {
-                    true => None,
-                    false => self.claim(own),
-                })
-                .or_else(|| self.steal_run());
-            let Some(run) = run else {
-                return self.steal_lease(own).or_else(|| self.take_back(own));
+            let run = match own.pop_run() {
+                Some(run) => run,
+                None => match self.find_elsewhere(own, patient) {
+                    Some(Found::Run(run)) => run,
+                    Some(Found::Lease(lease)) => {
+                        own.turn.set(Turn::CameBack);
+                        return Some(lease);
+                    }
+                    None => return self.take_back(own),
+                },
             };
             self.expand(run, own);
             if let Some(lease) = own.pop_lease() {
@@ -187,6 +182,21 @@ impl Dispatch {
         let lease = steal(|| self.injector.steal())?;
         own.turn.set(Turn::New);
         Some(lease)
+    }
+
+    /// New jobs that are not in the consumer's deques: in the logs, or in others' deques.
+    fn find_elsewhere(&self, own: &Deques, patient: bool) -> Option<Found> {
+        let steals_first = own.steals_first();
+        let stolen = if steals_first { self.steal(own) } else { None };
+        stolen
+            .or_else(|| match patient && own.keeps_distance() {
+                true => None,
+                false => self.claim(own).map(Found::Run),
+            })
+            .or_else(|| match steals_first {
+                true => None,
+                false => self.steal(own),
+            })
     }
 
     /// Claims runs into the deques, from the home stripe or else from the next ones; returns the
@@ -229,43 +239,44 @@ impl Dispatch {
         self.share(own, 1);
     }
 
-    /// Wakes a consumer, to steal, if there is more in the deques than the next `taken` jobs. It
-    /// wakes another in the same way.
+    /// Marks the deques, and wakes a consumer to steal, if there is more in them than the next `taken`
+    /// jobs. It wakes another in the same way.
     ///
     /// Also those who looked while jobs were on their way into the deques, and saw them nowhere.
     fn share(&self, own: &Deques, taken: usize) {
         if own.leases.len() > taken || own.has_runs() {
+            self.consumers.mark(own.place);
             self.sleepers.notify_fenced(1);
         }
     }
 
-    fn steal_run(&self) -> Option<Run> {
-        // The neighbours' order does not matter: whoever has runs has some to spare.
-        let thieves = self.thieves.load();
-        thieves.iter().find_map(|other| {
-            let run = steal(|| other.steal_run())?;
-            self.share_of(other);
-            Some(run)
-        })
+    /// Steals a run, or else leases, from another consumer.
+    fn steal(&self, own: &Deques) -> Option<Found> {
+        self.consumers
+            .marked_after(own.place)
+            .find_map(|place| self.steal_from(place, own))
     }
 
-    fn steal_lease(&self, own: &Deques) -> Option<Lease> {
-        let thieves = self.thieves.load();
-        let lease = thieves.iter().find_map(|other| {
-            let lease = steal(|| other.leases.steal_batch_and_pop(&own.leases))?;
-            self.share_of(other);
-            Some(lease)
-        })?;
-        own.turn.set(Turn::CameBack);
-        self.share(own, 0);
-        Some(lease)
-    }
-
-    /// Wakes a consumer if one that was stolen from has more.
-    fn share_of(&self, other: &Thief) {
-        if other.has_work() {
+    fn steal_from(&self, place: Place<'_>, own: &Deques) -> Option<Found> {
+        if let Some(other) = &*place.thief() {
+            let run = steal(|| other.steal_run()).map(Found::Run);
+            let found = run.or_else(|| {
+                let lease = steal(|| other.leases.steal_batch_and_pop(&own.leases))?;
+                self.share(own, 0);
+                Some(Found::Lease(lease))
+            });
+            if found.is_some() {
+                if other.has_work() {
+                    self.sleepers.notify_fenced(1);
+                }
+                return found;
+            }
+        }
+        if !place.note_empty() {
+            // Others may have looked before it was marked again.
             self.sleepers.notify_fenced(1);
         }
+        None
     }
 
     /// Puts a claimed job into the timer if it is not due yet, and a suspect among the others.
@@ -330,32 +341,14 @@ impl Dispatch {
         !self.injector.is_empty()
             || self.suspects.can_take()
             || self.stripes.iter().any(Stripe::may_have_work)
-            || self.thieves.load().iter().any(Thief::has_work)
+            || self.consumers.has_work()
     }
+}
 
-    /// Lets others steal from a consumer; returns its name and its home stripe.
-    fn register(&self, thief: Thief) -> (u64, usize) {
-        let mut registration = self.registration.lock();
-        let name = registration.next_name;
-        registration.next_name += 1;
-        let home = registration.next_home;
-        registration.next_home = (home + 1) % self.stripes.len();
-        registration.names.push(name);
-        let mut thieves = Vec::clone(&self.thieves.load());
-        thieves.push(thief);
-        self.thieves.store(Arc::new(thieves));
-        (name, home)
-    }
-
-    fn unregister(&self, name: u64) {
-        let mut registration = self.registration.lock();
-        if let Some(at) = registration.names.iter().position(|&other| other == name) {
-            registration.names.remove(at);
-            let mut thieves = Vec::clone(&self.thieves.load());
-            thieves.remove(at);
-            self.thieves.store(Arc::new(thieves));
-        }
-    }
+/// What a consumer finds elsewhere than in its own deques.
+enum Found {
+    Run(Run),
+    Lease(Lease),
 }
 
 /// Repeats an operation for as long as it loses races.

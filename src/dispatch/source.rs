@@ -3,17 +3,20 @@
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_deque::{Steal, Stealer, Worker};
+use crossbeam_utils::CachePadded;
 
 use super::Dispatch;
 use crate::log::segment::{Lease, Run};
 
 /// Looks for work before a consumer goes to sleep, each after a pause: together a few tens of
-/// microseconds, about what a sleep and a wake-up cost.
+/// microseconds, about what a sleep and a wake-up cost. A consumer looks once only where as many as
+/// there are cores are looking already.
 const LOOKS_BEFORE_SLEEP: u32 = 48;
 /// Of these, looks after a spin; later ones yield the core, in case the producer needs it.
 const LOOKS_WITH_SPIN: u32 = 24;
@@ -41,9 +44,13 @@ pub(super) struct Deques {
     pub(super) turn: Cell<Turn>,
     /// Where a claim puts its runs.
     pub(super) claimed: RefCell<Vec<Run>>,
+    /// Where others find them.
+    pub(super) place: usize,
     home: usize,
     /// Claims so far.
     claims: Cell<usize>,
+    /// Looks elsewhere than into these deques so far.
+    looks: Cell<usize>,
     /// How many of the latest claims, in a row, were close behind a producer.
     close_behind: Cell<u32>,
     /// Until when a consumer that can wait makes no claim.
@@ -65,8 +72,11 @@ const DISTANCE: Duration = Duration::from_micros(12);
 /// home must not wait until another one runs dry.
 const CLAIMS_AT_HOME: usize = 8;
 
+/// Every so many looks begin with the others' deques rather than with the logs: what a stuck consumer
+/// has claimed must not wait for the end of a backlog.
+const LOOKS_AT_LOGS: usize = 16;
+
 /// What others have of a consumer: the other ends of its deques.
-#[derive(Clone)]
 pub(super) struct Thief {
     pub(super) leases: Stealer<Lease>,
     runs: Stealer<Run>,
@@ -75,7 +85,7 @@ pub(super) struct Thief {
 
 impl Deques {
     /// Empty ones, at home at the first stripe, and their other ends.
-    fn new() -> (Self, Thief) {
+    pub(super) fn new() -> (Self, Thief) {
         let leases = Worker::new_fifo();
         let runs = Worker::new_fifo();
         let in_runs = Arc::new(AtomicU64::new(0));
@@ -90,8 +100,10 @@ impl Deques {
             in_runs,
             turn: Cell::new(Turn::New),
             claimed: RefCell::default(),
+            place: 0,
             home: 0,
             claims: Cell::new(0),
+            looks: Cell::new(0),
             close_behind: Cell::new(0),
             distance: Cell::new(None),
         };
@@ -107,6 +119,13 @@ impl Deques {
         } else {
             self.home
         }
+    }
+
+    /// Whether the look that begins is to begin with the others' deques.
+    pub(super) fn steals_first(&self) -> bool {
+        let looks = self.looks.get().wrapping_add(1);
+        self.looks.set(looks);
+        looks.is_multiple_of(LOOKS_AT_LOGS)
     }
 
     /// Whether a consumer that can wait had better make no claim now.
@@ -177,23 +196,56 @@ impl Thief {
     }
 }
 
+/// Consumers that look for work again and again: no more than there are cores, as others would only
+/// take those away from producers and handlers.
+pub(super) struct Looking {
+    count: CachePadded<AtomicUsize>,
+    max: usize,
+}
+
+/// One of them.
+struct Looker<'a>(&'a Looking);
+
+impl Looking {
+    pub(super) fn new() -> Self {
+        static CORES: OnceLock<usize> = OnceLock::new();
+        let cores = || thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            count: CachePadded::new(AtomicUsize::new(0)),
+            max: *CORES.get_or_init(cores),
+        }
+    }
+
+    /// None if there are enough of them.
+    fn join(&self) -> Option<Looker<'_>> {
+        // Relaxed, here and below: a count, which orders nothing.
+        if self.count.fetch_add(1, Ordering::Relaxed) < self.max {
+            return Some(Looker(self));
+        }
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        None
+    }
+}
+
+impl Drop for Looker<'_> {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A consumer's place in the dispatch. When it is dropped, its jobs go back to the others.
 pub(crate) struct Source<D: AsRef<Dispatch>> {
     dispatch: D,
     pub(super) own: Deques,
-    name: u64,
 }
 
 impl<D: AsRef<Dispatch>> Source<D> {
     pub(crate) fn new(dispatch: D) -> Self {
         let (mut own, thief) = Deques::new();
-        let (name, home) = dispatch.as_ref().register(thief);
-        own.home = home;
-        Self {
-            dispatch,
-            own,
-            name,
-        }
+        let (place, count) = dispatch.as_ref().consumers.register(thief);
+        own.place = place;
+        own.home = count % dispatch.as_ref().stripes.len();
+        Self { dispatch, own }
     }
 
     /// The next job, if there is one now.
@@ -226,6 +278,7 @@ impl<D: AsRef<Dispatch>> Source<D> {
     fn wait(&self, deadline: Option<Instant>, stopped: impl Fn() -> bool) -> Option<Lease> {
         let dispatch = self.dispatch.as_ref();
         loop {
+            let mut looking = None;
             for look in 0..LOOKS_BEFORE_SLEEP {
                 let is_last = deadline.is_some_and(|deadline| deadline <= Instant::now());
                 if let Some(lease) = dispatch.find(&self.own, !is_last) {
@@ -234,17 +287,28 @@ impl<D: AsRef<Dispatch>> Source<D> {
                 if is_last || stopped() {
                     return None;
                 }
+                if look == 0 {
+                    looking = dispatch.looking.join();
+                }
+                if looking.is_none() {
+                    break;
+                }
                 if look < LOOKS_WITH_SPIN {
                     for _ in 0..SPINS_PER_LOOK {
                         std::hint::spin_loop();
                     }
                 } else {
-                    std::thread::yield_now();
+                    thread::yield_now();
                 }
             }
+            let has_looked = looking.take().is_some();
             let registered = dispatch.sleepers.register();
             if stopped() || dispatch.may_have_work() {
                 dispatch.sleepers.cancel(registered);
+                if !has_looked {
+                    // Whoever is bringing the work may need the core.
+                    thread::yield_now();
+                }
             } else {
                 dispatch.sleepers.wait(registered, deadline);
             }
@@ -255,7 +319,6 @@ impl<D: AsRef<Dispatch>> Source<D> {
 impl<D: AsRef<Dispatch>> Drop for Source<D> {
     fn drop(&mut self) {
         let dispatch = self.dispatch.as_ref();
-        dispatch.unregister(self.name);
         let mut rest = Vec::new();
         while let Some(lease) = self.own.leases.pop() {
             rest.push(lease);
@@ -269,6 +332,7 @@ impl<D: AsRef<Dispatch>> Drop for Source<D> {
                 });
             });
         }
+        dispatch.consumers.unregister(self.own.place);
         if !rest.is_empty() {
             dispatch.inject_all(rest);
         }
@@ -307,6 +371,16 @@ mod tests {
             }
             assert_eq!(own.distance.get().is_some(), expected, "{claims:?}");
         }
+    }
+
+    #[test]
+    fn no_more_consumers_look_again_and_again_than_there_are_cores() {
+        let looking = Looking::new();
+        let mut lookers: Vec<_> = (0..looking.max).map(|_| looking.join().unwrap()).collect();
+        assert!(looking.join().is_none());
+        lookers.pop();
+        assert!(looking.join().is_some());
+        assert!(looking.join().is_some());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! compaction moves.
 
 mod fairness;
+mod thousands;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -435,9 +435,9 @@ impl Stripe {
             segments.len()
         };
         next.pool.grow_to(in_use + 1);
-        self.config
-            .sleepers
-            .publish(|| self.active.store(Arc::clone(&segment)));
+        let publish = || self.active.swap(Arc::clone(&segment));
+        // Let go after the lock is.
+        let _before = self.config.sleepers.publish(publish);
         drop(next);
         (self.config.kick)();
         Ok(segment)

@@ -54,6 +54,33 @@ fn jobs_that_a_thread_enqueues_through_the_queue_itself_come_in_their_order() {
 }
 
 #[test]
+fn producers_and_threads_of_two_queues_use_every_stripe_of_both() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let queues = dirs.each_ref().map(|dir| open(builder(dir).stripes(4)));
+    let mut used = [[0; 4], [0; 4]];
+    let mut note = |at: usize, sequence: Sequence| {
+        used[at][usize::from(sequence.stripe())] += 1;
+    };
+    for _ in 0..8 {
+        // Both producers before either is used, as in a thread that has one for each queue.
+        let mut producers = queues.each_ref().map(Queue::producer);
+        for (at, producer) in producers.iter_mut().enumerate() {
+            note(at, producer.enqueue(b"by a producer").unwrap());
+        }
+    }
+    for _ in 0..8 {
+        let sequences = thread::scope(|scope| {
+            let enqueue = || queues.each_ref().map(|queue| queue.enqueue(b"by a thread"));
+            scope.spawn(enqueue).join().unwrap()
+        });
+        for (at, sequence) in sequences.into_iter().enumerate() {
+            note(at, sequence.unwrap());
+        }
+    }
+    assert_eq!(used, [[4; 4]; 2]);
+}
+
+#[test]
 fn a_queue_of_one_stripe_is_first_in_first_out() {
     const PRODUCERS: u64 = 4;
     const EACH: u64 = 2000;

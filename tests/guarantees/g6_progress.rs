@@ -288,3 +288,62 @@ fn jobs_that_were_moved_to_free_their_segments_keep_their_identity() {
         (0, 2000, 2000)
     );
 }
+
+#[test]
+fn thousands_of_workers_do_every_job_and_end() {
+    const WORKERS: usize = 2000;
+    const JOBS: u64 = 10_000;
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    let done = Arc::new(Counts::new(JOBS));
+    let workers = {
+        let done = Arc::clone(&done);
+        let handle = move |job: &Job<'_>| {
+            let number = number_in(job.payload());
+            if number.is_multiple_of(10) && job.attempts() == 1 {
+                return Err("once more");
+            }
+            if number % 5 == 1 {
+                // For others to be busy at the same time.
+                thread::sleep(Duration::from_millis(1));
+            }
+            done.count(number);
+            Ok(())
+        };
+        queue.workers(WORKERS).run(handle).unwrap()
+    };
+    for number in 0..JOBS / 2 {
+        queue.enqueue(&payload_of(number, 100)).unwrap();
+    }
+    let batch: Vec<_> = (JOBS / 2..JOBS).map(|n| payload_of(n, 100)).collect();
+    queue.enqueue_batch(&batch).unwrap();
+    eventually("all are done", || queue.stats().depth() == 0);
+    assert!(workers.shutdown(PATIENCE).finished_in_time);
+    assert_eq!(done.not_once(), [], "a job was lost, or done twice");
+    queue.close().unwrap();
+}
+
+#[test]
+fn what_thousands_of_stuck_consumers_have_claimed_others_can_take() {
+    const STUCK: u64 = 3000;
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    let stuck: Vec<_> = (0..STUCK).map(|_| queue.consumer()).collect();
+    let held: Vec<_> = stuck
+        .iter()
+        .map(|consumer| {
+            for _ in 0..2 {
+                queue.enqueue(b"job").unwrap();
+            }
+            // Claims both.
+            consumer.next_timeout(PATIENCE).unwrap()
+        })
+        .collect();
+    let idle = queue.consumer();
+    for _ in 0..STUCK {
+        idle.next_timeout(PATIENCE).expect("stolen").ack();
+    }
+    assert!(idle.try_next().is_none());
+    held.into_iter().for_each(Job::ack);
+    assert_eq!(queue.stats().depth(), 0);
+}

@@ -1,4 +1,4 @@
-//! What came back and what is new share fairly: neither holds up the other.
+//! What came back, what is new and what a stuck consumer has claimed: none holds up the others.
 
 use super::*;
 
@@ -135,4 +135,31 @@ fn jobs_that_are_not_due_hold_up_none_that_came_back() {
         assert!(dispatch.0.timer.len() < 500, "all were claimed before it");
     }
     assert!(consumer.try_next().is_none());
+}
+
+#[test]
+fn what_a_stuck_consumer_has_claimed_does_not_wait_for_the_end_of_a_backlog() {
+    let dir = tempfile::tempdir().unwrap();
+    let dispatch = Handle(dispatch(dir.path()));
+    append(&dispatch.0, 256);
+    let stuck = Source::new(dispatch.clone());
+    let held = stuck.try_next().unwrap();
+    let behind = held.sequence().plus(255);
+    let consumers = [(); 3].map(|()| Source::new(dispatch.clone()));
+    // Far more than is claimed at once, for as long as this takes.
+    append(&dispatch.0, 3000);
+    let mut left = 255;
+    for _ in 0..60_000 {
+        if left == 0 {
+            break;
+        }
+        append(&dispatch.0, 3);
+        for consumer in &consumers {
+            let lease = consumer.try_next().unwrap();
+            left -= u32::from(lease.sequence() <= behind);
+            lease.ack();
+        }
+    }
+    assert_eq!(left, 0, "some waited for the end of the backlog");
+    held.ack();
 }
