@@ -202,12 +202,19 @@ impl Dispatch {
     /// Claims runs into the deques, from the home stripe or else from the next ones; returns the
     /// first of them.
     fn claim(&self, own: &Deques) -> Option<Run> {
-        let mut claimed = own.claimed.borrow_mut();
+        // Out of its place meanwhile: a subscriber may have this very consumer look for a job.
+        let mut claimed = own.claimed.take();
+        let first = self.claim_into(own, &mut claimed);
+        own.claimed.set(claimed);
+        first
+    }
+
+    fn claim_into(&self, own: &Deques, claimed: &mut Vec<Run>) -> Option<Run> {
         let stripes = self.stripes.len();
         let first = own.first_stripe();
         for at in 0..stripes {
             let stripe = &self.stripes[(first + at) % stripes];
-            match stripe.claim(CLAIM_JOBS, CLAIM_BYTES, self.counted, &mut claimed) {
+            match stripe.claim(CLAIM_JOBS, CLAIM_BYTES, self.counted, claimed) {
                 Claim::Taken { caught_up } => {
                     own.note_claim(claimed.iter().map(Run::jobs).sum(), caught_up);
                     let mut runs = claimed.drain(..);

@@ -1,7 +1,7 @@
 //! One consumer's end of the dispatch: its deques, the distance that it keeps from a fast producer, and
 //! how it waits when there is nothing to do.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -43,7 +43,7 @@ pub(super) struct Deques {
     /// Whose turn it is if jobs of both kinds wait.
     pub(super) turn: Cell<Turn>,
     /// Where a claim puts its runs.
-    pub(super) claimed: RefCell<Vec<Run>>,
+    pub(super) claimed: Cell<Vec<Run>>,
     /// Where others find them.
     pub(super) place: usize,
     home: usize,
@@ -99,7 +99,7 @@ impl Deques {
             runs,
             in_runs,
             turn: Cell::new(Turn::New),
-            claimed: RefCell::default(),
+            claimed: Cell::default(),
             place: 0,
             home: 0,
             claims: Cell::new(0),

@@ -238,3 +238,38 @@ fn each_failure_and_each_death_is_told_once_with_id_attempts_and_reason() {
     queue.enqueue(b"is acked").unwrap();
     assert_eq!(events_of(|| next().ack()), [""; 0]);
 }
+
+thread_local! {
+    static CONSUMER: std::cell::OnceCell<logmill::Consumer> = const { std::cell::OnceCell::new() };
+}
+
+#[test]
+fn a_subscriber_may_take_jobs_with_the_consumer_that_is_looking_for_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    for number in 0..200 {
+        queue.enqueue(&payload_of(number, 1000)).unwrap();
+    }
+    queue.close().unwrap();
+    // Told when its segment is first claimed from.
+    edit(&segment_files(dir.path())[1], |bytes| bytes[500] ^= 1);
+    let queue = open(builder(dir.path()));
+    let taken = Arc::new(AtomicU64::new(0));
+    let take = || CONSUMER.with(|one| one.get().unwrap().try_next().map(|job| job.ack()));
+    let by_subscriber = Arc::clone(&taken);
+    let subscriber = Subscriber(move |_: &tracing::Event<'_>| {
+        if take().is_some() {
+            by_subscriber.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let mut by_caller = 0;
+    CONSUMER.with(|one| one.set(queue.consumer()).unwrap());
+    tracing::subscriber::with_default(subscriber, || {
+        while take().is_some() {
+            by_caller += 1;
+        }
+    });
+    let by_subscriber = taken.load(Ordering::Relaxed);
+    assert!(by_subscriber > 0);
+    assert_eq!((by_caller + by_subscriber, queue.stats().depth()), (199, 0));
+}

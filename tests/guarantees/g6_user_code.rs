@@ -151,6 +151,21 @@ fn a_reason_that_cannot_be_displayed_settles_the_job_as_it_was_asked_to() {
 }
 
 #[test]
+fn a_job_whose_failure_panics_when_it_is_made_is_settled_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    let consumer = queue.consumer();
+    queue.enqueue(b"job").unwrap();
+    let job = consumer.next().unwrap();
+    catch_unwind(AssertUnwindSafe(|| job.fail(NoFailure))).unwrap_err();
+    let again = consumer.next_timeout(PATIENCE).unwrap();
+    assert_eq!((again.attempts(), queue.stats().in_flight), (2, 1));
+    again.ack();
+    assert!(consumer.try_next().is_none());
+    assert_eq!(queue.stats().depth(), 0);
+}
+
+#[test]
 fn after_shutdown_and_close_the_directory_can_be_opened_again_always() {
     let dir = tempfile::tempdir().unwrap();
     for round in 0..50 {
