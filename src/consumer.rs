@@ -25,7 +25,10 @@ impl Consumer {
         }
     }
 
-    /// The next job, if one is due now. Never waits.
+    /// The next job, if one is due now. Does not wait for one.
+    ///
+    /// The first claim from a segment that an earlier process has sealed reads and checks it, which
+    /// may take as long as reading it from the disk does, and the flush of what is damaged.
     #[inline]
     pub fn try_next(&self) -> Option<Job<'_>> {
         if self.running.is_closed() {

@@ -53,10 +53,20 @@ struct Death {
 #[derive(Default)]
 struct Waiting {
     deaths: Vec<Death>,
-    /// Jobs handed over whose letter is not in the log yet; those in `deaths` among them.
+    /// Jobs handed over that are not marked done yet, by the sequences of their records, and whether
+    /// the writer is past asking if they were acked late.
+    dying: HashMap<Sequence, bool>,
+    /// Of these, jobs whose letter is not in the log.
     unwritten: u64,
-    /// Jobs handed over whose letter is not durable yet; the unwritten among them.
-    dying: u64,
+}
+
+/// What a job is that a handler acks although its delivery has timed out.
+pub(crate) enum Late {
+    Live,
+    /// Its letter was still to be written, and will not be.
+    Dying,
+    /// It has its letter, or is getting it.
+    Dead,
 }
 
 /// What the dead letter log holds.
@@ -92,7 +102,7 @@ impl DeadLog {
         let log = self.log.stats();
         DeadLogStats {
             letters: log.live - self.withheld.lock().len() as u64 + waiting.unwritten,
-            dying: waiting.dying,
+            dying: waiting.dying.len() as u64,
             bytes: log.bytes,
             segments: log.segments,
             quarantined: self.log.damaged_regions(),
@@ -130,12 +140,44 @@ impl DeadLog {
         self.failures.lock().remove(&job);
     }
 
-    /// Takes a job whose letter is to be written.
-    pub(crate) fn hand_over(&self, lease: Lease, attempts: u32) {
+    /// The jobs whose failures are remembered.
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> Vec<Sequence> {
+        self.failures.lock().keys().copied().collect()
+    }
+
+    /// Takes a job whose letter is to be written. Returns false if a handler has acked it
+    /// meanwhile, and then there is none to be written.
+    pub(crate) fn hand_over(&self, lease: Lease, attempts: u32) -> bool {
         let mut waiting = self.waiting.lock();
+        if lease.is_done() {
+            return false;
+        }
         waiting.unwritten += 1;
-        waiting.dying += 1;
+        waiting.dying.insert(lease.sequence(), false);
         waiting.deaths.push(Death { lease, attempts });
+        true
+    }
+
+    /// Has `mark_done` mark a job done whose delivery has timed out, unless it has its letter; if it
+    /// is dying, its letter is not written.
+    pub(crate) fn take_late(&self, sequence: Sequence, mark_done: impl FnOnce()) -> Late {
+        let mut waiting = self.waiting.lock();
+        let late = match waiting.dying.get(&sequence) {
+            None => Late::Live,
+            Some(false) => Late::Dying,
+            Some(true) => return Late::Dead,
+        };
+        mark_done();
+        if let Late::Dying = late {
+            waiting.dying.remove(&sequence);
+            waiting.unwritten -= 1;
+            // If the writer has taken it already, it finds it acked.
+            waiting
+                .deaths
+                .retain(|death| death.lease.sequence() != sequence);
+        }
+        late
     }
 
     /// Writes the letters of all jobs handed over, flushes them, and then lets `complete` mark the
@@ -155,21 +197,24 @@ impl DeadLog {
         let mut written = Vec::new();
         let mut result = Ok(());
         for death in deaths.by_ref() {
-            // With the counts locked, so that nobody sees the letter counted twice.
-            let mut waiting = self.waiting.lock();
-            if death.lease.is_done() {
-                waiting.unwritten -= 1;
-                waiting.dying -= 1;
-                drop(waiting);
-                self.forget_failures(death.lease.job());
-                continue;
+            let sequence = death.lease.sequence();
+            {
+                let mut waiting = self.waiting.lock();
+                if death.lease.is_done() {
+                    // Acked late.
+                    continue;
+                }
+                waiting.dying.insert(sequence, true);
             }
+            // Not with the lock held: a late ack of another job does not wait for the disk.
             match self.write(&mut active, &death) {
                 Ok(unsettled) => {
-                    waiting.unwritten -= 1;
+                    self.waiting.lock().unwritten -= 1;
                     written.push((death.lease, unsettled));
                 }
                 Err(error) => {
+                    let mut waiting = self.waiting.lock();
+                    waiting.dying.insert(sequence, false);
                     waiting.deaths.push(death);
                     result = Err(error);
                     break;
@@ -180,12 +225,13 @@ impl DeadLog {
         if written.is_empty() {
             return result;
         }
+        // After a failed flush, a job and its letter are in the logs until the next open.
         self.log.flush(false)?;
         for (lease, unsettled) in written {
-            let job = lease.job();
+            let (job, sequence) = (lease.job(), lease.sequence());
             complete(lease, unsettled);
             self.forget_failures(job);
-            self.waiting.lock().dying -= 1;
+            self.waiting.lock().dying.remove(&sequence);
         }
         result
     }

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use crate::Sequence;
-use crate::dead_log::DeadLog;
+use crate::dead_log::{DeadLog, Late};
 use crate::dispatch::Dispatch;
-use crate::dispatch::leases::{Delivery, Leases};
+use crate::dispatch::leases::{Delivery, Ended, Leases};
 use crate::dispatch::sleep::EventCount;
 use crate::error::{EnqueueError, FlushError, OpenError};
 use crate::events::{Mutex, event};
@@ -36,9 +36,9 @@ pub(crate) struct Engine {
     dispatch: Dispatch,
     leases: Option<Leases>,
     dead: DeadLog,
-    pub(crate) depth: Option<DepthLimit>,
+    pub(crate) depth: Option<Arc<DepthLimit>>,
     /// Producers that wait for room.
-    pub(crate) room: EventCount,
+    pub(crate) room: Arc<EventCount>,
     pub(crate) signal: Arc<Signal>,
     clock: Clock,
     max_payload: usize,
@@ -50,7 +50,8 @@ pub(crate) struct Engine {
     pub(crate) unwritten_letters: Lasting,
     retried: AtomicU64,
     dead_lettered: AtomicU64,
-    moved: AtomicU64,
+    /// Jobs found at open.
+    pub(crate) recovered: u64,
 }
 
 /// How often things happened since the queue was opened.
@@ -58,8 +59,6 @@ pub(crate) struct Counters {
     pub(crate) retried: u64,
     /// Jobs that left the log for the dead letter log.
     pub(crate) dead_lettered: u64,
-    /// Jobs that compaction moved: appended once more, and done once more.
-    pub(crate) moved: u64,
 }
 
 /// The jobs that are neither acked nor dead, where a limit is set on them.
@@ -69,6 +68,13 @@ pub(crate) struct DepthLimit {
 }
 
 impl DepthLimit {
+    fn new(max: u64) -> Self {
+        Self {
+            max,
+            jobs: AtomicU64::new(0),
+        }
+    }
+
     /// Takes room for up to `wanted` jobs; returns for how many there was.
     pub(crate) fn take(&self, wanted: u64) -> u64 {
         let mut taken = 0;
@@ -90,13 +96,23 @@ impl DepthLimit {
         }
     }
 
+    /// Jobs that take room.
+    #[cfg(test)]
+    pub(crate) fn taken(&self) -> u64 {
+        self.jobs.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn give_back(&self, jobs: u64) {
-        // Saturating: jobs that turned out to be damaged were never counted.
-        let _ = self
-            .jobs
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
-                Some(now.saturating_sub(jobs))
-            });
+        let before = self.jobs.fetch_sub(jobs, Ordering::Relaxed);
+        debug_assert!(before >= jobs, "room was given back twice");
+    }
+}
+
+#[inline(always)]
+fn give_back_room(depth: Option<&DepthLimit>, room: &EventCount, jobs: u64) {
+    if let Some(depth) = depth {
+        depth.give_back(jobs);
+        room.notify_fenced(jobs as usize);
     }
 }
 
@@ -121,6 +137,12 @@ impl Engine {
         };
         let sleepers = Arc::new(EventCount::new());
         let poison = Arc::<Poison>::default();
+        let depth = builder.max_depth.map(|max| Arc::new(DepthLimit::new(max)));
+        let room = Arc::new(EventCount::new());
+        let lost = {
+            let (depth, room) = (depth.clone(), Arc::clone(&room));
+            Arc::new(move |jobs| give_back_room(depth.as_deref(), &room, jobs))
+        };
         let config = LogConfig {
             segment_size: manifest.segment_size,
             starts_ready: true,
@@ -129,6 +151,7 @@ impl Engine {
             poison: Arc::clone(&poison),
             kick,
             sleepers: Arc::clone(&sleepers),
+            lost,
         };
         let mut recovery = Recovery {
             segment_size: manifest.segment_size,
@@ -154,6 +177,8 @@ impl Engine {
             // Most queues never have a letter.
             starts_ready: false,
             budget: Arc::new(SpaceBudget::new(None)),
+            // Letters take no room.
+            lost: Arc::new(|_| ()),
             ..config.clone()
         };
         let (dead, of_letters) =
@@ -170,6 +195,9 @@ impl Engine {
                 .map_err(|error| OpenError::Flush(FlushError(error)))?;
         }
         let live: u64 = stripes.iter().map(|stripe| stripe.stats().live).sum();
+        if let Some(depth) = &depth {
+            depth.jobs.store(live, Ordering::Relaxed);
+        }
         report.jobs = live;
         report.dead_letters = dead.stats().live;
         let clock = Clock::start();
@@ -186,11 +214,8 @@ impl Engine {
             ),
             leases: builder.lease_timeout.map(Leases::new),
             dead: DeadLog::new(dead, Arc::clone(&poison)),
-            depth: builder.max_depth.map(|max| DepthLimit {
-                max,
-                jobs: AtomicU64::new(live),
-            }),
-            room: EventCount::new(),
+            depth,
+            room,
             signal,
             clock,
             max_payload,
@@ -200,7 +225,7 @@ impl Engine {
             unwritten_letters: Lasting::default(),
             retried: AtomicU64::new(0),
             dead_lettered: AtomicU64::new(0),
-            moved: AtomicU64::new(0),
+            recovered: live,
         };
         Ok((engine, report))
     }
@@ -221,6 +246,10 @@ impl Engine {
         &self.dead
     }
 
+    pub(crate) fn leases(&self) -> Option<&Leases> {
+        self.leases.as_ref()
+    }
+
     #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         // Relaxed: who closes wakes the sleepers through a lock, and appends are refused by the
@@ -232,7 +261,6 @@ impl Engine {
         Counters {
             retried: self.retried.load(Ordering::Relaxed),
             dead_lettered: self.dead_lettered.load(Ordering::Relaxed),
-            moved: self.moved.load(Ordering::Relaxed),
         }
     }
 
@@ -280,7 +308,8 @@ impl Engine {
         {
             let (job, crashes) = (lease.job(), lease.crashes());
             self.dead.note_failure(job, attempt, &reason);
-            self.dead_letter(lease, failed);
+            // Nobody can have acked it: no handler of this process had it.
+            let _ = self.dead_letter(lease, failed);
             event!(warn, %job, attempts = failed, crashes, reason, "a job is dead");
             return None;
         }
@@ -291,7 +320,7 @@ impl Engine {
                 Delivery::ONLY
             }
             Some(leases) => {
-                let (delivery, first) = leases.begin(&lease, attempts, self.clock.now());
+                let (delivery, first) = leases.begin(&lease, attempts, self.clock.now())?;
                 if first {
                     self.dispatch.timer.interrupt();
                 }
@@ -321,8 +350,10 @@ impl Engine {
         if !attempt.is_plain() {
             return self.ack_marked(lease, delivery, attempt);
         }
-        if let Some(leases) = &self.leases {
-            leases.end(&lease, delivery);
+        if let Some(leases) = &self.leases
+            && leases.end(&lease, delivery) == Ended::Late
+        {
+            return self.ack_late(lease, leases);
         }
         self.complete(lease);
     }
@@ -337,20 +368,60 @@ impl Engine {
         }
     }
 
-    /// Marks a job done. Returns whether it was not before.
+    /// Marks a job done that is not dying. Returns whether it was not before.
     #[inline(always)]
     pub(crate) fn complete(&self, lease: Lease) -> bool {
+        let first = self.mark_done(lease);
+        if first {
+            self.give_back_room(1);
+        }
+        first
+    }
+
+    /// Acks a job whose delivery has timed out. It waits for its next one, is being delivered
+    /// again, or is dying: it must be taken from there, for nothing to be said or done of it any
+    /// more. If its letter is written, it is dead, and this has no effect.
+    ///
+    /// Done first and then looked for: whoever puts a job anywhere looks whether it is done, under
+    /// the lock that it is looked for with here. In a deque it is found done when it is delivered.
+    #[cold]
+    fn ack_late(&self, lease: Lease, leases: &Leases) {
+        let (job, sequence) = (lease.job(), lease.sequence());
+        let mut first = false;
+        match self
+            .dead
+            .take_late(sequence, || first = self.mark_done(lease))
+        {
+            Late::Dead => {
+                event!(warn, %job, "acked after its last attempt timed out: its dead letter stays");
+                return;
+            }
+            // It took no room any more.
+            Late::Dying => {}
+            Late::Live if first => self.give_back_room(1),
+            Late::Live => {}
+        }
+        drop(self.dispatch.timer.take_late(sequence));
+        leases.end_current(sequence);
+        self.dead.forget_failures(job);
+        // The space that the job's other leases have kept can go.
+        self.signal.kick();
+    }
+
+    /// Marks a job done. Returns whether it was not before.
+    #[inline(always)]
+    fn mark_done(&self, lease: Lease) -> bool {
         let acked = lease.ack();
         if acked.segment_complete {
             self.signal.kick();
         }
-        if acked.first
-            && let Some(depth) = &self.depth
-        {
-            depth.give_back(1);
-            self.room.notify_fenced(1);
-        }
         acked.first
+    }
+
+    /// Jobs are neither live any more nor on their way to become so.
+    #[inline(always)]
+    pub(crate) fn give_back_room(&self, jobs: u64) {
+        give_back_room(self.depth.as_deref(), &self.room, jobs);
     }
 
     pub(crate) fn fail(
@@ -360,36 +431,43 @@ impl Engine {
         attempt: Attempt,
         failure: Failure,
     ) {
-        let is_current = match &self.leases {
+        let ended = match &self.leases {
             None => {
                 lease.count_failure(false);
-                true
+                Ended::Current { others: false }
             }
-            // Else it has timed out: this attempt has failed already.
             Some(leases) => leases.fail(&lease, delivery),
         };
-        if is_current {
-            self.fail_current(lease, attempt.number(), failure);
+        // Else it has timed out: this attempt has failed already.
+        if let Ended::Current { others } = ended {
+            self.fail_current(lease, attempt.number(), failure, others);
         }
         if attempt.is_suspect() {
             self.dispatch.end_suspect();
         }
     }
 
-    fn fail_current(&self, lease: Lease, attempts: u32, failure: Failure) {
+    /// `late`: another handler has the job too, and may ack it.
+    fn fail_current(&self, lease: Lease, attempts: u32, failure: Failure, late: bool) {
         let job = lease.job();
         let Failure { reason, then } = failure;
         self.dead.note_failure(job, attempts, &reason);
         let comes_back = then != Then::DeadLetter && self.dispatch.may_retry(&lease, attempts);
-        if comes_back {
-            self.retried.fetch_add(1, Ordering::Relaxed);
+        let is_acked = if comes_back {
             let delay = match then {
                 Then::RetryAfter(delay) => Some(delay),
                 Then::Retry | Then::DeadLetter => None,
             };
-            self.dispatch.retry(lease, attempts, delay);
+            !self.dispatch.retry(lease, attempts, delay, late)
         } else {
-            self.dead_letter(lease, attempts);
+            !self.dead_letter(lease, attempts)
+        };
+        if is_acked {
+            // By the other handler, meanwhile.
+            return self.dead.forget_failures(job);
+        }
+        if comes_back {
+            self.retried.fetch_add(1, Ordering::Relaxed);
         }
         // Told when it is settled, whatever the subscriber does.
         let last = (!comes_back).then(|| reason.clone());
@@ -399,17 +477,22 @@ impl Engine {
         }
     }
 
-    /// Hands a job that must not be delivered again to the dead letter log.
-    fn dead_letter(&self, lease: Lease, attempts: u32) {
-        self.dead.hand_over(lease, attempts);
-        self.signal.kick();
+    /// Hands a job that must not be delivered again to the dead letter log. Returns false if
+    /// another handler has acked it meanwhile.
+    fn dead_letter(&self, lease: Lease, attempts: u32) -> bool {
+        let is_dying = self.dead.hand_over(lease, attempts);
+        if is_dying {
+            self.give_back_room(1);
+            self.signal.kick();
+        }
+        is_dying
     }
 
     /// Writes the letters of all jobs that have died, flushes them, and only then marks the jobs
     /// done.
     pub(crate) fn write_letters(&self) -> Result<(), Arc<StorageError>> {
         self.dead.write_letters(|lease, unsettled| {
-            if self.complete(lease) {
+            if self.mark_done(lease) {
                 self.dead_lettered.fetch_add(1, Ordering::Relaxed);
             }
             self.note_unsettled(unsettled);
@@ -470,9 +553,7 @@ impl Engine {
 
     /// Moves the live jobs of mostly done segments to the end of the log.
     pub(crate) fn compact(&self) -> Result<(), Arc<StorageError>> {
-        let moved = self.dispatch.compact()?;
-        self.moved.fetch_add(moved, Ordering::Relaxed);
-        Ok(())
+        self.dispatch.compact()
     }
 
     /// Refuses further enqueues, wakes everybody, and leaves on disk what the next open needs
@@ -523,6 +604,7 @@ impl Engine {
                 expired.lease,
                 expired.attempts,
                 "the lease timed out".into(),
+                true,
             );
         }
         next

@@ -16,8 +16,9 @@ use crate::log::segment::Lease;
 /// dead after its last attempt.
 ///
 /// With a [lease timeout](crate::Builder::lease_timeout) a job that is held for too long is
-/// delivered again. Acking it late still completes it, unless compaction has moved it meanwhile, which
-/// takes a retry that is more than ten seconds away; failing it late has no effect.
+/// delivered again. Acking it late still completes it, wherever it is by then: it is not delivered
+/// any more, and if that was its last attempt it gets no dead letter. Only if its letter is written
+/// already, it stays dead. Failing it late has no effect.
 #[must_use = "a job that is dropped is retried"]
 pub struct Job<'a> {
     engine: &'a Engine,

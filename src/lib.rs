@@ -70,6 +70,8 @@ mod events;
 #[cfg(all(test, not(loom)))]
 mod failing_disks;
 mod failure;
+#[cfg(all(test, not(loom)))]
+mod figures;
 mod home;
 mod job;
 mod lasting;

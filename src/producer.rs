@@ -320,12 +320,6 @@ impl Engine {
         }
     }
 
-    pub(crate) fn give_back_room(&self, jobs: u64) {
-        if let Some(depth) = &self.depth {
-            depth.give_back(jobs);
-        }
-    }
-
     /// Tries until there is room, for as long as `wait` says.
     fn with_room<T>(
         &self,

@@ -6,6 +6,7 @@
 //! crash come in between, the next open finds the names and marks the old ones.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Dispatch;
@@ -29,9 +30,8 @@ struct Move {
 }
 
 impl Dispatch {
-    /// Moves waiting jobs out of mostly done segments; returns how many.
-    pub(crate) fn compact(&self) -> Result<u64, Arc<StorageError>> {
-        let mut moved = 0;
+    /// Moves waiting jobs out of mostly done segments.
+    pub(crate) fn compact(&self) -> Result<(), Arc<StorageError>> {
         for stripe in &self.stripes {
             let candidates = stripe.mostly_done();
             if candidates.len() < MIN_SEGMENTS {
@@ -42,31 +42,34 @@ impl Dispatch {
             let mut moves = Vec::new();
             let mut segments = 0;
             for (base, live) in candidates {
-                // All that is left of it must be waiting, and for long. (A job that is done and still in
-                // the timer counts for one in a consumer's hands: only work or space, no job.)
+                // All that is left of it must be waiting, and for long. A job that a handler may
+                // still ack stays where that handler would mark it done.
                 if waiting
                     .get(&base)
                     .is_some_and(|&(count, earliest)| count == live && earliest > soon)
                 {
                     let taken = self.timer.take_segment(base, soon).into_iter();
-                    // One that timed out and was acked late is done, and would be delivered again.
-                    let taken = taken.filter(|(lease, _)| !lease.is_done());
                     moves.extend(taken.map(|(lease, due)| Move { lease, due }));
                     segments += 1;
                 }
             }
             if segments < MIN_SEGMENTS {
-                for Move { lease, due } in moves {
-                    self.timer.schedule(lease, due);
-                }
+                self.put_back(moves);
                 continue;
             }
-            moved += self.move_to_the_end(stripe, moves)?;
+            self.move_to_the_end(stripe, moves)?;
         }
-        Ok(moved)
+        Ok(())
     }
 
-    fn move_to_the_end(&self, stripe: &Stripe, moves: Vec<Move>) -> Result<u64, Arc<StorageError>> {
+    fn put_back(&self, moves: impl IntoIterator<Item = Move>) {
+        for Move { lease, due } in moves {
+            // No handler has it, so that none has acked it meanwhile.
+            let _ = self.timer.schedule(lease, due, false);
+        }
+    }
+
+    fn move_to_the_end(&self, stripe: &Stripe, moves: Vec<Move>) -> Result<(), Arc<StorageError>> {
         let mut active = stripe.active();
         let mut old = Vec::new();
         let mut unsettled = Vec::new();
@@ -75,6 +78,8 @@ impl Dispatch {
         for one in moves.by_ref() {
             match self.append_copy(stripe, &mut active, &one) {
                 Ok(owed) => {
+                    // Relaxed, here and below: a count for statistics.
+                    self.copied.fetch_add(1, Ordering::Relaxed);
                     unsettled.push(owed);
                     old.push(one.lease);
                 }
@@ -82,21 +87,19 @@ impl Dispatch {
                     if let RollError::Storage(error) = error {
                         result = Err(Arc::new(error));
                     }
-                    self.timer.schedule(one.lease, one.due);
+                    self.put_back([one]);
                     break;
                 }
             }
         }
-        for Move { lease, due } in moves {
-            self.timer.schedule(lease, due);
-        }
+        self.put_back(moves);
         // If this fails the old ones stay not done, without a lease: the copies are delivered, and the
         // next open finds each job in one of its places.
         stripe.flush(false)?;
-        let moved = old.len() as u64;
         let mut complete = false;
         for lease in old {
             complete |= lease.ack().segment_complete;
+            self.moved.fetch_add(1, Ordering::Relaxed);
         }
         if complete {
             stripe.kick();
@@ -111,7 +114,7 @@ impl Dispatch {
         if complete {
             stripe.kick();
         }
-        result.map(|()| moved)
+        result
     }
 
     fn append_copy(

@@ -36,10 +36,19 @@ struct State {
     last: u64,
     /// By the job's sequence. Its lease goes with the delivery's end: it keeps a segment.
     current: HashMap<Sequence, Running>,
-    /// How many handlers still have a job, each of which has timed out.
+    /// How many handlers still have a job whose current delivery, if there is one, is another one's.
     late: HashMap<Sequence, u32>,
     /// In order, as all run equally long; those of deliveries that ended before among them.
     ends: VecDeque<End>,
+}
+
+/// What a delivery was when it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The job's current one. `others`: other handlers have the job too, and may ack it.
+    Current { others: bool },
+    /// One that had timed out, or whose job another handler had acked.
+    Late,
 }
 
 struct Running {
@@ -67,12 +76,21 @@ impl Leases {
         }
     }
 
-    /// Begins a delivery. The second value: no other was running, so the timer must be told.
+    /// Begins a delivery; None if the job is done, as a handler with an earlier one acked it. The
+    /// second value: no other was running, so the timer must be told.
     ///
     /// What the ack file says of deliveries changes under the lock, here and below: several handlers
     /// may have the job.
-    pub(crate) fn begin(&self, lease: &Lease, attempts: u32, now: Tick) -> (Delivery, bool) {
+    pub(crate) fn begin(
+        &self,
+        lease: &Lease,
+        attempts: u32,
+        now: Tick,
+    ) -> Option<(Delivery, bool)> {
         let mut state = self.state.lock();
+        if lease.is_done() {
+            return None;
+        }
         lease.begin_delivery();
         state.last += 1;
         let delivery = Delivery(state.last);
@@ -91,28 +109,40 @@ impl Leases {
             };
             state.current.insert(sequence, running);
         }
-        (delivery, first)
+        Some((delivery, first))
     }
 
     /// Ends a delivery by an ack.
-    pub(crate) fn end(&self, lease: &Lease, delivery: Delivery) {
-        self.state.lock().end(lease.sequence(), delivery);
+    pub(crate) fn end(&self, lease: &Lease, delivery: Delivery) -> Ended {
+        self.state.lock().end(lease.sequence(), delivery)
     }
 
-    /// Ends a delivery by a failure. Returns whether it was still the job's current one; else it had
-    /// failed before, by its timeout.
-    pub(crate) fn fail(&self, lease: &Lease, delivery: Delivery) -> bool {
+    /// Ends a delivery by a failure. If it is not the current one, it has failed before, by its
+    /// timeout.
+    pub(crate) fn fail(&self, lease: &Lease, delivery: Delivery) -> Ended {
         let mut state = self.state.lock();
         let sequence = lease.sequence();
-        let was_current = state.end(sequence, delivery);
-        let has_handler =
-            state.late.contains_key(&sequence) || state.current.contains_key(&sequence);
-        if was_current {
-            lease.count_failure(has_handler);
-        } else if !has_handler {
-            lease.end_delivery();
+        let ended = state.end(sequence, delivery);
+        match ended {
+            Ended::Current { others } => lease.count_failure(others),
+            Ended::Late if state.has_handler(sequence) => {}
+            Ended::Late => lease.end_delivery(),
         }
-        was_current
+        ended
+    }
+
+    /// Has no delivery of a job be its current one: it is done.
+    pub(crate) fn end_current(&self, sequence: Sequence) {
+        let mut state = self.state.lock();
+        if state.current.remove(&sequence).is_some() {
+            state.note_late(sequence);
+            state.drop_ended();
+        }
+    }
+
+    /// How many jobs have a current delivery.
+    pub(crate) fn running(&self) -> u64 {
+        self.state.lock().current.len() as u64
     }
 
     /// Takes out the deliveries that have timed out, and says when the next one would.
@@ -124,7 +154,7 @@ impl Leases {
             if let Some(running) = state.current.remove(&end.sequence) {
                 // Its handler has the job until it says so.
                 running.lease.count_failure(true);
-                *state.late.entry(end.sequence).or_default() += 1;
+                state.note_late(end.sequence);
                 expired.push(Expired {
                     lease: running.lease,
                     attempts: running.attempts,
@@ -137,8 +167,7 @@ impl Leases {
 }
 
 impl State {
-    /// Ends a delivery. Returns whether it was still the job's current one.
-    fn end(&mut self, sequence: Sequence, delivery: Delivery) -> bool {
+    fn end(&mut self, sequence: Sequence, delivery: Delivery) -> Ended {
         let is_current = self.is_current(sequence, delivery);
         if is_current {
             self.current.remove(&sequence);
@@ -151,12 +180,26 @@ impl State {
         // Those that ended go as they come to the front, so that the queue stays as long as the
         // deliveries of one timeout.
         self.drop_ended();
-        is_current
+        if is_current {
+            Ended::Current {
+                others: self.late.contains_key(&sequence),
+            }
+        } else {
+            Ended::Late
+        }
+    }
+
+    fn has_handler(&self, sequence: Sequence) -> bool {
+        self.late.contains_key(&sequence) || self.current.contains_key(&sequence)
     }
 
     fn is_current(&self, sequence: Sequence, delivery: Delivery) -> bool {
         let running = self.current.get(&sequence);
         running.is_some_and(|running| running.delivery == delivery)
+    }
+
+    fn note_late(&mut self, sequence: Sequence) {
+        *self.late.entry(sequence).or_default() += 1;
     }
 
     fn drop_ended(&mut self) {
@@ -178,6 +221,8 @@ mod tests {
     use crate::log::record::NewRecord;
     use crate::log::segment::{Segment, Warm};
     use crate::time::Clock;
+
+    const ALONE: Ended = Ended::Current { others: false };
 
     /// A full segment with one job, and the counted lease of it.
     fn segment_and_lease(dir: &std::path::Path, base: u64) -> (Arc<Segment>, Lease) {
@@ -210,30 +255,45 @@ mod tests {
         let leases = Leases::new(Duration::from_secs(3600));
         let now = Clock::start().now();
         leases.begin(&slow, 1, now);
-        let (delivery, _) = leases.begin(&quick, 1, now);
-        leases.end(&quick, delivery);
+        let (delivery, _) = leases.begin(&quick, 1, now).unwrap();
+        assert_eq!(leases.end(&quick, delivery), ALONE);
         assert!(quick.ack().segment_complete);
         let maps = second.retire().unwrap();
         assert_eq!(Arc::strong_count(&maps), 1);
     }
 
     #[test]
-    fn only_a_delivery_that_runs_can_fail_or_expire() {
+    fn only_the_current_delivery_fails_or_expires() {
         let dir = tempfile::tempdir().unwrap();
         let (_segment, lease) = segment_and_lease(dir.path(), 0);
         let leases = Leases::new(Duration::ZERO);
         let now = Clock::start().now();
-        let (first, is_first) = leases.begin(&lease, 1, now);
+        let (first, is_first) = leases.begin(&lease, 1, now).unwrap();
         assert!(is_first);
         let (expired, next) = leases.expire(now);
         assert_eq!((expired.len(), next), (1, None));
         assert_eq!(expired[0].lease.sequence(), lease.sequence());
-        assert!(!leases.fail(&lease, first));
-        let (second, _) = leases.begin(&lease, 2, now);
-        assert!(!leases.fail(&lease, first));
-        assert!(leases.fail(&lease, second));
+        assert_eq!(leases.fail(&lease, first), Ended::Late);
+        let (second, _) = leases.begin(&lease, 2, now).unwrap();
+        assert_eq!(leases.fail(&lease, first), Ended::Late);
+        assert_eq!(leases.fail(&lease, second), ALONE);
+        let (third, _) = leases.begin(&lease, 3, now).unwrap();
+        leases.end_current(lease.sequence());
+        assert_eq!(leases.running(), 0);
+        assert_eq!(leases.fail(&lease, third), Ended::Late);
         let (expired, next) = leases.expire(now);
         assert_eq!((expired.len(), next), (0, None));
+        assert!(leases.state.lock().late.is_empty());
+    }
+
+    #[test]
+    fn a_job_that_is_done_is_not_delivered() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_segment, lease) = segment_and_lease(dir.path(), 0);
+        let leases = Leases::new(Duration::ZERO);
+        assert!(lease.duplicate().unwrap().ack().first);
+        assert!(leases.begin(&lease, 1, Clock::start().now()).is_none());
+        assert_eq!(leases.running(), 0);
     }
 
     #[test]
@@ -246,19 +306,19 @@ mod tests {
             let deliveries = lease.deliveries();
             (deliveries.failed(), deliveries.is_running())
         };
-        let (first, _) = leases.begin(&lease, 1, now);
+        let (first, _) = leases.begin(&lease, 1, now).unwrap();
         assert_eq!(said(), (0, true));
         leases.expire(now);
         assert_eq!(said(), (1, true));
-        let (second, _) = leases.begin(&lease, 2, now);
+        let (second, _) = leases.begin(&lease, 2, now).unwrap();
         leases.expire(now);
-        let (third, _) = leases.begin(&lease, 3, now);
+        let (third, _) = leases.begin(&lease, 3, now).unwrap();
         assert_eq!(said(), (2, true));
-        assert!(!leases.fail(&lease, second));
+        assert_eq!(leases.fail(&lease, second), Ended::Late);
         assert_eq!(said(), (2, true));
-        assert!(leases.fail(&lease, third));
+        assert_eq!(leases.fail(&lease, third), Ended::Current { others: true });
         assert_eq!(said(), (3, true));
-        assert!(!leases.fail(&lease, first));
+        assert_eq!(leases.fail(&lease, first), Ended::Late);
         assert_eq!(said(), (3, false));
     }
 }

@@ -21,6 +21,7 @@ mod tests;
 pub(crate) mod timer;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_deque::{Injector, Steal};
 
@@ -54,10 +55,22 @@ pub(crate) struct Dispatch {
     pub(crate) sleepers: Arc<EventCount>,
     looking: Looking,
     pub(crate) timer: Timer,
+    /// Copies that compaction has appended, see [`Moved`].
+    copied: AtomicU64,
+    moved: AtomicU64,
     clock: Clock,
     retry: RetryPolicy,
     /// Leases own a share of their mappings, as a job can have two (lease timeouts).
     counted: bool,
+}
+
+/// What compaction has done since the queue was opened, in jobs.
+pub(crate) struct Moved {
+    /// Appended once more.
+    pub(crate) copied: u64,
+    /// Of these, marked done where they were before. After a failed flush that does not follow, and
+    /// the job is in the log twice.
+    pub(crate) moved: u64,
 }
 
 impl Dispatch {
@@ -77,6 +90,8 @@ impl Dispatch {
             sleepers,
             looking: Looking::new(),
             timer: Timer::new(),
+            copied: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
             clock,
             retry,
             counted,
@@ -85,6 +100,15 @@ impl Dispatch {
 
     pub(crate) fn stripes(&self) -> &[Stripe] {
         &self.stripes
+    }
+
+    pub(crate) fn moved(&self) -> Moved {
+        // Relaxed: counts for statistics. This one first, so that it is not the larger one.
+        let moved = self.moved.load(Ordering::Relaxed);
+        Moved {
+            copied: self.copied.load(Ordering::Relaxed).max(moved),
+            moved,
+        }
     }
 
     /// Jobs that are claimed and wait for a consumer.
@@ -303,8 +327,9 @@ impl Dispatch {
             false => lease,
         };
         if !delay.is_zero() {
-            self.timer
-                .schedule(lease, self.clock.now().saturating_add(delay));
+            // Nobody can have acked it: no handler of this process had it.
+            let due = self.clock.now().saturating_add(delay);
+            let _ = self.timer.schedule(lease, due, false);
         } else if lease.is_suspect() {
             self.add_suspect(lease);
         } else {
@@ -332,15 +357,25 @@ impl Dispatch {
         limit.is_none_or(|limit| attempts < u32::from(limit))
     }
 
-    /// Brings a failed job back after `delay`, or after the policy's backoff.
-    pub(crate) fn retry(&self, lease: Lease, attempts: u32, delay: Option<std::time::Duration>) {
+    /// Brings a failed job back after `delay`, or after the policy's backoff. `late`: another
+    /// handler may still ack it. Returns false if one has, and then it does not come back.
+    pub(crate) fn retry(
+        &self,
+        lease: Lease,
+        attempts: u32,
+        delay: Option<std::time::Duration>,
+        late: bool,
+    ) -> bool {
         let delay = delay.unwrap_or_else(|| self.retry.backoff(attempts));
         if delay.is_zero() {
-            self.inject(lease);
-        } else {
-            self.timer
-                .schedule(lease, self.clock.now().saturating_add(delay));
+            let is_done = lease.is_done();
+            if !is_done {
+                self.inject(lease);
+            }
+            return !is_done;
         }
+        let due = self.clock.now().saturating_add(delay);
+        self.timer.schedule(lease, due, late)
     }
 
     /// Whether a consumer that has registered as a sleeper, and fenced, must look again.

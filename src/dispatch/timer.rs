@@ -1,9 +1,8 @@
 //! Jobs that are not due yet: delayed by their producer, or backing off after a failure.
 //!
-//! A heap ordered by due time, and a condition variable for the timer thread that empties it.
+//! A map ordered by due time, and a condition variable for the timer thread that empties it.
 
-use std::cmp::Ordering;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -12,35 +11,11 @@ use crate::Sequence;
 use crate::log::segment::Lease;
 use crate::time::{Clock, Tick};
 
-/// A lease and when it is due.
-struct Entry {
-    due: Tick,
-    lease: Lease,
-}
-
 // What a delayed job costs in memory, as documented.
-const _: () = assert!(size_of::<Entry>() <= 32);
+const _: () = assert!(size_of::<(Due, Lease)>() <= 32);
 
-impl Ord for Entry {
-    fn cmp(&self, other: &Self) -> Ordering {
-        // Reversed, for the earliest to be the heap's greatest; then in log order.
-        (other.due, other.lease.sequence()).cmp(&(self.due, self.lease.sequence()))
-    }
-}
-
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Entry {}
+/// When a job is due, and which it is: by due time, then in log order.
+type Due = (Tick, Sequence);
 
 /// The jobs that are not due yet.
 pub(crate) struct Timer {
@@ -49,7 +24,9 @@ pub(crate) struct Timer {
 }
 
 struct State {
-    heap: BinaryHeap<Entry>,
+    waiting: BTreeMap<Due, Lease>,
+    /// When those are due that a handler may still ack although they have timed out.
+    late: HashMap<Sequence, Tick>,
     interrupted: bool,
     stopped: bool,
 }
@@ -57,8 +34,12 @@ struct State {
 impl State {
     fn take_due(&mut self, now: Tick) -> Vec<Lease> {
         let mut due = Vec::new();
-        while self.heap.peek().is_some_and(|first| first.due <= now) {
-            due.extend(self.heap.pop().map(|entry| entry.lease));
+        while let Some(first) = self.waiting.first_entry()
+            && first.key().0 <= now
+        {
+            let ((_, sequence), lease) = first.remove_entry();
+            self.late.remove(&sequence);
+            due.push(lease);
         }
         due
     }
@@ -68,7 +49,8 @@ impl Timer {
     pub(crate) fn new() -> Self {
         Self {
             state: Mutex::new(State {
-                heap: BinaryHeap::new(),
+                waiting: BTreeMap::new(),
+                late: HashMap::new(),
                 interrupted: false,
                 stopped: false,
             }),
@@ -76,19 +58,43 @@ impl Timer {
         }
     }
 
-    pub(crate) fn schedule(&self, lease: Lease, due: Tick) {
+    /// Has a job wait until it is due. `late`: some handler may still [ack](Self::take_late) it.
+    /// Returns false if one has, and then the job does not wait.
+    pub(crate) fn schedule(&self, lease: Lease, due: Tick, late: bool) -> bool {
+        let sequence = lease.sequence();
         let mut state = self.state.lock();
-        let earliest = state.heap.peek().is_none_or(|first| due < first.due);
-        state.heap.push(Entry { due, lease });
+        if lease.is_done() {
+            return false;
+        }
+        let earliest = state
+            .waiting
+            .keys()
+            .next()
+            .is_none_or(|first| due < first.0);
+        state.waiting.insert((due, sequence), lease);
+        if late {
+            state.late.insert(sequence, due);
+        }
         drop(state);
         if earliest {
             self.changed.notify_one();
         }
+        true
+    }
+
+    /// Takes out a job that a handler has acked although it had timed out.
+    ///
+    /// The job was marked done before: so either it waits and is found here, or whoever brings it
+    /// finds it done.
+    pub(crate) fn take_late(&self, sequence: Sequence) -> Option<Lease> {
+        let mut state = self.state.lock();
+        let due = state.late.remove(&sequence)?;
+        state.waiting.remove(&(due, sequence))
     }
 
     /// Jobs that are not due yet.
     pub(crate) fn len(&self) -> usize {
-        self.state.lock().heap.len()
+        self.state.lock().waiting.len()
     }
 
     /// Waits until something is due, or `also` is reached, or somebody interrupts, and returns what
@@ -105,7 +111,7 @@ impl Timer {
             if interrupted || !due.is_empty() || also.is_some_and(|also| also <= now) {
                 return Some(due);
             }
-            let next = state.heap.peek().map(|first| first.due);
+            let next = state.waiting.keys().next().map(|first| first.0);
             match next.into_iter().chain(also).min() {
                 // At least a microsecond: a shorter wait would return at once, again and again.
                 Some(next) => {
@@ -126,11 +132,15 @@ impl Timer {
     /// All that wait.
     #[cfg(test)]
     pub(crate) fn take_all(&self) -> Vec<Lease> {
-        let heap = std::mem::take(&mut self.state.lock().heap);
-        heap.into_sorted_vec()
-            .into_iter()
-            .map(|entry| entry.lease)
-            .collect()
+        let mut state = self.state.lock();
+        state.late.clear();
+        std::mem::take(&mut state.waiting).into_values().collect()
+    }
+
+    /// The ids of the jobs that wait.
+    #[cfg(test)]
+    pub(crate) fn jobs(&self) -> Vec<Sequence> {
+        self.state.lock().waiting.values().map(Lease::job).collect()
     }
 
     /// Has the timer thread look again at what else it waits for.
@@ -144,32 +154,29 @@ impl Timer {
         self.changed.notify_one();
     }
 
-    /// Takes out the jobs in the given segment that are due after `after`, for compaction.
+    /// Takes out the jobs in the given segment that are due after `after`, for compaction; not those
+    /// that a handler may still ack.
     pub(crate) fn take_segment(&self, base: Sequence, after: Tick) -> Vec<(Lease, Tick)> {
         let mut state = self.state.lock();
-        let mut taken = Vec::new();
-        let mut kept = Vec::with_capacity(state.heap.len());
-        for entry in std::mem::take(&mut state.heap).into_vec() {
-            if entry.due > after && entry.lease.segment_base() == base {
-                taken.push((entry.lease, entry.due));
-            } else {
-                kept.push(entry);
-            }
-        }
-        state.heap = BinaryHeap::from(kept);
-        taken
+        let State { waiting, late, .. } = &mut *state;
+        let is_wanted = |&(due, sequence): &Due, lease: &mut Lease| {
+            due > after && lease.segment_base() == base && !late.contains_key(&sequence)
+        };
+        let taken = waiting.extract_if(.., is_wanted);
+        taken.map(|((due, _), lease)| (lease, due)).collect()
     }
 
-    /// How many jobs wait in each segment, and the earliest due time among them.
-    pub(crate) fn by_segment(&self) -> std::collections::HashMap<Sequence, (u32, Tick)> {
+    /// How many jobs wait in each segment, and the earliest due time among them. Without those that
+    /// a handler may still ack.
+    pub(crate) fn by_segment(&self) -> HashMap<Sequence, (u32, Tick)> {
         let state = self.state.lock();
-        let mut segments = std::collections::HashMap::new();
-        for entry in &state.heap {
-            let (count, earliest) = segments
-                .entry(entry.lease.segment_base())
-                .or_insert((0, entry.due));
-            *count += 1;
-            *earliest = entry.due.min(*earliest);
+        let mut segments = HashMap::new();
+        for (&(due, sequence), lease) in &state.waiting {
+            if !state.late.contains_key(&sequence) {
+                // The first one seen is the earliest.
+                let (count, _) = segments.entry(lease.segment_base()).or_insert((0, due));
+                *count += 1;
+            }
         }
         segments
     }

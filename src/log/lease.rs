@@ -376,6 +376,39 @@ impl Pinned {
         }
         None
     }
+
+    /// As [`oldest_enqueued_at`](Self::oldest_enqueued_at), of a segment that is unscanned and that
+    /// nobody mends meanwhile. None also if that job is damaged, or cannot be found for damage.
+    pub(crate) fn peek_oldest(&self) -> Option<Timestamp> {
+        let records = &self.maps.records;
+        let Position { index, units: end } = self.segment.closed()?;
+        let mut present = 0;
+        // Has the records up to there present, so that a bad sector is no signal.
+        let mut read_in = |units: u32| {
+            let len = units.min(end) as usize * UNIT;
+            if len > present {
+                // In growing steps: mostly, the first record will do.
+                present = len.max(2 * present).min(records.file.len());
+                records.file.read_in(present).ok()?;
+            }
+            Some(())
+        };
+        let mut units = segment::START.units;
+        loop {
+            read_in(units + HEADER_UNITS)?;
+            let record = records.plausible_record(units, end)?;
+            let header = record.header();
+            if header.kind == KIND_JOB && header.index >= index {
+                return None;
+            }
+            if header.kind == KIND_JOB && !self.maps.acks.is_done(header.index) {
+                read_in(record.next())?;
+                let salt = self.segment.identity().salt;
+                return Some(records.valid_record(units, end, salt)?.header().enqueued_at);
+            }
+            units = record.next();
+        }
+    }
 }
 
 /// A committed record.

@@ -149,6 +149,8 @@ pub(crate) struct LogConfig {
     pub(crate) kick: Kick,
     /// Those who sleep until there is something in the active segment, see `dispatch/sleep.rs`.
     pub(crate) sleepers: Arc<EventCount>,
+    /// Told how many jobs that were not done a scan has found missing.
+    pub(crate) lost: Arc<dyn Fn(u64) + Send + Sync>,
 }
 
 /// The log of one stripe.
@@ -180,6 +182,8 @@ pub(crate) struct Stripe {
     retired_appended: AtomicU64,
     /// Jobs of segments that are gone, done since the queue was opened.
     retired_done: AtomicU64,
+    /// Jobs that were not done and that a scan since the open found to be missing.
+    lost: AtomicU64,
     /// Damage found since the queue was opened.
     damage: Mutex<Vec<Quarantined>>,
 }
@@ -283,6 +287,7 @@ impl Stripe {
             upkeep: Mutex::new(graveyard),
             retired_appended: AtomicU64::new(0),
             retired_done: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
             damage: Mutex::new(Vec::new()),
             config,
         };
@@ -574,9 +579,14 @@ impl Stripe {
             segments_seen: 0,
         };
         match recovery.scan_later(&pinned) {
-            Ok(complete) => {
+            Ok((lost, complete)) => {
                 if !recovery.report.quarantined.is_empty() || recovery.report.holes > 0 {
                     segment.note_mended();
+                }
+                if lost > 0 {
+                    // Relaxed: a count for statistics.
+                    self.lost.fetch_add(lost, Ordering::Relaxed);
+                    (self.config.lost)(lost);
                 }
                 self.damage.lock().extend(recovery.report.quarantined);
                 segment.set_scanned();

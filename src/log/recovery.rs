@@ -344,11 +344,11 @@ impl Recovery<'_> {
     }
 
     /// Scans a segment that is [unscanned](Segment::is_unscanned), and mends what it finds.
-    /// Returns whether the segment was found to have no job that is not done.
-    pub(crate) fn scan_later(&mut self, pinned: &Pinned) -> Result<bool, StorageError> {
+    /// Returns how many jobs that were not done are missing, and whether that made the segment complete.
+    pub(crate) fn scan_later(&mut self, pinned: &Pinned) -> Result<(u64, bool), StorageError> {
         let segment = pinned.segment();
         let Some(end) = segment.closed() else {
-            return Ok(false);
+            return Ok((0, false));
         };
         let limit = if segment.is_sealed() {
             Limit::Exactly(end)
@@ -362,13 +362,16 @@ impl Recovery<'_> {
         self.report.bytes_scanned += u64::from(end.units) * UNIT as u64;
         let entry = &segment.paths().segment;
         self.mend(segment.base(), entry, records, salt, &scan.regions)?;
-        let mut complete = false;
+        let (mut lost, mut complete) = (0, false);
         for index in scan.missing.into_iter().flat_map(|(from, to)| from..to) {
-            complete |= pinned.mark_done(index) == Some(true);
+            if let Some(completes) = pinned.mark_done(index) {
+                lost += 1;
+                complete |= completes;
+            }
         }
         count_crashes(&pinned.maps().acks, end.index);
         segment.deliveries_changed.note_end();
-        Ok(complete)
+        Ok((lost, complete))
     }
 
     fn scan(&self, records: &Records, limit: Limit, salt: u64) -> Scan {

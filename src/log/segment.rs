@@ -148,6 +148,8 @@ pub(crate) struct Segment {
     named: AtomicBool,
     /// A position with no job that is not done before it: where to look for the oldest.
     pub(super) oldest: AtomicU32,
+    /// When its first job that is not done was enqueued, as found before it was scanned.
+    pub(super) first_job: OnceLock<Option<Timestamp>>,
 }
 
 // SAFETY: `raw` is the one field that is not already Send and Sync; it points into an Arc of
@@ -315,6 +317,7 @@ impl Segment {
             left: AtomicBool::new(false),
             named: AtomicBool::new(found.is_some_and(|found| found.sealed)),
             oldest: AtomicU32::new(START.units),
+            first_job: OnceLock::new(),
         })
     }
 

@@ -18,6 +18,8 @@ pub(crate) struct StripeStats {
     pub(crate) appended: u64,
     /// Acked since the queue was opened, or dead.
     pub(crate) done: u64,
+    /// Found missing since the queue was opened.
+    pub(crate) lost: u64,
     pub(crate) bytes: u64,
     pub(crate) segments: u64,
 }
@@ -32,6 +34,7 @@ impl Stripe {
             let stats = StripeStats {
                 appended: self.retired_appended.load(Ordering::Relaxed),
                 done: self.retired_done.load(Ordering::Relaxed),
+                lost: self.lost.load(Ordering::Relaxed),
                 ..StripeStats::default()
             };
             (Vec::from_iter(segments.iter().cloned()), stats)
@@ -76,13 +79,30 @@ impl Stripe {
         stats
     }
 
-    /// When the oldest job that is not done was enqueued.
+    /// When the oldest job that is not done was enqueued. Neither scans nor waits: where somebody
+    /// else is at it, or the first job is damaged, what comes after counts.
     pub(crate) fn oldest_enqueued_at(&self) -> Option<Timestamp> {
         let segments: Vec<_> = self.segments.read().iter().cloned().collect();
-        // One after the other: the backlog is not scanned for this.
+        // One after the other: all but the first with a job need not be looked at.
         segments
             .iter()
             .filter(|segment| !Segment::is_complete(segment))
-            .find_map(|segment| self.pin_scanned(segment)?.oldest_enqueued_at())
+            .find_map(|segment| {
+                if !segment.is_unscanned() {
+                    return segment.pin()?.oldest_enqueued_at();
+                }
+                // No job of it can be done before it is scanned, so the first look serves for all.
+                if let Some(&known) = segment.first_job.get() {
+                    return known;
+                }
+                // Held so that nobody mends what is looked at.
+                let _step = self.step.try_lock()?;
+                let pinned = segment.pin()?;
+                if segment.is_unscanned() {
+                    *segment.first_job.get_or_init(|| pinned.peek_oldest())
+                } else {
+                    pinned.oldest_enqueued_at()
+                }
+            })
     }
 }

@@ -1,8 +1,10 @@
 //! Statistics: what a look at the queue shows at each step of a job's life.
 
+use std::fs;
+use std::thread;
 use std::time::Duration;
 
-use logmill::{EnqueueOptions, RetryPolicy, Stats};
+use logmill::{EnqueueOptions, Queue, RetryPolicy, Stats};
 
 use crate::support::*;
 
@@ -176,4 +178,100 @@ fn the_age_of_the_oldest_job_is_known_after_reopening() {
     queue.close().unwrap();
     let queue = open(builder(dir.path()));
     assert!(queue.stats().oldest >= age);
+}
+
+fn assert_adds_up(stats: &Stats) {
+    assert_eq!(
+        stats.recovered + stats.enqueued,
+        stats.acked + stats.dead_lettered + stats.depth() + stats.lost,
+        "{stats:?}"
+    );
+}
+
+#[test]
+fn jobs_found_at_open_are_counted_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    for number in 0..3 {
+        queue.enqueue(&payload_of(number, 8)).unwrap();
+    }
+    queue.consumer().try_next().unwrap().ack();
+    queue.close().unwrap();
+    let queue = open(builder(dir.path()));
+    let stats = queue.stats();
+    assert_eq!((stats.recovered, stats.enqueued, stats.depth()), (2, 0, 2));
+    queue.enqueue(b"another").unwrap();
+    drain(&queue);
+    let stats = queue.stats();
+    assert_eq!((stats.recovered, stats.enqueued, stats.acked), (2, 1, 3));
+    assert_adds_up(&stats);
+}
+
+/// A queue with four jobs, which is all that `max_depth` allows, of which three are damaged.
+fn with_damaged_jobs(dir: &std::path::Path) -> Queue {
+    let builder = || builder(dir).max_depth(4);
+    let queue = open(builder());
+    for number in 0..4 {
+        queue.enqueue(&payload_of(number, 100)).unwrap();
+    }
+    queue.close().unwrap();
+    edit(&segment_files(dir)[0], |bytes| {
+        for record in [0, 1, 3] {
+            // Past the header of the file, in the payload of the record.
+            bytes[64 + record * 136 + 32 + 50] ^= 1;
+        }
+    });
+    let (queue, report) = open_any(builder());
+    // Sealed, so it is checked when it is claimed from.
+    assert_eq!((report.jobs, report.quarantined.len()), (4, 0));
+    queue
+}
+
+#[test]
+fn jobs_found_damaged_give_their_room_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = with_damaged_jobs(dir.path());
+    assert!(queue.enqueue(b"no room").is_err());
+    thread::scope(|scope| {
+        let wait = EnqueueOptions::new().wait(PATIENCE);
+        let waiting = scope.spawn({
+            let queue = &queue;
+            move || queue.enqueue_with(b"waits for room", wait)
+        });
+        let consumer = queue.consumer();
+        let job = consumer.next_timeout(PATIENCE).unwrap();
+        assert_eq!(number_in(job.payload()), 2);
+        waiting.join().unwrap().unwrap();
+        let stats = queue.stats();
+        assert_eq!((stats.recovered, stats.lost, stats.depth()), (4, 3, 2));
+        assert_adds_up(&stats);
+        for _ in 0..2 {
+            queue.enqueue(b"more").unwrap();
+        }
+        assert!(queue.enqueue(b"no room").is_err());
+        job.ack();
+    });
+    drain(&queue);
+    let stats = queue.stats();
+    assert_eq!((stats.acked, stats.depth()), (4, 0));
+    assert_adds_up(&stats);
+}
+
+#[test]
+fn a_look_at_the_figures_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = with_damaged_jobs(dir.path());
+    let stats = queue.stats();
+    assert_eq!((stats.depth(), stats.quarantined, stats.lost), (4, 0, 0));
+    assert!(!dir.path().join("quarantine").exists());
+    // A damaged job tells no time.
+    assert_eq!(stats.oldest, None);
+    assert!(queue.consumer().try_next().is_some());
+    let stats = queue.stats();
+    assert_eq!((stats.depth(), stats.quarantined, stats.lost), (1, 2, 3));
+    assert!(stats.oldest.is_some());
+    assert_eq!(
+        fs::read_dir(dir.path().join("quarantine")).unwrap().count(),
+        4
+    );
 }

@@ -333,6 +333,44 @@ fn a_late_ack_completes_the_job_once() {
 }
 
 #[test]
+fn a_job_acked_late_waits_for_no_retry_and_keeps_no_space() {
+    let dir = tempfile::tempdir().unwrap();
+    let policy = RetryPolicy::fixed(Duration::from_secs(3600));
+    let queue = open(builder(dir.path()).lease_timeout(LEASE).retry(policy));
+    for number in 0..40 {
+        queue.enqueue(&payload_of(number, 1000)).unwrap();
+    }
+    let consumer = queue.consumer();
+    let jobs = consumer.next_batch(40, PATIENCE);
+    assert_eq!((jobs.len(), queue.stats().in_flight), (40, 40));
+    eventually("all have timed out", || queue.stats().delayed == 40);
+    jobs.into_iter().for_each(Job::ack);
+    let stats = queue.stats();
+    assert_eq!((stats.acked, stats.depth(), stats.delayed), (40, 0, 0));
+    assert_eq!(stats.oldest, None);
+    eventually("their segments are gone", || {
+        segment_files(dir.path()).len() <= 2
+    });
+}
+
+#[test]
+fn a_late_ack_of_a_dead_job_leaves_its_letter() {
+    let dir = tempfile::tempdir().unwrap();
+    let policy = RetryPolicy::none();
+    let queue = open(builder(dir.path()).lease_timeout(LEASE).retry(policy));
+    queue.enqueue(b"job").unwrap();
+    let consumer = queue.consumer();
+    let late = consumer.next_timeout(PATIENCE).unwrap();
+    eventually("its last attempt has timed out", || queue.stats().dead == 1);
+    // Has the letter written.
+    assert_eq!(queue.dead_letters().iter().count(), 1);
+    late.ack();
+    let stats = queue.stats();
+    assert_eq!((stats.acked, stats.dead_lettered, stats.dead), (0, 1, 1));
+    assert_eq!(stats.depth(), 0);
+}
+
+#[test]
 fn a_late_failure_has_no_effect() {
     let dir = tempfile::tempdir().unwrap();
     let queue = with_lease(dir.path());

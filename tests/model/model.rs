@@ -145,6 +145,7 @@ impl Letter {
 /// What has happened since the queue was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Counters {
+    recovered: u64,
     enqueued: u64,
     acked: u64,
     retried: u64,
@@ -486,9 +487,18 @@ impl Model {
         }
     }
 
+    /// The open has found so many jobs.
+    pub fn found(&mut self, jobs: u64) {
+        self.since_open.recovered = jobs;
+    }
+
     /// Whether the statistics are as they must be once the background is quiet.
     pub fn agrees_with(&self, stats: &Stats) -> bool {
-        stats.enqueued == self.since_open.enqueued
+        stats.recovered == self.since_open.recovered
+            && stats.recovered + stats.enqueued
+                == stats.acked + stats.dead_lettered + stats.depth() + stats.lost
+            && stats.lost == 0
+            && stats.enqueued == self.since_open.enqueued
             && stats.acked == self.since_open.acked
             && stats.retried == self.since_open.retried
             && stats.dead_lettered == self.since_open.dead_lettered
@@ -519,11 +529,6 @@ impl Model {
     pub fn least_live(&self) -> u64 {
         let dead = self.jobs.values().filter(|job| job.has_died_waiting());
         self.live() - dead.count() as u64
-    }
-
-    /// Whether a job has died and may not be marked done yet.
-    pub fn has_unsettled_deaths(&self) -> bool {
-        self.count(|place| place == Place::Dead { settled: false }) > 0
     }
 
     /// Jobs that are due in the far future.

@@ -72,7 +72,7 @@ fn jobs_that_come_back_again_and_again_hold_up_no_new_one() {
         for consumer in &consumers {
             let lease = consumer.try_next().unwrap();
             if lease.sequence() < first_new {
-                dispatch.0.retry(lease, 1, None);
+                dispatch.0.retry(lease, 1, None, false);
             } else {
                 lease.ack();
                 new += 1;

@@ -60,7 +60,8 @@ pub struct RecoveryReport {
     pub bytes_scanned: u64,
     /// Records found, done or not.
     pub records: u64,
-    /// Jobs found that are not done.
+    /// Jobs found that are not done, those of sealed segments before their check. What is
+    /// found damaged later is in [`Stats::lost`](crate::Stats::lost).
     pub jobs: u64,
     /// Dead letters found.
     pub dead_letters: u64,

@@ -1,0 +1,510 @@
+//! The figures of a queue, checked after every step of a random life: whatever becomes of a job, it
+//! is counted exactly once, and the room that it takes from `max_depth` is given back exactly once.
+//!
+//! A seed decides on everything. The clock stands still within a step, and nothing runs in the
+//! background, so that the figures must be exact rather than right within a moment.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::mem;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use tempfile::TempDir;
+
+use crate::dead_letter::DeadLetters;
+use crate::dispatch::leases::Delivery;
+use crate::dispatch::source::Source;
+use crate::engine::Running;
+use crate::failure::{Failure, Then};
+use crate::job::Attempt;
+use crate::log::segment::Lease;
+use crate::maintenance::Upkeep;
+use crate::options::Builder;
+use crate::producer::Place;
+use crate::time::stopped;
+use crate::{DeadLetterError, EnqueueError, EnqueueOptions, RetryPolicy, Sequence, Stats};
+
+/// So many lives, unless `LOGMILL_SEEDS` says otherwise.
+const SEEDS: u64 = 10;
+const STEPS: usize = 600;
+const CONSUMERS: usize = 2;
+const SEGMENT_SIZE: u64 = 16 * 1024;
+const MAX_DEPTH: u64 = 60;
+const MAX_ATTEMPTS: u8 = 3;
+const LEASE_TIMEOUT: Duration = Duration::from_millis(30);
+/// So long that compaction moves the job.
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A job in a handler.
+struct Held {
+    job: Sequence,
+    lease: Lease,
+    attempt: Attempt,
+    delivery: Delivery,
+    since: Duration,
+    /// It has timed out, or another handler has acked the job.
+    is_late: bool,
+}
+
+/// What became of a job that is neither acked nor dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Live,
+    /// Its letter is to be written.
+    Dying,
+}
+
+/// What must have been counted since the open.
+#[derive(Default)]
+struct Counts {
+    recovered: u64,
+    enqueued: u64,
+    acked: u64,
+    retried: u64,
+    dead_lettered: u64,
+}
+
+struct Life {
+    random: Rng,
+    dir: TempDir,
+    has_leases: bool,
+    backoff: Duration,
+    /// None while it is closed.
+    open: Option<Arc<Running>>,
+    consumers: Vec<Source<Arc<Running>>>,
+    upkeep: Upkeep,
+    held: Vec<Held>,
+    /// Those lost to damage among them, as nobody knows which they are.
+    jobs: BTreeMap<Sequence, State>,
+    /// Jobs lost to damage before this open.
+    lost_before: u64,
+    is_damaged: bool,
+    letters: u64,
+    counts: Counts,
+}
+
+impl Life {
+    fn new(seed: u64) -> Self {
+        let mut random = Rng::with_seed(seed);
+        fastrand::seed(seed);
+        stopped::set(Some(Duration::from_secs(1_000_000)));
+        let dir = tempfile::tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir())
+            .unwrap();
+        let has_leases = random.bool();
+        let backoff = Duration::from_millis(random.u64(0..2) * 20);
+        let running = open(&dir, has_leases, backoff).0;
+        let mut life = Self {
+            random,
+            dir,
+            has_leases,
+            backoff,
+            consumers: Vec::new(),
+            upkeep: Upkeep::new(),
+            open: Some(running),
+            held: Vec::new(),
+            jobs: BTreeMap::new(),
+            lost_before: 0,
+            is_damaged: false,
+            letters: 0,
+            counts: Counts::default(),
+        };
+        life.register_consumers();
+        life
+    }
+
+    fn running(&self) -> Arc<Running> {
+        Arc::clone(self.open.as_ref().unwrap())
+    }
+
+    fn register_consumers(&mut self) {
+        let running = self.running();
+        self.consumers
+            .resize_with(CONSUMERS, || Source::new(Arc::clone(&running)));
+    }
+
+    fn step(&mut self) {
+        match self.random.u8(0..100) {
+            0..22 => self.enqueue(),
+            22..26 => self.enqueue_batch(),
+            26..48 => self.take(),
+            48..62 => self.ack(),
+            62..74 => self.fail(),
+            74..84 => self.let_time_pass(),
+            84..90 => self.run_upkeep(),
+            90..92 => self.replay(),
+            92..94 => self.purge(),
+            94 => {
+                let running = self.running();
+                let stripes = running.dispatch().stripes();
+                stripes
+                    .iter()
+                    .for_each(|stripe| _ = stripe.verify().unwrap());
+            }
+            95 => {
+                let at = self.random.usize(0..CONSUMERS);
+                self.consumers[at] = Source::new(self.running());
+            }
+            96..98 => self.work_off(),
+            _ => self.reopen(),
+        }
+        self.check();
+    }
+
+    fn now() -> Duration {
+        stopped::now().unwrap()
+    }
+
+    fn options(&mut self) -> EnqueueOptions {
+        let options = EnqueueOptions::new();
+        match self.random.u8(0..8) {
+            0 => options.delay(Duration::from_millis(self.random.u64(0..60))),
+            1 => options.delay(HOUR),
+            2 => options.max_attempts(1),
+            _ => options,
+        }
+    }
+
+    fn payload(&mut self) -> Vec<u8> {
+        vec![7; self.random.usize(0..3000)]
+    }
+
+    fn enqueue(&mut self) {
+        let (payload, options) = (self.payload(), self.options());
+        let running = self.running();
+        let stripes = running.dispatch().stripes();
+        let place = Place::on(&stripes[self.random.usize(0..stripes.len())]);
+        match running.enqueue_with(place, &payload, &options) {
+            Ok(job) => self.note_enqueued([job]),
+            Err(EnqueueError::Full { .. }) => assert!(Stats::of(&running).depth() >= MAX_DEPTH),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn enqueue_batch(&mut self) {
+        let payloads = vec![self.payload(); self.random.usize(0..20)];
+        let options = self.options();
+        let running = self.running();
+        let place = Place::on(&running.dispatch().stripes()[0]);
+        match running.enqueue_batch(place, &payloads, &options) {
+            Ok(jobs) => self.note_enqueued(jobs),
+            Err(error) => {
+                self.note_enqueued(error.enqueued);
+                assert!(Stats::of(&running).depth() >= MAX_DEPTH);
+            }
+        }
+    }
+
+    fn note_enqueued(&mut self, jobs: impl IntoIterator<Item = Sequence>) {
+        for job in jobs {
+            self.counts.enqueued += 1;
+            assert_eq!(self.jobs.insert(job, State::Live), None);
+        }
+    }
+
+    fn take(&mut self) {
+        let at = self.random.usize(0..CONSUMERS);
+        self.take_with(at);
+    }
+
+    /// Returns whether there was one.
+    fn take_with(&mut self, consumer: usize) -> bool {
+        let Some(lease) = self.consumers[consumer].try_next() else {
+            let stats = Stats::of(&self.running());
+            // Suspects are delivered one at a time.
+            let has_suspect = self.held.iter().any(|held| held.attempt.is_suspect());
+            assert!(stats.ready == 0 || has_suspect, "{stats:?}");
+            return false;
+        };
+        let job = lease.job();
+        match self.running().begin(lease) {
+            Some((lease, attempt, delivery)) => {
+                assert_eq!(self.jobs.get(&job), Some(&State::Live), "{job}");
+                assert!(self.held.iter().all(|held| held.job != job || held.is_late));
+                self.held.push(Held {
+                    job,
+                    lease,
+                    attempt,
+                    delivery,
+                    since: Self::now(),
+                    is_late: false,
+                });
+            }
+            // It was acked late, or it had no attempt left when the queue was opened.
+            None if !self.jobs.contains_key(&job) => {}
+            None => self.note_death(job),
+        }
+        true
+    }
+
+    fn note_death(&mut self, job: Sequence) {
+        assert_eq!(self.jobs.insert(job, State::Dying), Some(State::Live));
+        self.counts.dead_lettered += 1;
+    }
+
+    fn pick_held(&mut self) -> Option<Held> {
+        let count = self.held.len();
+        (count > 0).then(|| self.held.swap_remove(self.random.usize(0..count)))
+    }
+
+    fn ack(&mut self) {
+        let Some(held) = self.pick_held() else {
+            return;
+        };
+        let job = held.job;
+        match self.jobs.remove(&job) {
+            Some(State::Live) => self.counts.acked += 1,
+            // Before its letter was written, so there will be none.
+            Some(State::Dying) => {
+                self.counts.acked += 1;
+                self.counts.dead_lettered -= 1;
+                assert!(held.is_late);
+            }
+            // Acked by another handler, or dead.
+            None => assert!(held.is_late),
+        }
+        for other in self.held.iter_mut().filter(|other| other.job == job) {
+            other.is_late = true;
+        }
+        self.running().ack(held.lease, held.delivery, held.attempt);
+    }
+
+    fn fail(&mut self) {
+        let Some(held) = self.pick_held() else {
+            return;
+        };
+        let then = match self.random.u8(0..8) {
+            0 => Then::DeadLetter,
+            1 => Then::RetryAfter(HOUR),
+            2 => Then::RetryAfter(Duration::from_millis(self.random.u64(0..40))),
+            _ => Then::Retry,
+        };
+        if !held.is_late {
+            let is_last = !self
+                .running()
+                .dispatch()
+                .may_retry(&held.lease, held.attempt.number());
+            if is_last || matches!(then, Then::DeadLetter) {
+                self.note_death(held.job);
+            } else {
+                self.counts.retried += 1;
+            }
+        }
+        let reason = "it failed".into();
+        self.running().fail(
+            held.lease,
+            held.delivery,
+            held.attempt,
+            Failure { then, reason },
+        );
+    }
+
+    fn let_time_pass(&mut self) {
+        let millis = if self.random.u8(0..6) == 0 {
+            1100
+        } else {
+            self.random.u64(0..40)
+        };
+        stopped::set(Some(Self::now() + Duration::from_millis(millis)));
+        self.running().turn_timer();
+        self.running().signal.kick();
+        let mut deaths = Vec::new();
+        let (running, now) = (self.running(), Self::now());
+        for held in self.held.iter_mut().filter(|held| !held.is_late) {
+            if self.has_leases && held.since + LEASE_TIMEOUT <= now {
+                held.is_late = true;
+                if running
+                    .dispatch()
+                    .may_retry(&held.lease, held.attempt.number())
+                {
+                    self.counts.retried += 1;
+                } else {
+                    deaths.push(held.job);
+                }
+            }
+        }
+        deaths.into_iter().for_each(|job| self.note_death(job));
+    }
+
+    fn run_upkeep(&mut self) {
+        while let Some(wake) = self.running().signal.take() {
+            self.upkeep.turn(&self.running(), &wake);
+            self.note_letters();
+        }
+    }
+
+    /// The letters of all that have died are written.
+    fn note_letters(&mut self) {
+        let before = self.jobs.len();
+        self.jobs.retain(|_, state| *state == State::Live);
+        self.letters += (before - self.jobs.len()) as u64;
+    }
+
+    fn replay(&mut self) {
+        let letters = DeadLetters::new(self.running());
+        self.note_letters();
+        let jobs = match letters.replay_where(|_| self.random.bool()) {
+            Ok(jobs) => jobs,
+            Err(DeadLetterError::Partial { replayed, .. }) => replayed,
+            Err(error) => panic!("{error}"),
+        };
+        self.letters -= jobs.len() as u64;
+        self.note_enqueued(jobs);
+    }
+
+    fn purge(&mut self) {
+        let letters = DeadLetters::new(self.running());
+        self.note_letters();
+        self.letters -= letters.purge_where(|_| self.random.bool()).unwrap();
+    }
+
+    /// Most of what is there is done, so that segments are retired and compacted.
+    fn work_off(&mut self) {
+        for _ in 0..2 * MAX_DEPTH {
+            if !self.take_with(0) {
+                break;
+            }
+            self.check();
+        }
+        for _ in 0..self.held.len() {
+            self.ack();
+            self.check();
+        }
+        self.run_upkeep();
+    }
+
+    fn reopen(&mut self) {
+        self.held.clear();
+        self.consumers.clear();
+        let lost = self.lost_before + Stats::of(&self.running()).lost;
+        if self.random.bool() {
+            self.running().die();
+            // Their letters were not written.
+            self.jobs
+                .values_mut()
+                .for_each(|state| *state = State::Live);
+        } else {
+            self.note_letters();
+        }
+        drop(self.open.take());
+        let is_damaged = self.random.u8(0..3) == 0 && self.damage();
+        self.is_damaged |= is_damaged;
+        let (running, jobs) = open(&self.dir, self.has_leases, self.backoff);
+        self.open = Some(running);
+        let left = self.jobs.len() as u64 - lost;
+        assert!(
+            jobs == left || is_damaged && jobs < left,
+            "{jobs} of {left}"
+        );
+        self.lost_before = self.jobs.len() as u64 - jobs;
+        self.counts = Counts {
+            recovered: jobs,
+            ..Counts::default()
+        };
+        self.upkeep = Upkeep::new();
+        self.register_consumers();
+    }
+
+    /// Changes bytes in a segment.
+    fn damage(&mut self) -> bool {
+        let stripe = self
+            .dir
+            .path()
+            .join(format!("log/{:02}", self.random.u8(0..2)));
+        let mut segments: Vec<_> = fs::read_dir(stripe)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "seg"))
+            .collect();
+        segments.sort();
+        let path = &segments[self.random.usize(0..segments.len())];
+        let mut bytes = fs::read(path).unwrap();
+        if bytes.len() <= 64 {
+            return false;
+        }
+        for _ in 0..self.random.usize(1..4) {
+            let at = self.random.usize(64..bytes.len());
+            bytes[at] ^= 1 << self.random.u8(0..8);
+        }
+        fs::write(path, bytes).unwrap();
+        true
+    }
+
+    fn check(&self) {
+        let stats = Stats::of(&self.running());
+        let count = |wanted| self.jobs.values().filter(|&&state| state == wanted).count() as u64;
+        let running = self.running();
+        let (live, dying) = (count(State::Live), count(State::Dying));
+        let depth = live - self.lost_before - stats.lost;
+        let in_flight = self.held.iter().filter(|held| !held.is_late).count() as u64;
+        let counts = &self.counts;
+        assert_eq!(stats.depth(), depth, "depth: {stats:?}");
+        assert_eq!(stats.in_flight, in_flight, "in flight: {stats:?}");
+        assert_eq!(stats.dead, self.letters + dying, "letters: {stats:?}");
+        assert_eq!(stats.recovered, counts.recovered, "recovered: {stats:?}");
+        assert_eq!(stats.enqueued, counts.enqueued, "enqueued: {stats:?}");
+        assert_eq!(stats.acked, counts.acked, "acked: {stats:?}");
+        assert_eq!(stats.retried, counts.retried, "retried: {stats:?}");
+        assert_eq!(
+            stats.dead_lettered, counts.dead_lettered,
+            "deaths: {stats:?}"
+        );
+        assert_eq!(
+            stats.recovered + stats.enqueued,
+            stats.acked + stats.dead_lettered + stats.depth() + stats.lost,
+            "{stats:?}"
+        );
+        let room = running.depth.as_ref().unwrap();
+        assert_eq!(room.taken(), depth, "room: {stats:?}");
+        let timer = &running.dispatch().timer;
+        assert_eq!(timer.jobs().len() as u64, stats.delayed, "{stats:?}");
+        for job in self.running().dead().remembered() {
+            assert!(
+                self.jobs.contains_key(&job),
+                "failures of {job}, which has ended"
+            );
+        }
+        let is_known = stats.oldest.is_some();
+        assert!(
+            is_known == (depth + dying > 0) || self.is_damaged && !is_known,
+            "{stats:?}"
+        );
+    }
+}
+
+/// Opens the queue and returns how many jobs were found.
+fn open(dir: &TempDir, has_leases: bool, backoff: Duration) -> (Arc<Running>, u64) {
+    let policy = RetryPolicy::fixed(backoff).max_attempts(MAX_ATTEMPTS);
+    let mut builder = Builder::new(dir.path())
+        .stripes(2)
+        .segment_size(SEGMENT_SIZE)
+        .max_depth(MAX_DEPTH)
+        .retry(policy);
+    if has_leases {
+        builder = builder.lease_timeout(LEASE_TIMEOUT);
+    }
+    let (running, report) = Running::open_idle(&builder).unwrap();
+    (Arc::new(running), report.jobs)
+}
+
+#[test]
+fn figures_add_up_after_every_step_of_a_random_life() {
+    let number = |name| std::env::var(name).ok()?.parse().ok();
+    let first = number("LOGMILL_SEED").unwrap_or(0);
+    for seed in first..first + number("LOGMILL_SEEDS").unwrap_or(SEEDS) {
+        let mut life = Life::new(seed);
+        for step in 0..STEPS {
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| life.step()));
+            if let Err(panic) = result {
+                eprintln!("figures: seed {seed} has failed at step {step}");
+                // What it would do as it goes is of no interest any more.
+                mem::forget(life);
+                std::panic::resume_unwind(panic);
+            }
+        }
+        life.held.clear();
+    }
+    stopped::set(None);
+}
