@@ -1,5 +1,8 @@
 //! Dead letters: look at the jobs that failed too often, replay them, or purge them.
 
+#[cfg(all(test, not(loom)))]
+mod tests;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 

@@ -183,6 +183,9 @@ impl DeadLog {
     /// Writes the letters of all jobs handed over, flushes them, and then lets `complete` mark the
     /// jobs done. The letters stay where the next open finds them until that is durable.
     ///
+    /// A job that was replayed or moved waits until that is settled: its letter must not be durable
+    /// before it is, or a power cut could leave the letter beside what the job came from.
+    ///
     /// After an error, the jobs whose letters could not be written wait for the next call; those
     /// whose letters could not be flushed are withheld: the next open finds each or its letter.
     pub(crate) fn write_letters(
@@ -195,8 +198,13 @@ impl DeadLog {
             std::mem::take(&mut waiting.deaths).into_iter()
         };
         let mut written = Vec::new();
+        let mut held = Vec::new();
         let mut result = Ok(());
         for death in deaths.by_ref() {
+            if death.lease.may_not_be_durable_yet() {
+                held.push(death);
+                continue;
+            }
             let sequence = death.lease.sequence();
             {
                 let mut waiting = self.waiting.lock();
@@ -221,7 +229,10 @@ impl DeadLog {
                 }
             }
         }
-        self.waiting.lock().deaths.extend(deaths);
+        self.waiting
+            .lock()
+            .deaths
+            .extend(held.into_iter().chain(deaths));
         if written.is_empty() {
             return result;
         }

@@ -524,13 +524,14 @@ impl Engine {
     }
 
     pub(crate) fn settled(&self, unsettled: Vec<Unsettled>) {
-        let mut can_go = false;
+        if unsettled.is_empty() {
+            return;
+        }
         for one in unsettled {
-            can_go |= one.settle();
+            one.settle();
         }
-        if can_go {
-            self.signal.kick();
-        }
+        // Segments may go, and letters wait for this.
+        self.signal.kick();
     }
 
     /// Makes everything appended and acked so far durable.

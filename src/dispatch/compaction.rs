@@ -96,24 +96,18 @@ impl Dispatch {
         // If this fails the old ones stay not done, without a lease: the copies are delivered, and the
         // next open finds each job in one of its places.
         stripe.flush(false)?;
-        let mut complete = false;
         for lease in old {
-            complete |= lease.ack().segment_complete;
+            lease.ack();
             self.moved.fetch_add(1, Ordering::Relaxed);
-        }
-        if complete {
-            stripe.kick();
         }
         // The copies are still to be claimed, and to be put into the timer again.
         self.sleepers.notify_fenced(1);
         stripe.flush(true)?;
-        complete = false;
         for one in unsettled {
-            complete |= one.settle();
+            one.settle();
         }
-        if complete {
-            stripe.kick();
-        }
+        // Segments may go, and letters wait for this.
+        stripe.kick();
         result
     }
 

@@ -707,6 +707,11 @@ impl Lease {
         self.segment().sequence(self.index())
     }
 
+    /// Whether its segment [owes](Segment::owes_nothing) settlements.
+    pub(crate) fn owes(&self) -> bool {
+        !self.segment().owes_nothing()
+    }
+
     /// Base of the segment it is in.
     pub(crate) fn segment_base(&self) -> Sequence {
         self.segment().base()

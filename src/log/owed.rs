@@ -34,3 +34,62 @@ impl Owed {
         self.0.load(Ordering::Acquire) == 0
     }
 }
+
+#[cfg(all(loom, test))]
+mod loom_models {
+    use std::sync::Arc;
+
+    use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    use super::Owed;
+    use crate::log::tail::{Position, Reserved, Tail};
+    use crate::sync::model::{check, concurrently};
+
+    /// A segment with room for one record, which names a settlement.
+    struct Segment {
+        owed: Owed,
+        tail: Tail,
+        commit_word: AtomicU64,
+        is_settled: AtomicBool,
+    }
+
+    #[test]
+    fn whoever_seals_a_segment_finds_what_its_records_name_settled() {
+        check(None, || {
+            let segment = Arc::new(Segment {
+                owed: Owed::nothing(),
+                tail: Tail::open(Position { index: 0, units: 1 }, 2),
+                commit_word: AtomicU64::new(0),
+                is_settled: AtomicBool::new(false),
+            });
+            concurrently(
+                &segment,
+                [
+                    // `Stripe::append_owing`, and what settles it.
+                    |segment| {
+                        segment.owed.raise();
+                        if let Reserved::At(_) = segment.tail.reserve(1, 1) {
+                            // As in `write_record_header`.
+                            segment.commit_word.store(1, Ordering::Release);
+                            segment.is_settled.store(true, Ordering::Relaxed);
+                        }
+                        segment.owed.lower(1);
+                    },
+                    // `Stripe::seal`, of a segment that was closed where it stood.
+                    |segment| {
+                        let Some(end) = segment.tail.close_now() else {
+                            return;
+                        };
+                        let is_committed =
+                            end.index == 0 || segment.commit_word.load(Ordering::Acquire) != 0;
+                        if is_committed && segment.owed.is_nothing() {
+                            let is_settled = segment.is_settled.load(Ordering::Relaxed);
+                            assert!(end.index == 0 || is_settled);
+                        }
+                    },
+                ],
+            );
+            assert!(segment.owed.is_nothing());
+        });
+    }
+}

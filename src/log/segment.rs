@@ -696,11 +696,9 @@ pub(crate) struct Unsettled {
 }
 
 impl Unsettled {
-    /// What the records name is durably settled, or they were not appended after all. Returns
-    /// whether the segment can go.
-    pub(crate) fn settle(self) -> bool {
+    /// What the records name is durably settled, or they were not appended after all.
+    pub(crate) fn settle(self) {
         self.segment.owed.lower(self.records);
-        self.segment.can_go()
     }
 
     /// Takes in another one's records, if they are in the same segment.

@@ -464,7 +464,7 @@ fn a_segment_that_owes_a_settlement_is_neither_sealed_nor_retired_until_that_is_
     let first = &fixture.files(".seg")[0];
     stripe.reclaim().unwrap();
     assert!(fixture.files(".seg").contains(first));
-    assert!(unsettled.settle());
+    unsettled.settle();
     assert!(!stripe.has_unsettled());
     stripe.reclaim().unwrap();
     assert!(!fixture.files(".seg").contains(first));

@@ -45,6 +45,11 @@ impl Lease {
         Meta::decode(self.record().meta())
     }
 
+    /// Whether the record settles another one, and that is not known to be settled.
+    pub(crate) fn may_not_be_durable_yet(&self) -> bool {
+        self.has_meta() && self.meta().settles.is_some() && self.owes()
+    }
+
     /// Failed attempts at the job, those at the records that it was moved from included.
     pub(crate) fn failed(&self) -> u32 {
         let prior = self.meta().prior_attempts;
@@ -91,7 +96,12 @@ impl Stripe {
         let segments: Vec<_> = self.segments.read().iter().cloned().collect();
         let live_in = |segment: &Arc<Segment>| {
             let end = segment.closed()?;
-            if segment.claimed() != end || segment.is_unscanned() || segment.is_complete() {
+            if segment.claimed() != end
+                || segment.is_unscanned()
+                || segment.is_complete()
+                // What moves on must be where it was, durably.
+                || !segment.owes_nothing()
+            {
                 return None;
             }
             let live = end.index - segment.pin()?.done().min(end.index);

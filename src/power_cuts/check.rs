@@ -279,7 +279,8 @@ fn work_off(setup: &Setup, dir: &Path, truth: &Truth) {
     running.die();
 }
 
-pub(super) fn copy_tree(from: &Path, to: &Path) {
+/// Copies all files below a directory into another.
+pub(crate) fn copy_tree(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).expect("listed") {
         let entry = entry.expect("an entry");
         let to = to.join(entry.file_name());

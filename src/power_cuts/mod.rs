@@ -11,6 +11,7 @@ use std::env;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
+pub(crate) use self::check::copy_tree;
 use self::world::World;
 
 /// Steps of a run.
