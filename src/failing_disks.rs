@@ -63,18 +63,30 @@ struct Way {
     then: Option<Effect>,
     /// Nobody is to notice.
     is_harmless: bool,
+    /// It is over while the queue is open, and then everything works again.
+    heals: bool,
 }
+
+/// What a machine lacks for a moment.
+const SHORTAGES: [Errno; 5] = [
+    Errno::MFILE,
+    Errno::NFILE,
+    Errno::NOMEM,
+    Errno::AGAIN,
+    Errno::NOBUFS,
+];
 
 fn ways_of(operation: Operation) -> Vec<Way> {
     use Operation::*;
     let failures: &[Errno] = match operation {
-        Create => &[Errno::IO, Errno::NOSPC, Errno::DQUOT, Errno::MFILE],
-        Open => &[Errno::IO, Errno::MFILE],
+        Create => &[Errno::IO, Errno::NOSPC, Errno::DQUOT],
+        Open => &[Errno::IO],
         Lock => &[Errno::IO, Errno::NOLCK],
         Inspect | List | Read | Truncate | Remove => &[Errno::IO],
         Write | Allocate | Flush => &[Errno::IO, Errno::NOSPC, Errno::DQUOT],
         CreateDirectory | Rename | FlushDirectory => &[Errno::IO, Errno::NOSPC],
-        Map => &[Errno::NOMEM],
+        // What a shortage is, and nothing else.
+        Map => &[],
         Prefault | ReadIn => &[Errno::FAULT, Errno::HWPOISON],
     };
     let mut ways = Vec::new();
@@ -84,6 +96,7 @@ fn ways_of(operation: Operation) -> Vec<Way> {
             effect,
             then,
             is_harmless,
+            heals: false,
         });
     };
     for failure in failures.iter().copied().map(Effect::Fail) {
@@ -108,6 +121,29 @@ fn ways_of(operation: Operation) -> Vec<Way> {
     }
     if let Create | CreateDirectory | Truncate | Rename | Remove | Allocate | Write = operation {
         add(Effect::FailAfter(Errno::IO), None, false);
+    }
+    let has_shortages = match operation {
+        // After which nothing is certain any more.
+        Flush | FlushDirectory => false,
+        // Harmless, see above.
+        Prefault | ReadIn => false,
+        _ => true,
+    };
+    for errno in SHORTAGES.into_iter().filter(|_| has_shortages) {
+        // That is how a lock says that somebody else has it.
+        if (operation, errno) == (Lock, Errno::AGAIN) {
+            continue;
+        }
+        let effect = Effect::Fail(errno);
+        for then in [None, Some(effect)] {
+            ways.push(Way {
+                operation,
+                effect,
+                then,
+                is_harmless: false,
+                heals: true,
+            });
+        }
     }
     ways
 }
@@ -144,9 +180,11 @@ impl Case {
         let mut plans = vec![plan(self.call..next, self.way.effect)];
         plans.extend(self.way.then.map(|effect| plan(next..usize::MAX, effect)));
         // What happens once is over then anyway.
-        let is_mended_early = self.way.then.is_none() || self.call.is_multiple_of(2);
+        let is_mended_early =
+            self.way.heals || self.way.then.is_none() || self.call.is_multiple_of(2);
         let outcome = scene.run(plans, is_mended_early);
         assert!(!self.way.is_harmless || outcome.errors == 0);
+        assert!(!self.way.heals || !outcome.was_poisoned);
         outcome.calls.iter().any(|call| call.effect.is_some())
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::run::{LARGE, Run, SMALL};
+use super::run::{LARGE, PER_SEGMENT, Run, SMALL};
 use super::scenes::{Scene, files_below, has_extension};
 use super::truth::Found;
 use crate::storage::Operation;
@@ -68,6 +68,40 @@ impl Run {
         self.flush(queue);
         let has_failed = self.errors.len() > errors;
         assert_eq!(has_failed, self.is_poisoned, "{:?}", self.errors);
+        if !self.is_poisoned {
+            self.check_that_everything_works(queue);
+        }
+    }
+
+    /// The disk is whole again, and no flush has failed: there is nothing that the open queue cannot
+    /// do.
+    fn check_that_everything_works(&mut self, queue: &Queue) {
+        let errors = self.errors.len();
+        let consumer = queue.consumer();
+        // Through several segments, so that there is something to seal and to retire.
+        for durability in [Durability::Process, Durability::Sync] {
+            for _ in 0..2 * PER_SEGMENT {
+                self.enqueue(LARGE, durability, |payload, options| {
+                    queue.enqueue_with(payload, options.wait(LIMIT))
+                });
+            }
+            let taken = self.consume(&consumer, 2 * PER_SEGMENT);
+            // What is damaged holds back what is behind it, for a while.
+            assert!(taken > 0 || self.is_damage_expected);
+            self.flush(queue);
+            self.work_with_letters(&queue.dead_letters());
+            let engine = queue.engine();
+            for log in engine.dispatch().stripes().iter().chain([engine.dead().log()]) {
+                log.seal(false).unwrap();
+                log.reclaim().unwrap();
+            }
+            for stripe in engine.dispatch().stripes() {
+                stripe.prepare();
+                stripe.flush_ahead().unwrap();
+            }
+            engine.compact().unwrap();
+        }
+        assert_eq!(self.errors.len(), errors, "{:?}", self.errors);
     }
 
     /// The queue was closed, or could not be opened. No file was flushed after a flush of it had

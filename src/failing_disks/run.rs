@@ -35,6 +35,7 @@ pub(super) struct Told {
     pub(super) action: String,
     pub(super) path: PathBuf,
     pub(super) code: Option<i32>,
+    pub(super) is_failed_flush: bool,
 }
 
 pub(super) fn builder(queue_dir: &Path, stripes: usize) -> Builder {
@@ -69,6 +70,7 @@ impl Run {
             action: error.action().to_owned(),
             path: error.path().to_path_buf(),
             code: error.io_error().raw_os_error(),
+            is_failed_flush: error.is_failed_flush(),
         });
     }
 
@@ -165,10 +167,11 @@ impl Run {
     }
 
     /// Takes up to `most` jobs: acks most of them, and fails others once, always, or for good.
-    pub(super) fn consume(&mut self, consumer: &Consumer, most: usize) {
-        for _ in 0..most {
+    /// Returns how many there were.
+    pub(super) fn consume(&mut self, consumer: &Consumer, most: usize) -> usize {
+        for taken in 0..most {
             let Some((number, job)) = self.next(consumer) else {
-                break;
+                return taken;
             };
             match (number % 8, job.attempts()) {
                 (3, _) => {
@@ -188,6 +191,7 @@ impl Run {
                 }
             }
         }
+        most
     }
 
     pub(super) fn flush(&mut self, queue: &Queue) {

@@ -31,6 +31,8 @@ pub(super) struct Outcome {
     pub(super) calls: Vec<Call>,
     /// Errors that were returned.
     pub(super) errors: usize,
+    /// A failed flush was reported.
+    pub(super) was_poisoned: bool,
 }
 
 /// In memory: what a disk does is the faults' affair.
@@ -66,9 +68,11 @@ impl Scene {
         run.end_session(&fault);
         fault.lift();
         run.check_errors();
+        let errors = std::mem::take(&mut run.errors);
         let outcome = Outcome {
             calls: std::mem::take(&mut run.calls),
-            errors: std::mem::take(&mut run.errors).len(),
+            errors: errors.len(),
+            was_poisoned: errors.iter().any(|told| told.is_failed_flush),
         };
         run.check_what_is_left(self);
         assert!(run.errors.is_empty(), "{:?}", run.errors);
