@@ -160,6 +160,9 @@ impl Engine {
             progress: builder.progress.as_deref(),
             segments_seen: 0,
         };
+        for directory in directories.lost {
+            recovery.report_lost_directory(directory);
+        }
         let mut stripes = Vec::new();
         let mut settles = Vec::new();
         // A manifest has at most 64 stripes.

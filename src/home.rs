@@ -5,6 +5,7 @@
 //! in force.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::OpenError;
@@ -34,6 +35,36 @@ pub(crate) struct Directories {
     pub(crate) stripes: Vec<Directory>,
     /// Of the dead letter log.
     pub(crate) dead: Directory,
+    /// Those of a queue that is not new that were not there: what was in them is lost.
+    pub(crate) lost: Vec<PathBuf>,
+}
+
+impl Directories {
+    /// Opens the directories in a queue's, creating those that are not there; their names are
+    /// durable.
+    fn make(queue: &Directory, stripes: u32) -> Result<Self, StorageError> {
+        let mut lost = Vec::new();
+        let mut open = |parent: &Directory, name: &str| {
+            if let Some(directory) = parent.subdirectory(name)? {
+                return Ok(directory);
+            }
+            lost.push(parent.path().join(name));
+            parent.create_subdirectory(name)
+        };
+        let log = open(queue, LOG)?;
+        let numbers = 0..stripes;
+        let directories = numbers.map(|number| open(&log, &stripe_name(number)));
+        let stripes = directories.collect::<Result<_, StorageError>>()?;
+        let dead = open(queue, DEAD)?;
+        // A process may have died before those that it made were durable.
+        log.flush()?;
+        queue.flush()?;
+        Ok(Self {
+            stripes,
+            dead,
+            lost,
+        })
+    }
 }
 
 fn stripe_name(number: u32) -> String {
@@ -65,7 +96,7 @@ impl Home {
         let directories = if home.is_new {
             home.create().inspect_err(|_| home.undo_creation())?
         } else {
-            home.make_directories()?
+            Directories::make(home.directory(), home.manifest.stripes)?
         };
         Ok((home, directories))
     }
@@ -77,24 +108,9 @@ impl Home {
     fn create(&self) -> Result<Directories, StorageError> {
         // First, so that a directory with a manifest is one whose own name is durable.
         self.directory().flush_own_name()?;
-        let directories = self.make_directories()?;
+        let mut directories = Directories::make(self.directory(), self.manifest.stripes)?;
+        directories.lost.clear();
         self.manifest.write(self.directory())?;
-        Ok(directories)
-    }
-
-    /// Opens the directories in the queue's, creating those that are not there; their names are
-    /// durable.
-    fn make_directories(&self) -> Result<Directories, StorageError> {
-        let queue = self.directory();
-        let log = queue.create_subdirectory(LOG)?;
-        let numbers = 0..self.manifest.stripes;
-        let stripes = numbers.map(|number| log.create_subdirectory(&stripe_name(number)));
-        let directories = Directories {
-            stripes: stripes.collect::<Result<_, _>>()?,
-            dead: queue.create_subdirectory(DEAD)?,
-        };
-        log.flush()?;
-        queue.flush()?;
         Ok(directories)
     }
 

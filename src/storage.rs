@@ -22,7 +22,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 pub(crate) use self::directory::{Directory, absolute, create_directories};
-pub(crate) use self::entry::Entry;
+pub(crate) use self::entry::{Entry, Kind};
 pub use self::error::StorageError;
 use self::error::{Context, Result};
 

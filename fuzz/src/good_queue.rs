@@ -35,6 +35,7 @@ const ACK: &str = "log/00/00000000000000000000.ack";
 impl Files {
     pub fn write(&self, dir: &Path) {
         fs::create_dir_all(dir.join(LOG)).expect("created");
+        fs::create_dir(dir.join("dead")).expect("created");
         for (path, bytes) in &self.others {
             fs::write(dir.join(path), bytes).expect("written");
         }

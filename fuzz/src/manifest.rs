@@ -22,6 +22,9 @@ fn open_with(bytes: &[u8]) {
     let dir = directory();
     let path = dir.path().join("MANIFEST");
     fs::write(&path, bytes).expect("written");
+    for directory in ["log", "log/00", "dead"] {
+        fs::create_dir(dir.path().join(directory)).expect("created");
+    }
     let opened = builder(dir.path()).open();
     match format::manifest(bytes) {
         Manifest::Corrupt => {
@@ -51,5 +54,6 @@ fn open_with(bytes: &[u8]) {
 fn assert_untouched(dir: &Path) {
     let names = fs::read_dir(dir).expect("listed");
     let mut names = names.map(|entry| entry.expect("an entry").file_name());
-    assert!(names.all(|name| name == "MANIFEST" || name == "LOCK"));
+    let known = ["MANIFEST", "LOCK", "log", "dead"];
+    assert!(names.all(|name| known.iter().any(|known| name == *known)));
 }

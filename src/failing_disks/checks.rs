@@ -91,7 +91,12 @@ impl Run {
             self.flush(queue);
             self.work_with_letters(&queue.dead_letters());
             let engine = queue.engine();
-            for log in engine.dispatch().stripes().iter().chain([engine.dead().log()]) {
+            for log in engine
+                .dispatch()
+                .stripes()
+                .iter()
+                .chain([engine.dead().log()])
+            {
                 log.seal(false).unwrap();
                 log.reclaim().unwrap();
             }

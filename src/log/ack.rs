@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! offset          size           field
-//!      0            64           header (see header.rs), the identity of the segment's own
+//!      0            64           header (see header.rs): the identity of the segment's own, and at
+//!                                48 the segment's mark (see mark.rs)
 //!     64   8 * ceil(capacity/32) ack words
 //!      -   4 * capacity          delivery words
 //! ```
@@ -25,7 +26,8 @@
 
 use std::sync::atomic::Ordering;
 
-use super::header::HEADER_BYTES;
+use super::header::{HEADER_BYTES, MARK_OFFSET};
+use super::mark::Mark;
 use crate::mapped::MappedFile;
 
 /// Records per ack word.
@@ -200,6 +202,7 @@ pub(crate) struct AckFile {
     capacity: u32,
     /// Where the delivery words begin.
     deliveries: usize,
+    salt: u64,
     key: Key,
 }
 
@@ -211,13 +214,48 @@ impl AckFile {
             file,
             capacity,
             deliveries: deliveries_offset(capacity),
+            salt,
             key: Key::new(salt),
         }
     }
 
     /// Makes a file that is all zero that of a segment with this salt.
     pub(super) fn set_salt(&mut self, salt: u64) {
+        self.salt = salt;
         self.key = Key::new(salt);
+    }
+
+    fn mark_word(&self) -> &std::sync::atomic::AtomicU64 {
+        self.file.word64(MARK_OFFSET)
+    }
+
+    /// Begins anew; before anyone else sees the file.
+    pub(super) fn mark_fresh(&self) {
+        let word = Mark::Fresh.encode(self.salt);
+        self.mark_word().store(word, Ordering::Relaxed);
+    }
+
+    /// Notes that a record of the segment is durable. Returns false if that was noted before, or
+    /// does not matter any more.
+    pub(super) fn mark_relied(&self) -> bool {
+        let word = |mark: Mark| mark.encode(self.salt);
+        // Relaxed, here and below: what counts is the order of changes of this one word.
+        let noted = self
+            .mark_word()
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
+                let is_noted = [word(Mark::Relied), word(Mark::Finished)].contains(&now);
+                (!is_noted).then_some(word(Mark::Relied))
+            });
+        noted.is_ok()
+    }
+
+    /// Notes that all jobs of the segment are done. Returns whether that is to be made durable: a
+    /// record was relied on, or it was noted before, by somebody whose flush may have failed.
+    pub(super) fn mark_finished(&self) -> bool {
+        let word = |mark: Mark| mark.encode(self.salt);
+        let was = self.mark_word();
+        let was = was.swap(word(Mark::Finished), Ordering::Relaxed);
+        [word(Mark::Relied), word(Mark::Finished)].contains(&was)
     }
 
     pub(super) fn capacity(&self) -> u32 {

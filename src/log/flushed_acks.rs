@@ -63,7 +63,7 @@ impl DeliveriesChanged {
         }
     }
 
-    /// Notes that a delivery has ended without an ack, or that its word was changed otherwise.
+    /// Notes that a delivery has ended without an ack, or that something else was changed.
     pub(crate) fn note_end(&self) {
         // Release pairs with the Acquire in `take`: the flush that clears this mark finds the word;
         // if the mark comes after, it stays for the next flush. (A store would do. Loom, which lets it

@@ -14,14 +14,18 @@
 //!     56     4  seal check    seal: CRC-32 of the bytes 40..56
 //!     60     4  0
 //! ```
-//! The ack file repeats the segment's identity, so that either header can stand in for the other.
+//! The ack file repeats the segment's identity, so that either header can stand in for the other. It
+//! has no seal; at 48 it has the segment's mark, 8 bytes, see `mark.rs`.
 
+use super::mark::Mark;
 use super::tail::Position;
 use crate::{Sequence, Timestamp};
 
 pub(crate) const HEADER_BYTES: usize = 64;
 /// Offset of the seal; its three words are written once, in place.
 pub(crate) const SEAL_OFFSET: usize = 48;
+/// Offset of the mark in the header of an ack file.
+pub(crate) const MARK_OFFSET: usize = 48;
 /// Format version of segments, ack files and the manifest.
 pub(crate) const VERSION: u32 = 1;
 
@@ -107,6 +111,12 @@ pub(crate) fn decode_seal(salt: u64, bytes: &[u8]) -> Option<Position> {
     };
     let (_, check) = encode_seal(salt, end);
     (end.units != 0 && check == u32_at(bytes, SEAL_OFFSET + 8)).then_some(end)
+}
+
+/// The mark of a segment of this salt, from the header of its ack file.
+pub(crate) fn decode_mark(salt: u64, bytes: &[u8]) -> Option<Mark> {
+    let bytes: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
+    Mark::decode(salt, u64_at(bytes, MARK_OFFSET))
 }
 
 fn u32_at(bytes: &[u8; HEADER_BYTES], offset: usize) -> u32 {

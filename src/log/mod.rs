@@ -17,6 +17,7 @@ mod limit;
 #[cfg(all(loom, test))]
 mod loom_models;
 pub(crate) mod manifest;
+pub(crate) mod mark;
 pub(crate) mod names;
 mod owed;
 pub(crate) mod poison;

@@ -12,7 +12,9 @@
 //! | 6 | valid | - | scanned, no record found, nothing damaged | `Nothing`; remove |
 //! | 7 | valid | - | any | `Scan` now |
 //!
-//! Rows 1 and 6 are reported if the ack file is valid and tells of jobs that are not all done.
+//! Rows 1 and 6 are reported if the segment was lost by others than this library, as its mark (see
+//! `mark.rs`) says; so is an ack file that stands alone, and row 5. A segment that is no regular file
+//! is reported and left alone.
 //!
 //! A header is valid if it checks, its base is the file's name and stripe, and its segment size is
 //! the manifest's. An ack file that is missing, short, or whose header does not match the segment's
@@ -36,19 +38,21 @@ mod tests;
 
 use std::ffi::OsStr;
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use self::report::{Damage, Quarantined, RecoveryProgress, RecoveryReport};
 use self::scan::{Limit, Region, RegionKind, Scan};
 use super::ack::{self, AckFile, Deliveries, RECORDS_PER_WORD};
 use super::header::{self, FileKind, Identity};
+use super::mark::Mark;
 use super::names::Names;
 use super::record::{HEADER_UNITS, UNIT};
 use super::segment::{self, Found, Maps, Paths, Pinned, Records, START, Segment, Warm};
 use super::tail::Position;
 use crate::events::event;
 use crate::mapped::MappedFile;
-use crate::storage::{Directory, Entry, StorageError};
+use crate::storage::{Directory, Entry, Kind, StorageError};
 use crate::{Sequence, Timestamp};
 
 /// Damaged regions of a segment that are copied out one by one. Of more than these one copy is
@@ -85,6 +89,13 @@ pub(crate) struct RecoveredLog {
     pub(crate) settling: Vec<Arc<Segment>>,
 }
 
+/// What the header of an ack file says of its segment.
+#[derive(Clone, Copy)]
+struct Copy {
+    identity: Identity,
+    mark: Option<Mark>,
+}
+
 impl Recovery<'_> {
     /// Recovers the segments in a directory, whose sequences start at `origin`.
     pub(crate) fn recover_directory(
@@ -110,9 +121,14 @@ impl Recovery<'_> {
             let base = origin.plus_wide(base);
             let paths = Paths::new(directory, base);
             log.next_base = base.plus(capacity);
-            // Something else of that name is not touched.
-            let Some(file_len) = paths.segment.file_len()? else {
-                continue;
+            let file_len = match paths.segment.kind()? {
+                Some(Kind::File(len)) => len,
+                // It is not touched, so each open will say so.
+                Some(Kind::Other) => {
+                    self.report_lost(&paths.segment, Damage::Missing);
+                    continue;
+                }
+                None => continue,
             };
             let damage = self.report.quarantined.len();
             let settles = log.settles.len();
@@ -144,10 +160,30 @@ impl Recovery<'_> {
             });
             if is_alone && paths.ack.file_len()?.is_some() {
                 log.next_base = log.next_base.max(base.plus(capacity));
-                log.leftovers.push(paths);
+                let header = paths.ack.read_start(header::HEADER_BYTES as u64)?;
+                let copy = self.copy_of(base, &header.unwrap_or_default());
+                if self.is_lost(&paths, copy)? {
+                    self.report_lost(&paths.segment, Damage::Missing);
+                    log.reported.push(paths);
+                } else {
+                    log.leftovers.push(paths);
+                }
             }
         }
         Ok(log)
+    }
+
+    fn is_ours(&self, base: Sequence, identity: &Identity) -> bool {
+        identity.base == base && identity.segment_size == self.segment_size
+    }
+
+    /// What the header of an ack file says.
+    fn copy_of(&self, base: Sequence, header: &[u8]) -> Option<Copy> {
+        let identity = Identity::decode(FileKind::Ack, header)?;
+        self.is_ours(base, &identity).then(|| Copy {
+            identity,
+            mark: header::decode_mark(identity.salt, header),
+        })
     }
 
     /// Decides on one segment; None: it holds nothing (any more).
@@ -164,9 +200,10 @@ impl Recovery<'_> {
         // An ack file that cannot be read is not as good as none: it may be all there is of the
         // header, and the disk may be well again next time.
         let copied_header = read(&paths.ack)?.unwrap_or_default();
-        let is_ours = |id: &Identity| id.base == base && id.segment_size == self.segment_size;
-        let own = Identity::decode(FileKind::Segment, &own_header).filter(is_ours);
-        let copy = Identity::decode(FileKind::Ack, &copied_header).filter(is_ours);
+        let own = Identity::decode(FileKind::Segment, &own_header);
+        let own = own.filter(|identity| self.is_ours(base, identity));
+        let copied = self.copy_of(base, &copied_header);
+        let copy = copied.map(|copied| copied.identity);
         // Nothing of ours is beyond the segment's size.
         let file_len = file_len.min(self.segment_size);
         let units = (file_len as usize / UNIT) as u32;
@@ -186,7 +223,9 @@ impl Recovery<'_> {
                     return Ok(None);
                 }
             }
-            self.report_if_emptied(paths, copy)?;
+            if self.is_lost(paths, copied)? {
+                self.report_lost(&paths.segment, Damage::Truncated);
+            }
             return Ok(None);
         };
         let records = Records::open(paths.segment.clone(), u64::from(units) * UNIT as u64)?;
@@ -216,14 +255,20 @@ impl Recovery<'_> {
                 // Until it is sealed, a file is as long as it was made.
                 let len = seal.map_or(self.segment_size, |end| u64::from(end.units) * UNIT as u64);
                 if file_len < len {
-                    let offset = u64::from(scan.end.units) * UNIT as u64;
-                    self.report_cut(&paths.segment, offset, len);
+                    // A file that was never flushed may be left so by a power cut.
+                    let mark = copied.and_then(|copied| copied.mark);
+                    if seal.is_some() || matches!(mark, Some(Mark::Relied | Mark::Fresh)) {
+                        let offset = u64::from(scan.end.units) * UNIT as u64;
+                        self.report_cut(&paths.segment, offset, len);
+                    }
                 }
                 let is_hole = |region: &Region| region.kind == RegionKind::Hole;
                 if scan.end.index == 0 && scan.regions.iter().all(is_hole) {
                     // Pads say that what was there has been reported.
-                    if file_len == len && scan.end == START {
-                        self.report_if_emptied(paths, copy)?;
+                    if scan.end != START {
+                        self.finish(paths, copied)?;
+                    } else if file_len == len && self.is_lost(paths, copied)? {
+                        self.report_lost(&paths.segment, Damage::Truncated);
                     }
                     return Ok(None);
                 }
@@ -256,7 +301,8 @@ impl Recovery<'_> {
             self.report.headers_mended.push(path.clone());
             event!(warn, path = %path.display(), "mended a segment's header");
         }
-        let acks = self.open_acks(paths, &identity, copy == Some(identity), found.end.index)?;
+        let copied = copied.filter(|copied| copied.identity == identity);
+        let acks = self.open_acks(paths, &identity, copied, found.end.index)?;
         self.report.ack_words_reset += check_acks(&acks, found.end.index);
         for index in missing.into_iter().flat_map(|(from, to)| from..to) {
             acks.set(index);
@@ -288,33 +334,72 @@ impl Recovery<'_> {
         });
     }
 
-    /// Reports a segment in which there is nothing if its ack file, of this identity, tells of
-    /// jobs that are not all done.
-    ///
-    /// One that tells of none is that of a segment without records. One in which all are done
-    /// stands beside an empty segment if a crash came while the two gave back their space.
-    fn report_if_emptied(
-        &mut self,
-        paths: &Paths,
-        identity: Option<Identity>,
-    ) -> Result<(), StorageError> {
+    /// Reports a directory of which nothing is left, not even its name.
+    pub(crate) fn report_lost_directory(&mut self, path: PathBuf) {
+        let shown = path.display().to_string();
+        event!(warn, path = %shown, "made a directory anew that was lost");
+        self.report.quarantined.push(Quarantined {
+            path,
+            offset: 0,
+            len: 0,
+            damage: Damage::Missing,
+            copy: None,
+        });
+    }
+
+    /// Reports a whole segment.
+    fn report_lost(&mut self, entry: &Entry, damage: Damage) {
+        self.report.quarantined.push(Quarantined {
+            path: entry.path().to_path_buf(),
+            offset: 0,
+            len: self.segment_size,
+            damage,
+            copy: None,
+        });
+    }
+
+    /// Whether a segment in which there is nothing, or that is not there, was lost by others than
+    /// this library: its ack file says that a record of it was durable; or tells of jobs that are not
+    /// all done, since when no power cut can have taken them.
+    fn is_lost(&self, paths: &Paths, copied: Option<Copy>) -> Result<bool, StorageError> {
+        let identity = match copied {
+            Some(Copy {
+                mark: Some(Mark::Relied),
+                ..
+            }) => return Ok(true),
+            Some(Copy {
+                mark: Some(Mark::Fresh),
+                identity,
+            }) => identity,
+            _ => return Ok(false),
+        };
+        let acks = self.ack_file(paths, identity)?;
+        Ok(acks.is_some_and(|acks| acks.tells_of_jobs()))
+    }
+
+    /// Notes durably that nothing in a segment is needed, before its file goes.
+    fn finish(&self, paths: &Paths, copied: Option<Copy>) -> Result<(), StorageError> {
+        match copied {
+            Some(Copy { identity, .. }) => match self.ack_file(paths, identity)? {
+                Some(acks) if acks.mark_finished() => acks.file.flush(),
+                _ => Ok(()),
+            },
+            None => Ok(()),
+        }
+    }
+
+    /// The ack file of this identity, if it is whole and can be read.
+    fn ack_file(&self, paths: &Paths, identity: Identity) -> Result<Option<AckFile>, StorageError> {
         let capacity = segment::capacity_of(self.segment_size);
         let len = ack::file_bytes(capacity);
-        let Some(identity) = identity else {
-            return Ok(());
-        };
         if paths.ack.file_len()?.is_none_or(|found| found < len) {
-            return Ok(());
+            return Ok(None);
         }
         let file = MappedFile::open(paths.ack.clone(), len)?;
         if file.read_in(file.len()).is_err() {
-            return Ok(());
+            return Ok(None);
         }
-        let acks = AckFile::new(file, capacity, identity.salt);
-        if acks.tells_of_jobs() {
-            self.report_cut(&paths.segment, 0, self.segment_size);
-        }
-        Ok(())
+        Ok(Some(AckFile::new(file, capacity, identity.salt)))
     }
 
     /// The ack file of a segment, made anew if it is not valid.
@@ -322,19 +407,26 @@ impl Recovery<'_> {
         &mut self,
         paths: &Paths,
         identity: &Identity,
-        has_valid_header: bool,
+        copied: Option<Copy>,
         records: u32,
     ) -> Result<AckFile, StorageError> {
         let capacity = segment::capacity_of(self.segment_size);
         let len = ack::file_bytes(capacity);
-        if has_valid_header && paths.ack.file_len()?.is_some_and(|found| found >= len) {
+        if let Some(copied) = copied
+            && paths.ack.file_len()?.is_some_and(|found| found >= len)
+        {
             // A copy of a queue may have holes where the original had zeros.
             paths.ack.back_with_blocks(len)?;
             let file = MappedFile::open(paths.ack.clone(), len)?;
             // The counts of a long backlog are left until they are needed.
             let [words, _] = ack::used_ranges(capacity, records);
             file.read_in(words.end)?;
-            return Ok(AckFile::new(file, capacity, identity.salt));
+            let acks = AckFile::new(file, capacity, identity.salt);
+            if copied.mark.is_none() {
+                // From here on, files are as they are left.
+                acks.mark_fresh();
+            }
+            return Ok(acks);
         }
         let path = paths.ack.path().to_path_buf();
         self.report.ack_files_rebuilt.push(path.clone());

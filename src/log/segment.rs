@@ -71,6 +71,7 @@ impl Maps {
     pub(super) fn write_headers(&self, identity: &Identity) {
         write_header(&self.records.file, &identity.encode(FileKind::Segment));
         write_header(&self.acks.file, &identity.encode(FileKind::Ack));
+        self.acks.mark_fresh();
     }
 
     /// See [`Records::valid_record`].
@@ -569,7 +570,10 @@ impl Segment {
         // SeqCst, as the load in `was_flushed`: a flush that returned before is seen.
         self.flushed.store(true, Ordering::SeqCst);
         let Maps { records, acks } = pinned.maps();
+        let mut acks_too = acks_too;
         if !self.is_settled() {
+            // Others are flushed as well, and are nobody's that relies on them alone.
+            let has_record = pinned.record(START.units).is_some();
             self.records_gate.flush(|| {
                 // Nothing can follow what is there now.
                 let is_whole = !self.is_unscanned() && self.is_committed_in(pinned);
@@ -580,12 +584,36 @@ impl Segment {
                 Ok(())
             })?;
             self.flush_names()?;
+            // Not before the records and their names are durable, as the mark says that they are.
+            if has_record && acks.mark_relied() {
+                self.deliveries_changed.note_end();
+                acks_too = true;
+            }
         }
         if acks_too {
-            let deliveries = &self.deliveries_changed;
-            let flush = || acks.file.flush();
-            self.acks_gate
-                .flush(|| self.flushed_acks.flush(deliveries, || pinned.done(), flush))?;
+            self.flush_acks(pinned)?;
+        }
+        Ok(())
+    }
+
+    fn flush_acks(&self, pinned: &Pinned) -> Result<(), Arc<StorageError>> {
+        let changed = &self.deliveries_changed;
+        let flush = || pinned.maps().acks.file.flush();
+        self.acks_gate
+            .flush(|| self.flushed_acks.flush(changed, || pinned.done(), flush))
+    }
+
+    /// Notes that all its jobs are done, durably if anything of it may be on disk. Before its files
+    /// are emptied, renamed or removed, for that not to look like a loss.
+    pub(super) fn finish(self: &Arc<Self>) -> Result<(), Arc<StorageError>> {
+        debug_assert!(self.is_complete());
+        let Some(pinned) = self.pin() else {
+            return Ok(());
+        };
+        if pinned.maps().acks.mark_finished() {
+            self.deliveries_changed.note_end();
+            self.flush_acks(&pinned)
+                .inspect_err(|error| self.names.poison().note(error))?;
         }
         Ok(())
     }
@@ -737,7 +765,9 @@ pub(crate) fn create_ack_file(
 ) -> Result<AckFile, StorageError> {
     let file = MappedFile::create(entry.clone(), ack::file_bytes(capacity), warm.acks())?;
     write_header(&file, &identity.encode(FileKind::Ack));
-    Ok(AckFile::new(file, capacity, identity.salt))
+    let acks = AckFile::new(file, capacity, identity.salt);
+    acks.mark_fresh();
+    Ok(acks)
 }
 
 /// Stores a file header. Nobody else has seen the mapping yet.

@@ -1,8 +1,9 @@
 //! The upkeep of a stripe's log: flushing, sealing, retiring, closing. Most of it is the
 //! maintenance thread's; a producer that finds the disk full retires too.
 //!
-//! The order of removal is what a power cut must not turn round: a segment's removal is durable
-//! before its ack file goes, which would bring its jobs back.
+//! The order of removal is what a power cut must not turn round: a segment's ack file says durably that
+//! all is done before the segment goes, or it would look lost; and the segment's removal is durable
+//! before its ack file goes, or its jobs would come back.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -256,6 +257,11 @@ impl Stripe {
         };
         for segment in due {
             if !self.config.poison.is_set() {
+                if let Err(error) = segment.finish() {
+                    // It stays, and is found again, complete, by the next open.
+                    result = Err(error.retold());
+                    break;
+                }
                 self.take_out(&segment);
                 freed = true;
                 let retired = if segment.is_recyclable()
@@ -389,12 +395,6 @@ impl Stripe {
     /// for the next open not to look through it.
     pub(crate) fn reclaim_all(&self) -> Result<(), Arc<StorageError>> {
         let mut graveyard = self.upkeep.lock();
-        let last = self.active();
-        if last.can_go() && !self.config.poison.is_set() {
-            // Beside an empty segment, acks that fall short would look like those of jobs that were
-            // cut off; and what is emptied cannot be flushed later.
-            last.flush(true)?;
-        }
         self.make_room(&mut graveyard, true).map_err(Arc::new)
     }
 
@@ -410,6 +410,7 @@ impl Stripe {
         if !with_active || !active.can_go() || self.config.poison.is_set() {
             return Ok(());
         }
+        active.finish().map_err(|error| error.retold())?;
         if let Some(maps) = active.retire() {
             self.config.budget.give_back(self.config.segment_size);
             graveyard.retired.push(Retired {

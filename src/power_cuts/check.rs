@@ -16,8 +16,9 @@ use super::truth::{Crash, Found, FoundJob, FoundLetter, Payload, Truth};
 use crate::dispatch::source::Source;
 use crate::engine::Running;
 use crate::log::Stripe;
+use crate::log::mark::pretended;
 use crate::log::record::Meta;
-use crate::log::recovery::Quarantined;
+use crate::log::recovery::{Damage, Quarantined};
 use crate::options::Builder;
 use crate::producer::Place;
 use crate::storage::faults;
@@ -110,6 +111,8 @@ impl Check<'_> {
             ..
         } = self;
         let cuts = Rc::new(Cell::new(1));
+        // Nothing that was made before is taken to be as a process left it.
+        let _restarted = (crash == Crash::PowerCut).then(pretended::restart);
         // A disk that has failed does not say what it has before the machine restarts.
         if self.depth < DEEPEST && random.u8(0..3) == 0 && !self.disk.has_failed() {
             self.watch_recovery(random.u64(..), &cuts);
@@ -119,6 +122,10 @@ impl Check<'_> {
         if crash == Crash::Kill && !truth.is_recovering {
             assert!(report.is_clean(), "{report:?}");
         }
+        let lost =
+            |region: &&Quarantined| matches!(region.damage, Damage::Truncated | Damage::Missing);
+        let lost: Vec<_> = report.quarantined.iter().filter(lost).collect();
+        assert!(lost.is_empty(), "no file was cut off or lost: {lost:?}");
         let mut found = look_into(&running);
         assert_eq!(
             damage_behind_seals(&running),

@@ -22,6 +22,7 @@ use crate::engine::Running;
 use crate::failure::{Failure, Then};
 use crate::job::Attempt;
 use crate::log::header::{HEADER_BYTES, SEAL_OFFSET};
+use crate::log::mark::pretended::{self, Restarted};
 use crate::log::segment::Lease;
 use crate::maintenance::Upkeep;
 use crate::options::{Durability, EnqueueOptions};
@@ -76,6 +77,8 @@ pub(super) struct World {
     dir: TempDir,
     consumers: Vec<Source<Arc<Running>>>,
     upkeep: Upkeep,
+    /// Since the last power cut.
+    restarted: Option<Restarted>,
 }
 
 impl World {
@@ -101,6 +104,7 @@ impl World {
             dir,
             consumers: Vec::new(),
             upkeep: Upkeep::new(),
+            restarted: None,
         };
         world.watch();
         world.open();
@@ -516,6 +520,8 @@ impl World {
         *self.shared.disk.borrow_mut() = disk;
         self.shared.frozen.take();
         if crash == Crash::PowerCut {
+            self.restarted = None;
+            self.restarted = Some(pretended::restart());
             let mut truth = self.shared.truth.borrow_mut();
             truth.go_on(&found, crash);
             truth.is_recovering = true;

@@ -293,3 +293,58 @@ fn a_damaged_letter_is_quarantined_and_the_other_letters_are_kept() {
         assert_eq!(report.quarantined.len() + later, 1, "{report:?}");
     }
 }
+
+#[test]
+fn files_and_directories_that_are_lost_are_reported_once() {
+    type Loss = fn(&Path) -> PathBuf;
+    let losses: [Loss; 6] = [
+        |dir| {
+            let lost = segment_files(dir).swap_remove(2);
+            fs::remove_file(&lost).unwrap();
+            lost
+        },
+        |dir| {
+            let lost = segment_files(dir).swap_remove(2);
+            fs::write(&lost, b"").unwrap();
+            lost
+        },
+        |dir| {
+            let lost = dir.join("log/00");
+            fs::remove_dir_all(&lost).unwrap();
+            lost
+        },
+        |dir| {
+            let lost = dir.join("log");
+            fs::remove_dir_all(&lost).unwrap();
+            lost
+        },
+        |dir| {
+            let lost = dir.join("dead");
+            fs::remove_dir_all(&lost).unwrap();
+            lost
+        },
+        |dir| {
+            let lost = segment_files(dir).swap_remove(2).with_extension("ack");
+            fs::remove_file(&lost).unwrap();
+            lost
+        },
+    ];
+    for loss in losses {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = open(builder(dir.path()));
+        for number in 0..300 {
+            queue.enqueue(&payload_of(number, 1000)).unwrap();
+        }
+        queue.consumer().next().unwrap().dead_letter("of no use");
+        // None of these has ever been delivered.
+        queue.close().unwrap();
+        let lost = loss(dir.path());
+        let (queue, report) = open_any(builder(dir.path()));
+        assert!(!report.is_clean(), "{}", lost.display());
+        let mut reported = report.quarantined.iter().map(|one| &one.path);
+        let is_reported = reported.any(|path| *path == lost);
+        assert!(is_reported || report.ack_files_rebuilt == [lost]);
+        queue.close().unwrap();
+        open(builder(dir.path()));
+    }
+}

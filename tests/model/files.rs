@@ -16,6 +16,7 @@ pub fn copy_when_quiet(from: &Path, to: &Path) {
     loop {
         let again = collect(from, |_| true);
         if last == again {
+            make_directories(from, to);
             return write(&last, to);
         }
         last = again;
@@ -39,6 +40,7 @@ pub fn copy_at_once(from: &Path, to: &Path, between: impl Fn()) {
         files.extend(collect(from, |path| !is_ack(path)));
         let after = list(from);
         if before.iter().all(|path| after.contains(path)) {
+            make_directories(from, to);
             return write(&files, to);
         }
     }
@@ -89,10 +91,19 @@ fn list(root: &Path) -> BTreeSet<PathBuf> {
     files
 }
 
+/// Empty ones, too: where one is missing, what was in it is.
+fn make_directories(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            make_directories(&path, &to.join(path.file_name().unwrap()));
+        }
+    }
+}
+
 fn write(files: &Files, to: &Path) {
     for (name, bytes) in files {
-        let path = to.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, bytes).unwrap();
+        fs::write(to.join(name), bytes).unwrap();
     }
 }

@@ -92,6 +92,20 @@ impl<B: AsRef<[u8]>> Acks<B> {
         }
     }
 
+    /// Whether the mark says that a record is durable.
+    pub fn is_relied_on(&self) -> bool {
+        u64_at(self.file.as_ref(), 48) == mark(self.salt, 1)
+    }
+
+    /// Whether the mark says that files are as they were left since the machine started.
+    pub fn is_fresh(&self) -> bool {
+        let id = std::fs::read("/proc/sys/kernel/random/boot_id").expect("read");
+        let folded = id.iter().fold(0u64, |folded, &byte| {
+            folded.rotate_left(7).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(byte)
+        });
+        u64_at(self.file.as_ref(), 48) == mark(self.salt, folded | 4)
+    }
+
     /// Whether there is a trace of jobs that are not all done: an ack or a delivery after the words
     /// in which all are.
     pub fn tells_of_jobs(&self) -> bool {
@@ -139,4 +153,11 @@ fn code(bit: u32) -> u32 {
     let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     (z >> 32) as u32
+}
+
+fn mark(salt: u64, code: u64) -> u64 {
+    let mut word = salt ^ code;
+    word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ word >> 31
 }

@@ -76,7 +76,10 @@ impl Segment {
             salt: id.salt,
         };
         // Where nothing is found.
-        let tells_of_jobs = copy.is_some_and(|id| is_whole && acks_of(id).tells_of_jobs());
+        let is_relied_on = copy.is_some_and(|id| acks_of(id).is_relied_on());
+        let is_fresh = copy.is_some_and(|id| acks_of(id).is_fresh());
+        let is_lost = is_relied_on
+            || is_fresh && copy.is_some_and(|id| is_whole && acks_of(id).tells_of_jobs());
         let all = (0, segment_size as u64, Damage::Truncated);
         let Some(identity) = own.or(copy.filter(|_| file.len() >= FILE_HEADER)) else {
             // Rows 1 and 2.
@@ -86,7 +89,7 @@ impl Segment {
                     None => Damage::Header,
                 };
                 segment.damage.push((0, file.len() as u64, damage));
-            } else if tells_of_jobs {
+            } else if is_lost {
                 segment.damage.push(all);
             }
             return segment;
@@ -110,8 +113,10 @@ impl Segment {
         if !segment.is_sealed && (file.len() as u64) < len {
             let from = offset(end.units);
             let cut_off = (from, len.saturating_sub(from), Damage::Truncated);
-            segment.damage.push(cut_off);
-        } else if !segment.is_sealed && end.units == FIRST && tells_of_jobs {
+            if seal.is_some() || is_relied_on || is_fresh {
+                segment.damage.push(cut_off);
+            }
+        } else if !segment.is_sealed && end.units == FIRST && is_lost {
             segment.damage.push(all);
         }
         for gap in &scan.gaps {

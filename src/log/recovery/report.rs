@@ -16,6 +16,9 @@ pub enum Damage {
     /// The file is shorter than its seal says, or than it was made if it has none; or nothing is
     /// left in it, while its ack file tells of jobs.
     Truncated,
+    /// The file is gone while its ack file tells of jobs, or something else than a file stands in its
+    /// place; or a directory of the queue is gone, with all that was in it.
+    Missing,
 }
 
 impl std::fmt::Display for Damage {
@@ -25,15 +28,16 @@ impl std::fmt::Display for Damage {
             Damage::Uncommitted => "was never committed",
             Damage::Header => "has no valid header",
             Damage::Truncated => "is cut off",
+            Damage::Missing => "is missing",
         })
     }
 }
 
-/// A region of a segment file that was set aside.
+/// A region of a segment file that was set aside, or is lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Quarantined {
-    /// The segment file it was found in.
+    /// The segment file it was found in, or the file or directory that is lost.
     pub path: PathBuf,
     /// Where it starts in that file, in bytes.
     pub offset: u64,
@@ -65,7 +69,7 @@ pub struct RecoveryReport {
     pub jobs: u64,
     /// Dead letters found.
     pub dead_letters: u64,
-    /// Regions set aside because they failed their check.
+    /// Regions set aside because they failed their check, and what is lost.
     pub quarantined: Vec<Quarantined>,
     /// Places that a producer had reserved and written nothing to when its process died.
     pub holes: u64,

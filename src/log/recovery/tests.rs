@@ -6,6 +6,7 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use super::*;
+use crate::log::mark;
 use crate::log::record::{HEADER_BYTES, Header, KIND_JOB, Meta, NewRecord};
 use crate::log::segment::{Append, Claim, Warm};
 use crate::storage::Operation;
@@ -941,7 +942,6 @@ fn files_that_are_none_of_ours_are_left_alone_and_never_block() {
     for name in foreign {
         fs::write(dir.join(name), b"mine").unwrap();
     }
-    fs::create_dir(dir.join("00000000000000051000.seg")).unwrap();
     fs::create_dir(dir.join("00000000000000052000.ack")).unwrap();
     let (log, report) = fixture.recover();
     assert_eq!((log.segments.len(), log.leftovers.len()), (1, 0));
@@ -949,8 +949,91 @@ fn files_that_are_none_of_ours_are_left_alone_and_never_block() {
     for name in foreign {
         assert_eq!(fs::read(dir.join(name)).unwrap(), b"mine");
     }
-    // A new segment does not collide with the directory.
-    assert_eq!(log.next_base, origin().plus_wide(51_000 + 510));
+}
+
+#[test]
+fn what_stands_in_a_segments_place_and_is_no_file_is_reported_and_left_alone() {
+    let fixture = Fixture::open(&[b"one"]);
+    let dir = fixture.dir.path();
+    let elsewhere = dir.join("elsewhere");
+    fs::write(&elsewhere, b"mine").unwrap();
+    let names = [51_000, 52_000, 53_000].map(|base| dir.join(format!("{base:020}.seg")));
+    fs::create_dir(&names[0]).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &names[1]).unwrap();
+    let fifo = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &names[2], fifo, 0o600.into(), 0).unwrap();
+    // As long as it is so.
+    for _ in 0..2 {
+        let (log, report) = fixture.recover();
+        assert_eq!((log.segments.len(), log.leftovers.len()), (1, 0));
+        let missing: Vec<_> = report.quarantined.iter().map(|one| &one.path).collect();
+        assert_eq!(missing, names.iter().collect::<Vec<_>>());
+        assert!(
+            report
+                .quarantined
+                .iter()
+                .all(|one| one.damage == Damage::Missing)
+        );
+        assert!(!report.is_clean());
+        // A new segment does not collide with them.
+        assert_eq!(log.next_base, origin().plus_wide(53_000 + 510));
+    }
+    assert_eq!(fs::read(elsewhere).unwrap(), b"mine");
+}
+
+#[test]
+fn an_ack_file_alone_is_a_loss_if_its_segment_was_flushed_and_not_finished() {
+    type Past = fn(&Arc<Segment>);
+    let cases: [(bool, Past); 5] = [
+        // Nothing was promised.
+        (false, |_| ()),
+        (true, |segment| segment.flush(false).unwrap()),
+        (true, |segment| {
+            segment.close_now();
+            segment.seal().unwrap();
+        }),
+        (false, |segment| {
+            segment.flush(true).unwrap();
+            segment.close_now();
+            segment.pin().unwrap().mark_done(0);
+            segment.finish().unwrap();
+        }),
+        // Not even a flush is needed while the machine has not restarted.
+        (true, |segment| {
+            let mut leases = Vec::new();
+            segment
+                .pin()
+                .unwrap()
+                .claim_leases(1, 1000, false, &mut leases);
+            leases.pop().unwrap().begin_delivery();
+        }),
+    ];
+    for (number, (is_loss, past)) in cases.into_iter().enumerate() {
+        let fixture = Fixture::open(&[b"one"]);
+        let other = new_segment(fixture.dir.path(), 510, &[b"x"]);
+        past(&other);
+        fs::remove_file(&other.paths().segment).unwrap();
+        let (log, report) = fixture.recover();
+        let lost: Vec<_> = report
+            .quarantined
+            .iter()
+            .map(|one| (&*one.path, one.damage))
+            .collect();
+        let missing = [(other.paths().segment.path(), Damage::Missing)];
+        assert_eq!(
+            lost,
+            if is_loss { &missing[..] } else { &[] },
+            "case {number}"
+        );
+        assert_eq!(
+            (log.reported.len(), log.leftovers.len()),
+            (usize::from(is_loss), usize::from(!is_loss))
+        );
+        let _restarted = mark::pretended::restart();
+        let (_, report) = fixture.recover();
+        let is_durable = is_loss && number != 4;
+        assert_eq!(report.is_clean(), !is_durable, "case {number}");
+    }
 }
 
 #[test]

@@ -92,7 +92,7 @@ fn the_bytes_of_a_sealed_segment_and_its_ack_file_are_pinned() {
     segment.seal().unwrap();
 
     let bytes = fs::read(&segment.paths().segment).unwrap();
-    // Computed from the tables in `header.rs`, `record.rs` and `ack.rs` by another program.
+    // Computed from the tables in `header.rs`, `record.rs`, `ack.rs` and `mark.rs` by another program.
     let expected = "\
         6c6f676d696c6c5301000000570c8491\n\
         40000000000000030040000000000000\n\
@@ -108,12 +108,12 @@ fn the_bytes_of_a_sealed_segment_and_its_ack_file_are_pinned() {
 
     let bytes = fs::read(&segment.paths().ack).unwrap();
     assert_eq!(bytes.len(), 64 + 8 * 16 + 4 * 510);
-    // The done bits of the first record and of those past the last.
+    // The mark, and the done bits of the first record and of those past the last.
     let expected = "\
         6c6f676d696c6c410100000095782929\n\
         40000000000000030040000000000000\n\
         00002a36fe9c9717efcdab8967452301\n\
-        00000000000000000000000000000000\n\
+        55b09725a65651480000000000000000\n\
         fdfffffff4b73ba3\n";
     assert_eq!(hex(&bytes[..72]), expected);
     // A handler had the first record.

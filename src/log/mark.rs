@@ -1,0 +1,125 @@
+//! The mark of a segment, in the header of its ack file: what to think of it if the segment is gone,
+//! or empty, or cut off.
+//!
+//! A power cut may leave nothing of a segment that was never flushed, and nothing was promised then;
+//! a segment that is done is emptied or removed by ourselves. In any other case somebody else has
+//! lost it, and recovery reports that.
+//!
+//! A segment begins as [`Fresh`](Mark::Fresh). It becomes [`Relied`](Mark::Relied) when a flush of its
+//! records has succeeded, so that a mark on disk proves a record on disk; and
+//! [`Finished`](Mark::Finished), durably if it was relied on, before its file is emptied, renamed or
+//! removed.
+
+use std::fs;
+use std::sync::LazyLock;
+
+/// What a header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// It was made, or found at open, since the machine started, so files are what this process or
+    /// an earlier one left.
+    Fresh,
+    /// There is a record that is durable.
+    Relied,
+    /// All of its jobs are done.
+    Finished,
+}
+
+impl Mark {
+    /// The word of this mark in the header of an ack file of this salt.
+    pub(super) fn encode(self, salt: u64) -> u64 {
+        let code = match self {
+            Self::Relied => 1,
+            Self::Finished => 2,
+            // Neither of the two.
+            Self::Fresh => boot() | 4,
+        };
+        // The finalizer of SplitMix64 (Steele, Lea and Flood 2014): each step loses nothing.
+        let mut word = salt ^ code;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ (word >> 31)
+    }
+
+    /// None: it was made before the machine started and not relied on, or is not what was written.
+    pub(super) fn decode(salt: u64, word: u64) -> Option<Self> {
+        let marks = [Self::Fresh, Self::Relied, Self::Finished];
+        marks.into_iter().find(|mark| mark.encode(salt) == word)
+    }
+}
+
+/// Tells this start of the machine from every other one.
+fn boot() -> u64 {
+    static BOOT: LazyLock<u64> =
+        LazyLock::new(|| match fs::read("/proc/sys/kernel/random/boot_id") {
+            // A UUID, so any half of it will do.
+            Ok(id) => id.iter().fold(0, |folded: u64, &byte| {
+                folded.rotate_left(7).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(byte)
+            }),
+            // Then no other process is taken to be of the same start.
+            Err(_) => fastrand::u64(..),
+        });
+    #[cfg(test)]
+    if let Some(boot) = pretended::boot() {
+        return boot;
+    }
+    *BOOT
+}
+
+/// Starts of the machine that there never were.
+#[cfg(test)]
+pub(crate) mod pretended {
+    use std::cell::Cell;
+
+    thread_local! {
+        static BOOT: Cell<Option<u64>> = const { Cell::new(None) };
+    }
+
+    pub(super) fn boot() -> Option<u64> {
+        BOOT.get()
+    }
+
+    /// Has the machine started anew, for what this thread does while the guard lives.
+    pub(crate) fn restart() -> Restarted {
+        Restarted(BOOT.replace(Some(fastrand::u64(..))))
+    }
+
+    #[must_use]
+    pub(crate) struct Restarted(Option<u64>);
+
+    impl Drop for Restarted {
+        fn drop(&mut self) {
+            BOOT.set(self.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_bound_to_its_salt_and_a_fresh_one_to_the_start_of_the_machine() {
+        let marks = [Mark::Fresh, Mark::Relied, Mark::Finished];
+        for mark in marks {
+            let word = mark.encode(7);
+            assert_eq!(Mark::decode(7, word), Some(mark));
+            assert_eq!(Mark::decode(8, word), None);
+            for bit in 0..64 {
+                assert_eq!(Mark::decode(7, word ^ 1 << bit), None);
+            }
+            let _restarted = pretended::restart();
+            let is_fresh = mark == Mark::Fresh;
+            assert_eq!(Mark::decode(7, word), (!is_fresh).then_some(mark));
+        }
+        assert_eq!(Mark::decode(7, 0), None);
+    }
+
+    #[test]
+    fn the_words_of_lasting_marks_are_pinned() {
+        const SALT: u64 = 0x1122_3344_5566_7788;
+        // Computed from the definition by another program.
+        assert_eq!(Mark::Relied.encode(SALT), 0x4f65_34ca_da3d_2192);
+        assert_eq!(Mark::Finished.encode(SALT), 0xb03a_2df2_9a12_9175);
+    }
+}
