@@ -9,7 +9,7 @@ use logmill::Sequence;
 
 use crate::damage::Change;
 use crate::layout::{Acks, Deliveries, HEADER_BYTES, IDENTITY, Segment};
-use crate::sample::{Job, Letter, Sample};
+use crate::sample::{Job, Sample};
 
 /// By what a job is known in a letter that is yet to be written: its id, payload, and failed
 /// attempts.
@@ -34,7 +34,8 @@ pub struct Expectation {
     pub is_header_mended: bool,
     pub is_ack_file_rebuilt: bool,
     pub ack_words_reset: u64,
-    pub replays_settled: u64,
+    /// Jobs and letters that come back, and that a letter or a replayed job names.
+    pub settled: u64,
 }
 
 /// A record that is damaged.
@@ -154,7 +155,7 @@ impl Expectation {
                 .values()
                 .filter(|job| job.replay_of == Some(sequence));
             if replays.count() > 0 {
-                self.replays_settled += 1;
+                self.settled += 1;
             } else {
                 self.letters.insert(sequence);
             }
@@ -166,6 +167,10 @@ impl Expectation {
             if lost.contains(&sequence) || (job.is_done && !forgotten.done.contains(&sequence)) {
                 continue;
             }
+            if job.is_done && is_named_by_a_letter(sample, sequence) {
+                self.settled += 1;
+                continue;
+            }
             let deliveries = match forgotten.deliveries.contains(&sequence) {
                 true => Deliveries::default(),
                 false => job.deliveries,
@@ -173,15 +178,8 @@ impl Expectation {
             if job.is_far {
                 self.far += 1;
             } else if is_used_up(job, deliveries.failed) {
-                // It may have a letter already.
-                if !sample
-                    .letters
-                    .values()
-                    .any(|letter| is_about(letter, sequence))
-                {
-                    let letter = (sequence, job.payload.clone(), deliveries.failed);
-                    self.new_letters.insert(letter);
-                }
+                let letter = (sequence, job.payload.clone(), deliveries.failed);
+                self.new_letters.insert(letter);
             } else {
                 // A process has died that had it in its hands.
                 let crashes = deliveries.crashes + u32::from(deliveries.is_running);
@@ -197,8 +195,18 @@ fn is_used_up(job: &Job, failed: u32) -> bool {
     failed > 0 && job.limit.is_some_and(|limit| failed >= limit)
 }
 
-fn is_about(letter: &Letter, job: Sequence) -> bool {
-    !letter.is_done && letter.letter.job() == job
+/// Whether a letter that an open scans is about this job, be it done or not.
+fn is_named_by_a_letter(sample: &Sample, job: Sequence) -> bool {
+    let segments = sample.files.iter().filter(|(path, _)| {
+        path.starts_with("dead") && path.extension().is_some_and(|extension| extension == "seg")
+    });
+    let unsealed = segments
+        .map(|(_, bytes)| Segment::parse(bytes))
+        .filter(|segment| !segment.is_sealed);
+    unsealed.flat_map(|segment| segment.records).any(|record| {
+        let letter = sample.letters.get(&record.sequence);
+        letter.is_some_and(|letter| letter.letter.job() == job)
+    })
 }
 
 fn segment_of(sample: &Sample, path: &Path) -> Segment {

@@ -215,7 +215,7 @@ fn check(sample: &Sample, expected: &Expectation, found: &Opening) {
         report.ack_words_reset, expected.ack_words_reset,
         "{report:?}"
     );
-    assert_eq!(report.settled, expected.replays_settled, "{report:?}");
+    assert_eq!(report.settled, expected.settled, "{report:?}");
     assert_eq!(
         !report.headers_mended.is_empty(),
         expected.is_header_mended,
