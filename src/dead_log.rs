@@ -264,6 +264,7 @@ impl DeadLog {
                 original: Some(job),
                 prior_attempts: death.attempts,
                 prior_crashes: death.lease.crashes(),
+                delay: None,
                 first_failure: known.map(|known| known.first),
                 last_failure: known.map(|known| known.last),
                 reasons: known.map_or_else(Vec::new, |known| known.reasons.clone()),

@@ -617,7 +617,8 @@ impl Engine {
     /// What the timer thread does when it wakes up now.
     #[cfg(test)]
     pub(crate) fn turn_timer(&self) {
-        let due = self.dispatch.timer.take_due(self.clock.now());
+        use crate::dispatch::timer::Now;
+        let due = self.dispatch.timer.take_due(Now::of(self.clock));
         self.bring_back(due);
     }
 }

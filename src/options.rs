@@ -67,13 +67,17 @@ impl EnqueueOptions {
     }
 
     /// Delivers the job no earlier than `delay` from now.
+    ///
+    /// Once a consumer has come to the job, the delay runs on the monotonic clock. It is found in the
+    /// log by the wall clock: one that was set forward meanwhile shortens the delay; one that was set
+    /// back never makes it longer than `delay`, counted from when a consumer comes to it.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.due = Due::After(delay);
         self
     }
 
-    /// Delivers the job no earlier than `time`; at once if that has passed. Due times are wall
-    /// clock times on disk, so a jump of the clock while no process has the queue open shifts them.
+    /// Delivers the job when the wall clock shows `time`; at once if that has passed. Follows the
+    /// clock: where it jumps, or the machine was suspended, within ten seconds.
     pub fn due_at(mut self, time: SystemTime) -> Self {
         self.due = Due::At(time.into());
         self

@@ -378,8 +378,13 @@ impl Engine {
 }
 
 fn meta_of(options: &EnqueueOptions) -> Vec<u8> {
+    let delay = match options.due {
+        Due::After(delay) => Some(delay),
+        Due::AtOnce | Due::At(_) => None,
+    };
     Meta {
         max_attempts: options.max_attempts,
+        delay,
         ..Meta::default()
     }
     .encode(usize::MAX)

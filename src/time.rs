@@ -35,17 +35,19 @@ impl Timestamp {
     #[inline]
     pub(crate) fn now_coarse() -> Self {
         #[cfg(test)]
-        if let Some(now) = stopped::now() {
+        if let Some(now) = stopped::wall() {
             return Self(nanos(now));
         }
         let now = clock_gettime(ClockId::RealtimeCoarse);
-        Self((now.tv_sec as u64).wrapping_mul(1_000_000_000) + now.tv_nsec as u64)
+        // Before the epoch is at the epoch.
+        let seconds = now.tv_sec.max(0) as u64;
+        Self(seconds.wrapping_mul(1_000_000_000) + now.tv_nsec as u64)
     }
 
     /// The current time.
     pub(crate) fn now() -> Self {
         #[cfg(test)]
-        if let Some(now) = stopped::now() {
+        if let Some(now) = stopped::wall() {
             return Self(nanos(now));
         }
         SystemTime::now().into()
@@ -102,7 +104,8 @@ impl Clock {
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
+/// Of a duration, up to the most that 64 bits hold.
+pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -116,11 +119,23 @@ pub(crate) mod stopped {
 
     thread_local! {
         static NOW: Cell<Option<Duration>> = const { Cell::new(None) };
+        static WALL: Cell<Option<Duration>> = const { Cell::new(None) };
     }
 
     /// Stops this thread's clock, or sets it; None lets it run again.
     pub(crate) fn set(now: Option<Duration>) {
         NOW.set(now);
+        WALL.set(None);
+    }
+
+    /// Has the wall clock alone jump to this time since the epoch, and stop there.
+    pub(crate) fn set_wall(now: Duration) {
+        WALL.set(Some(now));
+    }
+
+    /// What the wall clock shows, if it is stopped.
+    pub(super) fn wall() -> Option<Duration> {
+        WALL.get().or(NOW.get())
     }
 
     /// The time since the epoch, if the clock is stopped.

@@ -10,12 +10,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Dispatch;
-use crate::Timestamp;
+use super::timer::{Now, When};
 use crate::log::record::{MAX_META_BYTES, Meta, NewRecord};
 use crate::log::segment::{Lease, Segment, Unsettled};
 use crate::log::{RollError, Stripe};
 use crate::storage::StorageError;
-use crate::time::Tick;
 
 /// A stripe is compacted when it has at least this many segments worth it: fewer are not worth
 /// the flush.
@@ -26,7 +25,7 @@ const MIN_WAIT: Duration = Duration::from_secs(10);
 /// A delayed job on its way.
 struct Move {
     lease: Lease,
-    due: Tick,
+    due: When,
 }
 
 impl Dispatch {
@@ -37,8 +36,7 @@ impl Dispatch {
             if candidates.len() < MIN_SEGMENTS {
                 continue;
             }
-            let waiting = self.timer.by_segment();
-            let soon = self.clock.now().saturating_add(MIN_WAIT);
+            let waiting = self.timer.by_segment(Now::of(self.clock));
             let mut moves = Vec::new();
             let mut segments = 0;
             for (base, live) in candidates {
@@ -46,9 +44,9 @@ impl Dispatch {
                 // still ack stays where that handler would mark it done.
                 if waiting
                     .get(&base)
-                    .is_some_and(|&(count, earliest)| count == live && earliest > soon)
+                    .is_some_and(|&(count, least)| count == live && least > MIN_WAIT)
                 {
-                    let taken = self.timer.take_segment(base, soon).into_iter();
+                    let taken = self.timer.take_segment(base).into_iter();
                     moves.extend(taken.map(|(lease, due)| Move { lease, due }));
                     segments += 1;
                 }
@@ -118,19 +116,28 @@ impl Dispatch {
         one: &Move,
     ) -> Result<Unsettled, RollError> {
         let own = one.lease.meta();
+        let (due_at, delay) = match one.due {
+            When::After(_) => {
+                let now = Now::of(self.clock);
+                let left = now.until(one.due);
+                (now.wall.saturating_add(left), Some(left))
+            }
+            When::At(time) => (time, None),
+        };
         let meta = Meta {
             max_attempts: own.max_attempts,
             settles: Some(one.lease.sequence()),
             original: Some(one.lease.job()),
             prior_attempts: one.lease.failed(),
             prior_crashes: one.lease.crashes(),
+            delay,
             ..Meta::default()
         }
         .encode(MAX_META_BYTES);
         let record = one.lease.record();
         let copy = NewRecord {
             enqueued_at: record.header().enqueued_at,
-            due_at: Timestamp::now().saturating_add(one.due.since(self.clock.now())),
+            due_at,
             meta: &meta,
             payload: record.payload(),
         };

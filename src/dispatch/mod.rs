@@ -29,9 +29,8 @@ use self::registry::{Place, Registry};
 use self::sleep::EventCount;
 use self::source::{Deques, Looking, Turn};
 use self::suspects::Suspects;
-use self::timer::Timer;
+use self::timer::{Now, Timer, When};
 use crate::RetryPolicy;
-use crate::Timestamp;
 use crate::log::Stripe;
 use crate::log::segment::{Claim, Lease, Run};
 use crate::time::Clock;
@@ -313,23 +312,33 @@ impl Dispatch {
     /// Puts a claimed job into the timer if it is not due yet, and a suspect among the others.
     fn hold_back(&self, lease: Lease) -> Option<Lease> {
         let due_at = lease.record().header().due_at;
-        let mut delay = due_at.since(Timestamp::now());
+        let now = Now::of(self.clock);
+        let mut when = When::At(due_at);
+        if due_at > now.wall
+            && let Some(most) = lease.meta().delay
+        {
+            // The wall clock may have jumped back since.
+            let delay = due_at.since(now.wall).min(most);
+            when = When::After(now.tick.saturating_add(delay));
+        }
         let (failed, crashes) = (lease.failed(), lease.crashes());
         // A job that is dead is not delivered again, so it neither waits nor harms anyone.
         let is_dead = self.is_dead(&lease, failed, crashes);
         // The first crash was hardly its own.
         let to_blame = failed.saturating_add(crashes.saturating_sub(1));
         if lease.is_recovered() && to_blame > 0 && !is_dead {
-            delay = delay.max(self.retry.backoff(to_blame));
+            let backoff = self.retry.backoff(to_blame);
+            if backoff > now.until(when) {
+                when = When::After(now.tick.saturating_add(backoff));
+            }
         }
         let lease = match crashes > 0 && !is_dead {
             true => lease.into_suspect(),
             false => lease,
         };
-        if !delay.is_zero() {
+        if !now.until(when).is_zero() {
             // Nobody can have acked it: no handler of this process had it.
-            let due = self.clock.now().saturating_add(delay);
-            let _ = self.timer.schedule(lease, due, false);
+            let _ = self.timer.schedule(lease, when, false);
         } else if lease.is_suspect() {
             self.add_suspect(lease);
         } else {
@@ -375,7 +384,7 @@ impl Dispatch {
             return !is_done;
         }
         let due = self.clock.now().saturating_add(delay);
-        self.timer.schedule(lease, due, late)
+        self.timer.schedule(lease, When::After(due), late)
     }
 
     /// Whether a consumer that has registered as a sleeper, and fenced, must look again.

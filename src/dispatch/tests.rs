@@ -1,6 +1,7 @@
 //! Who is woken when there is more work than one consumer takes, who keeps a distance, and what
 //! compaction moves.
 
+mod clock;
 mod fairness;
 mod thousands;
 
@@ -9,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::source::Source;
 use super::*;
-use crate::Sequence;
 use crate::log::record::NewRecord;
 use crate::log::recovery::{Recovery, RecoveryReport};
 use crate::log::{LogConfig, SpaceBudget};
 use crate::storage::Directory;
+use crate::{Sequence, Timestamp};
 
 fn dispatch(dir: &Path) -> Arc<Dispatch> {
     dispatch_of(dir, false)
@@ -185,7 +186,7 @@ fn compaction_leaves_a_job_where_it_is_that_a_handler_may_still_ack() {
     let consumer = Source::new(dispatch.clone());
     let stripe = &dispatch.0.stripes()[0];
     let now = dispatch.0.clock.now();
-    let later = now.saturating_add(Duration::from_secs(3600));
+    let later = When::After(now.saturating_add(Duration::from_secs(3600)));
     // Few in a segment: of each, one in four waits for long.
     let large = NewRecord {
         enqueued_at: Timestamp::ZERO,

@@ -16,9 +16,10 @@
 //! ```
 //! All integers are little-endian; every record starts at a multiple of [`UNIT`] bytes.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::crc::Crc32;
+use crate::time::nanos;
 use crate::{Sequence, Timestamp};
 
 /// Records are placed in units of this many bytes, so that offsets fit 32 bits.
@@ -183,6 +184,9 @@ pub(crate) struct Meta {
     /// How often the process had died, before this record was written, while a handler had the
     /// job.
     pub(crate) prior_crashes: u32,
+    /// How long the job waits for its due time at most, whatever the wall clock does. None: it is due
+    /// at that time by the wall clock.
+    pub(crate) delay: Option<Duration>,
     /// When the job was first enqueued, if not when this record was.
     pub(crate) first_failure: Option<Timestamp>,
     pub(crate) last_failure: Option<Timestamp>,
@@ -197,6 +201,7 @@ const TAG_FIRST_FAILURE: u8 = 5;
 const TAG_LAST_FAILURE: u8 = 6;
 const TAG_REASON: u8 = 7;
 const TAG_PRIOR_CRASHES: u8 = 8;
+const TAG_DELAY: u8 = 9;
 
 /// Bytes of a field before its value.
 const FIELD_HEADER_BYTES: usize = 3;
@@ -216,6 +221,7 @@ impl Meta {
                 self.first_failure.map(Timestamp::as_nanos),
             ),
             (TAG_LAST_FAILURE, self.last_failure.map(Timestamp::as_nanos)),
+            (TAG_DELAY, self.delay.map(nanos)),
         ];
         for (tag, word) in words {
             if let Some(word) = word {
@@ -276,6 +282,7 @@ impl Meta {
                 TAG_LAST_FAILURE => meta.last_failure = word.map(Timestamp::from_nanos),
                 TAG_PRIOR_ATTEMPTS => meta.prior_attempts = count,
                 TAG_PRIOR_CRASHES => meta.prior_crashes = count,
+                TAG_DELAY => meta.delay = word.map(Duration::from_nanos),
                 TAG_REASON => {
                     if let Some((attempt, rest)) = value.split_first_chunk::<4>()
                         && let Some((at, text)) = rest.split_first_chunk::<8>()
@@ -392,6 +399,7 @@ mod tests {
                 prior_crashes: crashes,
                 first_failure: first.map(Timestamp::from_nanos),
                 last_failure: first.map(Timestamp::from_nanos),
+                delay: first.map(Duration::from_nanos),
                 reasons: reasons
                     .into_iter()
                     .map(|(attempt, at, reason)| FailureReason {
