@@ -128,7 +128,12 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Completes the job: it is never delivered again. Wait-free, and no system call.
+    /// Completes the job: it is never delivered again. One atomic add for a first delivery, which waits
+    /// for no other thread.
+    ///
+    /// It takes a lock, and may wake a thread with a system call, if the ack completes a segment, if
+    /// producers wait for room, if the job was delivered before, or with a
+    /// [lease timeout](crate::Builder::lease_timeout).
     ///
     /// Survives the death of the process at once. A power cut may undo acks since the last
     /// [flush](crate::Queue::flush), and then the job is delivered again.

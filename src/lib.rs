@@ -36,10 +36,10 @@
 //!
 //! # Guarantees
 //! - **At least once.** A job whose enqueue returned `Ok` is delivered until it is acked or dead.
-//!   What that survives is [`Durability`]'s to say: by default the death of the process, up to a
-//!   power cut after a flush.
-//! - **No poison.** A delivery is counted on disk before the handler runs, so a job that kills
-//!   the process is dead after its attempts too.
+//!   Which failures that holds for depends on the [`Durability`]: by default, the death of the process.
+//! - **No poison.** That a handler has a job is on disk before the handler runs, so a job that kills
+//!   the process becomes a dead letter after a few [crashes](RetryPolicy::max_crashes), and the jobs that
+//!   ran beside it do not.
 //! - **No silent loss.** Damaged bytes are quarantined and [reported](RecoveryReport); dead
 //!   letters stay until purged.
 //! - **No needless duplicate.** Without a crash, a failure or a lease timeout a job is delivered

@@ -38,6 +38,9 @@ pub enum Durability {
     Interval(Duration),
     /// A power cut: the call returns after the record has been flushed to stable storage.
     /// Concurrent callers share one flush.
+    ///
+    /// As far as the disk keeps what was flushed, and does not tear bytes that are written again as they
+    /// were ("powersafe overwrite"): records share sectors with earlier ones.
     Sync,
 }
 

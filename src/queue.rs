@@ -47,8 +47,9 @@ impl Queue {
     /// Enqueues a job and returns its id, once the job is as durable as the queue's
     /// [`Durability`](crate::Durability) says.
     ///
-    /// Never waits for room: that is [`EnqueueOptions::wait`]. With `Process` durability it is
-    /// wait-free but for the step to another segment. The calling thread stays on one stripe, so
+    /// Does not wait for room: that is [`EnqueueOptions::wait`]. With `Process` durability it waits for no
+    /// other thread, but for the step to another segment, which takes a lock and may wait for the disk; and
+    /// it wakes a consumer that sleeps, with a system call. The calling thread stays on one stripe, so
     /// its jobs are claimed in their order.
     ///
     /// # Errors
