@@ -12,7 +12,7 @@ use crate::events::event;
 use crate::log::Stripe;
 use crate::log::record::{FailureReason, Meta, NewRecord};
 use crate::log::segment::{Pinned, Record, Segment, Unsettled};
-use crate::{Sequence, Timestamp};
+use crate::{Sequence, StorageError, Timestamp};
 
 /// Most letters that are replayed with one flush of each log.
 const REPLAY_BATCH: usize = 256;
@@ -112,42 +112,72 @@ impl DeadLetters {
 
     /// The letters, oldest first, each read when it is asked for. Letters that are replayed or
     /// purged meanwhile may be missing or not.
+    ///
+    /// The iterator does not keep the queue open: when the last handle is gone, it ends with the
+    /// letters of the segment that it is in.
     pub fn iter(&self) -> impl Iterator<Item = DeadLetter> + use<> {
-        self.settle();
-        let running = Arc::clone(&self.running);
-        self.running
-            .dead()
-            .log()
-            .pins()
-            .into_iter()
-            .flat_map(move |letters| {
-                let running = Arc::clone(&running);
-                // By position, as records borrow from the pin that moves along.
-                let positions: Vec<_> = letters
-                    .live_records()
-                    .map(|record| record.units())
-                    .collect();
-                positions.into_iter().filter_map(move |units| {
-                    let record = letters.record(units)?;
-                    let index = record.header().index;
-                    let is_there = !letters.is_done(index)
-                        && running.dead().is_shown(letters.segment().sequence(index));
-                    is_there.then(|| DeadLetter::read(&letters, &record))
-                })
-            })
+        self.letters().filter_map(|letter| {
+            let report = |error: Arc<StorageError>| event!(error, %error, "dead letters left out");
+            letter.map_err(report).ok()
+        })
     }
 
-    /// One letter, if it is there.
-    pub fn get(&self, letter: Sequence) -> Option<DeadLetter> {
+    /// As [`iter`](Self::iter), with an error for each segment that cannot be read.
+    fn letters(&self) -> impl Iterator<Item = Result<DeadLetter, Arc<StorageError>>> + use<> {
         self.settle();
-        let letters = self.running.dead().log().pin_containing(letter)?;
-        let record = letters
-            .live_records()
-            .find(|record| letters.segment().sequence(record.header().index) == letter)?;
-        if !self.running.dead().is_shown(letter) {
-            return None;
-        }
-        Some(DeadLetter::read(&letters, &record))
+        let running = Arc::downgrade(&self.running);
+        let mut after = None;
+        let next = {
+            let running = running.clone();
+            move || running.upgrade()?.dead().log().next_pin(&mut after)
+        };
+        // One segment is mapped at a time.
+        std::iter::from_fn(next).flat_map(move |letters| {
+            let (letters, error) = match letters {
+                Ok(letters) => (Some(letters), None),
+                Err(error) => (None, Some(error)),
+            };
+            // By position, as records borrow from the pin that moves along.
+            let positions: Vec<_> = letters
+                .iter()
+                .flat_map(Pinned::live_records)
+                .map(|record| record.units())
+                .collect();
+            let running = running.clone();
+            let read = positions.into_iter().filter_map(move |units| {
+                let letters = letters.as_ref()?;
+                let record = letters.record(units)?;
+                let index = record.header().index;
+                let is_shown = |running: Arc<Running>| {
+                    running.dead().is_shown(letters.segment().sequence(index))
+                };
+                let is_there = !letters.is_done(index) && running.upgrade().is_none_or(is_shown);
+                is_there.then(|| Ok(DeadLetter::read(letters, &record)))
+            });
+            read.chain(error.map(Err))
+        })
+    }
+
+    /// One letter, if it is there and can be read.
+    pub fn get(&self, letter: Sequence) -> Option<DeadLetter> {
+        let found = self.find(letter);
+        found.unwrap_or_else(|error| {
+            event!(error, %error, "a dead letter could not be read");
+            None
+        })
+    }
+
+    fn find(&self, letter: Sequence) -> Result<Option<DeadLetter>, Arc<StorageError>> {
+        self.settle();
+        let dead = self.running.dead();
+        let Some(letters) = dead.log().pin_containing(letter)? else {
+            return Ok(None);
+        };
+        let is_it =
+            |record: &Record<'_>| letters.segment().sequence(record.header().index) == letter;
+        let record = letters.live_records().find(is_it);
+        let record = record.filter(|_| dead.is_shown(letter));
+        Ok(record.map(|record| DeadLetter::read(&letters, &record)))
     }
 
     /// Makes the letter a new job, due at once, with all its attempts before it. Exactly one of the
@@ -158,9 +188,8 @@ impl DeadLetters {
     /// See [`DeadLetterError`]; the letter is then still there, but for
     /// [`NotDurable`](DeadLetterError::NotDurable).
     pub fn replay(&self, letter: Sequence) -> Result<Sequence, DeadLetterError> {
-        let found = self
-            .get(letter)
-            .ok_or(DeadLetterError::NotFound { letter })?;
+        let found = self.find(letter)?;
+        let found = found.ok_or(DeadLetterError::NotFound { letter })?;
         let jobs = self.replay_batch(&[found])?;
         jobs.first()
             .copied()
@@ -176,7 +205,10 @@ impl DeadLetters {
         mut filter: impl FnMut(&DeadLetter) -> bool,
     ) -> Result<Vec<Sequence>, DeadLetterError> {
         let mut replayed = Vec::new();
-        let mut letters = self.iter().filter(|letter| filter(letter)).peekable();
+        let mut unread = None;
+        let mut letters = readable(self.letters(), &mut unread)
+            .filter(|letter| filter(letter))
+            .peekable();
         while letters.peek().is_some() {
             let batch: Vec<_> = letters.by_ref().take(REPLAY_BATCH).collect();
             match self.replay_batch(&batch) {
@@ -196,7 +228,14 @@ impl DeadLetters {
                 }
             }
         }
-        Ok(replayed)
+        drop(letters);
+        match unread {
+            None => Ok(replayed),
+            Some(error) => Err(DeadLetterError::Partial {
+                replayed,
+                error: Box::new(error.into()),
+            }),
+        }
     }
 
     /// Replays all letters.
@@ -221,14 +260,19 @@ impl DeadLetters {
     /// Deletes all letters that the filter picks, with one flush; returns how many.
     ///
     /// # Errors
-    /// See [`DeadLetterError`]. After a flush that failed the letters are deleted, and a power cut
-    /// may bring them back.
+    /// See [`DeadLetterError`]. If some letters could not be read, the others are deleted. After a
+    /// flush that failed the letters are deleted, and a power cut may bring them back.
     pub fn purge_where(
         &self,
         mut filter: impl FnMut(&DeadLetter) -> bool,
     ) -> Result<u64, DeadLetterError> {
-        let picked = self.iter().filter(|letter| filter(letter));
-        self.purge_all_of(picked.map(|letter| letter.sequence))
+        let mut unread = None;
+        let picked = readable(self.letters(), &mut unread).filter(|letter| filter(letter));
+        let purged = self.purge_all_of(picked.map(|letter| letter.sequence))?;
+        match unread {
+            None => Ok(purged),
+            Some(error) => Err(error.into()),
+        }
     }
 
     /// Deletes all letters; returns how many.
@@ -250,7 +294,7 @@ impl DeadLetters {
             // Not while it is being replayed.
             let _hold = dead.hold();
             self.check_poison()?;
-            purged += u64::from(dead.log().mark_done(letter));
+            purged += u64::from(dead.log().mark_done(letter)?);
         }
         if purged > 0 {
             dead.log().flush(true)?;
@@ -298,10 +342,13 @@ impl DeadLetters {
         let mut unsettled = Vec::new();
         let mut replayed = Vec::new();
         let mut result = Ok(());
+        // Mapped from here on, so that each can be marked done when its job is there.
+        let mut live = Vec::new();
         for letter in letters {
-            if !dead.is_live(letter.sequence) {
-                continue;
-            }
+            let pinned = dead.pin_live(letter.sequence)?;
+            live.extend(pinned.map(|pinned| (letter, pinned)));
+        }
+        for (letter, _) in &live {
             match engine.append_replay(stripe, &mut active, letter) {
                 Ok((job, owed)) => {
                     jobs.push(job);
@@ -325,12 +372,16 @@ impl DeadLetters {
                     error,
                 });
             }
+            let mut marked = Ok(());
             for letter in replayed {
-                dead.mark_done(letter);
+                marked = marked.and(dead.mark_done(letter).map(|_| ()));
             }
             // If it fails, the jobs are kept where the next open finds the letters' names.
-            if dead.flush(true).is_ok() {
-                engine.settled(unsettled);
+            match marked.and_then(|()| dead.flush(true)) {
+                Ok(()) => engine.settled(unsettled),
+                Err(_) => unsettled
+                    .into_iter()
+                    .for_each(|one| engine.note_unsettled(one)),
             }
         }
         match result {
@@ -370,6 +421,14 @@ impl Engine {
             error.into()
         })
     }
+}
+
+/// The letters that can be read; why some cannot is put into `unread`.
+fn readable(
+    letters: impl Iterator<Item = Result<DeadLetter, Arc<StorageError>>>,
+    unread: &mut Option<Arc<StorageError>>,
+) -> impl Iterator<Item = DeadLetter> {
+    letters.filter_map(|letter| letter.map_err(|error| unread.get_or_insert(error)).ok())
 }
 
 impl std::fmt::Debug for DeadLetters {

@@ -502,7 +502,7 @@ impl Engine {
         })
     }
 
-    fn note_unsettled(&self, new: Unsettled) {
+    pub(crate) fn note_unsettled(&self, new: Unsettled) {
         let mut unsettled = self.unsettled.lock();
         // Letters in a row are mostly in one segment.
         let rest = match unsettled.last_mut() {
@@ -513,17 +513,30 @@ impl Engine {
     }
 
     /// Makes the acks of all jobs that have letters durable, for the letters' segments to be sealed
-    /// or retired.
+    /// or retired; and what else could not be settled when it was tried.
     pub(crate) fn settle_deaths(&self) -> Result<(), Arc<StorageError>> {
-        let unsettled = std::mem::take(&mut *self.unsettled.lock());
+        let unsettled = self.take_unsettled();
         if unsettled.is_empty() {
             return Ok(());
         }
-        for stripe in self.dispatch.stripes() {
-            stripe.flush(true)?;
+        let flushed = self.logs().try_for_each(|log| log.flush(true));
+        self.settled_if(&flushed, unsettled);
+        flushed
+    }
+
+    fn take_unsettled(&self) -> Vec<Unsettled> {
+        let mut unsettled = std::mem::take(&mut *self.unsettled.lock());
+        unsettled.append(&mut self.dispatch.unsettled.lock());
+        unsettled
+    }
+
+    /// After a flush of all logs.
+    fn settled_if(&self, flushed: &Result<(), Arc<StorageError>>, unsettled: Vec<Unsettled>) {
+        match flushed {
+            Ok(()) => self.settled(unsettled),
+            // It may have been a file that could not be opened: the next flush settles them.
+            Err(_) => self.unsettled.lock().extend(unsettled),
         }
-        self.settled(unsettled);
-        Ok(())
     }
 
     pub(crate) fn settled(&self, unsettled: Vec<Unsettled>) {
@@ -545,13 +558,13 @@ impl Engine {
         // Each log whatever becomes of the others: letters that do not fit the disk, for one, must
         // not keep jobs from being flushed.
         let mut result = self.write_letters();
-        let unsettled = std::mem::take(&mut *self.unsettled.lock());
+        let unsettled = self.take_unsettled();
+        let mut flushed = Ok(());
         for log in self.logs() {
-            result = log.flush(true).and(result);
+            flushed = log.flush(true).and(flushed);
         }
-        if self.poison().is_none() {
-            self.settled(unsettled);
-        }
+        self.settled_if(&flushed, unsettled);
+        result = flushed.and(result);
         result
     }
 

@@ -93,8 +93,9 @@ pub enum EnqueueError {
         /// What it would have waited for the end of.
         full: Box<EnqueueError>,
     },
-    /// The disk, quota or file size limit is exhausted. Enqueueing works again by itself when
-    /// there is room, be it that consumers complete segments or that somebody deletes files.
+    /// The disk, quota or file size limit is exhausted, or what this process can map is. Enqueueing
+    /// works again by itself when there is room, be it that consumers complete segments or that
+    /// somebody deletes files.
     #[error("no space for another segment: {0}")]
     StorageFull(Arc<StorageError>),
     /// The payload does not fit a record of this queue.
@@ -207,8 +208,8 @@ pub enum DeadLetterError {
         "an earlier flush has failed, so letters are neither replayed nor purged until the queue is reopened: {0}"
     )]
     Poisoned(Arc<StorageError>),
-    /// A file operation failed. If it was a flush, of a purge, the letters are deleted, and a power cut
-    /// may bring them back.
+    /// A file operation failed. Letters that were to be replayed are still there; those that were to be
+    /// purged may be deleted, and are if it was a flush that failed, but a power cut may bring them back.
     #[error(transparent)]
     Storage(#[from] Arc<StorageError>),
     /// Some letters were replayed before an error.

@@ -79,6 +79,7 @@ mod lock;
 mod log;
 mod maintenance;
 mod mapped;
+mod mappings;
 mod options;
 #[cfg(all(test, not(loom)))]
 mod power_cuts;

@@ -156,7 +156,7 @@ impl Upkeep {
         // Consumers may be asleep beside a segment that could not be checked, and can be by now.
         let held_back = stripes
             .iter()
-            .any(Stripe::has_failed_scan)
+            .any(Stripe::has_held_back)
             .then_some(HELD_BACK_INTERVAL);
         let pauses = [
             self.put_off,
@@ -173,12 +173,6 @@ impl Upkeep {
     /// Does what there is to do.
     pub(crate) fn turn(&mut self, engine: &Engine, wake: &Wake) {
         let stripes = engine.dispatch().stripes();
-        // One for each: who is woken looks at all stripes.
-        let failed_scans = stripes.iter().filter(|stripe| stripe.has_failed_scan());
-        engine
-            .dispatch()
-            .sleepers
-            .notify_fenced(failed_scans.count());
         self.failed = false;
         let (failed, failures) = (&mut self.failed, &self.failures);
         let mut note = |error: Arc<StorageError>| {
@@ -197,6 +191,9 @@ impl Upkeep {
                 Err(error) => note(Arc::new(error)),
             }
         }
+        // One for each: who is woken looks at all stripes.
+        let held_back = stripes.iter().filter(|stripe| stripe.has_held_back());
+        engine.dispatch().sleepers.notify_fenced(held_back.count());
         self.put_off = None;
         if stripes.iter().any(Stripe::warm_up) {
             // One stripe in each turn, so that whatever else is due need not wait for all of them.
@@ -210,7 +207,8 @@ impl Upkeep {
         }
         self.next_seal = None;
         if engine.poison().is_none() {
-            if engine.dead().log().has_unsettled() {
+            let mut logs = stripes.iter().chain([engine.dead().log()]);
+            if logs.any(Stripe::has_unsettled) {
                 engine.settle_deaths().unwrap_or_else(&mut note);
             }
             for log in stripes.iter().chain([engine.dead().log()]) {

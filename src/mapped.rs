@@ -22,6 +22,7 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::io::Errno;
 
 use crate::events::event;
+use crate::mappings::{Counted, Purpose};
 use crate::storage::{Entry, Operation, StorageError};
 
 /// No page is smaller.
@@ -40,6 +41,8 @@ pub(crate) struct RecordWords {
 /// A file mapped shared and writable.
 pub(crate) struct MappedFile {
     map: MmapRaw,
+    /// After `map`, so that it is unmapped when it is not counted any more.
+    _counted: Counted,
     entry: Entry,
 }
 
@@ -51,7 +54,7 @@ impl MappedFile {
     /// The file must not exist; nothing is left behind on failure.
     pub(crate) fn create(entry: Entry, len: u64, warm: u64) -> Result<Self, StorageError> {
         let file = entry.create_allocated(len, warm)?;
-        Self::map(&file, entry.clone(), len)
+        Self::map(&file, entry.clone(), len, Purpose::Use)
             .and_then(|mapped| {
                 let warm = usize::try_from(warm).unwrap_or(usize::MAX);
                 let warm = 0..warm.min(mapped.len());
@@ -72,8 +75,8 @@ impl MappedFile {
 
     /// Maps the first `len` bytes of an existing file. The caller has checked that the file is at
     /// least that long, and has it [backed](Entry::back_with_blocks) before it writes.
-    pub(crate) fn open(entry: Entry, len: u64) -> Result<Self, StorageError> {
-        Self::map(&entry.open_read_write()?, entry, len)
+    pub(crate) fn open(entry: Entry, len: u64, purpose: Purpose) -> Result<Self, StorageError> {
+        Self::map(&entry.open_read_write()?, entry, len, purpose)
     }
 
     /// Bytes in memory in the place of a file's.
@@ -86,17 +89,25 @@ impl MappedFile {
         map.copy_from_slice(bytes);
         Self {
             map: map.into(),
+            _counted: Counted::unlimited(),
             entry: Entry::at(Path::new("/memory")),
         }
     }
 
-    fn map(file: &File, entry: Entry, len: u64) -> Result<Self, StorageError> {
+    fn map(file: &File, entry: Entry, len: u64, purpose: Purpose) -> Result<Self, StorageError> {
         let path = entry.path();
         let too_large = || io::Error::new(io::ErrorKind::InvalidInput, "exceeds the address space");
         let len = usize::try_from(len)
             .map_err(|_| StorageError::new(Operation::Map.verb(), path, too_large()))?;
-        let map = Operation::Map.run(path, || MmapOptions::new().len(len).map_raw(file))?;
-        Ok(Self { map, entry })
+        let (map, counted) = Operation::Map.run(path, || {
+            let counted = Counted::new(purpose)?;
+            Ok((MmapOptions::new().len(len).map_raw(file)?, counted))
+        })?;
+        Ok(Self {
+            map,
+            _counted: counted,
+            entry,
+        })
     }
 
     /// Bytes mapped.

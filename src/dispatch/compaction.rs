@@ -100,7 +100,11 @@ impl Dispatch {
         }
         // The copies are still to be claimed, and to be put into the timer again.
         self.sleepers.notify_fenced(1);
-        stripe.flush(true)?;
+        if let Err(error) = stripe.flush(true) {
+            // It may have been a file that could not be opened: a later flush settles them.
+            self.unsettled.lock().extend(unsettled);
+            return Err(error);
+        }
         for one in unsettled {
             one.settle();
         }

@@ -31,8 +31,9 @@ use self::source::{Deques, Looking, Turn};
 use self::suspects::Suspects;
 use self::timer::{Now, Timer, When};
 use crate::RetryPolicy;
+use crate::events::Mutex;
 use crate::log::Stripe;
-use crate::log::segment::{Claim, Lease, Run};
+use crate::log::segment::{Claim, Lease, Run, Unsettled};
 use crate::time::Clock;
 use crate::turns::Turns;
 
@@ -57,6 +58,8 @@ pub(crate) struct Dispatch {
     /// Copies that compaction has appended, see [`Moved`].
     copied: AtomicU64,
     moved: AtomicU64,
+    /// What moved jobs name and could not be made durable when that was tried.
+    pub(crate) unsettled: Mutex<Vec<Unsettled>>,
     clock: Clock,
     retry: RetryPolicy,
     /// Leases own a share of their mappings, as a job can have two (lease timeouts).
@@ -91,6 +94,7 @@ impl Dispatch {
             timer: Timer::new(),
             copied: AtomicU64::new(0),
             moved: AtomicU64::new(0),
+            unsettled: Mutex::default(),
             clock,
             retry,
             counted,

@@ -134,6 +134,7 @@ impl Run {
         let mut broken = Vec::new();
         let mut bad_pages = Vec::new();
         let mut used: Vec<&PathBuf> = Vec::new();
+        let mut created: Vec<&PathBuf> = Vec::new();
         for call in &self.calls {
             let is_use = match call.operation {
                 Operation::Map => true,
@@ -149,8 +150,14 @@ impl Run {
                 (Operation::Create, false) => {
                     broken.retain(|path| **path != call.path);
                     used.retain(|path| **path != call.path);
+                    created.push(&call.path);
                 }
-                (Operation::Allocate | Operation::Write | Operation::Flush, true) => {
+                // One that was found may be read before it has its blocks.
+                (Operation::Allocate | Operation::Write, true) if created.contains(&&call.path) => {
+                    broken.push(&call.path);
+                }
+                // A file of a log is what the kernel shows, and may be looked at.
+                (Operation::Flush, true) if has_extension(&call.path, "tmp") => {
                     broken.push(&call.path);
                 }
                 (Operation::Prefault, false) => used.push(&call.path),
@@ -218,7 +225,7 @@ impl Run {
             found[self.truth.number_of(letter.payload())].letters += 1;
         }
         let stripes = queue.engine().dispatch().stripes().iter();
-        for segment in stripes.flat_map(|stripe| stripe.pins()) {
+        for segment in stripes.flat_map(|stripe| stripe.pins().map(Result::unwrap)) {
             for record in segment.live_records() {
                 let found = &mut found[self.truth.number_of(record.payload())];
                 found.jobs += 1;

@@ -223,8 +223,12 @@ impl Run {
             match letters.purge(letter) {
                 Ok(()) => self.truth.purged(number),
                 Err(DeadLetterError::Storage(error)) => {
-                    // It is deleted all the same.
-                    self.truth.purged(number);
+                    if error.is_failed_flush() {
+                        // It is deleted all the same.
+                        self.truth.purged(number);
+                    } else {
+                        self.truth.maybe_purged(number);
+                    }
                     self.note(&error);
                 }
                 Err(DeadLetterError::Poisoned(error)) => self.note(&error),
@@ -238,8 +242,15 @@ impl Run {
                     self.truth.replayed(number, jobs[0]);
                 }
                 Err(DeadLetterError::Partial { replayed, error }) => {
-                    assert_eq!(replayed, []);
-                    self.note_failed_replay(number, *error);
+                    match (replayed.as_slice(), *error) {
+                        ([], error) => self.note_failed_replay(number, error),
+                        // Another segment of letters could not be read.
+                        (&[job], DeadLetterError::Storage(error)) => {
+                            self.truth.replayed(number, job);
+                            self.note(&error);
+                        }
+                        (jobs, error) => panic!("{jobs:?}, {error}"),
+                    }
                 }
                 Err(error) => panic!("{error}"),
             }
@@ -250,7 +261,7 @@ impl Run {
         match error {
             DeadLetterError::Enqueue(error) => self.note_refusal(&error),
             // Nothing was done.
-            DeadLetterError::Poisoned(error) => self.note(&error),
+            DeadLetterError::Poisoned(error) | DeadLetterError::Storage(error) => self.note(&error),
             DeadLetterError::NotDurable { replayed, error } => {
                 assert!(!self.is_poisoned, "tried after a flush had failed");
                 assert_eq!(replayed.len(), 1);

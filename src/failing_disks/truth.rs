@@ -168,6 +168,12 @@ impl Truth {
         *self.fate(number) = NOWHERE;
     }
 
+    pub(super) fn maybe_purged(&mut self, number: usize) {
+        let fate = self.fate(number);
+        fate.letters = fate.letters.plus(-1, 0);
+        fate.all = fate.all.plus(-1, 0);
+    }
+
     pub(super) fn replayed(&mut self, number: usize, sequence: Sequence) {
         self.give(sequence);
         *self.fate(number) = QUEUED;

@@ -41,6 +41,11 @@ impl FlushedAcks {
         self.0.store(done, Ordering::Relaxed);
         Ok(())
     }
+
+    /// Whether a [`flush`](Self::flush) would have nothing to do with as many records done.
+    pub(crate) fn covers(&self, deliveries: &DeliveriesChanged, done: u32) -> bool {
+        self.0.load(Ordering::Relaxed) == u64::from(done) && !deliveries.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Whether a delivery began or ended since the last flush began.

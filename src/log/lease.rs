@@ -18,6 +18,7 @@ use super::record::{
 use super::segment::{self, Maps, Segment};
 use super::tail::Position;
 use crate::mapped::{MappedFile, RecordWords};
+use crate::mappings::Purpose;
 use crate::storage::{Entry, StorageError};
 use crate::{Sequence, Timestamp};
 
@@ -27,9 +28,9 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// Maps the first `len` bytes of a segment file found at open.
-    pub(crate) fn open(entry: Entry, len: u64) -> Result<Self, StorageError> {
-        let file = MappedFile::open(entry, len)?;
+    /// Maps the first `len` bytes of an existing segment file.
+    pub(crate) fn open(entry: Entry, len: u64, purpose: Purpose) -> Result<Self, StorageError> {
+        let file = MappedFile::open(entry, len, purpose)?;
         Ok(Self { file })
     }
 
@@ -155,6 +156,8 @@ impl Records {
 pub(crate) struct Pinned {
     segment: Arc<Segment>,
     maps: Arc<Maps>,
+    /// It was mapped for use, and so can be claimed from.
+    is_in_use: bool,
 }
 
 /// What a claim found.
@@ -181,8 +184,21 @@ struct Walked {
 }
 
 impl Pinned {
-    pub(super) fn new(segment: Arc<Segment>, maps: Arc<Maps>) -> Self {
-        Self { segment, maps }
+    /// Of a segment that is mapped for use.
+    pub(super) fn in_use(segment: Arc<Segment>, maps: Arc<Maps>) -> Self {
+        Self {
+            segment,
+            maps,
+            is_in_use: true,
+        }
+    }
+
+    pub(super) fn to_look(segment: Arc<Segment>, maps: Arc<Maps>) -> Self {
+        Self {
+            segment,
+            maps,
+            is_in_use: false,
+        }
     }
 
     pub(crate) fn segment(&self) -> &Arc<Segment> {
@@ -227,6 +243,7 @@ impl Pinned {
         runs: &mut Vec<Run>,
     ) -> Claim {
         let segment = &*self.segment;
+        assert!(self.is_in_use, "claimed from a segment that waits");
         let runs_before = runs.len();
         let mut shared = None;
         let mut hold = || {
@@ -324,6 +341,7 @@ impl Pinned {
         Self {
             segment: Arc::clone(&self.segment),
             maps: Arc::clone(&self.maps),
+            is_in_use: self.is_in_use,
         }
     }
 
@@ -567,7 +585,7 @@ impl Run {
         let (segment, maps) = match self.hold.get() {
             Held::NotDone(segment) => {
                 // SAFETY: as in `Lease::maps`.
-                (segment, unsafe { segment.raw.as_ref() })
+                (segment, unsafe { segment.maps_in_use() })
             }
             Held::Counted(pinned) => (&*pinned.segment, &*pinned.maps),
         };
@@ -695,9 +713,9 @@ impl Lease {
     #[inline]
     fn maps(&self) -> &Maps {
         match self.hold.get() {
-            // SAFETY: the record is not done, see `Hold::get`, so the segment is not complete and
-            // the mappings are there.
-            Held::NotDone(segment) => unsafe { segment.raw.as_ref() },
+            // SAFETY: the record is claimed and not done, see `Hold::get`, so the segment is neither
+            // waiting nor complete.
+            Held::NotDone(segment) => unsafe { segment.maps_in_use() },
             Held::Counted(pinned) => &pinned.maps,
         }
     }
@@ -825,6 +843,12 @@ impl Lease {
 /// Claims in one step, for tests of what is below the dispatch.
 #[cfg(test)]
 impl Pinned {
+    /// As a stripe has a segment that is about to be claimed from.
+    pub(crate) fn to_claim(segment: &Arc<Segment>) -> Self {
+        segment.begin_use().unwrap();
+        segment.pin().unwrap()
+    }
+
     pub(crate) fn claim_leases(
         &self,
         max_jobs: u32,

@@ -17,6 +17,7 @@ mod limit;
 #[cfg(all(loom, test))]
 mod loom_models;
 pub(crate) mod manifest;
+mod mapping;
 pub(crate) mod mark;
 pub(crate) mod names;
 mod owed;
@@ -35,8 +36,8 @@ pub(crate) mod view;
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -59,7 +60,7 @@ use crate::lasting::Lasting;
 use crate::storage::{Directory, StorageError};
 use crate::{Sequence, Timestamp, time};
 
-/// Between two attempts to scan a segment that could not be: a full disk stays full for a while.
+/// Between two attempts to make a segment ready that could not be: a full disk stays full for a while.
 const SCAN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Preparing a segment is put off this often after a roll, each time twice as long: in all about
@@ -166,12 +167,12 @@ pub(crate) struct Stripe {
     claiming: ArcSwap<Segment>,
     /// Held by whoever moves `claiming` on, or scans a segment.
     step: Mutex<()>,
-    /// When a segment could not be scanned: the time of the next attempt.
-    held_back_until: Mutex<Option<Instant>>,
-    /// What kept segments from being scanned.
+    /// If the segment that is to be claimed from could not be made ready.
+    held_back: Mutex<Option<HeldBack>>,
+    /// What kept segments from being ready.
     failed_scans: Lasting,
     /// A flush of what a scan set aside has failed.
-    failed_scan: AtomicBool,
+    failed_scan: OnceLock<Arc<StorageError>>,
     next: Mutex<Next>,
     /// The segment that was created at open, until it is warm.
     cold: Mutex<Option<Arc<Segment>>>,
@@ -187,6 +188,13 @@ pub(crate) struct Stripe {
     lost: AtomicU64,
     /// Damage found since the queue was opened.
     damage: Mutex<Vec<Quarantined>>,
+}
+
+/// When a segment that could not be made ready is tried again.
+struct HeldBack {
+    until: Instant,
+    /// For want of mappings.
+    is_unmappable: bool,
 }
 
 /// The segment that the next roll takes.
@@ -279,9 +287,9 @@ impl Stripe {
             active: ArcSwap::from(active),
             segments: RwLock::new(segments),
             step: Mutex::new(()),
-            held_back_until: Mutex::new(None),
+            held_back: Mutex::new(None),
             failed_scans: Lasting::default(),
-            failed_scan: AtomicBool::new(false),
+            failed_scan: OnceLock::new(),
             next: Mutex::new(next),
             cold: Mutex::new(created),
             flush_asked: AtomicBool::new(false),
@@ -414,6 +422,13 @@ impl Stripe {
                     event!(debug, %error, "no more room made for a roll");
                 }
                 drop(graveyard);
+                if matches!(&error, RollError::Storage(error) if error.is_unmappable()) {
+                    // What is sealed need not be mapped while it waits.
+                    if let Err(error) = self.seal(true) {
+                        event!(debug, %error, "not all sealed for a roll");
+                    }
+                    self.unmap_waiting();
+                }
                 self.try_roll(full)
             }
             rolled => rolled,
@@ -523,31 +538,33 @@ impl Stripe {
     ) -> Claim {
         loop {
             let segment = self.claiming.load_full();
-            let is_unscanned = segment.is_unscanned();
-            if !is_unscanned && let Some(pinned) = segment.pin() {
+            // Only one that is mapped for use is claimed from. It stays so until it is complete, as
+            // only those behind `claiming` are unmapped, with `step` locked.
+            let ready = segment.pin().filter(|_| !segment.is_unscanned());
+            if let Some(pinned) = &ready {
                 match pinned.claim(max_jobs, max_bytes, counted, runs) {
                     Claim::Exhausted => {}
                     found => return found,
                 }
             }
-            if !self.step_from(&segment, is_unscanned) {
+            if !self.step_from(&segment, ready.is_none()) {
                 return Claim::Empty;
             }
         }
     }
 
-    /// Moves on from a segment that has nothing left to claim; or has it scanned, if that was to be
-    /// done when the caller looked. Returns false if there is nowhere to go.
-    fn step_from(&self, from: &Arc<Segment>, was_unscanned: bool) -> bool {
+    /// Moves on from a segment that has nothing left to claim; or gets it ready, if it was not when
+    /// the caller looked. Returns false if there is nowhere to go.
+    fn step_from(&self, from: &Arc<Segment>, was_unready: bool) -> bool {
         let _step = self.step.lock();
         if self.claiming.load().base() != from.base() {
             return true;
         }
-        // A segment that was retired before it was scanned has nothing to claim.
-        // Not asked anew whether it is scanned: someone else may just have done that, and then
+        // A segment that was retired before it was ready has nothing to claim.
+        // Not asked anew whether it is ready: someone else may just have seen to that, and then
         // nobody has claimed from it yet.
-        if was_unscanned && !from.is_retired() {
-            return self.scan(from);
+        if was_unready && !from.is_retired() {
+            return self.get_ready(from);
         }
         let segments = self.segments.read();
         let at = segments.partition_point(|segment| segment.base() <= from.base());
@@ -560,18 +577,42 @@ impl Stripe {
         }
     }
 
-    /// Checks a segment record by record, if that is still to be done. Returns false if it cannot
-    /// be read now. The caller holds `step`.
-    fn scan(&self, segment: &Arc<Segment>) -> bool {
-        if !segment.is_unscanned() {
-            return true;
-        }
-        let Some(pinned) = segment.pin() else {
-            return true;
-        };
+    /// Has a segment mapped for use, and scanned. Returns false if that cannot be now. The caller
+    /// holds `step`.
+    fn get_ready(&self, segment: &Arc<Segment>) -> bool {
         if self.is_held_back() {
             return false;
         }
+        let mapped = segment.begin_use().or_else(|error| {
+            if !error.is_unmappable() {
+                return Err(error);
+            }
+            // What waits behind it need not be mapped, nor what is made of retired segments.
+            self.unmap_waiting_behind(segment);
+            self.take_in(Vec::new());
+            segment.begin_use()
+        });
+        let ready = mapped.map_err(Arc::new).and_then(|()| self.scan(segment));
+        let is_ready = ready.is_ok();
+        match ready {
+            Ok(()) => self.end_hold_back(),
+            Err(error) => self.hold_back(error),
+        }
+        is_ready
+    }
+
+    /// Checks a segment record by record, if that is still to be done. The caller holds `step`.
+    fn scan(&self, segment: &Arc<Segment>) -> Result<(), Arc<StorageError>> {
+        if !segment.is_unscanned() {
+            return Ok(());
+        }
+        if let Some(error) = self.failed_scan.get() {
+            // A flush that failed: the next one would prove nothing, for as long as the queue is open.
+            return Err(Arc::clone(error));
+        }
+        let Some(pinned) = segment.look().map_err(Arc::new)? else {
+            return Ok(());
+        };
         let mut recovery = Recovery {
             segment_size: self.config.segment_size,
             queue: &self.config.queue,
@@ -583,6 +624,10 @@ impl Stripe {
             Ok((lost, complete)) => {
                 if !recovery.report.quarantined.is_empty() || recovery.report.holes > 0 {
                     segment.note_mended();
+                    // Records of what is not mapped are durable, so that no flush needs them.
+                    if !segment.is_mapped() {
+                        segment.flush(false)?;
+                    }
                 }
                 if lost > 0 {
                     // Relaxed: a count for statistics.
@@ -591,32 +636,71 @@ impl Stripe {
                 }
                 self.damage.lock().extend(recovery.report.quarantined);
                 segment.set_scanned();
-                for failure in self.failed_scans.over_since(Duration::ZERO) {
-                    event!(info, failure, "a damaged segment is held back no more");
-                }
-                *self.held_back_until.lock() = None;
+                // Consumers need not wait for the next attempt.
+                self.end_hold_back();
                 // It may have been complete before, and held back by the damage alone.
                 if complete || segment.is_complete() {
                     (self.config.kick)();
                 }
-                true
+                Ok(())
             }
+            // Damaged bytes could not be set aside; they must not be covered before.
             Err(error) => {
-                // Damaged bytes could not be set aside; they must not be covered before. The
-                // segment waits; a later claim tries again.
                 let error = Arc::new(error);
                 if error.is_failed_flush() {
-                    // The next one would prove nothing: for as long as the queue is open.
-                    self.failed_scan.store(true, Ordering::Relaxed);
+                    let _ = self.failed_scan.set(Arc::clone(&error));
                     self.config.poison.note(&error);
                 }
-                if let Some(times) = self.failed_scans.met_error(&error) {
-                    event!(error, %error, times, "a damaged segment is held back");
-                }
-                *self.held_back_until.lock() = Some(time::now() + SCAN_PAUSE);
-                (self.config.kick)();
-                false
+                Err(error)
             }
+        }
+    }
+
+    /// Has the segment that is to be claimed from wait, as it could not be made ready; a later claim
+    /// tries again.
+    fn hold_back(&self, error: Arc<StorageError>) {
+        *self.held_back.lock() = Some(HeldBack {
+            until: time::now() + SCAN_PAUSE,
+            is_unmappable: error.is_unmappable(),
+        });
+        if let Some(times) = self.failed_scans.met_error(&error) {
+            event!(error, %error, times, "a segment is held back");
+        }
+        (self.config.kick)();
+    }
+
+    fn end_hold_back(&self) {
+        for failure in self.failed_scans.over_since(Duration::ZERO) {
+            event!(info, failure, "a segment is held back no more");
+        }
+        *self.held_back.lock() = None;
+    }
+
+    /// Has a segment that waits for a mapping tried again, as some were given up.
+    fn note_unmapped(&self) {
+        if let Some(held_back) = &mut *self.held_back.lock()
+            && held_back.is_unmappable
+        {
+            held_back.until = time::now();
+        }
+    }
+
+    /// Unmaps the segments behind the one that is claimed from, as far as they are full. The caller
+    /// holds `step`.
+    fn unmap_waiting_behind(&self, claiming: &Segment) {
+        let active = self.active.load().base();
+        let segments = self.segments.read();
+        let is_waiting =
+            |segment: &&Arc<Segment>| segment.base() > claiming.base() && segment.base() != active;
+        for segment in segments.iter().filter(is_waiting) {
+            segment.end_wait_use();
+        }
+    }
+
+    /// Unmaps the segments that wait to be claimed from, unless somebody is at the one that is.
+    fn unmap_waiting(&self) {
+        if let Some(_step) = self.step.try_lock() {
+            self.unmap_waiting_behind(&self.claiming.load());
         }
     }
 
@@ -624,49 +708,76 @@ impl Stripe {
     /// and fenced.
     pub(crate) fn may_have_work(&self) -> bool {
         let claiming = self.claiming.load();
-        if claiming.is_unscanned() && !claiming.is_retired() {
+        let is_unready = claiming.is_unscanned() || !claiming.is_mapped();
+        if is_unready && !claiming.is_retired() {
             // Not while it is held back: the look for work would find none, again and again.
             return !self.is_held_back();
         }
         claiming.may_have_work() || self.active.load().base() != claiming.base()
     }
 
-    /// Whether the last scan of a segment failed.
-    pub(crate) fn has_failed_scan(&self) -> bool {
-        self.held_back_until.lock().is_some()
+    /// Whether a segment could not be made ready to be claimed from when that was last tried.
+    pub(crate) fn has_held_back(&self) -> bool {
+        self.held_back.lock().is_some()
     }
 
-    /// Whether a damaged segment waits for its next scan.
+    /// Whether a segment waits for the next attempt to make it ready.
     pub(crate) fn is_held_back(&self) -> bool {
-        if self.failed_scan.load(Ordering::Relaxed) {
+        if self.failed_scan.get().is_some() {
             return true;
         }
-        let until = *self.held_back_until.lock();
-        until.is_some_and(|until| time::now() < until)
+        let held_back = self.held_back.lock();
+        let is_waiting = |held_back: &HeldBack| time::now() < held_back.until;
+        held_back.as_ref().is_some_and(is_waiting)
     }
 
-    /// The segments, oldest first, each scanned. Those that are held back are left out.
-    pub(crate) fn pins(&self) -> Vec<Pinned> {
-        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
-        segments
-            .iter()
-            .filter_map(|segment| self.pin_scanned(segment))
-            .collect()
+    /// The segments, oldest first, each scanned, and mapped when its turn comes.
+    #[cfg(test)]
+    pub(crate) fn pins(&self) -> impl Iterator<Item = Result<Pinned, Arc<StorageError>>> {
+        let mut after = None;
+        std::iter::from_fn(move || self.next_pin(&mut after))
+    }
+
+    /// The first segment after this one, which is the next one's `after`; None if there is none.
+    pub(crate) fn next_pin(
+        &self,
+        after: &mut Option<Sequence>,
+    ) -> Option<Result<Pinned, Arc<StorageError>>> {
+        loop {
+            let segment = self.segment_after(*after)?;
+            *after = Some(segment.base());
+            // One that is gone is passed over.
+            if let Some(pinned) = self.pin_scanned(&segment).transpose() {
+                return Some(pinned);
+            }
+        }
+    }
+
+    fn segment_after(&self, after: Option<Sequence>) -> Option<Arc<Segment>> {
+        let segments = self.segments.read();
+        let is_before = |segment: &Arc<Segment>| after.is_some_and(|after| segment.base() <= after);
+        let at = segments.partition_point(is_before);
+        segments.get(at).cloned()
     }
 
     /// The segment that a sequence lies in, scanned.
-    pub(crate) fn pin_containing(&self, sequence: Sequence) -> Option<Pinned> {
-        self.pin_scanned(&self.segment_containing(sequence)?)
+    pub(crate) fn pin_containing(
+        &self,
+        sequence: Sequence,
+    ) -> Result<Option<Pinned>, Arc<StorageError>> {
+        match self.segment_containing(sequence) {
+            Some(segment) => self.pin_scanned(&segment),
+            None => Ok(None),
+        }
     }
 
-    fn pin_scanned(&self, segment: &Arc<Segment>) -> Option<Pinned> {
+    /// A segment with a share of its mappings, scanned; None if it is gone.
+    fn pin_scanned(&self, segment: &Arc<Segment>) -> Result<Option<Pinned>, Arc<StorageError>> {
         if segment.is_unscanned() {
             let _step = self.step.lock();
-            if !self.scan(segment) {
-                return None;
-            }
+            self.scan(segment)?;
         }
-        segment.pin()
+        segment.look().map_err(Arc::new)
     }
 
     fn segment_containing(&self, sequence: Sequence) -> Option<Arc<Segment>> {
@@ -686,24 +797,22 @@ impl Stripe {
 
     /// Marks a record done of which no lease can exist: before any claim, or in a log that is not
     /// claimed from. Returns whether it was found and not done.
-    pub(crate) fn mark_done(&self, sequence: Sequence) -> bool {
-        let segment = self.segment_containing(sequence);
-        let Some(pinned) = segment.as_ref().and_then(Segment::pin) else {
-            return false;
+    pub(crate) fn mark_done(&self, sequence: Sequence) -> Result<bool, Arc<StorageError>> {
+        let Some(segment) = self.segment_containing(sequence) else {
+            return Ok(false);
         };
-        let index = sequence.offset_from(pinned.segment().base());
-        if index >= pinned.segment().reached().index {
-            return false;
+        let Some(pinned) = segment.look().map_err(Arc::new)? else {
+            return Ok(false);
+        };
+        let index = sequence.offset_from(segment.base());
+        if index >= segment.reached().index {
+            return Ok(false);
         }
-        match pinned.mark_done(index) {
-            Some(complete) => {
-                if complete {
-                    (self.config.kick)();
-                }
-                true
-            }
-            None => false,
+        let marked = pinned.mark_done(index);
+        if marked == Some(true) {
+            (self.config.kick)();
         }
+        Ok(marked.is_some())
     }
 
     /// Whether a record with this sequence can only be in this log.
@@ -719,7 +828,7 @@ impl Stripe {
         let mut marked = 0;
         let mut segments: Vec<Arc<Segment>> = Vec::new();
         for &record in records {
-            marked += u64::from(self.mark_done(record));
+            marked += u64::from(self.mark_done(record)?);
             match self.segment_containing(record) {
                 Some(segment) if record < segment.sequence(segment.reached().index) => {
                     if !segments.iter().any(|known| Arc::ptr_eq(known, &segment)) {

@@ -41,6 +41,13 @@ impl Progress {
         self.add(CLOSED | u64::from(needed) << 32 | u64::from(filled))
     }
 
+    /// Whether the closer is done with the segment.
+    pub(crate) fn is_closed(&self) -> bool {
+        // Acquire pairs with the Release of the `add` in `close`: the mapping may go once this is
+        // seen, so what the closer did with it must have happened.
+        self.0.load(Ordering::Acquire) & CLOSED != 0
+    }
+
     /// Whether every ack word is full and no more can follow.
     pub(crate) fn is_complete(&self) -> bool {
         // Acquire: the mapping may go once this is seen, so everything that ackers and the closer

@@ -48,10 +48,11 @@ use super::header::{self, FileKind, Identity};
 use super::mark::Mark;
 use super::names::Names;
 use super::record::{HEADER_UNITS, UNIT};
-use super::segment::{self, Found, Maps, Paths, Pinned, Records, START, Segment, Warm};
+use super::segment::{self, Done, Found, Maps, Paths, Pinned, Records, START, Segment, Warm};
 use super::tail::Position;
 use crate::events::event;
 use crate::mapped::MappedFile;
+use crate::mappings::{self, Purpose};
 use crate::storage::{Directory, Entry, Kind, StorageError};
 use crate::{Sequence, Timestamp};
 
@@ -211,7 +212,7 @@ impl Recovery<'_> {
         let Some(identity) = own.or(copy.filter(|_| units >= START.units)) else {
             // Rows 1 and 2.
             if file_len > 0 {
-                let records = Records::open(paths.segment.clone(), file_len)?;
+                let records = Records::open(paths.segment.clone(), file_len, Purpose::Look)?;
                 records.read_in()?;
                 if records.bytes().iter().any(|&byte| byte != 0) {
                     let damage = match copy {
@@ -228,7 +229,8 @@ impl Recovery<'_> {
             }
             return Ok(None);
         };
-        let records = Records::open(paths.segment.clone(), u64::from(units) * UNIT as u64)?;
+        let len = u64::from(units) * UNIT as u64;
+        let records = Records::open(paths.segment.clone(), len, Purpose::Look)?;
         let capacity = segment::capacity_of(self.segment_size);
         let seal = header::decode_seal(identity.salt, &own_header).filter(|end| {
             let all_units = (self.segment_size as usize / UNIT) as u32;
@@ -236,13 +238,9 @@ impl Recovery<'_> {
                 && end.index <= (end.units - START.units) / HEADER_UNITS
         });
         let mut missing = Vec::new();
-        let found = match seal {
+        let (end, sealed, unscanned) = match seal {
             // Row 4.
-            Some(end) if end.units <= units => Found {
-                end,
-                sealed: true,
-                unscanned: true,
-            },
+            Some(end) if end.units <= units => (end, true, true),
             // Rows 5 to 7.
             seal => {
                 let limit = Position {
@@ -286,11 +284,7 @@ impl Recovery<'_> {
                         }
                         Err(error) => return Err(error),
                     };
-                Found {
-                    end: scan.end,
-                    sealed: false,
-                    unscanned,
-                }
+                (scan.end, false, unscanned)
             }
         };
         if own.is_none() {
@@ -302,25 +296,30 @@ impl Recovery<'_> {
             event!(warn, path = %path.display(), "mended a segment's header");
         }
         let copied = copied.filter(|copied| copied.identity == identity);
-        let acks = self.open_acks(paths, &identity, copied, found.end.index)?;
-        self.report.ack_words_reset += check_acks(&acks, found.end.index);
+        let acks = self.open_acks(paths, &identity, copied, end.index)?;
+        self.report.ack_words_reset += check_acks(&acks, end.index);
         for index in missing.into_iter().flat_map(|(from, to)| from..to) {
             acks.set(index);
         }
-        if !found.unscanned {
-            count_crashes(&acks, found.end.index);
+        if !unscanned {
+            count_crashes(&acks, end.index);
         }
         self.report.segments += 1;
-        self.report.sealed += u64::from(found.sealed);
-        self.report.records += u64::from(found.end.index);
+        self.report.sealed += u64::from(sealed);
+        self.report.records += u64::from(end.index);
+        let found = Found {
+            end,
+            sealed,
+            unscanned,
+            done: Done::count(&acks, end.index),
+        };
         let maps = Maps { records, acks };
-        Ok(Some(Segment::recover(
-            identity,
-            maps,
-            paths.clone(),
-            directory,
-            &found,
-        )))
+        let segment = Segment::recover(identity, maps, paths.clone(), directory, &found);
+        if mappings::are_many() && !unscanned {
+            segment.flush(false).map_err(|error| error.retold())?;
+            segment.end_wait_use();
+        }
+        Ok(Some(segment))
     }
 
     /// Reports that a segment file does not reach to `end`, and has no records from `offset` on.
@@ -395,7 +394,7 @@ impl Recovery<'_> {
         if paths.ack.file_len()?.is_none_or(|found| found < len) {
             return Ok(None);
         }
-        let file = MappedFile::open(paths.ack.clone(), len)?;
+        let file = MappedFile::open(paths.ack.clone(), len, Purpose::Look)?;
         if file.read_in(file.len()).is_err() {
             return Ok(None);
         }
@@ -417,7 +416,7 @@ impl Recovery<'_> {
         {
             // A copy of a queue may have holes where the original had zeros.
             paths.ack.back_with_blocks(len)?;
-            let file = MappedFile::open(paths.ack.clone(), len)?;
+            let file = MappedFile::open(paths.ack.clone(), len, Purpose::Look)?;
             // The counts of a long backlog are left until they are needed.
             let [words, _] = ack::used_ranges(capacity, records);
             file.read_in(words.end)?;

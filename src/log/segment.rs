@@ -1,17 +1,25 @@
 //! A segment: a run of records in one mapped file, with the file of their acks beside it.
 //!
 //! Life of a segment: *open* (producers reserve and commit), *full* (the tail is closed),
-//! *sealed* (flushed, its end written into the header, truncated), *complete* (every record done,
-//! from full or sealed), *retired* (unmapped and deleted).
+//! *sealed* (flushed, its end written into the header, truncated), *claimed* from, *complete* (every
+//! record done, sealed or not), *retired* (unmapped and deleted). A segment that *waits* behind the
+//! one that is claimed from, and each one found sealed at open, need not be mapped until it is claimed from.
 //!
 //! # What keeps the mapping alive
-//! The counters of a segment live on the heap; its two mappings are in [`Maps`] and are dropped
-//! only after [`Segment::retire`], which demands that the segment is complete. So a mapping may be
-//! used by
-//! - whoever holds a reservation or a [`Lease`] in it: that record is not done, so the segment is
-//!   not complete;
-//! - whoever closes it: it is not complete before the close has been counted;
-//! - whoever holds a [`Pinned`], which owns a share of the mappings.
+//! The counters of a segment live on the heap; its two mappings are in [`Maps`], which
+//! [`Mapping`] hands out. They are dropped when nobody has a share of them after
+//! - [`Segment::retire`], which demands that the segment is complete, or
+//! - [`Segment::end_wait_use`], which demands that it is full, every record committed and durable, its
+//!   closer done, and, by its caller, that nothing was ever claimed from it and nobody begins to.
+//!
+//! So the mappings may be used without a share by
+//! - the holder of a reservation: that record is not committed, and not done;
+//! - whoever closes it: before the close has been counted it is not complete, and the closer not
+//!   done;
+//! - the holder of a claimed run or of a [`Lease`] in it: it was claimed from while it was mapped for
+//!   use (see [`Stripe::claim`](super::Stripe::claim)), and the record is not done.
+//!
+//! Everybody else has a [`Pinned`], which owns a share.
 //!
 //! This file is the writing side; `lease.rs` is the reading side.
 
@@ -20,12 +28,10 @@
 #[cfg(test)]
 mod tests;
 
-use std::ptr::NonNull;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-
-use arc_swap::ArcSwapOption;
 
 use super::ack::{self, AckFile};
 use super::crc::Crc32;
@@ -33,6 +39,7 @@ use super::flush::FlushGate;
 use super::flushed_acks::{DeliveriesChanged, FlushedAcks};
 use super::header::{self, FileKind, Identity};
 pub(crate) use super::lease::{Claim, Lease, Pinned, Record, Records, Run};
+use super::mapping::Mapping;
 use super::names::Names;
 use super::owed::Owed;
 use super::progress::Progress;
@@ -40,7 +47,8 @@ use super::record::{self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, NewRecor
 use super::tail::{Cursor, Position, Reserved, Tail};
 use crate::events::event;
 use crate::mapped::MappedFile;
-use crate::storage::{Entry, StorageError};
+use crate::mappings::Purpose;
+use crate::storage::{Entry, Operation, StorageError};
 use crate::time;
 use crate::{Sequence, Timestamp};
 
@@ -118,9 +126,7 @@ pub(crate) struct Segment {
     pub(super) tail: Tail,
     pub(super) cursor: Cursor,
     progress: Progress,
-    maps: ArcSwapOption<Maps>,
-    /// What `maps` holds, or held before retirement, if it ever held any.
-    pub(super) raw: NonNull<Maps>,
+    mapping: Mapping,
     paths: Paths,
     records_gate: FlushGate,
     acks_gate: FlushGate,
@@ -153,12 +159,6 @@ pub(crate) struct Segment {
     pub(super) first_job: OnceLock<Option<Timestamp>>,
 }
 
-// SAFETY: `raw` is the one field that is not already Send and Sync; it points into an Arc of
-// Maps, which is both, and is dereferenced only under the rules in the module's documentation.
-unsafe impl Send for Segment {}
-// SAFETY: as for Send.
-unsafe impl Sync for Segment {}
-
 /// The files of a segment.
 #[derive(Clone)]
 pub(crate) struct Paths {
@@ -188,6 +188,29 @@ pub(crate) struct Found {
     pub(crate) end: Position,
     pub(crate) sealed: bool,
     pub(crate) unscanned: bool,
+    pub(crate) done: Done,
+}
+
+/// What the ack file of a segment found at open says.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Done {
+    records: u32,
+    full_words: u32,
+}
+
+impl Done {
+    /// What it says of the first `records` records; the bits past them are set.
+    pub(crate) fn count(acks: &AckFile, records: u32) -> Self {
+        let words = ack::words_for(records);
+        let mut done = Self::default();
+        for bits in (0..words).map(|word| acks.done_bits(word)) {
+            done.full_words += u32::from(bits == u32::MAX);
+            done.records += bits.count_ones();
+        }
+        let past = words * ack::RECORDS_PER_WORD - records;
+        done.records = done.records.saturating_sub(past);
+        done
+    }
 }
 
 impl Segment {
@@ -211,7 +234,7 @@ impl Segment {
         Ok(Self::assemble(
             identity,
             Tail::open(START, end_units),
-            Some(Maps { records, acks }),
+            Mapping::of(Maps { records, acks }),
             paths,
             names,
             None,
@@ -227,10 +250,11 @@ impl Segment {
     ) -> Arc<Self> {
         let end_units = (identity.segment_size as usize / UNIT) as u32;
         let tail = Tail::open(START, end_units);
-        Self::assemble(identity, tail, Some(maps), paths, names, None)
+        Self::assemble(identity, tail, Mapping::of(maps), paths, names, None)
     }
 
-    /// Takes in a segment found at open. Done bits past its end are set, missing acks are zero.
+    /// Takes in a segment found at open, whose files are whole. One that is sealed, and so durable,
+    /// is not mapped before it is claimed from.
     pub(crate) fn recover(
         identity: Identity,
         maps: Maps,
@@ -238,10 +262,14 @@ impl Segment {
         names: &Arc<Names>,
         found: &Found,
     ) -> Arc<Self> {
+        let mapping = match found.sealed {
+            true => Mapping::absent(),
+            false => Mapping::of(maps),
+        };
         Self::assemble(
             identity,
             Tail::closed_at(found.end),
-            Some(maps),
+            mapping,
             paths,
             names,
             Some(found),
@@ -260,47 +288,40 @@ impl Segment {
             end: START,
             sealed: false,
             unscanned: false,
+            done: Done::default(),
         };
         let tail = Tail::closed_at(START);
         let paths = Paths::new(names, base);
-        Self::assemble(identity, tail, None, paths, names, Some(&found))
+        Self::assemble(
+            identity,
+            tail,
+            Mapping::retired(),
+            paths,
+            names,
+            Some(&found),
+        )
     }
 
     fn assemble(
         identity: Identity,
         tail: Tail,
-        maps: Option<Maps>,
+        mapping: Mapping,
         paths: Paths,
         names: &Arc<Names>,
         found: Option<&Found>,
     ) -> Arc<Self> {
-        let maps = maps.map(Arc::new);
-        // Dangling without maps: nobody follows it then, as there are no reservations, no leases
-        // and no closer.
-        let raw = maps.as_deref().map_or(NonNull::dangling(), NonNull::from);
-        let mut progress = Progress::open();
-        let mut done_at_open = 0;
-        if let Some(found) = found {
-            let records = found.end.index;
-            let words = ack::words_for(records);
-            let mut full = 0;
-            for word in 0..words {
-                let bits = maps.as_ref().map_or(0, |maps| maps.acks.done_bits(word));
-                full += u32::from(bits == u32::MAX);
-                done_at_open += bits.count_ones();
-            }
-            // The bits past the last record are set, see `recovery`; they are no records.
-            done_at_open = done_at_open.saturating_sub(words * ack::RECORDS_PER_WORD - records);
-            progress = Progress::closed(words, full);
-        }
+        let progress = found.map_or_else(Progress::open, |found| {
+            let words = ack::words_for(found.end.index);
+            Progress::closed(words, found.done.full_words)
+        });
+        let done_at_open = found.map_or(0, |found| found.done.records);
         Arc::new(Self {
             identity,
             crc: Crc32::new(),
             tail,
             cursor: Cursor::new(START),
             progress,
-            maps: ArcSwapOption::from(maps),
-            raw,
+            mapping,
             paths,
             records_gate: FlushGate::new(),
             acks_gate: FlushGate::new(),
@@ -375,7 +396,7 @@ impl Segment {
 
     /// Its mappings were given up.
     pub(crate) fn is_retired(&self) -> bool {
-        self.maps.load().is_none()
+        self.mapping.is_retired()
     }
 
     /// Records that are done without having been acked since the open.
@@ -487,9 +508,8 @@ impl Segment {
 
     #[inline(always)]
     fn commit(&self, position: Position, record: &NewRecord<'_>, content: u32) {
-        // SAFETY: the caller holds the reservation of this record, which is not done, so the
-        // segment is not complete and the mapping is there.
-        let records = &unsafe { self.raw.as_ref() }.records.file;
+        // SAFETY: the caller holds the reservation of this record, which is not committed.
+        let records = &unsafe { self.maps_in_use() }.records.file;
         let header = Header {
             len: record.len() as u32,
             index: position.index,
@@ -512,8 +532,8 @@ impl Segment {
     /// Publishes the end. Returns whether that made the segment complete.
     fn close(&self, end: Position) -> bool {
         self.tail.close(end);
-        // SAFETY: not complete before `count_full_words` below has counted the close.
-        let acks = &unsafe { self.raw.as_ref() }.acks;
+        // SAFETY: the closer is not done before `progress.close` below has counted the close.
+        let acks = &unsafe { self.maps_in_use() }.acks;
         let mut filled = 0;
         for index in end.index..ack::words_for(end.index) * ack::RECORDS_PER_WORD {
             filled += u32::from(acks.set_once(index));
@@ -541,15 +561,81 @@ impl Segment {
         self.progress.count_full_words(1)
     }
 
-    /// A share of the mappings, unless retired.
+    /// The mappings, without a share of them.
+    ///
+    /// # Safety
+    /// The caller is one of those that the module's documentation names, for as long as it uses
+    /// them.
+    #[inline(always)]
+    pub(super) unsafe fn maps_in_use(&self) -> &Maps {
+        let maps = self.mapping.raw();
+        debug_assert!(!maps.is_null(), "not mapped");
+        // SAFETY: `Mapping` holds them, as it is mapped for use and stays so by this function's
+        // contract.
+        unsafe { &*maps }
+    }
+
+    /// A share of the mappings, if it is mapped for use.
     pub(crate) fn pin(self: &Arc<Self>) -> Option<Pinned> {
-        Some(Pinned::new(Arc::clone(self), self.maps.load_full()?))
+        Some(Pinned::in_use(Arc::clone(self), self.mapping.used()?))
+    }
+
+    /// A share of the mappings, which are made for the occasion if need be; None once retired.
+    pub(crate) fn look(self: &Arc<Self>) -> Result<Option<Pinned>, StorageError> {
+        let maps = self.mapping.look(|purpose| self.map(purpose))?;
+        Ok(maps.map(|maps| Pinned::to_look(Arc::clone(self), maps)))
+    }
+
+    /// Has it mapped for use, unless it is retired.
+    pub(super) fn begin_use(&self) -> Result<(), StorageError> {
+        self.mapping.begin_use(|purpose| {
+            let maps = self.map(purpose)?;
+            if !self.is_unscanned() {
+                // A sector that cannot be read is an error here, and a signal later.
+                maps.records.read_in()?;
+            }
+            Ok(maps)
+        })
+    }
+
+    pub(super) fn is_mapped(&self) -> bool {
+        self.mapping.is_used()
+    }
+
+    /// Unmaps a segment that waits, if it can be. The caller has made sure that nothing was claimed
+    /// from it, and that nobody begins to.
+    ///
+    /// Only one whose records are durable, so that no flush of records needs what may not be had.
+    pub(super) fn end_wait_use(self: &Arc<Self>) {
+        if self.is_mapped() && self.is_settled() && self.progress.is_closed() {
+            self.mapping.end_use();
+        }
+    }
+
+    /// Maps the files of a segment that is full.
+    fn map(&self, purpose: Purpose) -> Result<Maps, StorageError> {
+        let units = self.tail.reached().units;
+        let capacity = capacity_of(self.identity.segment_size);
+        let map = |entry: &Entry, len: u64| {
+            // Past the end of a file that somebody has cut off, an access would be a signal.
+            if entry.file_len()?.is_none_or(|found| found < len) {
+                let cut = io::Error::new(io::ErrorKind::UnexpectedEof, "missing, or cut off");
+                return Err(StorageError::new(Operation::Map.verb(), entry.path(), cut));
+            }
+            MappedFile::open(entry.clone(), len, purpose)
+        };
+        let file = map(&self.paths.segment, u64::from(units) * UNIT as u64)?;
+        let acks = map(&self.paths.ack, ack::file_bytes(capacity))?;
+        Ok(Maps {
+            records: Records { file },
+            acks: AckFile::new(acks, capacity, self.identity.salt),
+        })
     }
 
     /// Gives up the mappings of a complete segment; they go when the last [`Pinned`] does.
     pub(crate) fn retire(&self) -> Option<Arc<Maps>> {
-        debug_assert!(self.is_complete());
-        self.maps.swap(None)
+        assert!(self.is_complete(), "retired with jobs in it");
+        self.mapping.retire()
     }
 
     /// Makes every record committed before this call durable, sharing one flush with whoever asks
@@ -558,25 +644,36 @@ impl Segment {
     /// Records, acks and names are flushed apart, and a failure of one is final for that one:
     /// every later call returns it again.
     pub(crate) fn flush(self: &Arc<Self>, acks_too: bool) -> Result<(), Arc<StorageError>> {
-        let Some(pinned) = self.pin() else {
+        let pinned = self.pin();
+        if pinned.is_none() && self.is_retired() {
             // Complete and deleted: there is nothing left that could be lost.
             return Ok(());
-        };
-        self.flush_pinned(&pinned, acks_too)
+        }
+        self.flush_files(pinned, acks_too)
             .inspect_err(|error| self.names.poison().note(error))
     }
 
-    fn flush_pinned(&self, pinned: &Pinned, acks_too: bool) -> Result<(), Arc<StorageError>> {
+    fn flush_files(
+        self: &Arc<Self>,
+        mut pinned: Option<Pinned>,
+        mut acks_too: bool,
+    ) -> Result<(), Arc<StorageError>> {
         // SeqCst, as the load in `was_flushed`: a flush that returned before is seen.
         self.flushed.store(true, Ordering::SeqCst);
-        let Maps { records, acks } = pinned.maps();
-        let mut acks_too = acks_too;
         if !self.is_settled() {
+            let looked = match pinned {
+                Some(pinned) => Some(pinned),
+                None => self.look().map_err(Arc::new)?,
+            };
+            let Some(looked) = looked else {
+                return Ok(());
+            };
+            let Maps { records, acks } = looked.maps();
             // Others are flushed as well, and are nobody's that relies on them alone.
-            let has_record = pinned.record(START.units).is_some();
+            let has_record = looked.record(START.units).is_some();
             self.records_gate.flush(|| {
                 // Nothing can follow what is there now.
-                let is_whole = !self.is_unscanned() && self.is_committed_in(pinned);
+                let is_whole = !self.is_unscanned() && self.is_committed();
                 records.file.flush()?;
                 if is_whole {
                     self.settled.store(true, Ordering::Release);
@@ -589,33 +686,65 @@ impl Segment {
                 self.deliveries_changed.note_end();
                 acks_too = true;
             }
+            pinned = Some(looked);
         }
         if acks_too {
-            self.flush_acks(pinned)?;
+            self.flush_acks(pinned.as_ref())?;
         }
         Ok(())
     }
 
-    fn flush_acks(&self, pinned: &Pinned) -> Result<(), Arc<StorageError>> {
-        let changed = &self.deliveries_changed;
-        let flush = || pinned.maps().acks.file.flush();
+    fn flush_acks(self: &Arc<Self>, pinned: Option<&Pinned>) -> Result<(), Arc<StorageError>> {
+        if self.are_acks_flushed() {
+            return Ok(());
+        }
+        let entry = &self.paths.ack;
+        // Somebody may be looking at it.
+        let shared = self.mapping.shared();
+        let mapped = pinned.map(Pinned::maps).or(shared.as_deref());
+        let file = match mapped {
+            Some(_) => None,
+            // Before the flush is asked for: that it cannot be opened is no failed flush.
+            None => match entry.open_to_flush() {
+                Ok(file) => Some(file),
+                // It was retired meanwhile.
+                Err(_) if self.is_complete() => return Ok(()),
+                Err(error) => return Err(Arc::new(error)),
+            },
+        };
+        let flush = || match (mapped, &file) {
+            (Some(maps), _) => maps.acks.file.flush(),
+            (None, Some(file)) => entry.flush(file),
+            (None, None) => Ok(()),
+        };
+        // Nobody acks in one that waits, but by `mark_done`, which counts.
+        let done = || pinned.map_or_else(|| self.not_acked(), Pinned::done);
+        let deliveries = &self.deliveries_changed;
         self.acks_gate
-            .flush(|| self.flushed_acks.flush(changed, || pinned.done(), flush))
+            .flush(|| self.flushed_acks.flush(deliveries, done, flush))
     }
 
     /// Notes that all its jobs are done, durably if anything of it may be on disk. Before its files
     /// are emptied, renamed or removed, for that not to look like a loss.
     pub(super) fn finish(self: &Arc<Self>) -> Result<(), Arc<StorageError>> {
         debug_assert!(self.is_complete());
-        let Some(pinned) = self.pin() else {
+        let Some(pinned) = self.look().map_err(Arc::new)? else {
             return Ok(());
         };
         if pinned.maps().acks.mark_finished() {
             self.deliveries_changed.note_end();
-            self.flush_acks(&pinned)
+            self.flush_acks(Some(&pinned))
                 .inspect_err(|error| self.names.poison().note(error))?;
         }
         Ok(())
+    }
+
+    /// Whether nothing was claimed from it and all acks in it are durable.
+    pub(super) fn are_acks_flushed(&self) -> bool {
+        self.claimed() == START
+            && self
+                .flushed_acks
+                .covers(&self.deliveries_changed, self.not_acked())
     }
 
     /// Whether a flush has begun, so that what is on disk may be relied on.
@@ -635,7 +764,12 @@ impl Segment {
 
     /// Whether its files can serve again: they are whole, and this process made them.
     pub(super) fn is_recyclable(&self) -> bool {
-        !self.recovered && !self.is_sealed() && !self.is_left()
+        let is_whole =
+            |maps: Arc<Maps>| maps.records.file.len() as u64 == self.identity.segment_size;
+        !self.recovered
+            && !self.is_sealed()
+            && !self.is_left()
+            && self.mapping.used().is_some_and(is_whole)
     }
 
     /// Has the next append go on with another segment, and this one never used again: some of its
@@ -665,7 +799,7 @@ impl Segment {
     /// The segment is full, and every record committed. A failed flush is returned before the
     /// seal is written, and so does every later attempt.
     pub(crate) fn seal(self: &Arc<Self>) -> Result<(), Arc<StorageError>> {
-        let (Some(end), Some(pinned)) = (self.closed(), self.pin()) else {
+        let (Some(end), Some(pinned)) = (self.closed(), self.look()?) else {
             return Ok(());
         };
         self.flush(true)?;
@@ -684,9 +818,14 @@ impl Segment {
             self.names.poison().note(error);
         })?;
         // One unit more than is used: a walk that began before the segment was closed looks for a
-        // commit word at its end. Nobody touches the mapping beyond that.
-        let kept = (end.units as usize + 1) * UNIT;
-        if let Err(error) = self.paths.segment.truncate(kept.min(records.len()) as u64) {
+        // commit word at its end. Nobody touches the mapping beyond that. What was found at open was
+        // closed, and may be no longer than its records.
+        let kept = (u64::from(end.units) + u64::from(!self.recovered)) * UNIT as u64;
+        if let Err(error) = self
+            .paths
+            .segment
+            .truncate(kept.min(self.identity.segment_size))
+        {
             // The seal holds for a longer file too; only its space stays taken.
             event!(debug, %error, "a sealed segment keeps its unused end");
         }
@@ -696,13 +835,12 @@ impl Segment {
 
     /// Whether it is full and every record committed.
     pub(crate) fn is_committed(self: &Arc<Self>) -> bool {
-        self.pin()
-            .is_some_and(|pinned| self.is_committed_in(&pinned))
-    }
-
-    fn is_committed_in(&self, pinned: &Pinned) -> bool {
         let Some(end) = self.closed() else {
             return false;
+        };
+        let Some(pinned) = self.pin() else {
+            // One found at open is, and another was before it was unmapped.
+            return !self.is_retired();
         };
         let mut units = START.units;
         while units + HEADER_UNITS <= end.units {

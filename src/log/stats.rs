@@ -61,7 +61,11 @@ impl Stripe {
                     (done, reached - claimed - done_after)
                 }
                 // Complete and gone.
-                None => (reached, 0),
+                None if segment.is_retired() => (reached, 0),
+                None => {
+                    let done = not_acked.min(reached);
+                    (done, reached - done)
+                }
             };
             if !segment.is_recovered() {
                 stats.appended += u64::from(reached);
@@ -89,7 +93,7 @@ impl Stripe {
             .filter(|segment| !Segment::is_complete(segment))
             .find_map(|segment| {
                 if !segment.is_unscanned() {
-                    return segment.pin()?.oldest_enqueued_at();
+                    return segment.look().ok()??.oldest_enqueued_at();
                 }
                 // No job of it can be done before it is scanned, so the first look serves for all.
                 if let Some(&known) = segment.first_job.get() {
@@ -97,7 +101,7 @@ impl Stripe {
                 }
                 // Held so that nobody mends what is looked at.
                 let _step = self.step.try_lock()?;
-                let pinned = segment.pin()?;
+                let pinned = segment.look().ok()??;
                 if segment.is_unscanned() {
                     *segment.first_job.get_or_init(|| pinned.peek_oldest())
                 } else {

@@ -16,6 +16,7 @@ use super::spare::{self, Spare};
 use super::tail::Position;
 use super::{Next, Stripe};
 use crate::events::event;
+use crate::mappings;
 use crate::storage::{Entry, StorageError};
 
 /// For how long a segment is full before it is sealed. Consumers that keep up will have it
@@ -36,7 +37,7 @@ pub(super) struct Graveyard {
 
 /// Mappings that go when nobody reads them any more.
 struct Retired {
-    maps: Arc<Maps>,
+    maps: Option<Arc<Maps>>,
     then: Then,
 }
 
@@ -56,18 +57,25 @@ impl Graveyard {
         let mut spares = Vec::new();
         for Retired { maps, then } in std::mem::take(&mut self.retired) {
             // Whoever holds a share got it before `retire`; no further shares can be made.
-            match (Arc::try_unwrap(maps), then) {
-                (Ok(maps), Then::Recycle(end, paths)) => {
-                    spares.push(Spare::clean(maps, end, paths));
+            let maps = match maps.map(Arc::try_unwrap).transpose() {
+                Ok(maps) => maps,
+                Err(maps) => {
+                    let maps = Some(maps);
+                    self.retired.push(Retired { maps, then });
+                    continue;
                 }
-                (Ok(maps), Then::Empty(segment)) => {
+            };
+            match then {
+                Then::Recycle(end, paths) => {
+                    spares.extend(maps.map(|maps| Spare::clean(maps, end, paths)));
+                }
+                Then::Empty(segment) => {
                     drop(maps);
                     if let Err(error) = segment.paths().empty() {
                         event!(debug, %error, "a segment that is done keeps its space");
                     }
                 }
-                (Ok(_), Then::Unmap) => {}
-                (Err(maps), then) => self.retired.push(Retired { maps, then }),
+                Then::Unmap => {}
             }
         }
         spares
@@ -228,6 +236,9 @@ impl Stripe {
                 segment.seal()?;
             }
         }
+        if mappings::are_many() {
+            self.unmap_waiting();
+        }
         Ok(None)
     }
 
@@ -281,6 +292,9 @@ impl Stripe {
         }
         let spares = graveyard.sweep();
         self.take_in(spares);
+        if freed {
+            self.note_unmapped();
+        }
         let leftovers = std::mem::take(&mut graveyard.leftovers);
         graveyard.remove(leftovers);
         graveyard.remove_ack_files(&self.names)?;
@@ -292,7 +306,7 @@ impl Stripe {
         let next = self.next.lock();
         let in_use = self.segments.read().len();
         let has = in_use + next.reserve() + graveyard.future_spares();
-        !next.closed && has < next.pool.wanted(in_use)
+        !next.closed && !mappings::are_many() && has < next.pool.wanted(in_use)
     }
 
     fn retire_to_recycle(
@@ -306,9 +320,7 @@ impl Stripe {
             return self.retire_to_remove(segment, graveyard);
         }
         graveyard.unflushed_names = true;
-        let (Some(end), Some(maps)) = (segment.closed(), segment.retire()) else {
-            return Ok(());
-        };
+        let (end, maps) = (segment.closed(), segment.retire());
         // Asked now that no further flush can begin. If some of it is relied on, its acks stay
         // what they are until its name is gone for good: a power cut must not bring back its jobs
         // without them.
@@ -318,11 +330,11 @@ impl Stripe {
             Ok(())
         };
         let renamed = renamed.and_then(|()| segment.paths().ack.rename(&waiting.ack));
-        let then = match renamed {
-            Ok(()) => Then::Recycle(end, waiting),
+        let then = match (&renamed, end) {
+            (Ok(()), Some(end)) if maps.is_some() => Then::Recycle(end, waiting),
             // What is there, the next open removes.
-            Err(_) if self.config.poison.is_set() => Then::Unmap,
-            Err(_) => {
+            (Err(_), _) if self.config.poison.is_set() => Then::Unmap,
+            _ => {
                 self.config.budget.give_back(self.config.segment_size);
                 let _ = waiting.segment.remove();
                 graveyard.ack_files.push(segment.paths().ack.clone());
@@ -338,7 +350,8 @@ impl Stripe {
         segment: &Segment,
         graveyard: &mut Graveyard,
     ) -> Result<(), StorageError> {
-        if let Some(maps) = segment.retire() {
+        if !segment.is_retired() {
+            let maps = segment.retire();
             self.config.budget.give_back(self.config.segment_size);
             let then = Then::Unmap;
             graveyard.retired.push(Retired { maps, then });
@@ -360,12 +373,14 @@ impl Stripe {
     }
 
     /// Makes spares the next segments, and gives back the space of those that are too many.
-    fn take_in(&self, spares: Vec<Spare>) {
+    pub(super) fn take_in(&self, spares: Vec<Spare>) {
         let mut next = self.next.lock();
         next.spares.extend(spares);
         let in_use = self.segments.read().len();
-        let is_too_many =
-            |next: &Next| next.closed || in_use + next.reserve() > next.pool.wanted(in_use);
+        let is_too_many = |next: &Next| {
+            let has = in_use + next.reserve();
+            next.closed || mappings::are_many() || has > next.pool.wanted(in_use)
+        };
         while is_too_many(&next)
             && let Some(spare) = next.spares.pop()
         {
@@ -410,8 +425,9 @@ impl Stripe {
         if !with_active || !active.can_go() || self.config.poison.is_set() {
             return Ok(());
         }
-        active.finish().map_err(|error| error.retold())?;
-        if let Some(maps) = active.retire() {
+        if !active.is_retired() {
+            active.finish().map_err(|error| error.retold())?;
+            let maps = active.retire();
             self.config.budget.give_back(self.config.segment_size);
             graveyard.retired.push(Retired {
                 maps,

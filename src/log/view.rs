@@ -82,12 +82,13 @@ impl Stripe {
         payloads.iter().take_while(fits).count().max(1)
     }
 
-    /// Whether there is a record with this sequence that is not done.
-    pub(crate) fn is_live(&self, sequence: Sequence) -> bool {
-        self.pin_containing(sequence).is_some_and(|pinned| {
+    /// The segment of the record with this sequence, if there is one that is not done.
+    pub(crate) fn pin_live(&self, sequence: Sequence) -> Result<Option<Pinned>, Arc<StorageError>> {
+        let pinned = self.pin_containing(sequence)?;
+        Ok(pinned.filter(|pinned| {
             let index = sequence.offset_from(pinned.segment().base());
             index < pinned.segment().reached().index && !pinned.is_done(index)
-        })
+        }))
     }
 
     /// The segments that are full, claimed, and at least three quarters done, but not wholly: their
@@ -119,20 +120,10 @@ impl Stripe {
     /// aside; in others it is only reported, as somebody may be reading there.
     pub(crate) fn verify(&self) -> Result<VerifyReport, StorageError> {
         let mut report = VerifyReport::default();
-        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
-        for segment in segments {
-            if segment.is_unscanned() {
-                let _step = self.step.lock();
-                if !self.scan(&segment) {
-                    let why = std::io::Error::other("damaged bytes could not be set aside");
-                    return Err(StorageError::new(
-                        "check",
-                        segment.paths().segment.path(),
-                        why,
-                    ));
-                }
-            }
-            if let Some(pinned) = Segment::pin(&segment) {
+        let mut after = None;
+        while let Some(segment) = self.segment_after(after) {
+            after = Some(segment.base());
+            if let Some(pinned) = self.pin_scanned(&segment).map_err(|error| error.retold())? {
                 check_records(&pinned, &mut report);
                 report.segments += 1;
             }

@@ -230,7 +230,7 @@ pub(super) fn letters_of(running: &Arc<Running>) -> Vec<FoundLetter> {
     // Not through the iterator of letters, which writes those that are due.
     let logs = running.dead().log().pins();
     let mut letters = Vec::new();
-    for pinned in logs {
+    for pinned in logs.map(|pinned| pinned.expect("mapped")) {
         for record in pinned.live_records() {
             let sequence = pinned.segment().sequence(record.header().index);
             let meta = Meta::decode(record.meta());

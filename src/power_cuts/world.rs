@@ -25,6 +25,7 @@ use crate::log::header::{HEADER_BYTES, SEAL_OFFSET};
 use crate::log::mark::pretended::{self, Restarted};
 use crate::log::segment::Lease;
 use crate::maintenance::Upkeep;
+use crate::mappings::limited;
 use crate::options::{Durability, EnqueueOptions};
 use crate::producer::Place;
 use crate::storage::Operation;
@@ -87,6 +88,8 @@ impl World {
         let mut random = Rng::with_seed(seed);
         fastrand::seed(seed);
         stopped::set(Some(Duration::from_secs(1_000_000)));
+        // In half of the runs, segments that wait to be claimed from are not mapped.
+        limited::to_what_is_used(random.bool());
         let dir = scratch();
         let shared = Rc::new(Shared {
             setup: Setup::new(&mut random),
@@ -554,6 +557,7 @@ impl Drop for World {
         }
         self.drop_handles();
         stopped::set(None);
+        limited::to_what_is_used(false);
     }
 }
 

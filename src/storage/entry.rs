@@ -104,6 +104,16 @@ impl Entry {
         }
     }
 
+    /// Opens a file for a [flush](Self::flush).
+    pub(crate) fn open_to_flush(&self) -> Result<File> {
+        self.open(OFlags::RDONLY)
+    }
+
+    /// Makes what was written to a file so far durable, be it through a mapping.
+    pub(crate) fn flush(&self, file: &File) -> Result<()> {
+        Operation::Flush.run(&self.path, || file.sync_all())
+    }
+
     /// Empties a file, if it exists, and makes that durable.
     pub(crate) fn empty_durably(&self) -> Result<()> {
         let Some(file) = self.open_to_write()? else {

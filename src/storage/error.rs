@@ -54,14 +54,20 @@ impl StorageError {
         [Operation::Flush.verb(), Operation::FlushDirectory.verb()].contains(&self.action)
     }
 
-    /// Whether the device, quota or size limit is exhausted, so that freeing space helps. A flush
-    /// that failed for lack of space is not helped by it.
+    /// Whether it was a file that could not be mapped for want of mappings or of address space.
+    pub(crate) fn is_unmappable(&self) -> bool {
+        self.action == Operation::Map.verb() && self.source.kind() == io::ErrorKind::OutOfMemory
+    }
+
+    /// Whether the device, quota or size limit is exhausted, or the mappings that a process may have
+    /// or its address space, so that freeing some helps. A flush that failed for lack of space is not
+    /// helped by it.
     pub fn is_full(&self) -> bool {
         let is_space = matches!(
             self.source.kind(),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
         );
-        is_space && !self.is_failed_flush()
+        is_space && !self.is_failed_flush() || self.is_unmappable()
     }
 }
 

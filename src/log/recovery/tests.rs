@@ -114,7 +114,7 @@ fn recover(dir: &Path) -> (RecoveredLog, RecoveryReport) {
 
 /// The jobs that can be claimed, with their ordinals.
 fn jobs(segment: &Arc<Segment>) -> Vec<(u32, Vec<u8>)> {
-    let pinned = segment.pin().unwrap();
+    let pinned = Pinned::to_claim(segment);
     let mut leases = Vec::new();
     loop {
         match pinned.claim_leases(1000, usize::MAX / 2, false, &mut leases) {
@@ -175,7 +175,12 @@ fn row_1_a_segment_without_a_byte_in_it_is_nothing() {
 fn rows_1_and_6_nothing_found_where_the_ack_file_tells_of_jobs_is_reported() {
     let acks = |fixture: &Fixture| {
         let capacity = segment::capacity_of(SIZE);
-        let file = MappedFile::open(fixture.paths.ack.clone(), ack::file_bytes(capacity)).unwrap();
+        let file = MappedFile::open(
+            fixture.paths.ack.clone(),
+            ack::file_bytes(capacity),
+            Purpose::Look,
+        )
+        .unwrap();
         AckFile::new(file, capacity, identity(0).salt)
     };
     type Past = fn(&AckFile);
@@ -197,7 +202,7 @@ fn rows_1_and_6_nothing_found_where_the_ack_file_tells_of_jobs_is_reported() {
                 ..identity(0)
             };
             let len = ack::file_bytes(acks.capacity());
-            let file = MappedFile::open(acks.file.entry().clone(), len).unwrap();
+            let file = MappedFile::open(acks.file.entry().clone(), len, Purpose::Look).unwrap();
             let acks = AckFile::new(file, acks.capacity(), other.salt);
             acks.set(3);
             acks.begin_delivery(3);
@@ -231,7 +236,10 @@ fn row_6_what_was_set_aside_is_not_reported_again_because_the_ack_file_tells_of_
     fixture.change_segment(|bytes| bytes[offset(0)..offset(0) + 8].fill(0));
     let (log, report) = fixture.recover();
     assert_eq!(report.quarantined.len(), 1);
-    log.segments[0].pin().unwrap().maps().acks.begin_delivery(0);
+    Pinned::to_claim(&log.segments[0])
+        .maps()
+        .acks
+        .begin_delivery(0);
     drop(log);
     let (log, report) = fixture.recover();
     assert!(log.segments.is_empty());
@@ -424,7 +432,7 @@ fn an_ack_file_that_is_no_good_is_made_anew_and_its_jobs_are_redelivered() {
     for change in changes {
         let fixture = Fixture::open(&[b"one", b"two"]);
         let (log, _) = fixture.recover();
-        log.segments[0].pin().unwrap().mark_done(0);
+        Pinned::to_claim(&log.segments[0]).mark_done(0);
         drop(log);
         fixture.change(&fixture.paths.ack, change);
         let (log, report) = fixture.recover();
@@ -443,7 +451,7 @@ fn a_damaged_ack_word_is_reset_and_stray_bits_past_the_last_record_do_nothing() 
     let (log, _) = fixture.recover();
     for index in 0..40 {
         if index != 35 {
-            log.segments[0].pin().unwrap().mark_done(index);
+            Pinned::to_claim(&log.segments[0]).mark_done(index);
         }
     }
     drop(log);
@@ -470,7 +478,7 @@ fn what_a_power_cut_leaves_of_another_segments_acks_marks_no_job_done() {
     let fixture = Fixture::open(&payloads);
     let other = new_segment(fixture.dir.path(), 510, &payloads);
     for index in 0..40 {
-        other.pin().unwrap().mark_done(index);
+        Pinned::to_claim(&other).mark_done(index);
     }
     let words = fs::read(&other.paths().ack).unwrap();
     fixture.change(&fixture.paths.ack, |bytes| {
@@ -594,7 +602,9 @@ fn bytes_in_the_last_units_of_a_file_are_quarantined_and_no_claim_waits_for_them
     let queue = directory(fixture.dir.path());
     let mut later = recovery(&queue);
     assert!(log.segments[0].is_sealed());
-    later.scan_later(&log.segments[0].pin().unwrap()).unwrap();
+    later
+        .scan_later(&Pinned::to_claim(&log.segments[0]))
+        .unwrap();
     assert!(later.report.is_clean());
 }
 
@@ -612,7 +622,9 @@ fn a_pad_at_the_end_is_no_damage_because_the_job_before_it_was_lost() {
     let queue = directory(fixture.dir.path());
     let mut later = recovery(&queue);
     assert!(log.segments[0].is_sealed());
-    later.scan_later(&log.segments[0].pin().unwrap()).unwrap();
+    later
+        .scan_later(&Pinned::to_claim(&log.segments[0]))
+        .unwrap();
     assert_eq!(later.report.quarantined, []);
     log.segments[0].set_scanned();
     assert_eq!(jobs(&log.segments[0]), [job(0, b"one")]);
@@ -638,7 +650,9 @@ fn bytes_after_the_end_that_a_seal_names_are_never_looked_at() {
     let (log, _) = fixture.recover();
     let queue = directory(fixture.dir.path());
     let mut later = recovery(&queue);
-    later.scan_later(&log.segments[0].pin().unwrap()).unwrap();
+    later
+        .scan_later(&Pinned::to_claim(&log.segments[0]))
+        .unwrap();
     log.segments[0].set_scanned();
     assert!(later.report.is_clean());
     assert_eq!(jobs(&log.segments[0]), [job(0, b"one")]);
@@ -659,7 +673,9 @@ fn a_seal_that_names_fewer_records_than_there_are_cannot_complete_a_segment_with
     let (log, _) = fixture.recover();
     let queue = directory(fixture.dir.path());
     let mut later = recovery(&queue);
-    later.scan_later(&log.segments[0].pin().unwrap()).unwrap();
+    later
+        .scan_later(&Pinned::to_claim(&log.segments[0]))
+        .unwrap();
     log.segments[0].set_scanned();
     assert_eq!(later.report.quarantined.len(), 1);
     assert_eq!(jobs(&log.segments[0]), [job(0, b"one")]);
@@ -814,9 +830,9 @@ fn a_damaged_segment_is_held_back_while_the_quarantine_does_not_fit_the_disk() {
     assert_eq!(fs::read(&fixture.paths.segment).unwrap(), before);
     let queue = directory(fixture.dir.path());
     let mut later = recovery(&queue);
-    assert!(later.scan_later(&segment.pin().unwrap()).is_err());
+    assert!(later.scan_later(&Pinned::to_claim(segment)).is_err());
     drop(fault);
-    later.scan_later(&segment.pin().unwrap()).unwrap();
+    later.scan_later(&Pinned::to_claim(segment)).unwrap();
     segment.set_scanned();
     assert_eq!(later.report.quarantined.len(), 1);
     assert_eq!(jobs(segment), [job(0, b"one"), job(2, b"three")]);
@@ -839,7 +855,7 @@ fn replays_are_collected_from_scanned_segments_whether_their_jobs_are_done_or_no
         };
         segment.append(&record);
     }
-    segment.pin().unwrap().mark_done(2);
+    Pinned::to_claim(&segment).mark_done(2);
     let (log, _) = recover(dir.path());
     assert_eq!(log.settles, [Sequence::new(11), Sequence::new(12)]);
     segment.close_now();
@@ -870,7 +886,7 @@ fn a_payload_of_fake_headers_is_no_record_and_hides_none_after_it() {
     };
     bytes.extend_from_slice(&encode(&record, 1, &[5; 8]));
     fs::write(&path, &bytes).unwrap();
-    let records = Records::open(Entry::at(&path), bytes.len() as u64).unwrap();
+    let records = Records::open(Entry::at(&path), bytes.len() as u64, Purpose::Look).unwrap();
     let limit = Position {
         index: segment::capacity_of(bytes.len() as u64),
         units: (bytes.len() / UNIT) as u32,
@@ -1092,7 +1108,7 @@ fn arbitrary_bytes_in_any_file_never_panic_and_never_block() {
         for segment in &log.segments {
             if segment.is_unscanned() {
                 let queue = directory(fixture.dir.path());
-                let pinned = segment.pin().unwrap();
+                let pinned = Pinned::to_claim(segment);
                 recovery(&queue).scan_later(&pinned).unwrap();
                 segment.set_scanned();
             }

@@ -39,7 +39,7 @@ fn append(segment: &Segment, payload: &[u8]) -> Position {
 
 fn claim(segment: &Arc<Segment>, max_jobs: u32) -> (Claim, Vec<Lease>) {
     let mut leases = Vec::new();
-    let pinned = segment.pin().unwrap();
+    let pinned = Pinned::to_claim(segment);
     let claim = pinned.claim_leases(max_jobs, usize::MAX / 2, false, &mut leases);
     (claim, leases)
 }
@@ -392,7 +392,7 @@ fn records_that_a_seal_proves_and_that_are_gone_are_damage_and_no_claim_waits_fo
         progress: None,
         segments_seen: 0,
     };
-    recovery.scan_later(&segment.pin().unwrap()).unwrap();
+    recovery.scan_later(&Pinned::to_claim(&segment)).unwrap();
     segment.set_scanned();
     let found: Vec<_> = recovery.report.quarantined.iter().collect();
     assert_eq!(found.len(), 2);

@@ -1,0 +1,218 @@
+//! Segments that wait to be claimed from: they need no mapping, and a backlog longer than what can
+//! be mapped goes through the log all the same.
+
+use super::*;
+use crate::mappings::limited;
+
+/// Has this thread do with so many mappings until it is dropped.
+struct Limited;
+
+impl Limited {
+    fn to(max: usize) -> Self {
+        limited::to(Some(max));
+        Self
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        limited::to(None);
+    }
+}
+
+/// All mappings that a process may have: waiting segments stay mapped up to 12, segments are used up
+/// to 18, and looked into up to 21.
+const MAX: usize = 24;
+
+fn mapped(stripe: &Stripe) -> Vec<bool> {
+    let segments = stripe.segments.read();
+    segments.iter().map(|segment| segment.is_mapped()).collect()
+}
+
+#[test]
+fn a_backlog_longer_than_what_can_be_mapped_is_appended_and_claimed_in_order() {
+    let _limited = Limited::to(MAX);
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    let jobs = fill_segments(&stripe, 40);
+    assert!(limited::mapped() <= MAX / 4 * 3);
+    let mut leases = Vec::new();
+    let mut claimed = Vec::new();
+    while let Claim::Taken { .. } = claim(&stripe, 7, usize::MAX, &mut leases) {
+        for lease in leases.drain(..) {
+            assert_eq!(lease.record().payload(), LARGE);
+            claimed.push(lease.sequence());
+            let _ = lease.ack();
+        }
+        stripe.reclaim().unwrap();
+    }
+    assert!(claimed == jobs, "{} of {}", claimed.len(), jobs.len());
+    assert!(!stripe.has_held_back());
+}
+
+#[test]
+fn what_waits_is_unmapped_only_when_there_are_many_mappings_and_what_is_claimed_from_stays() {
+    let _limited = Limited::to(MAX);
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    fill_segments(&stripe, 6);
+    stripe.seal(true).unwrap();
+    assert_eq!(mapped(&stripe), [true; 6]);
+    let leases = claim_all_of_first(&stripe);
+    fill_segments(&stripe, 1);
+    stripe.seal(true).unwrap();
+    let mapped = mapped(&stripe);
+    assert_eq!(mapped, [true, false, false, false, false, false, true]);
+    assert_eq!(leases[0].record().payload(), LARGE);
+}
+
+/// Claims what is in the first segment.
+fn claim_all_of_first(stripe: &Stripe) -> Vec<Lease> {
+    let mut leases = Vec::new();
+    claim(stripe, 1000, usize::MAX, &mut leases);
+    assert_eq!(leases.len(), LARGE_PER_SEGMENT as usize);
+    leases
+}
+
+#[test]
+fn at_the_limit_appends_are_told_that_it_is_full_claims_wait_and_both_go_on_by_themselves() {
+    let _limited = Limited::to(MAX);
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    let jobs = fill_segments(&stripe, 20);
+    stripe.seal(true).unwrap();
+    let mut leases = Vec::new();
+    while let Claim::Taken { .. } = claim(&stripe, 1000, usize::MAX, &mut leases) {}
+    // Eight segments with jobs in work, and the active one.
+    assert_eq!(leases.len(), 8 * LARGE_PER_SEGMENT as usize);
+    assert!(stripe.is_held_back() && !stripe.may_have_work());
+    let refused = (0..LARGE_PER_SEGMENT)
+        .find_map(|_| stripe.append_shared(&record(&LARGE)).err())
+        .unwrap();
+    match refused {
+        RollError::Storage(error) => {
+            assert!(error.is_full() && error.is_unmappable(), "{error}");
+            assert!(error.to_string().contains("vm.max_map_count"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let in_work = leases.split_off(LARGE_PER_SEGMENT as usize);
+    for lease in leases {
+        let _ = lease.ack();
+    }
+    stripe.reclaim().unwrap();
+    assert!(!stripe.is_held_back() && stripe.may_have_work());
+    let mut leases = Vec::new();
+    claim(&stripe, 1000, usize::MAX, &mut leases);
+    assert_eq!(leases[0].sequence(), jobs[8 * LARGE_PER_SEGMENT as usize]);
+    for lease in in_work.into_iter().chain(leases) {
+        let _ = lease.ack();
+    }
+    stripe.reclaim().unwrap();
+    append(&stripe, &LARGE);
+}
+
+#[test]
+fn what_an_open_finds_is_mapped_when_it_is_claimed_from() {
+    let fixture = Fixture::new();
+    {
+        let stripe = fixture.open();
+        fill_segments(&stripe, 15);
+        stripe.close();
+        stripe.seal(true).unwrap();
+        fill_and_leave_unsealed(&fixture);
+    }
+    let _limited = Limited::to(MAX);
+    let stripe = fixture.open();
+    // Those that are not sealed are, as their records are still to be flushed.
+    let found = mapped(&stripe);
+    assert!(
+        found[..15] == [false; 15] && found[15..] == [true; 4],
+        "{found:?}"
+    );
+    assert_eq!(stripe.stats().live, u64::from(18 * LARGE_PER_SEGMENT));
+    let mut seen = 0;
+    for pinned in stripe.pins() {
+        seen += pinned.unwrap().live_records().count();
+        // And the one that is looked at.
+        assert!(limited::mapped() <= 10);
+    }
+    assert_eq!(seen, 18 * LARGE_PER_SEGMENT as usize);
+    assert_eq!(stripe.verify().unwrap().records, seen as u64);
+    stripe.flush(true).unwrap();
+    stripe.unmap_waiting();
+    assert_eq!(limited::mapped(), 2);
+    while stripe.stats().live > 0 {
+        let mut leases = Vec::new();
+        claim(&stripe, 1000, usize::MAX, &mut leases);
+        for lease in leases {
+            let _ = lease.ack();
+        }
+        stripe.reclaim().unwrap();
+    }
+}
+
+/// As a process does that dies.
+fn fill_and_leave_unsealed(fixture: &Fixture) {
+    fill_segments(&fixture.open(), 3);
+}
+
+#[test]
+fn a_segment_that_cannot_be_mapped_for_a_claim_waits_and_is_claimed_from_later() {
+    let fixture = Fixture::new();
+    {
+        let stripe = fixture.open();
+        append(&stripe, b"job");
+        stripe.close();
+        stripe.seal(true).unwrap();
+    }
+    let stripe = fixture.open();
+    for (operation, errno) in [
+        (Operation::Map, Errno::NOMEM),
+        (Operation::Open, Errno::MFILE),
+        (Operation::ReadIn, Errno::HWPOISON),
+    ] {
+        let plan = Plan {
+            operation,
+            calls: 0..usize::MAX,
+            effect: Effect::Fail(errno),
+        };
+        let fault = faults::watch(&fixture.dir(), vec![plan]);
+        assert!(claim_all(&stripe).is_empty());
+        assert!(stripe.is_held_back(), "{errno}");
+        drop(fault);
+        *stripe.held_back.lock() = None;
+    }
+    assert_eq!(claim_all(&stripe).len(), 1);
+}
+
+#[test]
+fn somebody_who_looks_keeps_the_mapping_of_a_segment_that_is_retired_meanwhile() {
+    let fixture = Fixture::new();
+    {
+        let stripe = fixture.open();
+        fill_segments(&stripe, 1);
+        append(&stripe, b"last");
+        stripe.close();
+        stripe.seal(true).unwrap();
+    }
+    let stripe = fixture.open();
+    let looked = stripe.pins().next().unwrap().unwrap();
+    let again = stripe.pin_containing(origin()).unwrap().unwrap();
+    assert!(std::ptr::eq(looked.maps(), again.maps()), "mapped once");
+    drop(again);
+    let segment = Arc::clone(looked.segment());
+    for index in 0..LARGE_PER_SEGMENT {
+        assert!(stripe.mark_done(segment.sequence(index)).unwrap());
+    }
+    stripe.reclaim().unwrap();
+    assert!(segment.is_retired() && segment.look().unwrap().is_none());
+    assert_eq!(
+        looked.records(segment::START).count(),
+        LARGE_PER_SEGMENT as usize
+    );
+    assert_eq!(
+        looked.records(segment::START).last().unwrap().payload(),
+        LARGE
+    );
+}
