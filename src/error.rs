@@ -1,5 +1,6 @@
 //! The errors, one type for each concern. Each says what was tried, on which path, and what can
-//! be done.
+//! be done; its text has all of it, so none has a [`source`](std::error::Error::source), which would
+//! be shown once more.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use crate::{Sequence, StorageError};
 #[non_exhaustive]
 pub enum OpenError {
     /// Another handle, in this process or another one, has the queue open.
-    #[error("{} is in use{}; one process at a time can open a queue", path.display(), match pid { Some(pid) => format!(" by process {pid}"), None => String::new() })]
+    #[error("{} is in use{}, and one process at a time can open a queue: stop that process, or wait with Builder::wait_for_lock", path.display(), match pid { Some(pid) => format!(" by process {pid}"), None => String::new() })]
     Locked {
         /// The queue directory.
         path: PathBuf,
@@ -38,9 +39,20 @@ pub enum OpenError {
         supported: u32,
     },
     /// The directory has files in it, but no MANIFEST: it is no queue, or has lost its MANIFEST.
-    #[error("{} is not empty and has no MANIFEST, so it is not a queue, or a damaged one", path.display())]
+    #[error(
+        "{} has no MANIFEST, but {found:?} in it: for a new queue, give a directory that is empty or not there; for one that has lost its MANIFEST, restore that file from a backup",
+        path.display()
+    )]
     ManifestMissing {
         /// The queue directory.
+        path: PathBuf,
+        /// Something that is in it.
+        found: String,
+    },
+    /// The path, or what it begins with, is something else than a directory.
+    #[error("{} is not a directory, and a queue is one: give another path", path.display())]
+    NotADirectory {
+        /// What is in the way.
         path: PathBuf,
     },
     /// An option is out of its range.
@@ -163,7 +175,7 @@ pub struct BatchError {
 /// survives the death of the process all the same.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("could not flush the queue: {0}")]
-pub struct FlushError(#[source] pub(crate) Arc<StorageError>);
+pub struct FlushError(pub(crate) Arc<StorageError>);
 
 impl FlushError {
     /// What failed.
@@ -190,7 +202,7 @@ pub enum DeadLetterError {
     },
     /// The new job could not be enqueued; the letter is still there.
     #[error("the letter was not replayed: {0}")]
-    Enqueue(#[from] EnqueueError),
+    Enqueue(EnqueueError),
     /// The new jobs are in the queue and will be delivered by this process, but could not be
     /// flushed. Their letters are not shown any more, and not deleted either: after the death of the
     /// process or a power cut, the next open finds each as exactly one of the two. Close the queue,
@@ -220,4 +232,10 @@ pub enum DeadLetterError {
         /// What stopped it.
         error: Box<DeadLetterError>,
     },
+}
+
+impl From<EnqueueError> for DeadLetterError {
+    fn from(error: EnqueueError) -> Self {
+        Self::Enqueue(error)
+    }
 }

@@ -4,8 +4,9 @@
 //! there is a MANIFEST, a directory that is missing was lost. If creation fails, nothing of it stays
 //! in force.
 
+use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::OpenError;
@@ -77,14 +78,20 @@ impl Home {
     pub(crate) fn open(builder: &Builder) -> Result<(Self, Directories), OpenError> {
         builder.validate()?;
         let path = storage::absolute(&builder.path)?;
-        let directory = match Directory::open(&path)? {
-            Some(directory) => directory,
-            None => {
+        let directory = match Directory::open(&path) {
+            Ok(Some(directory)) => directory.with_file_mode(builder.file_mode),
+            Ok(None) => {
                 builder.check_against(&builder.new_manifest())?;
-                storage::create_directories(&path)?
+                storage::create_directories(&path, builder.file_mode)?
             }
+            Err(error) if error.io_error().kind() == io::ErrorKind::NotADirectory => {
+                return Err(OpenError::NotADirectory {
+                    path: in_the_way(&path),
+                });
+            }
+            Err(error) => return Err(error.into()),
         };
-        let lock = DirectoryLock::take(directory)?;
+        let lock = DirectoryLock::take(directory, builder.lock_wait)?;
         let found = read_manifest(lock.directory())?;
         let home = Self {
             lock,
@@ -149,12 +156,12 @@ fn read_manifest(queue: &Arc<Directory>) -> Result<Option<Manifest>, OpenError> 
     let entry = Manifest::entry(queue);
     let path = entry.path();
     let Some(bytes) = entry.read_if_exists()? else {
-        return if is_fresh(queue)? {
-            Ok(None)
-        } else {
-            Err(OpenError::ManifestMissing {
+        return match foreign_in(queue)? {
+            None => Ok(None),
+            Some(found) => Err(OpenError::ManifestMissing {
                 path: queue.path().to_path_buf(),
-            })
+                found,
+            }),
         };
     };
     let manifest = Manifest::decode(&bytes).map_err(|refused| match refused {
@@ -177,21 +184,28 @@ fn read_manifest(queue: &Arc<Directory>) -> Result<Option<Manifest>, OpenError> 
     Ok(Some(manifest))
 }
 
-/// Whether a directory holds nothing but what a crash while creating a queue can leave, and what a
+/// The part of a path that is no directory.
+fn in_the_way(path: &Path) -> PathBuf {
+    let parts = path.ancestors();
+    let is_other = |part: &&Path| fs::metadata(part).is_ok_and(|found| !found.is_dir());
+    parts.filter(is_other).last().unwrap_or(path).to_path_buf()
+}
+
+/// Something in a directory that is neither what a crash while creating a queue can leave, nor what a
 /// file system puts into its root.
-fn is_fresh(queue: &Directory) -> Result<bool, StorageError> {
+fn foreign_in(queue: &Directory) -> Result<Option<String>, StorageError> {
     for name in queue.list()? {
-        let is_fresh = match name.as_str() {
+        let is_ours = match name.as_str() {
             lock::FILE_NAME | manifest::TEMPORARY_NAME | LOST_AND_FOUND => true,
             DEAD => is_empty(queue, DEAD)?,
             LOG => is_log_without_files(queue)?,
             _ => false,
         };
-        if !is_fresh {
-            return Ok(false);
+        if !is_ours {
+            return Ok(Some(name));
         }
     }
-    Ok(true)
+    Ok(None)
 }
 
 fn is_log_without_files(queue: &Directory) -> Result<bool, StorageError> {

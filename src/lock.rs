@@ -3,24 +3,38 @@
 //! What is locked is the directory itself, which cannot be swapped away while it is held open. The
 //! file LOCK only tells who has it.
 
-use std::io::Write;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::OpenError;
 use crate::events::event;
-use crate::storage::{Directory, Entry, Operation, Stream};
+use crate::storage::{Directory, Entry};
 
 /// The name of the file in the queue directory.
 pub(crate) const FILE_NAME: &str = "LOCK";
+
+/// Between two looks at a lock that somebody else has.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// A locked directory, until dropped. The kernel lets go of the lock when the process dies.
 pub(crate) struct DirectoryLock(Arc<Directory>);
 
 impl DirectoryLock {
-    pub(crate) fn take(directory: Directory) -> Result<Self, OpenError> {
+    /// Locks the directory, waiting up to `wait` for whoever has it.
+    pub(crate) fn take(directory: Directory, wait: Duration) -> Result<Self, OpenError> {
         let directory = Arc::new(directory);
-        if directory.try_lock()? {
-            return Ok(Self(directory));
+        let start = Instant::now();
+        loop {
+            if directory.try_lock()? {
+                return Ok(Self(directory));
+            }
+            // A lock cannot be waited for with a limit, only asked for again.
+            let left = wait.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            thread::sleep(left.min(PAUSE));
         }
         // The id is for the message only; a file that cannot be read has none.
         let holder = directory.entry(FILE_NAME).read_if_exists().ok().flatten();
@@ -51,9 +65,9 @@ impl DirectoryLock {
 /// first would take a tenth of a millisecond on ext4, much of an open.)
 fn write_id(entry: &Entry) -> Result<(), crate::StorageError> {
     let id = format!("{:<10}\n", std::process::id());
+    entry.fits_file_size_limit(id.len() as u64)?;
     let file = entry.create_or_open()?;
-    let written = Stream(&file, entry.path()).write_all(id.as_bytes());
-    written.map_err(|error| crate::StorageError::new(Operation::Write.verb(), entry.path(), error))
+    entry.write_all(&file, id.as_bytes())
 }
 
 impl Drop for DirectoryLock {
@@ -71,7 +85,7 @@ mod tests {
     use super::*;
 
     fn take(path: &Path) -> Result<DirectoryLock, OpenError> {
-        let lock = DirectoryLock::take(Directory::open(path).unwrap().unwrap())?;
+        let lock = DirectoryLock::take(Directory::open(path).unwrap().unwrap(), Duration::ZERO)?;
         lock.note_holder();
         Ok(lock)
     }

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::io::Errno;
+use rustix::ioctl::{self, Opcode, Updater, opcode};
 
 use crate::events::event;
 use crate::mappings::{Counted, Purpose};
@@ -275,6 +276,65 @@ impl MappedFile {
         // caller has access and of which it holds no slice.
         unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), pointer, source.len()) }
     }
+}
+
+/// Whether each of the first `len` bytes of a file has a block on the disk that no other file shares,
+/// so that a store to a mapping of it needs no other. An error where the file system does not tell.
+///
+/// On a file system that writes each change to a new place this is no promise.
+pub(crate) fn has_blocks_of_its_own(file: &File, len: u64) -> io::Result<bool> {
+    /// `struct fiemap` of `linux/fiemap.h`, with room for some extents.
+    #[repr(C)]
+    struct Fiemap {
+        start: u64,
+        length: u64,
+        flags: u32,
+        mapped: u32,
+        room: u32,
+        reserved: u32,
+        extents: [Extent; ROOM],
+    }
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Extent {
+        offset: u64,
+        on_disk: u64,
+        length: u64,
+        reserved: [u64; 2],
+        flags: u32,
+        reserved_too: [u32; 3],
+    }
+    const ROOM: usize = 32;
+    const LAST: u32 = 0x1;
+    const SHARED: u32 = 0x2000;
+    // Its number has the size of the structure without extents.
+    const CALL: Opcode = opcode::read_write::<[u8; 32]>(b'f', 11);
+    let mut at = 0;
+    while at < len {
+        let mut map = Fiemap {
+            start: at,
+            length: len - at,
+            flags: 0,
+            mapped: 0,
+            room: ROOM as u32,
+            reserved: 0,
+            extents: [Extent::default(); ROOM],
+        };
+        // SAFETY: the kernel reads the fields before the extents and writes at most `room` of these,
+        // all of which are plain numbers; the structure has that many and outlives the call.
+        unsafe { ioctl::ioctl(file, Updater::<CALL, Fiemap>::new(&mut map))? };
+        let found = &map.extents[..ROOM.min(map.mapped as usize)];
+        for extent in found {
+            if extent.offset > at || extent.flags & SHARED != 0 {
+                return Ok(false);
+            }
+            at = extent.offset + extent.length;
+        }
+        if found.last().is_none_or(|last| last.flags & LAST != 0) {
+            break;
+        }
+    }
+    Ok(at >= len)
 }
 
 /// What populating a mapping says of a page that is not there (past the file's end, or unreadable),

@@ -154,6 +154,8 @@ pub struct Builder {
     pub(crate) max_depth: Option<u64>,
     pub(crate) max_bytes: Option<u64>,
     pub(crate) lease_timeout: Option<Duration>,
+    pub(crate) lock_wait: Duration,
+    pub(crate) file_mode: u32,
     pub(crate) progress: Option<ProgressFn>,
 }
 
@@ -168,6 +170,8 @@ impl Builder {
             max_depth: None,
             max_bytes: None,
             lease_timeout: None,
+            lock_wait: Duration::ZERO,
+            file_mode: 0o600,
             progress: None,
         }
     }
@@ -231,6 +235,23 @@ impl Builder {
         self
     }
 
+    /// Waits up to this long for another process, or handle, that has the queue open, as it does for a
+    /// moment in a deploy that starts the new process before the old one has ended. Default: not at all,
+    /// [`OpenError::Locked`] at once.
+    pub fn wait_for_lock(mut self, timeout: Duration) -> Self {
+        self.lock_wait = timeout;
+        self
+    }
+
+    /// The permissions of files that are created, less the umask: permission bits as `chmod` takes
+    /// them, with reading and writing for the owner among them. Directories get the right to search
+    /// them beside each right to read. What is there already is left as it is. Default: `0o600`, as
+    /// payloads are nobody else's.
+    pub fn file_mode(mut self, mode: u32) -> Self {
+        self.file_mode = mode;
+        self
+    }
+
     /// Calls `progress` after each segment that opening the queue has looked at.
     pub fn on_progress(
         mut self,
@@ -282,6 +303,9 @@ impl Builder {
             && interval < MIN_FLUSH_INTERVAL
         {
             return invalid("durability", "an interval must be at least 1 ms");
+        }
+        if self.file_mode & 0o600 != 0o600 || self.file_mode & !0o777 != 0 {
+            return invalid("file_mode", "must be permission bits, 0o600 among them");
         }
         if self.max_depth == Some(0) {
             return invalid("max_depth", "must be at least 1");

@@ -259,6 +259,13 @@ impl Recovery<'_> {
                         let offset = u64::from(scan.end.units) * UNIT as u64;
                         self.report_cut(&paths.segment, offset, len);
                     }
+                    if seal.is_none() {
+                        // So that it is not reported again. What is no whole unit is no record.
+                        let whole = u64::from(units) * UNIT as u64;
+                        paths.segment.fits_file_size_limit(len)?;
+                        paths.segment.truncate(whole)?;
+                        paths.segment.truncate(len)?;
+                    }
                 }
                 let is_hole = |region: &Region| region.kind == RegionKind::Hole;
                 if scan.end.index == 0 && scan.regions.iter().all(is_hole) {
@@ -287,6 +294,12 @@ impl Recovery<'_> {
                 (scan.end, false, unscanned)
             }
         };
+        if !sealed {
+            // For the seal.
+            paths
+                .segment
+                .back_with_blocks(header::HEADER_BYTES as u64)?;
+        }
         if own.is_none() {
             // Row 3. The seal is not part of the copy and keeps its own check.
             paths.segment.back_with_blocks(file_len)?;

@@ -75,7 +75,7 @@ impl Fixture {
             progress: None,
             segments_seen: 0,
         };
-        let directory = create_directories(&self.dir())?;
+        let directory = create_directories(&self.dir(), 0o600)?;
         let (stripe, replays) = Stripe::open(directory, origin(), config, &mut recovery)?;
         Ok((stripe, recovery.report, replays))
     }

@@ -3,17 +3,33 @@
 use std::fs::File;
 use std::io::{self, BufReader, Seek};
 
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::{FallocateFlags, IFlags, OFlags, fstatfs, ioctl_setflags};
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 use super::error::{Context, Result};
 use super::{Entry, Operation, Stream};
+use crate::events::event;
+use crate::mapped;
+
+/// Has Btrfs write changes of a new, empty file to the blocks that it has, as others do, rather than to
+/// new ones, which a full disk does not have. Its own checksums are given up with that.
+fn write_in_place(file: &File) {
+    const BTRFS: u32 = 0x9123_683e;
+    let is_btrfs = fstatfs(file).is_ok_and(|system| system.f_type as u32 == BTRFS);
+    if is_btrfs && let Err(error) = ioctl_setflags(file, IFlags::NOCOW) {
+        event!(debug, %error, "a file is copied on write");
+    }
+}
 
 impl Entry {
     /// Creates a file, which must not exist, with `len` zeroed bytes whose blocks are allocated, so
     /// that no later store to a mapping of it can find the disk full (which would be a SIGBUS). The
     /// first `cached` bytes are in the page cache afterwards.
     pub(crate) fn create_allocated(&self, len: u64, cached: u64) -> Result<File> {
+        self.fits_file_size_limit(len)?;
         let file = self.create(OFlags::RDWR | OFlags::EXCL)?;
+        write_in_place(&file);
         self.allocate(&file, FallocateFlags::empty(), len)
             // Where they are allocated already: page by page, as faults of a mapping come, the page
             // cache takes about three times as long to fill (measured on ext4) as in writes of many
@@ -29,13 +45,41 @@ impl Entry {
         Ok(file)
     }
 
-    /// Has blocks allocated for the holes in the first `len` bytes of a file that is at least that
-    /// long. What is in it stays as it is.
+    /// Has blocks of its own allocated for the holes in the first `len` bytes of a file that is at
+    /// least that long, and for what it shares with another file, of which it is a copy. What is in
+    /// it stays as it is.
     pub(crate) fn back_with_blocks(&self, len: u64) -> Result<()> {
-        // A file system that cannot allocate ahead has had its blocks written.
         let file = self.open_read_write()?;
-        self.allocate(&file, FallocateFlags::KEEP_SIZE, len)
-            .map(|_| ())
+        // A full XFS allocates nothing, not even what is there.
+        if self.has_blocks_of_its_own(&file, len) {
+            return Ok(());
+        }
+        let own = FallocateFlags::UNSHARE_RANGE | FallocateFlags::KEEP_SIZE;
+        if !self.allocate(&file, own, len)? {
+            // A file system that cannot allocate ahead has had its blocks written.
+            self.allocate(&file, FallocateFlags::KEEP_SIZE, len)?;
+        }
+        Ok(())
+    }
+
+    /// False if it is not known.
+    fn has_blocks_of_its_own(&self, file: &File, len: u64) -> bool {
+        let look = || mapped::has_blocks_of_its_own(file, len);
+        Operation::Inspect
+            .attempt(self.path(), look)
+            .unwrap_or(false)
+    }
+
+    /// Whether the process may make files of this length. Asked before any is made, as the answer
+    /// to trying is a signal that ends the process.
+    pub(crate) fn fits_file_size_limit(&self, len: u64) -> Result<()> {
+        match getrlimit(Resource::Fsize).current {
+            Some(limit) if limit < len => {
+                let too_large = Err(Errno::FBIG.into());
+                too_large.context(Operation::Allocate.verb(), self.path())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Returns false on file systems that cannot allocate ahead; written zeros are allocated blocks

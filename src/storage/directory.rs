@@ -20,14 +20,22 @@ pub(crate) struct Directory {
     handle: OwnedFd,
     /// What it was called when it was opened, for messages.
     path: PathBuf,
+    /// The permissions of files that are created in it, less the umask.
+    file_mode: Mode,
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
 
-const FILE_MODE: Mode = Mode::from_raw_mode(0o666);
-const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o777);
+/// Payloads are nobody else's, unless somebody asks for it.
+const PRIVATE: Mode = Mode::from_raw_mode(0o600);
+
+/// The permissions of a directory whose files have these: who may read a file may look it up.
+fn directory_mode(file_mode: Mode) -> Mode {
+    let readers = file_mode.as_raw_mode() & 0o444;
+    Mode::from_raw_mode(file_mode.as_raw_mode() | readers >> 2)
+}
 
 impl Directory {
     /// Opens a directory; None if there is nothing of that name.
@@ -38,7 +46,17 @@ impl Directory {
         Ok(if_exists(handle)?.map(|handle| Self {
             handle,
             path: path.to_path_buf(),
+            file_mode: PRIVATE,
         }))
+    }
+
+    /// Has files, and directories, be created in it with these permissions, less the umask; and so in
+    /// the directories in it.
+    pub(crate) fn with_file_mode(self, mode: u32) -> Self {
+        Self {
+            file_mode: Mode::from_raw_mode(mode),
+            ..self
+        }
     }
 
     /// Opens a directory in this one; None if there is nothing of that name.
@@ -55,14 +73,19 @@ impl Directory {
                 Mode::empty(),
             )?)
         });
-        Ok(if_exists(handle)?.map(|handle| Self { handle, path }))
+        Ok(if_exists(handle)?.map(|handle| Self {
+            handle,
+            path,
+            file_mode: self.file_mode,
+        }))
     }
 
     /// Opens a directory in this one, creating it if it does not exist. A new name is durable once
     /// this directory is [flushed](Self::flush).
     pub(crate) fn create_subdirectory(&self, name: &str) -> Result<Self> {
         let path = self.path.join(name);
-        let make = || Ok(rustix::fs::mkdirat(&self.handle, name, DIRECTORY_MODE)?);
+        let mode = directory_mode(self.file_mode);
+        let make = || Ok(rustix::fs::mkdirat(&self.handle, name, mode)?);
         match Operation::CreateDirectory.run(&path, make) {
             Err(error) if error.io_error().kind() != io::ErrorKind::AlreadyExists => {
                 return Err(error);
@@ -103,7 +126,12 @@ impl Directory {
                 Mode::empty(),
             )?)
         })?;
-        Self { handle, path }.flush()
+        let parent = Self {
+            handle,
+            path,
+            file_mode: self.file_mode,
+        };
+        parent.flush()
     }
 
     /// Takes the lock of this directory, whatever it is called; false if somebody else has it. It is
@@ -149,7 +177,7 @@ impl Directory {
         // A pipe of that name must not make an open wait.
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         operation.run(at.path(), || {
-            let file = rustix::fs::openat(&self.handle, at.name(), flags, FILE_MODE)?;
+            let file = rustix::fs::openat(&self.handle, at.name(), flags, self.file_mode)?;
             Ok(File::from(file))
         })
     }
@@ -190,24 +218,30 @@ pub(super) fn is_regular(found: &Stat) -> bool {
     FileType::from_raw_mode(found.st_mode) == FileType::RegularFile
 }
 
-/// Creates a directory, and those above it, unless it exists, and opens it; the name of each one
-/// that was made is then durable.
-pub(crate) fn create_directories(path: &Path) -> Result<Directory> {
+/// Creates a directory for files with these permissions, and those above it, unless it exists, and
+/// opens it; the name of each one that was made is then durable.
+pub(crate) fn create_directories(path: &Path, file_mode: u32) -> Result<Directory> {
     let mut to_make = vec![path];
     while let Some(&next) = to_make.last() {
-        if make_directory(next)? {
+        let mode = if next == path {
+            directory_mode(Mode::from_raw_mode(file_mode))
+        } else {
+            Mode::from_raw_mode(0o777)
+        };
+        if make_directory(next, mode)? {
             to_make.pop();
         } else {
             to_make.push(parent_of(next));
         }
     }
-    Directory::open(path)?
-        .ok_or_else(|| StorageError::new(Operation::Open.verb(), path, Errno::NOENT.into()))
+    let opened = Directory::open(path)?;
+    let opened = opened.map(|directory| directory.with_file_mode(file_mode));
+    opened.ok_or_else(|| StorageError::new(Operation::Open.verb(), path, Errno::NOENT.into()))
 }
 
 /// Creates a directory unless it exists; false if the one above it does not exist.
-fn make_directory(path: &Path) -> Result<bool> {
-    let make = || Ok(rustix::fs::mkdirat(CWD, path, DIRECTORY_MODE)?);
+fn make_directory(path: &Path, mode: Mode) -> Result<bool> {
+    let make = || Ok(rustix::fs::mkdirat(CWD, path, mode)?);
     let Err(error) = Operation::CreateDirectory.run(path, make) else {
         let parent = parent_of(path);
         let opened = Operation::Open.run(parent, || File::open(parent))?;

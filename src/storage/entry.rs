@@ -67,7 +67,8 @@ impl Entry {
         self.open(OFlags::RDWR)
     }
 
-    pub(super) fn write_all(&self, file: &File, bytes: &[u8]) -> Result<()> {
+    /// Writes to a file of that name, at its start or after what was written before.
+    pub(crate) fn write_all(&self, file: &File, bytes: &[u8]) -> Result<()> {
         let written = Stream(file, &self.path).write_all(bytes);
         written.context(Operation::Write.verb(), &self.path)
     }
@@ -96,7 +97,7 @@ impl Entry {
         if_exists(self.open(OFlags::WRONLY))
     }
 
-    /// Shortens a file, if it exists.
+    /// Shortens a file, if it exists, or lengthens it by a hole.
     pub(crate) fn truncate(&self, len: u64) -> Result<()> {
         match self.open_to_write()? {
             Some(file) => Operation::Truncate.run(&self.path, || file.set_len(len)),
@@ -162,6 +163,7 @@ impl Entry {
     /// Replaces the file by `bytes` in one step that a crash leaves either done or not: write a
     /// temporary file, flush it, rename it over, flush the directory.
     pub(crate) fn replace(&self, bytes: &[u8]) -> Result<()> {
+        self.fits_file_size_limit(bytes.len() as u64)?;
         let temporary = self.with_extension("tmp");
         let write = || {
             let file = temporary.create(OFlags::WRONLY | OFlags::TRUNC)?;

@@ -8,19 +8,19 @@ use super::Operation;
 
 /// A failed operation on a file or directory.
 #[derive(Debug, thiserror::Error)]
-#[error("could not {action} {}: {source}", path.display())]
+#[error("could not {action} {}: {cause}", path.display())]
 pub struct StorageError {
     action: &'static str,
     path: PathBuf,
-    source: io::Error,
+    cause: io::Error,
 }
 
 impl StorageError {
-    pub(crate) fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
+    pub(crate) fn new(action: &'static str, path: &Path, cause: io::Error) -> Self {
         Self {
             action,
             path: path.to_path_buf(),
-            source,
+            cause,
         }
     }
 
@@ -36,16 +36,16 @@ impl StorageError {
 
     /// The operating system's error.
     pub fn io_error(&self) -> &io::Error {
-        &self.source
+        &self.cause
     }
 
     /// The same failure, for somebody else to be told of.
     pub(crate) fn retold(&self) -> Self {
-        let source = match self.source.raw_os_error() {
+        let cause = match self.cause.raw_os_error() {
             Some(code) => io::Error::from_raw_os_error(code),
-            None => io::Error::new(self.source.kind(), self.source.to_string()),
+            None => io::Error::new(self.cause.kind(), self.cause.to_string()),
         };
-        Self::new(self.action, &self.path, source)
+        Self::new(self.action, &self.path, cause)
     }
 
     /// Whether it was a flush that failed, of a file or of the names in a directory, so that what
@@ -56,7 +56,7 @@ impl StorageError {
 
     /// Whether it was a file that could not be mapped for want of mappings or of address space.
     pub(crate) fn is_unmappable(&self) -> bool {
-        self.action == Operation::Map.verb() && self.source.kind() == io::ErrorKind::OutOfMemory
+        self.action == Operation::Map.verb() && self.cause.kind() == io::ErrorKind::OutOfMemory
     }
 
     /// Whether the device, quota or size limit is exhausted, or the mappings that a process may have
@@ -64,7 +64,7 @@ impl StorageError {
     /// helped by it.
     pub fn is_full(&self) -> bool {
         let is_space = matches!(
-            self.source.kind(),
+            self.cause.kind(),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
         );
         is_space && !self.is_failed_flush() || self.is_unmappable()
@@ -88,7 +88,7 @@ impl<T> Context<T> for io::Result<T> {
 pub(super) fn if_exists<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(found) => Ok(Some(found)),
-        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.cause.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }

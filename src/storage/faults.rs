@@ -198,7 +198,10 @@ pub(super) fn around<T>(
     }
     let result = match effect {
         Some(Effect::Fail(error)) => return Err(error.into()),
-        Some(Effect::FailAfter(error)) => call().and(Err(error.into())),
+        Some(Effect::FailAfter(error)) => {
+            let _ = call();
+            Err(error.into())
+        }
         Some(Effect::Short) | None => call(),
     };
     // It has happened.

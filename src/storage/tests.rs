@@ -26,11 +26,11 @@ fn file() -> (tempfile::TempDir, PathBuf, Entry) {
 fn missing_directories_are_created_and_existing_ones_are_left_alone() {
     let root = tempfile::tempdir().unwrap();
     let deep = root.path().join("a/b/c");
-    create_directories(&deep).unwrap();
+    create_directories(&deep, 0o600).unwrap();
     fs::write(deep.join("f"), b"x").unwrap();
-    create_directories(&deep).unwrap();
+    create_directories(&deep, 0o600).unwrap();
     assert_eq!(list(&deep), ["f"]);
-    let error = create_directories(&deep.join("f/d")).unwrap_err();
+    let error = create_directories(&deep.join("f/d"), 0o600).unwrap_err();
     assert_eq!(error.path(), deep.join("f/d"));
 }
 
@@ -39,13 +39,13 @@ fn a_directory_that_cannot_be_looked_at_is_not_said_to_be_in_the_way() {
     let root = tempfile::tempdir().unwrap();
     let plan = plan(Operation::Inspect, 1, Effect::Fail(Errno::IO));
     let _fault = faults::watch(root.path(), vec![plan]);
-    let error = create_directories(root.path()).unwrap_err();
+    let error = create_directories(root.path(), 0o600).unwrap_err();
     assert_eq!(error.action(), "inspect");
     assert_eq!(
         error.io_error().raw_os_error(),
         Some(Errno::IO.raw_os_error())
     );
-    assert!(create_directories(root.path()).is_ok());
+    assert!(create_directories(root.path(), 0o600).is_ok());
 }
 
 #[test]
@@ -53,12 +53,12 @@ fn the_names_of_new_directories_are_flushed() {
     let root = tempfile::tempdir().unwrap();
     let fault = faults::fail_flushes(root.path().join("a"));
     assert!(
-        create_directories(&root.path().join("a/b"))
+        create_directories(&root.path().join("a/b"), 0o600)
             .unwrap_err()
             .is_failed_flush()
     );
     drop(fault);
-    assert!(create_directories(&root.path().join("a/b")).is_ok());
+    assert!(create_directories(&root.path().join("a/b"), 0o600).is_ok());
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn calls_that_a_signal_interrupts_are_made_again() {
     let interrupted = Effect::Fail(Errno::INTR);
     let plans = operations.map(|operation| plan(operation, 1, interrupted));
     let fault = faults::watch(root.path(), plans.into());
-    create_directories(&root.path().join("d")).unwrap();
+    create_directories(&root.path().join("d"), 0o600).unwrap();
     entry.create_allocated(4096, 4096).unwrap();
     entry.replace(b"new").unwrap();
     assert_eq!(entry.read_start(10).unwrap().unwrap(), b"new");

@@ -1,7 +1,7 @@
 //! Options: those that cannot be are typed errors, and nothing is created or changed.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use logmill::{Builder, Durability, EnqueueError, EnqueueOptions, OpenError, Queue, RetryPolicy};
@@ -159,19 +159,83 @@ fn job_options_out_of_range_are_errors_and_enqueue_nothing() {
 }
 
 #[test]
-fn a_path_that_is_no_directory_is_a_storage_error_that_names_it() {
+fn a_path_that_is_no_directory_is_an_error_that_names_what_is_in_the_way() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, b"mine").unwrap();
     for path in [file.clone(), file.join("queue")] {
         let error = builder(&path).open().expect_err("not a directory");
-        assert!(matches!(error, OpenError::Storage(_)), "{error}");
+        match error {
+            OpenError::NotADirectory { path } => assert_eq!(path, file),
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+    // Where nothing can be made though the parent is there.
+    let error = builder("/proc/self/queue")
+        .open()
+        .expect_err("no directory");
+    assert!(matches!(error, OpenError::Storage(_)), "{error}");
+}
+
+#[test]
+fn files_are_the_owners_alone_unless_asked_otherwise() {
+    use std::os::unix::fs::PermissionsExt;
+    let mode_of = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    // The umask may take away from what is asked.
+    let probe = tempfile::tempdir().unwrap();
+    fs::write(probe.path().join("probe"), b"").unwrap();
+    let umask = 0o666 & !mode_of(&probe.path().join("probe"));
+    for (asked, file, directory) in [(None, 0o600, 0o700), (Some(0o640), 0o640, 0o750)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("queue");
+        let mut options = builder(&path);
+        if let Some(mode) = asked {
+            options = options.file_mode(mode);
+        }
+        let queue = open(options);
+        queue.enqueue(b"job").unwrap();
+        queue.consumer().next().unwrap().dead_letter("of no use");
+        queue.flush().unwrap();
+        assert_eq!(mode_of(&path), directory & !umask);
+        for (name, content) in listing(&path) {
+            let expected = if content.is_some() { file } else { directory };
+            assert_eq!(mode_of(&path.join(&name)), expected & !umask, "{name:?}");
+        }
+    }
+    for mode in [0o400, 0o1600, 0o077] {
+        let dir = tempfile::tempdir().unwrap();
+        let error = builder(dir.path()).file_mode(mode).open().err().unwrap();
         assert!(
-            error.to_string().contains(file.to_str().unwrap()),
+            matches!(
+                error,
+                OpenError::InvalidOption {
+                    option: "file_mode",
+                    ..
+                }
+            ),
             "{error}"
         );
     }
-    assert_eq!(fs::read(&file).unwrap(), b"mine");
+}
+
+#[test]
+fn an_error_shows_its_cause_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    let storage = || builder("/proc/self/queue").open().err().unwrap();
+    let letter = queue.enqueue(b"job").unwrap();
+    let errors: [anyhow::Error; 4] = [
+        storage().into(),
+        builder(dir.path()).open().err().unwrap().into(),
+        queue.dead_letters().replay(letter).err().unwrap().into(),
+        logmill::DeadLetterError::from(EnqueueError::Closed).into(),
+    ];
+    for error in errors {
+        // With all of its sources, and without.
+        assert_eq!(format!("{error:#}"), error.to_string());
+    }
+    assert!(storage().to_string().contains("os error"));
 }
 
 #[test]

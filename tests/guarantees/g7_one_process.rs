@@ -1,10 +1,13 @@
 //! Guarantee 7, one process owns a queue directory: a second open gets a typed error that names
 //! the holder, whether it is another process or the same one.
 
+use std::fs;
 use std::path::Path;
 use std::process::{self, Command};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use logmill::OpenError;
 
@@ -117,4 +120,79 @@ fn a_closed_queue_can_be_opened_at_once_even_while_processes_are_started() {
         is_over.store(true, Ordering::Relaxed);
         opened.unwrap();
     });
+}
+
+#[test]
+fn whoever_waits_for_the_lock_gets_it_when_it_is_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    queue.enqueue(b"job").unwrap();
+    let short = Duration::from_millis(20);
+    let refused = builder(dir.path()).wait_for_lock(short).open();
+    assert!(matches!(refused, Err(OpenError::Locked { .. })));
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| open(builder(dir.path()).wait_for_lock(PATIENCE)));
+        // As a deploy does.
+        thread::sleep(short);
+        queue.close().unwrap();
+        assert_eq!(drain_payloads(&waiter.join().unwrap()), [b"job"]);
+    });
+}
+
+#[test]
+fn of_many_that_create_a_queue_at_once_one_gets_it_and_the_others_are_told_that_it_is_locked() {
+    for _ in 0..50 {
+        let dir = tempfile::tempdir().unwrap();
+        let queue_dir = dir.path().join("queue");
+        let barrier = Barrier::new(4);
+        let opened: Vec<_> = thread::scope(|scope| {
+            let open = || {
+                barrier.wait();
+                builder(&queue_dir).open()
+            };
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        let (opened, refused): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
+        assert_eq!(opened.len(), 1);
+        for refused in refused {
+            assert!(matches!(refused, Err(OpenError::Locked { .. })));
+        }
+    }
+}
+
+#[test]
+fn deleting_the_lock_file_lets_nobody_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let _queue = open(builder(dir.path()));
+    fs::remove_file(dir.path().join("LOCK")).unwrap();
+    let refused = builder(dir.path()).open();
+    assert!(matches!(refused, Err(OpenError::Locked { pid: None, .. })));
+}
+
+#[test]
+fn a_queue_that_is_moved_goes_on_with_its_own_files_and_leaves_those_at_its_old_place_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let (old, new) = (root.path().join("old"), root.path().join("new"));
+    let moved = open(builder(&old));
+    moved.enqueue(&payload_of(0, 1000)).unwrap();
+    fs::rename(&old, &new).unwrap();
+    let other = open(builder(&old));
+    for number in 1000..1300 {
+        other.enqueue(&payload_of(number, 1000)).unwrap();
+    }
+    // Both roll, retire and remove files of the same names.
+    for number in 1..1000 {
+        moved.enqueue(&payload_of(number, 1000)).unwrap();
+        if number % 100 == 0 {
+            drain(&moved);
+        }
+    }
+    moved.flush().unwrap();
+    moved.close().unwrap();
+    other.close().unwrap();
+    let other = open(builder(&old));
+    assert_eq!(drain_numbers(&other), (1000..1300).collect::<Vec<_>>());
+    let moved = open(builder(&new));
+    assert_eq!(drain_numbers(&moved), (901..1000).collect::<Vec<_>>());
 }

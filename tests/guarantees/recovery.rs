@@ -205,16 +205,21 @@ fn leftovers_of_a_replaced_manifest_and_files_of_others_are_no_obstacle() {
 
 #[test]
 fn a_creation_that_was_cut_short_is_begun_again() {
-    let cases: [(&str, &[&str]); 4] = [
+    let cases: [(&str, &[&str]); 6] = [
         ("nothing was created", &[]),
         ("only the lock file", &["LOCK"]),
         ("half a manifest", &["LOCK", "MANIFEST.tmp"]),
         ("half a manifest alone", &["MANIFEST.tmp"]),
+        ("its directories", &["LOCK", "log/00/", "log/01/", "dead/"]),
+        ("the root of a file system", &["lost+found/"]),
     ];
     for (what, names) in cases {
         let dir = tempfile::tempdir().unwrap();
         for name in names {
-            fs::write(dir.path().join(name), b"1234").unwrap();
+            match name.strip_suffix('/') {
+                Some(name) => fs::create_dir_all(dir.path().join(name)).unwrap(),
+                None => fs::write(dir.path().join(name), b"1234").unwrap(),
+            }
         }
         let (queue, report) = open_any(builder(dir.path()));
         assert!(report.is_clean(), "{what}: {report:?}");
@@ -286,9 +291,11 @@ fn a_directory_without_a_manifest_that_is_not_empty_is_refused_and_not_touched()
     fs::write(other.path().join("thesis.tex"), b"years of work").unwrap();
     let nested = tempfile::tempdir().unwrap();
     fs::create_dir(nested.path().join("photos")).unwrap();
-    for dir in [lost, other, nested] {
+    for (dir, inside) in [(lost, "dead"), (other, "thesis.tex"), (nested, "photos")] {
         match assert_refused(dir.path(), "no manifest") {
-            OpenError::ManifestMissing { path } => assert_eq!(path, dir.path()),
+            OpenError::ManifestMissing { path, found } => {
+                assert_eq!((path.as_path(), &*found), (dir.path(), inside));
+            }
             other => panic!("{other}"),
         }
     }
