@@ -30,8 +30,18 @@ pub struct Stats {
     pub bytes: u64,
     /// Segments, the dead letter log's included.
     pub segments: u64,
-    /// How long ago the oldest job that is not settled was enqueued; None if there is none.
+    /// How long ago the oldest job that is not settled was enqueued, delayed jobs included; None if
+    /// there is none. By its place in the log: a job that was delayed for long may have been moved to
+    /// the end of it.
     pub oldest: Option<Duration>,
+    /// How long the job has been due that waits longest for a consumer; None if none waits. What to
+    /// alert on: it grows when consumers are stuck or do not keep up, and neither a delay nor a
+    /// backoff nor a slow handler counts.
+    ///
+    /// As far as up to 4,096 jobs of each stripe tell that are not due and that no consumer has come
+    /// to. Jobs that are delivered one at a time, as the process died with them in a handler, do not
+    /// count.
+    pub oldest_ready: Option<Duration>,
     /// Jobs found when the queue was opened, as in [`RecoveryReport`](crate::RecoveryReport): those
     /// of sealed segments, which are checked later, before their check.
     pub recovered: u64,
@@ -101,6 +111,7 @@ impl Stats {
             bytes: log.bytes + dead_log.bytes,
             segments: log.segments + dead_log.segments,
             oldest: oldest.map(|oldest| Timestamp::now().since(oldest)),
+            oldest_ready: dispatch.longest_wait().filter(|_| ready > 0),
             recovered: engine.recovered,
             lost: log.lost,
             enqueued: log.appended.saturating_sub(moved.copied),
@@ -111,5 +122,111 @@ impl Stats {
             dead_lettered: counters.dead_lettered + dead_log.dying,
             quarantined: quarantined + dead_log.quarantined,
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::dispatch::source::Source;
+    use crate::engine::Running;
+    use crate::options::Builder;
+    use crate::producer::Place;
+    use crate::time::stopped;
+    use crate::{EnqueueOptions, RetryPolicy};
+
+    const START: u64 = 1_000_000;
+
+    /// Opens a queue at a second.
+    fn open_at(dir: &tempfile::TempDir, second: u64) -> Arc<Running> {
+        stopped::set(Some(Duration::from_secs(START + second)));
+        let policy = RetryPolicy::fixed(Duration::from_secs(5));
+        let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
+        Arc::new(Running::open_idle(&builder.retry(policy)).unwrap().0)
+    }
+
+    fn enqueue(running: &Running, options: EnqueueOptions) {
+        let place = Place::on(&running.dispatch().stripes()[0]);
+        running.enqueue_with(place, b"job", &options).unwrap();
+    }
+
+    fn take(running: &Running, consumer: &Source<Arc<Running>>) -> Option<impl FnOnce(bool)> {
+        let (lease, attempt, delivery) = running.begin(consumer.try_next()?).unwrap();
+        Some(move |ack| match ack {
+            true => running.ack(lease, delivery, attempt),
+            false => running.fail(lease, delivery, attempt, "not yet".into()),
+        })
+    }
+
+    /// The seconds for which the job has been due that waits longest, at a second.
+    fn wait_at(running: &Running, second: u64) -> Option<u64> {
+        stopped::set(Some(Duration::from_secs(START + second)));
+        running.turn_timer();
+        let wait = Stats::of(running).oldest_ready?;
+        Some(wait.as_secs())
+    }
+
+    #[test]
+    fn the_longest_wait_is_that_of_jobs_that_are_due_and_in_no_hands() {
+        let dir = tempfile::tempdir().unwrap();
+        let running = open_at(&dir, 0);
+        let now = EnqueueOptions::new;
+        let delay = |seconds| now().delay(Duration::from_secs(seconds));
+        enqueue(&running, delay(3600));
+        assert_eq!(wait_at(&running, 10), None);
+        enqueue(&running, delay(20));
+        enqueue(&running, now());
+        enqueue(&running, now());
+        // Behind two delayed ones, with no consumer.
+        assert_eq!(wait_at(&running, 14), Some(4));
+        // In the deque of a consumer that is busy.
+        let consumer = Source::new(Arc::clone(&running));
+        let first = take(&running, &consumer).unwrap();
+        assert_eq!(wait_at(&running, 17), Some(7));
+        let second = take(&running, &consumer).unwrap();
+        assert_eq!(wait_at(&running, 29), None);
+        // It comes back from the timer.
+        assert_eq!(wait_at(&running, 30), Some(0));
+        assert_eq!(wait_at(&running, 31), Some(1));
+        let third = take(&running, &consumer).unwrap();
+        assert_eq!(wait_at(&running, 32), None);
+        // Retries wait from the end of their backoff.
+        first(false);
+        second(true);
+        assert_eq!(wait_at(&running, 36), None);
+        assert_eq!(wait_at(&running, 37), Some(0));
+        assert_eq!(wait_at(&running, 40), Some(3));
+        take(&running, &consumer).unwrap()(true);
+        third(true);
+        assert_eq!(wait_at(&running, 41), None);
+        enqueue(&running, now());
+        drop(consumer);
+        drop(running);
+        // Before anybody has looked at its segment.
+        let running = open_at(&dir, 50);
+        assert_eq!(Stats::of(&running).depth(), 2);
+        let consumer = Source::new(Arc::clone(&running));
+        take(&running, &consumer).unwrap()(true);
+        assert_eq!(wait_at(&running, 51), None);
+        enqueue(&running, now());
+        assert_eq!(wait_at(&running, 55), Some(4));
+        stopped::set(None);
+    }
+
+    #[test]
+    fn the_longest_wait_is_known_of_jobs_found_at_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let running = open_at(&dir, 0);
+        enqueue(&running, EnqueueOptions::new());
+        drop(running);
+        let running = open_at(&dir, 50);
+        assert_eq!(wait_at(&running, 55), Some(55));
+        let consumer = Source::new(Arc::clone(&running));
+        let job = take(&running, &consumer).unwrap();
+        assert_eq!(wait_at(&running, 56), None);
+        job(true);
+        stopped::set(None);
     }
 }

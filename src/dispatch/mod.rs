@@ -2,11 +2,12 @@
 //!
 //! A consumer claims runs of records into a deque of its own, and makes one run at a time into
 //! leases, in a second deque; idle consumers steal from both. What comes back (retries, due jobs)
-//! goes through an injector. While jobs wait in both, a consumer takes one of each in turn, so that
+//! goes through a queue of its own. While jobs wait in both, a consumer takes one of each in turn, so that
 //! neither a flood of retries nor one of new jobs holds up the other. Jobs that a handler had when a
 //! process died are delivered one at a time, and so pass none of these. The deques are Chase and
 //! Lev's (SPAA 2005), as crossbeam builds them.
 
+mod came_back;
 mod compaction;
 pub(crate) mod leases;
 #[cfg(all(loom, test))]
@@ -22,9 +23,11 @@ pub(crate) mod timer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use crossbeam_deque::{Injector, Steal};
+use crossbeam_deque::Steal;
 
+use self::came_back::CameBack;
 use self::registry::{Place, Registry};
 use self::sleep::EventCount;
 use self::source::{Deques, Looking, Turn};
@@ -49,7 +52,7 @@ pub(crate) struct Dispatch {
     /// The stripes of those who enqueue.
     pub(crate) turns: Turns,
     /// Jobs that are due again, and jobs that a consumer gave back.
-    injector: Injector<Lease>,
+    came_back: CameBack,
     pub(crate) suspects: Suspects<Lease>,
     consumers: Registry,
     pub(crate) sleepers: Arc<EventCount>,
@@ -86,7 +89,7 @@ impl Dispatch {
         Self {
             turns: Turns::new(stripes.len()),
             stripes,
-            injector: Injector::new(),
+            came_back: CameBack::new(),
             suspects: Suspects::new(),
             consumers: Registry::new(),
             sleepers,
@@ -117,23 +120,36 @@ impl Dispatch {
     /// Jobs that are claimed and wait for a consumer.
     pub(crate) fn queued(&self) -> u64 {
         let in_deques = self.consumers.queued();
-        in_deques + self.injector.len() as u64 + self.suspects.len() as u64
+        in_deques + self.came_back.len() as u64 + self.suspects.len() as u64
+    }
+
+    /// For how long the job that waits longest for a consumer has been due.
+    pub(crate) fn longest_wait(&self) -> Option<Duration> {
+        let now = Now::of(self.clock);
+        let new = self.stripes.iter().filter_map(|stripe| {
+            let since = stripe.waiting_since(now.wall)?;
+            Some(now.wall.since(since))
+        });
+        let came_back = self.came_back.oldest();
+        let came_back = came_back.map(|since| now.tick.since(since));
+        new.chain(came_back).max()
     }
 
     /// Makes a job available to all consumers at once.
     pub(crate) fn inject(&self, lease: Lease) {
-        self.injector.push(lease);
+        self.came_back.push(lease, self.clock.now());
         self.sleepers.notify_fenced(1);
     }
 
     /// Makes jobs available to all consumers.
     pub(crate) fn inject_all(&self, leases: Vec<Lease>) {
         let count = leases.len();
+        let now = self.clock.now();
         for lease in leases {
             if lease.is_suspect() {
                 self.add_suspect(lease);
             } else {
-                self.injector.push(lease);
+                self.came_back.push(lease, now);
             }
         }
         self.sleepers.notify_fenced(count);
@@ -155,7 +171,7 @@ impl Dispatch {
     /// The next job for the consumer that owns the deques, if there is one at hand.
     #[inline]
     fn find_at_hand(&self, own: &Deques) -> Option<Lease> {
-        match self.injector.is_empty() {
+        match self.came_back.is_empty() {
             // Whose turn is next matters only once something came back.
             true => own.leases.pop(),
             false => self.find_in_turn(own),
@@ -206,7 +222,7 @@ impl Dispatch {
 
     /// A job that came back. One at a time: of a batch, those behind a slow job would wait for it.
     fn take_back(&self, own: &Deques) -> Option<Lease> {
-        let lease = steal(|| self.injector.steal())?;
+        let lease = steal(|| self.came_back.steal())?;
         own.turn.set(Turn::New);
         Some(lease)
     }
@@ -376,7 +392,7 @@ impl Dispatch {
         &self,
         lease: Lease,
         attempts: u32,
-        delay: Option<std::time::Duration>,
+        delay: Option<Duration>,
         late: bool,
     ) -> bool {
         let delay = delay.unwrap_or_else(|| self.retry.backoff(attempts));
@@ -393,7 +409,7 @@ impl Dispatch {
 
     /// Whether a consumer that has registered as a sleeper, and fenced, must look again.
     fn may_have_work(&self) -> bool {
-        !self.injector.is_empty()
+        !self.came_back.is_empty()
             || self.suspects.can_take()
             || self.stripes.iter().any(Stripe::may_have_work)
             || self.consumers.has_work()

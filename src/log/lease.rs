@@ -395,9 +395,40 @@ impl Pinned {
         None
     }
 
-    /// As [`oldest_enqueued_at`](Self::oldest_enqueued_at), of a segment that is unscanned and that
-    /// nobody mends meanwhile. None also if that job is damaged, or cannot be found for damage.
-    pub(crate) fn peek_oldest(&self) -> Option<Timestamp> {
+    /// Since when the first job has been due that no handler of this process has had, looking at no
+    /// more records than `budget`. Those that such a handler has had are in another's hands, wait in
+    /// the timer, or came back.
+    pub(crate) fn waiting_since(&self, now: Timestamp, budget: &mut u32) -> Option<Timestamp> {
+        let segment = &*self.segment;
+        let claimed = segment.claimed().units;
+        let hint = Position {
+            index: 0,
+            // Relaxed, here and below: any of the values ever stored is a right place to start.
+            units: segment.waiting.load(Ordering::Relaxed),
+        };
+        let mut is_passed = true;
+        for record in self.records(hint) {
+            *budget = budget.checked_sub(1)?;
+            let header = record.header();
+            let is_live = header.kind == KIND_JOB && !self.maps.acks.is_done(header.index);
+            let is_claimed = record.units() < claimed;
+            let was_delivered =
+                is_claimed && self.maps.acks.deliveries(header.index) != Deliveries::default();
+            if is_live && !was_delivered && header.due_at <= now {
+                return Some(header.enqueued_at.max(header.due_at));
+            }
+            // One that is claimed and not due is in the timer, and comes back from there.
+            is_passed &= !is_live || is_claimed;
+            if is_passed {
+                segment.waiting.store(record.next(), Ordering::Relaxed);
+            }
+        }
+        None
+    }
+
+    /// The first job that is not done, in a segment that is unscanned and that nobody mends
+    /// meanwhile. None also if it is damaged, or cannot be found for damage.
+    pub(crate) fn peek_first(&self) -> Option<Header> {
         let records = &self.maps.records;
         let Position { index, units: end } = self.segment.closed()?;
         let mut present = 0;
@@ -422,7 +453,7 @@ impl Pinned {
             if header.kind == KIND_JOB && !self.maps.acks.is_done(header.index) {
                 read_in(record.next())?;
                 let salt = self.segment.identity().salt;
-                return Some(records.valid_record(units, end, salt)?.header().enqueued_at);
+                return Some(*records.valid_record(units, end, salt)?.header());
             }
             units = record.next();
         }

@@ -155,8 +155,10 @@ pub(crate) struct Segment {
     named: AtomicBool,
     /// A position with no job that is not done before it: where to look for the oldest.
     pub(super) oldest: AtomicU32,
-    /// When its first job that is not done was enqueued, as found before it was scanned.
-    pub(super) first_job: OnceLock<Option<Timestamp>>,
+    /// A position with no job before it that waits for its first handler, or will.
+    pub(super) waiting: AtomicU32,
+    /// Its first job that is not done, as found before it was scanned.
+    pub(super) first_job: OnceLock<Option<Header>>,
 }
 
 /// The files of a segment.
@@ -339,6 +341,7 @@ impl Segment {
             left: AtomicBool::new(false),
             named: AtomicBool::new(found.is_some_and(|found| found.sealed)),
             oldest: AtomicU32::new(START.units),
+            waiting: AtomicU32::new(START.units),
             first_job: OnceLock::new(),
         })
     }
@@ -402,6 +405,13 @@ impl Segment {
     /// Records that are done without having been acked since the open.
     pub(crate) fn not_acked(&self) -> u32 {
         self.not_acked.load(Ordering::Relaxed)
+    }
+
+    /// Whether it may have a job that waits for its first handler, or will.
+    pub(super) fn may_have_waiting(&self) -> bool {
+        // Relaxed: it only grows.
+        let passed = self.waiting.load(Ordering::Relaxed);
+        self.closed().is_none_or(|end| passed < end.units)
     }
 
     /// Takes note that it is full.

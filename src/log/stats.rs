@@ -2,10 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
-use super::record::UNIT;
-use super::segment::{START, Segment};
+use super::record::{Header, UNIT};
+use super::segment::{Pinned, START, Segment};
 use super::{DEAD_ORIGIN, Stripe};
 use crate::Timestamp;
+
+/// Most records of a stripe that are looked at for one that waits for a consumer.
+const MOST_LOOKED_AT: u32 = 4096;
 
 /// What a stripe holds, for statistics. All but `bytes` and `segments` in jobs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,27 +89,61 @@ impl Stripe {
     /// When the oldest job that is not done was enqueued. Neither scans nor waits: where somebody
     /// else is at it, or the first job is damaged, what comes after counts.
     pub(crate) fn oldest_enqueued_at(&self) -> Option<Timestamp> {
+        let may_have = |_: &Segment| true;
+        self.find_in_order(may_have, |segment| match segment {
+            Looked::At(pinned) => pinned.oldest_enqueued_at(),
+            Looked::Ahead(first) => Some(first.enqueued_at),
+        })
+    }
+
+    /// Since when the first job has been due that waits for its first handler. Looks, as
+    /// [`oldest_enqueued_at`](Self::oldest_enqueued_at) does, at so many records only: delayed jobs
+    /// that no consumer has come to may hide one behind them.
+    pub(crate) fn waiting_since(&self, now: Timestamp) -> Option<Timestamp> {
+        let mut budget = MOST_LOOKED_AT;
+        self.find_in_order(Segment::may_have_waiting, |segment| match segment {
+            Looked::At(pinned) => pinned.waiting_since(now, &mut budget),
+            Looked::Ahead(first) => {
+                (first.due_at <= now).then(|| first.enqueued_at.max(first.due_at))
+            }
+        })
+    }
+
+    /// What is found in the first segment in which it is. One after the other: not all need be
+    /// looked at.
+    fn find_in_order(
+        &self,
+        may_have: impl Fn(&Segment) -> bool,
+        mut find: impl FnMut(Looked<'_>) -> Option<Timestamp>,
+    ) -> Option<Timestamp> {
         let segments: Vec<_> = self.segments.read().iter().cloned().collect();
-        // One after the other: all but the first with a job need not be looked at.
         segments
             .iter()
-            .filter(|segment| !Segment::is_complete(segment))
+            .filter(|segment| !Segment::is_complete(segment) && may_have(segment))
             .find_map(|segment| {
                 if !segment.is_unscanned() {
-                    return segment.look().ok()??.oldest_enqueued_at();
+                    return find(Looked::At(&segment.look().ok()??));
                 }
                 // No job of it can be done before it is scanned, so the first look serves for all.
-                if let Some(&known) = segment.first_job.get() {
-                    return known;
+                if let Some(first) = segment.first_job.get() {
+                    return find(Looked::Ahead(first.as_ref()?));
                 }
                 // Held so that nobody mends what is looked at.
                 let _step = self.step.try_lock()?;
                 let pinned = segment.look().ok()??;
                 if segment.is_unscanned() {
-                    *segment.first_job.get_or_init(|| pinned.peek_oldest())
+                    let first = segment.first_job.get_or_init(|| pinned.peek_first());
+                    find(Looked::Ahead(first.as_ref()?))
                 } else {
-                    pinned.oldest_enqueued_at()
+                    find(Looked::At(&pinned))
                 }
             })
     }
+}
+
+/// What a look at the log finds of a segment.
+enum Looked<'a> {
+    At(&'a Pinned),
+    /// It is to be scanned before it is read from; its first job that is not done.
+    Ahead(&'a Header),
 }
