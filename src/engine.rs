@@ -19,8 +19,8 @@ use crate::home::{Directories, Home};
 use crate::job::Attempt;
 use crate::lasting::Lasting;
 use crate::log::poison::Poison;
-use crate::log::recovery::{Recovery, RecoveryReport};
-use crate::log::segment::{Lease, Unsettled};
+use crate::log::recovery::{Recovery, RecoveryReport, count_segments};
+use crate::log::segment::{self, Lease, Unsettled};
 use crate::log::{DEAD_ORIGIN, LogConfig, SpaceBudget, Stripe};
 use crate::maintenance::{self, Signal};
 use crate::options::{Builder, Durability};
@@ -147,7 +147,7 @@ impl Engine {
             segment_size: manifest.segment_size,
             starts_ready: true,
             queue: Arc::clone(home.directory()),
-            budget: Arc::new(SpaceBudget::new(builder.max_bytes)),
+            budget: Arc::new(SpaceBudget::new(builder.max_bytes, manifest.segment_size)),
             poison: Arc::clone(&poison),
             kick,
             sleepers: Arc::clone(&sleepers),
@@ -162,6 +162,13 @@ impl Engine {
         };
         for directory in directories.lost {
             recovery.report_lost_directory(directory);
+        }
+        if builder.max_bytes.is_some() {
+            let capacity = segment::capacity_of(manifest.segment_size);
+            for directory in &directories.stripes {
+                let found = count_segments(&directory.list()?, capacity);
+                config.budget.expect(found * manifest.segment_size);
+            }
         }
         let mut stripes = Vec::new();
         let mut settles = Vec::new();
@@ -179,7 +186,7 @@ impl Engine {
         let dead_config = LogConfig {
             // Most queues never have a letter.
             starts_ready: false,
-            budget: Arc::new(SpaceBudget::new(None)),
+            budget: Arc::new(SpaceBudget::new(None, 0)),
             // Letters take no room.
             lost: Arc::new(|_| ()),
             ..config.clone()
@@ -568,9 +575,15 @@ impl Engine {
         result
     }
 
-    /// Moves the live jobs of mostly done segments to the end of the log.
-    pub(crate) fn compact(&self) -> Result<(), Arc<StorageError>> {
-        self.dispatch.compact()
+    /// Moves jobs that wait out of segments that nothing else keeps; returns whether there were any.
+    /// `is_short`: producers find no room.
+    pub(crate) fn compact(&self, is_short: bool) -> Result<bool, Arc<StorageError>> {
+        let moved = self.dispatch.compact(is_short);
+        if is_short {
+            // In the segment that was in reserve; the rest comes with the segments that are done.
+            self.room.notify_all();
+        }
+        moved
     }
 
     /// Refuses further enqueues, wakes everybody, and leaves on disk what the next open needs

@@ -127,6 +127,8 @@ pub(crate) fn run(engine: &Engine) {
 /// What the thread remembers from one turn to the next.
 pub(crate) struct Upkeep {
     next_compaction: Instant,
+    /// When jobs are moved to make room, if room is short: not again at once where that made none.
+    next_relief: Instant,
     failed: bool,
     failures: Lasting,
     next_seal: Option<Duration>,
@@ -137,6 +139,7 @@ impl Upkeep {
     pub(crate) fn new() -> Self {
         Self {
             next_compaction: time::now() + COMPACTION_INTERVAL,
+            next_relief: time::now(),
             failed: false,
             failures: Lasting::default(),
             next_seal: None,
@@ -227,9 +230,21 @@ impl Upkeep {
             for stripe in stripes {
                 stripe.flush_ahead().unwrap_or_else(&mut note);
             }
-            if time::now() >= self.next_compaction {
-                engine.compact().unwrap_or_else(&mut note);
-                self.next_compaction = time::now() + COMPACTION_INTERVAL;
+            let now = time::now();
+            let is_due = now >= self.next_compaction;
+            let is_short = stripes.iter().any(Stripe::is_short);
+            if is_due || is_short && now >= self.next_relief {
+                if is_due {
+                    self.next_compaction = now + COMPACTION_INTERVAL;
+                }
+                stripes.iter().for_each(Stripe::end_shortage);
+                let moved = engine.compact(is_short).unwrap_or_else(|error| {
+                    note(error);
+                    false
+                });
+                if !moved {
+                    self.next_relief = now + RETRY_INTERVAL;
+                }
             }
         }
         for failure in self.failures.over_since(WELL_AGAIN) {

@@ -219,6 +219,10 @@ impl Builder {
     /// Most bytes of segment files of the log, counted by whole segments; an enqueue that needs
     /// one more is [`EnqueueError::Full`]. At least three segments a stripe. Default: unlimited.
     ///
+    /// One segment of these is kept for moving jobs that wait, so that a few delayed jobs in each segment
+    /// do not fill the queue; enqueues get the others. Which jobs wait is known once consumers have claimed
+    /// them. A queue that is opened without room for another segment refuses enqueues until then.
+    ///
     /// The dead letter log, and the ack files (about 13% of a segment's size each), are not counted.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = Some(bytes);

@@ -1,73 +1,228 @@
-//! Compaction: jobs that wait for long are moved to the end of the log, so that they do not keep
-//! segments on disk in which everything else is done.
+//! Compaction: jobs that wait in the timer are moved to the end of the log, so that they do not keep
+//! segments in which everything else is done.
 //!
-//! The order is that of dead letters: append the copies, each naming the old one, flush them, then
-//! mark the old ones done and flush that. A job keeps its id, its attempts and its times. Should a
+//! A job keeps its id, its attempts and its times. The order is that of dead letters: append the
+//! copies, each naming the old one, flush them, then mark the old ones done and flush that. Should a
 //! crash come in between, the next open finds the names and marks the old ones.
+//!
+//! Which segments are worth it is said by a [`Rule`]: where there is room, several of which little is
+//! left, and where producers find none, any that is more than a quarter done.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Dispatch;
 use super::timer::{Now, When};
+use crate::Timestamp;
 use crate::log::record::{MAX_META_BYTES, Meta, NewRecord};
+use crate::log::reserve::Left;
 use crate::log::segment::{Lease, Segment, Unsettled};
 use crate::log::{RollError, Stripe};
 use crate::storage::StorageError;
 
-/// A stripe is compacted when it has at least this many segments worth it: fewer are not worth
-/// the flush.
+/// Where there is room, so many segments at least are given up for one flush.
 const MIN_SEGMENTS: usize = 4;
-/// A job that is due within this time is not moved: its segment will be free soon without that.
+/// A job that is due within this time is not moved where there is room: its segment will be free soon
+/// without that.
 const MIN_WAIT: Duration = Duration::from_secs(10);
 
-/// A delayed job on its way.
+/// Which jobs are moved, and where to.
+struct Rule {
+    /// Jobs that are not due within this time.
+    wait: Duration,
+    /// Out of so many segments at least.
+    segments: usize,
+    /// Most bytes that the segment has of which least is left, so that more is freed than taken, ...
+    first: u64,
+    /// ... that each other one has, ...
+    others: u64,
+    /// ... and all have.
+    all: u64,
+    /// Bytes of files that must become free for that.
+    frees: u64,
+    /// To a segment that is held in reserve, rather than the one that is appended to.
+    into_reserve: bool,
+}
+
+impl Rule {
+    fn of(stripe: &Stripe, is_short: bool) -> Self {
+        let size = stripe.segment_size();
+        // Leaves room for the largest record there can be.
+        let three_quarters = size / 4 * 3 - 64;
+        let rule = Self {
+            wait: Duration::ZERO,
+            segments: 1,
+            first: three_quarters,
+            others: size / 4,
+            all: three_quarters,
+            frees: 0,
+            into_reserve: false,
+        };
+        match stripe.room_left() {
+            _ if !is_short => Self {
+                wait: MIN_WAIT,
+                segments: MIN_SEGMENTS,
+                first: size / 4,
+                all: size,
+                ..rule
+            },
+            Some(room) => Self { all: room, ..rule },
+            None => Self {
+                // What is in reserve on the disk must come back.
+                frees: match stripe.is_limited_by_disk() {
+                    true => (size + stripe.ack_file_bytes()) / 4 * 3,
+                    false => 0,
+                },
+                into_reserve: true,
+                ..rule
+            },
+        }
+    }
+
+    /// The segments that are worth it.
+    fn choose(&self, mut all: Vec<Left>) -> Vec<Left> {
+        all.sort_by_key(|left| left.bytes);
+        let mut bytes = 0;
+        let mut most = self.first;
+        let mut is_worth_it = |left: &Left| {
+            bytes += left.bytes;
+            left.bytes <= std::mem::replace(&mut most, self.others) && bytes <= self.all
+        };
+        let fits = all.iter().take_while(|left| is_worth_it(left)).count();
+        all.truncate(fits);
+        let frees: u64 = all.iter().map(|left| left.frees).sum();
+        if all.len() < self.segments || frees < self.frees {
+            all.clear();
+        }
+        all
+    }
+}
+
+/// A job on its way.
 struct Move {
     lease: Lease,
     due: When,
 }
 
-impl Dispatch {
-    /// Moves waiting jobs out of mostly done segments.
-    pub(crate) fn compact(&self) -> Result<(), Arc<StorageError>> {
-        for stripe in &self.stripes {
-            let candidates = stripe.mostly_done();
-            if candidates.len() < MIN_SEGMENTS {
-                continue;
-            }
-            let waiting = self.timer.by_segment(Now::of(self.clock));
-            let mut moves = Vec::new();
-            let mut segments = 0;
-            for (base, live) in candidates {
-                // All that is left of it must be waiting, and for long. A job that a handler may
-                // still ack stays where that handler would mark it done.
-                if waiting
-                    .get(&base)
-                    .is_some_and(|&(count, least)| count == live && least > MIN_WAIT)
-                {
-                    let taken = self.timer.take_segment(base).into_iter();
-                    moves.extend(taken.map(|(lease, due)| Move { lease, due }));
-                    segments += 1;
-                }
-            }
-            if segments < MIN_SEGMENTS {
-                self.put_back(moves);
-                continue;
-            }
-            self.move_to_the_end(stripe, moves)?;
+/// What the record of a moved job has.
+struct Copied {
+    due_at: Timestamp,
+    meta: Vec<u8>,
+}
+
+impl Copied {
+    fn record<'a>(&'a self, lease: &'a Lease) -> NewRecord<'a> {
+        let record = lease.record();
+        NewRecord {
+            enqueued_at: record.header().enqueued_at,
+            due_at: self.due_at,
+            meta: &self.meta,
+            payload: record.payload(),
         }
-        Ok(())
+    }
+}
+
+impl Dispatch {
+    /// Moves waiting jobs out of segments that nothing else keeps. `is_short`: producers find no room.
+    /// Returns whether there were such jobs.
+    pub(crate) fn compact(&self, is_short: bool) -> Result<bool, Arc<StorageError>> {
+        let mut has_moved = false;
+        let mut result = Ok(());
+        // Each, whatever becomes of the others.
+        for (number, stripe) in (0..).zip(&self.stripes) {
+            stripe.set_waiting(self.timer.has_any_of(number));
+            match self.compact_stripe(stripe, is_short) {
+                Ok(moved) => has_moved |= moved,
+                Err(error) => result = Err(error),
+            }
+        }
+        result.map(|()| has_moved)
+    }
+
+    fn compact_stripe(&self, stripe: &Stripe, is_short: bool) -> Result<bool, Arc<StorageError>> {
+        let rule = Rule::of(stripe, is_short);
+        let mut left = stripe.left(rule.first, |base| self.timer.waiting_in(base));
+        if !rule.wait.is_zero() {
+            let bases = left.iter().map(|left| left.base).collect();
+            let soon = self.timer.soon_in(&bases, Now::of(self.clock), rule.wait);
+            left.retain(|left| !soon.contains(&left.base));
+        }
+        let chosen = rule.choose(left);
+        let moves = self.take(&chosen, &rule);
+        if moves.is_empty() {
+            return Ok(false);
+        }
+        match rule.into_reserve {
+            true => self.move_into_reserve(stripe, moves),
+            false => self.move_to_the_end(stripe, moves),
+        }
+    }
+
+    /// Takes the jobs of the chosen segments out of the timer: of each all, or none.
+    fn take(&self, chosen: &[Left], rule: &Rule) -> Vec<Move> {
+        if chosen.is_empty() {
+            return Vec::new();
+        }
+        let bases: HashSet<_> = chosen.iter().map(|left| left.base).collect();
+        let taken = self.timer.take_segments(&bases);
+        let mut counts = HashMap::new();
+        for (lease, _) in &taken {
+            *counts.entry(lease.segment_base()).or_insert(0) += 1;
+        }
+        let is_whole = |left: &&Left| counts.get(&left.base) == Some(&left.jobs);
+        let whole: HashSet<_> = chosen
+            .iter()
+            .filter(is_whole)
+            .map(|left| left.base)
+            .collect();
+        let moves = taken.into_iter().map(|(lease, due)| Move { lease, due });
+        let is_worth_it =
+            whole.len() == chosen.len() || rule.frees == 0 && whole.len() >= rule.segments;
+        let (moves, others): (Vec<_>, Vec<_>) =
+            moves.partition(|one| is_worth_it && whole.contains(&one.lease.segment_base()));
+        self.put_back(others);
+        moves
     }
 
     fn put_back(&self, moves: impl IntoIterator<Item = Move>) {
         for Move { lease, due } in moves {
             // No handler has it, so that none has acked it meanwhile.
-            let _ = self.timer.schedule(lease, due, false);
+            let _ = self.wait(lease, due, false);
         }
     }
 
-    fn move_to_the_end(&self, stripe: &Stripe, moves: Vec<Move>) -> Result<(), Arc<StorageError>> {
+    fn copied(&self, one: &Move) -> Copied {
+        let own = one.lease.meta();
+        let (due_at, delay) = match one.due {
+            When::After(_) => {
+                let now = Now::of(self.clock);
+                let left = now.until(one.due);
+                (now.wall.saturating_add(left), Some(left))
+            }
+            When::At(time) => (time, None),
+        };
+        let meta = Meta {
+            max_attempts: own.max_attempts,
+            settles: Some(one.lease.sequence()),
+            original: Some(one.lease.job()),
+            prior_attempts: one.lease.failed(),
+            prior_crashes: one.lease.crashes(),
+            delay,
+            ..Meta::default()
+        };
+        Copied {
+            due_at,
+            meta: meta.encode(MAX_META_BYTES),
+        }
+    }
+
+    fn move_to_the_end(
+        &self,
+        stripe: &Stripe,
+        moves: Vec<Move>,
+    ) -> Result<bool, Arc<StorageError>> {
         let mut active = stripe.active();
         let mut old = Vec::new();
         let mut unsettled = Vec::new();
@@ -76,13 +231,14 @@ impl Dispatch {
         for one in moves.by_ref() {
             match self.append_copy(stripe, &mut active, &one) {
                 Ok(owed) => {
-                    // Relaxed, here and below: a count for statistics.
-                    self.copied.fetch_add(1, Ordering::Relaxed);
                     unsettled.push(owed);
                     old.push(one.lease);
                 }
                 Err(error) => {
-                    if let RollError::Storage(error) = error {
+                    // That there is no room is no error: it is tried again.
+                    if let RollError::Storage(error) = error
+                        && !error.is_full()
+                    {
                         result = Err(Arc::new(error));
                     }
                     self.put_back([one]);
@@ -91,6 +247,66 @@ impl Dispatch {
             }
         }
         self.put_back(moves);
+        self.settle(stripe, old, unsettled)
+            .and_then(|moved| result.map(|()| moved))
+    }
+
+    fn append_copy(
+        &self,
+        stripe: &Stripe,
+        active: &mut Arc<Segment>,
+        one: &Move,
+    ) -> Result<Unsettled, RollError> {
+        let copied = self.copied(one);
+        let (_, unsettled) = stripe.append_owing(active, &copied.record(&one.lease))?;
+        // Relaxed, here and below: a count for statistics.
+        self.copied.fetch_add(1, Ordering::Relaxed);
+        Ok(unsettled)
+    }
+
+    fn move_into_reserve(
+        &self,
+        stripe: &Stripe,
+        moves: Vec<Move>,
+    ) -> Result<bool, Arc<StorageError>> {
+        let copied: Vec<_> = moves.iter().map(|one| self.copied(one)).collect();
+        let pairs = copied.iter().zip(&moves);
+        let records: Vec<_> = pairs
+            .map(|(copied, one)| copied.record(&one.lease))
+            .collect();
+        let rolled = stripe.roll_into_reserve(&records);
+        drop(records);
+        match rolled {
+            Ok(Some(unsettled)) => {
+                self.copied.fetch_add(moves.len() as u64, Ordering::Relaxed);
+                let old = moves.into_iter().map(|one| one.lease).collect();
+                self.settle(stripe, old, vec![unsettled])
+            }
+            Ok(None) => {
+                self.put_back(moves);
+                Ok(false)
+            }
+            Err(error) => {
+                self.put_back(moves);
+                match error.is_full() {
+                    true => Ok(false),
+                    false => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Marks jobs done where they were before, once their copies are durable. Returns whether there
+    /// are any.
+    fn settle(
+        &self,
+        stripe: &Stripe,
+        old: Vec<Lease>,
+        unsettled: Vec<Unsettled>,
+    ) -> Result<bool, Arc<StorageError>> {
+        if old.is_empty() {
+            return Ok(false);
+        }
         // If this fails the old ones stay not done, without a lease: the copies are delivered, and the
         // next open finds each job in one of its places.
         stripe.flush(false)?;
@@ -110,43 +326,6 @@ impl Dispatch {
         }
         // Segments may go, and letters wait for this.
         stripe.kick();
-        result
-    }
-
-    fn append_copy(
-        &self,
-        stripe: &Stripe,
-        active: &mut Arc<Segment>,
-        one: &Move,
-    ) -> Result<Unsettled, RollError> {
-        let own = one.lease.meta();
-        let (due_at, delay) = match one.due {
-            When::After(_) => {
-                let now = Now::of(self.clock);
-                let left = now.until(one.due);
-                (now.wall.saturating_add(left), Some(left))
-            }
-            When::At(time) => (time, None),
-        };
-        let meta = Meta {
-            max_attempts: own.max_attempts,
-            settles: Some(one.lease.sequence()),
-            original: Some(one.lease.job()),
-            prior_attempts: one.lease.failed(),
-            prior_crashes: one.lease.crashes(),
-            delay,
-            ..Meta::default()
-        }
-        .encode(MAX_META_BYTES);
-        let record = one.lease.record();
-        let copy = NewRecord {
-            enqueued_at: record.header().enqueued_at,
-            due_at,
-            meta: &meta,
-            payload: record.payload(),
-        };
-        stripe
-            .append_owing(active, &copy)
-            .map(|(_, unsettled)| unsettled)
+        Ok(true)
     }
 }

@@ -358,7 +358,7 @@ impl Dispatch {
         };
         if !now.until(when).is_zero() {
             // Nobody can have acked it: no handler of this process had it.
-            let _ = self.timer.schedule(lease, when, false);
+            let _ = self.wait(lease, when, false);
         } else if lease.is_suspect() {
             self.add_suspect(lease);
         } else {
@@ -404,7 +404,13 @@ impl Dispatch {
             return !is_done;
         }
         let due = self.clock.now().saturating_add(delay);
-        self.timer.schedule(lease, When::After(due), late)
+        self.wait(lease, When::After(due), late)
+    }
+
+    /// Puts a job into the timer, see [`Timer::schedule`].
+    fn wait(&self, lease: Lease, when: When, late: bool) -> bool {
+        self.stripes[usize::from(lease.sequence().stripe())].note_waiting();
+        self.timer.schedule(lease, when, late)
     }
 
     /// Whether a consumer that has registered as a sleeper, and fenced, must look again.

@@ -3,10 +3,12 @@
 //! A delay runs on the monotonic clock; a due time is waited for on the wall clock, wherever that
 //! jumps to. For each a map ordered by due time, and a condition variable for the timer thread that empties it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::log::segment::Lease;
 use crate::time::{Clock, Tick};
@@ -66,6 +68,8 @@ struct State {
     at: ByDue<Timestamp>,
     /// When those are due that a handler may still ack although they have timed out.
     late: HashMap<Sequence, When>,
+    /// How many of the others are in each segment, by its base.
+    segments: HashMap<Sequence, u32>,
     interrupted: bool,
     stopped: bool,
 }
@@ -75,11 +79,21 @@ impl State {
         let mut due = Vec::new();
         take_first(&mut self.after, now.tick, &mut due);
         take_first(&mut self.at, now.wall, &mut due);
-        if !self.late.is_empty() {
-            due.iter()
-                .for_each(|lease| _ = self.late.remove(&lease.sequence()));
+        for lease in &due {
+            if self.late.is_empty() || self.late.remove(&lease.sequence()).is_none() {
+                self.uncount(lease.segment_base());
+            }
         }
         due
+    }
+
+    fn uncount(&mut self, base: Sequence) {
+        if let Entry::Occupied(mut jobs) = self.segments.entry(base) {
+            *jobs.get_mut() -= 1;
+            if *jobs.get() == 0 {
+                jobs.remove();
+            }
+        }
     }
 
     /// How long from now until there may be something to take.
@@ -95,12 +109,14 @@ impl State {
         self.after.len() + self.at.len()
     }
 
-    fn each(&self) -> impl Iterator<Item = (When, &Lease)> {
+    fn each_after(&self) -> impl Iterator<Item = (When, &Lease)> {
         let after = self.after.iter();
+        after.map(|(&(due, _), lease)| (When::After(due), lease))
+    }
+
+    fn each_at(&self) -> impl Iterator<Item = (When, &Lease)> {
         let at = self.at.iter();
-        after
-            .map(|(&(due, _), lease)| (When::After(due), lease))
-            .chain(at.map(|(&(due, _), lease)| (When::At(due), lease)))
+        at.map(|(&(due, _), lease)| (When::At(due), lease))
     }
 }
 
@@ -120,6 +136,7 @@ impl Timer {
                 after: BTreeMap::new(),
                 at: BTreeMap::new(),
                 late: HashMap::new(),
+                segments: HashMap::new(),
                 interrupted: false,
                 stopped: false,
             }),
@@ -134,6 +151,9 @@ impl Timer {
         let mut state = self.state.lock();
         if lease.is_done() {
             return false;
+        }
+        if !late {
+            *state.segments.entry(lease.segment_base()).or_insert(0) += 1;
         }
         let earliest = match when {
             When::After(due) => insert(&mut state.after, (due, sequence), lease),
@@ -204,6 +224,7 @@ impl Timer {
     pub(crate) fn take_all(&self) -> Vec<Lease> {
         let mut state = self.state.lock();
         state.late.clear();
+        state.segments.clear();
         let after = std::mem::take(&mut state.after).into_values();
         let at = std::mem::take(&mut state.at).into_values();
         after.chain(at).collect()
@@ -213,7 +234,8 @@ impl Timer {
     #[cfg(test)]
     pub(crate) fn jobs(&self) -> Vec<Sequence> {
         let state = self.state.lock();
-        state.each().map(|(_, lease)| lease.job()).collect()
+        let all = state.each_after().chain(state.each_at());
+        all.map(|(_, lease)| lease.job()).collect()
     }
 
     /// Has the timer thread look again at what else it waits for.
@@ -227,39 +249,90 @@ impl Timer {
         self.changed.notify_one();
     }
 
-    /// Takes out the jobs in the given segment, for compaction; not those that a handler may still
-    /// ack.
-    pub(crate) fn take_segment(&self, base: Sequence) -> Vec<(Lease, When)> {
-        let mut state = self.state.lock();
-        let State {
-            after, at, late, ..
-        } = &mut *state;
-        let is_wanted = |lease: &Lease| {
-            lease.segment_base() == base
-                && (late.is_empty() || !late.contains_key(&lease.sequence()))
-        };
-        let after = after.extract_if(.., |_, lease| is_wanted(lease));
-        let at = at.extract_if(.., |_, lease| is_wanted(lease));
-        after
-            .map(|((due, _), lease)| (lease, When::After(due)))
-            .chain(at.map(|((due, _), lease)| (lease, When::At(due))))
-            .collect()
+    /// How many jobs in a segment wait that no handler may still ack.
+    pub(crate) fn waiting_in(&self, base: Sequence) -> u32 {
+        let state = self.state.lock();
+        state.segments.get(&base).copied().unwrap_or(0)
     }
 
-    /// How many jobs wait in each segment, and how long from now the first of them is due. Without
-    /// those that a handler may still ack.
-    pub(crate) fn by_segment(&self, now: Now) -> HashMap<Sequence, (u32, Duration)> {
+    /// Whether a job of this stripe waits that no handler may still ack.
+    pub(crate) fn has_any_of(&self, stripe: u8) -> bool {
         let state = self.state.lock();
-        let mut segments = HashMap::new();
-        for (when, lease) in state.each() {
-            if state.late.is_empty() || !state.late.contains_key(&lease.sequence()) {
-                let left = now.until(when);
-                let (count, least) = segments.entry(lease.segment_base()).or_insert((0, left));
-                *count += 1;
-                *least = left.min(*least);
-            }
+        state.segments.keys().any(|base| base.stripe() == stripe)
+    }
+
+    /// Those of the segments in which a job is due within `left`.
+    pub(crate) fn soon_in(
+        &self,
+        bases: &HashSet<Sequence>,
+        now: Now,
+        left: Duration,
+    ) -> HashSet<Sequence> {
+        let state = self.state.lock();
+        let is_soon = |(due, _): &(When, &Lease)| now.until(*due) <= left;
+        // Each map is in the order of due times.
+        let after = state.each_after().take_while(is_soon);
+        let at = state.each_at().take_while(is_soon);
+        let soon = after.chain(at).map(|(_, lease)| lease.segment_base());
+        soon.filter(|base| bases.contains(base)).collect()
+    }
+
+    /// Takes out the jobs in the given segments, for compaction; not those that a handler may still
+    /// ack.
+    pub(crate) fn take_segments(&self, bases: &HashSet<Sequence>) -> Vec<(Lease, When)> {
+        let mut taken = Vec::new();
+        let mut state = self.state.lock();
+        take_pieces(
+            &mut state,
+            |state| &mut state.after,
+            bases,
+            |due, lease| {
+                taken.push((lease, When::After(due)));
+            },
+        );
+        take_pieces(
+            &mut state,
+            |state| &mut state.at,
+            bases,
+            |due, lease| {
+                taken.push((lease, When::At(due)));
+            },
+        );
+        taken
+    }
+}
+
+/// Most jobs that compaction looks at before somebody else gets a turn.
+const PIECE: usize = 8192;
+
+/// Takes the jobs of segments out of a map, piece by piece.
+fn take_pieces<T: Ord + Copy>(
+    state: &mut MutexGuard<'_, State>,
+    map: impl Fn(&mut State) -> &mut ByDue<T>,
+    bases: &HashSet<Sequence>,
+    mut take: impl FnMut(T, Lease),
+) {
+    let mut from = Bound::Unbounded;
+    loop {
+        let late = std::mem::take(&mut state.late);
+        let waiting = map(state);
+        let last = waiting.range((from, Bound::Unbounded)).nth(PIECE);
+        let to = last.map(|(last, _)| *last);
+        let piece = (from, to.map_or(Bound::Unbounded, Bound::Included));
+        let is_wanted = |(_, sequence): &(T, Sequence), lease: &mut Lease| {
+            bases.contains(&lease.segment_base()) && !late.contains_key(sequence)
+        };
+        let taken: Vec<_> = waiting.extract_if(piece, is_wanted).collect();
+        state.late = late;
+        for ((due, _), lease) in taken {
+            state.uncount(lease.segment_base());
+            take(due, lease);
         }
-        segments
+        match to {
+            Some(last) => from = Bound::Excluded(last),
+            None => return,
+        }
+        MutexGuard::bump(state);
     }
 }
 

@@ -104,7 +104,7 @@ impl Run {
                 stripe.prepare();
                 stripe.flush_ahead().unwrap();
             }
-            engine.compact().unwrap();
+            engine.compact(false).unwrap();
         }
         assert_eq!(self.errors.len(), errors, "{:?}", self.errors);
     }

@@ -350,7 +350,7 @@ fn play_upkeep(run: &mut Run, scene: &Scene, fault: &Fault) {
     }
     run.flush(&queue);
     fill(run);
-    if let Err(error) = queue.engine().compact() {
+    if let Err(error) = queue.engine().compact(false) {
         run.note(&error);
     }
     for is_sealed in [true, false, false] {

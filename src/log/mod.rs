@@ -8,6 +8,7 @@
 //! `upkeep.rs`.
 
 pub(crate) mod ack;
+mod budget;
 mod crc;
 pub(crate) mod flush;
 mod flushed_acks;
@@ -25,6 +26,7 @@ pub(crate) mod poison;
 mod progress;
 pub(crate) mod record;
 pub(crate) mod recovery;
+pub(crate) mod reserve;
 pub(crate) mod segment;
 mod spare;
 mod stats;
@@ -43,6 +45,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 
+pub(crate) use self::budget::SpaceBudget;
 use self::header::Identity;
 use self::lease::{Claim, Pinned, Run};
 use self::limit::Limit;
@@ -85,43 +88,6 @@ const MAX_RESERVATION_BYTES: u64 = 16 * 1024 * 1024;
 pub(crate) fn max_record_bytes(segment_size: u64) -> usize {
     let fraction = (segment_size - header::HEADER_BYTES as u64) / RECORDS_PER_SEGMENT_AT_LEAST;
     fraction.min(MAX_RESERVATION_BYTES) as usize
-}
-
-/// Bytes of segment files that the stripes of a queue may take together.
-pub(crate) struct SpaceBudget {
-    max: Option<u64>,
-    used: AtomicU64,
-}
-
-impl SpaceBudget {
-    pub(crate) fn new(max: Option<u64>) -> Self {
-        Self {
-            max,
-            used: AtomicU64::new(0),
-        }
-    }
-
-    fn max(&self) -> u64 {
-        self.max.unwrap_or(u64::MAX)
-    }
-
-    fn take(&self, bytes: u64) -> bool {
-        let max = self.max();
-        // Relaxed: a count, which orders nothing.
-        self.used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|&sum| sum <= max)
-            })
-            .is_ok()
-    }
-
-    fn force(&self, bytes: u64) {
-        self.used.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn give_back(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
-    }
 }
 
 /// Why there is no next segment.
@@ -178,6 +144,8 @@ pub(crate) struct Stripe {
     cold: Mutex<Option<Arc<Segment>>>,
     /// A flush was asked for since the last one ahead of need.
     flush_asked: AtomicBool,
+    /// Jobs of this stripe wait in the timer, or lately did.
+    has_waiting: AtomicBool,
     /// Held by whoever seals or retires.
     upkeep: Mutex<Graveyard>,
     /// Jobs of segments that are gone, appended since the queue was opened.
@@ -205,6 +173,8 @@ struct Next {
     prepared: Option<Arc<Segment>>,
     /// What further segments are made from, before any new file is.
     spares: Vec<Spare>,
+    /// A spare that is for compaction alone.
+    reserved: Option<Spare>,
     /// How many segments there should be, the spares included.
     pool: Pool,
     /// How often preparing a segment was put off since the last roll.
@@ -246,12 +216,21 @@ impl Stripe {
             limit,
             prepared: None,
             spares: Vec::new(),
-            pool: Pool::new(config.budget.max.is_some()),
+            reserved: None,
+            pool: Pool::new(config.budget.is_limited()),
             put_off: 0,
             closed: false,
         };
         let mut segments: VecDeque<_> = log.segments.into();
-        let created = if config.starts_ready {
+        let size = config.segment_size;
+        config.budget.end_expecting(log.files * size);
+        config.budget.force(segments.len() as u64 * size);
+        // One that has jobs to deliver can do without room to enqueue.
+        let has_room = config.budget.take(size);
+        let created = if !has_room && !segments.is_empty() {
+            event!(warn, "opened at the limit of max_bytes");
+            None
+        } else if config.starts_ready {
             let empty = log.leftovers.iter().chain(&log.reported);
             match create_first(&names, &config, &mut next, empty) {
                 Ok(created) => Some(created),
@@ -265,6 +244,11 @@ impl Stripe {
         } else {
             None
         };
+        match &created {
+            Some(_) if !has_room => config.budget.force(size),
+            None if has_room => config.budget.give_back(size),
+            Some(_) | None => {}
+        }
         segments.extend(created.clone());
         // One that is full stands in: the first append looks for another. Consumers, where there
         // are any, know the last one found to be the last.
@@ -277,9 +261,6 @@ impl Stripe {
         graveyard.remove(log.reported);
         graveyard.remove_ack_files(&names)?;
         graveyard.leave(log.leftovers);
-        for _ in &segments {
-            config.budget.force(config.segment_size);
-        }
         let stripe = Self {
             origin,
             names,
@@ -293,6 +274,7 @@ impl Stripe {
             next: Mutex::new(next),
             cold: Mutex::new(created),
             flush_asked: AtomicBool::new(false),
+            has_waiting: AtomicBool::new(false),
             upkeep: Mutex::new(graveyard),
             retired_appended: AtomicU64::new(0),
             retired_done: AtomicU64::new(0),
@@ -447,25 +429,45 @@ impl Stripe {
         let segment = match next.prepared.take() {
             Some(segment) => segment,
             // The maintenance thread is behind, or could not.
-            None => self.create_within_budget(&mut next)?,
+            None => self.create_within_budget(&mut next).inspect_err(|_| {
+                // There may be jobs to be moved.
+                if self.config.budget.note_short() {
+                    (self.config.kick)();
+                }
+            })?,
         };
-        next.put_off = 0;
-        let in_use = {
-            let mut segments = self.segments.write();
-            segments.push_back(Arc::clone(&segment));
-            segments.len()
-        };
-        next.pool.grow_to(in_use + 1);
-        let publish = || self.active.swap(Arc::clone(&segment));
         // Let go after the lock is.
-        let _before = self.config.sleepers.publish(publish);
+        let _before = self.make_active(&mut next, &segment);
         drop(next);
         (self.config.kick)();
         Ok(segment)
     }
 
+    /// Returns the segment that was active before.
+    fn make_active(&self, next: &mut Next, segment: &Arc<Segment>) -> Arc<Segment> {
+        next.put_off = 0;
+        let in_use = {
+            let mut segments = self.segments.write();
+            segments.push_back(Arc::clone(segment));
+            segments.len()
+        };
+        next.pool.grow_to(in_use + 1);
+        let publish = || self.active.swap(Arc::clone(segment));
+        self.config.sleepers.publish(publish)
+    }
+
     /// The next segment: from a spare, or else with new files.
     fn create_within_budget(&self, next: &mut Next) -> Result<Arc<Segment>, RollError> {
+        let created = self
+            .keep_reserve(next)
+            .and_then(|()| self.create_next(next));
+        if created.is_ok() {
+            self.config.budget.note_room();
+        }
+        created
+    }
+
+    fn create_next(&self, next: &mut Next) -> Result<Arc<Segment>, RollError> {
         // A spare is counted in the budget already.
         let spares = next.spares.len();
         if spares == 0 && !self.config.budget.take(self.config.segment_size) {
@@ -514,9 +516,13 @@ impl Stripe {
         }
         match self.create_within_budget(&mut next) {
             Ok(segment) => next.prepared = Some(segment),
-            Err(RollError::OverBudget(_) | RollError::Closed) => {}
-            Err(RollError::Storage(error)) => {
-                event!(debug, %error, "no segment prepared");
+            Err(error) => {
+                // Told once here, and then by the roll that needs it.
+                if self.config.budget.note_short()
+                    && let RollError::Storage(error) = error
+                {
+                    event!(debug, %error, "no segment prepared");
+                }
             }
         }
         None
@@ -873,6 +879,19 @@ fn create_segment(
     next: &mut Next,
     warm: Warm,
 ) -> Result<Arc<Segment>, StorageError> {
+    let identity = next_identity(names, config, next)?;
+    match next.spares.pop() {
+        Some(spare) => spare.into_segment(names, identity),
+        None => Segment::create(names, identity, warm),
+    }
+}
+
+/// The identity of the next segment, which nothing else has from here on.
+fn next_identity(
+    names: &Arc<Names>,
+    config: &LogConfig,
+    next: &mut Next,
+) -> Result<Identity, StorageError> {
     let capacity = segment::capacity_of(config.segment_size);
     if next.base.within_stripe() > Sequence::MAX_WITHIN_STRIPE - u64::from(capacity) {
         let none_left = io::Error::other("the sequences of this stripe are used up");
@@ -891,8 +910,5 @@ fn create_segment(
     next.limit.raise_above(names, next.base, capacity)?;
     // A base is used once, even if it comes to nothing: a file of that name may have stayed.
     next.base = next.base.plus(capacity);
-    match next.spares.pop() {
-        Some(spare) => spare.into_segment(names, identity),
-        None => Segment::create(names, identity, warm),
-    }
+    Ok(identity)
 }

@@ -15,11 +15,11 @@ impl Owed {
         Self(AtomicU64::new(0))
     }
 
-    /// Before the record that names the settlement is reserved.
-    pub(crate) fn raise(&self) {
-        // Relaxed: published by the commit of the record, which follows. Nobody seals or retires a
+    /// Before records that name settlements are reserved.
+    pub(crate) fn raise(&self, by: u64) {
+        // Relaxed: published by the commit of the records, which follows. Nobody seals or retires a
         // segment before having seen all of its records committed, or done.
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.fetch_add(by, Ordering::Relaxed);
     }
 
     /// The settlement is durable, or the record was not appended.

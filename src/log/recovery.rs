@@ -76,6 +76,8 @@ pub(crate) struct Recovery<'a> {
 /// The segments of one directory, oldest first.
 pub(crate) struct RecoveredLog {
     pub(crate) segments: Vec<Arc<Segment>>,
+    /// Segment files, also those that hold nothing.
+    pub(crate) files: u64,
     /// The base that the next segment may have.
     pub(crate) next_base: Sequence,
     /// Files that hold nothing.
@@ -104,16 +106,17 @@ impl Recovery<'_> {
         directory: &Arc<Names>,
         origin: Sequence,
     ) -> Result<RecoveredLog, StorageError> {
+        let names = directory.directory().list()?;
+        let capacity = segment::capacity_of(self.segment_size);
         let mut log = RecoveredLog {
             segments: Vec::new(),
+            files: count_segments(&names, capacity),
             next_base: origin,
             leftovers: Vec::new(),
             reported: Vec::new(),
             settles: Vec::new(),
             settling: Vec::new(),
         };
-        let names = directory.directory().list()?;
-        let capacity = segment::capacity_of(self.segment_size);
         let bases = |suffix| {
             let names = names.iter();
             names.filter_map(move |name| base_of(name, suffix, capacity))
@@ -607,6 +610,14 @@ fn base_of(name: &str, suffix: &str, capacity: u32) -> Option<u64> {
     }
     let base = digits.parse().ok()?;
     (base <= Sequence::MAX_WITHIN_STRIPE - u64::from(capacity)).then_some(base)
+}
+
+/// How many of the names in a log's directory are those of segments.
+pub(crate) fn count_segments(names: &[String], capacity: u32) -> u64 {
+    let bases = names
+        .iter()
+        .filter_map(|name| base_of(name, ".seg", capacity));
+    bases.count() as u64
 }
 
 /// Counts a crash for each job that a handler had when an earlier process died, once: a process that

@@ -45,7 +45,7 @@ use super::owed::Owed;
 use super::progress::Progress;
 use super::record::{self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, NewRecord, UNIT};
 use super::tail::{Cursor, Position, Reserved, Tail};
-use crate::events::event;
+use crate::events::{Mutex, event};
 use crate::mapped::MappedFile;
 use crate::mappings::Purpose;
 use crate::storage::{Entry, Operation, StorageError};
@@ -80,6 +80,21 @@ impl Maps {
         write_header(&self.records.file, &identity.encode(FileKind::Segment));
         write_header(&self.acks.file, &identity.encode(FileKind::Ack));
         self.acks.mark_fresh();
+    }
+
+    /// Writes records into a new segment that nobody else has seen, from its start on; they fit it.
+    /// Returns where they end.
+    pub(super) fn write_records(&mut self, salt: u64, records: &[NewRecord<'_>]) -> Position {
+        let crc = Crc32::new();
+        let mut end = START;
+        for record in records {
+            let content = record::content_check(&crc, record.meta, record.payload);
+            // SAFETY: `self` is borrowed exclusively.
+            unsafe { write_record(&self.records.file, salt, end, record, content) };
+            end.index += 1;
+            end.units += record::units_of(record.len());
+        }
+        end
     }
 
     /// See [`Records::valid_record`].
@@ -157,6 +172,8 @@ pub(crate) struct Segment {
     pub(super) oldest: AtomicU32,
     /// A position with no job before it that waits for its first handler, or will.
     pub(super) waiting: AtomicU32,
+    /// See [`left_bytes`](Self::left_bytes).
+    left_bytes: Mutex<(u32, u64)>,
     /// Its first job that is not done, as found before it was scanned.
     pub(super) first_job: OnceLock<Option<Header>>,
 }
@@ -243,15 +260,16 @@ impl Segment {
         ))
     }
 
-    /// Takes in the files of a spare, which have their names and headers.
+    /// Takes in the files of a spare, which have their names and headers, and records before `tail`.
     pub(super) fn from_spare(
         identity: Identity,
         maps: Maps,
+        tail: Position,
         paths: Paths,
         names: &Arc<Names>,
     ) -> Arc<Self> {
         let end_units = (identity.segment_size as usize / UNIT) as u32;
-        let tail = Tail::open(START, end_units);
+        let tail = Tail::open(tail, end_units);
         Self::assemble(identity, tail, Mapping::of(maps), paths, names, None)
     }
 
@@ -342,6 +360,7 @@ impl Segment {
             named: AtomicBool::new(found.is_some_and(|found| found.sealed)),
             oldest: AtomicU32::new(START.units),
             waiting: AtomicU32::new(START.units),
+            left_bytes: Mutex::default(),
             first_job: OnceLock::new(),
         })
     }
@@ -476,12 +495,26 @@ impl Segment {
     /// As [`append`](Self::append), of a record that names what it settles: until that is durable,
     /// the segment is neither sealed nor retired.
     pub(super) fn append_owing(self: &Arc<Self>, record: &NewRecord<'_>) -> (Append, Unsettled) {
-        self.owed.raise();
-        let unsettled = Unsettled {
-            segment: Arc::clone(self),
-            records: 1,
-        };
+        let unsettled = self.owing(1);
         (self.append(record), unsettled)
+    }
+
+    /// So many records that are about to be there name what they settle.
+    pub(super) fn owing(self: &Arc<Self>, records: u64) -> Unsettled {
+        self.owed.raise(records);
+        Unsettled {
+            segment: Arc::clone(self),
+            records,
+        }
+    }
+
+    /// What so many jobs that are left in it come to, counted once for each number of them.
+    pub(super) fn left_bytes(&self, jobs: u32, count: impl FnOnce() -> u64) -> u64 {
+        let mut left = self.left_bytes.lock();
+        if left.0 != jobs {
+            *left = (jobs, count());
+        }
+        left.1
     }
 
     /// Reserves records for all the payloads in one step and commits them in order. They have
@@ -520,23 +553,8 @@ impl Segment {
     fn commit(&self, position: Position, record: &NewRecord<'_>, content: u32) {
         // SAFETY: the caller holds the reservation of this record, which is not committed.
         let records = &unsafe { self.maps_in_use() }.records.file;
-        let header = Header {
-            len: record.len() as u32,
-            index: position.index,
-            kind: KIND_JOB,
-            meta_len: record.meta.len() as u16,
-            enqueued_at: record.enqueued_at,
-            due_at: record.due_at,
-        };
-        let offset = position.units as usize * UNIT;
-        if !record.meta.is_empty() {
-            // SAFETY: the bytes of a reserved and uncommitted record are touched by nobody else.
-            unsafe { records.copy_in(offset + HEADER_BYTES, record.meta) };
-        }
-        // SAFETY: as above.
-        unsafe { records.copy_in(offset + HEADER_BYTES + record.meta.len(), record.payload) };
-        let check = header.check_over(self.identity.salt, content);
-        write_record_header(records, offset, &header, check);
+        // SAFETY: the bytes of a reserved and uncommitted record are touched by nobody else.
+        unsafe { write_record(records, self.identity.salt, position, record, content) };
     }
 
     /// Publishes the end. Returns whether that made the segment complete.
@@ -924,6 +942,36 @@ pub(super) fn write_header(file: &MappedFile, bytes: &[u8]) {
         file.word64(8 * word)
             .store(u64::from_le_bytes(*chunk), Ordering::Relaxed);
     }
+}
+
+/// Writes a record and commits it.
+///
+/// # Safety
+/// Nobody else touches the bytes of the record meanwhile.
+#[inline(always)]
+unsafe fn write_record(
+    records: &MappedFile,
+    salt: u64,
+    position: Position,
+    record: &NewRecord<'_>,
+    content: u32,
+) {
+    let header = Header {
+        len: record.len() as u32,
+        index: position.index,
+        kind: KIND_JOB,
+        meta_len: record.meta.len() as u16,
+        enqueued_at: record.enqueued_at,
+        due_at: record.due_at,
+    };
+    let offset = position.units as usize * UNIT;
+    if !record.meta.is_empty() {
+        // SAFETY: by this function's contract.
+        unsafe { records.copy_in(offset + HEADER_BYTES, record.meta) };
+    }
+    // SAFETY: as above.
+    unsafe { records.copy_in(offset + HEADER_BYTES + record.meta.len(), record.payload) };
+    write_record_header(records, offset, &header, header.check_over(salt, content));
 }
 
 #[inline(always)]

@@ -11,13 +11,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::ack;
+use super::ack::{self, AckFile};
 use super::header::Identity;
 use super::names::Names;
-use super::record::UNIT;
-use super::segment::{Maps, Paths, Segment};
+use super::record::{NewRecord, UNIT};
+use super::segment::{self, Maps, Paths, Records, START, Segment};
 use super::tail::Position;
+use crate::Sequence;
 use crate::events::event;
+use crate::mapped::MappedFile;
 use crate::storage::{Entry, StorageError};
 use crate::time;
 
@@ -110,28 +112,75 @@ impl Spare {
         Self(maps)
     }
 
+    /// Creates the files of one. Their blocks are allocated, and not in the page cache. The base is
+    /// that of no segment. Leaves nothing behind on failure.
+    pub(super) fn create(
+        names: &Names,
+        base: Sequence,
+        segment_size: u64,
+    ) -> Result<Self, StorageError> {
+        const COLD: u64 = 1;
+        let paths = waiting(&Paths::new(names, base));
+        let capacity = segment::capacity_of(segment_size);
+        let file = MappedFile::create(paths.segment.clone(), segment_size, COLD)?;
+        let acks = MappedFile::create(paths.ack, ack::file_bytes(capacity), COLD)
+            .inspect_err(|_| _ = paths.segment.remove())?;
+        Ok(Self(Maps {
+            records: Records { file },
+            acks: AckFile::new(acks, capacity, 0),
+        }))
+    }
+
     /// Makes it the segment of this identity. Leaves nothing behind on failure.
     pub(super) fn into_segment(
-        mut self,
+        self,
         names: &Arc<Names>,
         identity: Identity,
     ) -> Result<Arc<Segment>, StorageError> {
-        let paths = Paths::new(names, identity.base);
-        if let Err(error) = self.take_names(&identity, &paths) {
-            self.remove();
-            return Err(error);
-        }
-        let Self(maps) = self;
-        Ok(Segment::from_spare(identity, maps, paths, names))
+        self.into_named(names, identity, |maps, paths| {
+            // The segment first, see `Segment::create`.
+            maps.records.file.rename(&paths.segment)?;
+            maps.acks.file.rename(&paths.ack)?;
+            Ok(START)
+        })
     }
 
-    fn take_names(&mut self, identity: &Identity, paths: &Paths) -> Result<(), StorageError> {
-        let Self(maps) = self;
-        maps.acks.set_salt(identity.salt);
-        maps.write_headers(identity);
-        // The segment first, see `Segment::create`.
-        maps.records.file.rename(&paths.segment)?;
-        maps.acks.file.rename(&paths.ack)
+    /// Makes it the segment of this identity that begins with these records. After a crash it is
+    /// there with all of them, or is not there. Leaves nothing behind on failure.
+    pub(super) fn into_segment_with(
+        self,
+        names: &Arc<Names>,
+        identity: Identity,
+        records: &[NewRecord<'_>],
+    ) -> Result<Arc<Segment>, StorageError> {
+        self.into_named(names, identity, |maps, paths| {
+            let end = maps.write_records(identity.salt, records);
+            for file in [&maps.records.file, &maps.acks.file] {
+                file.flush()?;
+            }
+            // The acks first: beside records, a file of them that is missing would be a loss.
+            maps.acks.file.rename(&paths.ack)?;
+            maps.records.file.rename(&paths.segment)?;
+            Ok(end)
+        })
+    }
+
+    fn into_named(
+        mut self,
+        names: &Arc<Names>,
+        identity: Identity,
+        name: impl FnOnce(&mut Maps, &Paths) -> Result<Position, StorageError>,
+    ) -> Result<Arc<Segment>, StorageError> {
+        let paths = Paths::new(names, identity.base);
+        self.0.acks.set_salt(identity.salt);
+        self.0.write_headers(&identity);
+        match name(&mut self.0, &paths) {
+            Ok(tail) => Ok(Segment::from_spare(identity, self.0, tail, paths, names)),
+            Err(error) => {
+                self.remove();
+                Err(error)
+            }
+        }
     }
 
     /// Gives its space back. Files that stay are removed by the next open.
@@ -145,7 +194,7 @@ impl Spare {
     }
 }
 
-impl super::ack::AckFile {
+impl AckFile {
     /// Zeroes the header and all that is kept of the records below `end`.
     fn zero_up_to(&mut self, end: u32) {
         let [words, counts] = ack::used_ranges(self.capacity(), end);

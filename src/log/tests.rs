@@ -59,7 +59,7 @@ impl Fixture {
             segment_size: SIZE,
             starts_ready: self.starts_ready,
             queue: Arc::new(queue),
-            budget: Arc::new(SpaceBudget::new(self.max_bytes)),
+            budget: Arc::new(SpaceBudget::new(self.max_bytes, 0)),
             poison: Arc::default(),
             kick: Arc::new(move || {
                 kicks.fetch_add(1, Ordering::Relaxed);
@@ -743,7 +743,7 @@ fn a_spare_that_was_not_used_after_all_stays_counted_in_the_budget() {
     append(&stripe, b"");
     ack_all(&stripe);
     stripe.reclaim().unwrap();
-    let used = || stripe.config.budget.used.load(Ordering::Relaxed);
+    let used = || stripe.config.budget.used();
     assert_eq!(used(), 2 * SIZE);
     // The limit of the sequences is to be raised, and cannot be.
     let nowhere = tempfile::tempdir().unwrap();
@@ -792,7 +792,7 @@ fn new_files_take_the_place_of_a_spare_that_cannot_be_renamed_and_nothing_stays_
             .concat();
         expected.extend(fixture.files(".limit"));
         assert_eq!(fixture.files(""), expected);
-        let used = stripe.config.budget.used.load(Ordering::Relaxed);
+        let used = stripe.config.budget.used();
         assert_eq!(used, 2 * SIZE);
         drop((stripe, fault));
         let (stripe, report, _) = fixture.open_with_report();
@@ -877,7 +877,7 @@ fn the_append_that_finds_the_disk_full_goes_on_in_the_space_of_a_segment_that_is
     let segment = stripe.active().paths().segment.path().to_path_buf();
     assert_eq!((len(&done), len(&segment)), (0, SIZE));
     assert_eq!(len(&done.with_extension("ack")), 0);
-    assert_eq!(stripe.config.budget.used.load(Ordering::Relaxed), SIZE);
+    assert_eq!(stripe.config.budget.used(), SIZE);
     drop(stripe);
     let (stripe, report, _) = fixture.open_with_report();
     assert!(report.is_clean(), "{report:?}");

@@ -183,7 +183,8 @@ impl Stripe {
             let _ = prepared.paths().ack.remove();
             self.config.budget.give_back(self.config.segment_size);
         }
-        for spare in next.spares.drain(..) {
+        let reserved = next.reserved.take();
+        for spare in next.spares.drain(..).chain(reserved) {
             spare.remove();
             self.config.budget.give_back(self.config.segment_size);
         }
@@ -305,8 +306,11 @@ impl Stripe {
     fn needs_spare(&self, graveyard: &Graveyard) -> bool {
         let next = self.next.lock();
         let in_use = self.segments.read().len();
-        let has = in_use + next.reserve() + graveyard.future_spares();
-        !next.closed && !mappings::are_many() && has < next.pool.wanted(in_use)
+        let future = graveyard.future_spares();
+        let has = in_use + next.reserve() + future;
+        let is_wanted = has < next.pool.wanted(in_use) || future == 0 && self.wants_reserve(&next);
+        let may_be_kept = !mappings::are_many() && !self.config.budget.is_in_reserve();
+        !next.closed && may_be_kept && is_wanted
     }
 
     fn retire_to_recycle(
@@ -376,10 +380,14 @@ impl Stripe {
     pub(super) fn take_in(&self, spares: Vec<Spare>) {
         let mut next = self.next.lock();
         next.spares.extend(spares);
+        if self.wants_reserve(&next) {
+            next.reserved = next.spares.pop();
+        }
         let in_use = self.segments.read().len();
         let is_too_many = |next: &Next| {
             let has = in_use + next.reserve();
-            next.closed || mappings::are_many() || has > next.pool.wanted(in_use)
+            let is_short = mappings::are_many() || self.config.budget.is_in_reserve();
+            next.closed || is_short || has > next.pool.wanted(in_use)
         };
         while is_too_many(&next)
             && let Some(spare) = next.spares.pop()

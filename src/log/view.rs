@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Stripe;
 use super::record::{KIND_JOB, Meta, NewRecord, UNIT, units_of};
 use super::recovery::{Damage, Quarantined};
-use super::segment::{Lease, Pinned, Record, START, Segment};
+use super::segment::{Lease, Pinned, Record, START};
 use crate::Sequence;
 use crate::queue::VerifyReport;
 use crate::storage::StorageError;
@@ -89,26 +89,6 @@ impl Stripe {
             let index = sequence.offset_from(pinned.segment().base());
             index < pinned.segment().reached().index && !pinned.is_done(index)
         }))
-    }
-
-    /// The segments that are full, claimed, and at least three quarters done, but not wholly: their
-    /// bases and how many jobs in them are not done.
-    pub(crate) fn mostly_done(&self) -> Vec<(Sequence, u32)> {
-        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
-        let live_in = |segment: &Arc<Segment>| {
-            let end = segment.closed()?;
-            if segment.claimed() != end
-                || segment.is_unscanned()
-                || segment.is_complete()
-                // What moves on must be where it was, durably.
-                || !segment.owes_nothing()
-            {
-                return None;
-            }
-            let live = end.index - segment.pin()?.done().min(end.index);
-            (live > 0 && live <= end.index / 4).then(|| (segment.base(), live))
-        };
-        segments.iter().filter_map(live_in).collect()
     }
 
     /// Tells the upkeep thread that there is something to retire.

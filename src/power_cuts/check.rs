@@ -44,8 +44,8 @@ impl Setup {
         Self {
             stripes,
             lease_timeout: (random.u8(0..4) == 0).then_some(Duration::from_secs(2)),
-            max_bytes: (random.u8(0..6) == 0)
-                .then_some(u64::from(stripes) * random.u64(4..8) * SEGMENT_SIZE),
+            max_bytes: (random.u8(0..3) == 0)
+                .then_some(u64::from(stripes) * random.u64(3..6) * SEGMENT_SIZE),
             backoff: Duration::from_millis(random.u64(0..2) * 700),
             max_attempts: random.u8(1..4),
         }
@@ -255,10 +255,12 @@ fn work_off(setup: &Setup, dir: &Path, truth: &Truth) {
     }
     let consumer = Source::new(Arc::clone(&running));
     loop {
-        let mut leases = running.dispatch().timer.take_all();
+        let mut leases = Vec::new();
         while let Some(lease) = consumer.try_next() {
             leases.push(lease);
         }
+        // After the claims, which put jobs there.
+        leases.extend(running.dispatch().timer.take_all());
         leases.extend(running.dispatch().suspects.take_all());
         if leases.is_empty() {
             break;

@@ -32,14 +32,14 @@ impl Drop for Named<'_> {
     }
 }
 
-/// Returns the number of crashes that were checked.
-fn run(seed: u64, has_failed: &AtomicBool) -> u64 {
+/// Returns the number of crashes that were checked, and of jobs that compaction has moved.
+fn run(seed: u64, has_failed: &AtomicBool) -> (u64, u64) {
     let _named = Named { seed, has_failed };
     let mut world = World::new(seed);
     for _ in 0..STEPS {
         world.step();
     }
-    world.cuts()
+    (world.cuts(), world.moves())
 }
 
 fn number_from(variable: &str) -> Option<u64> {
@@ -51,6 +51,7 @@ fn run_until(enough: u64) {
     let first = number_from("LOGMILL_SEED").unwrap_or(0);
     let next = AtomicU64::new(first);
     let cuts = AtomicU64::new(0);
+    let moves = AtomicU64::new(0);
     let has_failed = AtomicBool::new(false);
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
@@ -58,14 +59,17 @@ fn run_until(enough: u64) {
             scope.spawn(|| {
                 while cuts.load(Ordering::Relaxed) < enough && !has_failed.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    cuts.fetch_add(run(seed, &has_failed), Ordering::Relaxed);
+                    let (checked, moved) = run(seed, &has_failed);
+                    cuts.fetch_add(checked, Ordering::Relaxed);
+                    moves.fetch_add(moved, Ordering::Relaxed);
                 }
             });
         }
     });
     println!(
-        "{} crashes in {} runs, from seed {first}",
+        "{} crashes and {} moved jobs in {} runs, from seed {first}",
         cuts.load(Ordering::Relaxed),
+        moves.load(Ordering::Relaxed),
         next.load(Ordering::Relaxed) - first
     );
 }

@@ -78,6 +78,8 @@ pub(super) struct World {
     dir: TempDir,
     consumers: Vec<Source<Arc<Running>>>,
     upkeep: Upkeep,
+    /// Jobs that compaction has moved.
+    moves: u64,
     /// Since the last power cut.
     restarted: Option<Restarted>,
 }
@@ -107,6 +109,7 @@ impl World {
             dir,
             consumers: Vec::new(),
             upkeep: Upkeep::new(),
+            moves: 0,
             restarted: None,
         };
         world.watch();
@@ -117,6 +120,11 @@ impl World {
     /// Crashes so far, those of recoveries among them.
     pub(super) fn cuts(&self) -> u64 {
         self.shared.cuts.get()
+    }
+
+    /// Jobs that compaction has moved, before the last crash.
+    pub(super) fn moves(&self) -> u64 {
+        self.moves
     }
 
     fn watch(&self) {
@@ -139,6 +147,9 @@ impl World {
 
     /// Drops all handles; closes the queue, unless it is dead.
     fn drop_handles(&mut self) {
+        if let Some(running) = self.shared.running.borrow().as_ref() {
+            self.moves += running.dispatch().moved().moved;
+        }
         self.shared.in_hand.borrow_mut().clear();
         self.consumers.clear();
         let running = self.shared.running.take();

@@ -61,7 +61,7 @@ fn in_mount_namespace() -> Result<Command, String> {
 }
 
 /// Has a child play a role in a mount namespace of its own; says so if that is not permitted.
-fn on_a_small_file_system(role: &str) {
+pub fn on_a_small_file_system(role: &str) {
     let mut command = match in_mount_namespace() {
         Ok(command) => command,
         Err(why) => {
@@ -81,7 +81,7 @@ fn on_a_small_file_system(role: &str) {
 }
 
 /// In a child, in a mount namespace: mounts a file system of 1 MiB, and returns where.
-fn mount_small(dir: &Path) -> PathBuf {
+pub fn mount_small(dir: &Path) -> PathBuf {
     let small = dir.join("small");
     fs::create_dir(&small).unwrap();
     mount("tmpfs", &small, "tmpfs", MountFlags::empty(), c"size=1m").unwrap();
@@ -437,7 +437,7 @@ fn base_of(segment: &Path) -> u64 {
 
 /// The segments of stripe 0 that take space on disk, by name, now: those in use, those that are
 /// prepared, and those that are kept to be used again.
-fn segments_on_disk(queue_dir: &Path) -> BTreeSet<OsString> {
+pub fn segments_on_disk(queue_dir: &Path) -> BTreeSet<OsString> {
     let entries = fs::read_dir(queue_dir.join("log/00")).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
     paths

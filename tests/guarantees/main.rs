@@ -19,6 +19,7 @@ mod g6_user_code;
 mod g7_one_process;
 mod g8_failed_flush;
 mod g9_disk_full;
+mod g9_waiting_jobs;
 mod recovery;
 mod support;
 
@@ -39,6 +40,7 @@ fn child() {
         ("hold", g7_one_process::hold_the_queue),
         ("fill", g9_disk_full::fill_a_small_file_system),
         ("reopen", g9_disk_full::reopen_on_a_full_file_system),
+        ("delay", g9_waiting_jobs::delay_on_a_small_file_system),
         ("hit the limit", g9_disk_full::hit_the_file_size_limit),
         ("replay", api_dead_letters::replay_all),
     ]);

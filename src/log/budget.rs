@@ -1,0 +1,112 @@
+//! `max_bytes`: how many bytes of segment files the stripes of a queue may have together, and that
+//! somebody found no room.
+//!
+//! Producers cannot take the last segment: it is kept for compaction, which makes more room than it takes.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Bytes of segment files that the stripes of a queue may take together. Whole segments are counted,
+/// however long their files are.
+pub(crate) struct SpaceBudget {
+    max: Option<u64>,
+    /// What producers cannot take.
+    reserve: u64,
+    used: AtomicU64,
+    /// Bytes of segments that stripes have which are not opened yet.
+    unopened: AtomicU64,
+    /// There was no room for a segment, here or on the disk, since the last look.
+    is_short: AtomicBool,
+}
+
+// Relaxed, everywhere: counts and a hint, which order nothing.
+impl SpaceBudget {
+    /// With a limit, so many of its bytes are in reserve.
+    pub(crate) fn new(max: Option<u64>, reserve: u64) -> Self {
+        Self {
+            max,
+            reserve,
+            used: AtomicU64::new(0),
+            unopened: AtomicU64::new(0),
+            is_short: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn is_limited(&self) -> bool {
+        self.max.is_some()
+    }
+
+    pub(super) fn max(&self) -> u64 {
+        self.max.unwrap_or(u64::MAX)
+    }
+
+    fn max_for_producers(&self) -> u64 {
+        self.max
+            .map_or(u64::MAX, |max| max.saturating_sub(self.reserve))
+    }
+
+    pub(super) fn take(&self, bytes: u64) -> bool {
+        self.take_within(self.max_for_producers(), bytes)
+    }
+
+    /// As [`take`](Self::take), for compaction.
+    pub(super) fn take_reserved(&self, bytes: u64) -> bool {
+        self.take_within(self.max(), bytes)
+    }
+
+    fn take_within(&self, max: u64, bytes: u64) -> bool {
+        let unopened = self.unopened.load(Ordering::Relaxed);
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                let sum = used.checked_add(bytes)?;
+                (sum.checked_add(unopened)? <= max).then_some(sum)
+            })
+            .is_ok()
+    }
+
+    pub(super) fn force(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether some of the reserve is in use, so that whatever becomes free is to be given back.
+    pub(super) fn is_in_reserve(&self) -> bool {
+        self.used.load(Ordering::Relaxed) > self.max_for_producers()
+    }
+
+    /// Stripes that are about to be opened have so many bytes of segments.
+    pub(crate) fn expect(&self, bytes: u64) {
+        self.unopened.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Those of a stripe that is opened are [forced](Self::force) from here on, if they hold anything.
+    pub(super) fn end_expecting(&self, bytes: u64) {
+        let _ = self
+            .unopened
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unopened| {
+                Some(unopened.saturating_sub(bytes))
+            });
+    }
+
+    /// Takes note that there was no room. Returns whether that is news.
+    pub(super) fn note_short(&self) -> bool {
+        !self.is_short.swap(true, Ordering::Relaxed)
+    }
+
+    pub(super) fn note_room(&self) {
+        if self.is_short() {
+            self.is_short.store(false, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn is_short(&self) -> bool {
+        self.is_short.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+}
