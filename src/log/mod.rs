@@ -36,7 +36,7 @@ mod tests;
 mod upkeep;
 pub(crate) mod view;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -832,19 +832,21 @@ impl Stripe {
     /// the page cache has. Of a segment that is gone, its removal is made durable.
     pub(crate) fn settle(&self, records: &[Sequence]) -> Result<u64, Arc<StorageError>> {
         let mut marked = 0;
-        let mut segments: Vec<Arc<Segment>> = Vec::new();
+        let mut segments = BTreeMap::new();
+        let mut is_any_gone = false;
         for &record in records {
             marked += u64::from(self.mark_done(record)?);
             match self.segment_containing(record) {
                 Some(segment) if record < segment.sequence(segment.reached().index) => {
-                    if !segments.iter().any(|known| Arc::ptr_eq(known, &segment)) {
-                        segments.push(segment);
-                    }
+                    segments.insert(segment.base(), segment);
                 }
-                _ => self.names.flush()?,
+                _ => is_any_gone = true,
             }
         }
-        for segment in segments {
+        if is_any_gone {
+            self.names.flush()?;
+        }
+        for segment in segments.into_values() {
             segment.flush(true)?;
         }
         Ok(marked)

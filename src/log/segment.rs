@@ -752,14 +752,14 @@ impl Segment {
             .flush(|| self.flushed_acks.flush(deliveries, done, flush))
     }
 
-    /// Notes that all its jobs are done, durably if anything of it may be on disk. Before its files
-    /// are emptied, renamed or removed, for that not to look like a loss.
-    pub(super) fn finish(self: &Arc<Self>) -> Result<(), Arc<StorageError>> {
+    /// Notes that all its jobs are done, durably if anything of it was relied on, or `durably`
+    /// anyway. Before its files are emptied, renamed or removed, for that not to look like a loss.
+    pub(super) fn finish(self: &Arc<Self>, durably: bool) -> Result<(), Arc<StorageError>> {
         debug_assert!(self.is_complete());
         let Some(pinned) = self.look().map_err(Arc::new)? else {
             return Ok(());
         };
-        if pinned.maps().acks.mark_finished() {
+        if pinned.maps().acks.mark_finished() || durably {
             self.deliveries_changed.note_end();
             self.flush_acks(Some(&pinned))
                 .inspect_err(|error| self.names.poison().note(error))?;

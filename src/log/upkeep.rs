@@ -269,7 +269,7 @@ impl Stripe {
         };
         for segment in due {
             if !self.config.poison.is_set() {
-                if let Err(error) = segment.finish() {
+                if let Err(error) = segment.finish(false) {
                     // It stays, and is found again, complete, by the next open.
                     result = Err(error.retold());
                     break;
@@ -315,7 +315,7 @@ impl Stripe {
 
     fn retire_to_recycle(
         &self,
-        segment: &Segment,
+        segment: &Arc<Segment>,
         graveyard: &mut Graveyard,
     ) -> Result<(), StorageError> {
         let waiting = spare::waiting(segment.paths());
@@ -351,16 +351,22 @@ impl Stripe {
 
     fn retire_to_remove(
         &self,
-        segment: &Segment,
+        segment: &Arc<Segment>,
         graveyard: &mut Graveyard,
     ) -> Result<(), StorageError> {
+        let removed = segment.paths().segment.remove();
+        let kept = match &removed {
+            Ok(()) => Ok(()),
+            // It cannot be flushed from here on.
+            Err(_) => segment.finish(true).map_err(|error| error.retold()),
+        };
         if !segment.is_retired() {
             let maps = segment.retire();
             self.config.budget.give_back(self.config.segment_size);
             let then = Then::Unmap;
             graveyard.retired.push(Retired { maps, then });
         }
-        segment.paths().segment.remove()?;
+        removed.and(kept)?;
         graveyard.unflushed_names = true;
         graveyard.ack_files.push(segment.paths().ack.clone());
         Ok(())
@@ -434,7 +440,8 @@ impl Stripe {
             return Ok(());
         }
         if !active.is_retired() {
-            active.finish().map_err(|error| error.retold())?;
+            // It is emptied when nobody reads it any more, and cannot be flushed from here on.
+            active.finish(true).map_err(|error| error.retold())?;
             let maps = active.retire();
             self.config.budget.give_back(self.config.segment_size);
             graveyard.retired.push(Retired {

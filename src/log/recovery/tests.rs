@@ -1012,7 +1012,7 @@ fn an_ack_file_alone_is_a_loss_if_its_segment_was_flushed_and_not_finished() {
             segment.flush(true).unwrap();
             segment.close_now();
             segment.pin().unwrap().mark_done(0);
-            segment.finish().unwrap();
+            segment.finish(false).unwrap();
         }),
         // Not even a flush is needed while the machine has not restarted.
         (true, |segment| {
