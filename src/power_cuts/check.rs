@@ -168,7 +168,7 @@ impl Check<'_> {
         let (crash, depth) = (self.crash, self.depth + 1);
         let observer = move |operation, path: &Path, moment| {
             disk.note(operation, path, moment)?;
-            if random.u8(0..20) > 0 {
+            if random.u8(0..60) > 0 {
                 return Ok(());
             }
             let copy = scratch();

@@ -93,7 +93,8 @@ pub(super) struct Disk {
     flushing: Option<Vec<u8>>,
     /// Names that the running flush of a directory may not cover.
     changes_before: usize,
-    fails_next_flush: bool,
+    /// How many flushes succeed before one fails.
+    fails_after: Option<usize>,
     has_failed: bool,
 }
 
@@ -113,7 +114,7 @@ impl Disk {
             nameless: BTreeMap::new(),
             flushing: None,
             changes_before: 0,
-            fails_next_flush: false,
+            fails_after: None,
             has_failed: false,
         };
         disk.known = disk.names();
@@ -129,9 +130,16 @@ impl Disk {
         disk
     }
 
-    /// Whether the next flush fails, of whatever file or directory.
-    pub(super) fn fail_next_flush(&mut self, fails: bool) {
-        self.fails_next_flush = fails;
+    /// Has a flush fail, of whatever file or directory, after so many that succeed.
+    pub(super) fn fail_a_flush(&mut self, after: Option<usize>) {
+        self.fails_after = after;
+    }
+
+    fn fails_now(&mut self) -> bool {
+        let fails = self.fails_after == Some(0);
+        self.fails_after = self.fails_after.and_then(|after| after.checked_sub(1));
+        self.has_failed |= fails;
+        fails
     }
 
     /// Whether a flush has failed, so that files may not be what they look like.
@@ -254,8 +262,7 @@ impl Disk {
             }
             Operation::Flush => {
                 let written = inode.map(|inode| self.written(inode)).unwrap_or_default();
-                if std::mem::take(&mut self.fails_next_flush) {
-                    self.has_failed = true;
+                if self.fails_now() {
                     if let Some(inode) = inode {
                         self.fail_flush(inode, &written);
                     }
@@ -264,8 +271,7 @@ impl Disk {
                 self.flushing = Some(written);
             }
             Operation::FlushDirectory => {
-                if std::mem::take(&mut self.fails_next_flush) {
-                    self.has_failed = true;
+                if self.fails_now() {
                     return Err(Errno::IO.into());
                 }
                 self.changes_before = self.changes.len();

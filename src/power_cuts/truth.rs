@@ -50,6 +50,12 @@ pub(super) fn new_payload(random: &mut Rng) -> Payload {
     Payload::new(&bytes)
 }
 
+/// One of which a few fill a segment.
+pub(super) fn large_payload(random: &mut Rng) -> Payload {
+    let bytes: Vec<_> = (0..3500).map(|_| random.u8(..)).collect();
+    Payload::new(&bytes)
+}
+
 /// How a queue ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Crash {
@@ -135,6 +141,14 @@ pub(super) struct Mark {
 }
 
 impl Truth {
+    /// Whether letters are replayed or purged.
+    pub(super) fn is_about_letters(&self) -> bool {
+        match &self.doing {
+            Doing::Replay(letters) | Doing::Purge(letters) => !letters.is_empty(),
+            _ => false,
+        }
+    }
+
     fn job(&mut self, job: Sequence) -> &mut Job {
         self.jobs.get_mut(&job).expect("a job that was enqueued")
     }

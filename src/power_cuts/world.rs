@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::check::{Check, Setup, letters_of, scratch};
 use super::disk::Disk;
-use super::truth::{self, Crash, Doing, Found, Truth};
+use super::truth::{self, Crash, Doing, Found, Payload, Truth};
 use crate::dispatch::leases::Delivery;
 use crate::dispatch::source::Source;
 use crate::engine::Running;
@@ -135,7 +135,7 @@ impl World {
 
     fn open(&mut self) {
         // An error while it opens is another test's subject.
-        self.shared.disk.borrow_mut().fail_next_flush(false);
+        self.shared.disk.borrow_mut().fail_a_flush(None);
         let (running, _) = self.shared.setup.open(self.dir.path());
         for _ in 0..CONSUMERS {
             self.consumers.push(Source::new(Arc::clone(&running)));
@@ -168,15 +168,16 @@ impl World {
     /// Lets somebody do something.
     pub(super) fn step(&mut self) {
         match self.number(100) {
-            0..22 => self.enqueue(),
-            22..27 => self.enqueue_batch(),
-            27..45 => self.take(),
-            45..58 => self.settle_some(),
-            58..63 => self.flush(),
-            63..76 => self.run_upkeep(),
-            76..80 => self.wait(),
-            80..83 => self.replay(),
-            83..85 => self.purge(),
+            0..18 => self.enqueue(),
+            18..23 => self.enqueue_batch(),
+            23..40 => self.take(),
+            40..54 => self.settle_some(),
+            54..58 => self.flush(),
+            58..71 => self.run_upkeep(),
+            71..75 => self.wait(),
+            75..77 => self.leave_few_waiting(),
+            77..82 => self.replay(),
+            82..85 => self.purge(),
             85..87 => {
                 let at = self.number(CONSUMERS);
                 self.consumers[at] = Source::new(self.running());
@@ -187,7 +188,7 @@ impl World {
             97..99 => self.crash(Crash::PowerCut),
             _ => {
                 if self.number(6) == 0 {
-                    self.shared.disk.borrow_mut().fail_next_flush(true);
+                    self.fail_a_flush();
                 }
             }
         }
@@ -199,6 +200,11 @@ impl World {
             self.go_on_with(interrupted.left, interrupted.disk, interrupted.crash);
             self.look_at_letters();
         }
+    }
+
+    fn fail_a_flush(&self) {
+        let after = self.number(6);
+        self.shared.disk.borrow_mut().fail_a_flush(Some(after));
     }
 
     fn options(&self) -> EnqueueOptions {
@@ -220,6 +226,26 @@ impl World {
     fn enqueue(&self) {
         let options = self.options();
         let payload = truth::new_payload(&mut self.shared.random.borrow_mut());
+        self.enqueue_with(payload, &options);
+    }
+
+    /// A few segments are filled, of which all is done soon but for a job that waits for long.
+    fn leave_few_waiting(&mut self) {
+        for _ in 0..=self.number(10) {
+            for _ in 0..4 {
+                let payload = truth::large_payload(&mut self.shared.random.borrow_mut());
+                self.enqueue_with(payload, &EnqueueOptions::new());
+            }
+            let delay = Duration::from_secs(20 + self.number(60) as u64);
+            let payload = truth::new_payload(&mut self.shared.random.borrow_mut());
+            self.enqueue_with(payload, &EnqueueOptions::new().delay(delay));
+        }
+        self.work_off();
+        self.wait();
+        self.run_upkeep();
+    }
+
+    fn enqueue_with(&self, payload: Payload, options: &EnqueueOptions) {
         let running = self.running();
         let stripe = self.number(running.dispatch().stripes().len());
         let is_sync = options.durability == Some(Durability::Sync);
@@ -229,7 +255,7 @@ impl World {
             truth.mark(Some(stripe as u8))
         };
         let place = Place::on(&running.dispatch().stripes()[stripe]);
-        let result = running.enqueue_with(place, payload.as_ref(), &options);
+        let result = running.enqueue_with(place, payload.as_ref(), options);
         let mut truth = self.shared.truth.borrow_mut();
         match result {
             Ok(job) => {
@@ -319,29 +345,33 @@ impl World {
                 break;
             };
             let then = match self.number(16) {
-                0 => Then::DeadLetter,
-                1 | 2 => Then::Retry,
-                3 => Then::RetryAfter(Duration::from_secs(self.number(50) as u64)),
+                0 | 1 => Then::DeadLetter,
+                2 | 3 => Then::Retry,
+                4 => Then::RetryAfter(Duration::from_secs(self.number(50) as u64)),
                 _ => {
                     self.shared.ack(&running, one);
                     continue;
                 }
             };
-            let is_last = !running
-                .dispatch()
-                .may_retry(&one.lease, one.attempt.number());
-            if !one.lease.is_done() && (is_last || matches!(then, Then::DeadLetter)) {
-                self.shared.truth.borrow_mut().note_dying(one.job);
-            }
-            let failure = Failure {
-                then,
-                reason: "it failed".into(),
-            };
-            let mut truth = self.shared.truth.borrow_mut();
-            truth.note_handled(one.job, !one.has_timed_out);
-            drop(truth);
-            running.fail(one.lease, one.delivery, one.attempt, failure);
+            self.fail(&running, one, then);
         }
+    }
+
+    fn fail(&self, running: &Running, one: InHand, then: Then) {
+        let is_last = !running
+            .dispatch()
+            .may_retry(&one.lease, one.attempt.number());
+        let mut truth = self.shared.truth.borrow_mut();
+        if !one.lease.is_done() && (is_last || matches!(then, Then::DeadLetter)) {
+            truth.note_dying(one.job);
+        }
+        truth.note_handled(one.job, !one.has_timed_out);
+        drop(truth);
+        let failure = Failure {
+            then,
+            reason: "it failed".into(),
+        };
+        running.fail(one.lease, one.delivery, one.attempt, failure);
     }
 
     fn flush(&self) {
@@ -402,7 +432,7 @@ impl World {
     /// Time passes.
     fn wait(&self) {
         let now = stopped::now().unwrap_or_default();
-        let pause = [1, 60, 300, 1_500, 15_000, 60_000][self.number(6)];
+        let pause = [1, 60, 300, 1_500, 30_000, 90_000][self.number(6)];
         stopped::set(Some(now + Duration::from_millis(pause)));
         // Somebody is always waiting for something.
         self.running().signal.kick();
@@ -414,7 +444,10 @@ impl World {
 
     /// The oldest letters, a few, with which something is about to be done.
     fn pick_letters(&self, doing: fn(Vec<Sequence>) -> Doing) -> Vec<Sequence> {
-        let some = self.number(3);
+        let some = self.number(4);
+        if self.number(12) == 0 {
+            self.fail_a_flush();
+        }
         let mut truth = self.shared.truth.borrow_mut();
         let picked: Vec<_> = truth.letters().into_iter().take(some).collect();
         truth.begin(doing(picked.clone()));
@@ -491,7 +524,10 @@ impl World {
             }
             let running = self.running();
             while let Some(one) = self.shared.take_in_hand() {
-                self.shared.ack(&running, one);
+                match self.number(20) {
+                    0 => self.fail(&running, one, Then::DeadLetter),
+                    _ => self.shared.ack(&running, one),
+                }
             }
             self.run_upkeep();
         }
@@ -604,19 +640,17 @@ impl Shared {
         if self.random.borrow_mut().u8(0..3) == 0 {
             self.go_on_beside();
         }
-        let (kills, cuts) = {
-            let mut random = self.random.borrow_mut();
-            (random.u8(0..80) == 0, random.u8(0..24).saturating_sub(22))
-        };
-        let crashes = [(kills.into(), Crash::Kill), (cuts, Crash::PowerCut)];
-        for (count, crash) in crashes {
-            for _ in 0..count {
+        // Rather where something is on its way from one place to another.
+        let often = if self.is_settling(path) { 4 } else { 1 };
+        let crashes = [(Crash::Kill, often), (Crash::PowerCut, 3 * often)];
+        for (crash, often) in crashes {
+            if self.random.borrow_mut().u8(0..120) < often {
                 let copy = scratch();
                 let disk = self.leave(crash, copy.path());
                 self.check(copy.path(), disk, crash);
             }
         }
-        let crash = match self.random.borrow_mut().u8(0..120) {
+        let crash = match self.random.borrow_mut().u16(0..600 / u16::from(often)) {
             0 => Crash::PowerCut,
             // After a failed flush, a kill says nothing of what the disk has.
             1 if !self.disk.borrow().has_failed() => Crash::Kill,
@@ -632,6 +666,19 @@ impl Shared {
             });
         }
         Ok(())
+    }
+
+    /// Whether a letter, a replay or a job that compaction moves may be on its way.
+    fn is_settling(&self, path: &Path) -> bool {
+        let is_of_letters = path.components().any(|part| part.as_os_str() == "dead");
+        let is_moving = || {
+            let running = self.running.borrow();
+            running.as_ref().is_some_and(|running| {
+                let moved = running.dispatch().moved();
+                moved.copied > moved.moved
+            })
+        };
+        is_of_letters || self.truth.borrow().is_about_letters() || is_moving()
     }
 
     fn leave(&self, crash: Crash, to: &Path) -> Disk {
