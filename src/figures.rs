@@ -4,9 +4,12 @@
 //! A seed decides on everything. The clock stands still within a step, and nothing runs in the
 //! background, so that the figures must be exact rather than right within a moment.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::mem;
+use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +26,7 @@ use crate::log::segment::Lease;
 use crate::maintenance::Upkeep;
 use crate::options::Builder;
 use crate::producer::Place;
+use crate::storage::faults;
 use crate::time::stopped;
 use crate::{DeadLetterError, EnqueueError, EnqueueOptions, RetryPolicy, Sequence, Stats};
 
@@ -506,5 +510,47 @@ fn figures_add_up_after_every_step_of_a_random_life() {
         }
         life.held.clear();
     }
+    stopped::set(None);
+}
+
+#[test]
+fn jobs_that_compaction_moves_stay_delayed() {
+    let mut lives = (0..).map(Life::new);
+    // What is in flight is counted apart with them.
+    let life = lives.find(|life| !life.has_leases).unwrap();
+    let running = life.running();
+    let place = || Place::on(&running.dispatch().stripes()[0]);
+    let hour = EnqueueOptions::new().delay(HOUR);
+    let mut delayed = 0;
+    for _ in 0..10 {
+        running.enqueue_with(place(), &[7; 3000], &hour).unwrap();
+        delayed += 1;
+        for _ in 0..4 {
+            let now = EnqueueOptions::new();
+            running.enqueue_with(place(), &[7; 3000], &now).unwrap();
+            let lease = life.consumers[0].try_next().unwrap();
+            let (lease, attempt, delivery) = running.begin(lease).unwrap();
+            running.ack(lease, delivery, attempt);
+        }
+    }
+    let looks = Rc::new(Cell::new(0));
+    let observer = {
+        let (running, looks) = (Arc::clone(&running), Rc::clone(&looks));
+        move |_, _: &Path, _| {
+            let stats = Stats::of(&running);
+            // A copy is ready until a consumer has come to it.
+            assert_eq!((stats.depth(), stats.in_flight), (delayed, 0), "{stats:?}");
+            looks.set(looks.get() + 1);
+            Ok(())
+        }
+    };
+    let root = life.dir.path().to_path_buf();
+    faults::observe(Some((root, Box::new(observer))));
+    let result = running.compact(false);
+    faults::observe(None);
+    result.unwrap();
+    assert!(running.dispatch().moved().moved > 4);
+    // While it made another segment, and at its flushes.
+    assert!(looks.get() > 4);
     stopped::set(None);
 }

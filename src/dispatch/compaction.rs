@@ -190,6 +190,7 @@ impl Dispatch {
         for Move { lease, due } in moves {
             // No handler has it, so that none has acked it meanwhile.
             let _ = self.wait(lease, due, false);
+            self.timer.note_moved(1);
         }
     }
 
@@ -261,6 +262,7 @@ impl Dispatch {
         let (_, unsettled) = stripe.append_owing(active, &copied.record(&one.lease))?;
         // Relaxed, here and below: a count for statistics.
         self.copied.fetch_add(1, Ordering::Relaxed);
+        self.timer.note_moved(1);
         Ok(unsettled)
     }
 
@@ -279,6 +281,7 @@ impl Dispatch {
         match rolled {
             Ok(Some(unsettled)) => {
                 self.copied.fetch_add(moves.len() as u64, Ordering::Relaxed);
+                self.timer.note_moved(moves.len());
                 let old = moves.into_iter().map(|one| one.lease).collect();
                 self.settle(stripe, old, vec![unsettled])
             }

@@ -70,6 +70,8 @@ struct State {
     late: HashMap<Sequence, When>,
     /// How many of the others are in each segment, by its base.
     segments: HashMap<Sequence, u32>,
+    /// Jobs taken out by compaction that are not anywhere else yet.
+    moving: usize,
     interrupted: bool,
     stopped: bool,
 }
@@ -137,6 +139,7 @@ impl Timer {
                 at: BTreeMap::new(),
                 late: HashMap::new(),
                 segments: HashMap::new(),
+                moving: 0,
                 interrupted: false,
                 stopped: false,
             }),
@@ -181,9 +184,15 @@ impl Timer {
         }
     }
 
-    /// Jobs that are not due yet.
+    /// Jobs that are not due yet, those that compaction is moving among them.
     pub(crate) fn len(&self) -> usize {
-        self.state.lock().len()
+        let state = self.state.lock();
+        state.len() + state.moving
+    }
+
+    /// So many of the jobs that were taken out have their copies, or are back.
+    pub(crate) fn note_moved(&self, jobs: usize) {
+        self.state.lock().moving -= jobs;
     }
 
     /// Waits until something is due, or `also` is reached, or somebody interrupts, and returns what
@@ -324,6 +333,7 @@ fn take_pieces<T: Ord + Copy>(
         };
         let taken: Vec<_> = waiting.extract_if(piece, is_wanted).collect();
         state.late = late;
+        state.moving += taken.len();
         for ((due, _), lease) in taken {
             state.uncount(lease.segment_base());
             take(due, lease);
