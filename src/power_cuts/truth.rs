@@ -90,6 +90,8 @@ struct Job {
     /// Its last attempt has failed, or is about to.
     may_die: bool,
     end: Option<End>,
+    /// A torn ack word has brought it back beside its letter.
+    is_beside_its_letter: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -171,6 +173,7 @@ impl Truth {
             was_begun: false,
             may_die: false,
             end: None,
+            is_beside_its_letter: false,
         };
         let old = self.jobs.insert(job, new);
         assert!(old.is_none(), "{job} was given twice");
@@ -446,13 +449,15 @@ impl Truth {
                 }
             }
             // A letter and its job are never both there, but for what a torn ack word cost.
-            if seen.contains(&one.job) {
+            let known = self.jobs.get(&one.job);
+            let is_beside = known.is_some_and(|job| job.is_beside_its_letter);
+            if seen.contains(&one.job) && !is_beside {
                 assert!(crash == Crash::PowerCut, "{} has a letter", one.job);
                 come_again.insert(one.job);
             }
             let other = dead.insert(one.job, letter);
             assert!(
-                other.is_none() || come_again.contains(&letter),
+                other.is_none() || is_beside || come_again.contains(&letter),
                 "two letters of {}",
                 one.job
             );
@@ -543,6 +548,7 @@ impl Truth {
                 was_begun: crash == Crash::Kill && known.is_some_and(|job| job.was_begun),
                 may_die: known.is_some_and(|job| job.may_die),
                 end: None,
+                is_beside_its_letter: found.letters.iter().any(|letter| letter.job == one.job),
             };
             let highest = self.highest.entry(one.job.stripe()).or_insert(one.job);
             *highest = one.job.max(*highest);

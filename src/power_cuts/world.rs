@@ -621,12 +621,17 @@ impl Shared {
     }
 
     fn ack(&self, running: &Running, one: InHand) {
-        // Another lease may have done it, after this one's time was up.
-        if !one.lease.is_done() {
-            self.truth.borrow_mut().note_acked(one.job);
-        }
-        self.truth.borrow_mut().note_handled(one.job, false);
+        // Another lease may have done it, after this one's time was up; and a late ack has no effect
+        // while the job's letter is being written.
+        let was_done = one.lease.is_done();
+        let other = one.lease.duplicate();
         running.ack(one.lease, one.delivery, one.attempt);
+        let is_done = other.is_none_or(|lease| lease.is_done());
+        let mut truth = self.truth.borrow_mut();
+        if is_done && !was_done {
+            truth.note_acked(one.job);
+        }
+        truth.note_handled(one.job, false);
     }
 
     /// What happens at an operation: others go on meanwhile, and there may be a crash.
