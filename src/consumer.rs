@@ -12,6 +12,9 @@ use crate::engine::Running;
 ///
 /// Each consumer claims runs of jobs for itself; idle consumers steal from busy ones. Use one
 /// consumer for each thread. Dropping it gives the jobs it has claimed back to the others.
+///
+/// While somebody holds a job that has a [crash](Job::crashes), no other such job is delivered: who
+/// collects jobs before settling any had better not wait for ever for the next one.
 pub struct Consumer {
     source: Source<Arc<Running>>,
     running: Arc<Running>,

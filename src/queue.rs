@@ -157,7 +157,9 @@ impl Queue {
     /// more jobs, and everything is flushed and sealed, so that the next open has nothing to scan.
     ///
     /// Shut down the workers first. Jobs that are still running can be settled all the same, until
-    /// the last handle is gone; only then can the directory be opened again.
+    /// the last handle is gone; only then can the directory be opened again. If the process ends
+    /// before they are, they are delivered again, and neither a failed attempt nor a
+    /// [crash](crate::Job::crashes) is counted.
     ///
     /// # Errors
     /// The flush failed. All is in the files, and survives the death of the process, but may not

@@ -81,6 +81,14 @@ fn of_segment_and_ack() {
             192 + 4 * 10,
             &[4, 0, 0, 0, 5, 0, 0, 0, 255, 0, 0, 0],
         ),
+        // In a handler, after no, two and most crashes, and after a failed attempt; then three crashes.
+        (
+            "crashes",
+            192 + 4 * 10,
+            &[
+                0, 0x10, 0, 0, 0, 0x12, 0, 0, 0, 0x1f, 0, 0, 1, 0x10, 0, 0, 0, 3, 0, 0,
+            ],
+        ),
     ] {
         let input = [&[MEND], u16::to_le_bytes(offset).as_slice(), bytes].concat();
         write("ack", &format!("forged-{name}"), &input);

@@ -14,6 +14,8 @@ use loom::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use super::marks::Marks;
 use super::sleep::EventCount;
+use super::suspects::Suspects;
+use crate::Sequence;
 use crate::log::tail::{Cursor, Position, Reserved, Tail};
 use crate::sync::model::{check, concurrently};
 
@@ -536,5 +538,84 @@ fn two_consumers_that_fall_asleep_are_woken_to_steal_a_job_each() {
             }],
         );
         assert!(victim.sleepers.is_quiet());
+    });
+}
+
+/// Two suspects, and consumers that take and settle one each.
+struct Gate {
+    suspects: Suspects<u32>,
+    sleepers: EventCount,
+    /// Suspects that a handler has.
+    at_work: AtomicUsize,
+}
+
+impl Gate {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            suspects: Suspects::new(),
+            sleepers: EventCount::new(),
+            at_work: AtomicUsize::new(0),
+        })
+    }
+
+    /// `Dispatch::add_suspect`.
+    fn add(&self, number: u32) {
+        if self.suspects.add(1, Sequence::new(number.into()), number) {
+            self.sleepers.notify_fenced(1);
+        }
+    }
+
+    /// A delivery, and `Dispatch::end_suspect`.
+    fn handle(&self) -> bool {
+        let taken = self.suspects.take().is_some();
+        if taken {
+            let before = self.at_work.fetch_add(1, Ordering::Relaxed);
+            assert_eq!(before, 0, "two suspects at a time");
+            self.at_work.fetch_sub(1, Ordering::Relaxed);
+            if self.suspects.end() {
+                self.sleepers.notify_fenced(1);
+            }
+        }
+        taken
+    }
+
+    /// `Source::wait`, as [`sleep`], but goes on looking: what it saw may be another's by then.
+    fn wait(&self) {
+        while !self.handle() {
+            let registered = self.sleepers.register();
+            if self.suspects.can_take() {
+                self.sleepers.cancel(registered);
+                loom::thread::yield_now();
+            } else {
+                self.sleepers.wait(registered, None);
+            }
+        }
+    }
+}
+
+#[test]
+fn no_two_consumers_have_a_suspect_and_each_gets_one() {
+    check(Some(3), || {
+        let gate = Gate::new();
+        gate.add(1);
+        gate.add(2);
+        concurrently(&gate, [Gate::wait, Gate::wait]);
+        assert_eq!(gate.suspects.len(), 0);
+        assert!(gate.sleepers.is_quiet());
+    });
+}
+
+#[test]
+fn a_consumer_asleep_is_woken_for_a_suspect_that_is_added() {
+    check(Some(2), || {
+        let gate = Gate::new();
+        concurrently(
+            &gate,
+            [Gate::wait, Gate::wait, |gate| {
+                gate.add(1);
+                gate.add(2);
+            }],
+        );
+        assert_eq!(gate.suspects.len(), 0);
     });
 }

@@ -179,6 +179,63 @@ fn a_consumer_that_finds_ten_jobs_in_each_claim_begins_to_keep_a_distance() {
 }
 
 #[test]
+fn a_moved_job_keeps_its_failed_attempts_and_crashes_and_is_a_suspect_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let dispatch = Handle(dispatch(dir.path()));
+    let consumer = Source::new(dispatch.clone());
+    let stripe = &dispatch.0.stripes()[0];
+    let later = dispatch.0.clock.now();
+    let later = later.saturating_add(Duration::from_secs(3600));
+    // As if an earlier process had moved it, with its two crashes.
+    let meta = crate::log::record::Meta {
+        prior_attempts: 1,
+        prior_crashes: 2,
+        ..Default::default()
+    };
+    let meta = meta.encode(100);
+    let payload = [7; 15_000];
+    for _ in 0..4 {
+        for at in 0..4 {
+            let job = NewRecord {
+                enqueued_at: Timestamp::ZERO,
+                due_at: Timestamp::ZERO,
+                meta: if at == 0 { &meta } else { b"" },
+                payload: &payload,
+            };
+            stripe.append_shared(&job).unwrap();
+        }
+        let first = consumer.try_next().unwrap();
+        first.begin_delivery();
+        first.count_failure(false);
+        assert!(dispatch.0.timer.schedule(first, When::After(later), false));
+        while let Some(lease) = consumer.try_next() {
+            lease.ack();
+        }
+    }
+    // Closes the last of them.
+    append(&dispatch.0, 1);
+    let large = NewRecord {
+        enqueued_at: Timestamp::ZERO,
+        due_at: Timestamp::ZERO,
+        meta: b"",
+        payload: &payload,
+    };
+    stripe.append_shared(&large).unwrap();
+    while let Some(lease) = consumer.try_next() {
+        lease.ack();
+    }
+    dispatch.0.compact(false).unwrap();
+    assert!(consumer.try_next().is_none());
+    let copies = dispatch.0.timer.take_all();
+    assert_eq!((copies.len(), stripe.stats().live), (4, 4));
+    for copy in copies {
+        assert_eq!((copy.failed(), copy.crashes()), (2, 2));
+        assert!(copy.is_suspect());
+        copy.ack();
+    }
+}
+
+#[test]
 fn compaction_leaves_a_job_where_it_is_that_a_handler_may_still_ack() {
     let dir = tempfile::tempdir().unwrap();
     // As with a lease timeout: a job that timed out waits for its retry while a handler has it.

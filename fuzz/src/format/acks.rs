@@ -114,7 +114,8 @@ impl<B: AsRef<[u8]>> Acks<B> {
         let full = words.take_while(is_full).count() as u32;
         let words = self.capacity.next_multiple_of(32);
         (32 * full..words).any(|index| self.is_done(index))
-            || (32 * full..self.capacity).any(|index| self.deliveries(index) != Deliveries::default())
+            || (32 * full..self.capacity)
+                .any(|index| self.deliveries(index) != Deliveries::default())
     }
 }
 

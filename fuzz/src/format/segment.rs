@@ -3,8 +3,8 @@
 use logmill::Damage;
 
 use super::{
-    ACK_MAGIC, Acks, Deliveries, End, FILE_HEADER, FIRST, Identity, Record, SEGMENT_MAGIC, UNIT, fields,
-    identity, max_record, scan, seal,
+    ACK_MAGIC, Acks, Deliveries, End, FILE_HEADER, FIRST, Identity, Record, SEGMENT_MAGIC, UNIT,
+    fields, identity, max_record, scan, seal,
 };
 
 /// What is in the two files of a segment.
