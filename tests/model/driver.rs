@@ -246,8 +246,8 @@ impl Case {
                     for sequence in sequences {
                         let payload = payloads.next().expect("one job for each payload");
                         self.model.enqueued(sequence, payload, due, limit, called);
+                        self.check_depth();
                     }
-                    self.check_depth();
                     match error {
                         Some(error) => self.check_refusal(queue, payloads.as_slice(), &error),
                         None => assert_eq!(payloads.len(), 0, "some were not enqueued"),
@@ -364,6 +364,8 @@ impl Case {
         }
     }
 
+    /// After a job was let in. Before, a crash may have left more: jobs that took no room any more, as
+    /// they were dying, and whose letters were not written.
     fn check_depth(&self) {
         if let Some(max) = self.setup.max_depth {
             assert!(self.model.least_live() <= max, "{}", self.model.summary());
@@ -468,8 +470,8 @@ impl Case {
         };
         for (letter, new) in letters.into_iter().zip(replayed) {
             self.model.replayed(letter, new);
+            self.check_depth();
         }
-        self.check_depth();
         if let Some(error) = refusal {
             self.check_refusal(queue, &[], &error);
         }
