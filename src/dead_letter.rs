@@ -126,10 +126,13 @@ impl DeadLetters {
     fn letters(&self) -> impl Iterator<Item = Result<DeadLetter, Arc<StorageError>>> + use<> {
         self.settle();
         let running = Arc::downgrade(&self.running);
+        // Those written from here on come into segments after this one, mostly; without an end, letters
+        // whose replays fail would be replayed for ever.
+        let last = self.running.dead().log().last_base();
         let mut after = None;
         let next = {
             let running = running.clone();
-            move || running.upgrade()?.dead().log().next_pin(&mut after)
+            move || running.upgrade()?.dead().log().next_pin(&mut after, last)
         };
         // One segment is mapped at a time.
         std::iter::from_fn(next).flat_map(move |letters| {

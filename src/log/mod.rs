@@ -28,6 +28,7 @@ pub(crate) mod record;
 pub(crate) mod recovery;
 pub(crate) mod reserve;
 pub(crate) mod segment;
+mod segments;
 mod spare;
 mod stats;
 pub(crate) mod tail;
@@ -54,6 +55,7 @@ use self::poison::Poison;
 use self::record::NewRecord;
 use self::recovery::{Quarantined, Recovery, RecoveryReport};
 use self::segment::{Append, Paths, Segment, Unsettled, Warm};
+use self::segments::Segments;
 use self::spare::{Pool, Spare};
 pub(crate) use self::stats::StripeStats;
 use self::upkeep::Graveyard;
@@ -126,8 +128,7 @@ pub(crate) struct Stripe {
     origin: Sequence,
     names: Arc<Names>,
     config: LogConfig,
-    /// Oldest first; the last is the active one.
-    segments: RwLock<VecDeque<Arc<Segment>>>,
+    segments: RwLock<Segments>,
     active: ArcSwap<Segment>,
     /// The segment consumers claim from. Everything before it is claimed.
     claiming: ArcSwap<Segment>,
@@ -266,7 +267,7 @@ impl Stripe {
             names,
             claiming: ArcSwap::from(Arc::clone(segments.front().unwrap_or(&active))),
             active: ArcSwap::from(active),
-            segments: RwLock::new(segments),
+            segments: RwLock::new(Segments::new(segments)),
             step: Mutex::new(()),
             held_back: Mutex::new(None),
             failed_scans: Lasting::default(),
@@ -572,11 +573,10 @@ impl Stripe {
         if was_unready && !from.is_retired() {
             return self.get_ready(from);
         }
-        let segments = self.segments.read();
-        let at = segments.partition_point(|segment| segment.base() <= from.base());
-        match segments.get(at) {
+        match self.segment_after(Some(from.base())) {
             Some(segment) => {
-                self.claiming.store(Arc::clone(segment));
+                self.segments.write().wake(&segment);
+                self.claiming.store(segment);
                 true
             }
             None => false,
@@ -594,7 +594,7 @@ impl Stripe {
                 return Err(error);
             }
             // What waits behind it need not be mapped, nor what is made of retired segments.
-            self.unmap_waiting_behind(segment);
+            self.unmap_all_waiting();
             self.take_in(Vec::new());
             segment.begin_use()
         });
@@ -619,6 +619,7 @@ impl Stripe {
         let Some(pinned) = segment.look().map_err(Arc::new)? else {
             return Ok(());
         };
+        self.segments.write().wake(segment);
         let mut recovery = Recovery {
             segment_size: self.config.segment_size,
             queue: &self.config.queue,
@@ -691,14 +692,19 @@ impl Stripe {
         }
     }
 
-    /// Unmaps the segments behind the one that is claimed from, as far as they are full. The caller
-    /// holds `step`.
-    fn unmap_waiting_behind(&self, claiming: &Segment) {
+    /// Whether a segment waits to be claimed from, for who holds `step`.
+    fn is_waiting(&self) -> impl Fn(&Segment) -> bool + use<> {
+        let claiming = self.claiming.load().base();
         let active = self.active.load().base();
+        move |segment| segment.base() > claiming && segment.base() != active
+    }
+
+    /// Unmaps the segments that wait to be claimed from, as far as they can be. The caller holds
+    /// `step`.
+    fn unmap_all_waiting(&self) {
+        let is_waiting = self.is_waiting();
         let segments = self.segments.read();
-        let is_waiting =
-            |segment: &&Arc<Segment>| segment.base() > claiming.base() && segment.base() != active;
-        for segment in segments.iter().filter(is_waiting) {
+        for segment in segments.iter().filter(|segment| is_waiting(segment)) {
             segment.end_wait_use();
         }
     }
@@ -706,7 +712,7 @@ impl Stripe {
     /// Unmaps the segments that wait to be claimed from, unless somebody is at the one that is.
     fn unmap_waiting(&self) {
         if let Some(_step) = self.step.try_lock() {
-            self.unmap_waiting_behind(&self.claiming.load());
+            self.unmap_all_waiting();
         }
     }
 
@@ -741,16 +747,26 @@ impl Stripe {
     #[cfg(test)]
     pub(crate) fn pins(&self) -> impl Iterator<Item = Result<Pinned, Arc<StorageError>>> {
         let mut after = None;
-        std::iter::from_fn(move || self.next_pin(&mut after))
+        std::iter::from_fn(move || self.next_pin(&mut after, None))
     }
 
-    /// The first segment after this one, which is the next one's `after`; None if there is none.
+    /// The base of the last segment, if there is one.
+    pub(crate) fn last_base(&self) -> Option<Sequence> {
+        self.segments.read().back().map(|last| last.base())
+    }
+
+    /// The first segment after this one, which is the next one's `after`; None if there is none, up to
+    /// `last`.
     pub(crate) fn next_pin(
         &self,
         after: &mut Option<Sequence>,
+        last: Option<Sequence>,
     ) -> Option<Result<Pinned, Arc<StorageError>>> {
         loop {
             let segment = self.segment_after(*after)?;
+            if last.is_some_and(|last| segment.base() > last) {
+                return None;
+            }
             *after = Some(segment.base());
             // One that is gone is passed over.
             if let Some(pinned) = self.pin_scanned(&segment).transpose() {
@@ -810,6 +826,9 @@ impl Stripe {
         let Some(pinned) = segment.look().map_err(Arc::new)? else {
             return Ok(false);
         };
+        // Nobody puts it to rest meanwhile.
+        let _step = self.step.lock();
+        self.segments.write().wake(&segment);
         let index = sequence.offset_from(segment.base());
         if index >= segment.reached().index {
             return Ok(false);

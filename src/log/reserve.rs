@@ -41,7 +41,7 @@ impl Stripe {
     /// The full segments that jobs in the timer keep, and nothing else, where `most` bytes would do
     /// for these jobs. `waiting` says how many jobs of a segment are in the timer.
     pub(crate) fn left(&self, most: u64, waiting: impl Fn(Sequence) -> u32) -> Vec<Left> {
-        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
+        let segments: Vec<_> = self.segments.read().awake().cloned().collect();
         let left_of = |segment: &Arc<Segment>| {
             let end = segment.closed()?;
             if segment.claimed() != end

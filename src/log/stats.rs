@@ -1,5 +1,6 @@
 //! What a stripe's log holds.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::record::{Header, UNIT};
@@ -7,6 +8,9 @@ use super::segment::{Pinned, START, Segment};
 use super::{DEAD_ORIGIN, Stripe};
 use crate::Timestamp;
 
+/// Most segments that a look for the first job of some kind goes through: where all jobs of the
+/// first ones are delayed, for one.
+const MOST_SEGMENTS: usize = 1024;
 /// Most records of a stripe that are looked at for one that waits for a consumer.
 const MOST_LOOKED_AT: u32 = 4096;
 
@@ -27,20 +31,66 @@ pub(crate) struct StripeStats {
     pub(crate) segments: u64,
 }
 
+impl StripeStats {
+    /// What a segment holds that is sealed and that nothing was claimed from.
+    pub(super) fn of_resting(segment: &Segment) -> Self {
+        let reached = segment.reached();
+        let live = u64::from(reached.index.saturating_sub(segment.not_acked()));
+        Self {
+            live,
+            unclaimed: live,
+            appended: match segment.is_recovered() {
+                true => 0,
+                false => u64::from(reached.index),
+            },
+            done: 0,
+            lost: 0,
+            bytes: u64::from(reached.units) * UNIT as u64,
+            segments: 1,
+        }
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        for (own, other) in self.figures().into_iter().zip(other.clone().figures()) {
+            *own += *other;
+        }
+    }
+
+    pub(super) fn subtract(&mut self, other: &Self) {
+        for (own, other) in self.figures().into_iter().zip(other.clone().figures()) {
+            *own -= *other;
+        }
+    }
+
+    fn figures(&mut self) -> [&mut u64; 7] {
+        let Self {
+            live,
+            unclaimed,
+            appended,
+            done,
+            lost,
+            bytes,
+            segments,
+        } = self;
+        [live, unclaimed, appended, done, lost, bytes, segments]
+    }
+}
+
 impl Stripe {
     /// What the stripe holds. Costs a look at each ack word of the segments that consumers have
-    /// reached, and nothing for the backlog behind them.
+    /// reached, and nothing for those at rest behind them.
     pub(crate) fn stats(&self) -> StripeStats {
         let (segments, mut stats) = {
             let segments = self.segments.read();
             // With the list locked: a segment is in the list or in these, never in both.
-            let stats = StripeStats {
+            let mut stats = StripeStats {
                 appended: self.retired_appended.load(Ordering::Relaxed),
                 done: self.retired_done.load(Ordering::Relaxed),
                 lost: self.lost.load(Ordering::Relaxed),
                 ..StripeStats::default()
             };
-            (Vec::from_iter(segments.iter().cloned()), stats)
+            stats.add(segments.resting());
+            (Vec::from_iter(segments.awake().cloned()), stats)
         };
         for segment in &segments {
             let is_untouched = segment.claimed() == START && self.origin != DEAD_ORIGIN;
@@ -116,28 +166,41 @@ impl Stripe {
         may_have: impl Fn(&Segment) -> bool,
         mut find: impl FnMut(Looked<'_>) -> Option<Timestamp>,
     ) -> Option<Timestamp> {
-        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
-        segments
-            .iter()
-            .filter(|segment| !Segment::is_complete(segment) && may_have(segment))
-            .find_map(|segment| {
-                if !segment.is_unscanned() {
-                    return find(Looked::At(&segment.look().ok()??));
-                }
-                // No job of it can be done before it is scanned, so the first look serves for all.
-                if let Some(first) = segment.first_job.get() {
-                    return find(Looked::Ahead(first.as_ref()?));
-                }
-                // Held so that nobody mends what is looked at.
-                let _step = self.step.try_lock()?;
-                let pinned = segment.look().ok()??;
-                if segment.is_unscanned() {
-                    let first = segment.first_job.get_or_init(|| pinned.peek_first());
-                    find(Looked::Ahead(first.as_ref()?))
-                } else {
-                    find(Looked::At(&pinned))
-                }
-            })
+        let mut after = None;
+        for _ in 0..MOST_SEGMENTS {
+            let segment = self.segment_after(after)?;
+            after = Some(segment.base());
+            if !segment.is_complete()
+                && may_have(&segment)
+                && let Some(found) = self.find_in(&segment, &mut find)
+            {
+                return Some(found);
+            }
+        }
+        None
+    }
+
+    fn find_in(
+        &self,
+        segment: &Arc<Segment>,
+        mut find: impl FnMut(Looked<'_>) -> Option<Timestamp>,
+    ) -> Option<Timestamp> {
+        if !segment.is_unscanned() {
+            return find(Looked::At(&segment.look().ok()??));
+        }
+        // No job of it can be done before it is scanned, so the first look serves for all.
+        if let Some(first) = segment.first_job.get() {
+            return find(Looked::Ahead(first.as_ref()?));
+        }
+        // Held so that nobody mends what is looked at.
+        let _step = self.step.try_lock()?;
+        let pinned = segment.look().ok()??;
+        if segment.is_unscanned() {
+            let first = segment.first_job.get_or_init(|| pinned.peek_first());
+            find(Looked::Ahead(first.as_ref()?))
+        } else {
+            find(Looked::At(&pinned))
+        }
     }
 }
 

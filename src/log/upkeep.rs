@@ -149,9 +149,12 @@ impl Stripe {
     fn flush_segments(&self, acks_too: bool) -> Result<(), Arc<StorageError>> {
         // Relaxed: a hint, which orders nothing.
         self.flush_asked.store(true, Ordering::Relaxed);
-        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
+        let segments = self.segments.read().to_flush(acks_too);
         for segment in segments {
             segment.flush(acks_too)?;
+        }
+        if acks_too {
+            self.segments.write().note_flushed();
         }
         Ok(())
     }
@@ -198,7 +201,7 @@ impl Stripe {
     /// Notes that no handler has a job any more, for a queue that is closed while some do: what
     /// becomes of these is no crash. What an earlier process left is not touched.
     pub(crate) fn end_deliveries(&self) {
-        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
+        let segments: Vec<_> = self.segments.read().awake().cloned().collect();
         for segment in segments {
             if !segment.is_unscanned()
                 && !segment.is_complete()
@@ -221,7 +224,8 @@ impl Stripe {
     /// will have been. After a failed flush, none.
     pub(crate) fn seal(&self, all: bool) -> Result<Option<Duration>, Arc<StorageError>> {
         let _upkeep = self.upkeep.lock();
-        let segments: Vec<_> = self.segments.read().iter().cloned().collect();
+        let mut next = None;
+        let segments: Vec<_> = self.segments.read().awake().cloned().collect();
         for segment in segments.iter().filter(|segment| segment.closed().is_some()) {
             if self.config.poison.is_set() {
                 break;
@@ -231,22 +235,44 @@ impl Stripe {
             }
             let left = SEAL_DELAY.saturating_sub(segment.full_for());
             if !all && !left.is_zero() {
-                return Ok(Some(left));
+                next = Some(left);
+                break;
             }
             if segment.is_committed() && segment.owes_nothing() {
                 segment.seal()?;
             }
         }
+        self.put_to_rest(&segments);
+        Ok(next)
+    }
+
+    /// Puts those to rest that are sealed and wait to be claimed from, and unmaps what waits if there
+    /// are many mappings. Unless somebody is at the segment that is claimed from: a later turn does.
+    fn put_to_rest(&self, awake: &[Arc<Segment>]) {
+        let Some(_step) = self.step.try_lock() else {
+            return;
+        };
+        let is_waiting = self.is_waiting();
+        let waiting: Vec<_> = awake.iter().filter(|one| is_waiting(one)).collect();
         if mappings::are_many() {
-            self.unmap_waiting();
+            waiting.iter().for_each(|one| one.end_wait_use());
         }
-        Ok(None)
+        let mut at_rest = waiting
+            .iter()
+            .filter(|one| one.is_sealed() && !one.is_complete());
+        if let Some(first) = at_rest.next() {
+            let mut segments = self.segments.write();
+            segments.rest(first);
+            at_rest.for_each(|one| segments.rest(one));
+        }
     }
 
     /// Whether a segment that is full is kept by what it owes.
     pub(crate) fn has_unsettled(&self) -> bool {
         let segments = self.segments.read();
-        let mut full = segments.iter().filter(|segment| segment.closed().is_some());
+        let mut full = segments
+            .awake()
+            .filter(|segment| segment.closed().is_some());
         full.any(|segment| !segment.owes_nothing())
     }
 
@@ -264,7 +290,7 @@ impl Stripe {
         let mut freed = false;
         let due: Vec<_> = {
             let segments = self.segments.read();
-            let due = segments.iter().filter(|segment| is_due(segment));
+            let due = segments.awake().filter(|segment| is_due(segment));
             due.cloned().collect()
         };
         for segment in due {
@@ -406,8 +432,7 @@ impl Stripe {
     /// Takes a segment out of the list, into the counts of what is gone.
     fn take_out(&self, gone: &Segment) {
         let mut segments = self.segments.write();
-        let at = segments.partition_point(|segment| segment.base() < gone.base());
-        segments.remove(at);
+        segments.remove(gone);
         // With the list still locked, so that statistics count each segment once.
         let records = gone.closed().map_or(0, |end| end.index);
         if !gone.is_recovered() {

@@ -61,8 +61,12 @@ fn what_waits_is_unmapped_only_when_there_are_many_mappings_and_what_is_claimed_
     let leases = claim_all_of_first(&stripe);
     fill_segments(&stripe, 1);
     stripe.seal(true).unwrap();
-    let mapped = mapped(&stripe);
-    assert_eq!(mapped, [true, false, false, false, false, false, true]);
+    // What is at rest already stays as it is, until a roll or a claim finds no mapping.
+    let few = [true, true, true, true, true, false, true];
+    assert_eq!(mapped(&stripe), few);
+    stripe.unmap_waiting();
+    let used = [true, false, false, false, false, false, true];
+    assert_eq!(mapped(&stripe), used);
     assert_eq!(leases[0].record().payload(), LARGE);
 }
 
@@ -215,4 +219,69 @@ fn somebody_who_looks_keeps_the_mapping_of_a_segment_that_is_retired_meanwhile()
         looked.records(segment::START).last().unwrap().payload(),
         LARGE
     );
+}
+
+fn awake(stripe: &Stripe) -> usize {
+    stripe.segments.read().awake().count()
+}
+
+#[test]
+fn segments_at_rest_are_counted_and_passed_over_until_something_in_them_changes() {
+    let fixture = Fixture::new();
+    let jobs = {
+        let stripe = fixture.open();
+        let jobs = fill_segments(&stripe, 10);
+        stripe.close();
+        stripe.seal(true).unwrap();
+        jobs
+    };
+    let stripe = fixture.open();
+    let all = u64::from(10 * LARGE_PER_SEGMENT);
+    let counts = || {
+        let stats = stripe.stats();
+        assert_eq!(stats.segments, stripe.segments.read().len() as u64);
+        (stats.live, stats.unclaimed, stats.appended, stats.done)
+    };
+    assert_eq!((counts(), awake(&stripe)), ((all, all, 0, 0), 11));
+    stripe.seal(true).unwrap();
+    // The one that is claimed from, and the active one.
+    assert_eq!((counts(), awake(&stripe)), ((all, all, 0, 0), 2));
+    assert_eq!(stripe.oldest_enqueued_at(), Some(Timestamp::from_nanos(5)));
+    stripe.flush(true).unwrap();
+    // Somebody marks a job done in one that waits.
+    let marked = jobs[5 * LARGE_PER_SEGMENT as usize];
+    assert!(stripe.mark_done(marked).unwrap());
+    assert_eq!((counts(), awake(&stripe)), ((all - 1, all - 1, 0, 0), 3));
+    stripe.seal(true).unwrap();
+    assert_eq!((counts(), awake(&stripe)), ((all - 1, all - 1, 0, 0), 2));
+    let base = stripe.segment_containing(marked).unwrap().base();
+    let marked = format!("{:020}.ack", base.within_stripe());
+    let is_flushed = |acks_too| {
+        let flushed = flushed_by(&fixture, || stripe.flush(acks_too).unwrap());
+        flushed.contains(&marked)
+    };
+    assert!(!is_flushed(false) && is_flushed(true) && !is_flushed(true));
+    // What is claimed from is awake until it is gone.
+    let leases = claim_all(&stripe);
+    assert_eq!((counts(), awake(&stripe)), ((all - 1, 0, 0, 0), 11));
+    for lease in leases {
+        let _ = lease.ack();
+    }
+    stripe.reclaim().unwrap();
+    assert_eq!((counts(), awake(&stripe)), ((0, 0, 0, all - 1), 1));
+}
+
+#[test]
+fn a_walk_ends_though_the_log_grows_as_fast() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    fill_segments(&stripe, 2);
+    let last = stripe.last_base();
+    let mut after = None;
+    let mut walked = 0;
+    while let Some(pinned) = stripe.next_pin(&mut after, last) {
+        walked += pinned.unwrap().records(segment::START).count();
+        fill_segments(&stripe, 2);
+    }
+    assert_eq!(walked, 2 * LARGE_PER_SEGMENT as usize);
 }

@@ -1,0 +1,106 @@
+//! The segments of a stripe's log in order, and which of them there is anything to do for.
+//!
+//! A segment is *at rest* if it is sealed and waits to be claimed from: nothing in it changes, so
+//! flushes, upkeep and statistics pass it over, however many there are. Whoever is about to change
+//! something in one wakes it first.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Deref;
+use std::sync::Arc;
+
+use super::segment::Segment;
+use super::stats::StripeStats;
+use crate::Sequence;
+
+/// The segments of a log, oldest first; the last is the active one.
+pub(super) struct Segments {
+    all: VecDeque<Arc<Segment>>,
+    /// Those that are not at rest.
+    awake: BTreeMap<Sequence, Arc<Segment>>,
+    /// Those at rest of which acks may not be durable: an earlier process made them, or they are
+    /// letters that were purged.
+    unflushed: BTreeMap<Sequence, Arc<Segment>>,
+    /// What those at rest hold.
+    resting: StripeStats,
+}
+
+impl Segments {
+    pub(super) fn new(all: VecDeque<Arc<Segment>>) -> Self {
+        let awake = all.iter().map(|one| (one.base(), Arc::clone(one)));
+        Self {
+            awake: awake.collect(),
+            all,
+            unflushed: BTreeMap::new(),
+            resting: StripeStats::default(),
+        }
+    }
+
+    pub(super) fn push_back(&mut self, segment: Arc<Segment>) {
+        self.awake.insert(segment.base(), Arc::clone(&segment));
+        self.all.push_back(segment);
+    }
+
+    /// Takes out a segment that is awake.
+    pub(super) fn remove(&mut self, gone: &Segment) {
+        self.awake.remove(&gone.base());
+        let at = self.all.partition_point(|one| one.base() < gone.base());
+        self.all.remove(at);
+    }
+
+    /// Those that are not at rest, oldest first.
+    pub(super) fn awake(&self) -> impl Iterator<Item = &Arc<Segment>> {
+        self.awake.values()
+    }
+
+    /// Those that a flush has to look at; `acks_too`: of acks, too.
+    pub(super) fn to_flush(&self, acks_too: bool) -> Vec<Arc<Segment>> {
+        let unflushed = self.unflushed.values().filter(|_| acks_too);
+        self.awake().chain(unflushed).cloned().collect()
+    }
+
+    /// After a flush of acks.
+    pub(super) fn note_flushed(&mut self) {
+        self.unflushed.retain(|_, one| !one.are_acks_flushed());
+    }
+
+    /// What the segments at rest hold.
+    pub(super) fn resting(&self) -> &StripeStats {
+        &self.resting
+    }
+
+    /// Puts a segment to rest in which nothing changes until it is woken.
+    pub(super) fn rest(&mut self, segment: &Arc<Segment>) {
+        if self.awake.remove(&segment.base()).is_some() {
+            self.resting.add(&StripeStats::of_resting(segment));
+            if !segment.are_acks_flushed() {
+                self.unflushed.insert(segment.base(), Arc::clone(segment));
+            }
+        }
+    }
+
+    /// Wakes a segment, before anything in it changes.
+    pub(super) fn wake(&mut self, segment: &Arc<Segment>) {
+        let base = segment.base();
+        // One that is gone stays so.
+        if !self.awake.contains_key(&base) && self.contains(segment) {
+            self.resting.subtract(&StripeStats::of_resting(segment));
+            self.unflushed.remove(&base);
+            self.awake.insert(base, Arc::clone(segment));
+        }
+    }
+
+    fn contains(&self, segment: &Segment) -> bool {
+        let found = self
+            .all
+            .binary_search_by_key(&segment.base(), |one| one.base());
+        found.is_ok()
+    }
+}
+
+impl Deref for Segments {
+    type Target = VecDeque<Arc<Segment>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.all
+    }
+}
