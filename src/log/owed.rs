@@ -67,7 +67,7 @@ mod loom_models {
                 [
                     // `Stripe::append_owing`, and what settles it.
                     |segment| {
-                        segment.owed.raise();
+                        segment.owed.raise(1);
                         if let Reserved::At(_) = segment.tail.reserve(1, 1) {
                             // As in `write_record_header`.
                             segment.commit_word.store(1, Ordering::Release);
