@@ -52,11 +52,11 @@ impl DirectoryLock {
     /// Notes this process's id in the lock file.
     pub(crate) fn note_holder(&self) {
         let entry = self.0.entry(FILE_NAME);
-        if let Err(error) = write_id(&entry) {
+        // One that cannot be written to goes: no id is better than a wrong one.
+        let noted = write_id(&entry).or_else(|_| entry.remove().and_then(|()| write_id(&entry)));
+        if let Err(error) = noted {
+            // A full disk must not keep the queue from being opened and drained.
             event!(debug, %error, "the holder of the lock is not noted");
-            // A full disk must not keep the queue from being opened and drained. No id is better than
-            // a wrong one.
-            let _ = entry.remove();
         }
     }
 }
