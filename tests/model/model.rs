@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use logmill::{DeadLetter, Job, Sequence, Stats};
 
@@ -442,7 +442,6 @@ impl Model {
     /// The queue is opened again, and these letters are there.
     pub fn reopened(&mut self, found: &[DeadLetter], ending: Ending) {
         self.since_open = Counters::default();
-        let now = Instant::now();
         for (&sequence, job) in &mut self.jobs {
             let has_letter = found.iter().any(|letter| letter.job() == sequence);
             job.given_back = false;
@@ -461,15 +460,8 @@ impl Model {
                     Place::Waiting
                 }
                 Place::BackingOff => Place::WaitingOrDelayed,
-                // The delay after a failure is known to the process only, unless it was so long
-                // that the job was moved.
-                Place::Soon(due) if job.attempts > 0 => {
-                    if due > now + Duration::from_secs(1) {
-                        Place::WaitingOrSoon
-                    } else {
-                        Place::Waiting
-                    }
-                }
+                // The delay after a failure is known to the process only, unless the job was moved.
+                Place::Soon(_) if job.attempts > 0 => Place::WaitingOrSoon,
                 other => other,
             };
             job.is_suspect = job.crashes > 0;
