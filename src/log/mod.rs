@@ -286,6 +286,26 @@ impl Stripe {
         Ok((stripe, log.settles))
     }
 
+    /// A file of a segment that is none of the log's any more.
+    #[cfg(test)]
+    pub(crate) fn stray_file(&self) -> Option<String> {
+        // Before what is known, so that what is made meanwhile is no stray.
+        let names = self.names.directory().list().expect("listed");
+        let next = self.next.lock();
+        let segments = self.segments.read();
+        let known = segments.iter().chain(&next.prepared);
+        let bases: Vec<_> = known
+            .map(|segment| format!("{:020}", segment.base().within_stripe()))
+            .collect();
+        let is_stray = |name: &String| {
+            let parts = name.split_once('.');
+            parts.is_some_and(|(base, suffix)| {
+                ["seg", "ack"].contains(&suffix) && !bases.iter().any(|known| known == base)
+            })
+        };
+        names.into_iter().find(is_stray)
+    }
+
     /// Whether a payload of this length can be appended without a step to another segment.
     #[cfg(test)]
     pub(crate) fn has_room_for(&self, len: usize) -> bool {

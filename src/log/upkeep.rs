@@ -26,10 +26,10 @@ const SEAL_DELAY: Duration = Duration::from_millis(200);
 /// What was retired and may still be read by someone, and the ack files that go later.
 #[derive(Default)]
 pub(super) struct Graveyard {
-    /// Files that an open found to hold nothing.
+    /// Files that hold nothing: found by the open, or not removed yet for an error.
     leftovers: Vec<Paths>,
     retired: Vec<Retired>,
-    /// Ack files whose segment's removal is not durable yet.
+    /// Ack files whose segment's removal is not durable yet, or that could not be removed.
     ack_files: Vec<Entry>,
     /// Names were removed or changed since the directory was last flushed.
     unflushed_names: bool,
@@ -72,6 +72,11 @@ impl Graveyard {
                 Then::Empty(segment) => {
                     drop(maps);
                     if let Err(error) = segment.paths().empty() {
+                        // Another flush of one that failed would prove nothing.
+                        if !error.is_failed_flush() {
+                            let then = Then::Empty(segment);
+                            self.retired.push(Retired { maps: None, then });
+                        }
                         event!(debug, %error, "a segment that is done keeps its space");
                     }
                 }
@@ -96,7 +101,7 @@ impl Graveyard {
 
     /// Has files that hold nothing removed by the first turn of upkeep, for the open not to wait.
     pub(super) fn leave(&mut self, leftovers: Vec<Paths>) {
-        self.leftovers = leftovers;
+        self.leftovers.extend(leftovers);
     }
 
     /// Removes files that hold nothing; their ack files are left to
@@ -108,8 +113,10 @@ impl Graveyard {
                     self.unflushed_names = true;
                     self.ack_files.push(paths.ack);
                 }
-                // The next open tries again.
-                Err(error) => event!(warn, %error, "an empty segment stays"),
+                Err(error) => {
+                    self.leftovers.push(paths);
+                    event!(debug, %error, "an empty segment stays for now");
+                }
             }
         }
     }
@@ -120,10 +127,10 @@ impl Graveyard {
             return Ok(());
         }
         self.flush_names(names)?;
-        for path in self.ack_files.drain(..) {
-            // An ack file alone is removed by the next open.
+        for path in std::mem::take(&mut self.ack_files) {
             if let Err(error) = path.remove() {
-                event!(warn, %error, "an ack file stays");
+                self.ack_files.push(path);
+                event!(debug, %error, "an ack file stays for now");
             }
         }
         Ok(())
@@ -391,6 +398,9 @@ impl Stripe {
             self.config.budget.give_back(self.config.segment_size);
             let then = Then::Unmap;
             graveyard.retired.push(Retired { maps, then });
+        }
+        if removed.is_err() {
+            graveyard.leftovers.push(segment.paths().clone());
         }
         removed.and(kept)?;
         graveyard.unflushed_names = true;
