@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -235,6 +235,18 @@ fn a_job_that_fails_and_is_done_after_the_close_has_no_crash() {
 }
 
 #[test]
+fn a_job_that_waits_for_its_retry_when_the_process_dies_has_no_crash() {
+    let dir = closed_queue(&[b"job"]);
+    let policy = || RetryPolicy::fixed(Duration::from_secs(3600));
+    let queue = open(builder(dir.path()).retry(policy()));
+    let consumer = queue.consumer();
+    consumer.try_next().unwrap().retry("later");
+    let left = crash_copy(queue.path());
+    let queue = open_any(builder(left.path()).retry(at_once())).0;
+    assert_eq!(drain_with_crashes(&queue), [(b"job".to_vec(), 2, 0)]);
+}
+
+#[test]
 fn a_crash_is_counted_once_however_often_the_queue_is_opened_before_its_job_is_claimed() {
     let dir = closed_queue(&[b"one", b"two"]);
     let mut left = crash_with(builder(dir.path()), 1);
@@ -329,18 +341,18 @@ fn a_consumer_asleep_is_woken_when_the_handler_of_a_suspect_ends() {
         let consumer = queue.consumer();
         let first = consumer.try_next().unwrap();
         assert_eq!(first.payload(), b"a");
-        thread::scope(|scope| {
-            let (queue, waiting) = (&queue, Duration::from_millis(20));
-            let next = scope.spawn(move || {
-                let job = queue.consumer();
-                let job = job.next_timeout(PATIENCE).expect("woken");
-                assert_eq!(job.payload(), b"b");
-                job.ack();
-            });
-            thread::sleep(waiting);
-            end(first);
-            next.join().unwrap();
+        let other = queue.consumer();
+        let (delivered, is_delivered) = mpsc::channel();
+        // Without a deadline, at which it would look for itself.
+        thread::spawn(move || {
+            let job = other.next().unwrap();
+            delivered.send(job.payload().to_vec()).unwrap();
+            job.ack();
         });
+        thread::sleep(Duration::from_millis(20));
+        end(first);
+        let woken = is_delivered.recv_timeout(PATIENCE);
+        assert_eq!(woken, Ok(b"b".to_vec()));
     }
 }
 
