@@ -610,7 +610,11 @@ impl Segment {
 
     /// A share of the mappings, which are made for the occasion if need be; None once retired.
     pub(crate) fn look(self: &Arc<Self>) -> Result<Option<Pinned>, StorageError> {
-        let maps = self.mapping.look(|purpose| self.map(purpose))?;
+        let maps = match self.mapping.look(|purpose| self.map(purpose)) {
+            // Its names go a moment before it is retired in memory.
+            Err(error) if self.is_complete() && is_missing(&error) => None,
+            looked => looked?,
+        };
         Ok(maps.map(|maps| Pinned::to_look(Arc::clone(self), maps)))
     }
 
@@ -903,6 +907,12 @@ impl Unsettled {
         self.records += other.records;
         None
     }
+}
+
+/// Whether a file was not there, or not as long as it was, when it was to be mapped.
+fn is_missing(error: &StorageError) -> bool {
+    let kind = error.io_error().kind();
+    matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
 }
 
 /// What became of an append.

@@ -221,6 +221,30 @@ fn somebody_who_looks_keeps_the_mapping_of_a_segment_that_is_retired_meanwhile()
     );
 }
 
+#[test]
+fn a_look_at_a_segment_whose_names_have_just_gone_finds_it_gone_and_one_with_jobs_is_missed() {
+    let fixture = Fixture::new();
+    {
+        let stripe = fixture.open();
+        fill_segments(&stripe, 1);
+        append(&stripe, b"last");
+        stripe.close();
+        stripe.seal(true).unwrap();
+    }
+    let stripe = fixture.open();
+    let segment = stripe.segments.read().iter().next().cloned().unwrap();
+    let path = segment.paths().segment.path().to_path_buf();
+    let away = path.with_extension("away");
+    std::fs::rename(&path, &away).unwrap();
+    assert!(segment.look().is_err());
+    std::fs::rename(&away, &path).unwrap();
+    for index in 0..LARGE_PER_SEGMENT {
+        stripe.mark_done(segment.sequence(index)).unwrap();
+    }
+    std::fs::remove_file(&path).unwrap();
+    assert!(!segment.is_retired() && segment.look().unwrap().is_none());
+}
+
 fn awake(stripe: &Stripe) -> usize {
     stripe.segments.read().awake().count()
 }
