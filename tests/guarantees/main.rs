@@ -18,6 +18,7 @@ mod g6_subscribers;
 mod g6_user_code;
 mod g7_one_process;
 mod g8_failed_flush;
+mod g9_address_space;
 mod g9_disk_full;
 mod g9_waiting_jobs;
 mod recovery;
@@ -42,6 +43,10 @@ fn child() {
         ("reopen", g9_disk_full::reopen_on_a_full_file_system),
         ("delay", g9_waiting_jobs::delay_on_a_small_file_system),
         ("hit the limit", g9_disk_full::hit_the_file_size_limit),
+        (
+            "short of address space",
+            g9_address_space::exceed_the_address_space,
+        ),
         ("replay", api_dead_letters::replay_all),
     ]);
 }
