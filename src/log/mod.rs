@@ -4,17 +4,19 @@
 //! The dead letter log is one of these too. Producers find the active segment without a lock;
 //! locks guard the roll to the next segment, retirement, and a consumer's step to the next one.
 //!
-//! Here: opening, appending, claiming, looking up. What the maintenance thread does is in
+//! Here: opening and appending. Claiming is in `claiming.rs`, what the maintenance thread does in
 //! `upkeep.rs`.
 
 pub(crate) mod ack;
 mod budget;
+mod claiming;
 mod crc;
 pub(crate) mod flush;
 mod flushed_acks;
 pub(crate) mod header;
 pub(crate) mod lease;
 mod limit;
+mod lookup;
 #[cfg(all(loom, test))]
 mod loom_models;
 pub(crate) mod manifest;
@@ -37,23 +39,23 @@ mod tests;
 mod upkeep;
 pub(crate) mod view;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 
 pub(crate) use self::budget::SpaceBudget;
+use self::claiming::HeldBack;
 use self::header::Identity;
-use self::lease::{Claim, Pinned, Run};
 use self::limit::Limit;
 use self::names::Names;
 use self::poison::Poison;
 use self::record::NewRecord;
-use self::recovery::{Quarantined, Recovery, RecoveryReport};
+use self::recovery::{Quarantined, Recovery};
 use self::segment::{Append, Paths, Segment, Unsettled, Warm};
 use self::segments::Segments;
 use self::spare::{Pool, Spare};
@@ -63,10 +65,7 @@ use crate::dispatch::sleep::EventCount;
 use crate::events::{Mutex, event};
 use crate::lasting::Lasting;
 use crate::storage::{Directory, StorageError};
-use crate::{Sequence, Timestamp, time};
-
-/// Between two attempts to make a segment ready that could not be: a full disk stays full for a while.
-const SCAN_PAUSE: Duration = Duration::from_secs(1);
+use crate::{Sequence, Timestamp};
 
 /// Preparing a segment is put off this often after a roll, each time twice as long: in all about
 /// a quarter of a second.
@@ -157,13 +156,6 @@ pub(crate) struct Stripe {
     lost: AtomicU64,
     /// Damage found since the queue was opened.
     damage: Mutex<Vec<Quarantined>>,
-}
-
-/// When a segment that could not be made ready is tried again.
-struct HeldBack {
-    until: Instant,
-    /// For want of mappings.
-    is_unmappable: bool,
 }
 
 /// The segment that the next roll takes.
@@ -553,342 +545,6 @@ impl Stripe {
     fn is_kept_up_with(&self) -> bool {
         let reached = u64::from(self.active.load().reached().units) * record::UNIT as u64;
         self.segments.read().len() == 2 && reached < self.config.segment_size / 2
-    }
-
-    /// Claims the next committed records and adds the runs that they are to `runs`, in log order.
-    pub(crate) fn claim(
-        &self,
-        max_jobs: u32,
-        max_bytes: usize,
-        counted: bool,
-        runs: &mut Vec<Run>,
-    ) -> Claim {
-        loop {
-            let segment = self.claiming.load_full();
-            // Only one that is mapped for use is claimed from. It stays so until it is complete, as
-            // only those behind `claiming` are unmapped, with `step` locked.
-            let ready = segment.pin().filter(|_| !segment.is_unscanned());
-            if let Some(pinned) = &ready {
-                match pinned.claim(max_jobs, max_bytes, counted, runs) {
-                    Claim::Exhausted => {}
-                    found => return found,
-                }
-            }
-            if !self.step_from(&segment, ready.is_none()) {
-                return Claim::Empty;
-            }
-        }
-    }
-
-    /// Moves on from a segment that has nothing left to claim; or gets it ready, if it was not when
-    /// the caller looked. Returns false if there is nowhere to go.
-    fn step_from(&self, from: &Arc<Segment>, was_unready: bool) -> bool {
-        let _step = self.step.lock();
-        if self.claiming.load().base() != from.base() {
-            return true;
-        }
-        // A segment that was retired before it was ready has nothing to claim.
-        // Not asked anew whether it is ready: someone else may just have seen to that, and then
-        // nobody has claimed from it yet.
-        if was_unready && !from.is_retired() {
-            return self.get_ready(from);
-        }
-        match self.segment_after(Some(from.base())) {
-            Some(segment) => {
-                self.segments.write().wake(&segment);
-                self.claiming.store(segment);
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// Has a segment mapped for use, and scanned. Returns false if that cannot be now. The caller
-    /// holds `step`.
-    fn get_ready(&self, segment: &Arc<Segment>) -> bool {
-        if self.is_held_back() {
-            return false;
-        }
-        let mapped = segment.begin_use().or_else(|error| {
-            if !error.is_unmappable() {
-                return Err(error);
-            }
-            // What waits behind it need not be mapped, nor what is made of retired segments.
-            self.unmap_all_waiting();
-            self.take_in(Vec::new());
-            segment.begin_use()
-        });
-        let ready = mapped.map_err(Arc::new).and_then(|()| self.scan(segment));
-        let is_ready = ready.is_ok();
-        match ready {
-            Ok(()) => self.end_hold_back(),
-            Err(error) => self.hold_back(error),
-        }
-        is_ready
-    }
-
-    /// Checks a segment record by record, if that is still to be done. The caller holds `step`.
-    fn scan(&self, segment: &Arc<Segment>) -> Result<(), Arc<StorageError>> {
-        if !segment.is_unscanned() {
-            return Ok(());
-        }
-        if let Some(error) = self.failed_scan.get() {
-            // A flush that failed: the next one would prove nothing, for as long as the queue is open.
-            return Err(Arc::clone(error));
-        }
-        let Some(pinned) = segment.look().map_err(Arc::new)? else {
-            return Ok(());
-        };
-        self.segments.write().wake(segment);
-        let mut recovery = Recovery {
-            segment_size: self.config.segment_size,
-            queue: &self.config.queue,
-            report: RecoveryReport::default(),
-            progress: None,
-            segments_seen: 0,
-        };
-        match recovery.scan_later(&pinned) {
-            Ok((lost, complete)) => {
-                if !recovery.report.quarantined.is_empty() || recovery.report.holes > 0 {
-                    segment.note_mended();
-                    // Records of what is not mapped are durable, so that no flush needs them.
-                    if !segment.is_mapped() {
-                        segment.flush(false)?;
-                    }
-                }
-                if lost > 0 {
-                    // Relaxed: a count for statistics.
-                    self.lost.fetch_add(lost, Ordering::Relaxed);
-                    (self.config.lost)(lost);
-                }
-                self.damage.lock().extend(recovery.report.quarantined);
-                segment.set_scanned();
-                // Consumers need not wait for the next attempt.
-                self.end_hold_back();
-                // It may have been complete before, and held back by the damage alone.
-                if complete || segment.is_complete() {
-                    (self.config.kick)();
-                }
-                Ok(())
-            }
-            // Damaged bytes could not be set aside; they must not be covered before.
-            Err(error) => {
-                let error = Arc::new(error);
-                if error.is_failed_flush() {
-                    let _ = self.failed_scan.set(Arc::clone(&error));
-                    self.config.poison.note(&error);
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Has the segment that is to be claimed from wait, as it could not be made ready; a later claim
-    /// tries again.
-    fn hold_back(&self, error: Arc<StorageError>) {
-        *self.held_back.lock() = Some(HeldBack {
-            until: time::now() + SCAN_PAUSE,
-            is_unmappable: error.is_unmappable(),
-        });
-        if let Some(times) = self.failed_scans.met_error(&error) {
-            event!(error, %error, times, "a segment is held back");
-        }
-        (self.config.kick)();
-    }
-
-    fn end_hold_back(&self) {
-        for failure in self.failed_scans.over_since(Duration::ZERO) {
-            event!(info, failure, "a segment is held back no more");
-        }
-        *self.held_back.lock() = None;
-    }
-
-    /// Has a segment that waits for a mapping tried again, as some were given up.
-    fn note_unmapped(&self) {
-        if let Some(held_back) = &mut *self.held_back.lock()
-            && held_back.is_unmappable
-        {
-            held_back.until = time::now();
-        }
-    }
-
-    /// Whether a segment waits to be claimed from, for who holds `step`.
-    fn is_waiting(&self) -> impl Fn(&Segment) -> bool + use<> {
-        let claiming = self.claiming.load().base();
-        let active = self.active.load().base();
-        move |segment| segment.base() > claiming && segment.base() != active
-    }
-
-    /// Unmaps the segments that wait to be claimed from, as far as they can be. The caller holds
-    /// `step`.
-    fn unmap_all_waiting(&self) {
-        let is_waiting = self.is_waiting();
-        let segments = self.segments.read();
-        for segment in segments.iter().filter(|segment| is_waiting(segment)) {
-            segment.end_wait_use();
-        }
-    }
-
-    /// Unmaps the segments that wait to be claimed from, unless somebody is at the one that is.
-    fn unmap_waiting(&self) {
-        if let Some(_step) = self.step.try_lock() {
-            self.unmap_all_waiting();
-        }
-    }
-
-    /// Whether there may be something to claim, for a consumer that has registered as a sleeper
-    /// and fenced.
-    pub(crate) fn may_have_work(&self) -> bool {
-        let claiming = self.claiming.load();
-        let is_unready = claiming.is_unscanned() || !claiming.is_mapped();
-        if is_unready && !claiming.is_retired() {
-            // Not while it is held back: the look for work would find none, again and again.
-            return !self.is_held_back();
-        }
-        claiming.may_have_work() || self.active.load().base() != claiming.base()
-    }
-
-    /// Whether a segment could not be made ready to be claimed from when that was last tried.
-    pub(crate) fn has_held_back(&self) -> bool {
-        self.held_back.lock().is_some()
-    }
-
-    /// Whether a segment waits for the next attempt to make it ready.
-    pub(crate) fn is_held_back(&self) -> bool {
-        if self.failed_scan.get().is_some() {
-            return true;
-        }
-        let held_back = self.held_back.lock();
-        let is_waiting = |held_back: &HeldBack| time::now() < held_back.until;
-        held_back.as_ref().is_some_and(is_waiting)
-    }
-
-    /// The segments, oldest first, each scanned, and mapped when its turn comes.
-    #[cfg(test)]
-    pub(crate) fn pins(&self) -> impl Iterator<Item = Result<Pinned, Arc<StorageError>>> {
-        let mut after = None;
-        std::iter::from_fn(move || self.next_pin(&mut after, None))
-    }
-
-    /// The base of the last segment, if there is one.
-    pub(crate) fn last_base(&self) -> Option<Sequence> {
-        self.segments.read().back().map(|last| last.base())
-    }
-
-    /// The first segment after this one, which is the next one's `after`; None if there is none, up to
-    /// `last`.
-    pub(crate) fn next_pin(
-        &self,
-        after: &mut Option<Sequence>,
-        last: Option<Sequence>,
-    ) -> Option<Result<Pinned, Arc<StorageError>>> {
-        loop {
-            let segment = self.segment_after(*after)?;
-            if last.is_some_and(|last| segment.base() > last) {
-                return None;
-            }
-            *after = Some(segment.base());
-            // One that is gone is passed over.
-            if let Some(pinned) = self.pin_scanned(&segment).transpose() {
-                return Some(pinned);
-            }
-        }
-    }
-
-    fn segment_after(&self, after: Option<Sequence>) -> Option<Arc<Segment>> {
-        let segments = self.segments.read();
-        let is_before = |segment: &Arc<Segment>| after.is_some_and(|after| segment.base() <= after);
-        let at = segments.partition_point(is_before);
-        segments.get(at).cloned()
-    }
-
-    /// The segment that a sequence lies in, scanned.
-    pub(crate) fn pin_containing(
-        &self,
-        sequence: Sequence,
-    ) -> Result<Option<Pinned>, Arc<StorageError>> {
-        match self.segment_containing(sequence) {
-            Some(segment) => self.pin_scanned(&segment),
-            None => Ok(None),
-        }
-    }
-
-    /// A segment with a share of its mappings, scanned; None if it is gone.
-    fn pin_scanned(&self, segment: &Arc<Segment>) -> Result<Option<Pinned>, Arc<StorageError>> {
-        if segment.is_unscanned() {
-            let _step = self.step.lock();
-            self.scan(segment)?;
-        }
-        segment.look().map_err(Arc::new)
-    }
-
-    fn segment_containing(&self, sequence: Sequence) -> Option<Arc<Segment>> {
-        let segments = self.segments.read();
-        let after = segments.partition_point(|segment| segment.base() <= sequence);
-        segments.get(after.checked_sub(1)?).cloned()
-    }
-
-    /// What was damaged in segments scanned since the queue was opened.
-    pub(crate) fn damage(&self) -> Vec<Quarantined> {
-        self.damage.lock().clone()
-    }
-
-    pub(crate) fn damaged_regions(&self) -> u64 {
-        self.damage.lock().len() as u64
-    }
-
-    /// Marks a record done of which no lease can exist: before any claim, or in a log that is not
-    /// claimed from. Returns whether it was found and not done.
-    pub(crate) fn mark_done(&self, sequence: Sequence) -> Result<bool, Arc<StorageError>> {
-        let Some(segment) = self.segment_containing(sequence) else {
-            return Ok(false);
-        };
-        let Some(pinned) = segment.look().map_err(Arc::new)? else {
-            return Ok(false);
-        };
-        // Nobody puts it to rest meanwhile.
-        let _step = self.step.lock();
-        self.segments.write().wake(&segment);
-        let index = sequence.offset_from(segment.base());
-        if index >= segment.reached().index {
-            return Ok(false);
-        }
-        let marked = pinned.mark_done(index);
-        if marked == Some(true) {
-            (self.config.kick)();
-        }
-        Ok(marked.is_some())
-    }
-
-    /// Whether a record with this sequence can only be in this log.
-    pub(crate) fn is_home_of(&self, record: Sequence) -> bool {
-        record.stripe() == self.origin.stripe()
-    }
-
-    /// Marks records done, durably, that records found at open settle. Returns how many were not.
-    ///
-    /// Also those that are marked are flushed: a process that died in between leaves a mark that only
-    /// the page cache has. Of a segment that is gone, its removal is made durable.
-    pub(crate) fn settle(&self, records: &[Sequence]) -> Result<u64, Arc<StorageError>> {
-        let mut marked = 0;
-        let mut segments = BTreeMap::new();
-        let mut is_any_gone = false;
-        for &record in records {
-            marked += u64::from(self.mark_done(record)?);
-            match self.segment_containing(record) {
-                Some(segment) if record < segment.sequence(segment.reached().index) => {
-                    segments.insert(segment.base(), segment);
-                }
-                _ => is_any_gone = true,
-            }
-        }
-        if is_any_gone {
-            self.names.flush()?;
-        }
-        for segment in segments.into_values() {
-            segment.flush(true)?;
-        }
-        Ok(marked)
     }
 }
 

@@ -4,12 +4,13 @@ mod waiting;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::io::Errno;
 
 use super::*;
-use crate::log::lease::Lease;
+use crate::log::lease::{Claim, Lease};
+use crate::log::recovery::RecoveryReport;
 use crate::log::segment::capacity_of;
 use crate::storage::faults::{self, Effect, Moment, Plan};
 use crate::storage::{Operation, create_directories};

@@ -1,0 +1,234 @@
+//! Claiming from a stripe's log: the segment that is claimed from is mapped for use and scanned first,
+//! and waits if it cannot be; those behind it wait for their turn, mapped or not.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::Stripe;
+use super::lease::{Claim, Run};
+use super::recovery::{Recovery, RecoveryReport};
+use super::segment::Segment;
+use crate::events::event;
+use crate::storage::StorageError;
+use crate::time;
+
+/// Between two attempts to make a segment ready that could not be: a full disk stays full for a while.
+const SCAN_PAUSE: Duration = Duration::from_secs(1);
+
+/// When a segment that could not be made ready is tried again.
+pub(super) struct HeldBack {
+    pub(super) until: Instant,
+    /// For want of mappings.
+    is_unmappable: bool,
+}
+
+impl Stripe {
+    /// Claims the next committed records and adds the runs that they are to `runs`, in log order.
+    pub(crate) fn claim(
+        &self,
+        max_jobs: u32,
+        max_bytes: usize,
+        counted: bool,
+        runs: &mut Vec<Run>,
+    ) -> Claim {
+        loop {
+            let segment = self.claiming.load_full();
+            // Only one that is mapped for use is claimed from. It stays so until it is complete, as
+            // only those behind `claiming` are unmapped, with `step` locked.
+            let ready = segment.pin().filter(|_| !segment.is_unscanned());
+            if let Some(pinned) = &ready {
+                match pinned.claim(max_jobs, max_bytes, counted, runs) {
+                    Claim::Exhausted => {}
+                    found => return found,
+                }
+            }
+            if !self.step_from(&segment, ready.is_none()) {
+                return Claim::Empty;
+            }
+        }
+    }
+
+    /// Moves on from a segment that has nothing left to claim; or gets it ready, if it was not when
+    /// the caller looked. Returns false if there is nowhere to go.
+    pub(super) fn step_from(&self, from: &Arc<Segment>, was_unready: bool) -> bool {
+        let _step = self.step.lock();
+        if self.claiming.load().base() != from.base() {
+            return true;
+        }
+        // A segment that was retired before it was ready has nothing to claim.
+        // Not asked anew whether it is ready: someone else may just have seen to that, and then
+        // nobody has claimed from it yet.
+        if was_unready && !from.is_retired() {
+            return self.get_ready(from);
+        }
+        match self.segment_after(Some(from.base())) {
+            Some(segment) => {
+                self.segments.write().wake(&segment);
+                self.claiming.store(segment);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Has a segment mapped for use, and scanned. Returns false if that cannot be now. The caller
+    /// holds `step`.
+    fn get_ready(&self, segment: &Arc<Segment>) -> bool {
+        if self.is_held_back() {
+            return false;
+        }
+        let mapped = segment.begin_use().or_else(|error| {
+            if !error.is_unmappable() {
+                return Err(error);
+            }
+            // What waits behind it need not be mapped, nor what is made of retired segments.
+            self.unmap_all_waiting();
+            self.take_in(Vec::new());
+            segment.begin_use()
+        });
+        let ready = mapped.map_err(Arc::new).and_then(|()| self.scan(segment));
+        let is_ready = ready.is_ok();
+        match ready {
+            Ok(()) => self.end_hold_back(),
+            Err(error) => self.hold_back(error),
+        }
+        is_ready
+    }
+
+    /// Checks a segment record by record, if that is still to be done. The caller holds `step`.
+    pub(super) fn scan(&self, segment: &Arc<Segment>) -> Result<(), Arc<StorageError>> {
+        if !segment.is_unscanned() {
+            return Ok(());
+        }
+        if let Some(error) = self.failed_scan.get() {
+            // A flush that failed: the next one would prove nothing, for as long as the queue is open.
+            return Err(Arc::clone(error));
+        }
+        let Some(pinned) = segment.look().map_err(Arc::new)? else {
+            return Ok(());
+        };
+        self.segments.write().wake(segment);
+        let mut recovery = Recovery {
+            segment_size: self.config.segment_size,
+            queue: &self.config.queue,
+            report: RecoveryReport::default(),
+            progress: None,
+            segments_seen: 0,
+        };
+        match recovery.scan_later(&pinned) {
+            Ok((lost, complete)) => {
+                if !recovery.report.quarantined.is_empty() || recovery.report.holes > 0 {
+                    segment.note_mended();
+                    // Records of what is not mapped are durable, so that no flush needs them.
+                    if !segment.is_mapped() {
+                        segment.flush(false)?;
+                    }
+                }
+                if lost > 0 {
+                    // Relaxed: a count for statistics.
+                    self.lost.fetch_add(lost, Ordering::Relaxed);
+                    (self.config.lost)(lost);
+                }
+                self.damage.lock().extend(recovery.report.quarantined);
+                segment.set_scanned();
+                // Consumers need not wait for the next attempt.
+                self.end_hold_back();
+                // It may have been complete before, and held back by the damage alone.
+                if complete || segment.is_complete() {
+                    (self.config.kick)();
+                }
+                Ok(())
+            }
+            // Damaged bytes could not be set aside; they must not be covered before.
+            Err(error) => {
+                let error = Arc::new(error);
+                if error.is_failed_flush() {
+                    let _ = self.failed_scan.set(Arc::clone(&error));
+                    self.config.poison.note(&error);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Has the segment that is to be claimed from wait, as it could not be made ready; a later claim
+    /// tries again.
+    fn hold_back(&self, error: Arc<StorageError>) {
+        *self.held_back.lock() = Some(HeldBack {
+            until: time::now() + SCAN_PAUSE,
+            is_unmappable: error.is_unmappable(),
+        });
+        if let Some(times) = self.failed_scans.met_error(&error) {
+            event!(error, %error, times, "a segment is held back");
+        }
+        (self.config.kick)();
+    }
+
+    fn end_hold_back(&self) {
+        for failure in self.failed_scans.over_since(Duration::ZERO) {
+            event!(info, failure, "a segment is held back no more");
+        }
+        *self.held_back.lock() = None;
+    }
+
+    /// Has a segment that waits for a mapping tried again, as some were given up.
+    pub(super) fn note_unmapped(&self) {
+        if let Some(held_back) = &mut *self.held_back.lock()
+            && held_back.is_unmappable
+        {
+            held_back.until = time::now();
+        }
+    }
+
+    /// Whether a segment waits to be claimed from, for who holds `step`.
+    pub(super) fn is_waiting(&self) -> impl Fn(&Segment) -> bool + use<> {
+        let claiming = self.claiming.load().base();
+        let active = self.active.load().base();
+        move |segment| segment.base() > claiming && segment.base() != active
+    }
+
+    /// Unmaps the segments that wait to be claimed from, as far as they can be. The caller holds
+    /// `step`.
+    fn unmap_all_waiting(&self) {
+        let is_waiting = self.is_waiting();
+        let segments = self.segments.read();
+        for segment in segments.iter().filter(|segment| is_waiting(segment)) {
+            segment.end_wait_use();
+        }
+    }
+
+    /// Unmaps the segments that wait to be claimed from, unless somebody is at the one that is.
+    pub(super) fn unmap_waiting(&self) {
+        if let Some(_step) = self.step.try_lock() {
+            self.unmap_all_waiting();
+        }
+    }
+
+    /// Whether there may be something to claim, for a consumer that has registered as a sleeper
+    /// and fenced.
+    pub(crate) fn may_have_work(&self) -> bool {
+        let claiming = self.claiming.load();
+        let is_unready = claiming.is_unscanned() || !claiming.is_mapped();
+        if is_unready && !claiming.is_retired() {
+            // Not while it is held back: the look for work would find none, again and again.
+            return !self.is_held_back();
+        }
+        claiming.may_have_work() || self.active.load().base() != claiming.base()
+    }
+
+    /// Whether a segment could not be made ready to be claimed from when that was last tried.
+    pub(crate) fn has_held_back(&self) -> bool {
+        self.held_back.lock().is_some()
+    }
+
+    /// Whether a segment waits for the next attempt to make it ready.
+    pub(crate) fn is_held_back(&self) -> bool {
+        if self.failed_scan.get().is_some() {
+            return true;
+        }
+        let held_back = self.held_back.lock();
+        let is_waiting = |held_back: &HeldBack| time::now() < held_back.until;
+        held_back.as_ref().is_some_and(is_waiting)
+    }
+}

@@ -1,0 +1,145 @@
+//! Looking into a log beside its flow: segment by segment, or by the sequence of a record. What is not
+//! mapped is mapped for that long.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Stripe;
+use super::lease::Pinned;
+use super::recovery::Quarantined;
+use super::segment::Segment;
+use crate::Sequence;
+use crate::storage::StorageError;
+
+impl Stripe {
+    /// The segments, oldest first, each scanned, and mapped when its turn comes.
+    #[cfg(test)]
+    pub(crate) fn pins(&self) -> impl Iterator<Item = Result<Pinned, Arc<StorageError>>> {
+        let mut after = None;
+        std::iter::from_fn(move || self.next_pin(&mut after, None))
+    }
+
+    /// The base of the last segment, if there is one.
+    pub(crate) fn last_base(&self) -> Option<Sequence> {
+        self.segments.read().back().map(|last| last.base())
+    }
+
+    /// The first segment after this one, which is the next one's `after`; None if there is none, up to
+    /// `last`.
+    pub(crate) fn next_pin(
+        &self,
+        after: &mut Option<Sequence>,
+        last: Option<Sequence>,
+    ) -> Option<Result<Pinned, Arc<StorageError>>> {
+        loop {
+            let segment = self.segment_after(*after)?;
+            if last.is_some_and(|last| segment.base() > last) {
+                return None;
+            }
+            *after = Some(segment.base());
+            // One that is gone is passed over.
+            if let Some(pinned) = self.pin_scanned(&segment).transpose() {
+                return Some(pinned);
+            }
+        }
+    }
+
+    pub(super) fn segment_after(&self, after: Option<Sequence>) -> Option<Arc<Segment>> {
+        let segments = self.segments.read();
+        let is_before = |segment: &Arc<Segment>| after.is_some_and(|after| segment.base() <= after);
+        let at = segments.partition_point(is_before);
+        segments.get(at).cloned()
+    }
+
+    /// The segment that a sequence lies in, scanned.
+    pub(crate) fn pin_containing(
+        &self,
+        sequence: Sequence,
+    ) -> Result<Option<Pinned>, Arc<StorageError>> {
+        match self.segment_containing(sequence) {
+            Some(segment) => self.pin_scanned(&segment),
+            None => Ok(None),
+        }
+    }
+
+    /// A segment with a share of its mappings, scanned; None if it is gone.
+    pub(super) fn pin_scanned(
+        &self,
+        segment: &Arc<Segment>,
+    ) -> Result<Option<Pinned>, Arc<StorageError>> {
+        if segment.is_unscanned() {
+            let _step = self.step.lock();
+            self.scan(segment)?;
+        }
+        segment.look().map_err(Arc::new)
+    }
+
+    pub(super) fn segment_containing(&self, sequence: Sequence) -> Option<Arc<Segment>> {
+        let segments = self.segments.read();
+        let after = segments.partition_point(|segment| segment.base() <= sequence);
+        segments.get(after.checked_sub(1)?).cloned()
+    }
+
+    /// What was damaged in segments scanned since the queue was opened.
+    pub(crate) fn damage(&self) -> Vec<Quarantined> {
+        self.damage.lock().clone()
+    }
+
+    pub(crate) fn damaged_regions(&self) -> u64 {
+        self.damage.lock().len() as u64
+    }
+
+    /// Marks a record done of which no lease can exist: before any claim, or in a log that is not
+    /// claimed from. Returns whether it was found and not done.
+    pub(crate) fn mark_done(&self, sequence: Sequence) -> Result<bool, Arc<StorageError>> {
+        let Some(segment) = self.segment_containing(sequence) else {
+            return Ok(false);
+        };
+        let Some(pinned) = segment.look().map_err(Arc::new)? else {
+            return Ok(false);
+        };
+        // Nobody puts it to rest meanwhile.
+        let _step = self.step.lock();
+        self.segments.write().wake(&segment);
+        let index = sequence.offset_from(segment.base());
+        if index >= segment.reached().index {
+            return Ok(false);
+        }
+        let marked = pinned.mark_done(index);
+        if marked == Some(true) {
+            (self.config.kick)();
+        }
+        Ok(marked.is_some())
+    }
+
+    /// Whether a record with this sequence can only be in this log.
+    pub(crate) fn is_home_of(&self, record: Sequence) -> bool {
+        record.stripe() == self.origin.stripe()
+    }
+
+    /// Marks records done, durably, that records found at open settle. Returns how many were not.
+    ///
+    /// Also those that are marked are flushed: a process that died in between leaves a mark that only
+    /// the page cache has. Of a segment that is gone, its removal is made durable.
+    pub(crate) fn settle(&self, records: &[Sequence]) -> Result<u64, Arc<StorageError>> {
+        let mut marked = 0;
+        let mut segments = BTreeMap::new();
+        let mut is_any_gone = false;
+        for &record in records {
+            marked += u64::from(self.mark_done(record)?);
+            match self.segment_containing(record) {
+                Some(segment) if record < segment.sequence(segment.reached().index) => {
+                    segments.insert(segment.base(), segment);
+                }
+                _ => is_any_gone = true,
+            }
+        }
+        if is_any_gone {
+            self.names.flush()?;
+        }
+        for segment in segments.into_values() {
+            segment.flush(true)?;
+        }
+        Ok(marked)
+    }
+}
