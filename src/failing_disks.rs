@@ -239,6 +239,7 @@ fn run(stride: usize) {
         scenes::an_unclean_queue(),
         scenes::a_closed_queue(),
         scenes::upkeep(),
+        scenes::no_room(),
     ]);
     let mut cases = Vec::new();
     for (number, scene) in scenes.iter().enumerate() {

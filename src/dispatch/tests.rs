@@ -290,6 +290,50 @@ fn compaction_leaves_a_job_where_it_is_that_a_handler_may_still_ack() {
 }
 
 #[test]
+fn where_room_is_short_waiting_jobs_begin_the_segment_in_reserve() {
+    let dir = tempfile::tempdir().unwrap();
+    let dispatch = Handle(dispatch(dir.path()));
+    let consumer = Source::new(dispatch.clone());
+    let stripe = &dispatch.0.stripes()[0];
+    let large = NewRecord {
+        enqueued_at: Timestamp::ZERO,
+        due_at: Timestamp::ZERO,
+        meta: b"",
+        payload: &[7; 15_000],
+    };
+    let mut jobs = Vec::new();
+    for _ in 0..2 {
+        for _ in 0..4 {
+            stripe.append_shared(&large).unwrap();
+        }
+        let first = consumer.try_next().unwrap();
+        jobs.push(first.job());
+        let hour = Some(Duration::from_secs(3600));
+        assert!(dispatch.0.retry(first, 1, hour, false));
+        while let Some(lease) = consumer.try_next() {
+            lease.ack();
+        }
+    }
+    // The second one is not full, and takes no more of these.
+    let before = stripe.active().base();
+    assert!(!dispatch.0.compact(false).unwrap());
+    assert!(dispatch.0.compact(true).unwrap());
+    assert!(stripe.active().base() > before);
+    assert!(consumer.try_next().is_none());
+    // It was closed for that, and its job follows into what is left.
+    let reserved = stripe.active().base();
+    assert!(dispatch.0.compact(true).unwrap());
+    assert_eq!(stripe.active().base(), reserved);
+    assert!(consumer.try_next().is_none());
+    assert!(!dispatch.0.compact(true).unwrap());
+    let mut moved = dispatch.0.timer.jobs();
+    moved.sort();
+    assert_eq!(moved, jobs);
+    stripe.reclaim().unwrap();
+    assert_eq!(stripe.stats().segments, 1);
+}
+
+#[test]
 fn a_roll_wakes_no_more_than_one_for_each_job() {
     let dir = tempfile::tempdir().unwrap();
     let dispatch = Handle(dispatch(dir.path()));

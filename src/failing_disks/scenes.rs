@@ -319,6 +319,57 @@ pub(super) fn upkeep() -> Scene {
     }
 }
 
+/// Jobs that wait are moved into a segment in reserve, as there is no room for another.
+pub(super) fn no_room() -> Scene {
+    Scene {
+        name: "no room",
+        stripes: 1,
+        files: Vec::new(),
+        truth: Truth::default(),
+        damage: Vec::new(),
+        play: play_no_room,
+    }
+}
+
+fn play_no_room(run: &mut Run, scene: &Scene, fault: &Fault) {
+    let builder = builder(&run.queue_dir, scene.stripes);
+    let queue = match Running::open_idle(&builder) {
+        Ok((running, _)) => Queue::of(running),
+        Err(error) => return run.note_failed_open(&error),
+    };
+    let consumer = queue.consumer();
+    let stripe = &queue.engine().dispatch().stripes()[0];
+    let full = |run: &mut Run| {
+        for _ in 0..PER_SEGMENT {
+            run.enqueue(LARGE, Durability::Process, |payload, options| {
+                queue.enqueue_with(payload, options)
+            });
+        }
+    };
+    for round in 0..4 {
+        full(run);
+        if let Some((_, job)) = run.next(&consumer) {
+            job.retry_after(LATER, "not today");
+        }
+        while let Some((number, job)) = run.next(&consumer) {
+            job.ack();
+            run.truth.acked(number);
+        }
+        if round % 2 == 1 {
+            // At first the active segment is all but full, and then it has room.
+            if let Err(error) = queue.engine().compact(true) {
+                run.note(&error);
+            }
+            if let Err(error) = stripe.reclaim() {
+                run.note(&error);
+            }
+        }
+    }
+    run.check_that_it_goes_on(&queue, fault);
+    drop(consumer);
+    run.close(queue);
+}
+
 fn play_upkeep(run: &mut Run, scene: &Scene, fault: &Fault) {
     let builder = builder(&run.queue_dir, scene.stripes);
     let queue = match Running::open_idle(&builder) {
