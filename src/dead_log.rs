@@ -58,6 +58,10 @@ struct Waiting {
     dying: HashMap<Sequence, bool>,
     /// Of these, jobs whose letter is not in the log.
     unwritten: u64,
+    /// The letters, by their jobs, of those that a handler whose delivery has timed out still has.
+    late: HashMap<Sequence, Sequence>,
+    /// Jobs that were acked late, and whose letters could not be withdrawn at once.
+    acked: HashSet<Sequence>,
 }
 
 /// What a job is that a handler acks although its delivery has timed out.
@@ -65,7 +69,7 @@ pub(crate) enum Late {
     Live,
     /// Its letter was still to be written, and will not be.
     Dying,
-    /// It has its letter, or is getting it.
+    /// It has its letter, or is getting it, which is withdrawn.
     Dead,
 }
 
@@ -100,8 +104,11 @@ impl DeadLog {
     pub(crate) fn stats(&self) -> DeadLogStats {
         let waiting = self.waiting.lock();
         let log = self.log.stats();
+        let is_there = |job: &&Sequence| waiting.late.contains_key(job);
+        let acked = waiting.acked.iter().filter(is_there).count();
+        let hidden = (self.withheld.lock().len() + acked) as u64;
         DeadLogStats {
-            letters: log.live - self.withheld.lock().len() as u64 + waiting.unwritten,
+            letters: log.live + waiting.unwritten - hidden,
             dying: waiting.dying.len() as u64,
             bytes: log.bytes,
             segments: log.segments,
@@ -146,6 +153,14 @@ impl DeadLog {
         self.failures.lock().keys().copied().collect()
     }
 
+    /// Whether a job is dead or dying, and a late ack of it withdraws its letter.
+    #[cfg(test)]
+    pub(crate) fn may_be_withdrawn(&self, lease: &Lease) -> bool {
+        let waiting = self.waiting.lock();
+        let is_being_written = waiting.dying.get(&lease.sequence()) == Some(&true);
+        waiting.late.contains_key(&lease.job()) || is_being_written
+    }
+
     /// Takes a job whose letter is to be written. Returns false if a handler has acked it
     /// meanwhile, and then there is none to be written.
     pub(crate) fn hand_over(&self, lease: Lease, attempts: u32) -> bool {
@@ -160,17 +175,35 @@ impl DeadLog {
     }
 
     /// Has `mark_done` mark a job done whose delivery has timed out, unless it has its letter; if it
-    /// is dying, its letter is not written.
-    pub(crate) fn take_late(&self, sequence: Sequence, mark_done: impl FnOnce()) -> Late {
+    /// is dying, its letter is not written. A letter that is there is withdrawn.
+    pub(crate) fn take_late(
+        &self,
+        job: Sequence,
+        sequence: Sequence,
+        mark_done: impl FnOnce(),
+    ) -> Late {
         let mut waiting = self.waiting.lock();
         let late = match waiting.dying.get(&sequence) {
-            None => Late::Live,
+            None => match waiting.late.remove(&job) {
+                None => Late::Live,
+                Some(letter) => {
+                    drop(waiting);
+                    // An error is told when it is tried again.
+                    let _ = self.withdraw(job, letter);
+                    return Late::Dead;
+                }
+            },
             Some(false) => Late::Dying,
-            Some(true) => return Late::Dead,
+            Some(true) => {
+                // Whoever is writing the letter withdraws it.
+                waiting.acked.insert(job);
+                return Late::Dead;
+            }
         };
         mark_done();
         if let Late::Dying = late {
             waiting.dying.remove(&sequence);
+            waiting.acked.remove(&job);
             waiting.unwritten -= 1;
             // If the writer has taken it already, it finds it acked.
             waiting
@@ -180,8 +213,48 @@ impl DeadLog {
         late
     }
 
+    /// The last handler that had a job has not acked it.
+    pub(crate) fn end_late(&self, job: Sequence) {
+        let mut waiting = self.waiting.lock();
+        if !waiting.acked.contains(&job) {
+            waiting.late.remove(&job);
+        }
+    }
+
+    /// Marks the letter of a job done that was acked late, as an ack does: the next flush makes that
+    /// durable. If it cannot be reached, that is tried again when letters are written.
+    fn withdraw(&self, job: Sequence, letter: Sequence) -> Result<(), Arc<StorageError>> {
+        if self.poison.is_set() {
+            // It may stand for a job that it was replayed as, and that could not be flushed.
+            return Ok(());
+        }
+        self.log.mark_done(letter).map(|_| ()).inspect_err(|_| {
+            let mut waiting = self.waiting.lock();
+            waiting.late.insert(job, letter);
+            waiting.acked.insert(job);
+        })
+    }
+
+    /// Withdraws letters that could not be when their jobs were acked.
+    fn withdraw_again(&self) -> Result<(), Arc<StorageError>> {
+        let again: Vec<_> = {
+            let Waiting { late, acked, .. } = &mut *self.waiting.lock();
+            let again = acked.extract_if(|job| late.contains_key(job));
+            again.collect()
+        };
+        let mut result = Ok(());
+        for job in again {
+            let letter = self.waiting.lock().late.remove(&job);
+            if let Some(letter) = letter {
+                result = result.and(self.withdraw(job, letter));
+            }
+        }
+        result
+    }
+
     /// Writes the letters of all jobs handed over, flushes them, and then lets `complete` mark the
-    /// jobs done. The letters stay where the next open finds them until that is durable.
+    /// jobs done. The letters stay where the next open finds them until that is durable. `has_handler`
+    /// says which of the jobs may still be acked late.
     ///
     /// A job that was replayed or moved waits until that is settled: its letter must not be durable
     /// before it is, or a power cut could leave the letter beside what the job came from.
@@ -190,16 +263,17 @@ impl DeadLog {
     /// whose letters could not be flushed are withheld: the next open finds each or its letter.
     pub(crate) fn write_letters(
         &self,
+        has_handler: impl Fn(Sequence) -> bool,
         complete: impl Fn(Lease, Unsettled),
     ) -> Result<(), Arc<StorageError>> {
         let mut active = self.writer.lock();
+        let mut result = self.withdraw_again();
         let mut deaths = {
             let mut waiting = self.waiting.lock();
             std::mem::take(&mut waiting.deaths).into_iter()
         };
         let mut written = Vec::new();
         let mut held = Vec::new();
-        let mut result = Ok(());
         for death in deaths.by_ref() {
             if death.lease.may_not_be_durable_yet() {
                 held.push(death);
@@ -216,9 +290,9 @@ impl DeadLog {
             }
             // Not with the lock held: a late ack of another job does not wait for the disk.
             match self.write(&mut active, &death) {
-                Ok(unsettled) => {
+                Ok((letter, unsettled)) => {
                     self.waiting.lock().unwritten -= 1;
-                    written.push((death.lease, unsettled));
+                    written.push((death.lease, letter, unsettled));
                 }
                 Err(error) => {
                     let mut waiting = self.waiting.lock();
@@ -238,11 +312,18 @@ impl DeadLog {
         }
         // After a failed flush, a job and its letter are in the logs until the next open.
         self.log.flush(false)?;
-        for (lease, unsettled) in written {
+        for (lease, letter, unsettled) in written {
             let (job, sequence) = (lease.job(), lease.sequence());
             complete(lease, unsettled);
             self.forget_failures(job);
-            self.waiting.lock().dying.remove(&sequence);
+            let mut waiting = self.waiting.lock();
+            waiting.dying.remove(&sequence);
+            if waiting.acked.remove(&job) {
+                drop(waiting);
+                result = result.and(self.withdraw(job, letter));
+            } else if has_handler(sequence) {
+                waiting.late.insert(job, letter);
+            }
         }
         result
     }
@@ -251,7 +332,7 @@ impl DeadLog {
         &self,
         active: &mut Arc<Segment>,
         death: &Death,
-    ) -> Result<Unsettled, Arc<StorageError>> {
+    ) -> Result<(Sequence, Unsettled), Arc<StorageError>> {
         let record = death.lease.record();
         let own = death.lease.meta();
         let job = death.lease.job();
@@ -280,7 +361,7 @@ impl DeadLog {
             payload,
         };
         match self.log.append_owing(active, &letter) {
-            Ok((_, unsettled)) => Ok(unsettled),
+            Ok(written) => Ok(written),
             Err(RollError::Storage(error)) => Err(Arc::new(error)),
             // It has no budget, and is closed after its last letter.
             Err(RollError::OverBudget(_) | RollError::Closed) => Err(Arc::new(StorageError::new(

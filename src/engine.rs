@@ -390,7 +390,7 @@ impl Engine {
 
     /// Acks a job whose delivery has timed out. It waits for its next one, is being delivered
     /// again, or is dying: it must be taken from there, for nothing to be said or done of it any
-    /// more. If its letter is written, it is dead, and this has no effect.
+    /// more. If its letter is written, that is withdrawn.
     ///
     /// Done first and then looked for: whoever puts a job anywhere looks whether it is done, under
     /// the lock that it is looked for with here. In a deque it is found done when it is delivered.
@@ -400,12 +400,9 @@ impl Engine {
         let mut first = false;
         match self
             .dead
-            .take_late(sequence, || first = self.mark_done(lease))
+            .take_late(job, sequence, || first = self.mark_done(lease))
         {
-            Late::Dead => {
-                event!(warn, %job, "acked after its last attempt timed out: its dead letter stays");
-                return;
-            }
+            Late::Dead => event!(info, %job, "a dead job was acked late: its letter is withdrawn"),
             // It took no room any more.
             Late::Dying => {}
             Late::Live if first => self.give_back_room(1),
@@ -448,9 +445,17 @@ impl Engine {
             }
             Some(leases) => leases.fail(&lease, delivery),
         };
-        // Else it has timed out: this attempt has failed already.
-        if let Ended::Current { others } = ended {
-            self.fail_current(lease, attempt.number(), failure, others);
+        match (ended, &self.leases) {
+            (Ended::Current { others }, _) => {
+                self.fail_current(lease, attempt.number(), failure, others);
+            }
+            // It has timed out: this attempt has failed already.
+            (Ended::Late, Some(leases)) => {
+                if !leases.has_handler(lease.sequence()) {
+                    self.dead.end_late(lease.job());
+                }
+            }
+            (Ended::Late, None) => {}
         }
         if attempt.is_suspect() {
             self.dispatch.end_suspect();
@@ -501,7 +506,11 @@ impl Engine {
     /// Writes the letters of all jobs that have died, flushes them, and only then marks the jobs
     /// done.
     pub(crate) fn write_letters(&self) -> Result<(), Arc<StorageError>> {
-        self.dead.write_letters(|lease, unsettled| {
+        let has_handler = |job| {
+            let leases = self.leases.as_ref();
+            leases.is_some_and(|leases| leases.has_handler(job))
+        };
+        self.dead.write_letters(has_handler, |lease, unsettled| {
             if self.mark_done(lease) {
                 self.dead_lettered.fetch_add(1, Ordering::Relaxed);
             }

@@ -5,7 +5,7 @@
 //! background, so that the figures must be exact rather than right within a moment.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::mem;
 use std::path::Path;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use tempfile::TempDir;
 
-use crate::dead_letter::DeadLetters;
+use crate::dead_letter::{DeadLetter, DeadLetters};
 use crate::dispatch::leases::Delivery;
 use crate::dispatch::source::Source;
 use crate::engine::Running;
@@ -85,7 +85,8 @@ struct Life {
     /// Jobs lost to damage before this open.
     lost_before: u64,
     is_damaged: bool,
-    letters: u64,
+    /// The jobs of those that are there.
+    letters: BTreeSet<Sequence>,
     counts: Counts,
 }
 
@@ -112,7 +113,7 @@ impl Life {
             jobs: BTreeMap::new(),
             lost_before: 0,
             is_damaged: false,
-            letters: 0,
+            letters: BTreeSet::new(),
             counts: Counts::default(),
         };
         life.register_consumers();
@@ -266,8 +267,11 @@ impl Life {
                 self.counts.dead_lettered -= 1;
                 assert!(held.is_late);
             }
-            // Acked by another handler, or dead.
-            None => assert!(held.is_late),
+            // Acked by another handler, or dead, and then its letter is withdrawn.
+            None => {
+                assert!(held.is_late);
+                self.letters.remove(&job);
+            }
         }
         for other in self.held.iter_mut().filter(|other| other.job == job) {
             other.is_late = true;
@@ -341,27 +345,41 @@ impl Life {
 
     /// The letters of all that have died are written.
     fn note_letters(&mut self) {
-        let before = self.jobs.len();
-        self.jobs.retain(|_, state| *state == State::Live);
-        self.letters += (before - self.jobs.len()) as u64;
+        let dead = self.jobs.extract_if(.., |_, state| *state == State::Dying);
+        self.letters.extend(dead.map(|(job, _)| job));
     }
 
     fn replay(&mut self) {
         let letters = DeadLetters::new(self.running());
         self.note_letters();
-        let jobs = match letters.replay_where(|_| self.random.bool()) {
+        let mut picked = Vec::new();
+        let jobs = match letters.replay_where(|letter| self.picks(letter, &mut picked)) {
             Ok(jobs) => jobs,
             Err(DeadLetterError::Partial { replayed, .. }) => replayed,
             Err(error) => panic!("{error}"),
         };
-        self.letters -= jobs.len() as u64;
+        for letter in picked.iter().take(jobs.len()) {
+            assert!(self.letters.remove(letter));
+        }
         self.note_enqueued(jobs);
     }
 
     fn purge(&mut self) {
         let letters = DeadLetters::new(self.running());
         self.note_letters();
-        self.letters -= letters.purge_where(|_| self.random.bool()).unwrap();
+        let mut picked = Vec::new();
+        letters
+            .purge_where(|letter| self.picks(letter, &mut picked))
+            .unwrap();
+        for letter in picked {
+            assert!(self.letters.remove(&letter));
+        }
+    }
+
+    fn picks(&mut self, letter: &DeadLetter, picked: &mut Vec<Sequence>) -> bool {
+        let picks = self.random.bool();
+        picked.extend(picks.then(|| letter.job()));
+        picks
     }
 
     /// Most of what is there is done, so that segments are retired and compacted.
@@ -446,7 +464,11 @@ impl Life {
         let counts = &self.counts;
         assert_eq!(stats.depth(), depth, "depth: {stats:?}");
         assert_eq!(stats.in_flight, in_flight, "in flight: {stats:?}");
-        assert_eq!(stats.dead, self.letters + dying, "letters: {stats:?}");
+        assert_eq!(
+            stats.dead,
+            self.letters.len() as u64 + dying,
+            "letters: {stats:?}"
+        );
         assert_eq!(stats.recovered, counts.recovered, "recovered: {stats:?}");
         assert_eq!(stats.enqueued, counts.enqueued, "enqueued: {stats:?}");
         assert_eq!(stats.acked, counts.acked, "acked: {stats:?}");

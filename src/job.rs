@@ -17,8 +17,9 @@ use crate::log::segment::Lease;
 ///
 /// With a [lease timeout](crate::Builder::lease_timeout) a job that is held for too long is
 /// delivered again. Acking it late still completes it, wherever it is by then: it is not delivered
-/// any more, and if that was its last attempt it gets no dead letter. Only if its letter is written
-/// already, it stays dead. Failing it late has no effect.
+/// any more, and has no dead letter. (Its letter is withdrawn if it has one, unless the queue is
+/// poisoned by a failed flush; a job that was made of it by a replay is another one.) Failing it late
+/// has no effect.
 #[must_use = "a job that is dropped is retried"]
 pub struct Job<'a> {
     engine: &'a Engine,

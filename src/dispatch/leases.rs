@@ -140,6 +140,11 @@ impl Leases {
         }
     }
 
+    /// Whether a handler has a job, in time or late.
+    pub(crate) fn has_handler(&self, sequence: Sequence) -> bool {
+        self.state.lock().has_handler(sequence)
+    }
+
     /// How many jobs have a current delivery.
     pub(crate) fn running(&self) -> u64 {
         self.state.lock().current.len() as u64

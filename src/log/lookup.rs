@@ -112,6 +112,12 @@ impl Stripe {
         Ok(marked.is_some())
     }
 
+    /// Whether nobody makes a segment ready, or keeps segments as they are.
+    #[cfg(test)]
+    pub(crate) fn is_step_free(&self) -> bool {
+        self.step.try_lock().is_some()
+    }
+
     /// Whether a record with this sequence can only be in this log.
     pub(crate) fn is_home_of(&self, record: Sequence) -> bool {
         record.stripe() == self.origin.stripe()

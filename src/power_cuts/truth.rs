@@ -89,6 +89,8 @@ struct Job {
     was_begun: bool,
     /// Its last attempt has failed, or is about to.
     may_die: bool,
+    /// Acked late, when it was dead or about to be: its letter is withdrawn.
+    is_withdrawn: bool,
     end: Option<End>,
     /// A torn ack word has brought it back beside its letter.
     is_beside_its_letter: bool,
@@ -102,6 +104,8 @@ struct Letter {
     /// The job that it was replayed as, which could not be flushed: exactly one of the two is there
     /// after a crash.
     withheld_for: Option<Sequence>,
+    /// Its job was acked late: it goes with the next look at letters.
+    is_withdrawn: bool,
 }
 
 /// What has begun and has not returned.
@@ -172,6 +176,7 @@ impl Truth {
             is_suspect: false,
             was_begun: false,
             may_die: false,
+            is_withdrawn: false,
             end: None,
             is_beside_its_letter: false,
         };
@@ -228,6 +233,27 @@ impl Truth {
 
     pub(super) fn note_acked(&mut self, job: Sequence) {
         self.job(job).end.get_or_insert(End::Acked);
+    }
+
+    /// A handler whose time was up has acked a job that is dead or dying.
+    pub(super) fn note_withdrawn(&mut self, job: Sequence) {
+        if let Some(known) = self.jobs.get_mut(&job) {
+            known.is_withdrawn = true;
+        }
+        let letters = self.letters.values_mut();
+        for letter in letters.filter(|letter| letter.job == job) {
+            letter.is_withdrawn = true;
+        }
+    }
+
+    /// Whether the letter of a job is being replayed or purged.
+    pub(super) fn is_about_letter_of(&self, job: Sequence) -> bool {
+        match &self.doing {
+            Doing::Replay(letters) | Doing::Purge(letters) => letters
+                .iter()
+                .any(|letter| self.letters.get(letter).is_some_and(|one| one.job == job)),
+            _ => false,
+        }
     }
 
     pub(super) fn note_dying(&mut self, job: Sequence) {
@@ -291,8 +317,9 @@ impl Truth {
         }
     }
 
-    /// Takes note of the letters that are in the dead letter log now.
-    pub(super) fn note_letters(&mut self, found: &[FoundLetter]) {
+    /// Takes note of the letters that are in the dead letter log now. `is_settled`: all were written
+    /// that were to be, and flushed.
+    pub(super) fn note_letters(&mut self, found: &[FoundLetter], is_settled: bool) {
         for letter in found {
             if self.letters.contains_key(&letter.sequence) {
                 continue;
@@ -304,18 +331,38 @@ impl Truth {
                 payload: payload.unwrap_or_else(|| panic!("a letter of no dying job: {letter:?}")),
                 is_durable,
                 withheld_for: None,
+                is_withdrawn: false,
             };
             self.letters.insert(letter.sequence, new);
             if is_durable {
                 self.job(letter.job).end.get_or_insert(End::Dead);
             }
         }
+        if is_settled && !self.is_poisoned {
+            self.note_withdrawn_for_good(found);
+        }
+    }
+
+    fn note_withdrawn_for_good(&mut self, found: &[FoundLetter]) {
+        let letters = self.letters.iter();
+        let withdrawn: Vec<_> = letters
+            .filter(|(_, letter)| letter.is_withdrawn)
+            .map(|(letter, _)| *letter)
+            .collect();
+        for letter in withdrawn {
+            let is_there = found.iter().any(|one| one.sequence == letter);
+            assert!(!is_there, "letter {letter} of a job that was acked late");
+            self.note_purged(letter, false);
+        }
+        for job in self.jobs.values_mut().filter(|job| job.is_withdrawn) {
+            job.end.get_or_insert(End::Acked);
+        }
     }
 
     pub(super) fn letters(&self) -> Vec<Sequence> {
         let letters = self.letters.iter();
         letters
-            .filter(|(_, letter)| letter.withheld_for.is_none())
+            .filter(|(_, letter)| letter.withheld_for.is_none() && !letter.is_withdrawn)
             .map(|(letter, _)| *letter)
             .collect()
     }
@@ -468,7 +515,9 @@ impl Truth {
             "had ended durably, and came again: {come_again:?}"
         );
         for (job, known) in &self.jobs {
-            let is_promised = known.end.is_none() && (known.is_durable || crash == Crash::Kill);
+            let is_promised = known.end.is_none()
+                && !known.is_withdrawn
+                && (known.is_durable || crash == Crash::Kill);
             let is_there = seen.contains(job) || (known.may_die && dead.contains_key(job));
             assert!(
                 is_there || !is_promised,
@@ -504,6 +553,7 @@ impl Truth {
                     );
                 }
                 Doing::Purge(doing) if doing.contains(letter) => {}
+                _ if known.is_withdrawn => {}
                 _ => assert!(is_there, "letter {letter} of {} is lost", known.job),
             }
         }
@@ -525,13 +575,14 @@ impl Truth {
             for job in self.jobs.values_mut() {
                 job.end.get_or_insert(End::Dead);
             }
-            if let Doing::Purge(letters) = &was_doing {
-                let began = letters.iter().filter_map(|letter| {
-                    let known = old.letters.get(letter)?;
-                    Some((*letter, known.clone()))
-                });
-                self.purged.extend(began);
-            }
+            let is_purged = |letter: &Sequence| match &was_doing {
+                Doing::Purge(letters) => letters.contains(letter),
+                _ => false,
+            };
+            let letters = old.letters.iter();
+            let began = letters.filter(|(letter, one)| is_purged(letter) || one.is_withdrawn);
+            self.purged
+                .extend(began.map(|(letter, one)| (*letter, one.clone())));
         }
         for one in &found.jobs {
             let known = old.jobs.get(&one.job);
@@ -547,6 +598,7 @@ impl Truth {
                 is_suspect: false,
                 was_begun: crash == Crash::Kill && known.is_some_and(|job| job.was_begun),
                 may_die: known.is_some_and(|job| job.may_die),
+                is_withdrawn: false,
                 end: None,
                 is_beside_its_letter: found.letters.iter().any(|letter| letter.job == one.job),
             };
@@ -560,6 +612,7 @@ impl Truth {
                 payload: one.payload.clone(),
                 is_durable: true,
                 withheld_for: None,
+                is_withdrawn: false,
             };
             self.letters.insert(one.sequence, new);
             self.purged.remove(&one.sequence);

@@ -592,7 +592,8 @@ impl World {
         let mut truth = self.shared.truth.borrow_mut();
         // Not everybody who met it was told.
         truth.is_poisoned |= running.poison().is_some();
-        truth.note_letters(&found);
+        let is_settled = running.dead().stats().dying == 0;
+        truth.note_letters(&found, is_settled);
     }
 }
 
@@ -621,8 +622,16 @@ impl Shared {
     }
 
     fn ack(&self, running: &Running, one: InHand) {
-        // Another lease may have done it, after this one's time was up; and a late ack has no effect
-        // while the job's letter is being written.
+        let dead = running.dead();
+        let is_withdrawn = one.has_timed_out && dead.may_be_withdrawn(&one.lease);
+        if is_withdrawn
+            && (self.truth.borrow().is_about_letter_of(one.job) || !dead.log().is_step_free())
+        {
+            // Either may come first, or this one has to wait for the other.
+            return self.in_hand.borrow_mut().push(one);
+        }
+        // Another lease may have done it, after this one's time was up; and while the job's letter is
+        // being written, a late ack has that withdrawn.
         let was_done = one.lease.is_done();
         let other = one.lease.duplicate();
         running.ack(one.lease, one.delivery, one.attempt);
@@ -630,6 +639,9 @@ impl Shared {
         let mut truth = self.truth.borrow_mut();
         if is_done && !was_done {
             truth.note_acked(one.job);
+        }
+        if is_withdrawn {
+            truth.note_withdrawn(one.job);
         }
         truth.note_handled(one.job, false);
     }

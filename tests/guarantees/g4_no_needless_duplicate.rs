@@ -354,20 +354,39 @@ fn a_job_acked_late_waits_for_no_retry_and_keeps_no_space() {
 }
 
 #[test]
-fn a_late_ack_of_a_dead_job_leaves_its_letter() {
+fn a_late_ack_of_a_dead_job_withdraws_its_letter() {
     let dir = tempfile::tempdir().unwrap();
     let policy = RetryPolicy::none();
     let queue = open(builder(dir.path()).lease_timeout(LEASE).retry(policy));
-    queue.enqueue(b"job").unwrap();
     let consumer = queue.consumer();
-    let late = consumer.next_timeout(PATIENCE).unwrap();
-    eventually("its last attempt has timed out", || queue.stats().dead == 1);
-    // Has the letter written.
-    assert_eq!(queue.dead_letters().iter().count(), 1);
-    late.ack();
+    for payload in [&b"slow"[..], b"stuck", b"dead"] {
+        queue.enqueue(payload).unwrap();
+    }
+    let slow = consumer.next_timeout(PATIENCE).unwrap();
+    let stuck = consumer.next_timeout(PATIENCE).unwrap();
+    let dead = consumer.next_timeout(PATIENCE).unwrap();
+    eventually("all have timed out", || queue.stats().dead == 3);
+    // Has the letters written.
+    assert_eq!(queue.dead_letters().iter().count(), 3);
+    slow.ack();
+    assert_eq!((queue.stats().dead, queue.dead_letters().len()), (2, 2));
+    // Too late for the ack of what an operator has replayed.
+    let letters = queue.dead_letters();
+    let replayed = letters.replay_where(|letter| letter.payload() == b"stuck");
+    assert_eq!(replayed.unwrap().len(), 1);
+    stuck.ack();
+    drop(dead);
+    let left: Vec<_> = letters.iter().map(|one| one.payload().to_vec()).collect();
+    assert_eq!(left, [b"dead"]);
     let stats = queue.stats();
-    assert_eq!((stats.acked, stats.dead_lettered, stats.dead), (0, 1, 1));
-    assert_eq!(stats.depth(), 0);
+    assert_eq!((stats.acked, stats.dead_lettered, stats.dead), (0, 3, 1));
+    assert_eq!(stats.depth(), 1);
+    drop(consumer);
+    queue.flush().unwrap();
+    drop(letters);
+    queue.close().unwrap();
+    let queue = open(builder(dir.path()));
+    assert_eq!((queue.stats().dead, queue.stats().depth()), (1, 1));
 }
 
 #[test]
