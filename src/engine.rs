@@ -146,6 +146,7 @@ impl Engine {
         let config = LogConfig {
             segment_size: manifest.segment_size,
             starts_ready: true,
+            is_new: home.is_new(),
             queue: Arc::clone(home.directory()),
             budget: Arc::new(SpaceBudget::new(builder.max_bytes, manifest.segment_size)),
             poison: Arc::clone(&poison),
@@ -340,8 +341,8 @@ impl Engine {
         Some((lease, attempts, delivery))
     }
 
-    /// Why a job of an earlier process is not to be delivered, of which so many attempts have
-    /// failed, and in which attempt it died.
+    /// If a job of an earlier process, with so many failed attempts, is not to be delivered: in which attempt it
+    /// died, and why.
     fn cause_of_death(&self, lease: &Lease, failed: u32) -> Option<(u32, String)> {
         let crashes = lease.crashes();
         if crashes >= self.dispatch.max_crashes() {
@@ -873,6 +874,36 @@ mod tests {
         };
         let named = at(Operation::FlushDirectory, root.path());
         assert!(named < at(Operation::Rename, &dir.join(manifest::TEMPORARY_NAME)));
+    }
+
+    #[test]
+    fn a_queue_opens_on_a_full_disk_though_a_stripe_has_no_segment() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = Builder::new(dir.path()).stripes(2).segment_size(16 * 1024);
+        let enqueue = |running: &Running, stripe: usize| {
+            let place = producer::Place::on(&running.dispatch().stripes()[stripe]);
+            running.enqueue(place, b"job")
+        };
+        {
+            let running = Running::open(&builder).unwrap().0;
+            enqueue(&running, 0).unwrap();
+        }
+        let full = faults::fill_disk(&dir.path().join("log"));
+        let running = Arc::new(Running::open(&builder).unwrap().0);
+        for stripe in [0, 1] {
+            let error = enqueue(&running, stripe).unwrap_err();
+            assert!(matches!(error, EnqueueError::StorageFull(_)), "{error}");
+        }
+        let consumer = crate::Consumer::new(Arc::clone(&running));
+        consumer.try_next().unwrap().ack();
+        assert!(consumer.try_next().is_none());
+        drop(full);
+        for stripe in [1, 0] {
+            let id = enqueue(&running, stripe).unwrap();
+            let job = consumer.next_timeout(Duration::from_secs(60)).unwrap();
+            assert_eq!(job.sequence(), id);
+            job.ack();
+        }
     }
 
     #[test]

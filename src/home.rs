@@ -112,6 +112,10 @@ impl Home {
         self.lock.directory()
     }
 
+    pub(crate) fn is_new(&self) -> bool {
+        self.is_new
+    }
+
     fn create(&self) -> Result<Directories, StorageError> {
         // First, so that a directory with a manifest is one whose own name is durable.
         self.directory().flush_own_name()?;

@@ -79,7 +79,7 @@ const SPARE_WAIT: Duration = Duration::from_millis(1);
 /// A record takes at most this fraction of a segment, so that rolling early wastes no more.
 const RECORDS_PER_SEGMENT_AT_LEAST: u64 = 4;
 
-/// Longest reservation, be it one record or a batch.
+/// Longest reservation, of one record or of a batch.
 ///
 /// Keeps the sum of reservations that come too late far from what a packed tail can hold, see
 /// `tail.rs`.
@@ -110,6 +110,9 @@ pub(crate) struct LogConfig {
     pub(crate) segment_size: u64,
     /// Whether an open makes the segment that is appended to, so that the first append need not.
     pub(crate) starts_ready: bool,
+    /// Whether the queue is being created. An open of one that was there does without that segment if
+    /// the disk is full: its consumers can make room.
+    pub(crate) is_new: bool,
     /// The directory of the queue, in which damaged bytes are set aside.
     pub(crate) queue: Arc<Directory>,
     pub(crate) budget: Arc<SpaceBudget>,
@@ -172,7 +175,7 @@ struct Next {
     pool: Pool,
     /// How often preparing a segment was put off since the last roll.
     put_off: u32,
-    /// There is none.
+    /// The log is closed, so there is no next segment.
     closed: bool,
 }
 
@@ -227,8 +230,8 @@ impl Stripe {
             let empty = log.leftovers.iter().chain(&log.reported);
             match create_first(&names, &config, &mut next, empty) {
                 Ok(created) => Some(created),
-                // Consumers can go on, and make room.
-                Err(error) if error.is_full() && !segments.is_empty() => {
+                // Consumers can go on, and make room, also in other stripes.
+                Err(error) if error.is_full() && !config.is_new => {
                     event!(warn, %error, "opened without room for another segment");
                     None
                 }
@@ -250,6 +253,10 @@ impl Stripe {
             (None, Some(last)) if config.starts_ready => Arc::clone(last),
             (None, _) => Segment::full(&names, next.base),
         };
+        if config.starts_ready && segments.is_empty() {
+            // Consumers step from the one that stands in to the first real one, which comes after it.
+            next.base = next.base.plus(segment::capacity_of(size));
+        }
         let mut graveyard = Graveyard::default();
         graveyard.remove(log.reported);
         graveyard.remove_ack_files(&names)?;

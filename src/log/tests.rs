@@ -25,6 +25,7 @@ struct Fixture {
     kicks: Arc<AtomicU32>,
     max_bytes: Option<u64>,
     starts_ready: bool,
+    is_new: bool,
 }
 
 impl Fixture {
@@ -34,6 +35,7 @@ impl Fixture {
             kicks: Arc::default(),
             max_bytes: None,
             starts_ready: true,
+            is_new: false,
         }
     }
 
@@ -59,6 +61,7 @@ impl Fixture {
         let config = LogConfig {
             segment_size: SIZE,
             starts_ready: self.starts_ready,
+            is_new: self.is_new,
             queue: Arc::new(queue),
             budget: Arc::new(SpaceBudget::new(self.max_bytes, 0)),
             poison: Arc::default(),
@@ -1242,7 +1245,8 @@ fn a_log_with_jobs_opens_on_a_full_disk_and_its_consumers_go_on() {
 
 #[test]
 fn a_new_log_on_a_full_disk_is_an_error() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
+    fixture.is_new = true;
     let _fault = faults::fill_disk(&fixture.dir());
     assert!(fixture.try_open().err().unwrap().is_full());
 }
