@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use crate::{Sequence, StorageError};
 
-/// Why a queue could not be opened. Nothing in its directory was changed, unless it says
-/// [`Storage`](Self::Storage).
+/// Why a queue could not be opened. Nothing in its directory was changed, unless it is
+/// [`Storage`](Self::Storage), [`Flush`](Self::Flush) or [`Thread`](Self::Thread): these leave a queue that was
+/// there partly or wholly recovered, which the next open goes on with, and none where there was none.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
@@ -20,7 +21,7 @@ pub enum OpenError {
         /// The process that holds it, as far as it could be read.
         pid: Option<u32>,
     },
-    /// The MANIFEST is not one, or is damaged.
+    /// The MANIFEST file is not a manifest, or is damaged.
     #[error("{} cannot be used: {why}; restore it from a backup, or open another directory", path.display())]
     ManifestCorrupt {
         /// The MANIFEST file.
@@ -49,7 +50,7 @@ pub enum OpenError {
         /// Something that is in it.
         found: String,
     },
-    /// The path, or what it begins with, is something else than a directory.
+    /// The path, or a part of it, is not a directory.
     #[error("{} is not a directory, and a queue is one: give another path", path.display())]
     NotADirectory {
         /// What is in the way.
@@ -86,7 +87,7 @@ pub enum OpenError {
     Thread(std::io::Error),
 }
 
-/// Why a job was not enqueued. It was not, and will not be delivered; the payload is untouched.
+/// Why a job was not enqueued. It will not be delivered, unless it is [`NotDurable`](Self::NotDurable).
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EnqueueError {
@@ -99,15 +100,14 @@ pub enum EnqueueError {
         max: u64,
     },
     /// A handler asked to wait for ever for room in the queue whose worker it runs on. With its own
-    /// job and worker held up, that wait need not end.
+    /// job and worker held up, that wait might never end.
     #[error("a handler must not wait for ever for room in its own queue: {full}")]
     WaitInHandler {
-        /// What it would have waited for the end of.
+        /// Why there is no room.
         full: Box<EnqueueError>,
     },
     /// The disk, quota or file size limit is exhausted, or what this process can map is. Enqueueing
-    /// works again by itself when there is room, be it that consumers complete segments or that
-    /// somebody deletes files.
+    /// works again by itself when there is room, as consumers complete segments or other files are deleted.
     #[error("no space for another segment: {0}")]
     StorageFull(Arc<StorageError>),
     /// The payload does not fit a record of this queue.
@@ -167,11 +167,12 @@ impl EnqueueError {
 pub struct BatchError {
     /// The jobs that were enqueued: the first ones of the batch.
     pub enqueued: Vec<Sequence>,
-    /// Why the next one was not.
+    /// Why the next one was not; or, for [`NotDurable`](EnqueueError::NotDurable), why they may not survive a
+    /// power cut.
     pub error: EnqueueError,
 }
 
-/// Why the queue could not be flushed: what was enqueued may not survive a power cut. It
+/// Why not everything could be flushed: what was enqueued, acked or dead may not survive a power cut. It
 /// survives the death of the process all the same.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("could not flush the queue: {0}")]
@@ -190,11 +191,12 @@ impl From<Arc<StorageError>> for FlushError {
     }
 }
 
-/// Why a dead letter could not be shown, replayed or purged.
+/// Why dead letters could not be replayed or purged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeadLetterError {
-    /// There is no such letter: it was replayed or purged, or never existed.
+    /// There is no such letter: it was replayed or purged, or never existed. (Or its replay was
+    /// [`NotDurable`](Self::NotDurable).)
     #[error("there is no dead letter {letter}")]
     NotFound {
         /// The letter that was asked for.
@@ -214,8 +216,8 @@ pub enum DeadLetterError {
         /// What failed.
         error: Arc<StorageError>,
     },
-    /// A flush has failed earlier, so that what is done to letters could not be made durable: they are
-    /// neither replayed nor purged before the queue is reopened.
+    /// A flush has failed earlier, so that what is done to letters could not be made durable: no more are
+    /// replayed or purged before the queue is reopened.
     #[error(
         "an earlier flush has failed, so letters are neither replayed nor purged until the queue is reopened: {0}"
     )]

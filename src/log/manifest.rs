@@ -67,7 +67,7 @@ impl Manifest {
             return Err(Refused::Corrupt("it is too short"));
         };
         if *magic != MAGIC {
-            return Err(Refused::Corrupt("it does not start as a MANIFEST does"));
+            return Err(Refused::Corrupt("its magic number is wrong"));
         }
         let Some(version) = rest.first_chunk() else {
             return Err(Refused::Corrupt("it is too short"));
@@ -78,7 +78,7 @@ impl Manifest {
             return Err(Refused::Version(version));
         }
         let Ok(bytes) = <&[u8; BYTES]>::try_from(bytes) else {
-            return Err(Refused::Corrupt("it has another length than a MANIFEST"));
+            return Err(Refused::Corrupt("its length is wrong"));
         };
         let (body, check) = bytes.split_at(32);
         if crc32fast::hash(body).to_le_bytes() != check {
