@@ -13,8 +13,8 @@ use crate::engine::Running;
 /// Each consumer claims runs of jobs for itself; idle consumers steal from busy ones. Use one
 /// consumer for each thread. Dropping it gives the jobs it has claimed back to the others.
 ///
-/// While somebody holds a job that has a [crash](Job::crashes), no other such job is delivered: who
-/// collects jobs before settling any had better not wait for ever for the next one.
+/// While somebody holds a job that has a [crash](Job::crashes), no other such job is delivered. So a
+/// consumer that collects jobs before it settles any should not wait for the next one without a limit.
 pub struct Consumer {
     source: Source<Arc<Running>>,
     running: Arc<Running>,
@@ -28,10 +28,15 @@ impl Consumer {
         }
     }
 
-    /// The next job, if one is due now. Does not wait for one.
+    /// The next job, if one is at hand. Does not wait for one to come.
     ///
-    /// The first claim from a segment that an earlier process has sealed reads and checks it, which
-    /// may take as long as reading it from the disk does, and the flush of what is damaged.
+    /// None does not mean that the queue is empty: all jobs may be in other hands, not due, behind a record
+    /// that a producer is still writing, or in a segment that cannot be read. None also once the queue is
+    /// closed.
+    ///
+    /// A call may wait for the disk and for other consumers of the stripe where a claim comes to a segment
+    /// that has to be made ready: one that an earlier process has sealed is mapped, read and checked, what is
+    /// damaged in it is copied to `quarantine/` and flushed, and one that was unmapped is mapped again.
     #[inline]
     pub fn try_next(&self) -> Option<Job<'_>> {
         if self.running.is_closed() {
@@ -47,15 +52,16 @@ impl Consumer {
 
     /// The next job, waiting for it; None once the queue is closed.
     ///
-    /// Waits by looking again for a few tens of microseconds, and then sleeps. A consumer that keeps up
-    /// with a fast producer may leave new jobs for up to 12 microseconds, so that both are faster.
+    /// Looks again for a few tens of microseconds, and then sleeps. A consumer that keeps up with a fast
+    /// producer may leave new jobs for up to 12 microseconds, so that both are faster.
     #[inline]
     pub fn next(&self) -> Option<Job<'_>> {
         self.next_until(|| None)
     }
 
-    /// The next job, waiting at most this long for it, as [`next`](Self::next) does; None once the
-    /// queue is closed.
+    /// The next job, waiting at most this long for one to come, as [`next`](Self::next) does; None then, or
+    /// once the queue is closed. As in [`try_next`](Self::try_next), a segment that has to be made ready may
+    /// take longer than that.
     #[inline]
     pub fn next_timeout(&self, timeout: Duration) -> Option<Job<'_>> {
         // The clock is read only if there is no job at hand. A deadline past the end of time is none.
@@ -63,9 +69,11 @@ impl Consumer {
         self.next_until(|| *deadline)
     }
 
-    /// Up to `max` jobs, waiting at most `timeout` for the first of them and not at all for the
-    /// others. All of them are being delivered: they count as attempts, and with a lease timeout
-    /// the clock runs for all of them.
+    /// Up to `max` jobs: the first as from [`next_timeout`](Self::next_timeout), the others as from
+    /// [`try_next`](Self::try_next). Empty if none came in time, or once the queue is closed.
+    ///
+    /// All of them are being delivered: with a lease timeout the clock runs for each, and if the process dies
+    /// a [crash](Job::crashes) is counted for each that is not settled.
     pub fn next_batch(&self, max: usize, timeout: Duration) -> Vec<Job<'_>> {
         let mut jobs = Vec::new();
         if max > 0 {

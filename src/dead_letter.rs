@@ -22,6 +22,9 @@ const REPLAY_BATCH: usize = 256;
 /// A letter stays until it is replayed or purged. It has an id of its own, and knows the id of
 /// the job it was.
 ///
+/// All methods but [`len`](Self::len) and [`is_empty`](Self::is_empty) first write the letters of the jobs that
+/// have died so far, and wait for the flush of these.
+///
 /// [`Queue::dead_letters`]: crate::Queue::dead_letters
 pub struct DeadLetters {
     running: Arc<Running>,
@@ -74,22 +77,24 @@ impl DeadLetter {
 
     /// Why attempts failed, oldest first: the latest 32, of each up to 1,024 bytes, and of these
     /// the latest that fit beside the payload. Reasons of attempts in an earlier process are not
-    /// kept; [`attempts`](Self::attempts) counts them.
+    /// kept, nor, beyond 65,536 failing jobs at a time, all of the others;
+    /// [`attempts`](Self::attempts) counts them.
     pub fn reasons(&self) -> &[FailureReason] {
         &self.meta.reasons
     }
 
-    /// When the job was enqueued.
+    /// When the job was enqueued, to the kernel's clock tick (1 to 10 ms).
     pub fn enqueued_at(&self) -> SystemTime {
         self.enqueued_at
     }
 
-    /// When the first failure happened, of those that this process has seen.
+    /// When the first failure happened, of those that the process which wrote the letter has seen. None if it
+    /// was forgotten, as there were too many failing jobs.
     pub fn first_failure(&self) -> Option<SystemTime> {
         self.meta.first_failure.map(SystemTime::from)
     }
 
-    /// When the last failure happened.
+    /// When the last failure happened; None as for [`first_failure`](Self::first_failure).
     pub fn last_failure(&self) -> Option<SystemTime> {
         self.meta.last_failure.map(SystemTime::from)
     }
@@ -100,7 +105,7 @@ impl DeadLetters {
         Self { running }
     }
 
-    /// How many there are.
+    /// How many there are, those about to be written included.
     pub fn len(&self) -> u64 {
         self.running.dead().stats().letters
     }
@@ -110,8 +115,9 @@ impl DeadLetters {
         self.len() == 0
     }
 
-    /// The letters, oldest first, each read when it is asked for. Letters that are replayed or
-    /// purged meanwhile may be missing or not.
+    /// The letters, oldest first, each read when it is asked for. Letters that are replayed, purged or
+    /// written meanwhile may be missing or not. Those of a segment that cannot be read are left out, and an
+    /// event of level error says so.
     ///
     /// The iterator does not keep the queue open: when the last handle is gone, it ends with the
     /// letters of the segment that it is in.
@@ -161,7 +167,8 @@ impl DeadLetters {
         })
     }
 
-    /// One letter, if it is there and can be read.
+    /// One letter; None if there is none of this id, or if it cannot be read, of which an event of level error
+    /// tells. Walks through the letters of its segment.
     pub fn get(&self, letter: Sequence) -> Option<DeadLetter> {
         let found = self.find(letter);
         found.unwrap_or_else(|error| {
@@ -183,9 +190,12 @@ impl DeadLetters {
         Ok(record.map(|record| DeadLetter::read(&letters, &record)))
     }
 
-    /// Makes the letter a new job, due at once, with all its attempts before it. Exactly one of the
-    /// two is there, also if the process is killed, the power fails or a flush fails in between; flushed
-    /// before this returns.
+    /// Makes the letter a new job, due at once, with all its attempts before it, and returns its id. The number of
+    /// attempts allowed stays the job's own, if it had one. Exactly one of the two is there, also if the process
+    /// is killed, the power fails or a flush fails in between; flushed before this returns, whatever the
+    /// durability.
+    ///
+    /// The job is appended to stripe 0. It takes room as any other does, and does not wait for it.
     ///
     /// # Errors
     /// See [`DeadLetterError`]; the letter is then still there, but for
@@ -199,10 +209,12 @@ impl DeadLetters {
             .ok_or(DeadLetterError::NotFound { letter })
     }
 
-    /// Replays all letters that the filter picks; returns the new jobs.
+    /// Replays all letters that the filter picks, oldest first; returns the new jobs. Up to 256 letters share
+    /// the two flushes of a [replay](Self::replay).
     ///
     /// # Errors
-    /// [`DeadLetterError::Partial`], which says what was replayed before the error.
+    /// [`DeadLetterError::Partial`], which says what was replayed before the error. Letters in segments that
+    /// cannot be read are passed over, and that is the error if there is no other.
     pub fn replay_where(
         &self,
         mut filter: impl FnMut(&DeadLetter) -> bool,
@@ -244,7 +256,7 @@ impl DeadLetters {
     /// Replays all letters.
     ///
     /// # Errors
-    /// See [`DeadLetterError`].
+    /// As [`replay_where`](Self::replay_where).
     pub fn replay_all(&self) -> Result<Vec<Sequence>, DeadLetterError> {
         self.replay_where(|_| true)
     }
@@ -252,7 +264,8 @@ impl DeadLetters {
     /// Deletes a letter for good; flushed before this returns.
     ///
     /// # Errors
-    /// See [`DeadLetterError`].
+    /// See [`DeadLetterError`]. After a flush that failed the letter is deleted, and a power cut may bring it
+    /// back.
     pub fn purge(&self, letter: Sequence) -> Result<(), DeadLetterError> {
         match self.purge_all_of([letter].into_iter())? {
             0 => Err(DeadLetterError::NotFound { letter }),
@@ -263,8 +276,8 @@ impl DeadLetters {
     /// Deletes all letters that the filter picks, with one flush; returns how many.
     ///
     /// # Errors
-    /// See [`DeadLetterError`]. If some letters could not be read, the others are deleted. After a
-    /// flush that failed the letters are deleted, and a power cut may bring them back.
+    /// See [`DeadLetterError`]. If some letters could not be read, the others are deleted. After any other
+    /// error, a flush that failed for one, some or all are deleted, and a power cut may bring these back.
     pub fn purge_where(
         &self,
         mut filter: impl FnMut(&DeadLetter) -> bool,

@@ -1,4 +1,4 @@
-//! Why an attempt of a job failed, and what is to follow.
+//! Why an attempt at a job failed, and what happens next.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::user_code;
 
-/// Why an attempt failed, and what is to follow.
+/// Why an attempt failed, and what happens next.
 ///
 /// Made from anything that can be displayed, so that a handler can use `?`; it then means "retry
 /// by the policy". (For that reason it cannot be displayed itself.)
@@ -28,7 +28,7 @@ use crate::user_code;
 /// # assert!(handler(b"1").is_ok() && handler(b"429").is_err());
 /// ```
 ///
-/// To say what is to follow from below code whose errors are of another type, make it a
+/// To say what happens next from below code whose errors are of another type, make it a
 /// [`FailureError`].
 #[derive(Clone, Debug)]
 pub struct Failure {
@@ -36,7 +36,7 @@ pub struct Failure {
     pub(crate) then: Then,
 }
 
-/// What is to follow a failure.
+/// What happens after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Then {
     Retry,
@@ -45,7 +45,7 @@ pub(crate) enum Then {
 }
 
 impl Failure {
-    /// A retry after the policy's backoff, whatever the reason says is to follow.
+    /// A retry after the policy's backoff, whatever a [`FailureError`] in the reason says.
     pub fn retry(reason: impl fmt::Display) -> Self {
         Self::new(Then::Retry, reason)
     }
@@ -55,7 +55,8 @@ impl Failure {
         Self::new(Then::DeadLetter, reason)
     }
 
-    /// A retry after this delay instead of the policy's backoff. It counts as an attempt.
+    /// A retry after this delay instead of the policy's backoff. The attempt counts as failed: after the last one
+    /// the job is dead all the same.
     pub fn retry_after(delay: Duration, reason: impl fmt::Display) -> Self {
         Self::new(Then::RetryAfter(delay), reason)
     }
@@ -88,9 +89,9 @@ impl Failure {
         Self { reason, then }
     }
 
-    /// From an error with sources that it does not display, as most do not: they are added to the
-    /// reason, and a [`FailureError`] among them says what is to follow. A `Box<dyn Error>` or
-    /// `anyhow::Error` need not be treated so.
+    /// From an error that does not display its sources, as most do not: they are added to the
+    /// reason, and a [`FailureError`] among them says what happens next. A `Box<dyn Error>` or an
+    /// `anyhow::Error` does not need this.
     ///
     /// ```
     /// use logmill::Failure;
@@ -132,10 +133,10 @@ impl<E: fmt::Display + 'static> From<E> for Failure {
 /// A [`Failure`] that is an error, for code between it and the handler whose errors are an
 /// `anyhow::Error`, a `Box<dyn Error>` or types of its own. It displays the reason.
 ///
-/// When the handler's error becomes a [`Failure`] again, what is to follow is that of the first
-/// `FailureError` in it: the error itself, or what it displays as a part of its text. `anyhow` with any
-/// context keeps it, and so do boxes, whose sources are looked at too, and errors whose `Display` has
-/// their source in it. One that leaves its source out takes [`Failure::with_sources`].
+/// When the handler's error becomes a [`Failure`] again, the first `FailureError` in it says what happens next:
+/// the error itself, or one that it displays as a part of its text. `anyhow` with any context keeps it, and so
+/// do boxes, whose sources are looked at too, and errors that display their source. For an error that does not,
+/// there is [`Failure::with_sources`].
 ///
 /// ```
 /// use anyhow::Context;
@@ -154,7 +155,7 @@ impl<E: fmt::Display + 'static> From<E> for Failure {
 pub struct FailureError(Failure);
 
 impl FailureError {
-    /// What went wrong, and what is to follow.
+    /// What went wrong, and what happens next.
     pub fn failure(&self) -> &Failure {
         &self.0
     }

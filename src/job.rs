@@ -16,10 +16,10 @@ use crate::log::segment::Lease;
 /// dead after its last attempt.
 ///
 /// With a [lease timeout](crate::Builder::lease_timeout) a job that is held for too long is
-/// delivered again. Acking it late still completes it, wherever it is by then: it is not delivered
-/// any more, and has no dead letter. (Its letter is withdrawn if it has one, unless the queue is
-/// poisoned by a failed flush; a job that was made of it by a replay is another one.) Failing it late
-/// has no effect.
+/// delivered again, or is dead after its last attempt. Acking it late still completes it, wherever it is by
+/// then: it is not delivered any more, and has no dead letter. (A letter that is written already is
+/// withdrawn, unless the queue is poisoned by a failed flush; a job that a replay has made of it is another
+/// one.) Failing it late has no effect.
 #[must_use = "a job that is dropped is retried"]
 pub struct Job<'a> {
     engine: &'a Engine,
@@ -106,22 +106,22 @@ impl<'a> Job<'a> {
         self.lease.as_ref().map_or(Sequence::new(0), Lease::job)
     }
 
-    /// Which attempt this is: the attempts that failed, and this one. 1 the first time. One that
-    /// ended with the process is none that failed, see [`crashes`](Self::crashes). Stays at 256 if
-    /// a job has unlimited attempts.
+    /// Which attempt this is: the attempts that failed, and this one. 1 the first time. An attempt that ended
+    /// with the process does not count as failed, see [`crashes`](Self::crashes). For a job with unlimited
+    /// attempts the number may stop at 256.
     #[inline]
     pub fn attempts(&self) -> u32 {
         self.attempt.number()
     }
 
     /// How often the process died, or the power failed, while a handler had this job; at most 15.
-    /// [`RetryPolicy::max_crashes`](crate::RetryPolicy::max_crashes) is the limit. Such a job is
-    /// not delivered while a handler has another one.
+    /// [`RetryPolicy::max_crashes`](crate::RetryPolicy::max_crashes) is the limit. The first time after a
+    /// crash, such a job is not delivered while a handler has another one.
     pub fn crashes(&self) -> u32 {
         self.lease.as_ref().map_or(0, Lease::crashes)
     }
 
-    /// When the job was enqueued, to the kernel's clock tick (1 to 10 ms).
+    /// When the job was enqueued, to the kernel's clock tick (1 to 10 ms), or when its letter was replayed.
     pub fn enqueued_at(&self) -> SystemTime {
         match &self.lease {
             Some(lease) => lease.record().header().enqueued_at.into(),
@@ -129,15 +129,15 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Completes the job: it is never delivered again. One atomic add for a first delivery, which waits
-    /// for no other thread.
+    /// Completes the job: it is not delivered again. For a first delivery this is one atomic add to mapped
+    /// memory, which waits for no other thread; the kernel may stop it for a page fault.
     ///
     /// It takes a lock, and may wake a thread with a system call, if the ack completes a segment, if
-    /// producers wait for room, if the job was delivered before, or with a
-    /// [lease timeout](crate::Builder::lease_timeout).
+    /// a producer waits for the room that it makes under `max_depth`, if the job was delivered before, or with
+    /// a [lease timeout](crate::Builder::lease_timeout).
     ///
-    /// Survives the death of the process at once. A power cut may undo acks since the last
-    /// [flush](crate::Queue::flush), and then the job is delivered again.
+    /// Survives the death of the process at once. A power cut may undo acks since they were last
+    /// [flushed](crate::Queue::flush), and then the job is delivered again.
     #[inline(always)]
     pub fn ack(mut self) {
         if let Some(lease) = self.lease.take() {
@@ -146,23 +146,26 @@ impl<'a> Job<'a> {
     }
 
     /// Fails this attempt: the job comes back after the retry policy's backoff, or is dead if
-    /// this was its last attempt. The reason is kept for the dead letter.
+    /// this was its last attempt. The reason is kept in memory for the dead letter; the count survives the death
+    /// of the process. Takes locks, and does not wait for the disk: a letter is written by another thread.
     pub fn retry(self, reason: impl fmt::Display) {
         self.fail(Failure::retry(reason));
     }
 
-    /// As [`retry`](Self::retry), after this delay instead of the policy's.
+    /// As [`retry`](Self::retry), after this delay instead of the policy's. A restart of the process forgets
+    /// the delay: then the policy's backoff holds.
     pub fn retry_after(self, delay: Duration, reason: impl fmt::Display) {
         self.fail(Failure::retry_after(delay, reason));
     }
 
-    /// Fails the job for good, however many attempts it has left.
+    /// Fails the job for good, however many attempts it has left. If the process dies before the letter is
+    /// written, a moment later, the job gets its remaining attempts all the same.
     pub fn dead_letter(self, reason: impl fmt::Display) {
         self.fail(Failure::dead_letter(reason));
     }
 
-    /// Fails this attempt with what a handler would return: what is to follow is for the
-    /// [`Failure`] to say, a retry by the policy if it comes from any other error.
+    /// Fails this attempt with what a handler would return. The [`Failure`] says what happens next; one that is
+    /// made from any other error means a retry by the policy.
     ///
     /// ```
     /// # use logmill::{Job, RetryPolicy, Queue};

@@ -11,7 +11,7 @@
 //! let (queue, report) = Queue::builder(path).open()?;
 //! assert!(report.is_clean());
 //!
-//! // Enqueue and return: the job now survives the process.
+//! // When this returns, the job survives the process.
 //! queue.enqueue(b"resize cat.jpg")?;
 //!
 //! // A pool of workers: Ok acks, an error is retried with backoff, then dead-lettered.
@@ -37,18 +37,18 @@
 //! # Guarantees
 //! - **At least once.** A job whose enqueue returned `Ok` is delivered until it is acked or dead.
 //!   Which failures that holds for depends on the [`Durability`]: by default, the death of the process.
-//! - **No poison.** That a handler has a job is on disk before the handler runs, so a job that kills
-//!   the process becomes a dead letter after a few [crashes](RetryPolicy::max_crashes), and the jobs that
-//!   ran beside it do not.
+//! - **No poison.** That a handler has a job is written to the ack file before the handler runs, so a job
+//!   that kills the process becomes a dead letter after a few [crashes](RetryPolicy::max_crashes), and jobs
+//!   that ran beside it are delivered one at a time, to tell them from it.
 //! - **No silent loss.** Damaged bytes are quarantined and [reported](RecoveryReport); dead
-//!   letters stay until purged.
-//! - **No needless duplicate.** Without a crash, a failure or a lease timeout a job is delivered
-//!   once, however long it was delayed.
+//!   letters stay until they are replayed or purged.
+//! - **No needless duplicate.** Without a crash, a failure, a lease timeout, or a close while its handler
+//!   runs, a job is delivered once, however long it was delayed.
 //! - **Order.** Jobs of one [`Producer`] are claimed in the order they were enqueued, and so are
 //!   all jobs of a queue with one stripe. With several consumers, or after a retry, jobs may
 //!   complete in another order.
 //!
-//! The guide, the file format and the limits are in `docs/DESIGN.md`. Linux only: the files are
+//! The guarantees with their limits, the protocols and the file format are in `docs/DESIGN.md`. Linux only: the files are
 //! allocated with `fallocate`, and their blocks stay allocated while they are mapped.
 //!
 //! The queue must not be used in a child process after `fork`, and nobody else may write to its

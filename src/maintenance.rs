@@ -194,7 +194,7 @@ impl Upkeep {
                 Err(error) => note(Arc::new(error)),
             }
         }
-        // One for each: who is woken looks at all stripes.
+        // One wake-up for each: a consumer that wakes looks at all stripes.
         let held_back = stripes.iter().filter(|stripe| stripe.has_held_back());
         engine.dispatch().sleepers.notify_fenced(held_back.count());
         self.put_off = None;

@@ -35,12 +35,16 @@ pub enum Durability {
     Process,
     /// As `Process`, and a power cut loses at most what was enqueued in the last interval and in
     /// the time that one flush takes. At least 1 ms.
+    ///
+    /// The flush covers acks, too. If it fails, an event tells of it, and later durable enqueues get
+    /// [`EnqueueError::Poisoned`]; what was enqueued since the flush before may then not be durable.
     Interval(Duration),
     /// A power cut: the call returns after the record has been flushed to stable storage.
-    /// Concurrent callers share one flush.
+    /// Concurrent callers share flushes.
     ///
-    /// As far as the disk keeps what was flushed, and does not tear bytes that are written again as they
-    /// were ("powersafe overwrite"): records share sectors with earlier ones.
+    /// This rests on two properties of the disk: it keeps what a flush covered, and does not tear bytes that
+    /// are written again as they were ("powersafe overwrite"), since a record may share a sector with earlier
+    /// ones.
     Sync,
 }
 
@@ -69,50 +73,53 @@ impl EnqueueOptions {
         Self::default()
     }
 
-    /// Delivers the job no earlier than `delay` from now.
+    /// Delivers the job when `delay` has passed from now.
     ///
-    /// Once a consumer has come to the job, the delay runs on the monotonic clock. It is found in the
-    /// log by the wall clock: one that was set forward meanwhile shortens the delay; one that was set
-    /// back never makes it longer than `delay`, counted from when a consumer comes to it.
+    /// Once a consumer has come to the job in the log, the rest of the delay runs on the monotonic clock. Until
+    /// then it is the wall clock that counts: set forward, it shortens the delay; set back, it never makes the
+    /// job wait longer than `delay` from when a consumer comes to it.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.due = Due::After(delay);
         self
     }
 
-    /// Delivers the job when the wall clock shows `time`; at once if that has passed. Follows the
-    /// clock: where it jumps, or the machine was suspended, within ten seconds.
+    /// Delivers the job when the wall clock shows `time`; at once if that has passed. If the clock jumps, or
+    /// the machine was suspended, the job follows within ten seconds.
     pub fn due_at(mut self, time: SystemTime) -> Self {
         self.due = Due::At(time.into());
         self
     }
 
-    /// What the call survives once it has returned.
+    /// What the job survives once the call has returned, instead of the queue's durability. An interval of less
+    /// than 1 ms is an [`EnqueueError::InvalidOption`].
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = Some(durability);
         self
     }
 
-    /// How many attempts at this job may fail before it is dead, from 1 to [`MAX_ATTEMPTS`].
+    /// How many attempts at this job may fail before it is dead, from 1 to [`MAX_ATTEMPTS`]; anything else is
+    /// an [`EnqueueError::InvalidOption`].
     pub fn max_attempts(mut self, attempts: u8) -> Self {
         self.max_attempts = Some(Some(attempts));
         self
     }
 
-    /// Retries this job for ever.
+    /// Retries this job for ever: only a handler that says so makes it dead, or too many
+    /// [crashes](RetryPolicy::max_crashes).
     pub fn unlimited_attempts(mut self) -> Self {
         self.max_attempts = Some(None);
         self
     }
 
     /// Waits up to `timeout` for room when the queue is at its `max_depth` or `max_bytes`, or the
-    /// disk is full, instead of returning that error at once.
+    /// disk is full, instead of returning that error at once. A batch that is enqueued in parts waits up to
+    /// that long for each of them. Durability comes on top: this is no limit for a flush.
     ///
-    /// A handler that waits for room in its own queue holds up a worker and a job, and it may be them
-    /// that the others wait for. So it should wait briefly if at all, and fail the attempt if there is
+    /// A handler that waits for room in its own queue holds up a worker and a job, which may be just what
+    /// the others wait for. So it should wait briefly if at all, and fail the attempt if there is
     /// no room ([`EnqueueError::is_full`]). To wait for ever is refused there with
-    /// [`EnqueueError::WaitInHandler`], once the queue is full. Threads that take jobs with a
-    /// [`Consumer`](crate::Consumer) are not known to be handlers, and neither are two queues whose
-    /// handlers wait for each other.
+    /// [`EnqueueError::WaitInHandler`], once the queue is full. Not noticed are threads that take jobs with a
+    /// [`Consumer`](crate::Consumer), and two queues whose handlers wait for each other.
     pub fn wait(mut self, timeout: Duration) -> Self {
         self.wait = timeout;
         self
@@ -179,8 +186,9 @@ impl Builder {
     /// How many logs the queue has side by side, 1 to 64; fixed when the queue is created.
     /// Default: one a core, at most 8.
     ///
-    /// Two producers on two stripes do not slow each other down. With one stripe the whole queue
-    /// is first in, first out. Each stripe keeps two to three segments on disk at the least.
+    /// Producers on different stripes append to memory of their own, see [`Producer`](crate::Producer). With
+    /// one stripe the whole queue is first in, first out, but for jobs that are delayed or come back. Each
+    /// stripe keeps two to three segments on disk at the least.
     pub fn stripes(mut self, stripes: usize) -> Self {
         self.stripes = Some(stripes);
         self
@@ -189,13 +197,14 @@ impl Builder {
     /// Bytes of a segment file: 16 KiB to 1 GiB, a multiple of 4 KiB; fixed when the queue is
     /// created. Default: 8 MiB.
     ///
-    /// A payload can have about a quarter of this. Space is freed by whole segments.
+    /// A payload can have about a quarter of this, at most about 16 MiB, see
+    /// [`Queue::max_payload`]. Space is freed by whole segments.
     pub fn segment_size(mut self, bytes: u64) -> Self {
         self.segment_size = Some(bytes);
         self
     }
 
-    /// What an enqueue survives once it has returned. Default: [`Durability::Process`].
+    /// What a job survives once its enqueue has returned. Default: [`Durability::Process`].
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
         self
@@ -207,10 +216,10 @@ impl Builder {
         self
     }
 
-    /// Most jobs that are enqueued and neither acked nor dead; an enqueue beyond is
-    /// [`EnqueueError::Full`]. Default: unlimited.
+    /// Most jobs that are enqueued and neither acked nor dead, at least 1; an enqueue beyond is
+    /// [`EnqueueError::Full`]. Jobs that the open finds count, however many they are. Default: unlimited.
     ///
-    /// Costs every enqueue and every ack an atomic add on one shared counter.
+    /// Costs every enqueue and every ack a change of one shared counter.
     pub fn max_depth(mut self, jobs: u64) -> Self {
         self.max_depth = Some(jobs);
         self
@@ -221,7 +230,8 @@ impl Builder {
     ///
     /// One segment of these is kept for moving jobs that wait, so that a few delayed jobs in each segment
     /// do not fill the queue; enqueues get the others. Which jobs wait is known once consumers have claimed
-    /// them. A queue that is opened without room for another segment refuses enqueues until then.
+    /// them. A queue that is opened without room for another segment refuses enqueues until consumers have made
+    /// some. Only a stripe without any segment gets one at open all the same, though that may be beyond the limit.
     ///
     /// The dead letter log, and the ack files (about 13% of a segment's size each), are not counted.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
@@ -229,18 +239,20 @@ impl Builder {
         self
     }
 
-    /// Delivers a job again whose handler has not said what became of it after this long; the
-    /// attempt counts as failed. At least 1 ms. Default: none, a handler may take for ever.
+    /// Has an attempt fail whose handler has not said what became of the job after this long: the job is
+    /// delivered again after its backoff, or dead if it was the last attempt. At least 1 ms. Default: none, a
+    /// handler may take for ever.
     ///
-    /// Both deliveries may then run at once. A delay or a backoff is no lease: however long it
-    /// is, it never causes a second delivery. Costs a lock and a table entry for each delivery.
+    /// Both deliveries may then run at once; for what becomes of a late ack see [`Job`](crate::Job). A delay or
+    /// a backoff is no lease: however long it is, it never causes a second delivery. Costs a lock and a table
+    /// entry for each delivery.
     pub fn lease_timeout(mut self, timeout: Duration) -> Self {
         self.lease_timeout = Some(timeout);
         self
     }
 
-    /// Waits up to this long for another process, or handle, that has the queue open, as it does for a
-    /// moment in a deploy that starts the new process before the old one has ended. Default: not at all,
+    /// Has the open wait up to this long while another process, or another handle in this one, has the queue
+    /// open, as in a deploy that starts the new process before the old one has ended. Default: not at all,
     /// [`OpenError::Locked`] at once.
     pub fn wait_for_lock(mut self, timeout: Duration) -> Self {
         self.lock_wait = timeout;
@@ -256,7 +268,7 @@ impl Builder {
         self
     }
 
-    /// Calls `progress` after each segment that opening the queue has looked at.
+    /// Calls `progress` after each segment that opening the queue has looked at, on the thread that opens it.
     pub fn on_progress(
         mut self,
         progress: impl Fn(RecoveryProgress) + Send + Sync + 'static,
@@ -268,8 +280,13 @@ impl Builder {
     /// Opens the queue, creating it if the directory is empty or does not exist, and recovers
     /// what an earlier process left.
     ///
+    /// Reads the header and the acks of each segment, and scans those that are not sealed: after a crash, mostly
+    /// one or two of each stripe. Starts two threads.
+    ///
     /// # Errors
-    /// See [`OpenError`]. Damage to segments or ack files is no error: it is in the report.
+    /// See [`OpenError`]. Damage to segments or ack files is no error: it is in the report. Neither is a full
+    /// disk, unless something must be written for the open itself: then enqueues get
+    /// [`EnqueueError::StorageFull`] until there is room.
     pub fn open(self) -> Result<(Queue, RecoveryReport), OpenError> {
         Queue::open(&self)
     }

@@ -25,8 +25,9 @@ pub(crate) fn max_payload(stripe: &Stripe) -> usize {
 
 /// The fastest way to enqueue: a handle for one thread, which stays on one stripe.
 ///
-/// Jobs of one producer are claimed in the order in which they were enqueued. Producers on
-/// different stripes do not slow each other down.
+/// Jobs of one producer are claimed in the order in which they were enqueued. Producers on different stripes
+/// append to memory of their own: what they have in common is the counter of
+/// [`max_depth`](crate::Builder::max_depth), if that is set, and locks that they take now and then.
 pub struct Producer {
     running: Arc<Running>,
     stripe: usize,

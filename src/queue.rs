@@ -15,8 +15,9 @@ use crate::{
 
 /// A durable job queue in a directory. Cloning it gives another handle on the same queue.
 ///
-/// The queue is closed when the last handle is dropped, producers, consumers and worker threads
-/// included; [`close`](Self::close) does it in a way that can report an error.
+/// The queue is closed when the last handle is dropped: queues, producers, consumers, dead letters, pools and
+/// their threads. That drop waits for flushes and for the queue's own threads, and only raises an event if it
+/// fails; [`close`](Self::close) returns the error.
 #[derive(Clone)]
 pub struct Queue {
     running: Arc<Running>,
@@ -34,7 +35,7 @@ impl Queue {
         Ok((Self { running }, report))
     }
 
-    /// The queue directory.
+    /// The queue directory, as an absolute path: where it was when the queue was opened.
     pub fn path(&self) -> &Path {
         self.running.path()
     }
@@ -47,23 +48,27 @@ impl Queue {
     /// Enqueues a job and returns its id, once the job is as durable as the queue's
     /// [`Durability`](crate::Durability) says.
     ///
-    /// Does not wait for room: that is [`EnqueueOptions::wait`]. With `Process` durability it waits for no
-    /// other thread, but for the step to another segment, which takes a lock and may wait for the disk; and
-    /// it wakes a consumer that sleeps, with a system call. The calling thread stays on one stripe, so
-    /// its jobs are claimed in their order.
+    /// Does not wait for room: that is [`EnqueueOptions::wait`]. With `Process` durability it is a copy into
+    /// mapped memory that waits for no other thread, but may wait
+    /// - for the kernel, at a page fault of the copy;
+    /// - for a lock and a system call, to wake a consumer that sleeps;
+    /// - for a lock and the disk, where it steps to another segment.
+    ///
+    /// The calling thread stays on one stripe, so its jobs are claimed in their order.
     ///
     /// # Errors
-    /// See [`EnqueueError`]. The payload is only borrowed, so it is still there to try again.
+    /// See [`EnqueueError`]. The payload is only borrowed, so it is still there to try again; after
+    /// [`NotDurable`](EnqueueError::NotDurable) the job is in the queue, and trying again doubles it.
     #[inline]
     pub fn enqueue(&self, payload: &[u8]) -> Result<Sequence, EnqueueError> {
         let engine = &*self.running;
         engine.enqueue(Place::of_this_thread(engine), payload)
     }
 
-    /// As [`enqueue`](Self::enqueue), with options for this job.
+    /// As [`enqueue`](Self::enqueue), with options for this job. [`EnqueueOptions::wait`] waits for room.
     ///
     /// # Errors
-    /// See [`EnqueueError`].
+    /// As there, and for an option that is out of its range.
     pub fn enqueue_with(
         &self,
         payload: &[u8],
@@ -73,13 +78,15 @@ impl Queue {
         engine.enqueue_with(Place::of_this_thread(engine), payload, &options)
     }
 
-    /// Enqueues jobs in order, with one reservation for as many as fit, and one flush for all.
+    /// Enqueues jobs in order, with one reservation for as many as fit a quarter of a segment (or 16 MiB), and
+    /// one flush for all; returns their ids in the same order.
     ///
-    /// A batch is no transaction: a crash may keep the first jobs of it and lose the rest.
+    /// A batch is no transaction: a process that dies during the call leaves the first jobs of it, and a power
+    /// cut may take any that were not flushed.
     ///
     /// # Errors
-    /// The jobs before the one that could not be enqueued are, and the error names them. With a
-    /// payload that is too large among them, none is.
+    /// The error names the jobs that were enqueued: those before the one that found no room, say, and all where
+    /// only the flush failed. With an option that is out of its range or a payload that is too large, none is.
     pub fn enqueue_batch<P: AsRef<[u8]>>(
         &self,
         payloads: &[P],
@@ -110,7 +117,8 @@ impl Queue {
         Consumer::new(Arc::clone(&self.running))
     }
 
-    /// A pool of this many threads that run a handler; 0 is one a core.
+    /// A pool of this many threads that run a handler; 0 is one a core. Nothing starts before
+    /// [`run`](WorkersBuilder::run).
     pub fn workers(&self, threads: usize) -> WorkersBuilder {
         WorkersBuilder::new(Arc::clone(&self.running), threads)
     }
@@ -120,26 +128,36 @@ impl Queue {
         DeadLetters::new(Arc::clone(&self.running))
     }
 
-    /// What is in the queue and has gone through it. Cheap enough for every second: it looks at
-    /// the ack words of the segments that consumers have reached (1/4 byte for each record in
-    /// them), and of the backlog behind only for its oldest job. It checks nothing, mends nothing
-    /// and writes nothing.
+    /// What is in the queue and has gone through it. Cheap enough for every second: it looks at the ack words
+    /// of the segments that consumers have reached (1/4 byte for each record in them) and at the deques of
+    /// all consumers.
+    ///
+    /// For the oldest jobs it looks into further segments where those that consumers have reached hold none: at
+    /// no more than 1,024 segments and, for [`Stats::oldest_ready`], 4,096 jobs of each stripe. One that is not
+    /// mapped is mapped for that, and may have to be read from the disk. It mends nothing and writes nothing.
     pub fn stats(&self) -> Stats {
         Stats::of(&self.running)
     }
 
-    /// Makes everything enqueued, acked and dead so far durable, whatever the durability.
+    /// Makes everything enqueued and acked so far durable, whatever the durability, and writes the letters of
+    /// jobs that have died. (The letter of a job that is just being moved by compaction is written once it has moved.)
     ///
     /// # Errors
-    /// The flush failed, or an earlier one has.
+    /// The flush failed, or an earlier one has: then nothing more is made durable until the queue is reopened.
+    /// Or letters could not be written, on a full disk for one: all else is durable then, and they are tried
+    /// again.
     pub fn flush(&self) -> Result<(), FlushError> {
         Ok(self.running.flush()?)
     }
 
-    /// Reads every record of the queue and checks it, while the queue goes on.
+    /// Reads every record of the queue and of the dead letter log, done or not, and checks it, while the queue
+    /// goes on. Takes as long as reading all segments from the disk does; each is mapped while it is read.
+    ///
+    /// Behind a record whose length is damaged, the rest of its segment is not looked at.
     ///
     /// # Errors
-    /// Damaged bytes could not be set aside.
+    /// A segment could not be read or mapped, or damaged bytes could not be set aside. The segments behind it
+    /// are not looked at.
     pub fn verify(&self) -> Result<VerifyReport, StorageError> {
         let mut report = VerifyReport::default();
         let stripes = self.running.dispatch().stripes();
@@ -154,7 +172,7 @@ impl Queue {
     }
 
     /// Closes the queue for all handles: enqueueing gets [`EnqueueError::Closed`], consumers get no
-    /// more jobs, and everything is flushed and sealed, so that the next open has nothing to scan.
+    /// more jobs, and everything is flushed and sealed, so that the next open has little or nothing to scan.
     ///
     /// Shut down the workers first. Jobs that are still running can be settled all the same, until
     /// the last handle is gone; only then can the directory be opened again. If the process ends
@@ -162,8 +180,8 @@ impl Queue {
     /// [crash](crate::Job::crashes) is counted.
     ///
     /// # Errors
-    /// The flush failed. All is in the files, and survives the death of the process, but may not
-    /// survive a power cut.
+    /// A flush failed, now or earlier, or something could not be written or removed. All is in the files, and
+    /// survives the death of the process, but may not survive a power cut.
     pub fn close(self) -> Result<(), FlushError> {
         Ok(self.running.close()?)
     }
@@ -196,11 +214,11 @@ impl std::fmt::Debug for Queue {
 pub struct VerifyReport {
     /// Segments read, the dead letter log's included.
     pub segments: u64,
-    /// Valid records, done or not.
+    /// Valid jobs and letters, done or not.
     pub records: u64,
-    /// Bytes of them.
+    /// Bytes of their records.
     pub bytes: u64,
-    /// Damage found since the queue was opened: what was set aside when a segment was first
-    /// claimed from, and records that were valid then and are not any more.
+    /// Damage found since the queue was opened: what was set aside when a segment was first read, and, without
+    /// a copy, records that were valid then and are not any more.
     pub damaged: Vec<Quarantined>,
 }

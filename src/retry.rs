@@ -12,7 +12,7 @@ pub const MAX_ATTEMPTS: u8 = 254;
 /// Most crashes that a limit can be set to; they are four bits on disk.
 pub const MAX_CRASHES: u8 = crate::log::ack::MAX_CRASHES;
 
-/// How often a failed job is tried again, how long it waits before, and how many crashes of the
+/// How often a failed job is tried again, how long it waits before that, and how many crashes of the
 /// process it may be part of.
 ///
 /// The default is 5 attempts with exponential backoff from 1 second up to 5 minutes and full
@@ -94,7 +94,7 @@ impl std::fmt::Debug for Backoff {
     }
 }
 
-/// How much chance there is in a backoff, so that jobs which failed together do not all come back
+/// How much of a backoff is random, so that jobs which failed together do not all come back
 /// together. The names are those of Brooker, "Exponential Backoff And Jitter" (AWS Architecture
 /// Blog, 2015).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,10 +102,10 @@ impl std::fmt::Debug for Backoff {
 pub enum Jitter {
     /// The backoff as it is.
     None,
-    /// Anything from nothing to the whole backoff.
+    /// A random time from zero to the whole backoff.
     #[default]
     Full,
-    /// Half the backoff, and anything up to the other half.
+    /// Half the backoff, and a random time up to the other half.
     Equal,
 }
 
@@ -135,8 +135,8 @@ impl RetryPolicy {
         }
     }
 
-    /// `base` after the first failure, doubled after each further one, at most `cap`; with full
-    /// jitter; 5 attempts.
+    /// `base` after the first failure, doubled after each further one, at most 31 times and up to `cap`; with
+    /// full jitter; 5 attempts.
     pub fn exponential(base: Duration, cap: Duration) -> Self {
         Self {
             backoff: Backoff::Exponential { base, cap },
@@ -149,7 +149,9 @@ impl RetryPolicy {
     /// The delay is what the function says, given how many attempts have failed (1 after the
     /// first); without jitter; 5 attempts.
     ///
-    /// A panic in the function is caught and logged, and the job is retried at once.
+    /// It is called by the thread that settles the job, by the queue's timer if the lease timed out, and by a
+    /// consumer for a job that failed in an earlier process. A panic in it is caught and told by an event, and the
+    /// job is retried at once.
     pub fn custom(delay: impl Fn(u32) -> Duration + Send + Sync + 'static) -> Self {
         Self {
             backoff: Backoff::Custom(Custom {
@@ -183,15 +185,15 @@ impl RetryPolicy {
     /// ever.
     ///
     /// A crash is no failed attempt. It counts for each job that a handler had, those too that had
-    /// nothing to do with it; they are told from the culprit in that no two jobs with a crash are
-    /// delivered at the same time. A process that closes the queue while handlers have jobs, with
+    /// nothing to do with it. To tell these from the culprit, no two jobs with a crash are delivered at the
+    /// same time, until their handlers have ended once. A process that closes the queue while handlers have jobs, with
     /// [`Queue::close`](crate::Queue::close) or by dropping its last handle, does not crash.
     pub fn max_crashes(mut self, crashes: u8) -> Self {
         self.max_crashes = crashes;
         self
     }
 
-    /// Sets the jitter.
+    /// Sets the jitter. Default: full with [`exponential`](Self::exponential), none otherwise.
     pub fn jitter(mut self, jitter: Jitter) -> Self {
         self.jitter = jitter;
         self

@@ -9,12 +9,13 @@ const STRIPE_SHIFT: u32 = 56;
 /// The id of a job, unique within its queue for ever: the stripe in the top 8 bits, and below
 /// them a number that grows along the stripe's log.
 ///
-/// Sequences of one stripe are in the order of its log. They are not dense: each segment starts
-/// at a multiple of how many records could fit the one before.
+/// Sequences of one stripe are in the order of its log. They are not dense: each segment starts at a multiple of
+/// the most records that a segment can hold.
 ///
 /// Displayed as `stripe-number`, such as `1-4096`, and parsed from that. This is also its form in
-/// [serde](https://serde.rs), with the feature `serde`: a string in every format, as the numbers of
-/// letters are greater than what JSON readers with floating point numbers can tell apart (2^53).
+/// [serde](https://serde.rs), with the feature `serde`: a string in every format, as numbers of letters, and of
+/// all stripes but the first, are greater than what JSON readers with floating point numbers can tell apart
+/// (2^53).
 ///
 /// ```
 /// use logmill::Sequence;
@@ -82,7 +83,7 @@ impl fmt::Debug for Sequence {
     }
 }
 
-/// A text is not the id of a job: it is not of the form `stripe-number`, or out of range.
+/// A text that is not the id of a job: not of the form `stripe-number`, or out of range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{text:?} is not the id of a job or letter, which is of the form stripe-number, such as 1-4096"

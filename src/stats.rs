@@ -24,23 +24,25 @@ pub struct Stats {
     /// Jobs that were delivered and not yet settled. One whose delivery has
     /// [timed out](crate::Builder::lease_timeout) counts as what it is since then.
     pub in_flight: u64,
-    /// Dead letters.
+    /// Dead letters, those about to be written included.
     pub dead: u64,
-    /// Bytes of segment files, the dead letter log's included; without the ack files.
+    /// Bytes of the segments' files, the dead letter log's included. What is on the disk is more: ack files
+    /// (about 13%), and the segments that each stripe has ready for use.
     pub bytes: u64,
-    /// Segments, the dead letter log's included.
+    /// Segments that have jobs or letters in them, that are being appended to, or that are about to be
+    /// removed; the dead letter log's included.
     pub segments: u64,
     /// How long ago the oldest job that is not settled was enqueued, delayed jobs included; None if
-    /// there is none. By its place in the log: a job that was delayed for long may have been moved to
-    /// the end of it.
+    /// there is none. The oldest by its place in the log: one that was delayed for long may have been moved to
+    /// the end.
     pub oldest: Option<Duration>,
-    /// How long the job has been due that waits longest for a consumer; None if none waits. What to
-    /// alert on: it grows when consumers are stuck or do not keep up, and neither a delay nor a
-    /// backoff nor a slow handler counts.
+    /// For how long the job that waits longest for a consumer has been due; None if none waits. This is the
+    /// figure to alert on: it grows when consumers are stuck or do not keep up, and no delay, no backoff and no
+    /// handler's own time is part of it.
     ///
-    /// As far as up to 4,096 jobs of each stripe tell that are not due and that no consumer has come
-    /// to. Jobs that are delivered one at a time, as the process died with them in a handler, do not
-    /// count.
+    /// At most 4,096 jobs of each stripe are looked at: behind more that are not due, and that no consumer has
+    /// come to, one that is due is not found. Jobs that are delivered one at a time, as the process died with
+    /// them in a handler, do not count.
     pub oldest_ready: Option<Duration>,
     /// Jobs found when the queue was opened, as in [`RecoveryReport`](crate::RecoveryReport): those
     /// of sealed segments, which are checked later, before their check.
@@ -49,7 +51,7 @@ pub struct Stats {
     pub enqueued: u64,
     /// Jobs acked since the queue was opened, those found at the open included.
     pub acked: u64,
-    /// Failed attempts since the queue was opened after which the job came back.
+    /// Failed attempts since the queue was opened, timeouts included, after which the job came back.
     pub retried: u64,
     /// Jobs that became dead letters since the queue was opened.
     pub dead_lettered: u64,

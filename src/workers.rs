@@ -81,7 +81,7 @@ impl WorkersBuilder {
         }
     }
 
-    /// What the threads are called; a number is added. Default: `logmill-worker`.
+    /// The name of the threads, to which `-0`, `-1` and so on are added. Default: `logmill-worker`.
     pub fn thread_name(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
         self
@@ -97,13 +97,13 @@ impl WorkersBuilder {
     /// Starts the threads. Each runs `handler` for one job at a time: `Ok` acks the job, an error
     /// fails the attempt, see [`Failure`]; so does a panic, with its message as the reason.
     ///
-    /// A worker ends when the pool is stopped or the queue is closed, and for no other reason:
-    /// whatever of the handler's panics, be it the `Display` or the `Drop` of its error, fails the
-    /// attempt. Before it counts as ended, it has dropped its share of the handler and of the queue.
+    /// A worker ends when the pool is stopped or the queue is closed, and for no other reason. A panic in the
+    /// `Display` or the `Drop` of the handler's error ends none either: the attempt has failed as the error says.
+    /// Before a worker counts as ended, it has dropped its share of the handler and of the queue.
     ///
     /// # Errors
-    /// A thread could not be started; those that had been are stopped again. `InvalidInput` if the
-    /// threads' name contains a NUL, or if there are to be more than 65,536.
+    /// A thread could not be started; those that had been are stopped again, and not waited for.
+    /// `InvalidInput` if the threads' name contains a NUL, or if there are to be more than 65,536.
     pub fn run<E: Into<Failure>>(
         self,
         handler: impl Fn(&Job<'_>) -> Result<(), E> + Send + Sync + 'static,
@@ -272,7 +272,8 @@ pub struct ShutdownReport {
     /// Every worker has ended, and dropped its share of the handler and of the queue.
     pub finished_in_time: bool,
     /// Jobs that were still running at the deadline. Their threads go on and settle them if they
-    /// ever end; if the process ends first, these jobs are delivered again by the next one.
+    /// ever end. If the process ends first, the next one delivers these jobs again, and counts a
+    /// [crash](crate::Job::crashes) for each unless the queue was [closed](crate::Queue::close).
     pub still_running: Vec<Sequence>,
     /// Workers that ended before the pool was stopped or the queue closed. Always 0, unless this
     /// library has a bug; an error event tells more.
@@ -286,8 +287,9 @@ impl Workers {
         self.pool.state.lock().alive
     }
 
-    /// Stops the pool: no job is begun any more, running jobs have up to `deadline` to finish, and
-    /// jobs that were claimed and not begun are back in the queue for other consumers.
+    /// Stops the pool: each worker begins at most the job that it is just taking, running jobs have up to
+    /// `deadline` from now to finish, and a worker that ends gives the jobs that it has claimed and not begun back
+    /// to other consumers.
     ///
     /// If all finished in time, no worker holds the handler or the queue any more: once the other
     /// handles are gone too, the directory can be opened again. (Thread locals of the handler's that

@@ -190,8 +190,8 @@ impl Dispatch {
     /// The next job for the consumer that owns the deques.
     ///
     /// A suspect first, as there is one at a time only; then one that came back and a new one in turn.
-    /// New ones are looked for in its own deques, then in the logs, and then in the others' deques. Who
-    /// is `patient` leaves the logs out where it had better keep its distance.
+    /// New ones are looked for in its own deques, then in the logs, and then in the others' deques. With
+    /// `patient`, the logs are left out while the consumer keeps its distance from a producer.
     fn find(&self, own: &Deques, patient: bool) -> Option<Lease> {
         loop {
             if let Some(lease) = self.suspects.take() {

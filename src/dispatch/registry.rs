@@ -128,8 +128,7 @@ impl Registry {
         }
     }
 
-    /// Those who may have jobs to steal, beginning behind `place`, so that thieves begin at different
-    /// ones and everybody is somebody's first.
+    /// Those who may have jobs to steal, beginning behind `place`, so that thieves begin at different places.
     pub(super) fn marked_after(&self, place: usize) -> impl Iterator<Item = Place<'_>> {
         let levels = self.levels.iter().take_while(|level| level.get().is_some());
         let groups = (1 << levels.count()) - 1;

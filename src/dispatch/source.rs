@@ -128,7 +128,7 @@ impl Deques {
         looks.is_multiple_of(LOOKS_AT_LOGS)
     }
 
-    /// Whether a consumer that can wait had better make no claim now.
+    /// Whether a consumer that can wait should make no claim for the moment.
     pub(super) fn keeps_distance(&self) -> bool {
         let until = self.distance.get();
         let keeps = until.is_some_and(|until| Instant::now() < until);

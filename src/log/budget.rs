@@ -1,5 +1,5 @@
-//! `max_bytes`: how many bytes of segment files the stripes of a queue may have together, and that
-//! somebody found no room.
+//! `max_bytes`: how many bytes of segment files the stripes of a queue may have together, and whether
+//! anybody found no room.
 //!
 //! Producers cannot take the last segment: it is kept for compaction, which makes more room than it takes.
 

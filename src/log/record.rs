@@ -165,7 +165,8 @@ pub struct FailureReason {
     pub attempt: u32,
     /// When it failed.
     pub at: SystemTime,
-    /// What the handler said, a panic's message, or what became of the lease.
+    /// What the handler said, a panic's message, or what else ended the attempt: a lease that timed out, a job
+    /// that was dropped, the death of the process.
     pub reason: String,
 }
 

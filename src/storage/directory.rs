@@ -28,7 +28,7 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
 
-/// Payloads are nobody else's, unless somebody asks for it.
+/// Payloads are private unless the user asks for other permissions.
 const PRIVATE: Mode = Mode::from_raw_mode(0o600);
 
 /// The permissions of a directory whose files have these: who may read a file may look it up.
@@ -145,7 +145,7 @@ impl Directory {
         })
     }
 
-    /// Gives the lock up, be it that a child process has a copy of the descriptor.
+    /// Gives the lock up, also if a child process has a copy of the descriptor.
     pub(crate) fn unlock(&self) {
         // The descriptor is valid, so the lock goes.
         let _ = rustix::fs::flock(&self.handle, FlockOperation::Unlock);

@@ -110,7 +110,7 @@ impl Entry {
         self.open(OFlags::RDONLY)
     }
 
-    /// Makes what was written to a file so far durable, be it through a mapping.
+    /// Makes what was written to a file so far durable, also what was written through a mapping.
     pub(crate) fn flush(&self, file: &File) -> Result<()> {
         Operation::Flush.run(&self.path, || file.sync_all())
     }

@@ -1,6 +1,6 @@
 //! Guarantee 6, progress: a handler that is stuck, jobs that fail or are delayed, a flood of new jobs
-//! and a consumer that is asleep hold up nobody else, and every job finds a consumer. (That enqueue and ack are wait-free
-//! shows in the code and in the loom models, not in a test from outside.)
+//! and a consumer that is asleep hold up nobody else, and every job finds a consumer. (That enqueue and ack wait
+//! for no other thread shows in the code and in the loom models, not in a test from outside.)
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Why bytes were set aside.
+/// What is wrong with a region of a file, or with the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Damage {
@@ -41,7 +41,7 @@ pub struct Quarantined {
     pub path: PathBuf,
     /// Where it starts in that file, in bytes.
     pub offset: u64,
-    /// How long it is, in bytes.
+    /// How long it is, in bytes; 0 for a directory.
     pub len: u64,
     /// What is wrong with it.
     pub damage: Damage,
@@ -56,7 +56,7 @@ pub struct Quarantined {
 pub struct RecoveryReport {
     /// Segments found with records in them, the dead letter log's included.
     pub segments: u64,
-    /// Of these, segments trusted by their seal; each is checked when its first job is claimed.
+    /// Of these, segments trusted by their seal; each is checked before it is first read from.
     pub sealed: u64,
     /// Of these, segments scanned record by record.
     pub scanned: u64,
@@ -86,8 +86,9 @@ pub struct RecoveryReport {
 }
 
 impl RecoveryReport {
-    /// Whether nothing was damaged. What a crash leaves is no damage: holes, settled moves, and
-    /// records that were [never committed](Damage::Uncommitted).
+    /// Whether nothing was damaged. What the death of a process leaves is no damage: holes, settled moves, and
+    /// records that were [never committed](Damage::Uncommitted). After a power cut, records that no flush had
+    /// covered may be there in part, and count as damage.
     pub fn is_clean(&self) -> bool {
         self.quarantined
             .iter()
