@@ -73,7 +73,7 @@ fn stripe_name(number: u32) -> String {
 }
 
 impl Home {
-    /// Opens or creates the directory that the builder describes. All that can be refused is, before
+    /// Opens or creates the directory that the builder describes. Whatever can be refused is refused before
     /// anything is created or changed.
     pub(crate) fn open(builder: &Builder) -> Result<(Self, Directories), OpenError> {
         builder.validate()?;

@@ -9,7 +9,7 @@ use crate::time;
 
 /// How often a condition is told at most.
 const REPEAT: Duration = Duration::from_secs(60);
-/// Most conditions that are told apart; the one met least lately goes for another.
+/// Most conditions that are told apart; beyond that, the one met least recently makes way.
 const MAX_KINDS: usize = 64;
 
 /// The conditions that one place in the code meets.

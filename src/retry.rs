@@ -43,7 +43,7 @@ enum Backoff {
     Custom(Custom),
 }
 
-/// A function of the user's. Always there until it is dropped.
+/// A function of the user's. None only while it is being dropped.
 #[derive(Clone)]
 struct Custom {
     delay: Option<Arc<dyn Fn(u32) -> Duration + Send + Sync>>,

@@ -311,7 +311,7 @@ impl Timer {
     }
 }
 
-/// Most jobs that compaction looks at before somebody else gets a turn.
+/// Most jobs that compaction looks at before another thread gets the lock.
 const PIECE: usize = 8192;
 
 /// Takes the jobs of segments out of a map, piece by piece.

@@ -24,8 +24,7 @@ impl Stripe {
         self.segments.read().back().map(|last| last.base())
     }
 
-    /// The first segment after this one, which is the next one's `after`; None if there is none, up to
-    /// `last`.
+    /// The first segment behind `after`, which is moved on to it; None if there is none up to `last`.
     pub(crate) fn next_pin(
         &self,
         after: &mut Option<Sequence>,

@@ -118,7 +118,7 @@ impl Mapping {
         self.used.store(Some(maps));
     }
 
-    /// Has the segment mapped no longer than somebody has a share.
+    /// Unmaps the segment as soon as nobody has a share of the mappings any more.
     pub(super) fn end_use(&self) {
         let mut shared = self.shared.lock();
         if let Some(maps) = self.take() {

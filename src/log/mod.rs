@@ -365,7 +365,7 @@ impl Stripe {
                     return Ok((cached.sequence(position.index), unsettled));
                 }
                 Append::Full { complete } => {
-                    // If that lets the segment go, the roll has somebody look.
+                    // If the segment can go now, the upkeep thread sees to it, which the roll wakes.
                     unsettled.settle();
                     *cached = self.after_full(cached, complete)?;
                 }

@@ -13,8 +13,8 @@
 //! | 7 | valid | - | any | `Scan` now |
 //!
 //! Rows 1 and 6 are reported if the segment was lost by others than this library, as its mark (see
-//! `mark.rs`) says; so is an ack file that stands alone, and row 5. A segment that is no regular file
-//! is reported and left alone.
+//! `mark.rs`) says; so is an ack file that stands alone, and row 5 without a seal. Row 5 with one is
+//! always reported. A segment that is no regular file is reported and left alone.
 //!
 //! A header is valid if it checks, its base is the file's name and stripe, and its segment size is
 //! the manifest's. An ack file that is missing, short, or whose header does not match the segment's

@@ -508,7 +508,7 @@ impl Segment {
         }
     }
 
-    /// What so many jobs that are left in it come to, counted once for each number of them.
+    /// The bytes that so many jobs left in it come to, counted anew only when their number has changed.
     pub(super) fn left_bytes(&self, jobs: u32, count: impl FnOnce() -> u64) -> u64 {
         let mut left = self.left_bytes.lock();
         if left.0 != jobs {
@@ -701,7 +701,7 @@ impl Segment {
                 return Ok(());
             };
             let Maps { records, acks } = looked.maps();
-            // Others are flushed as well, and are nobody's that relies on them alone.
+            // One without records may be flushed ahead of need, and nobody relies on it.
             let has_record = looked.record(START.units).is_some();
             self.records_gate.flush(|| {
                 // Nothing can follow what is there now.

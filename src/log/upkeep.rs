@@ -254,7 +254,7 @@ impl Stripe {
     }
 
     /// Puts those to rest that are sealed and wait to be claimed from, and unmaps what waits if there
-    /// are many mappings. Unless somebody is at the segment that is claimed from: a later turn does.
+    /// are many mappings. While a consumer moves on or scans, nothing is done: a later turn does it.
     fn put_to_rest(&self, awake: &[Arc<Segment>]) {
         let Some(_step) = self.step.try_lock() else {
             return;

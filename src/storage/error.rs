@@ -39,7 +39,7 @@ impl StorageError {
         &self.cause
     }
 
-    /// The same failure, for somebody else to be told of.
+    /// A copy of the error, for another caller.
     pub(crate) fn retold(&self) -> Self {
         let cause = match self.cause.raw_os_error() {
             Some(code) => io::Error::from_raw_os_error(code),
