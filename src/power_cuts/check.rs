@@ -43,7 +43,7 @@ impl Setup {
         let stripes = random.u8(1..=2);
         Self {
             stripes,
-            lease_timeout: (random.u8(0..4) == 0).then_some(Duration::from_secs(2)),
+            lease_timeout: random.bool().then_some(Duration::from_secs(2)),
             max_bytes: (random.u8(0..3) == 0)
                 .then_some(u64::from(stripes) * random.u64(3..6) * SEGMENT_SIZE),
             backoff: Duration::from_millis(random.u64(0..2) * 700),

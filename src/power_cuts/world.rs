@@ -178,6 +178,7 @@ impl World {
             75..77 => self.leave_few_waiting(),
             77..82 => self.replay(),
             82..85 => self.purge(),
+            85 if self.shared.setup.lease_timeout.is_some() => self.be_late(),
             85..87 => {
                 let at = self.number(CONSUMERS);
                 self.consumers[at] = Source::new(self.running());
@@ -436,6 +437,23 @@ impl World {
         stopped::set(Some(now + Duration::from_millis(pause)));
         // Somebody is always waiting for something.
         self.running().signal.kick();
+    }
+
+    /// Workers take longer than they may, and then ack what has mostly died.
+    fn be_late(&mut self) {
+        self.take();
+        self.wait();
+        for _ in 0..=self.number(2) {
+            self.run_upkeep();
+        }
+        self.look_at_letters();
+        let running = self.running();
+        for _ in 0..self.number(8) {
+            let Some(one) = self.shared.take_in_hand() else {
+                break;
+            };
+            self.shared.ack(&running, one);
+        }
     }
 
     fn letters(&self) -> DeadLetters {
