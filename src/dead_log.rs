@@ -5,28 +5,23 @@
 //! log. Should a crash come in between, the next open finds the name and marks the job. Workers do not
 //! wait for that: they hand the job over, and one flush serves all that were.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::events::Mutex;
+use crate::failures::{Failures, FailuresOfJob};
 use crate::log::poison::Poison;
-use crate::log::record::{FailureReason, MAX_META_BYTES, Meta, NewRecord};
+use crate::log::record::{MAX_META_BYTES, Meta, NewRecord};
 use crate::log::segment::{Lease, Segment, Unsettled};
 use crate::log::{RollError, Stripe};
+use crate::sequence::SequenceMap;
 use crate::storage::StorageError;
 use crate::{Sequence, Timestamp};
-
-/// Longest reason that is kept, in bytes; a longer one is cut.
-const MAX_REASON_BYTES: usize = 1024;
-/// Most reasons that are kept for a job, the latest ones.
-const MAX_REASONS: usize = 32;
-/// Most jobs whose reasons are remembered between attempts. Beyond, only the last reason is.
-const MAX_REMEMBERED: usize = 64 * 1024;
 
 /// The dead letter log, and what is on its way there.
 pub(crate) struct DeadLog {
     log: Stripe,
-    failures: Mutex<HashMap<Sequence, Failures>>,
+    pub(crate) failures: Failures,
     waiting: Mutex<Waiting>,
     /// Held by whoever writes, replays or purges letters; where to append the next one.
     writer: Mutex<Arc<Segment>>,
@@ -34,14 +29,6 @@ pub(crate) struct DeadLog {
     /// not shown.
     withheld: Mutex<HashSet<Sequence>>,
     poison: Arc<Poison>,
-}
-
-/// What is known of a job's failed attempts.
-#[derive(Default)]
-struct Failures {
-    first: Timestamp,
-    last: Timestamp,
-    reasons: Vec<FailureReason>,
 }
 
 /// A job whose letter is not written yet.
@@ -55,11 +42,11 @@ struct Waiting {
     deaths: Vec<Death>,
     /// Jobs handed over that are not marked done yet, by the sequences of their records, and whether
     /// the writer is past asking if they were acked late.
-    dying: HashMap<Sequence, bool>,
+    dying: SequenceMap<bool>,
     /// Of these, jobs whose letter is not in the log.
     unwritten: u64,
     /// The letters, by their jobs, of those that a handler whose delivery has timed out still has.
-    late: HashMap<Sequence, Sequence>,
+    late: SequenceMap<Sequence>,
     /// Jobs that were acked late, and whose letters could not be withdrawn at once.
     acked: HashSet<Sequence>,
 }
@@ -89,7 +76,7 @@ impl DeadLog {
         let active = log.active();
         Self {
             log,
-            failures: Mutex::default(),
+            failures: Failures::default(),
             waiting: Mutex::default(),
             writer: Mutex::new(active),
             withheld: Mutex::default(),
@@ -114,43 +101,6 @@ impl DeadLog {
             segments: log.segments,
             quarantined: self.log.damaged_regions(),
         }
-    }
-
-    /// Remembers why an attempt of a job failed.
-    pub(crate) fn note_failure(&self, job: Sequence, attempt: u32, reason: &str) {
-        let now = Timestamp::now();
-        let mut failures = self.failures.lock();
-        if failures.len() >= MAX_REMEMBERED && !failures.contains_key(&job) {
-            // Some other job's past goes; which one hardly matters.
-            if let Some(&other) = failures.keys().next() {
-                failures.remove(&other);
-            }
-        }
-        let known = failures.entry(job).or_default();
-        if known.reasons.is_empty() {
-            known.first = now;
-        }
-        known.last = now;
-        if known.reasons.len() == MAX_REASONS {
-            known.reasons.remove(0);
-        }
-        known.reasons.push(FailureReason {
-            attempt,
-            at: now.into(),
-            reason: reason[..reason.floor_char_boundary(MAX_REASON_BYTES)].to_owned(),
-        });
-    }
-
-    /// Forgets a job's failures: it was acked.
-    #[cold]
-    pub(crate) fn forget_failures(&self, job: Sequence) {
-        self.failures.lock().remove(&job);
-    }
-
-    /// The jobs whose failures are remembered.
-    #[cfg(test)]
-    pub(crate) fn remembered(&self) -> Vec<Sequence> {
-        self.failures.lock().keys().copied().collect()
     }
 
     /// Whether a job is dead or dying, and a late ack of it withdraws its letter.
@@ -315,7 +265,7 @@ impl DeadLog {
         for (lease, letter, unsettled) in written {
             let (job, sequence) = (lease.job(), lease.sequence());
             complete(lease, unsettled);
-            self.forget_failures(job);
+            self.failures.forget(job);
             let mut waiting = self.waiting.lock();
             waiting.dying.remove(&sequence);
             if waiting.acked.remove(&job) {
@@ -336,20 +286,17 @@ impl DeadLog {
         let record = death.lease.record();
         let own = death.lease.meta();
         let job = death.lease.job();
-        let meta = {
-            let failures = self.failures.lock();
-            let known = failures.get(&job);
-            Meta {
-                max_attempts: own.max_attempts,
-                settles: Some(death.lease.sequence()),
-                original: Some(job),
-                prior_attempts: death.attempts,
-                prior_crashes: death.lease.crashes(),
-                delay: None,
-                first_failure: known.map(|known| known.first),
-                last_failure: known.map(|known| known.last),
-                reasons: known.map_or_else(Vec::new, |known| known.reasons.clone()),
-            }
+        let known = self.failures.of(job);
+        let meta = Meta {
+            max_attempts: own.max_attempts,
+            settles: Some(death.lease.sequence()),
+            original: Some(job),
+            prior_attempts: death.attempts,
+            prior_crashes: death.lease.crashes(),
+            delay: None,
+            first_failure: known.as_ref().map(|known| known.first),
+            last_failure: known.as_ref().map(|known| known.last),
+            reasons: known.as_ref().map_or_else(Vec::new, FailuresOfJob::reasons),
         };
         let payload = record.payload();
         let room = self.log.max_record_bytes() - crate::log::record::HEADER_BYTES;

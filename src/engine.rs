@@ -313,32 +313,32 @@ impl Engine {
             // By a delivery that had timed out and succeeded after all.
             return None;
         }
-        let failed = lease.failed();
         if lease.is_recovered()
+            && let failed = lease.failed()
             && let Some((attempt, reason)) = self.cause_of_death(&lease, failed)
         {
             let (job, crashes) = (lease.job(), lease.crashes());
-            self.dead.note_failure(job, attempt, &reason);
+            self.dead.failures.note(job, attempt, &reason);
             // Nobody can have acked it: no handler of this process had it.
             let _ = self.dead_letter(lease, failed);
             event!(warn, %job, attempts = failed, crashes, reason, "a job is dead");
             return None;
         }
-        let attempts = failed.saturating_add(1);
-        let delivery = match &self.leases {
+        match &self.leases {
             None => {
-                lease.begin_delivery();
-                Delivery::ONLY
+                let failed = lease.begin_delivery().failed();
+                let attempts = lease.prior_attempts().saturating_add(failed.into());
+                Some((lease, attempts.saturating_add(1), Delivery::ONLY))
             }
             Some(leases) => {
+                let attempts = lease.failed().saturating_add(1);
                 let (delivery, first) = leases.begin(&lease, attempts, self.clock.now())?;
                 if first {
                     self.dispatch.timer.interrupt();
                 }
-                delivery
+                Some((lease, attempts, delivery))
             }
-        };
-        Some((lease, attempts, delivery))
+        }
     }
 
     /// If a job of an earlier process, with so many failed attempts, is not to be delivered: in which attempt it
@@ -372,7 +372,7 @@ impl Engine {
     /// Acks a job that failed before, or a suspect.
     #[cold]
     fn ack_marked(&self, lease: Lease, delivery: Delivery, attempt: Attempt) {
-        self.dead.forget_failures(lease.job());
+        self.dead.failures.forget(lease.job());
         self.ack(lease, delivery, Attempt::new(1, false));
         if attempt.is_suspect() {
             self.dispatch.end_suspect();
@@ -411,7 +411,7 @@ impl Engine {
         }
         drop(self.dispatch.timer.take_late(sequence));
         leases.end_current(sequence);
-        self.dead.forget_failures(job);
+        self.dead.failures.forget(job);
         // The space that the job's other leases have kept can go.
         self.signal.kick();
     }
@@ -467,7 +467,7 @@ impl Engine {
     fn fail_current(&self, lease: Lease, attempts: u32, failure: Failure, late: bool) {
         let job = lease.job();
         let Failure { reason, then } = failure;
-        self.dead.note_failure(job, attempts, &reason);
+        self.dead.failures.note(job, attempts, &reason);
         let comes_back = then != Then::DeadLetter && self.dispatch.may_retry(&lease, attempts);
         let is_acked = if comes_back {
             let delay = match then {
@@ -480,7 +480,7 @@ impl Engine {
         };
         if is_acked {
             // By the other handler, meanwhile.
-            return self.dead.forget_failures(job);
+            return self.dead.failures.forget(job);
         }
         if comes_back {
             self.retried.fetch_add(1, Ordering::Relaxed);

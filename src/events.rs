@@ -30,6 +30,12 @@ struct State {
 /// Raises an event: a level, and what `tracing` takes. Values it names are moved into it, so they are
 /// owned.
 macro_rules! event {
+    (debug, $($told:tt)+) => {
+        // Told for each failed attempt, and mostly to nobody.
+        if ::tracing::level_filters::LevelFilter::current() >= ::tracing::Level::DEBUG {
+            $crate::events::raise(move || ::tracing::debug!($($told)+))
+        }
+    };
     ($level:ident, $($told:tt)+) => {
         $crate::events::raise(move || ::tracing::$level!($($told)+))
     };

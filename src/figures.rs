@@ -486,7 +486,7 @@ impl Life {
         assert_eq!(room.taken(), depth, "room: {stats:?}");
         let timer = &running.dispatch().timer;
         assert_eq!(timer.jobs().len() as u64, stats.delayed, "{stats:?}");
-        for job in self.running().dead().remembered() {
+        for job in self.running().dead().failures.jobs() {
             assert!(
                 self.jobs.contains_key(&job),
                 "failures of {job}, which has ended"

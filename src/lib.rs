@@ -70,6 +70,7 @@ mod events;
 #[cfg(all(test, not(loom)))]
 mod failing_disks;
 mod failure;
+mod failures;
 #[cfg(all(test, not(loom)))]
 mod figures;
 mod home;

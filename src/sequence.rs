@@ -1,6 +1,8 @@
 //! The public id of a job.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::str::FromStr;
 
 /// Bits below the stripe.
@@ -27,6 +29,33 @@ const STRIPE_SHIFT: u32 = 56;
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sequence(u64);
+
+/// A map by sequences, which nobody outside can choose.
+pub(crate) type SequenceMap<T> = HashMap<Sequence, T, BuildHasherDefault<SequenceHasher>>;
+
+/// Keeps 64 sequences in a row together, as they are mostly used one after the other, and spreads
+/// these groups: multiplied by 2^64 over the golden ratio (Knuth, The Art of Computer Programming 3,
+/// 6.4), with the halves of the product folded together.
+#[derive(Default)]
+pub(crate) struct SequenceHasher(u64);
+
+impl Hasher for SequenceHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(self.0.rotate_left(8) ^ u64::from(byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let product = u128::from(number >> 6) * 0x9e37_79b9_7f4a_7c15;
+        let group = product as u64 ^ (product >> 64) as u64;
+        self.0 = group << 6 | number & 63;
+    }
+}
 
 impl Sequence {
     pub(crate) const MAX_WITHIN_STRIPE: u64 = (1 << STRIPE_SHIFT) - 1;

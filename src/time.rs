@@ -80,6 +80,10 @@ impl From<Timestamp> for SystemTime {
 pub(crate) struct Tick(u64);
 
 impl Tick {
+    pub(crate) const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
     pub(crate) fn saturating_add(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(nanos(duration)))
     }
@@ -92,16 +96,37 @@ impl Tick {
 
 /// The monotonic clock of an open queue.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock(Instant);
+pub(crate) struct Clock {
+    start: Instant,
+    /// The same, by the clock that is read without a counter.
+    coarse_start: u64,
+}
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        Self(now())
+        Self {
+            start: now(),
+            coarse_start: monotonic_coarse(),
+        }
     }
 
     pub(crate) fn now(self) -> Tick {
-        Tick(nanos(now().duration_since(self.0)))
+        Tick(nanos(now().duration_since(self.start)))
     }
+
+    /// The current time to the kernel's tick (1 to 10 ms), see [`Timestamp::now_coarse`].
+    pub(crate) fn now_coarse(self) -> Tick {
+        #[cfg(test)]
+        if stopped::now().is_some() {
+            return self.now();
+        }
+        Tick(monotonic_coarse().saturating_sub(self.coarse_start))
+    }
+}
+
+fn monotonic_coarse() -> u64 {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    (now.tv_sec as u64).wrapping_mul(1_000_000_000) + now.tv_nsec as u64
 }
 
 /// Of a duration, up to the most that 64 bits hold.

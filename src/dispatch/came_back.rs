@@ -4,6 +4,7 @@
 //! For the statistics, marks say when which of them came.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_deque::{Injector, Steal};
@@ -19,13 +20,15 @@ const MAX_MARKS: usize = 1024;
 
 pub(super) struct CameBack {
     jobs: Injector<Lease>,
+    /// Jobs that ever came. Relaxed throughout, as what is below: for statistics.
+    came: AtomicU64,
+    /// Jobs that come before this time share the last mark.
+    shared_until: AtomicU64,
     marks: Mutex<Marks>,
 }
 
 struct Marks {
-    /// Jobs that ever came.
-    came: u64,
-    /// How many had come, the last of these included, and when the first of these came.
+    /// The numbers of jobs, the first being 1, and when they came; those up to the next mark came after it.
     marks: VecDeque<(u64, Tick)>,
     /// Jobs that come within this time share a mark.
     within: Duration,
@@ -35,15 +38,26 @@ impl CameBack {
     pub(super) fn new() -> Self {
         Self {
             jobs: Injector::new(),
+            came: AtomicU64::new(0),
+            shared_until: AtomicU64::new(0),
             marks: Mutex::new(Marks::new()),
         }
     }
 
     pub(super) fn push(&self, lease: Lease, now: Tick) {
-        // With the marks locked, which are in the order of the jobs for that.
-        let mut marks = self.marks.lock();
         self.jobs.push(lease);
-        marks.note(now, || self.jobs.len() as u64);
+        let number = self.came.fetch_add(1, Ordering::Relaxed) + 1;
+        if now.as_nanos() >= self.shared_until.load(Ordering::Relaxed) {
+            self.mark(number, now);
+        }
+    }
+
+    #[cold]
+    fn mark(&self, number: u64, now: Tick) {
+        let mut marks = self.marks.lock();
+        marks.note(number, now, || number.saturating_sub(self.len() as u64));
+        let until = now.saturating_add(marks.within);
+        self.shared_until.store(until.as_nanos(), Ordering::Relaxed);
     }
 
     pub(super) fn steal(&self) -> Steal<Lease> {
@@ -61,49 +75,55 @@ impl CameBack {
 
     /// When the one came that is there for longest.
     pub(super) fn oldest(&self) -> Option<Tick> {
-        self.marks.lock().oldest(self.jobs.len() as u64)
+        let mut marks = self.marks.lock();
+        let left = self.len() as u64;
+        if left == 0 {
+            return None;
+        }
+        marks.oldest(self.came.load(Ordering::Relaxed).saturating_sub(left))
     }
 }
 
 impl Marks {
     fn new() -> Self {
         Self {
-            came: 0,
             marks: VecDeque::new(),
             within: SHORTEST,
         }
     }
 
-    /// `left` tells how many jobs are still there.
-    fn note(&mut self, now: Tick, left: impl FnOnce() -> u64) {
-        self.came += 1;
-        self.add(self.came, now);
+    /// `gone` tells how many jobs are not there any more.
+    fn note(&mut self, number: u64, now: Tick, gone: impl FnOnce() -> u64) {
+        self.add(number, now);
         if self.marks.len() > MAX_MARKS {
-            let _ = self.oldest(left());
+            let _ = self.oldest(gone());
             self.within *= 2;
-            for (came, first) in std::mem::take(&mut self.marks) {
-                self.add(came, first);
+            for (number, came) in std::mem::take(&mut self.marks) {
+                self.add(number, came);
             }
         }
     }
 
-    fn add(&mut self, came: u64, first: Tick) {
-        match self.marks.back_mut() {
-            Some(last) if first.since(last.1) < self.within => last.0 = came,
-            _ => self.marks.push_back((came, first)),
+    fn add(&mut self, number: u64, came: Tick) {
+        let shares = |last: &(u64, Tick)| came.since(last.1) < self.within || number <= last.0;
+        if !self.marks.back().is_some_and(shares) {
+            self.marks.push_back((number, came));
         }
     }
 
-    /// With so many still there.
-    fn oldest(&mut self, left: u64) -> Option<Tick> {
-        let gone = self.came - left.min(self.came);
-        while self.marks.front().is_some_and(|&(came, _)| came <= gone) {
+    /// When so many are gone.
+    fn oldest(&mut self, gone: u64) -> Option<Tick> {
+        while self
+            .marks
+            .get(1)
+            .is_some_and(|&(number, _)| number <= gone + 1)
+        {
             self.marks.pop_front();
         }
-        if self.marks.is_empty() {
+        if self.marks.len() <= 1 {
             self.within = SHORTEST;
         }
-        self.marks.front().map(|&(_, first)| first)
+        self.marks.front().map(|&(_, came)| came)
     }
 }
 
@@ -119,23 +139,21 @@ mod tests {
         let at = |millis| start.saturating_add(Duration::from_millis(millis));
         let mut marks = Marks::new();
         assert_eq!(marks.oldest(0), None);
-        for millis in [0, 5, 9, 10, 30] {
-            marks.note(at(millis), || 0);
+        for (number, millis) in (1..).zip([0, 5, 9, 10, 30]) {
+            marks.note(number, at(millis), || 0);
         }
-        assert_eq!(marks.oldest(5), Some(at(0)));
-        assert_eq!(marks.oldest(3), Some(at(0)));
-        assert_eq!(marks.oldest(2), Some(at(10)));
-        assert_eq!(marks.oldest(1), Some(at(30)));
-        assert_eq!(marks.oldest(0), None);
+        assert_eq!(marks.oldest(0), Some(at(0)));
+        assert_eq!(marks.oldest(2), Some(at(0)));
+        assert_eq!(marks.oldest(3), Some(at(10)));
+        assert_eq!(marks.oldest(4), Some(at(30)));
         for second in 0..10_000 {
-            marks.note(at(second * 1000), || second + 1);
+            marks.note(5 + second, at(30 + second * 1000), || 5);
         }
         assert!(marks.marks.len() <= MAX_MARKS);
-        assert_eq!(marks.oldest(10_000), Some(at(0)));
+        assert_eq!(marks.oldest(5), Some(at(1030)));
         // As exact as so few marks can be.
         let half = marks.oldest(5_000).unwrap();
         assert!(half <= at(5_000_000) && half >= at(4_900_000), "{half:?}");
-        assert_eq!(marks.oldest(0), None);
         stopped::set(None);
     }
 }

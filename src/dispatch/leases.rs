@@ -3,12 +3,12 @@
 //! Only used when a timeout is set. Every lease of the queue then owns a share of its segment's
 //! mappings, since a job can have two: the one that timed out and the one that replaced it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::Sequence;
 use crate::events::Mutex;
 use crate::log::segment::Lease;
+use crate::sequence::{Sequence, SequenceMap};
 use crate::time::Tick;
 
 /// A delivery: tells the current lease of a job from one that has timed out.
@@ -35,9 +35,9 @@ pub(crate) struct Leases {
 struct State {
     last: u64,
     /// By the job's sequence. Its lease goes with the delivery's end: it keeps a segment.
-    current: HashMap<Sequence, Running>,
+    current: SequenceMap<Running>,
     /// How many handlers still have a job whose current delivery, if there is one, is another one's.
-    late: HashMap<Sequence, u32>,
+    late: SequenceMap<u32>,
     /// In order, as all run equally long; those of deliveries that ended before among them.
     ends: VecDeque<End>,
 }
@@ -69,8 +69,8 @@ impl Leases {
             timeout,
             state: Mutex::new(State {
                 last: 0,
-                current: HashMap::new(),
-                late: HashMap::new(),
+                current: SequenceMap::default(),
+                late: SequenceMap::default(),
                 ends: VecDeque::new(),
             }),
         }

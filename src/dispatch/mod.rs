@@ -36,6 +36,7 @@ use self::timer::{Now, Timer, When};
 use crate::RetryPolicy;
 use crate::events::Mutex;
 use crate::log::Stripe;
+use crate::log::record::Meta;
 use crate::log::segment::{Claim, Lease, Run, Unsettled};
 use crate::time::Clock;
 use crate::turns::Turns;
@@ -137,14 +138,14 @@ impl Dispatch {
 
     /// Makes a job available to all consumers at once.
     pub(crate) fn inject(&self, lease: Lease) {
-        self.came_back.push(lease, self.clock.now());
+        self.came_back.push(lease, self.clock.now_coarse());
         self.sleepers.notify_fenced(1);
     }
 
     /// Makes jobs available to all consumers.
     pub(crate) fn inject_all(&self, leases: Vec<Lease>) {
         let count = leases.len();
-        let now = self.clock.now();
+        let now = self.clock.now_coarse();
         for lease in leases {
             if lease.is_suspect() {
                 self.add_suspect(lease);
@@ -202,6 +203,10 @@ impl Dispatch {
             }
             let run = match own.pop_run() {
                 Some(run) => run,
+                // A look takes less than a claim that finds nothing.
+                None if !self.came_back.is_empty() && !self.may_have_new(own) => {
+                    return self.take_back(own);
+                }
                 None => match self.find_elsewhere(own, patient) {
                     Some(Found::Run(run)) => run,
                     Some(Found::Lease(lease)) => {
@@ -276,11 +281,14 @@ impl Dispatch {
 
     /// Makes the leases of a run, those that are due into the deque and others into the timer.
     fn expand(&self, run: Run, own: &Deques) {
+        let mut now = None;
         run.expand(|lease, plain| {
             let lease = if plain {
                 Some(lease)
             } else {
-                self.hold_back(lease)
+                // Once for all.
+                let now = *now.get_or_insert_with(|| Now::of(self.clock));
+                self.hold_back(lease, now)
             };
             if let Some(lease) = lease {
                 own.leases.push(lease);
@@ -330,18 +338,25 @@ impl Dispatch {
     }
 
     /// Puts a claimed job into the timer if it is not due yet, and a suspect among the others.
-    fn hold_back(&self, lease: Lease) -> Option<Lease> {
+    fn hold_back(&self, lease: Lease, now: Now) -> Option<Lease> {
         let due_at = lease.record().header().due_at;
-        let now = Now::of(self.clock);
+        let meta = match lease.has_meta() {
+            true => lease.meta(),
+            false => Meta::default(),
+        };
         let mut when = When::At(due_at);
         if due_at > now.wall
-            && let Some(most) = lease.meta().delay
+            && let Some(most) = meta.delay
         {
             // The wall clock may have jumped back since.
             let delay = due_at.since(now.wall).min(most);
             when = When::After(now.tick.saturating_add(delay));
         }
-        let (failed, crashes) = (lease.failed(), lease.crashes());
+        let (mut failed, mut crashes) = (meta.prior_attempts, meta.prior_crashes);
+        // Otherwise it is claimed before its first delivery.
+        if lease.is_recovered() {
+            (failed, crashes) = (lease.failed(), lease.crashes());
+        }
         // A job that is dead is not delivered again, so it neither waits nor harms anyone.
         let is_dead = self.is_dead(&lease, failed, crashes);
         // The first crash was hardly its own.
@@ -379,7 +394,8 @@ impl Dispatch {
 
     /// Whether a job may be delivered again after this many failed attempts.
     pub(crate) fn may_retry(&self, lease: &Lease, attempts: u32) -> bool {
-        let limit = match lease.meta().max_attempts {
+        let own = lease.has_meta().then(|| lease.meta().max_attempts);
+        let limit = match own.flatten() {
             Some(own) => own,
             None => self.retry.attempts_limit(),
         };
@@ -419,6 +435,12 @@ impl Dispatch {
             || self.suspects.can_take()
             || self.stripes.iter().any(Stripe::may_have_work)
             || self.consumers.has_work()
+    }
+
+    /// Whether there may be new jobs in the logs, or in others' deques.
+    fn may_have_new(&self, own: &Deques) -> bool {
+        let mut marked = self.consumers.marked_after(own.place);
+        self.stripes.iter().any(Stripe::may_have_work) || marked.next().is_some()
     }
 }
 

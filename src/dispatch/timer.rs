@@ -4,15 +4,16 @@
 //! jumps to. For each a map ordered by due time, and a condition variable for the timer thread that empties it.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::Timestamp;
 use crate::log::segment::Lease;
+use crate::sequence::{Sequence, SequenceMap};
 use crate::time::{Clock, Tick};
-use crate::{Sequence, Timestamp};
 
 /// How often the wall clock is looked at while a job waits for a time that it is to show: it may jump,
 /// or the machine be suspended, and nobody would tell.
@@ -67,9 +68,9 @@ struct State {
     after: ByDue<Tick>,
     at: ByDue<Timestamp>,
     /// When those are due that a handler may still ack although they have timed out.
-    late: HashMap<Sequence, When>,
+    late: SequenceMap<When>,
     /// How many of the others are in each segment, by its base.
-    segments: HashMap<Sequence, u32>,
+    segments: SequenceMap<u32>,
     /// Jobs taken out by compaction that are not anywhere else yet.
     moving: usize,
     interrupted: bool,
@@ -81,17 +82,25 @@ impl State {
         let mut due = Vec::new();
         take_first(&mut self.after, now.tick, &mut due);
         take_first(&mut self.at, now.wall, &mut due);
-        for lease in &due {
-            if self.late.is_empty() || self.late.remove(&lease.sequence()).is_none() {
-                self.uncount(lease.segment_base());
+        // Mostly several in a row are of one segment.
+        for jobs in due.chunk_by(|one, next| one.segment_base() == next.segment_base()) {
+            let counted = match self.late.is_empty() {
+                true => jobs.len(),
+                false => {
+                    let is_counted = |job: &&Lease| self.late.remove(&job.sequence()).is_none();
+                    jobs.iter().filter(is_counted).count()
+                }
+            };
+            if let Some(job) = jobs.first() {
+                self.uncount(job.segment_base(), counted as u32);
             }
         }
         due
     }
 
-    fn uncount(&mut self, base: Sequence) {
+    fn uncount(&mut self, base: Sequence, count: u32) {
         if let Entry::Occupied(mut jobs) = self.segments.entry(base) {
-            *jobs.get_mut() -= 1;
+            *jobs.get_mut() -= count;
             if *jobs.get() == 0 {
                 jobs.remove();
             }
@@ -122,9 +131,13 @@ impl State {
     }
 }
 
+/// Most jobs that are taken with the lock held, while a consumer may wait for it.
+const MAX_DUE: usize = 256;
+
 /// Takes what is due, earliest first.
 fn take_first<T: Ord + Copy>(waiting: &mut ByDue<T>, now: T, due: &mut Vec<Lease>) {
-    while let Some(first) = waiting.first_entry()
+    while due.len() < MAX_DUE
+        && let Some(first) = waiting.first_entry()
         && first.key().0 <= now
     {
         due.push(first.remove());
@@ -137,8 +150,8 @@ impl Timer {
             state: Mutex::new(State {
                 after: BTreeMap::new(),
                 at: BTreeMap::new(),
-                late: HashMap::new(),
-                segments: HashMap::new(),
+                late: SequenceMap::default(),
+                segments: SequenceMap::default(),
                 moving: 0,
                 interrupted: false,
                 stopped: false,
@@ -335,7 +348,7 @@ fn take_pieces<T: Ord + Copy>(
         state.late = late;
         state.moving += taken.len();
         for ((due, _), lease) in taken {
-            state.uncount(lease.segment_base());
+            state.uncount(lease.segment_base(), 1);
             take(due, lease);
         }
         match to {

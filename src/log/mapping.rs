@@ -55,7 +55,8 @@ impl Mapping {
     }
 
     pub(super) fn is_used(&self) -> bool {
-        self.used.load().is_some()
+        // Relaxed: whoever must know holds the lock, or asks again.
+        !self.raw.load(Ordering::Relaxed).is_null()
     }
 
     /// The mappings that are there to be used; see `segment.rs` for who may follow it.

@@ -163,7 +163,7 @@ impl<'a> NewRecord<'a> {
 pub struct FailureReason {
     /// Which attempt failed; the first is 1.
     pub attempt: u32,
-    /// When it failed.
+    /// When it failed, to the kernel's clock tick (1 to 10 ms).
     pub at: SystemTime,
     /// What the handler said, a panic's message, or what else ended the attempt: a lease that timed out, a job
     /// that was dropped, the death of the process.
@@ -210,7 +210,8 @@ const FIELD_HEADER_BYTES: usize = 3;
 impl Meta {
     /// The encoded fields. Reasons that would not fit `limit` bytes are left out, oldest first.
     pub(crate) fn encode(&self, limit: usize) -> Vec<u8> {
-        let mut bytes = Vec::new();
+        // Most have no more.
+        let mut bytes = Vec::with_capacity(64);
         if let Some(max) = self.max_attempts {
             put(&mut bytes, TAG_MAX_ATTEMPTS, &[max.unwrap_or(0)]);
         }

@@ -52,14 +52,25 @@ impl Lease {
 
     /// Failed attempts at the job, those at the records that it was moved from included.
     pub(crate) fn failed(&self) -> u32 {
-        let prior = self.meta().prior_attempts;
-        prior.saturating_add(self.deliveries().failed().into())
+        let failed = self.deliveries().failed().into();
+        self.prior_attempts().saturating_add(failed)
+    }
+
+    /// Failed attempts at the records that the job was moved from.
+    pub(crate) fn prior_attempts(&self) -> u32 {
+        match self.has_meta() {
+            true => self.meta().prior_attempts,
+            false => 0,
+        }
     }
 
     /// How often the process died while a handler had the job, wherever it was in the log.
     pub(crate) fn crashes(&self) -> u32 {
-        let prior = self.meta().prior_crashes;
-        prior.saturating_add(self.deliveries().crashes().into())
+        let crashes = self.deliveries().crashes().into();
+        match self.has_meta() {
+            true => self.meta().prior_crashes.saturating_add(crashes),
+            false => crashes,
+        }
     }
 }
 
