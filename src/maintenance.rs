@@ -154,7 +154,8 @@ impl Upkeep {
         let retry = self.failed.then_some(RETRY_INTERVAL);
         // Something may be kept alive by jobs that wait.
         let has_waiting = engine.dispatch().timer.len() > 0;
-        let compaction = has_waiting.then(|| self.next_compaction.saturating_duration_since(now));
+        let compaction = (has_waiting && has_place_to_move_to(engine))
+            .then(|| self.next_compaction.saturating_duration_since(now));
         let spares = stripes.iter().filter_map(Stripe::look_again).min();
         // Consumers may be asleep beside a segment that could not be checked, and can be by now.
         let held_back = stripes
@@ -233,7 +234,7 @@ impl Upkeep {
             let now = time::now();
             let is_due = now >= self.next_compaction;
             let is_short = stripes.iter().any(Stripe::is_short);
-            if is_due || is_short && now >= self.next_relief {
+            if has_place_to_move_to(engine) && (is_due || is_short && now >= self.next_relief) {
                 if is_due {
                     self.next_compaction = now + COMPACTION_INTERVAL;
                 }
@@ -253,6 +254,12 @@ impl Upkeep {
     }
 }
 
+/// Whether jobs may be moved: there is nowhere to move them to in a queue that is closed, or in which a
+/// flush has failed.
+fn has_place_to_move_to(engine: &Engine) -> bool {
+    engine.poison().is_none() && !engine.is_closed()
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -261,6 +268,44 @@ mod tests {
     use crate::storage::faults;
     use crate::time::stopped;
     use crate::{Builder, Consumer};
+
+    #[test]
+    fn upkeep_comes_to_rest_though_jobs_wait_also_after_a_failed_flush_and_once_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
+        let mut now = Duration::from_secs(1);
+        stopped::set(Some(now));
+        let running = Arc::new(Running::open_idle(&builder).unwrap().0);
+        let place = crate::producer::Place::of_this_thread(&running);
+        let hour = crate::EnqueueOptions::new().delay(Duration::from_secs(3600));
+        running.enqueue_with(place, b"later", &hour).unwrap();
+        let consumer = Consumer::new(Arc::clone(&running));
+        assert!(consumer.try_next().is_none());
+        let mut upkeep = Upkeep::new();
+        let mut turns_in = |seconds| {
+            let end = now + Duration::from_secs(seconds);
+            let mut turns = 0;
+            while now < end {
+                upkeep.turn(&running, &Wake { flush: false });
+                turns += 1;
+                let next = upkeep.deadline(&running);
+                let pause = next.map(|next| next.duration_since(time::now()));
+                now += pause.unwrap_or(end - now).max(Duration::from_millis(1));
+                stopped::set(Some(now));
+            }
+            turns
+        };
+        // Once a second, and some for what was to be prepared.
+        assert!(turns_in(10) < 40);
+        let stripe = &running.dispatch().stripes()[0];
+        let failing = faults::fail_flushes(stripe.active().paths().segment.path());
+        assert!(running.flush().is_err());
+        drop(failing);
+        assert!(turns_in(10) < 40);
+        assert!(running.close().is_err());
+        assert!(turns_in(10) < 40);
+        stopped::set(None);
+    }
 
     #[test]
     fn what_fails_for_long_is_told_rarely_and_when_it_is_well_again() {
