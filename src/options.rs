@@ -298,6 +298,9 @@ impl Builder {
                 why: why.to_owned(),
             })
         };
+        if self.path.as_os_str().is_empty() {
+            return invalid("path", "is empty; \".\" is the working directory");
+        }
         if self
             .stripes
             .is_some_and(|stripes| !(1..=MAX_STRIPES).contains(&stripes))

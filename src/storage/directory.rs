@@ -259,6 +259,15 @@ fn make_directory(path: &Path, mode: Mode) -> Result<bool> {
         (io::ErrorKind::NotFound, _) if is_directory(parent_of(path))?.is_none() => Ok(false),
         // What is wrong is that it cannot be looked at.
         (io::ErrorKind::AlreadyExists, Err(unknown)) => Err(unknown),
+        (kind @ io::ErrorKind::AlreadyExists, Ok(None)) if path.is_symlink() => {
+            let dangling = "a symbolic link of that name leads nowhere";
+            let error = io::Error::new(kind, dangling);
+            Err(StorageError::new(
+                Operation::CreateDirectory.verb(),
+                path,
+                error,
+            ))
+        }
         _ => Err(error),
     }
 }

@@ -35,6 +35,19 @@ fn missing_directories_are_created_and_existing_ones_are_left_alone() {
 }
 
 #[test]
+fn a_symbolic_link_that_leads_nowhere_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    let link = root.path().join("link");
+    std::os::unix::fs::symlink(root.path().join("gone"), &link).unwrap();
+    let error = create_directories(&link, 0o600).unwrap_err();
+    let said = error.to_string();
+    assert!(
+        said.contains("link") && said.contains("leads nowhere"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_directory_that_cannot_be_looked_at_is_not_said_to_be_in_the_way() {
     let root = tempfile::tempdir().unwrap();
     let plan = plan(Operation::Inspect, 1, Effect::Fail(Errno::IO));

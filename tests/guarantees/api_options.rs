@@ -58,6 +58,11 @@ fn options_out_of_range_are_errors_that_name_the_option_and_create_nothing() {
             "{name} was refused and left something behind"
         );
     }
+    let error = Queue::builder("").open().expect_err("no path");
+    assert!(
+        matches!(error, OpenError::InvalidOption { option: "path", .. }),
+        "{error}"
+    );
 }
 
 #[test]
