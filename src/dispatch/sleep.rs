@@ -185,8 +185,8 @@ impl EventCount {
     }
 
     /// Registered and not yet woken.
-    #[cfg(all(test, not(loom)))]
-    pub(super) fn asleep(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn asleep(&self) -> usize {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.waiting
     }

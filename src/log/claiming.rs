@@ -56,10 +56,10 @@ impl Stripe {
         if self.claiming.load().base() != from.base() {
             return true;
         }
-        // A segment that was retired before it was ready has nothing to claim.
+        // One that was done before it was ready has nothing to claim, and its files may be gone.
         // Not asked anew whether it is ready: someone else may just have seen to that, and then
         // nobody has claimed from it yet.
-        if was_unready && !from.is_retired() {
+        if was_unready && !from.is_retired() && !from.has_nothing_left() {
             return self.get_ready(from);
         }
         match self.segment_after(Some(from.base())) {
@@ -132,8 +132,11 @@ impl Stripe {
                 }
                 self.damage.lock().extend(recovery.report.quarantined);
                 segment.set_scanned();
-                // Consumers need not wait for the next attempt.
-                self.end_hold_back();
+                if self.has_held_back() && self.claiming.load().base() == segment.base() {
+                    // Consumers need not wait for the next attempt, nor sleep.
+                    self.end_hold_back();
+                    self.config.sleepers.notify_fenced(1);
+                }
                 // It may have been complete before, and held back by the damage alone.
                 if complete || segment.is_complete() {
                     (self.config.kick)();
@@ -209,12 +212,17 @@ impl Stripe {
     /// and fenced.
     pub(crate) fn may_have_work(&self) -> bool {
         let claiming = self.claiming.load();
+        let has_next = || self.active.load().base() != claiming.base();
         let is_unready = claiming.is_unscanned() || !claiming.is_mapped();
-        if is_unready && !claiming.is_retired() {
+        if is_unready && (claiming.is_retired() || claiming.has_nothing_left()) {
+            // Claims go past it.
+            return has_next();
+        }
+        if is_unready {
             // Not while it is held back: the look for work would find none, again and again.
             return !self.is_held_back();
         }
-        claiming.may_have_work() || self.active.load().base() != claiming.base()
+        claiming.may_have_work() || has_next()
     }
 
     /// Whether a segment could not be made ready to be claimed from when that was last tried.

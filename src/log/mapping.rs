@@ -96,10 +96,12 @@ impl Mapping {
         Ok(Some(maps))
     }
 
-    /// Has the segment mapped from now on, unless it is retired.
+    /// Has the segment mapped from now on, unless it is retired: made by `open`, if nobody looks at it,
+    /// and made ready to be used.
     pub(super) fn begin_use(
         &self,
         open: impl FnOnce(Purpose) -> Result<Maps, StorageError>,
+        make_ready: impl FnOnce(&Maps) -> Result<(), StorageError>,
     ) -> Result<(), StorageError> {
         let shared = self.shared.lock();
         if self.is_retired() || self.is_used() {
@@ -109,6 +111,7 @@ impl Mapping {
             Some(maps) => maps,
             None => Arc::new(open(Purpose::Use)?),
         };
+        make_ready(&maps)?;
         self.put(maps);
         Ok(())
     }

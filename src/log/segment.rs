@@ -465,9 +465,14 @@ impl Segment {
         self.progress.is_complete()
     }
 
-    /// Whether nothing in it is needed any more. Damage that could not be set aside yet is.
+    /// Whether nothing in it is needed any more.
     pub(super) fn can_go(&self) -> bool {
-        self.is_complete() && (self.is_sealed() || !self.is_unscanned()) && self.owes_nothing()
+        self.has_nothing_left() && self.owes_nothing()
+    }
+
+    /// Whether there is neither a job in it nor damage that could not be set aside yet.
+    pub(super) fn has_nothing_left(&self) -> bool {
+        self.is_complete() && (self.is_sealed() || !self.is_unscanned())
     }
 
     /// Whether no record of it names a settlement that is not durable, for who has seen all of them
@@ -620,14 +625,12 @@ impl Segment {
 
     /// Has it mapped for use, unless it is retired.
     pub(super) fn begin_use(&self) -> Result<(), StorageError> {
-        self.mapping.begin_use(|purpose| {
-            let maps = self.map(purpose)?;
-            if !self.is_unscanned() {
-                // A sector that cannot be read is an error here, and a signal later.
-                maps.records.read_in()?;
-            }
-            Ok(maps)
-        })
+        // A sector that cannot be read is an error here, and a signal later.
+        let read_in = |maps: &Maps| match self.is_unscanned() {
+            true => Ok(()),
+            false => maps.records.read_in(),
+        };
+        self.mapping.begin_use(|purpose| self.map(purpose), read_in)
     }
 
     pub(super) fn is_mapped(&self) -> bool {
@@ -740,7 +743,7 @@ impl Segment {
             None => match entry.open_to_flush() {
                 Ok(file) => Some(file),
                 // It was retired meanwhile.
-                Err(_) if self.is_complete() => return Ok(()),
+                Err(error) if self.is_complete() && is_missing(&error) => return Ok(()),
                 Err(error) => return Err(Arc::new(error)),
             },
         };

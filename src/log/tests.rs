@@ -321,7 +321,7 @@ fn after_a_failed_flush_nothing_is_sealed_retired_or_emptied_and_jobs_go_through
     let lengths_before = lengths();
     assert!(!stripe.reclaim().unwrap());
     stripe.seal(true).unwrap();
-    stripe.reclaim_all().unwrap();
+    assert!(stripe.reclaim_all().is_err());
     assert_eq!(
         (fixture.files(""), lengths()),
         (before.clone(), lengths_before)
@@ -717,6 +717,35 @@ fn a_damaged_segment_that_cannot_be_set_aside_is_held_back_and_consumers_may_sle
 }
 
 #[test]
+fn a_consumer_asleep_is_woken_when_somebody_else_has_checked_the_segment_that_was_held_back() {
+    let fixture = Fixture::new();
+    {
+        let stripe = fixture.open();
+        fill_segments(&stripe, 1);
+        append(&stripe, b"last");
+        stripe.close();
+        stripe.seal(true).unwrap();
+    }
+    let path = fixture.dir().join(format!("{:020}.seg", 0));
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[64 + 32] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let stripe = fixture.open();
+    let fault = faults::fill_disk(&fixture.quarantine());
+    assert!(claim_all(&stripe).is_empty());
+    let _asleep = stripe.config.sleepers.register();
+    assert!(!stripe.may_have_work());
+    let sound = stripe.segment_after(Some(origin())).unwrap().base();
+    assert!(stripe.pin_containing(sound).unwrap().is_some());
+    assert!(stripe.is_held_back(), "another segment says nothing of it");
+    drop(fault);
+    assert_eq!(stripe.config.sleepers.asleep(), 1);
+    assert!(stripe.pin_containing(origin()).unwrap().is_some());
+    assert_eq!(stripe.config.sleepers.asleep(), 0);
+    assert!(stripe.may_have_work());
+}
+
+#[test]
 fn a_segment_that_cannot_be_renamed_to_wait_does_not_lose_its_acks() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
@@ -1092,6 +1121,23 @@ fn a_segment_that_somebody_reads_is_emptied_later() {
 }
 
 #[test]
+fn a_flush_that_fails_when_a_segment_is_emptied_is_told_and_final() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    append(&stripe, b"job");
+    let segment = stripe.active();
+    stripe.close();
+    ack_all(&stripe);
+    let reader = segment.pin().unwrap();
+    stripe.reclaim_all().unwrap();
+    drop(reader);
+    let fault = faults::fail_flushes(segment.paths().segment.path());
+    assert!(stripe.reclaim_all().unwrap_err().is_failed_flush());
+    drop(fault);
+    assert!(stripe.config.poison.is_set());
+}
+
+#[test]
 fn a_segment_is_not_emptied_if_a_flush_of_it_fails_while_it_waits_for_that() {
     for fails in [false, true] {
         let fixture = Fixture::new();
@@ -1150,7 +1196,7 @@ fn a_segment_is_emptied_after_its_acks_are_durable() {
             lease.ack();
         }
         let watch = faults::watch(&fixture.dir(), Vec::new());
-        stripe.reclaim_all().unwrap();
+        assert_eq!(stripe.reclaim_all().is_err(), fails);
         let calls = watch.take_calls().into_iter();
         let operations: Vec<_> = calls
             .map(|call| (call.operation, call.path == segment))

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::ack::Deliveries;
 use super::names::Names;
+use super::poison::Poison;
 use super::segment::{Maps, Paths, Segment};
 use super::spare::{self, Spare};
 use super::tail::Position;
@@ -53,7 +54,7 @@ enum Then {
 
 impl Graveyard {
     /// Unmaps what nobody reads any more, and returns what can be used again.
-    fn sweep(&mut self) -> Vec<Spare> {
+    fn sweep(&mut self, poison: &Poison) -> Vec<Spare> {
         let mut spares = Vec::new();
         for Retired { maps, then } in std::mem::take(&mut self.retired) {
             // Whoever holds a share got it before `retire`; no further shares can be made.
@@ -71,7 +72,8 @@ impl Graveyard {
                 }
                 Then::Empty(segment) => {
                     drop(maps);
-                    if let Err(error) = segment.paths().empty() {
+                    if let Err(error) = segment.paths().empty().map_err(Arc::new) {
+                        poison.note(&error);
                         // Another flush of one that failed would prove nothing.
                         if !error.is_failed_flush() {
                             let then = Then::Empty(segment);
@@ -87,7 +89,7 @@ impl Graveyard {
     }
 
     /// How many of the retired will be spares.
-    fn future_spares(&self) -> usize {
+    pub(super) fn future_spares(&self) -> usize {
         let is_spare = |retired: &&Retired| matches!(retired.then, Then::Recycle(..));
         self.retired.iter().filter(is_spare).count()
     }
@@ -324,7 +326,7 @@ impl Stripe {
         if self.config.poison.is_set() {
             return result.map(|()| freed);
         }
-        let spares = graveyard.sweep();
+        let spares = graveyard.sweep(&self.config.poison);
         self.take_in(spares);
         if freed {
             self.note_unmapped();
@@ -456,10 +458,15 @@ impl Stripe {
     }
 
     /// As [`reclaim`](Self::reclaim), for a log that is [closed](Self::close): with its last segment,
-    /// for the next open not to look through it.
+    /// for the next open not to look through it. Returns the flush that has failed, if one has.
     pub(crate) fn reclaim_all(&self) -> Result<(), Arc<StorageError>> {
         let mut graveyard = self.upkeep.lock();
-        self.make_room(&mut graveyard, true).map_err(Arc::new)
+        self.make_room(&mut graveyard, true).map_err(Arc::new)?;
+        // Of what was emptied, too.
+        self.config
+            .poison
+            .get()
+            .map_or(Ok(()), |error| Err(Arc::clone(error)))
     }
 
     /// As [`reclaim`](Self::reclaim). `with_active`: if the active segment is full and complete
@@ -483,7 +490,7 @@ impl Stripe {
                 maps,
                 then: Then::Empty(active),
             });
-            self.take_in(graveyard.sweep());
+            self.take_in(graveyard.sweep(&self.config.poison));
         }
         Ok(())
     }

@@ -245,6 +245,87 @@ fn a_look_at_a_segment_whose_names_have_just_gone_finds_it_gone_and_one_with_job
     assert!(!segment.is_retired() && segment.look().unwrap().is_none());
 }
 
+/// A log of a full segment and another one with a job, neither of them mapped.
+fn two_sealed(fixture: &Fixture) -> Stripe {
+    {
+        let stripe = fixture.open();
+        fill_segments(&stripe, 1);
+        append(&stripe, b"last");
+        stripe.close();
+        stripe.seal(true).unwrap();
+    }
+    fixture.open()
+}
+
+fn mark_all_done_in_first(stripe: &Stripe) {
+    for index in 0..LARGE_PER_SEGMENT {
+        assert!(stripe.mark_done(origin().plus(index)).unwrap());
+    }
+}
+
+#[test]
+fn claims_go_past_a_segment_that_is_done_and_whose_names_have_just_gone() {
+    let fixture = Fixture::new();
+    let stripe = two_sealed(&fixture);
+    let segment = stripe.claiming.load_full();
+    mark_all_done_in_first(&stripe);
+    std::fs::remove_file(segment.paths().segment.path()).unwrap();
+    assert!(!segment.is_retired());
+    assert_eq!(claim_all(&stripe).len(), 1);
+    assert!(!stripe.has_held_back());
+}
+
+#[test]
+fn consumers_sleep_beside_a_last_segment_in_which_all_is_done() {
+    let fixture = Fixture::new();
+    drop(two_sealed(&fixture));
+    let _full = faults::fill_disk(&fixture.dir());
+    let stripe = fixture.open();
+    mark_all_done_in_first(&stripe);
+    let last = stripe.last_base().unwrap();
+    assert!(stripe.mark_done(last).unwrap());
+    assert_eq!(stripe.active().base(), last, "without room for another");
+    assert!(stripe.may_have_work());
+    assert!(claim_all(&stripe).is_empty());
+    assert!(!stripe.may_have_work());
+}
+
+#[test]
+fn a_flush_of_acks_that_cannot_open_a_file_fails_though_all_in_it_is_done() {
+    let fixture = Fixture::new();
+    let stripe = two_sealed(&fixture);
+    stripe.flush(true).unwrap();
+    mark_all_done_in_first(&stripe);
+    let plan = Plan {
+        operation: Operation::Open,
+        calls: 0..usize::MAX,
+        effect: Effect::Fail(Errno::MFILE),
+    };
+    let fault = faults::watch(&fixture.dir(), vec![plan]);
+    assert!(stripe.flush(true).is_err());
+    drop(fault);
+    let flushed = flushed_by(&fixture, || stripe.flush(true).unwrap());
+    assert!(flushed.contains(&format!("{:020}.ack", 0)), "{flushed:?}");
+}
+
+#[test]
+fn what_somebody_looks_at_is_read_in_before_it_is_claimed_from() {
+    let fixture = Fixture::new();
+    let stripe = two_sealed(&fixture);
+    let looked = stripe.pins().next().unwrap().unwrap();
+    let plan = Plan {
+        operation: Operation::ReadIn,
+        calls: 0..usize::MAX,
+        effect: Effect::Fail(Errno::HWPOISON),
+    };
+    let fault = faults::watch(&fixture.dir(), vec![plan]);
+    assert!(claim_all(&stripe).is_empty());
+    assert!(stripe.is_held_back());
+    drop((fault, looked));
+    *stripe.held_back.lock() = None;
+    assert!(!claim_all(&stripe).is_empty());
+}
+
 fn awake(stripe: &Stripe) -> usize {
     stripe.segments.read().awake().count()
 }
