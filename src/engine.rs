@@ -19,6 +19,7 @@ use crate::home::{Directories, Home};
 use crate::job::Attempt;
 use crate::lasting::Lasting;
 use crate::log::poison::Poison;
+use crate::log::record::Meta;
 use crate::log::recovery::{Recovery, RecoveryReport, count_segments};
 use crate::log::segment::{self, Lease, Unsettled};
 use crate::log::{DEAD_ORIGIN, LogConfig, SpaceBudget, Stripe};
@@ -313,7 +314,13 @@ impl Engine {
             // By a delivery that had timed out and succeeded after all.
             return None;
         }
-        if lease.is_recovered()
+        let meta = match lease.has_meta() {
+            true => lease.meta(),
+            false => Meta::default(),
+        };
+        // Of an earlier process, or moved since.
+        let has_past = lease.is_recovered() || meta.prior_attempts > 0 || meta.prior_crashes > 0;
+        if has_past
             && let failed = lease.failed()
             && let Some((attempt, reason)) = self.cause_of_death(&lease, failed)
         {
@@ -327,7 +334,7 @@ impl Engine {
         match &self.leases {
             None => {
                 let failed = lease.begin_delivery().failed();
-                let attempts = lease.prior_attempts().saturating_add(failed.into());
+                let attempts = meta.prior_attempts.saturating_add(failed.into());
                 Some((lease, attempts.saturating_add(1), Delivery::ONLY))
             }
             Some(leases) => {
@@ -904,6 +911,33 @@ mod tests {
             assert_eq!(job.sequence(), id);
             job.ack();
         }
+    }
+
+    #[test]
+    fn a_job_that_was_moved_after_its_last_attempt_is_dead_and_not_delivered() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
+        let running = Arc::new(Running::open_idle(&builder).unwrap().0);
+        let stripe = &running.dispatch().stripes()[0];
+        let limit = crate::RetryPolicy::default().attempts_limit().unwrap();
+        let counts = [(u32::from(limit), 0), (0, running.dispatch().max_crashes())];
+        for (prior_attempts, prior_crashes) in counts {
+            let meta = crate::log::record::Meta {
+                prior_attempts,
+                prior_crashes,
+                ..Default::default()
+            };
+            let record = crate::log::record::NewRecord {
+                enqueued_at: crate::Timestamp::ZERO,
+                due_at: crate::Timestamp::ZERO,
+                meta: &meta.encode(100),
+                payload: b"moved",
+            };
+            stripe.append_shared(&record).unwrap();
+        }
+        let consumer = crate::Consumer::new(Arc::clone(&running));
+        assert!(consumer.try_next().is_none());
+        assert_eq!(running.dead().stats().dying, 2);
     }
 
     #[test]

@@ -143,8 +143,13 @@ impl Dispatch {
 
     fn compact_stripe(&self, stripe: &Stripe, is_short: bool) -> Result<bool, Arc<StorageError>> {
         let rule = Rule::of(stripe, is_short);
+        if rule.into_reserve && !stripe.has_reserve() {
+            // All that waits would be looked through for nothing.
+            return Ok(false);
+        }
         let mut left = stripe.left(rule.first, |base| self.timer.waiting_in(base));
-        if !rule.wait.is_zero() {
+        // Not looked for among all jobs that are due soon where it would be for nothing.
+        if left.len() >= rule.segments && !rule.wait.is_zero() {
             let bases = left.iter().map(|left| left.base).collect();
             let soon = self.timer.soon_in(&bases, Now::of(self.clock), rule.wait);
             left.retain(|left| !soon.contains(&left.base));
@@ -312,13 +317,14 @@ impl Dispatch {
         }
         // If this fails the old ones stay not done, without a lease: the copies are delivered, and the
         // next open finds each job in one of its places.
-        stripe.flush(false)?;
+        let flushed = stripe.flush(false);
+        // The copies are still to be claimed, and to be put into the timer again.
+        self.sleepers.notify_fenced(1);
+        flushed?;
         for lease in old {
             lease.ack();
             self.moved.fetch_add(1, Ordering::Relaxed);
         }
-        // The copies are still to be claimed, and to be put into the timer again.
-        self.sleepers.notify_fenced(1);
         if let Err(error) = stripe.flush(true) {
             // It may have been a file that could not be opened: a later flush settles them.
             self.unsettled.lock().extend(unsettled);

@@ -13,7 +13,7 @@ use super::*;
 use crate::log::record::NewRecord;
 use crate::log::recovery::{Recovery, RecoveryReport};
 use crate::log::{LogConfig, SpaceBudget};
-use crate::storage::Directory;
+use crate::storage::{Directory, faults};
 use crate::{Sequence, Timestamp};
 
 fn dispatch(dir: &Path) -> Arc<Dispatch> {
@@ -332,6 +332,39 @@ fn where_room_is_short_waiting_jobs_begin_the_segment_in_reserve() {
     assert_eq!(moved, jobs);
     stripe.reclaim().unwrap();
     assert_eq!(stripe.stats().segments, 1);
+}
+
+#[test]
+fn copies_that_could_not_be_flushed_are_brought_to_a_consumer_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let dispatch = Handle(dispatch(dir.path()));
+    let consumer = Source::new(dispatch.clone());
+    let stripe = &dispatch.0.stripes()[0];
+    let large = NewRecord {
+        enqueued_at: Timestamp::ZERO,
+        due_at: Timestamp::ZERO,
+        meta: b"",
+        payload: &[7; 15_000],
+    };
+    for _ in 0..4 {
+        stripe.append_shared(&large).unwrap();
+    }
+    let first = consumer.try_next().unwrap();
+    let hour = Some(Duration::from_secs(3600));
+    assert!(dispatch.0.retry(first, 1, hour, false));
+    stripe.append_shared(&large).unwrap();
+    while let Some(lease) = consumer.try_next() {
+        lease.ack();
+    }
+    let _asleep = dispatch.0.sleepers.register();
+    assert_eq!(dispatch.0.sleepers.asleep(), 1);
+    let fault = faults::fail_flushes(stripe.active().paths().segment.path());
+    assert!(dispatch.0.compact(true).is_err());
+    drop(fault);
+    // Nobody else would tell that there is something to claim.
+    assert_eq!(dispatch.0.sleepers.asleep(), 0);
+    assert!(consumer.try_next().is_none());
+    assert_eq!(dispatch.0.timer.len(), 1);
 }
 
 #[test]

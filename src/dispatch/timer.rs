@@ -295,8 +295,14 @@ impl Timer {
         // Each map is in the order of due times.
         let after = state.each_after().take_while(is_soon);
         let at = state.each_at().take_while(is_soon);
-        let soon = after.chain(at).map(|(_, lease)| lease.segment_base());
-        soon.filter(|base| bases.contains(base)).collect()
+        let mut soon = HashSet::new();
+        for (_, lease) in after.chain(at) {
+            let base = lease.segment_base();
+            if bases.contains(&base) && soon.insert(base) && soon.len() == bases.len() {
+                break;
+            }
+        }
+        soon
     }
 
     /// Takes out the jobs in the given segments, for compaction; not those that a handler may still

@@ -53,6 +53,13 @@ impl SpaceBudget {
         self.take_within(self.max(), bytes)
     }
 
+    /// Whether [`take_reserved`](Self::take_reserved) would, of a limit.
+    pub(super) fn has_reserve(&self, bytes: u64) -> bool {
+        let unopened = self.unopened.load(Ordering::Relaxed);
+        let used = self.used.load(Ordering::Relaxed);
+        self.is_limited() && used.saturating_add(unopened).saturating_add(bytes) <= self.max()
+    }
+
     fn take_within(&self, max: u64, bytes: u64) -> bool {
         let unopened = self.unopened.load(Ordering::Relaxed);
         self.used

@@ -44,7 +44,8 @@ impl Stripe {
         let segments: Vec<_> = self.segments.read().awake().cloned().collect();
         let left_of = |segment: &Arc<Segment>| {
             let end = segment.closed()?;
-            if segment.claimed() != end
+            // (Where the last ordinals are missing, the cursor's index stays behind.)
+            if segment.claimed().units != end.units
                 || segment.is_unscanned()
                 || segment.is_complete()
                 // What moves on must be where it was, durably.
@@ -155,6 +156,14 @@ impl Stripe {
         // may have stayed.
         next.base = base.plus(segment::capacity_of(self.config.segment_size));
         Spare::create(&self.names, base, self.config.segment_size)
+    }
+
+    /// Whether there is something in reserve, and nothing that producers could have.
+    pub(crate) fn has_reserve(&self) -> bool {
+        let next = self.next.lock();
+        let has_spare = !next.spares.is_empty() || next.reserved.is_some();
+        let may_have = has_spare || self.config.budget.has_reserve(self.config.segment_size);
+        !next.closed && next.prepared.is_none() && may_have
     }
 
     /// Makes a segment that has these records already the active one, with what is in reserve. Each

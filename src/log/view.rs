@@ -53,14 +53,9 @@ impl Lease {
     /// Failed attempts at the job, those at the records that it was moved from included.
     pub(crate) fn failed(&self) -> u32 {
         let failed = self.deliveries().failed().into();
-        self.prior_attempts().saturating_add(failed)
-    }
-
-    /// Failed attempts at the records that the job was moved from.
-    pub(crate) fn prior_attempts(&self) -> u32 {
         match self.has_meta() {
-            true => self.meta().prior_attempts,
-            false => 0,
+            true => self.meta().prior_attempts.saturating_add(failed),
+            false => failed,
         }
     }
 
