@@ -8,12 +8,15 @@ mod thousands;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
 use super::source::Source;
 use super::*;
 use crate::log::record::NewRecord;
 use crate::log::recovery::{Recovery, RecoveryReport};
 use crate::log::{LogConfig, SpaceBudget};
-use crate::storage::{Directory, faults};
+use crate::storage::faults::{self, Effect, Plan};
+use crate::storage::{Directory, Operation};
 use crate::{Sequence, Timestamp};
 
 fn dispatch(dir: &Path) -> Arc<Dispatch> {
@@ -332,6 +335,47 @@ fn where_room_is_short_waiting_jobs_begin_the_segment_in_reserve() {
     assert_eq!(moved, jobs);
     stripe.reclaim().unwrap();
     assert_eq!(stripe.stats().segments, 1);
+}
+
+#[test]
+fn nothing_stays_of_copies_whose_segment_could_not_be_renamed_whatever_the_rename_has_done() {
+    let effects = [Effect::Fail(Errno::IO), Effect::FailAfter(Errno::IO)];
+    for (effect, call) in effects
+        .into_iter()
+        .flat_map(|effect| [(effect, 0), (effect, 1)])
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let dispatch = Handle(dispatch(dir.path()));
+        let consumer = Source::new(dispatch.clone());
+        let stripe = &dispatch.0.stripes()[0];
+        let large = NewRecord {
+            enqueued_at: Timestamp::ZERO,
+            due_at: Timestamp::ZERO,
+            meta: b"",
+            payload: &[7; 15_000],
+        };
+        stripe.append_shared(&large).unwrap();
+        let first = consumer.try_next().unwrap();
+        let hour = Some(Duration::from_secs(3600));
+        assert!(dispatch.0.retry(first, 1, hour, false));
+        for _ in 0..7 {
+            stripe.append_shared(&large).unwrap();
+        }
+        while let Some(lease) = consumer.try_next() {
+            lease.ack();
+        }
+        let plan = Plan {
+            operation: Operation::Rename,
+            calls: call..call + 1,
+            effect,
+        };
+        let fault = faults::watch(dir.path(), vec![plan]);
+        assert!(dispatch.0.compact(true).is_err());
+        // The job is still where it was. It may be acked there, and is not to come back then.
+        assert_eq!(stripe.stray_file(), None, "{effect:?} {call}");
+        assert_eq!((dispatch.0.timer.len(), stripe.stats().live), (1, 1));
+        drop(fault);
+    }
 }
 
 #[test]

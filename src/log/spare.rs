@@ -178,6 +178,13 @@ impl Spare {
             Ok(tail) => Ok(Segment::from_spare(identity, self.0, tail, paths, names)),
             Err(error) => {
                 self.remove();
+                // What was said to have failed may have been done all the same, and a segment with
+                // copies of jobs must not be found beside the jobs.
+                for entry in [&paths.segment, &paths.ack] {
+                    if let Err(error) = entry.remove() {
+                        event!(debug, %error, "a segment that was not made stays");
+                    }
+                }
                 Err(error)
             }
         }
