@@ -348,8 +348,8 @@ impl Engine {
         }
     }
 
-    /// If a job of an earlier process, with so many failed attempts, is not to be delivered: in which attempt it
-    /// died, and why.
+    /// If a job that an earlier process had, or that was moved, is not to be delivered after so many failed
+    /// attempts: in which attempt it died, and why.
     fn cause_of_death(&self, lease: &Lease, failed: u32) -> Option<(u32, String)> {
         let crashes = lease.crashes();
         if crashes >= self.dispatch.max_crashes() {
@@ -590,6 +590,14 @@ impl Engine {
         self.settled_if(&flushed, unsettled);
         result = flushed.and(result);
         result
+    }
+
+    /// Bytes of the stripes' segment files, and how many of them are counted.
+    #[cfg(test)]
+    pub(crate) fn space(&self) -> (u64, u64) {
+        let spaces = self.dispatch.stripes().iter().map(Stripe::space);
+        let (has, counted): (Vec<_>, Vec<_>) = spaces.unzip();
+        (has.iter().sum(), counted[0])
     }
 
     /// Moves jobs that wait out of segments that nothing else keeps; returns whether there were any.

@@ -1,5 +1,6 @@
 //! The figures of a queue, checked after every step of a random life: whatever becomes of a job, it
-//! is counted exactly once, and the room that it takes from `max_depth` is given back exactly once.
+//! is counted exactly once, and the room that it takes from `max_depth` is given back exactly once, as
+//! is what each segment file takes from `max_bytes`.
 //!
 //! A seed decides on everything. The clock stands still within a step, and nothing runs in the
 //! background, so that the figures must be exact rather than right within a moment.
@@ -74,6 +75,7 @@ struct Life {
     random: Rng,
     dir: TempDir,
     has_leases: bool,
+    max_bytes: Option<u64>,
     backoff: Duration,
     /// None while it is closed.
     open: Option<Arc<Running>>,
@@ -100,11 +102,14 @@ impl Life {
             .unwrap();
         let has_leases = random.bool();
         let backoff = Duration::from_millis(random.u64(0..2) * 20);
-        let running = open(&dir, has_leases, backoff).0;
+        // As little as there can be, and more.
+        let max_bytes = random.bool().then(|| random.u64(6..9) * SEGMENT_SIZE);
+        let running = open(&dir, has_leases, backoff, max_bytes).0;
         let mut life = Self {
             random,
             dir,
             has_leases,
+            max_bytes,
             backoff,
             consumers: Vec::new(),
             upkeep: Upkeep::new(),
@@ -183,8 +188,7 @@ impl Life {
         let place = Place::on(&stripes[self.random.usize(0..stripes.len())]);
         match running.enqueue_with(place, &payload, &options) {
             Ok(job) => self.note_enqueued([job]),
-            Err(EnqueueError::Full { .. }) => assert!(Stats::of(&running).depth() >= MAX_DEPTH),
-            Err(error) => panic!("{error}"),
+            Err(error) => self.check_refusal(&error),
         }
     }
 
@@ -197,8 +201,18 @@ impl Life {
             Ok(jobs) => self.note_enqueued(jobs),
             Err(error) => {
                 self.note_enqueued(error.enqueued);
-                assert!(Stats::of(&running).depth() >= MAX_DEPTH);
+                self.check_refusal(&error.error);
             }
+        }
+    }
+
+    fn check_refusal(&self, error: &EnqueueError) {
+        match error {
+            EnqueueError::Full {
+                limit: "max_depth", ..
+            } => assert!(Stats::of(&self.running()).depth() >= MAX_DEPTH),
+            EnqueueError::Full { .. } => assert!(self.max_bytes.is_some(), "{error}"),
+            error => panic!("{error}"),
         }
     }
 
@@ -413,7 +427,7 @@ impl Life {
         drop(self.open.take());
         let is_damaged = self.random.u8(0..3) == 0 && self.damage();
         self.is_damaged |= is_damaged;
-        let (running, jobs) = open(&self.dir, self.has_leases, self.backoff);
+        let (running, jobs) = open(&self.dir, self.has_leases, self.backoff, self.max_bytes);
         self.open = Some(running);
         let left = self.jobs.len() as u64 - lost;
         assert!(
@@ -482,6 +496,8 @@ impl Life {
             stats.acked + stats.dead_lettered + stats.depth() + stats.lost,
             "{stats:?}"
         );
+        let (has, counted) = running.space();
+        assert_eq!(counted, has, "bytes of segment files");
         let room = running.depth.as_ref().unwrap();
         assert_eq!(room.taken(), depth, "room: {stats:?}");
         let timer = &running.dispatch().timer;
@@ -501,7 +517,12 @@ impl Life {
 }
 
 /// Opens the queue and returns how many jobs were found.
-fn open(dir: &TempDir, has_leases: bool, backoff: Duration) -> (Arc<Running>, u64) {
+fn open(
+    dir: &TempDir,
+    has_leases: bool,
+    backoff: Duration,
+    max_bytes: Option<u64>,
+) -> (Arc<Running>, u64) {
     let policy = RetryPolicy::fixed(backoff).max_attempts(MAX_ATTEMPTS);
     let mut builder = Builder::new(dir.path())
         .stripes(2)
@@ -510,6 +531,9 @@ fn open(dir: &TempDir, has_leases: bool, backoff: Duration) -> (Arc<Running>, u6
         .retry(policy);
     if has_leases {
         builder = builder.lease_timeout(LEASE_TIMEOUT);
+    }
+    if let Some(bytes) = max_bytes {
+        builder = builder.max_bytes(bytes);
     }
     let (running, report) = Running::open_idle(&builder).unwrap();
     (Arc::new(running), report.jobs)
@@ -538,8 +562,9 @@ fn figures_add_up_after_every_step_of_a_random_life() {
 #[test]
 fn jobs_that_compaction_moves_stay_delayed() {
     let mut lives = (0..).map(Life::new);
-    // What is in flight is counted apart with them.
-    let life = lives.find(|life| !life.has_leases).unwrap();
+    // What is in flight is counted apart with the former; and there must be room.
+    let is_plain = |life: &Life| !life.has_leases && life.max_bytes.is_none();
+    let life = lives.find(is_plain).unwrap();
     let running = life.running();
     let place = || Place::on(&running.dispatch().stripes()[0]);
     let hour = EnqueueOptions::new().delay(HOUR);

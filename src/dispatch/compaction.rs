@@ -285,6 +285,8 @@ impl Dispatch {
         drop(records);
         match rolled {
             Ok(Some(unsettled)) => {
+                #[cfg(test)]
+                self.reserves_used.fetch_add(1, Ordering::Relaxed);
                 self.copied.fetch_add(moves.len() as u64, Ordering::Relaxed);
                 self.timer.note_moved(moves.len());
                 let old = moves.into_iter().map(|one| one.lease).collect();

@@ -62,6 +62,9 @@ pub(crate) struct Dispatch {
     /// Copies that compaction has appended, see [`Moved`].
     copied: AtomicU64,
     moved: AtomicU64,
+    /// How often what was in reserve was used.
+    #[cfg(test)]
+    reserves_used: AtomicU64,
     /// What moved jobs name and could not be made durable when that was tried.
     pub(crate) unsettled: Mutex<Vec<Unsettled>>,
     clock: Clock,
@@ -98,6 +101,8 @@ impl Dispatch {
             timer: Timer::new(),
             copied: AtomicU64::new(0),
             moved: AtomicU64::new(0),
+            #[cfg(test)]
+            reserves_used: AtomicU64::new(0),
             unsettled: Mutex::default(),
             clock,
             retry,
@@ -116,6 +121,12 @@ impl Dispatch {
             copied: self.copied.load(Ordering::Relaxed).max(moved),
             moved,
         }
+    }
+
+    /// How often what was in reserve was used.
+    #[cfg(test)]
+    pub(crate) fn reserves_used(&self) -> u64 {
+        self.reserves_used.load(Ordering::Relaxed)
     }
 
     /// Jobs that are claimed and wait for a consumer.

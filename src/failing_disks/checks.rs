@@ -116,6 +116,18 @@ impl Run {
             engine.compact(false).unwrap();
         }
         assert_eq!(self.errors.len(), errors, "{:?}", self.errors);
+        // The upkeep thread may be at it.
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let (has, counted) = engine.space();
+            if counted == has {
+                break;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{counted} bytes counted of {has}"
+            );
+        }
         // What could not be removed then is by now. (What was made though it was said to have failed
         // is found by the next open.)
         let is_done = |call: &Call| matches!(call.effect, Some(Effect::FailAfter(_)));

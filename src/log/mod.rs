@@ -305,6 +305,19 @@ impl Stripe {
         names.into_iter().find(is_stray)
     }
 
+    /// Bytes of its segment files, and those that are counted of all stripes of the queue.
+    #[cfg(test)]
+    pub(crate) fn space(&self) -> (u64, u64) {
+        let graveyard = self.upkeep.lock();
+        let next = self.next.lock();
+        let segments = self.segments.read();
+        let in_use = segments.iter().filter(|segment| !segment.is_retired());
+        let spares = next.reserve() + usize::from(next.reserved.is_some());
+        let has = in_use.count() + spares + graveyard.future_spares();
+        let size = self.config.segment_size;
+        (has as u64 * size, self.config.budget.used())
+    }
+
     /// Whether a payload of this length can be appended without a step to another segment.
     #[cfg(test)]
     pub(crate) fn has_room_for(&self, len: usize) -> bool {

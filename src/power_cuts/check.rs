@@ -33,7 +33,7 @@ const DEEPEST: u32 = 3;
 pub(super) struct Setup {
     stripes: u8,
     pub(super) lease_timeout: Option<Duration>,
-    max_bytes: Option<u64>,
+    pub(super) max_bytes: Option<u64>,
     backoff: Duration,
     max_attempts: u8,
 }

@@ -96,6 +96,8 @@ pub(super) struct Disk {
     /// How many flushes succeed before one fails.
     fails_after: Option<usize>,
     has_failed: bool,
+    /// There is no room for new files in the stripes' logs.
+    is_full: bool,
 }
 
 impl Disk {
@@ -116,6 +118,7 @@ impl Disk {
             changes_before: 0,
             fails_after: None,
             has_failed: false,
+            is_full: false,
         };
         disk.known = disk.names();
         disk.durable = disk.known.clone();
@@ -133,6 +136,12 @@ impl Disk {
     /// Has a flush fail, of whatever file or directory, after so many that succeed.
     pub(super) fn fail_a_flush(&mut self, after: Option<usize>) {
         self.fails_after = after;
+    }
+
+    /// Has no new file of a stripe's log fit the disk, or each again. (What else does not fit is
+    /// refused as in any other test, and leaves little to be crashed.)
+    pub(super) fn fill(&mut self, is_full: bool) {
+        self.is_full = is_full;
     }
 
     fn fails_now(&mut self) -> bool {
@@ -269,6 +278,9 @@ impl Disk {
                     return Err(Errno::IO.into());
                 }
                 self.flushing = Some(written);
+            }
+            Operation::Create if self.is_full && path.starts_with("log") => {
+                return Err(Errno::NOSPC.into());
             }
             Operation::FlushDirectory => {
                 if self.fails_now() {

@@ -8,6 +8,7 @@ mod truth;
 mod world;
 
 use std::env;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
@@ -32,14 +33,32 @@ impl Drop for Named<'_> {
     }
 }
 
-/// Returns the number of crashes that were checked, and of jobs that compaction has moved.
-fn run(seed: u64, has_failed: &AtomicBool) -> (u64, u64) {
+/// What runs have come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Reached {
+    /// Crashes that were checked.
+    cuts: u64,
+    /// Jobs that compaction has moved.
+    moves: u64,
+    /// How often that used the segment in reserve, where the disk is the limit.
+    on_full_disks: u64,
+    /// And where `max_bytes` is.
+    at_max_bytes: u64,
+}
+
+fn run(seed: u64, has_failed: &AtomicBool) -> Reached {
     let _named = Named { seed, has_failed };
     let mut world = World::new(seed);
     for _ in 0..STEPS {
         world.step();
     }
-    (world.cuts(), world.moves())
+    let [on_full_disks, at_max_bytes] = world.reserves_used();
+    Reached {
+        cuts: world.cuts(),
+        moves: world.moves(),
+        on_full_disks,
+        at_max_bytes,
+    }
 }
 
 fn number_from(variable: &str) -> Option<u64> {
@@ -51,7 +70,7 @@ fn run_until(enough: u64) {
     let first = number_from("LOGMILL_SEED").unwrap_or(0);
     let next = AtomicU64::new(first);
     let cuts = AtomicU64::new(0);
-    let moves = AtomicU64::new(0);
+    let all = Mutex::new(Reached::default());
     let has_failed = AtomicBool::new(false);
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
@@ -59,18 +78,27 @@ fn run_until(enough: u64) {
             scope.spawn(|| {
                 while cuts.load(Ordering::Relaxed) < enough && !has_failed.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    let (checked, moved) = run(seed, &has_failed);
-                    cuts.fetch_add(checked, Ordering::Relaxed);
-                    moves.fetch_add(moved, Ordering::Relaxed);
+                    let reached = run(seed, &has_failed);
+                    cuts.fetch_add(reached.cuts, Ordering::Relaxed);
+                    let mut all = all.lock().expect("no run panics here");
+                    all.cuts += reached.cuts;
+                    all.moves += reached.moves;
+                    all.on_full_disks += reached.on_full_disks;
+                    all.at_max_bytes += reached.at_max_bytes;
                 }
             });
         }
     });
+    let runs = next.load(Ordering::Relaxed) - first;
+    let Reached {
+        cuts,
+        moves,
+        on_full_disks,
+        at_max_bytes,
+    } = all.into_inner().expect("no run panics here");
+    println!("{cuts} crashes and {moves} moved jobs in {runs} runs, from seed {first}");
     println!(
-        "{} crashes and {} moved jobs in {} runs, from seed {first}",
-        cuts.load(Ordering::Relaxed),
-        moves.load(Ordering::Relaxed),
-        next.load(Ordering::Relaxed) - first
+        "the segment in reserve was used {on_full_disks} times on a full disk, {at_max_bytes} times at max_bytes"
     );
 }
 

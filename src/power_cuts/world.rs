@@ -80,6 +80,8 @@ pub(super) struct World {
     upkeep: Upkeep,
     /// Jobs that compaction has moved.
     moves: u64,
+    /// How often it has used the segment in reserve, if the disk is the limit, and if `max_bytes` is.
+    reserves_used: [u64; 2],
     /// Since the last power cut.
     restarted: Option<Restarted>,
 }
@@ -110,6 +112,7 @@ impl World {
             consumers: Vec::new(),
             upkeep: Upkeep::new(),
             moves: 0,
+            reserves_used: [0; 2],
             restarted: None,
         };
         world.watch();
@@ -127,6 +130,12 @@ impl World {
         self.moves
     }
 
+    /// How often compaction has used the segment in reserve, before the last crash: where the disk is
+    /// the limit, and where `max_bytes` is.
+    pub(super) fn reserves_used(&self) -> [u64; 2] {
+        self.reserves_used
+    }
+
     fn watch(&self) {
         let shared = Rc::clone(&self.shared);
         let observer = move |operation, path: &Path, moment| shared.watch(operation, path, moment);
@@ -136,6 +145,7 @@ impl World {
     fn open(&mut self) {
         // An error while it opens is another test's subject.
         self.shared.disk.borrow_mut().fail_a_flush(None);
+        self.fill_disk(false);
         let (running, _) = self.shared.setup.open(self.dir.path());
         for _ in 0..CONSUMERS {
             self.consumers.push(Source::new(Arc::clone(&running)));
@@ -149,6 +159,8 @@ impl World {
     fn drop_handles(&mut self) {
         if let Some(running) = self.shared.running.borrow().as_ref() {
             self.moves += running.dispatch().moved().moved;
+            let is_limited = self.shared.setup.max_bytes.is_some();
+            self.reserves_used[usize::from(is_limited)] += running.dispatch().reserves_used();
         }
         self.shared.in_hand.borrow_mut().clear();
         self.consumers.clear();
@@ -187,11 +199,10 @@ impl World {
             96 => self.close(),
             97 if !self.shared.disk.borrow().has_failed() => self.crash(Crash::Kill),
             97..99 => self.crash(Crash::PowerCut),
-            _ => {
-                if self.number(6) == 0 {
-                    self.fail_a_flush();
-                }
-            }
+            _ => match self.number(6) {
+                0 => self.fail_a_flush(),
+                at => self.fill_disk(at % 2 == 0),
+            },
         }
         self.shared.truth.borrow_mut().begin(Doing::Nothing);
         self.look_at_letters();
@@ -206,6 +217,11 @@ impl World {
     fn fail_a_flush(&self) {
         let after = self.number(6);
         self.shared.disk.borrow_mut().fail_a_flush(Some(after));
+    }
+
+    /// No new segment fits the disk from now on; or each does again.
+    fn fill_disk(&self, is_full: bool) {
+        self.shared.disk.borrow_mut().fill(is_full);
     }
 
     fn options(&self) -> EnqueueOptions {
@@ -244,6 +260,23 @@ impl World {
         self.work_off();
         self.wait();
         self.run_upkeep();
+        if self.number(2) == 0 {
+            self.run_out_of_room();
+        }
+    }
+
+    /// There is no room on the disk, and so in the log, but for what comes from moving those that wait.
+    fn run_out_of_room(&mut self) {
+        self.fill_disk(true);
+        for _ in 0..=self.number(6) {
+            for _ in 0..4 {
+                let payload = truth::large_payload(&mut self.shared.random.borrow_mut());
+                self.enqueue_with(payload, &EnqueueOptions::new());
+            }
+            self.work_off();
+        }
+        let stays_full = self.number(4) == 0;
+        self.fill_disk(stays_full);
     }
 
     fn enqueue_with(&self, payload: Payload, options: &EnqueueOptions) {
@@ -269,7 +302,7 @@ impl World {
                 truth.note_enqueued(sequence, payload, false);
                 truth.is_poisoned = true;
             }
-            Err(EnqueueError::Full { .. }) => {}
+            Err(error) if is_no_room(&error) => {}
             Err(error) => expect_poison(&mut truth, &running, &error),
         }
     }
@@ -300,7 +333,8 @@ impl World {
         }
         match error {
             None if is_sync => truth.note_records_flushed(&mark),
-            None | Some(EnqueueError::Full { .. }) => {}
+            None => {}
+            Some(error) if is_no_room(&error) => {}
             Some(EnqueueError::NotDurable { .. }) => truth.is_poisoned = true,
             Some(error) => expect_poison(&mut truth, &running, &error),
         }
@@ -318,7 +352,15 @@ impl World {
             let payload = lease.record().payload().to_vec();
             // It may be dead instead.
             let had = lease.deliveries();
-            if lease.is_recovered() && (had.failed() + had.crashes() > 0 || lease.has_meta()) {
+            let may_have_ended = match lease.is_recovered() {
+                true => had.failed() + had.crashes() > 0 || lease.has_meta(),
+                // It may have been moved since.
+                false => {
+                    let prior = lease.meta();
+                    prior.prior_attempts + prior.prior_crashes > 0
+                }
+            };
+            if may_have_ended {
                 self.shared.truth.borrow_mut().note_dying(job);
             }
             let Some((lease, attempt, delivery)) = running.begin(lease) else {
@@ -416,7 +458,13 @@ impl World {
         if let Some(wake) = running.signal.take() {
             self.upkeep.turn(&running, &wake);
         }
-        self.shared.truth.borrow_mut().is_poisoned |= running.poison().is_some();
+        let is_poisoned = running.poison().is_some();
+        self.shared.truth.borrow_mut().is_poisoned |= is_poisoned;
+        let (has, counted) = running.space();
+        assert!(
+            is_poisoned || counted == has,
+            "{counted} bytes counted of {has}"
+        );
     }
 
     /// What the timer thread has found.
@@ -492,7 +540,8 @@ impl World {
             truth.note_replayed(letter, job);
         }
         match error {
-            None | Some(DeadLetterError::Enqueue(EnqueueError::Full { .. })) => {}
+            None => {}
+            Some(DeadLetterError::Enqueue(error)) if is_no_room(&error) => {}
             Some(DeadLetterError::NotDurable { replayed, .. }) => {
                 for (job, letter) in replayed.into_iter().zip(letters) {
                     truth.note_withheld(letter, job);
@@ -627,6 +676,13 @@ impl Drop for World {
     }
 }
 
+fn is_no_room(error: &EnqueueError) -> bool {
+    matches!(
+        error,
+        EnqueueError::Full { .. } | EnqueueError::StorageFull(_)
+    )
+}
+
 fn expect_poison(truth: &mut Truth, running: &Running, error: &EnqueueError) {
     assert!(running.poison().is_some(), "{error}");
     truth.is_poisoned = true;
@@ -667,7 +723,7 @@ impl Shared {
     /// What happens at an operation: others go on meanwhile, and there may be a crash.
     fn watch(&self, operation: Operation, path: &Path, moment: Moment) -> std::io::Result<()> {
         let noted = self.disk.borrow_mut().note(operation, path, moment);
-        if noted.is_err() && self.frozen.borrow().is_none() {
+        if self.disk.borrow().has_failed() && self.frozen.borrow().is_none() {
             *self.frozen.borrow_mut() = Some(self.seals());
         }
         noted?;
@@ -713,7 +769,10 @@ impl Shared {
                 moved.copied > moved.moved
             })
         };
-        is_of_letters || self.truth.borrow().is_about_letters() || is_moving()
+        let is_in_reserve = path
+            .extension()
+            .is_some_and(|extension| extension == "spare" || extension == "spare-ack");
+        is_of_letters || is_in_reserve || self.truth.borrow().is_about_letters() || is_moving()
     }
 
     fn leave(&self, crash: Crash, to: &Path) -> Disk {
