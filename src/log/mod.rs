@@ -64,7 +64,7 @@ use self::upkeep::Graveyard;
 use crate::dispatch::sleep::EventCount;
 use crate::events::{Mutex, event};
 use crate::lasting::Lasting;
-use crate::storage::{Directory, StorageError};
+use crate::storage::{Directory, Entry, StorageError};
 use crate::{Sequence, Timestamp};
 
 /// Preparing a segment is put off this often after a roll, each time twice as long: in all about
@@ -183,6 +183,15 @@ impl Next {
     /// Segments that are ready or as good as ready.
     fn reserve(&self) -> usize {
         usize::from(self.prepared.is_some()) + self.spares.len()
+    }
+
+    /// Takes back the base that was taken last and came to nothing, unless a file of its name has stayed:
+    /// on a full disk that is again and again, and sequences are used up.
+    fn take_back(&mut self, base: Sequence, paths: &Paths) {
+        let is_gone = |entry: &Entry| matches!(entry.kind(), Ok(None));
+        if is_gone(&paths.segment) && is_gone(&paths.ack) {
+            self.base = base;
+        }
     }
 }
 
@@ -599,7 +608,8 @@ fn create_segment(
     let identity = next_identity(names, config, next)?;
     match next.spares.pop() {
         Some(spare) => spare.into_segment(names, identity),
-        None => Segment::create(names, identity, warm),
+        None => Segment::create(names, identity, warm)
+            .inspect_err(|_| next.take_back(identity.base, &Paths::new(names, identity.base))),
     }
 }
 
@@ -625,7 +635,7 @@ fn next_identity(
         salt: fastrand::u64(..),
     };
     next.limit.raise_above(names, next.base, capacity)?;
-    // A base is used once, even if it comes to nothing: a file of that name may have stayed.
+    // Even if it comes to nothing: a file of that name may stay.
     next.base = next.base.plus(capacity);
     Ok(identity)
 }

@@ -12,8 +12,8 @@ use std::sync::atomic::Ordering;
 
 use super::ack;
 use super::record::{HEADER_BYTES, NewRecord, UNIT, units_of};
-use super::segment::{self, Pinned, Segment, Unsettled};
-use super::spare::Spare;
+use super::segment::{self, Paths, Pinned, Segment, Unsettled};
+use super::spare::{self, Spare};
 use super::{Next, RollError, Stripe};
 use crate::Sequence;
 use crate::storage::StorageError;
@@ -152,10 +152,11 @@ impl Stripe {
 
     fn create_spare(&self, next: &mut Next) -> Result<Spare, StorageError> {
         let base = next.base;
-        // Its name is that of no segment to come, nor of another spare: a file that could not be made
-        // may have stayed.
+        // Its name is that of no segment to come, nor of another spare.
         next.base = base.plus(segment::capacity_of(self.config.segment_size));
-        Spare::create(&self.names, base, self.config.segment_size)
+        let paths = spare::waiting(&Paths::new(&self.names, base));
+        Spare::create(&paths, self.config.segment_size)
+            .inspect_err(|_| next.take_back(base, &paths))
     }
 
     /// Whether there is something in reserve, and nothing that producers could have.

@@ -17,7 +17,6 @@ use super::names::Names;
 use super::record::{NewRecord, UNIT};
 use super::segment::{self, Maps, Paths, Records, START, Segment};
 use super::tail::Position;
-use crate::Sequence;
 use crate::events::event;
 use crate::mapped::MappedFile;
 use crate::storage::{Entry, StorageError};
@@ -112,18 +111,13 @@ impl Spare {
         Self(maps)
     }
 
-    /// Creates the files of one. Their blocks are allocated, and not in the page cache. The base is
-    /// that of no segment. Leaves nothing behind on failure.
-    pub(super) fn create(
-        names: &Names,
-        base: Sequence,
-        segment_size: u64,
-    ) -> Result<Self, StorageError> {
+    /// Creates the files of one. Their blocks are allocated, and not in the page cache. Leaves nothing
+    /// behind on failure.
+    pub(super) fn create(paths: &Paths, segment_size: u64) -> Result<Self, StorageError> {
         const COLD: u64 = 1;
-        let paths = waiting(&Paths::new(names, base));
         let capacity = segment::capacity_of(segment_size);
         let file = MappedFile::create(paths.segment.clone(), segment_size, COLD)?;
-        let acks = MappedFile::create(paths.ack, ack::file_bytes(capacity), COLD)
+        let acks = MappedFile::create(paths.ack.clone(), ack::file_bytes(capacity), COLD)
             .inspect_err(|_| _ = paths.segment.remove())?;
         Ok(Self(Maps {
             records: Records { file },

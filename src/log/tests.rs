@@ -956,6 +956,36 @@ fn acks_of_a_segment_whose_file_cannot_be_removed_are_flushed() {
 }
 
 #[test]
+fn attempts_on_a_full_disk_use_up_no_sequences() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    stripe.note_waiting();
+    let base = || stripe.next.lock().base;
+    let before = base();
+    let full = faults::fill_disk(&fixture.dir());
+    let refused = (0..200).filter(|_| stripe.append_shared(&record(&LARGE)).is_err());
+    assert!(refused.count() > 100);
+    stripe.prepare();
+    assert_eq!(base(), before);
+    drop(full);
+    // One that stays keeps its name.
+    let plan = |operation, errno| Plan {
+        operation,
+        calls: 0..usize::MAX,
+        effect: Effect::Fail(errno),
+    };
+    let plans = [
+        plan(Operation::Allocate, Errno::NOSPC),
+        plan(Operation::Remove, Errno::IO),
+    ];
+    let fault = faults::watch(&fixture.dir(), plans.into());
+    assert!(stripe.append_shared(&record(&LARGE)).is_err());
+    drop(fault);
+    assert!(base() > before);
+    append(&stripe, &LARGE);
+}
+
+#[test]
 fn the_append_that_finds_the_disk_full_goes_on_in_the_space_of_a_segment_that_is_done() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
