@@ -764,6 +764,29 @@ fn a_segment_that_cannot_be_renamed_to_wait_does_not_lose_its_acks() {
     assert!(claim_all(&fixture.open()).is_empty());
 }
 
+#[test]
+fn a_segment_whose_last_job_was_lost_to_damage_can_be_compacted_as_any_other() {
+    let fixture = Fixture::new();
+    {
+        let stripe = fixture.open();
+        append(&stripe, b"waits");
+        append(&stripe, b"lost");
+        stripe.close();
+        stripe.seal(true).unwrap();
+    }
+    let path = fixture.dir().join(format!("{:020}.seg", 0));
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes.windows(4).position(|bytes| bytes == b"lost").unwrap();
+    bytes[at] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let stripe = fixture.open();
+    let leases = claim_all(&stripe);
+    assert_eq!((leases.len(), stripe.damaged_regions()), (1, 1));
+    let left = stripe.left(SIZE, |base| u32::from(base == origin()));
+    assert_eq!(left.len(), 1);
+    assert_eq!((left[0].base, left[0].jobs), (origin(), 1));
+}
+
 // Space.
 
 #[test]
