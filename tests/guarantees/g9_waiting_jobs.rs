@@ -128,10 +128,11 @@ fn segments_that_restarts_leave_with_a_delayed_job_each_are_merged() {
     assert_eq!(segments_on_disk(dir.path()).len(), RESTARTS);
     let queue = open(builder(dir.path()));
     let consumer = queue.consumer();
-    // Into one that is appended to; the next one is prepared, and another one in reserve.
+    // Into one that is appended to; the next one is prepared, and another one in reserve. Up to three are
+    // too few to be merged, where upkeep comes while they are claimed.
     eventually("they are merged", || {
         assert!(consumer.try_next().is_none());
-        segments_on_disk(dir.path()).len() <= 3
+        segments_on_disk(dir.path()).len() <= 3 + 3
     });
     let mixed = Mixed {
         queue,
