@@ -455,6 +455,11 @@ impl Engine {
         };
         match (ended, &self.leases) {
             (Ended::Current { others }, _) => {
+                let lease = match attempt.is_suspect() {
+                    // Until it is acked: it may only have been lucky.
+                    true => lease.into_suspect(),
+                    false => lease,
+                };
                 self.fail_current(lease, attempt.number(), failure, others);
             }
             // It has timed out: this attempt has failed already.

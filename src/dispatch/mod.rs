@@ -149,7 +149,10 @@ impl Dispatch {
 
     /// Makes a job available to all consumers at once.
     pub(crate) fn inject(&self, lease: Lease) {
-        self.came_back.push(lease, self.clock.now_coarse());
+        match lease.is_suspect() {
+            true => _ = self.suspects.add_back(lease),
+            false => self.came_back.push(lease, self.clock.now_coarse()),
+        }
         self.sleepers.notify_fenced(1);
     }
 
@@ -158,10 +161,9 @@ impl Dispatch {
         let count = leases.len();
         let now = self.clock.now_coarse();
         for lease in leases {
-            if lease.is_suspect() {
-                self.add_suspect(lease);
-            } else {
-                self.came_back.push(lease, now);
+            match lease.is_suspect() {
+                true => _ = self.suspects.add_back(lease),
+                false => self.came_back.push(lease, now),
             }
         }
         self.sleepers.notify_fenced(count);
@@ -199,16 +201,25 @@ impl Dispatch {
         own.pop_lease()
     }
 
-    /// The next job for the consumer that owns the deques.
-    ///
-    /// A suspect first, as there is one at a time only; then one that came back and a new one in turn.
-    /// New ones are looked for in its own deques, then in the logs, and then in the others' deques. With
-    /// `patient`, the logs are left out while the consumer keeps its distance from a producer.
+    /// The next job for the consumer that owns the deques: a suspect, as there is one at a time only, but
+    /// no two in a row while there are others.
     fn find(&self, own: &Deques, patient: bool) -> Option<Lease> {
+        if !own.had_suspect.get()
+            && let Some(lease) = self.suspects.take()
+        {
+            own.had_suspect.set(true);
+            return Some(lease);
+        }
+        own.had_suspect.set(false);
+        self.find_ordinary(own, patient)
+            .or_else(|| self.suspects.take())
+    }
+
+    /// One that came back and a new one in turn. New ones are looked for in the consumer's own deques, then in
+    /// the logs, and then in the others' deques. Who is `patient` leaves the logs out while it should keep
+    /// its distance.
+    fn find_ordinary(&self, own: &Deques, patient: bool) -> Option<Lease> {
         loop {
-            if let Some(lease) = self.suspects.take() {
-                return Some(lease);
-            }
             if let Some(lease) = self.find_in_turn(own) {
                 return Some(lease);
             }

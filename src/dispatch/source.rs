@@ -43,6 +43,8 @@ pub(super) struct Deques {
     in_runs: Arc<AtomicU64>,
     /// Whose turn it is if jobs of both kinds wait.
     pub(super) turn: Cell<Turn>,
+    /// The last look beyond the leases found a suspect.
+    pub(super) had_suspect: Cell<bool>,
     /// Where a claim puts its runs.
     pub(super) claimed: Cell<Vec<Run>>,
     /// Where others find them.
@@ -100,6 +102,7 @@ impl Deques {
             runs,
             in_runs,
             turn: Cell::new(Turn::New),
+            had_suspect: Cell::new(false),
             claimed: Cell::default(),
             place: 0,
             home: 0,

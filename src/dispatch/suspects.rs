@@ -2,7 +2,8 @@
 //! that the next crash convicts one of them only. Ordinary jobs run beside it.
 //!
 //! Whoever takes a suspect holds the gate until its handler ends, in whatever way. Those with fewest
-//! crashes come first, as they are most likely innocent, and among these in the order of the log.
+//! crashes come first, as they are most likely innocent, and among these in the order of the log. One
+//! that failed is a suspect still, and comes back behind all others, so that it does not hold them up.
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
@@ -19,10 +20,18 @@ pub(crate) struct Suspects<T> {
 }
 
 struct State<T> {
-    /// By crashes and place in the log.
-    waiting: BTreeMap<(u32, Sequence), T>,
+    waiting: BTreeMap<Order, T>,
+    /// Those that came back so far.
+    came_back: u64,
     /// A handler has a suspect.
     is_gate_held: bool,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Order {
+    /// By crashes and place in the log.
+    First(u32, Sequence),
+    CameBack(u64),
 }
 
 impl<T> State<T> {
@@ -37,6 +46,7 @@ impl<T> Suspects<T> {
             can_take: AtomicUsize::new(0),
             state: Mutex::new(State {
                 waiting: BTreeMap::new(),
+                came_back: 0,
                 is_gate_held: false,
             }),
         }
@@ -53,10 +63,19 @@ impl<T> Suspects<T> {
         can_take
     }
 
-    /// Adds one. Returns whether a consumer is to be woken.
+    /// Adds one that was claimed. Returns whether a consumer is to be woken.
     pub(crate) fn add(&self, crashes: u32, sequence: Sequence, job: T) -> bool {
         let mut state = self.lock();
-        state.waiting.insert((crashes, sequence), job);
+        state.waiting.insert(Order::First(crashes, sequence), job);
+        self.publish(&state)
+    }
+
+    /// Adds one that failed, or was not due. Returns whether a consumer is to be woken.
+    pub(crate) fn add_back(&self, job: T) -> bool {
+        let mut state = self.lock();
+        state.came_back += 1;
+        let order = Order::CameBack(state.came_back);
+        state.waiting.insert(order, job);
         self.publish(&state)
     }
 
@@ -121,16 +140,18 @@ mod tests {
         for (crashes, sequence) in [(2, 1), (1, 7), (1, 3), (3, 0)] {
             assert!(suspects.add(crashes, Sequence::new(sequence), (crashes, sequence)));
         }
-        assert_eq!(suspects.len(), 4);
+        assert!(suspects.add_back((0, 0)));
+        assert_eq!(suspects.len(), 5);
         assert_eq!(suspects.take(), Some((1, 3)));
         assert_eq!(suspects.take(), None);
         assert!(!suspects.can_take());
         // Nobody is woken for what cannot be taken.
         assert!(!suspects.add(1, Sequence::new(0), (1, 0)));
+        assert!(!suspects.add_back((1, 3)));
         assert!(suspects.end());
-        for expected in [(1, 0), (1, 7), (2, 1), (3, 0)] {
+        for expected in [(1, 0), (1, 7), (2, 1), (3, 0), (0, 0), (1, 3)] {
             assert_eq!(suspects.take(), Some(expected));
-            assert_eq!(suspects.end(), expected != (3, 0));
+            assert_eq!(suspects.end(), expected != (1, 3));
         }
         assert_eq!(suspects.take(), None);
     }

@@ -205,7 +205,8 @@ impl Truth {
         // What is acked and flushed is forgotten, though another handler may be late with it.
         if let Some(known) = self.jobs.get_mut(&job) {
             known.handlers -= 1;
-            known.is_suspect = false;
+            // One that failed stays one.
+            known.is_suspect &= has_failed;
             known.failed += u32::from(has_failed);
         }
     }
@@ -214,6 +215,7 @@ impl Truth {
     pub(super) fn note_timed_out(&mut self, job: Sequence) {
         if let Some(known) = self.jobs.get_mut(&job) {
             known.failed += 1;
+            known.is_suspect = false;
         }
     }
 

@@ -304,23 +304,52 @@ fn jobs_with_a_crash_are_delivered_one_at_a_time_and_others_beside_them() {
     let at = batch.iter().position(|job| job.payload() == b"a").unwrap();
     let suspect = batch.remove(at);
     assert_eq!((suspect.attempts(), suspect.crashes()), (1, 1));
-    // It comes back, and is a suspect no more; the next one has its turn.
+    // It comes back behind the others, and is a suspect still.
     suspect.retry("not the culprit");
-    let both = [other.try_next().unwrap(), consumer.try_next().unwrap()];
-    assert_eq!(payloads(&both), [b"a", b"b"].map(|one| one.to_vec()).into());
+    let second = other.try_next().unwrap();
+    assert_eq!(second.payload(), b"b");
     assert!(other.try_next().is_none());
-    for job in both {
-        // Also one that is dropped has ended.
-        match job.payload() {
-            b"a" => job.ack(),
-            _ => drop(job),
-        }
+    // Also one that is dropped has ended.
+    drop(second);
+    for payload in [b"c", b"a", b"b"] {
+        let next = consumer.try_next().unwrap();
+        assert_eq!(next.payload(), payload);
+        assert!(other.try_next().is_none());
+        next.ack();
     }
     batch.into_iter().for_each(Job::ack);
-    let rest = [other.try_next().unwrap(), consumer.try_next().unwrap()];
-    assert_eq!(payloads(&rest), [b"b", b"c"].map(|one| one.to_vec()).into());
-    rest.into_iter().for_each(Job::ack);
     assert_eq!(queue.stats().depth(), 0);
+}
+
+#[test]
+fn a_suspect_that_fails_again_and_again_holds_up_nobody() {
+    let policy = || at_once().unlimited_attempts();
+    let dir = closed_queue(&[b"a", b"b"]);
+    let left = crash_with(builder(dir.path()).retry(policy()), 2);
+    let queue = open_any(builder(left.path()).retry(policy())).0;
+    let consumer = queue.consumer();
+    for _ in 0..20 {
+        queue.enqueue(b"new").unwrap();
+    }
+    // The suspects, what fails though it is none, and new ones.
+    let mut acked = Vec::new();
+    for _ in 0..200 {
+        let job = consumer.next_timeout(PATIENCE).unwrap();
+        match job.payload() {
+            b"a" => job.retry("always"),
+            b"new" if job.attempts() == 1 => job.retry("once"),
+            payload => {
+                acked.push(payload.to_vec());
+                job.ack();
+            }
+        }
+    }
+    acked.sort();
+    let expected = [vec![&b"b"[..]], vec![&b"new"[..]; 20]].concat();
+    assert_eq!(acked, expected);
+    let job = consumer.next_timeout(PATIENCE).unwrap();
+    assert_eq!((job.payload(), job.crashes()), (&b"a"[..], 1));
+    job.ack();
 }
 
 #[test]
