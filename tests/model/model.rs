@@ -320,7 +320,6 @@ impl Model {
             panic!("{sequence} was never enqueued");
         };
         assert_eq!(job.place, Place::Leased, "{sequence}");
-        job.is_suspect = false;
         job
     }
 
