@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::{Engine, Running};
 use crate::error::{BatchError, EnqueueError};
-use crate::log::record::{HEADER_BYTES, Meta, NewRecord};
+use crate::log::record::{HEADER_BYTES, NewMeta, NewRecord};
 use crate::log::segment::Segment;
 use crate::log::{RollError, Stripe};
 use crate::options::{Due, Durability, EnqueueOptions};
@@ -378,17 +378,12 @@ impl Engine {
     }
 }
 
-fn meta_of(options: &EnqueueOptions) -> Vec<u8> {
+fn meta_of(options: &EnqueueOptions) -> NewMeta {
     let delay = match options.due {
         Due::After(delay) => Some(delay),
         Due::AtOnce | Due::At(_) => None,
     };
-    Meta {
-        max_attempts: options.max_attempts,
-        delay,
-        ..Meta::default()
-    }
-    .encode(usize::MAX)
+    NewMeta::new(options.max_attempts, delay)
 }
 
 fn new_record<'a>(options: &EnqueueOptions, meta: &'a [u8], payload: &'a [u8]) -> NewRecord<'a> {

@@ -303,20 +303,28 @@ impl Dispatch {
 
     /// Makes the leases of a run, those that are due into the deque and others into the timer.
     fn expand(&self, run: Run, own: &Deques) {
+        self.make_leases(run, |lease| own.leases.push(lease));
+        self.share(own, 1);
+    }
+
+    /// Makes the leases of a run: `due` takes those that are due, the timer the others.
+    fn make_leases(&self, run: Run, mut due: impl FnMut(Lease)) {
+        // Once for all that are not plain.
         let mut now = None;
+        let mut waiting = Vec::new();
         run.expand(|lease, plain| {
-            let lease = if plain {
-                Some(lease)
-            } else {
-                // Once for all.
-                let now = *now.get_or_insert_with(|| Now::of(self.clock));
-                self.hold_back(lease, now)
-            };
-            if let Some(lease) = lease {
-                own.leases.push(lease);
+            if plain {
+                return due(lease);
+            }
+            let now = *now.get_or_insert_with(|| Now::of(self.clock));
+            if let Some(lease) = self.hold_back(lease, now, &mut waiting) {
+                due(lease);
             }
         });
-        self.share(own, 1);
+        if let Some((first, _)) = waiting.first() {
+            self.note_waiting(first);
+            self.timer.schedule_all(waiting);
+        }
     }
 
     /// Marks the deques, and wakes a consumer to steal, if there is more in them than the next `taken`
@@ -359,8 +367,8 @@ impl Dispatch {
         None
     }
 
-    /// Puts a claimed job into the timer if it is not due yet, and a suspect among the others.
-    fn hold_back(&self, lease: Lease, now: Now) -> Option<Lease> {
+    /// Puts a claimed job into `waiting` if it is not due yet, and a suspect among the others.
+    fn hold_back(&self, lease: Lease, now: Now, waiting: &mut Vec<(Lease, When)>) -> Option<Lease> {
         let due_at = lease.record().header().due_at;
         let meta = match lease.has_meta() {
             true => lease.meta(),
@@ -394,8 +402,7 @@ impl Dispatch {
             false => lease,
         };
         if !now.until(when).is_zero() {
-            // Nobody can have acked it: no handler of this process had it.
-            let _ = self.wait(lease, when, false);
+            waiting.push((lease, when));
         } else if lease.is_suspect() {
             self.add_suspect(lease);
         } else {
@@ -447,8 +454,12 @@ impl Dispatch {
 
     /// Puts a job into the timer, see [`Timer::schedule`].
     fn wait(&self, lease: Lease, when: When, late: bool) -> bool {
-        self.stripes[usize::from(lease.sequence().stripe())].note_waiting();
+        self.note_waiting(&lease);
         self.timer.schedule(lease, when, late)
+    }
+
+    fn note_waiting(&self, lease: &Lease) {
+        self.stripes[usize::from(lease.sequence().stripe())].note_waiting();
     }
 
     /// Whether a consumer that has registered as a sleeper, and fenced, must look again.

@@ -12,7 +12,6 @@ use crossbeam_deque::{Steal, Stealer, Worker};
 use crossbeam_utils::CachePadded;
 
 use super::Dispatch;
-use super::timer::Now;
 use crate::log::segment::{Lease, Run};
 
 /// Looks for work before a consumer goes to sleep, each after a pause: together a few tens of
@@ -328,14 +327,7 @@ impl<D: AsRef<Dispatch>> Drop for Source<D> {
             rest.push(lease);
         }
         while let Some(run) = self.own.pop_run() {
-            let now = Now::of(dispatch.clock);
-            run.expand(|lease, plain| {
-                rest.extend(if plain {
-                    Some(lease)
-                } else {
-                    dispatch.hold_back(lease, now)
-                });
-            });
+            dispatch.make_leases(run, |lease| rest.push(lease));
         }
         dispatch.consumers.unregister(self.own.place);
         if !rest.is_empty() {

@@ -185,6 +185,27 @@ impl Timer {
         true
     }
 
+    /// Has jobs of a segment wait of which no handler has had any in this process.
+    pub(crate) fn schedule_all(&self, jobs: Vec<(Lease, When)>) {
+        let Some((first, _)) = jobs.first() else {
+            return;
+        };
+        let mut state = self.state.lock();
+        *state.segments.entry(first.segment_base()).or_insert(0) += jobs.len() as u32;
+        let mut is_earliest = false;
+        for (lease, when) in jobs {
+            let sequence = lease.sequence();
+            is_earliest |= match when {
+                When::After(due) => insert(&mut state.after, (due, sequence), lease),
+                When::At(due) => insert(&mut state.at, (due, sequence), lease),
+            };
+        }
+        drop(state);
+        if is_earliest {
+            self.changed.notify_one();
+        }
+    }
+
     /// Takes out a job that a handler has acked although it had timed out.
     ///
     /// The job was marked done before: so either it waits and is found here, or whoever brings it

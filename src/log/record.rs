@@ -16,6 +16,7 @@
 //! ```
 //! All integers are little-endian; every record starts at a multiple of [`UNIT`] bytes.
 
+use std::ops::Deref;
 use std::time::{Duration, SystemTime};
 
 use super::crc::Crc32;
@@ -212,9 +213,7 @@ impl Meta {
     pub(crate) fn encode(&self, limit: usize) -> Vec<u8> {
         // Most have no more.
         let mut bytes = Vec::with_capacity(64);
-        if let Some(max) = self.max_attempts {
-            put(&mut bytes, TAG_MAX_ATTEMPTS, &[max.unwrap_or(0)]);
-        }
+        bytes.extend_from_slice(&NewMeta::new(self.max_attempts, self.delay));
         let words = [
             (TAG_SETTLES, self.settles.map(Sequence::get)),
             (TAG_ORIGINAL, self.original.map(Sequence::get)),
@@ -223,7 +222,6 @@ impl Meta {
                 self.first_failure.map(Timestamp::as_nanos),
             ),
             (TAG_LAST_FAILURE, self.last_failure.map(Timestamp::as_nanos)),
-            (TAG_DELAY, self.delay.map(nanos)),
         ];
         for (tag, word) in words {
             if let Some(word) = word {
@@ -300,6 +298,48 @@ impl Meta {
             }
         }
         meta
+    }
+}
+
+/// The encoded metadata of a new job: what its producer asks for. On the stack, as each of them pays for it.
+pub(crate) struct NewMeta {
+    bytes: [u8; Self::MAX_BYTES],
+    len: usize,
+}
+
+impl NewMeta {
+    const MAX_BYTES: usize = 2 * FIELD_HEADER_BYTES + 1 + 8;
+
+    pub(crate) fn new(max_attempts: Option<Option<u8>>, delay: Option<Duration>) -> Self {
+        let mut meta = Self {
+            bytes: [0; Self::MAX_BYTES],
+            len: 0,
+        };
+        if let Some(max) = max_attempts {
+            meta.put(TAG_MAX_ATTEMPTS, [max.unwrap_or(0)]);
+        }
+        if let Some(delay) = delay {
+            meta.put(TAG_DELAY, nanos(delay).to_le_bytes());
+        }
+        meta
+    }
+
+    fn put<const LEN: usize>(&mut self, tag: u8, value: [u8; LEN]) {
+        let [low, high] = (LEN as u16).to_le_bytes();
+        let field = [tag, low, high].into_iter().chain(value);
+        for (to, byte) in self.bytes[self.len..].iter_mut().zip(field) {
+            *to = byte;
+        }
+        self.len += FIELD_HEADER_BYTES + LEN;
+    }
+}
+
+impl Deref for NewMeta {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len]
     }
 }
 
