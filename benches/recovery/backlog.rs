@@ -50,6 +50,8 @@ pub struct Copy(TempDir);
 impl Copy {
     pub fn of(backlog: &Backlog) -> Self {
         let copy = scratch();
+        // It has no files, and an open reports it lost if it is not there.
+        fs::create_dir(copy.path().join("dead")).expect("created");
         for_each_file(backlog.0.path(), Path::new(""), &mut |relative| {
             let (from, to) = (backlog.0.path().join(relative), copy.path().join(relative));
             fs::create_dir_all(to.parent().expect("it is below the copy")).expect("created");
