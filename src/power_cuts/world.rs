@@ -360,7 +360,8 @@ impl World {
                     prior.prior_attempts + prior.prior_crashes > 0
                 }
             };
-            if may_have_ended {
+            // Not delivered if it is done: a handler that was late has acked it.
+            if may_have_ended && !lease.is_done() {
                 self.shared.truth.borrow_mut().note_dying(job);
             }
             let Some((lease, attempt, delivery)) = running.begin(lease) else {
