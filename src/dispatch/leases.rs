@@ -114,7 +114,10 @@ impl Leases {
 
     /// Ends a delivery by an ack.
     pub(crate) fn end(&self, lease: &Lease, delivery: Delivery) -> Ended {
-        self.state.lock().end(lease.sequence(), delivery)
+        let mut state = self.state.lock();
+        let ended = state.end(lease.sequence(), delivery);
+        state.note_ended(lease, ended);
+        ended
     }
 
     /// Ends a delivery by a failure. If it is not the current one, it has failed before, by its
@@ -125,8 +128,7 @@ impl Leases {
         let ended = state.end(sequence, delivery);
         match ended {
             Ended::Current { others } => lease.count_failure(others),
-            Ended::Late if state.has_handler(sequence) => {}
-            Ended::Late => lease.end_delivery(),
+            Ended::Late => state.note_ended(lease, ended),
         }
         ended
     }
@@ -191,6 +193,14 @@ impl State {
             }
         } else {
             Ended::Late
+        }
+    }
+
+    /// Has the ack file say that no handler has the job, once the last one that was late is done with it. By
+    /// an ack, too: while the job's letter is being written, it is not done yet.
+    fn note_ended(&self, lease: &Lease, ended: Ended) {
+        if ended == Ended::Late && !self.has_handler(lease.sequence()) {
+            lease.end_delivery();
         }
     }
 

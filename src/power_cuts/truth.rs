@@ -440,7 +440,7 @@ impl Truth {
             let most = (known.failed, known.crashes + u32::from(was_running));
             assert!(
                 one.failed <= most.0 && one.crashes <= most.1,
-                "{one:?} has failed attempts and crashes of {most:?}"
+                "{one:?} has failed attempts and crashes of {most:?} after a {crash:?}: {known:?}"
             );
             if crash == Crash::Kill {
                 assert_eq!((one.failed, one.crashes), most, "deliveries of {job}");

@@ -188,10 +188,11 @@ impl World {
             58..71 => self.run_upkeep(),
             71..75 => self.wait(),
             75..77 => self.leave_few_waiting(),
-            77..82 => self.replay(),
-            82..85 => self.purge(),
+            77..82 => self.replay(self.number(4)),
+            82..85 => self.purge(self.number(4)),
             85 if self.shared.setup.lease_timeout.is_some() => self.be_late(),
-            85..87 => {
+            86 => self.bury_and_purge(),
+            85 => {
                 let at = self.number(CONSUMERS);
                 self.consumers[at] = Source::new(self.running());
             }
@@ -488,6 +489,30 @@ impl World {
         self.running().signal.kick();
     }
 
+    /// Segments of letters are filled, and all of these replayed or purged before their jobs are durably done.
+    fn bury_and_purge(&mut self) {
+        for _ in 0..self.number(10) {
+            let payload = truth::large_payload(&mut self.shared.random.borrow_mut());
+            self.enqueue_with(payload, &EnqueueOptions::new());
+        }
+        // What is not durable hardly ever comes back.
+        self.flush();
+        let running = self.running();
+        for _ in 0..4 {
+            self.take();
+            while let Some(one) = self.shared.take_in_hand() {
+                self.fail(&running, one, Then::DeadLetter);
+            }
+        }
+        self.shared.truth.borrow_mut().begin(Doing::Nothing);
+        self.look_at_letters();
+        match self.number(2) {
+            0 => self.replay(usize::MAX),
+            _ => self.purge(usize::MAX),
+        }
+        self.run_upkeep();
+    }
+
     /// Workers take longer than they may, and then ack what has mostly died.
     fn be_late(&mut self) {
         self.take();
@@ -509,9 +534,8 @@ impl World {
         DeadLetters::new(self.running())
     }
 
-    /// The oldest letters, a few, with which something is about to be done.
-    fn pick_letters(&self, doing: fn(Vec<Sequence>) -> Doing) -> Vec<Sequence> {
-        let some = self.number(4);
+    /// The oldest letters, so many, with which something is about to be done.
+    fn pick_letters(&self, some: usize, doing: fn(Vec<Sequence>) -> Doing) -> Vec<Sequence> {
         if self.number(12) == 0 {
             self.fail_a_flush();
         }
@@ -521,8 +545,8 @@ impl World {
         picked
     }
 
-    fn replay(&self) {
-        let picked = self.pick_letters(Doing::Replay);
+    fn replay(&self, some: usize) {
+        let picked = self.pick_letters(some, Doing::Replay);
         let replayed = self
             .letters()
             .replay_where(|letter| picked.contains(&letter.sequence()));
@@ -556,8 +580,8 @@ impl World {
         }
     }
 
-    fn purge(&self) {
-        let picked = self.pick_letters(Doing::Purge);
+    fn purge(&self, some: usize) {
+        let picked = self.pick_letters(some, Doing::Purge);
         let purged = self
             .letters()
             .purge_where(|letter| picked.contains(&letter.sequence()));
