@@ -575,7 +575,12 @@ impl Truth {
         } else {
             // What is gone has ended, and a power cut may still bring it back.
             for job in self.jobs.values_mut() {
-                job.end.get_or_insert(End::Dead);
+                let end = match job.is_withdrawn {
+                    // Its letter may come back that nobody has seen.
+                    true => End::Acked,
+                    false => End::Dead,
+                };
+                job.end.get_or_insert(end);
             }
             let is_purged = |letter: &Sequence| match &was_doing {
                 Doing::Purge(letters) => letters.contains(letter),
