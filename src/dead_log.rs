@@ -43,7 +43,8 @@ struct Waiting {
     /// Jobs handed over that are not marked done yet, by the sequences of their records, and whether
     /// the writer is past asking if they were acked late.
     dying: SequenceMap<bool>,
-    /// Of these, jobs whose letter is not in the log.
+    /// Letters that are not in the log yet: of these, and of a job that is acked while its own is being
+    /// written.
     unwritten: u64,
     /// The letters, by their jobs, of those that a handler whose delivery has timed out still has.
     late: SequenceMap<Sequence>,
@@ -125,7 +126,7 @@ impl DeadLog {
     }
 
     /// Has `mark_done` mark a job done whose delivery has timed out, unless it has its letter; if it
-    /// is dying, its letter is not written. A letter that is there is withdrawn.
+    /// is dying, its letter is not written. A letter that is there, or is being written, is withdrawn.
     pub(crate) fn take_late(
         &self,
         job: Sequence,
@@ -133,7 +134,7 @@ impl DeadLog {
         mark_done: impl FnOnce(),
     ) -> Late {
         let mut waiting = self.waiting.lock();
-        let late = match waiting.dying.get(&sequence) {
+        let late = match waiting.dying.remove(&sequence) {
             None => match waiting.late.remove(&job) {
                 None => Late::Live,
                 Some(letter) => {
@@ -143,23 +144,21 @@ impl DeadLog {
                     return Late::Dead;
                 }
             },
-            Some(false) => Late::Dying,
+            Some(false) => {
+                waiting.unwritten -= 1;
+                // If the writer has taken it already, it finds it acked.
+                waiting
+                    .deaths
+                    .retain(|death| death.lease.sequence() != sequence);
+                Late::Dying
+            }
             Some(true) => {
                 // Whoever is writing the letter withdraws it.
                 waiting.acked.insert(job);
-                return Late::Dead;
+                Late::Dead
             }
         };
         mark_done();
-        if let Late::Dying = late {
-            waiting.dying.remove(&sequence);
-            waiting.acked.remove(&job);
-            waiting.unwritten -= 1;
-            // If the writer has taken it already, it finds it acked.
-            waiting
-                .deaths
-                .retain(|death| death.lease.sequence() != sequence);
-        }
         late
     }
 
@@ -246,8 +245,12 @@ impl DeadLog {
                 }
                 Err(error) => {
                     let mut waiting = self.waiting.lock();
-                    waiting.dying.insert(sequence, false);
-                    waiting.deaths.push(death);
+                    if waiting.acked.remove(&death.lease.job()) {
+                        waiting.unwritten -= 1;
+                    } else {
+                        waiting.dying.insert(sequence, false);
+                        waiting.deaths.push(death);
+                    }
                     result = Err(error);
                     break;
                 }
@@ -334,5 +337,127 @@ impl DeadLog {
     pub(crate) fn is_shown(&self, letter: Sequence) -> bool {
         // Only a failed flush has letters withheld.
         !self.poison.is_set() || !self.withheld.lock().contains(&letter)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::io;
+    use std::path::Path;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+    use std::time::Duration;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::dispatch::leases::Delivery;
+    use crate::dispatch::source::Source;
+    use crate::engine::Running;
+    use crate::job::Attempt;
+    use crate::producer::Place;
+    use crate::storage::faults::{self, Moment};
+    use crate::time::stopped;
+    use crate::{Queue, RetryPolicy, Stats};
+
+    const LEASE: Duration = Duration::from_millis(1);
+
+    fn open(dir: &TempDir) -> (Arc<Running>, u64) {
+        let builder = Queue::builder(dir.path())
+            .stripes(1)
+            .segment_size(16 * 1024)
+            .retry(RetryPolicy::none())
+            .lease_timeout(LEASE);
+        let (running, report) = Running::open_idle(&builder).unwrap();
+        (Arc::new(running), report.jobs)
+    }
+
+    /// A handler has a job that is dying, as it has timed out.
+    fn late(
+        running: &Running,
+        consumer: &Source<Arc<Running>>,
+        now: &mut Duration,
+    ) -> (Lease, Attempt, Delivery) {
+        let stripe = &running.dispatch().stripes()[0];
+        running.enqueue(Place::on(stripe), b"job").unwrap();
+        let begun = running.begin(consumer.try_next().unwrap()).unwrap();
+        *now += LEASE;
+        stopped::set(Some(*now));
+        running.turn_timer();
+        assert_eq!(running.dead().stats().letters, 1);
+        begun
+    }
+
+    #[test]
+    fn a_job_that_is_acked_while_its_letter_fails_to_be_written_is_done() {
+        let mut now = Duration::from_secs(1_000_000);
+        stopped::set(Some(now));
+        let dir = tempfile::tempdir().unwrap();
+        let running = open(&dir).0;
+        let consumer = Source::new(Arc::clone(&running));
+        let mut late = Some(late(&running, &consumer, &mut now));
+        let observer = {
+            let running = Arc::clone(&running);
+            move |_, _: &Path, _| {
+                if let Some((lease, attempt, delivery)) = late.take() {
+                    running.ack(lease, delivery, attempt);
+                }
+                Err(io::ErrorKind::StorageFull.into())
+            }
+        };
+        faults::observe(Some((dir.path().join("dead"), Box::new(observer))));
+        assert!(running.write_letters().unwrap_err().is_full());
+        faults::observe(None);
+        let stats = Stats::of(&running);
+        assert_eq!((stats.acked, stats.dead_lettered), (1, 0), "{stats:?}");
+        assert_eq!((stats.dead, stats.depth()), (0, 0), "{stats:?}");
+        running.write_letters().unwrap();
+        assert_eq!(running.dead().log().stats().live, 0);
+        drop(consumer);
+        running.die();
+        drop(running);
+        assert_eq!(open(&dir).1, 0);
+        stopped::set(None);
+    }
+
+    #[test]
+    fn a_late_ack_leaves_no_letter_that_is_written_at_the_very_moment() {
+        let mut now = Duration::from_secs(1_000_000);
+        stopped::set(Some(now));
+        let dir = tempfile::tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir())
+            .unwrap();
+        let running = open(&dir).0;
+        let consumer = Source::new(Arc::clone(&running));
+        // Near the moment in which the writer asks whether a handler has the job.
+        let is_flushed = Arc::new(AtomicBool::new(false));
+        let observer = {
+            let is_flushed = Arc::clone(&is_flushed);
+            move |_, _: &Path, moment| {
+                is_flushed.store(moment == Moment::After, Ordering::Release);
+                Ok(())
+            }
+        };
+        faults::observe(Some((dir.path().join("dead"), Box::new(observer))));
+        for round in 0..4000 {
+            let (lease, attempt, delivery) = late(&running, &consumer, &mut now);
+            is_flushed.store(false, Ordering::Relaxed);
+            thread::scope(|scope| {
+                let handler = scope.spawn(|| {
+                    while !is_flushed.load(Ordering::Acquire) {
+                        std::hint::spin_loop();
+                    }
+                    for _ in 0..round % 100 {
+                        std::hint::spin_loop();
+                    }
+                    running.ack(lease, delivery, attempt);
+                });
+                running.write_letters().unwrap();
+                handler.join().unwrap();
+            });
+            assert_eq!(running.dead().stats().letters, 0, "round {round}");
+        }
+        faults::observe(None);
+        stopped::set(None);
     }
 }

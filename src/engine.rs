@@ -369,7 +369,7 @@ impl Engine {
             return self.ack_marked(lease, delivery, attempt);
         }
         if let Some(leases) = &self.leases
-            && leases.end(&lease, delivery) == Ended::Late
+            && !leases.end(&lease, delivery)
         {
             return self.ack_late(lease, leases);
         }
@@ -417,7 +417,7 @@ impl Engine {
             Late::Live => {}
         }
         drop(self.dispatch.timer.take_late(sequence));
-        leases.end_current(sequence);
+        leases.end_late(sequence);
         self.dead.failures.forget(job);
         // The space that the job's other leases have kept can go.
         self.signal.kick();

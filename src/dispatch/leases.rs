@@ -112,12 +112,17 @@ impl Leases {
         Some((delivery, first))
     }
 
-    /// Ends a delivery by an ack.
-    pub(crate) fn end(&self, lease: &Lease, delivery: Delivery) -> Ended {
+    /// Ends a delivery by an ack, if it is its job's current one, and returns whether it is. Any other ends
+    /// [later](Self::end_late).
+    pub(crate) fn end(&self, lease: &Lease, delivery: Delivery) -> bool {
         let mut state = self.state.lock();
-        let ended = state.end(lease.sequence(), delivery);
-        state.note_ended(lease, ended);
-        ended
+        let sequence = lease.sequence();
+        let is_current = state.is_current(sequence, delivery);
+        if is_current {
+            state.current.remove(&sequence);
+            state.drop_ended();
+        }
+        is_current
     }
 
     /// Ends a delivery by a failure. If it is not the current one, it has failed before, by its
@@ -128,18 +133,22 @@ impl Leases {
         let ended = state.end(sequence, delivery);
         match ended {
             Ended::Current { others } => lease.count_failure(others),
-            Ended::Late => state.note_ended(lease, ended),
+            Ended::Late if state.has_handler(sequence) => {}
+            Ended::Late => lease.end_delivery(),
         }
         ended
     }
 
-    /// Has no delivery of a job be its current one: it is done.
-    pub(crate) fn end_current(&self, sequence: Sequence) {
+    /// Ends a delivery that is not its job's current one, by an ack, now that the job is done: none is its
+    /// current one any more. Until then the handler has the job, so that whoever writes its letter keeps in
+    /// mind where that is.
+    pub(crate) fn end_late(&self, sequence: Sequence) {
         let mut state = self.state.lock();
         if state.current.remove(&sequence).is_some() {
             state.note_late(sequence);
-            state.drop_ended();
         }
+        state.end_late(sequence);
+        state.drop_ended();
     }
 
     /// Whether a handler has a job, in time or late.
@@ -178,11 +187,8 @@ impl State {
         let is_current = self.is_current(sequence, delivery);
         if is_current {
             self.current.remove(&sequence);
-        } else if let Some(late) = self.late.get_mut(&sequence) {
-            *late -= 1;
-            if *late == 0 {
-                self.late.remove(&sequence);
-            }
+        } else {
+            self.end_late(sequence);
         }
         // Those that ended go as they come to the front, so that the queue stays as long as the
         // deliveries of one timeout.
@@ -196,11 +202,12 @@ impl State {
         }
     }
 
-    /// Has the ack file say that no handler has the job, once the last one that was late is done with it. By
-    /// an ack, too: while the job's letter is being written, it is not done yet.
-    fn note_ended(&self, lease: &Lease, ended: Ended) {
-        if ended == Ended::Late && !self.has_handler(lease.sequence()) {
-            lease.end_delivery();
+    fn end_late(&mut self, sequence: Sequence) {
+        if let Some(late) = self.late.get_mut(&sequence) {
+            *late -= 1;
+            if *late == 0 {
+                self.late.remove(&sequence);
+            }
         }
     }
 
@@ -271,7 +278,7 @@ mod tests {
         let now = Clock::start().now();
         leases.begin(&slow, 1, now);
         let (delivery, _) = leases.begin(&quick, 1, now).unwrap();
-        assert_eq!(leases.end(&quick, delivery), ALONE);
+        assert!(leases.end(&quick, delivery));
         assert!(quick.ack().segment_complete);
         let maps = second.retire().unwrap();
         assert_eq!(Arc::strong_count(&maps), 1);
@@ -293,9 +300,13 @@ mod tests {
         assert_eq!(leases.fail(&lease, first), Ended::Late);
         assert_eq!(leases.fail(&lease, second), ALONE);
         let (third, _) = leases.begin(&lease, 3, now).unwrap();
-        leases.end_current(lease.sequence());
+        leases.expire(now);
+        assert!(!leases.end(&lease, third));
+        let (fourth, _) = leases.begin(&lease, 4, now).unwrap();
+        leases.end_late(lease.sequence());
         assert_eq!(leases.running(), 0);
-        assert_eq!(leases.fail(&lease, third), Ended::Late);
+        assert!(leases.has_handler(lease.sequence()));
+        assert_eq!(leases.fail(&lease, fourth), Ended::Late);
         let (expired, next) = leases.expire(now);
         assert_eq!((expired.len(), next), (0, None));
         assert!(leases.state.lock().late.is_empty());

@@ -729,14 +729,11 @@ impl Shared {
             // Either may come first, or this one has to wait for the other.
             return self.in_hand.borrow_mut().push(one);
         }
-        // Another lease may have done it, after this one's time was up; and while the job's letter is
-        // being written, a late ack has that withdrawn.
+        // Another lease may have done it, after this one's time was up.
         let was_done = one.lease.is_done();
-        let other = one.lease.duplicate();
         running.ack(one.lease, one.delivery, one.attempt);
-        let is_done = other.is_none_or(|lease| lease.is_done());
         let mut truth = self.truth.borrow_mut();
-        if is_done && !was_done {
+        if !was_done {
             truth.note_acked(one.job);
         }
         if is_withdrawn {
