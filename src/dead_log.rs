@@ -90,14 +90,17 @@ impl DeadLog {
     }
 
     pub(crate) fn stats(&self) -> DeadLogStats {
-        let waiting = self.waiting.lock();
-        let log = self.log.stats();
-        let is_there = |job: &&Sequence| waiting.late.contains_key(job);
-        let acked = waiting.acked.iter().filter(is_there).count();
-        let hidden = (self.withheld.lock().len() + acked) as u64;
+        let (log, unwritten, dying) = {
+            let waiting = self.waiting.lock();
+            let dying = waiting.dying.len() as u64;
+            (self.log.stats(), waiting.unwritten, dying)
+        };
+        // One may have been withdrawn just before it was to be withheld.
+        let is_live = |letter: &&Sequence| matches!(self.log.pin_live(**letter), Ok(Some(_)));
+        let withheld = self.withheld.lock().iter().filter(is_live).count() as u64;
         DeadLogStats {
-            letters: log.live + waiting.unwritten - hidden,
-            dying: waiting.dying.len() as u64,
+            letters: log.live + unwritten - withheld,
+            dying,
             bytes: log.bytes,
             segments: log.segments,
             quarantined: self.log.damaged_regions(),
@@ -186,17 +189,20 @@ impl DeadLog {
 
     /// Withdraws letters that could not be when their jobs were acked.
     fn withdraw_again(&self) -> Result<(), Arc<StorageError>> {
-        let again: Vec<_> = {
+        let mut again = Vec::new();
+        {
             let Waiting { late, acked, .. } = &mut *self.waiting.lock();
-            let again = acked.extract_if(|job| late.contains_key(job));
-            again.collect()
-        };
+            acked.retain(|job| match late.remove(job) {
+                Some(letter) => {
+                    again.push((*job, letter));
+                    false
+                }
+                None => true,
+            });
+        }
         let mut result = Ok(());
-        for job in again {
-            let letter = self.waiting.lock().late.remove(&job);
-            if let Some(letter) = letter {
-                result = result.and(self.withdraw(job, letter));
-            }
+        for (job, letter) in again {
+            result = result.and(self.withdraw(job, letter));
         }
         result
     }
@@ -351,14 +357,16 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::dead_letter::DeadLetters;
     use crate::dispatch::leases::Delivery;
     use crate::dispatch::source::Source;
     use crate::engine::Running;
     use crate::job::Attempt;
     use crate::producer::Place;
+    use crate::storage::Operation;
     use crate::storage::faults::{self, Moment};
     use crate::time::stopped;
-    use crate::{Queue, RetryPolicy, Stats};
+    use crate::{DeadLetterError, Queue, RetryPolicy, Stats};
 
     const LEASE: Duration = Duration::from_millis(1);
 
@@ -417,6 +425,39 @@ mod tests {
         running.die();
         drop(running);
         assert_eq!(open(&dir).1, 0);
+        stopped::set(None);
+    }
+
+    #[test]
+    fn a_letter_that_is_withdrawn_while_its_replay_fails_is_not_counted_as_withheld() {
+        let mut now = Duration::from_secs(1_000_000);
+        stopped::set(Some(now));
+        let dir = tempfile::tempdir().unwrap();
+        let running = open(&dir).0;
+        let consumer = Source::new(Arc::clone(&running));
+        let mut late = Some(late(&running, &consumer, &mut now));
+        let letters = DeadLetters::new(Arc::clone(&running));
+        let letter = letters.iter().next().unwrap().sequence();
+        let observer = {
+            let running = Arc::clone(&running);
+            move |operation, _: &Path, _| {
+                if operation != Operation::Flush {
+                    return Ok(());
+                }
+                if let Some((lease, attempt, delivery)) = late.take() {
+                    running.ack(lease, delivery, attempt);
+                }
+                Err(io::ErrorKind::Other.into())
+            }
+        };
+        faults::observe(Some((dir.path().join("log"), Box::new(observer))));
+        let error = letters.replay(letter).unwrap_err();
+        faults::observe(None);
+        assert!(
+            matches!(error, DeadLetterError::NotDurable { .. }),
+            "{error}"
+        );
+        assert_eq!((letters.len(), letters.iter().count()), (0, 0));
         stopped::set(None);
     }
 
