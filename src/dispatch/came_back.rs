@@ -20,7 +20,8 @@ const MAX_MARKS: usize = 1024;
 
 pub(super) struct CameBack {
     jobs: Injector<Lease>,
-    /// Jobs that ever came. Relaxed throughout, as what is below: for statistics.
+    /// Jobs that ever came: for statistics. Relaxed, as what is below, but for where it is looked at before
+    /// the jobs are counted, which are there before it grows.
     came: AtomicU64,
     /// Jobs that come before this time share the last mark.
     shared_until: AtomicU64,
@@ -46,7 +47,8 @@ impl CameBack {
 
     pub(super) fn push(&self, lease: Lease, now: Tick) {
         self.jobs.push(lease);
-        let number = self.came.fetch_add(1, Ordering::Relaxed) + 1;
+        // Release pairs with the Acquire in `oldest`.
+        let number = self.came.fetch_add(1, Ordering::Release) + 1;
         if now.as_nanos() >= self.shared_until.load(Ordering::Relaxed) {
             self.mark(number, now);
         }
@@ -76,11 +78,14 @@ impl CameBack {
     /// When the one came that is there for longest.
     pub(super) fn oldest(&self) -> Option<Tick> {
         let mut marks = self.marks.lock();
+        // This one first, so that those that come meanwhile do not count as gone: what is forgotten of
+        // the older ones is so for good.
+        let came = self.came.load(Ordering::Acquire);
         let left = self.len() as u64;
         if left == 0 {
             return None;
         }
-        marks.oldest(self.came.load(Ordering::Relaxed).saturating_sub(left))
+        marks.oldest(came.saturating_sub(left))
     }
 }
 
@@ -97,9 +102,12 @@ impl Marks {
         self.add(number, now);
         if self.marks.len() > MAX_MARKS {
             let _ = self.oldest(gone());
-            self.within *= 2;
-            for (number, came) in std::mem::take(&mut self.marks) {
-                self.add(number, came);
+            // Else there is room for long, without those that are gone.
+            if self.marks.len() > MAX_MARKS / 2 {
+                self.within *= 2;
+                for (number, came) in std::mem::take(&mut self.marks) {
+                    self.add(number, came);
+                }
             }
         }
     }
@@ -154,6 +162,20 @@ mod tests {
         // As exact as so few marks can be.
         let half = marks.oldest(5_000).unwrap();
         assert!(half <= at(5_000_000) && half >= at(4_900_000), "{half:?}");
+        stopped::set(None);
+    }
+
+    #[test]
+    fn what_is_gone_makes_no_mark_coarser() {
+        stopped::set(Some(Duration::from_secs(1000)));
+        let start = Clock::start().now();
+        let at = |millis| start.saturating_add(Duration::from_millis(millis));
+        let mut marks = Marks::new();
+        // One comes each 10 ms, and is taken a second later, for ten minutes.
+        for number in 1..60_000_u64 {
+            marks.note(number, at(number * 10), || number.saturating_sub(100));
+        }
+        assert_eq!(marks.oldest(59_899), Some(at(599_000)));
         stopped::set(None);
     }
 }
