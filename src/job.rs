@@ -115,8 +115,9 @@ impl<'a> Job<'a> {
     }
 
     /// How often the process died, or the power failed, while a handler had this job; at most 15.
-    /// [`RetryPolicy::max_crashes`](crate::RetryPolicy::max_crashes) is the limit. The first time after a
-    /// crash, such a job is not delivered while a handler has another one.
+    /// [`RetryPolicy::max_crashes`](crate::RetryPolicy::max_crashes) is the limit. Such a job is
+    /// not delivered while a handler has another one, unless its delivery has [timed
+    /// out](crate::Builder::lease_timeout).
     pub fn crashes(&self) -> u32 {
         self.lease.as_ref().map_or(0, Lease::crashes)
     }

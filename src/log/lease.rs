@@ -674,8 +674,8 @@ pub(crate) struct Lease {
 /// Set in a lease's place if its segment was made since the open and its record has no metadata. No
 /// units reach this bit, and unpacking a position passes over it.
 const BARE: u64 = 1 << 37;
-/// Set in a lease's place if a handler had the job when a process died, and no handler has ended with
-/// it since. As unlikely to be reached as [`BARE`].
+/// Set in a lease's place if a handler had the job when a process died, and its delivery has not timed out
+/// since. As unlikely to be reached as [`BARE`].
 const SUSPECT: u64 = 1 << 36;
 
 // Deques and timers hold many.

@@ -82,7 +82,7 @@ struct Job {
     crashes: u32,
     /// Handlers that have it.
     handlers: u32,
-    /// It has a crash, and no handler has ended with it in this process.
+    /// It has a crash, and its delivery has not timed out in this process.
     is_suspect: bool,
     /// One has had it since what is said of deliveries was durable, so that a power cut may have
     /// that one still at it.
