@@ -165,10 +165,12 @@ impl DeadLog {
         late
     }
 
-    /// The last handler that had a job has not acked it.
-    pub(crate) fn end_late(&self, job: Sequence) {
+    /// A handler that had a job, in time or late, has not acked it. `has_handler` says whether another still
+    /// may.
+    pub(crate) fn end_late(&self, job: Sequence, has_handler: impl FnOnce() -> bool) {
         let mut waiting = self.waiting.lock();
-        if !waiting.acked.contains(&job) {
+        // Asked under the lock: the job may have been delivered once more since, and have died of that.
+        if !waiting.acked.contains(&job) && !has_handler() {
             waiting.late.remove(&job);
         }
     }
@@ -500,5 +502,86 @@ mod tests {
         }
         faults::observe(None);
         stopped::set(None);
+    }
+
+    #[test]
+    fn the_end_of_one_handler_does_not_let_the_letter_be_forgotten_that_another_may_withdraw() {
+        let mut now = Duration::from_secs(1_000_000);
+        stopped::set(Some(now));
+        let dir = tempfile::tempdir().unwrap();
+        let running = open(&dir).0;
+        let consumer = Source::new(Arc::clone(&running));
+        let (lease, attempt, delivery) = late(&running, &consumer, &mut now);
+        running.write_letters().unwrap();
+        let leases = running.leases().unwrap();
+        let has_handler = || leases.has_handler(lease.sequence());
+        running.dead().end_late(lease.job(), has_handler);
+        running.ack(lease, delivery, attempt);
+        assert_eq!(running.dead().stats().letters, 0);
+        stopped::set(None);
+    }
+
+    #[test]
+    fn whatever_handlers_do_late_no_letter_stays_of_a_job_that_was_acked() {
+        const JOBS: usize = 12_000;
+        const HANDLERS: u64 = 6;
+        let dir = tempfile::tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir())
+            .unwrap();
+        let policy = RetryPolicy::fixed(Duration::from_micros(300)).max_attempts(2);
+        let builder = Queue::builder(dir.path()).stripes(1).retry(policy);
+        let queue = builder.lease_timeout(LEASE).open().unwrap().0;
+        let acked = Mutex::new(HashSet::new());
+        let is_over = AtomicBool::new(false);
+        let handle = &|seed| {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let consumer = queue.consumer();
+            let mut held = Vec::new();
+            while !is_over.load(Ordering::Relaxed) {
+                held.extend(consumer.next_timeout(LEASE / 5));
+                if held.is_empty() || held.len() <= 6 && random.u8(0..4) > 0 {
+                    continue;
+                }
+                let job = held.swap_remove(random.usize(0..held.len()));
+                let id = job.sequence();
+                match random.u8(0..10) {
+                    0..3 => {
+                        job.ack();
+                        acked.lock().insert(id);
+                    }
+                    _ => job.retry("it failed"),
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for seed in 0..HANDLERS {
+                scope.spawn(move || (*handle)(seed));
+            }
+            // Has letters written all the time.
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    queue.dead_letters().iter().for_each(drop);
+                }
+            });
+            for number in 0..JOBS {
+                queue.enqueue(b"job").unwrap();
+                if number % 20 == 0 {
+                    thread::sleep(LEASE / 2);
+                }
+            }
+            while queue.stats().depth() > 0 {
+                thread::sleep(LEASE);
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        let acked = std::mem::take(&mut *acked.lock());
+        let dead: HashSet<_> = queue.dead_letters().iter().map(|one| one.job()).collect();
+        assert!(dead.is_disjoint(&acked));
+        assert_eq!(dead.len() + acked.len(), JOBS);
+        let dead_log = queue.engine().dead();
+        assert_eq!(dead_log.stats().letters, dead.len() as u64);
+        let waiting = dead_log.waiting.lock();
+        assert!(waiting.late.is_empty() && waiting.acked.is_empty() && waiting.dying.is_empty());
+        assert_eq!((waiting.unwritten, dead_log.failures.jobs().len()), (0, 0));
     }
 }

@@ -464,9 +464,8 @@ impl Engine {
             }
             // It has timed out: this attempt has failed already.
             (Ended::Late, Some(leases)) => {
-                if !leases.has_handler(lease.sequence()) {
-                    self.dead.end_late(lease.job());
-                }
+                let has_handler = || leases.has_handler(lease.sequence());
+                self.dead.end_late(lease.job(), has_handler);
             }
             (Ended::Late, None) => {}
         }
