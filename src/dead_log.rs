@@ -1,5 +1,5 @@
-//! How jobs become dead letters: the failures remembered until then, and the dead letter log they
-//! are written to.
+//! How jobs become dead letters: those on their way, the log that they are written to, and letters that
+//! are withdrawn as a late handler has acked the job.
 //!
 //! A letter is written, naming its job, then flushed, and only then is the job marked done in its own
 //! log. Should a crash come in between, the next open finds the name and marks the job. Workers do not

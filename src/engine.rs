@@ -410,7 +410,7 @@ impl Engine {
             .dead
             .take_late(job, sequence, || first = self.mark_done(lease))
         {
-            Late::Dead => event!(info, %job, "a dead job was acked late: its letter is withdrawn"),
+            Late::Dead => event!(info, %job, "a dead job was acked late"),
             // It took no room any more.
             Late::Dying => {}
             Late::Live if first => self.give_back_room(1),
