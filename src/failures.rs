@@ -9,6 +9,8 @@ use crate::sequence::{Sequence, SequenceMap};
 const MAX_REASON_BYTES: usize = 1024;
 /// Most reasons that are kept for a job, the latest ones.
 const MAX_REASONS: u32 = 32;
+/// Bytes for several short reasons, set aside at once: mostly a job that has failed fails again.
+const FIRST_REASONS: usize = 88;
 /// Most jobs whose reasons are remembered between attempts. Beyond, only the last reason is.
 const MAX_REMEMBERED: usize = 64 * 1024;
 
@@ -66,6 +68,7 @@ impl FailuresOfJob {
     fn note(&mut self, attempt: u32, at: Timestamp, reason: &str) {
         if self.count == 0 {
             self.first = at;
+            self.reasons.reserve(FIRST_REASONS);
         }
         self.last = at;
         if self.count == MAX_REASONS {
