@@ -198,7 +198,19 @@ impl Dispatch {
         {
             return Some(lease);
         }
-        own.pop_lease()
+        if let Some(lease) = own.pop_lease() {
+            return Some(lease);
+        }
+        let is_all_there_is = !self.came_back.is_empty()
+            && !own.has_runs()
+            && !self.suspects.can_take()
+            // A look takes less than a claim that finds nothing.
+            && !self.may_have_new(own);
+        if is_all_there_is {
+            self.take_back(own)
+        } else {
+            None
+        }
     }
 
     /// The next job for the consumer that owns the deques: a suspect, as there is one at a time only, but
@@ -225,10 +237,6 @@ impl Dispatch {
             }
             let run = match own.pop_run() {
                 Some(run) => run,
-                // A look takes less than a claim that finds nothing.
-                None if !self.came_back.is_empty() && !self.may_have_new(own) => {
-                    return self.take_back(own);
-                }
                 None => match self.find_elsewhere(own, patient) {
                     Some(Found::Run(run)) => run,
                     Some(Found::Lease(lease)) => {
@@ -321,9 +329,12 @@ impl Dispatch {
                 due(lease);
             }
         });
-        if let Some((first, _)) = waiting.first() {
+        if let (Some((first, _)), Some(now)) = (waiting.first(), now) {
             self.note_waiting(first);
-            self.timer.schedule_all(waiting);
+            let due = self.timer.schedule_all(waiting, now);
+            if !due.is_empty() {
+                self.inject_all(due);
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use crate::log::recovery::{Recovery, RecoveryReport};
 use crate::log::{LogConfig, SpaceBudget};
 use crate::storage::faults::{self, Effect, Plan};
 use crate::storage::{Directory, Operation};
+use crate::time::stopped;
 use crate::{Sequence, Timestamp};
 
 fn dispatch(dir: &Path) -> Arc<Dispatch> {
@@ -160,6 +161,31 @@ fn who_keeps_a_distance_takes_what_came_back_and_claims_once_it_cannot_wait() {
     append(&dispatch.0, 1);
     consumer.try_next().unwrap().ack();
     assert_eq!(consumer.own.distance.get(), for_long);
+}
+
+#[test]
+fn who_claims_jobs_that_are_not_due_brings_those_back_that_are_by_now() {
+    const SECOND: Duration = Duration::from_secs(1);
+    let start = 1000 * SECOND;
+    stopped::set(Some(start));
+    let dir = tempfile::tempdir().unwrap();
+    let dispatch = Handle(dispatch(dir.path()));
+    let consumer = Source::new(dispatch.clone());
+    let append_due_at = |due: Duration| {
+        append_due(&dispatch.0, 1, |_| {
+            Timestamp::from_nanos(due.as_nanos() as u64)
+        })
+    };
+    append_due_at(start + SECOND);
+    assert!(consumer.try_next().is_none());
+    stopped::set(Some(start + SECOND));
+    // Nobody runs the timer.
+    assert!(consumer.try_next().is_none());
+    append_due_at(start + 2 * SECOND);
+    consumer.try_next().unwrap().ack();
+    assert!(consumer.try_next().is_none());
+    assert_eq!(dispatch.0.timer.len(), 1);
+    stopped::set(None);
 }
 
 #[test]

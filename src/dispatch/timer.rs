@@ -131,8 +131,9 @@ impl State {
     }
 }
 
-/// Most jobs that are taken with the lock held, while a consumer may wait for it.
-const MAX_DUE: usize = 256;
+/// Most jobs that are taken with the lock held, while a consumer may wait for it: some tens of microseconds. Much more
+/// than a consumer puts there in one go, so that the timer does not fill with jobs that are due.
+const MAX_DUE: usize = 1024;
 
 /// Takes what is due, earliest first.
 fn take_first<T: Ord + Copy>(waiting: &mut ByDue<T>, now: T, due: &mut Vec<Lease>) {
@@ -185,10 +186,11 @@ impl Timer {
         true
     }
 
-    /// Has jobs of a segment wait of which no handler has had any in this process.
-    pub(crate) fn schedule_all(&self, jobs: Vec<(Lease, When)>) {
+    /// Has jobs of a segment wait of which no handler has had any in this process. Takes some of those that
+    /// are due in return: where every core is busy, the timer thread comes late.
+    pub(crate) fn schedule_all(&self, jobs: Vec<(Lease, When)>, now: Now) -> Vec<Lease> {
         let Some((first, _)) = jobs.first() else {
-            return;
+            return Vec::new();
         };
         let mut state = self.state.lock();
         *state.segments.entry(first.segment_base()).or_insert(0) += jobs.len() as u32;
@@ -200,10 +202,12 @@ impl Timer {
                 When::At(due) => insert(&mut state.at, (due, sequence), lease),
             };
         }
+        let due = state.take_due(now);
         drop(state);
         if is_earliest {
             self.changed.notify_one();
         }
+        due
     }
 
     /// Takes out a job that a handler has acked although it had timed out.
