@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use crate::Sequence;
-use crate::dispatch::leases::Delivery;
+use crate::dispatch::lease_timeouts::Delivery;
 use crate::engine::Engine;
 use crate::failure::Failure;
 use crate::log::segment::Lease;

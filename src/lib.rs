@@ -61,29 +61,17 @@
 compile_error!("logmill runs on Linux only; see docs/DESIGN.md");
 
 mod consumer;
-mod dead_letter;
-mod dead_log;
+mod dead_letters;
 mod dispatch;
 mod engine;
 mod error;
+mod event_count;
 mod events;
-#[cfg(all(test, not(loom)))]
-mod failing_disks;
 mod failure;
-mod failures;
-#[cfg(all(test, not(loom)))]
-mod figures;
-mod home;
 mod job;
 mod lasting;
-mod lock;
 mod log;
-mod maintenance;
-mod mapped;
-mod mappings;
 mod options;
-#[cfg(all(test, not(loom)))]
-mod power_cuts;
 mod producer;
 mod queue;
 mod retry;
@@ -91,13 +79,15 @@ mod sequence;
 mod stats;
 mod storage;
 mod sync;
+#[cfg(all(test, not(loom)))]
+mod testing;
 mod time;
 mod turns;
 mod user_code;
 mod workers;
 
 pub use consumer::Consumer;
-pub use dead_letter::{DeadLetter, DeadLetters};
+pub use dead_letters::{DeadLetter, DeadLetters};
 pub use error::{BatchError, DeadLetterError, EnqueueError, FlushError, OpenError};
 pub use failure::{Failure, FailureError};
 pub use job::Job;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::engine::manifest::Manifest;
 use crate::log::header::HEADER_BYTES;
-use crate::log::manifest::Manifest;
 use crate::log::recovery::RecoveryProgress;
 use crate::retry::{MAX_ATTEMPTS, MAX_CRASHES};
 use crate::{EnqueueError, OpenError, Queue, RecoveryReport, RetryPolicy, Timestamp};

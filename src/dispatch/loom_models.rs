@@ -13,9 +13,9 @@ use std::sync::Arc;
 use loom::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use super::marks::Marks;
-use super::sleep::EventCount;
 use super::suspects::Suspects;
 use crate::Sequence;
+use crate::event_count::EventCount;
 use crate::log::tail::{Cursor, Position, Reserved, Tail};
 use crate::sync::model::{check, concurrently};
 

@@ -9,12 +9,11 @@
 
 mod came_back;
 mod compaction;
-pub(crate) mod leases;
+pub(crate) mod lease_timeouts;
 #[cfg(all(loom, test))]
 mod loom_models;
 mod marks;
 mod registry;
-pub(crate) mod sleep;
 pub(crate) mod source;
 pub(crate) mod suspects;
 #[cfg(all(test, not(loom)))]
@@ -29,11 +28,11 @@ use crossbeam_deque::Steal;
 
 use self::came_back::CameBack;
 use self::registry::{Place, Registry};
-use self::sleep::EventCount;
 use self::source::{Deques, Looking, Turn};
 use self::suspects::Suspects;
 use self::timer::{Now, Timer, When};
 use crate::RetryPolicy;
+use crate::event_count::EventCount;
 use crate::events::Mutex;
 use crate::log::Stripe;
 use crate::log::record::Meta;

@@ -28,7 +28,7 @@ use std::sync::atomic::Ordering;
 
 use super::header::{HEADER_BYTES, MARK_OFFSET};
 use super::mark::Mark;
-use crate::mapped::MappedFile;
+use crate::storage::mapped::MappedFile;
 
 /// Records per ack word.
 pub(crate) const RECORDS_PER_WORD: u32 = 32;

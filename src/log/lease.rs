@@ -17,8 +17,8 @@ use super::record::{
 };
 use super::segment::{self, Maps, Segment};
 use super::tail::Position;
-use crate::mapped::{MappedFile, RecordWords};
-use crate::mappings::Purpose;
+use crate::storage::mapped::{MappedFile, RecordWords};
+use crate::storage::mappings::Purpose;
 use crate::storage::{Entry, StorageError};
 use crate::{Sequence, Timestamp};
 

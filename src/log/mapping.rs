@@ -11,8 +11,8 @@ use arc_swap::ArcSwapOption;
 
 use super::segment::Maps;
 use crate::events::Mutex;
-use crate::mappings::Purpose;
 use crate::storage::StorageError;
+use crate::storage::mappings::Purpose;
 
 /// The mappings of a segment.
 pub(super) struct Mapping {

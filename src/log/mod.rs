@@ -19,7 +19,7 @@ mod limit;
 mod lookup;
 #[cfg(all(loom, test))]
 mod loom_models;
-pub(crate) mod manifest;
+mod maintenance;
 mod mapping;
 pub(crate) mod mark;
 pub(crate) mod names;
@@ -36,7 +36,6 @@ mod stats;
 pub(crate) mod tail;
 #[cfg(test)]
 mod tests;
-mod upkeep;
 pub(crate) mod view;
 
 use std::collections::VecDeque;
@@ -52,6 +51,7 @@ pub(crate) use self::budget::SpaceBudget;
 use self::claiming::HeldBack;
 use self::header::Identity;
 use self::limit::Limit;
+use self::maintenance::Graveyard;
 use self::names::Names;
 use self::poison::Poison;
 use self::record::NewRecord;
@@ -60,8 +60,7 @@ use self::segment::{Append, Paths, Segment, Unsettled, Warm};
 use self::segments::Segments;
 use self::spare::{Pool, Spare};
 pub(crate) use self::stats::StripeStats;
-use self::upkeep::Graveyard;
-use crate::dispatch::sleep::EventCount;
+use crate::event_count::EventCount;
 use crate::events::{Mutex, event};
 use crate::lasting::Lasting;
 use crate::storage::{Directory, Entry, StorageError};

@@ -18,7 +18,7 @@ use super::record::{NewRecord, UNIT};
 use super::segment::{self, Maps, Paths, Records, START, Segment};
 use super::tail::Position;
 use crate::events::event;
-use crate::mapped::MappedFile;
+use crate::storage::mapped::MappedFile;
 use crate::storage::{Entry, StorageError};
 use crate::time;
 

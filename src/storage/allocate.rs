@@ -10,7 +10,7 @@ use rustix::process::{Resource, getrlimit};
 use super::error::{Context, Result};
 use super::{Entry, Operation, Stream};
 use crate::events::event;
-use crate::mapped;
+use crate::storage::mapped;
 
 /// Has Btrfs write changes of a new, empty file to the blocks that it has, as others do, rather than to
 /// new ones, which a full disk does not have. Its own checksums are given up with that.

@@ -9,7 +9,7 @@ use crate::log::ack::AckFile;
 use crate::log::header::{FileKind, Identity};
 use crate::log::record::{FailureReason, KIND_JOB, MAX_META_BYTES, Meta, UNIT};
 use crate::log::segment::write_record_header;
-use crate::mapped::MappedFile;
+use crate::storage::mapped::MappedFile;
 
 /// The header of a segment or an ack file.
 #[derive(Debug)]

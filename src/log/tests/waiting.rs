@@ -2,7 +2,7 @@
 //! be mapped goes through the log all the same.
 
 use super::*;
-use crate::mappings::limited;
+use crate::storage::mappings::limited;
 
 /// Has this thread do with so many mappings until it is dropped.
 struct Limited;

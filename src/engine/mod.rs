@@ -1,6 +1,13 @@
 //! The engine: what the handles of an open queue share, and the life of a job once it is in the
 //! log: delivery, ack, failure, retry.
 
+mod dead_log;
+mod failures;
+mod home;
+mod lock;
+pub(crate) mod maintenance;
+pub(crate) mod manifest;
+
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,14 +15,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use crate::Sequence;
-use crate::dead_log::{DeadLog, Late};
 use crate::dispatch::Dispatch;
-use crate::dispatch::leases::{Delivery, Ended, Leases};
-use crate::dispatch::sleep::EventCount;
+use crate::dispatch::lease_timeouts::{Delivery, Ended, Leases};
+use crate::engine::dead_log::{DeadLog, Late};
+use crate::engine::home::{Directories, Home};
 use crate::error::{EnqueueError, FlushError, OpenError};
+use crate::event_count::EventCount;
 use crate::events::{Mutex, event};
 use crate::failure::{Failure, Then};
-use crate::home::{Directories, Home};
 use crate::job::Attempt;
 use crate::lasting::Lasting;
 use crate::log::poison::Poison;
@@ -23,11 +30,11 @@ use crate::log::record::Meta;
 use crate::log::recovery::{Recovery, RecoveryReport, count_segments};
 use crate::log::segment::{self, Lease, Unsettled};
 use crate::log::{DEAD_ORIGIN, LogConfig, SpaceBudget, Stripe};
-use crate::maintenance::{self, Signal};
 use crate::options::{Builder, Durability};
 use crate::producer;
 use crate::storage::StorageError;
 use crate::time::{Clock, Tick};
+use maintenance::Signal;
 
 /// What the handles and threads of an open queue share.
 pub(crate) struct Engine {
@@ -785,7 +792,7 @@ mod tests {
     use rustix::io::Errno;
 
     use super::*;
-    use crate::log::manifest;
+    use crate::engine::manifest;
     use crate::storage::Operation;
     use crate::storage::faults::{self, Call, Effect, Plan};
     use crate::{EnqueueError, EnqueueOptions};

@@ -17,7 +17,7 @@ use super::spare::{self, Spare};
 use super::tail::Position;
 use super::{Next, Stripe};
 use crate::events::event;
-use crate::mappings;
+use crate::storage::mappings;
 use crate::storage::{Entry, StorageError};
 
 /// For how long a segment is full before it is sealed. Consumers that keep up will have it

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use rustix::ioctl::{self, Opcode, Updater, opcode};
 
 use crate::events::event;
-use crate::mappings::{Counted, Purpose};
+use crate::storage::mappings::{Counted, Purpose};
 use crate::storage::{Entry, Operation, StorageError};
 
 /// No page is smaller.

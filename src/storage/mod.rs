@@ -14,6 +14,8 @@ mod entry;
 mod error;
 #[cfg(test)]
 pub(crate) mod faults;
+pub(crate) mod mapped;
+pub(crate) mod mappings;
 #[cfg(test)]
 mod tests;
 

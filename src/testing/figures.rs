@@ -17,14 +17,14 @@ use std::time::Duration;
 use fastrand::Rng;
 use tempfile::TempDir;
 
-use crate::dead_letter::{DeadLetter, DeadLetters};
-use crate::dispatch::leases::Delivery;
+use crate::dead_letters::{DeadLetter, DeadLetters};
+use crate::dispatch::lease_timeouts::Delivery;
 use crate::dispatch::source::Source;
 use crate::engine::Running;
+use crate::engine::maintenance::Upkeep;
 use crate::failure::{Failure, Then};
 use crate::job::Attempt;
 use crate::log::segment::Lease;
-use crate::maintenance::Upkeep;
 use crate::options::Builder;
 use crate::producer::Place;
 use crate::storage::faults;

@@ -51,8 +51,8 @@ use super::record::{HEADER_UNITS, UNIT};
 use super::segment::{self, Done, Found, Maps, Paths, Pinned, Records, START, Segment, Warm};
 use super::tail::Position;
 use crate::events::event;
-use crate::mapped::MappedFile;
-use crate::mappings::{self, Purpose};
+use crate::storage::mapped::MappedFile;
+use crate::storage::mappings::{self, Purpose};
 use crate::storage::{Directory, Entry, Kind, StorageError};
 use crate::{Sequence, Timestamp};
 

@@ -8,8 +8,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use crate::engine::failures::{Failures, FailuresOfJob};
 use crate::events::Mutex;
-use crate::failures::{Failures, FailuresOfJob};
 use crate::log::poison::Poison;
 use crate::log::record::{MAX_META_BYTES, Meta, NewRecord};
 use crate::log::segment::{Lease, Segment, Unsettled};
@@ -359,8 +359,8 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::dead_letter::DeadLetters;
-    use crate::dispatch::leases::Delivery;
+    use crate::dead_letters::DeadLetters;
+    use crate::dispatch::lease_timeouts::Delivery;
     use crate::dispatch::source::Source;
     use crate::engine::Running;
     use crate::job::Attempt;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::power_cuts::copy_tree;
 use crate::storage::Operation;
 use crate::storage::faults;
+use crate::testing::crash_simulation::copy_tree;
 use crate::{Builder, DeadLetterError, Durability, EnqueueOptions, Queue, RetryPolicy, Sequence};
 
 /// No wait lasts as long.

@@ -13,8 +13,8 @@
 
 use std::sync::Arc;
 
-use super::header::VERSION;
 use crate::Timestamp;
+use crate::log::header::VERSION;
 use crate::storage::{Directory, Entry, StorageError};
 
 const MAGIC: [u8; 8] = *b"logmillM";

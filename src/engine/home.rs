@@ -9,11 +9,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::engine::lock::{self, DirectoryLock};
+use crate::engine::manifest::{self, Manifest, Refused};
 use crate::error::OpenError;
 use crate::events::event;
-use crate::lock::{self, DirectoryLock};
 use crate::log::header::VERSION;
-use crate::log::manifest::{self, Manifest, Refused};
 use crate::options::{self, Builder};
 use crate::storage::{self, Directory, StorageError};
 
