@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use crate::Sequence;
 use crate::dispatch::lease_timeouts::Delivery;
 use crate::engine::Engine;
+use crate::engine::delivery::Attempt;
 use crate::failure::Failure;
 use crate::log::segment::Lease;
 
@@ -27,39 +28,6 @@ pub struct Job<'a> {
     lease: Option<Lease>,
     attempt: Attempt,
     delivery: Delivery,
-}
-
-/// Which attempt at a job this is, and whether it is one at a suspect, whose end lets the next
-/// suspect begin.
-///
-/// One number, so that an ack sees with one comparison that there is nothing to be done beside it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Attempt(u32);
-
-impl Attempt {
-    const SUSPECT: u32 = 1 << 31;
-
-    #[inline]
-    pub(crate) fn new(number: u32, is_suspect: bool) -> Self {
-        let number = number.min(Self::SUSPECT - 1);
-        Self(number | if is_suspect { Self::SUSPECT } else { 0 })
-    }
-
-    /// The first is 1.
-    #[inline]
-    pub(crate) fn number(self) -> u32 {
-        self.0 & !Self::SUSPECT
-    }
-
-    pub(crate) fn is_suspect(self) -> bool {
-        self.0 & Self::SUSPECT != 0
-    }
-
-    /// The first one, at a job that is no suspect.
-    #[inline]
-    pub(crate) fn is_plain(self) -> bool {
-        self.0 <= 1
-    }
 }
 
 impl<'a> Job<'a> {

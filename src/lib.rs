@@ -95,10 +95,10 @@ pub use log::record::FailureReason;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub use log::recovery::fuzzing;
-pub use log::recovery::{Damage, Quarantined, RecoveryProgress, RecoveryReport};
+pub use log::recovery::{Damage, Quarantined, RecoveryProgress, RecoveryReport, VerifyReport};
 pub use options::{Builder, Durability, EnqueueOptions};
 pub use producer::Producer;
-pub use queue::{Queue, VerifyReport};
+pub use queue::Queue;
 pub use retry::{Jitter, MAX_ATTEMPTS, MAX_CRASHES, RetryPolicy};
 pub use sequence::{ParseSequenceError, Sequence};
 pub use stats::Stats;

@@ -4,24 +4,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::engine::manifest::Manifest;
 use crate::log::header::HEADER_BYTES;
 use crate::log::recovery::RecoveryProgress;
 use crate::retry::{MAX_ATTEMPTS, MAX_CRASHES};
-use crate::{EnqueueError, OpenError, Queue, RecoveryReport, RetryPolicy, Timestamp};
+use crate::{EnqueueError, OpenError, RetryPolicy, Timestamp};
 
 /// Smallest segment: a page each for the header's and for the records' sake, and room for a few.
 const MIN_SEGMENT_SIZE: u64 = 16 * 1024;
 /// Largest segment: keeps offsets, in 8-byte units, far from the end of 32 bits.
 const MAX_SEGMENT_SIZE: u64 = 1024 * 1024 * 1024;
 /// Three of these fit a last-level cache of common size, and being used again they stay in it.
-const DEFAULT_SEGMENT_SIZE: u64 = 8 * 1024 * 1024;
+pub(crate) const DEFAULT_SEGMENT_SIZE: u64 = 8 * 1024 * 1024;
 /// Segments are whole pages.
 const SEGMENT_SIZE_STEP: u64 = 4096;
 /// The stripe is 8 bits of a sequence, of which the last value is the dead letter log's.
-const MAX_STRIPES: usize = 64;
+pub(crate) const MAX_STRIPES: usize = 64;
 /// More stripes by default would cost disk space (two segments each) for no speed.
-const MAX_DEFAULT_STRIPES: usize = 8;
+pub(crate) const MAX_DEFAULT_STRIPES: usize = 8;
 /// A flush takes about this long, so that a shorter interval would be nothing but flushing.
 const MIN_FLUSH_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -277,20 +276,6 @@ impl Builder {
         self
     }
 
-    /// Opens the queue, creating it if the directory is empty or does not exist, and recovers
-    /// what an earlier process left.
-    ///
-    /// Reads the header and the acks of each segment, and scans those that are not sealed: after a crash, mostly
-    /// one or two of each stripe. Starts two threads.
-    ///
-    /// # Errors
-    /// See [`OpenError`]. Damage to segments or ack files is no error: it is in the report. Neither is a full
-    /// disk, unless something must be written for the open itself: then enqueues get
-    /// [`EnqueueError::StorageFull`] until there is room.
-    pub fn open(self) -> Result<(Queue, RecoveryReport), OpenError> {
-        Queue::open(&self)
-    }
-
     pub(crate) fn validate(&self) -> Result<(), OpenError> {
         let invalid = |option, why: &str| {
             Err(OpenError::InvalidOption {
@@ -342,56 +327,9 @@ impl Builder {
         }
         Ok(())
     }
-
-    /// The manifest of a new queue with these options.
-    pub(crate) fn new_manifest(&self) -> Manifest {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Manifest {
-            stripes: self.stripes.unwrap_or(cores.min(MAX_DEFAULT_STRIPES)) as u32,
-            segment_size: self.segment_size.unwrap_or(DEFAULT_SEGMENT_SIZE),
-            created_at: Timestamp::now(),
-        }
-    }
-
-    /// Checks the options against the manifest that is in force.
-    pub(crate) fn check_against(&self, manifest: &Manifest) -> Result<(), OpenError> {
-        let fixed = [
-            (
-                "stripes",
-                u64::from(manifest.stripes),
-                self.stripes.map(|stripes| stripes as u64),
-            ),
-            ("segment_size", manifest.segment_size, self.segment_size),
-        ];
-        for (option, on_disk, asked) in fixed {
-            if let Some(asked) = asked
-                && asked != on_disk
-            {
-                return Err(OpenError::OptionMismatch {
-                    option,
-                    on_disk,
-                    asked,
-                });
-            }
-        }
-        let least = 3 * u64::from(manifest.stripes) * manifest.segment_size;
-        if self.max_bytes.is_some_and(|max| max < least) {
-            return Err(OpenError::InvalidOption {
-                option: "max_bytes",
-                why: format!("must be at least three segments a stripe, {least} bytes"),
-            });
-        }
-        Ok(())
-    }
 }
 
-/// Whether a manifest's values are within what this library can have written.
-pub(crate) fn is_valid(manifest: &Manifest) -> bool {
-    (1..=MAX_STRIPES).contains(&(manifest.stripes as usize))
-        && is_valid_segment_size(manifest.segment_size)
-}
-
-fn is_valid_segment_size(size: u64) -> bool {
+pub(crate) fn is_valid_segment_size(size: u64) -> bool {
     (MIN_SEGMENT_SIZE..=MAX_SEGMENT_SIZE).contains(&size)
         && size.is_multiple_of(SEGMENT_SIZE_STEP)
         && size > HEADER_BYTES as u64

@@ -1,27 +1,12 @@
-//! Enqueueing: from a payload to a committed record, as durable as asked for.
+//! A handle for one thread that enqueues.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
+use crate::Sequence;
+use crate::engine::enqueue::{Lane, Place};
 use crate::engine::{Engine, Running};
 use crate::error::{BatchError, EnqueueError};
-use crate::log::record::{HEADER_BYTES, NewMeta, NewRecord};
-use crate::log::segment::Segment;
-use crate::log::{RollError, Stripe};
-use crate::options::{Due, Durability, EnqueueOptions};
-use crate::{Sequence, Timestamp, workers};
-
-/// Bytes of a record kept free for what a dead letter adds to its job: its identity, attempts and
-/// times, and a few reasons.
-const LETTER_BYTES: usize = 512;
-/// How often a producer that waits for room looks again by itself: space on the disk can become
-/// free without this process doing anything.
-const ROOM_POLL: Duration = Duration::from_millis(20);
-
-/// Longest payload, in bytes, of a queue with stripes like this one.
-pub(crate) fn max_payload(stripe: &Stripe) -> usize {
-    stripe.max_record_bytes() - HEADER_BYTES - LETTER_BYTES
-}
+use crate::options::EnqueueOptions;
 
 /// The fastest way to enqueue: a handle for one thread, which stays on one stripe.
 ///
@@ -30,19 +15,13 @@ pub(crate) fn max_payload(stripe: &Stripe) -> usize {
 /// [`max_depth`](crate::Builder::max_depth), if that is set, and locks that they take now and then.
 pub struct Producer {
     running: Arc<Running>,
-    stripe: usize,
-    active: Arc<Segment>,
+    lane: Lane,
 }
 
 impl Producer {
     pub(crate) fn new(running: Arc<Running>) -> Self {
-        let stripe = running.dispatch().turns.next();
-        let active = running.dispatch().stripes()[stripe].active();
-        Self {
-            running,
-            stripe,
-            active,
-        }
+        let lane = running.new_lane();
+        Self { running, lane }
     }
 
     /// As [`Queue::enqueue`](crate::Queue::enqueue).
@@ -95,311 +74,14 @@ impl Producer {
     #[inline(always)]
     fn place(&mut self) -> (&Engine, Place<'_>) {
         let engine: &Engine = &self.running;
-        let place = Place {
-            stripe: &engine.dispatch().stripes()[self.stripe],
-            active: Some(&mut self.active),
-        };
-        (engine, place)
+        (engine, Place::in_lane(engine, &mut self.lane))
     }
 }
 
 impl std::fmt::Debug for Producer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Producer")
-            .field("stripe", &self.stripe)
+            .field("stripe", &self.lane.stripe())
             .finish_non_exhaustive()
-    }
-}
-
-/// Where to append: a stripe, and the caller's notion of its active segment if it keeps one.
-pub(crate) struct Place<'a> {
-    stripe: &'a Stripe,
-    active: Option<&'a mut Arc<Segment>>,
-}
-
-impl<'a> Place<'a> {
-    /// The stripe of the calling thread.
-    #[inline]
-    pub(crate) fn of_this_thread(engine: &'a Engine) -> Self {
-        let dispatch = engine.dispatch();
-        Self {
-            stripe: &dispatch.stripes()[dispatch.turns.of_this_thread()],
-            active: None,
-        }
-    }
-
-    /// A stripe by its number.
-    #[cfg(test)]
-    pub(crate) fn on(stripe: &'a Stripe) -> Self {
-        Self {
-            stripe,
-            active: None,
-        }
-    }
-
-    #[inline(always)]
-    fn append(&mut self, record: &NewRecord<'_>) -> Result<Sequence, RollError> {
-        match &mut self.active {
-            Some(active) => self.stripe.append(active, record),
-            None => self
-                .stripe
-                .append_shared(record)
-                .map(|(sequence, _)| sequence),
-        }
-    }
-
-    fn append_all(
-        &mut self,
-        template: &NewRecord<'_>,
-        payloads: &[&[u8]],
-    ) -> Result<Sequence, RollError> {
-        match &mut self.active {
-            Some(active) => self.stripe.append_all(active, template, payloads),
-            None => {
-                let mut active = self.stripe.active();
-                self.stripe.append_all(&mut active, template, payloads)
-            }
-        }
-    }
-}
-
-impl From<RollError> for EnqueueError {
-    fn from(error: RollError) -> Self {
-        match error {
-            RollError::OverBudget(max) => Self::Full {
-                limit: "max_bytes",
-                max,
-            },
-            RollError::Closed => Self::Closed,
-            RollError::Storage(error) if error.is_full() => Self::StorageFull(Arc::new(error)),
-            RollError::Storage(error) => Self::Storage(Arc::new(error)),
-        }
-    }
-}
-
-impl Engine {
-    /// Enqueues a job with the queue's defaults.
-    #[inline(always)]
-    pub(crate) fn enqueue(
-        &self,
-        mut place: Place<'_>,
-        payload: &[u8],
-    ) -> Result<Sequence, EnqueueError> {
-        if self.depth.is_some() || self.durability() != Durability::Process {
-            return self.enqueue_with(place, payload, &EnqueueOptions::new());
-        }
-        self.check_payload(payload)?;
-        let sequence = place.append(&NewRecord {
-            enqueued_at: Timestamp::now_coarse(),
-            due_at: Timestamp::ZERO,
-            meta: &[],
-            payload,
-        })?;
-        self.dispatch().sleepers.notify(1);
-        Ok(sequence)
-    }
-
-    pub(crate) fn enqueue_with(
-        &self,
-        mut place: Place<'_>,
-        payload: &[u8],
-        options: &EnqueueOptions,
-    ) -> Result<Sequence, EnqueueError> {
-        options.validate()?;
-        self.check_payload(payload)?;
-        let durability = options.durability.unwrap_or(self.durability());
-        self.check_poison(durability)?;
-        let meta = meta_of(options);
-        let record = new_record(options, &meta, payload);
-        let sequence = self.with_room(options.wait, || {
-            self.take_room(1)?;
-            place.append(&record).map_err(|error| {
-                self.give_back_room(1);
-                error.into()
-            })
-        })?;
-        self.dispatch().sleepers.notify(1);
-        self.make_durable(place.stripe, durability, sequence)?;
-        Ok(sequence)
-    }
-
-    pub(crate) fn enqueue_batch<P: AsRef<[u8]>>(
-        &self,
-        place: Place<'_>,
-        payloads: &[P],
-        options: &EnqueueOptions,
-    ) -> Result<Vec<Sequence>, BatchError> {
-        let mut enqueued = Vec::with_capacity(payloads.len());
-        match self.append_batch(place, payloads, options, &mut enqueued) {
-            Ok(()) => Ok(enqueued),
-            Err(error) => Err(BatchError { enqueued, error }),
-        }
-    }
-
-    fn append_batch<P: AsRef<[u8]>>(
-        &self,
-        mut place: Place<'_>,
-        payloads: &[P],
-        options: &EnqueueOptions,
-        enqueued: &mut Vec<Sequence>,
-    ) -> Result<(), EnqueueError> {
-        options.validate()?;
-        // Asked for once: a payload that changed between two looks would not fit its reservation.
-        let payloads: Vec<&[u8]> = payloads.iter().map(AsRef::as_ref).collect();
-        for payload in &payloads {
-            self.check_payload(payload)?;
-        }
-        let durability = options.durability.unwrap_or(self.durability());
-        self.check_poison(durability)?;
-        let meta = meta_of(options);
-        let template = new_record(options, &meta, &[]);
-        let mut rest = payloads.as_slice();
-        let mut result = Ok(());
-        while !rest.is_empty() {
-            let fitting = place.stripe.batch_prefix(&template, rest);
-            let appended = self.with_room(options.wait, || {
-                let taken = self.take_room(fitting as u64)?;
-                // At most `fitting`, which is a usize.
-                let run = &rest[..taken as usize];
-                match place.append_all(&template, run) {
-                    Ok(first) => Ok((first, run.len())),
-                    Err(error) => {
-                        self.give_back_room(taken);
-                        Err(error.into())
-                    }
-                }
-            });
-            match appended {
-                Ok((first, count)) => {
-                    enqueued.extend((0..count as u32).map(|at| first.plus(at)));
-                    self.dispatch().sleepers.notify(count);
-                    rest = &rest[count..];
-                }
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            }
-        }
-        if let Some(&last) = enqueued.last() {
-            self.make_durable(place.stripe, durability, last)?;
-        }
-        result
-    }
-
-    #[inline]
-    fn check_payload(&self, payload: &[u8]) -> Result<(), EnqueueError> {
-        let max = self.max_payload();
-        if payload.len() > max {
-            return Err(EnqueueError::PayloadTooLarge {
-                len: payload.len(),
-                max,
-            });
-        }
-        Ok(())
-    }
-
-    fn check_poison(&self, durability: Durability) -> Result<(), EnqueueError> {
-        if durability == Durability::Process {
-            return Ok(());
-        }
-        match self.poison() {
-            Some(error) => Err(EnqueueError::Poisoned(Arc::clone(error))),
-            None => Ok(()),
-        }
-    }
-
-    /// Takes room for up to `jobs` jobs, for one at least; returns for how many there was.
-    pub(crate) fn take_room(&self, jobs: u64) -> Result<u64, EnqueueError> {
-        let Some(depth) = &self.depth else {
-            return Ok(jobs);
-        };
-        match depth.take(jobs) {
-            0 if self.is_closed() => Err(EnqueueError::Closed),
-            0 => Err(depth.full()),
-            taken => Ok(taken),
-        }
-    }
-
-    /// Tries until there is room, for as long as `wait` says.
-    fn with_room<T>(
-        &self,
-        wait: Duration,
-        mut attempt: impl FnMut() -> Result<T, EnqueueError>,
-    ) -> Result<T, EnqueueError> {
-        let first = attempt();
-        if wait.is_zero() || !matches!(&first, Err(error) if error.is_full()) {
-            return first;
-        }
-        // A deadline past the end of time is none.
-        let deadline = Instant::now().checked_add(wait);
-        if deadline.is_none() && workers::is_on_worker_of(self) {
-            // All workers might be waiting so, each with a job that takes the room.
-            return first.map_err(|full| EnqueueError::WaitInHandler { full: full.into() });
-        }
-        loop {
-            let registered = self.room.register();
-            let result = attempt();
-            let now = Instant::now();
-            let timed_out = deadline.is_some_and(|deadline| deadline <= now);
-            if timed_out || !matches!(&result, Err(error) if error.is_full()) {
-                self.room.cancel(registered);
-                return result;
-            }
-            // The upkeep may have something to retire.
-            self.signal.kick();
-            let poll = now + ROOM_POLL;
-            let until = deadline.map_or(poll, |deadline| deadline.min(poll));
-            self.room.wait(registered, Some(until));
-        }
-    }
-
-    /// Does what `durability` asks for a job that has been appended, and for those before it on
-    /// its stripe.
-    fn make_durable(
-        &self,
-        stripe: &Stripe,
-        durability: Durability,
-        last: Sequence,
-    ) -> Result<(), EnqueueError> {
-        match durability {
-            Durability::Process => Ok(()),
-            Durability::Interval(interval) => {
-                self.signal.flush_within(interval);
-                Ok(())
-            }
-            Durability::Sync => stripe
-                .flush(false)
-                .map_err(|error| EnqueueError::NotDurable {
-                    sequence: last,
-                    error,
-                }),
-        }
-    }
-}
-
-fn meta_of(options: &EnqueueOptions) -> NewMeta {
-    let delay = match options.due {
-        Due::After(delay) => Some(delay),
-        Due::AtOnce | Due::At(_) => None,
-    };
-    NewMeta::new(options.max_attempts, delay)
-}
-
-fn new_record<'a>(options: &EnqueueOptions, meta: &'a [u8], payload: &'a [u8]) -> NewRecord<'a> {
-    let (enqueued_at, due_at) = match options.due {
-        Due::AtOnce => (Timestamp::now_coarse(), Timestamp::ZERO),
-        Due::After(delay) => {
-            // A coarse time may be a tick too early, and so would the job be.
-            let now = Timestamp::now();
-            (now, now.saturating_add(delay))
-        }
-        Due::At(time) => (Timestamp::now_coarse(), time),
-    };
-    NewRecord {
-        enqueued_at,
-        due_at,
-        meta,
-        payload,
     }
 }

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::engine::Running;
+use crate::engine::enqueue::Place;
 use crate::error::{BatchError, EnqueueError, FlushError};
-use crate::log::recovery::Quarantined;
+use crate::log::recovery::VerifyReport;
 use crate::options::{Builder, EnqueueOptions};
-use crate::producer::Place;
 use crate::{
     Consumer, DeadLetters, OpenError, Producer, RecoveryReport, Sequence, Stats, StorageError,
     WorkersBuilder,
@@ -27,12 +27,6 @@ impl Queue {
     /// Starts the options of a queue in this directory.
     pub fn builder(path: impl AsRef<Path>) -> Builder {
         Builder::new(path.as_ref())
-    }
-
-    pub(crate) fn open(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
-        let (running, report) = Running::open(builder)?;
-        let running = Arc::new(running);
-        Ok((Self { running }, report))
     }
 
     /// The queue directory, as an absolute path: where it was when the queue was opened.
@@ -136,7 +130,7 @@ impl Queue {
     /// no more than 1,024 segments and, for [`Stats::oldest_ready`], 4,096 jobs of each stripe. One that is not
     /// mapped is mapped for that, and may have to be read from the disk. It mends nothing and writes nothing.
     pub fn stats(&self) -> Stats {
-        Stats::of(&self.running)
+        self.running.stats()
     }
 
     /// Makes everything enqueued and acked so far durable, whatever the durability, and writes the letters of
@@ -159,16 +153,7 @@ impl Queue {
     /// A segment could not be read or mapped, or damaged bytes could not be set aside. The segments behind it
     /// are not looked at.
     pub fn verify(&self) -> Result<VerifyReport, StorageError> {
-        let mut report = VerifyReport::default();
-        let stripes = self.running.dispatch().stripes();
-        for log in stripes.iter().chain([self.running.dead().log()]) {
-            let one = log.verify()?;
-            report.segments += one.segments;
-            report.records += one.records;
-            report.bytes += one.bytes;
-            report.damaged.extend(one.damaged);
-        }
-        Ok(report)
+        self.running.verify()
     }
 
     /// Closes the queue for all handles: enqueueing gets [`EnqueueError::Closed`], consumers get no
@@ -184,6 +169,24 @@ impl Queue {
     /// survives the death of the process, but may not survive a power cut.
     pub fn close(self) -> Result<(), FlushError> {
         Ok(self.running.close()?)
+    }
+}
+
+impl Builder {
+    /// Opens the queue, creating it if the directory is empty or does not exist, and recovers
+    /// what an earlier process left.
+    ///
+    /// Reads the header and the acks of each segment, and scans those that are not sealed: after a crash, mostly
+    /// one or two of each stripe. Starts two threads.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. Damage to segments or ack files is no error: it is in the report. Neither is a full
+    /// disk, unless something must be written for the open itself: then enqueues get
+    /// [`EnqueueError::StorageFull`] until there is room.
+    pub fn open(self) -> Result<(Queue, RecoveryReport), OpenError> {
+        let (running, report) = Running::open(&self)?;
+        let running = Arc::new(running);
+        Ok((Queue { running }, report))
     }
 }
 
@@ -206,19 +209,4 @@ impl std::fmt::Debug for Queue {
             .field("path", &self.path())
             .finish_non_exhaustive()
     }
-}
-
-/// What a check of every record found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct VerifyReport {
-    /// Segments read, the dead letter log's included.
-    pub segments: u64,
-    /// Valid jobs and letters, done or not.
-    pub records: u64,
-    /// Bytes of their records.
-    pub bytes: u64,
-    /// Damage found since the queue was opened: what was set aside when a segment was first read, and, without
-    /// a copy, records that were valid then and are not any more.
-    pub damaged: Vec<Quarantined>,
 }

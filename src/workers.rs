@@ -1,6 +1,5 @@
 //! The worker pool: threads that run a handler for each job.
 
-use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +11,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::dispatch::source::Source;
-use crate::engine::{Engine, Running};
+use crate::engine::{Running, worker};
 use crate::events::event;
 use crate::{Failure, Job, Sequence, user_code};
 
@@ -47,27 +46,11 @@ struct State {
     died: usize,
 }
 
-/// What a thread is a worker of, by address; 0: nothing.
-#[derive(Clone, Copy)]
-struct Place {
-    pool: usize,
-    queue: usize,
-}
-
-thread_local! {
-    static PLACE: Cell<Place> = const { Cell::new(Place { pool: 0, queue: 0 }) };
-}
-
 impl Pool {
     /// Whether the caller is one of its workers: then it is a handler.
     fn is_own(&self) -> bool {
-        PLACE.get().pool == std::ptr::from_ref(self).addr()
+        worker::Worker::is_current_in(std::ptr::from_ref(self).addr())
     }
-}
-
-/// Whether the caller runs on a worker of this queue: then it is a handler.
-pub(crate) fn is_on_worker_of(queue: &Engine) -> bool {
-    PLACE.get().queue == std::ptr::from_ref(queue).addr()
 }
 
 impl WorkersBuilder {
@@ -192,10 +175,7 @@ where
 {
     /// Works until the pool is stopped or the queue is closed.
     fn live(self) {
-        PLACE.set(Place {
-            pool: Arc::as_ptr(&self.alive.0).addr(),
-            queue: std::ptr::from_ref::<Engine>(&self.running).addr(),
-        });
+        worker::Worker::mark(&self.running, Arc::as_ptr(&self.alive.0).addr());
         // Nothing of ours panics. If it does all the same, the others go on, and it is told.
         if let Err(panic) = user_code::call(|| self.work()) {
             event!(error, panic, "a worker has died: a bug in logmill");

@@ -363,12 +363,12 @@ mod tests {
     use crate::dispatch::lease_timeouts::Delivery;
     use crate::dispatch::source::Source;
     use crate::engine::Running;
-    use crate::job::Attempt;
-    use crate::producer::Place;
+    use crate::engine::delivery::Attempt;
+    use crate::engine::enqueue::Place;
     use crate::storage::Operation;
     use crate::storage::faults::{self, Moment};
     use crate::time::stopped;
-    use crate::{DeadLetterError, Queue, RetryPolicy, Stats};
+    use crate::{DeadLetterError, Queue, RetryPolicy};
 
     const LEASE: Duration = Duration::from_millis(1);
 
@@ -418,7 +418,7 @@ mod tests {
         faults::observe(Some((dir.path().join("dead"), Box::new(observer))));
         assert!(running.write_letters().unwrap_err().is_full());
         faults::observe(None);
-        let stats = Stats::of(&running);
+        let stats = running.stats();
         assert_eq!((stats.acked, stats.dead_lettered), (1, 0), "{stats:?}");
         assert_eq!((stats.dead, stats.depth()), (0, 0), "{stats:?}");
         running.write_letters().unwrap();

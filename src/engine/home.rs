@@ -14,7 +14,7 @@ use crate::engine::manifest::{self, Manifest, Refused};
 use crate::error::OpenError;
 use crate::events::event;
 use crate::log::header::VERSION;
-use crate::options::{self, Builder};
+use crate::options::Builder;
 use crate::storage::{self, Directory, StorageError};
 
 const LOG: &str = "log";
@@ -81,7 +81,7 @@ impl Home {
         let directory = match Directory::open(&path) {
             Ok(Some(directory)) => directory.with_file_mode(builder.file_mode),
             Ok(None) => {
-                builder.check_against(&builder.new_manifest())?;
+                Manifest::new_for(builder).check(builder)?;
                 storage::create_directories(&path, builder.file_mode)?
             }
             Err(error) if error.io_error().kind() == io::ErrorKind::NotADirectory => {
@@ -95,10 +95,10 @@ impl Home {
         let found = read_manifest(lock.directory())?;
         let home = Self {
             lock,
-            manifest: found.unwrap_or_else(|| builder.new_manifest()),
+            manifest: found.unwrap_or_else(|| Manifest::new_for(builder)),
             is_new: found.is_none(),
         };
-        builder.check_against(&home.manifest)?;
+        home.manifest.check(builder)?;
         home.lock.note_holder();
         let directories = if home.is_new {
             home.create().inspect_err(|_| home.undo_creation())?
@@ -179,7 +179,7 @@ fn read_manifest(queue: &Arc<Directory>) -> Result<Option<Manifest>, OpenError> 
             why,
         },
     })?;
-    if !options::is_valid(&manifest) {
+    if !manifest.is_valid() {
         return Err(OpenError::ManifestCorrupt {
             path: path.to_path_buf(),
             why: "its values are out of range",

@@ -276,7 +276,7 @@ mod tests {
         let mut now = Duration::from_secs(1);
         stopped::set(Some(now));
         let running = Arc::new(Running::open_idle(&builder).unwrap().0);
-        let place = crate::producer::Place::of_this_thread(&running);
+        let place = crate::engine::enqueue::Place::of_this_thread(&running);
         let hour = crate::EnqueueOptions::new().delay(Duration::from_secs(3600));
         running.enqueue_with(place, b"later", &hour).unwrap();
         let consumer = Consumer::new(Arc::clone(&running));
@@ -314,7 +314,7 @@ mod tests {
         let mut now = Duration::from_secs(1);
         stopped::set(Some(now));
         let running = Arc::new(Running::open_idle(&builder).unwrap().0);
-        let place = crate::producer::Place::of_this_thread(&running);
+        let place = crate::engine::enqueue::Place::of_this_thread(&running);
         running.enqueue(place, b"dies").unwrap();
         let consumer = Consumer::new(Arc::clone(&running));
         consumer.try_next().unwrap().dead_letter("no use");

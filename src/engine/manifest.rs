@@ -14,7 +14,9 @@
 use std::sync::Arc;
 
 use crate::Timestamp;
+use crate::error::OpenError;
 use crate::log::header::VERSION;
+use crate::options::{self, Builder, DEFAULT_SEGMENT_SIZE, MAX_DEFAULT_STRIPES, MAX_STRIPES};
 use crate::storage::{Directory, Entry, StorageError};
 
 const MAGIC: [u8; 8] = *b"logmillM";
@@ -42,6 +44,53 @@ pub(crate) enum Refused {
 }
 
 impl Manifest {
+    /// The manifest of a new queue with these options.
+    pub(super) fn new_for(options: &Builder) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            stripes: options.stripes.unwrap_or(cores.min(MAX_DEFAULT_STRIPES)) as u32,
+            segment_size: options.segment_size.unwrap_or(DEFAULT_SEGMENT_SIZE),
+            created_at: Timestamp::now(),
+        }
+    }
+
+    /// Checks the options of an open against what is in force.
+    pub(super) fn check(&self, options: &Builder) -> Result<(), OpenError> {
+        let fixed = [
+            (
+                "stripes",
+                u64::from(self.stripes),
+                options.stripes.map(|stripes| stripes as u64),
+            ),
+            ("segment_size", self.segment_size, options.segment_size),
+        ];
+        for (option, on_disk, asked) in fixed {
+            if let Some(asked) = asked
+                && asked != on_disk
+            {
+                return Err(OpenError::OptionMismatch {
+                    option,
+                    on_disk,
+                    asked,
+                });
+            }
+        }
+        let least = 3 * u64::from(self.stripes) * self.segment_size;
+        if options.max_bytes.is_some_and(|max| max < least) {
+            return Err(OpenError::InvalidOption {
+                option: "max_bytes",
+                why: format!("must be at least three segments a stripe, {least} bytes"),
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether the values are within what this library can have written.
+    pub(super) fn is_valid(&self) -> bool {
+        (1..=MAX_STRIPES).contains(&(self.stripes as usize))
+            && options::is_valid_segment_size(self.segment_size)
+    }
+
     pub(crate) fn entry(queue: &Arc<Directory>) -> Entry {
         queue.entry(FILE_NAME)
     }

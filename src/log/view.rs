@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use super::Stripe;
 use super::record::{KIND_JOB, Meta, NewRecord, UNIT, units_of};
-use super::recovery::{Damage, Quarantined};
+use super::recovery::{Damage, Quarantined, VerifyReport};
 use super::segment::{Lease, Pinned, Record, START};
 use crate::Sequence;
-use crate::queue::VerifyReport;
 use crate::storage::StorageError;
 
 impl Pinned {

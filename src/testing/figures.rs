@@ -21,15 +21,15 @@ use crate::dead_letters::{DeadLetter, DeadLetters};
 use crate::dispatch::lease_timeouts::Delivery;
 use crate::dispatch::source::Source;
 use crate::engine::Running;
+use crate::engine::delivery::Attempt;
+use crate::engine::enqueue::Place;
 use crate::engine::maintenance::Upkeep;
 use crate::failure::{Failure, Then};
-use crate::job::Attempt;
 use crate::log::segment::Lease;
 use crate::options::Builder;
-use crate::producer::Place;
 use crate::storage::faults;
 use crate::time::stopped;
-use crate::{DeadLetterError, EnqueueError, EnqueueOptions, RetryPolicy, Sequence, Stats};
+use crate::{DeadLetterError, EnqueueError, EnqueueOptions, RetryPolicy, Sequence};
 
 /// So many lives, unless `LOGMILL_SEEDS` says otherwise.
 const SEEDS: u64 = 10;
@@ -210,7 +210,7 @@ impl Life {
         match error {
             EnqueueError::Full {
                 limit: "max_depth", ..
-            } => assert!(Stats::of(&self.running()).depth() >= MAX_DEPTH),
+            } => assert!(self.running().stats().depth() >= MAX_DEPTH),
             EnqueueError::Full { .. } => assert!(self.max_bytes.is_some(), "{error}"),
             error => panic!("{error}"),
         }
@@ -231,7 +231,7 @@ impl Life {
     /// Returns whether there was one.
     fn take_with(&mut self, consumer: usize) -> bool {
         let Some(lease) = self.consumers[consumer].try_next() else {
-            let stats = Stats::of(&self.running());
+            let stats = self.running().stats();
             // Suspects are delivered one at a time.
             let has_suspect = self.held.iter().any(|held| held.attempt.is_suspect());
             assert!(stats.ready == 0 || has_suspect, "{stats:?}");
@@ -414,7 +414,7 @@ impl Life {
     fn reopen(&mut self) {
         self.held.clear();
         self.consumers.clear();
-        let lost = self.lost_before + Stats::of(&self.running()).lost;
+        let lost = self.lost_before + self.running().stats().lost;
         if self.random.bool() {
             self.running().die();
             // Their letters were not written.
@@ -469,7 +469,7 @@ impl Life {
     }
 
     fn check(&self) {
-        let stats = Stats::of(&self.running());
+        let stats = self.running().stats();
         let count = |wanted| self.jobs.values().filter(|&&state| state == wanted).count() as u64;
         let running = self.running();
         let (live, dying) = (count(State::Live), count(State::Dying));
@@ -584,7 +584,7 @@ fn jobs_that_compaction_moves_stay_delayed() {
     let observer = {
         let (running, looks) = (Arc::clone(&running), Rc::clone(&looks));
         move |_, _: &Path, _| {
-            let stats = Stats::of(&running);
+            let stats = running.stats();
             // A copy is ready until a consumer has come to it.
             assert_eq!((stats.depth(), stats.in_flight), (delayed, 0), "{stats:?}");
             looks.set(looks.get() + 1);

@@ -8,8 +8,8 @@ use tempfile::TempDir;
 
 use crate::dispatch::source::Source;
 use crate::engine::Running;
+use crate::engine::enqueue::Place;
 use crate::options::Builder;
-use crate::producer::Place;
 use crate::time::stopped;
 use crate::{EnqueueOptions, Sequence};
 

@@ -41,7 +41,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use self::report::{Damage, Quarantined, RecoveryProgress, RecoveryReport};
+pub use self::report::{Damage, Quarantined, RecoveryProgress, RecoveryReport, VerifyReport};
 use self::scan::{Limit, Region, RegionKind, Scan};
 use super::ack::{self, AckFile, Deliveries, RECORDS_PER_WORD};
 use super::header::{self, FileKind, Identity};

@@ -108,3 +108,18 @@ pub struct RecoveryProgress {
     /// Bytes read by scans so far.
     pub bytes_scanned: u64,
 }
+
+/// What a check of every record found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// Segments read, the dead letter log's included.
+    pub segments: u64,
+    /// Valid jobs and letters, done or not.
+    pub records: u64,
+    /// Bytes of their records.
+    pub bytes: u64,
+    /// Damage found since the queue was opened: what was set aside when a segment was first read, and, without
+    /// a copy, records that were valid then and are not any more.
+    pub damaged: Vec<Quarantined>,
+}

@@ -15,12 +15,12 @@ use super::disk::Disk;
 use super::truth::{Crash, Found, FoundJob, FoundLetter, Payload, Truth};
 use crate::dispatch::source::Source;
 use crate::engine::Running;
+use crate::engine::enqueue::Place;
 use crate::log::Stripe;
 use crate::log::mark::pretended;
 use crate::log::record::Meta;
 use crate::log::recovery::{Damage, Quarantined};
 use crate::options::Builder;
-use crate::producer::Place;
 use crate::storage::faults;
 use crate::{DeadLetters, RecoveryReport, RetryPolicy};
 

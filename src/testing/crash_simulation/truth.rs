@@ -8,7 +8,7 @@ use std::rc::Rc;
 use fastrand::Rng;
 
 use crate::Sequence;
-use crate::job::Attempt;
+use crate::engine::delivery::Attempt;
 use crate::log::ack::RECORDS_PER_WORD;
 
 /// The bytes of a payload; too many to print.

@@ -1,0 +1,264 @@
+//! What happens to a job between its lease and its end: begin, ack, fail, retry or death.
+
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use super::dead_log::Late;
+use crate::dispatch::lease_timeouts::{Delivery, Ended, Leases};
+use crate::events::event;
+use crate::failure::{Failure, Then};
+use crate::log::record::Meta;
+use crate::log::segment::Lease;
+
+/// Which attempt at a job this is, and whether it is one at a suspect, whose end lets the next
+/// suspect begin.
+///
+/// One number, so that an ack sees with one comparison that there is nothing to be done beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Attempt(u32);
+
+impl Attempt {
+    const SUSPECT: u32 = 1 << 31;
+
+    #[inline]
+    pub(crate) fn new(number: u32, is_suspect: bool) -> Self {
+        let number = number.min(Self::SUSPECT - 1);
+        Self(number | if is_suspect { Self::SUSPECT } else { 0 })
+    }
+
+    /// The first is 1.
+    #[inline]
+    pub(crate) fn number(self) -> u32 {
+        self.0 & !Self::SUSPECT
+    }
+
+    pub(crate) fn is_suspect(self) -> bool {
+        self.0 & Self::SUSPECT != 0
+    }
+
+    /// The first one, at a job that is no suspect.
+    #[inline]
+    pub(crate) fn is_plain(self) -> bool {
+        self.0 <= 1
+    }
+}
+
+impl Engine {
+    /// Whether a delivery needs no more than to be counted.
+    #[inline]
+    pub(crate) fn is_plain(&self, lease: &Lease) -> bool {
+        self.leases.is_none() && lease.is_bare()
+    }
+
+    /// Begins the delivery of a job: counts it, before it happens. None if the job had used up its
+    /// attempts (and is dead now), or was done meanwhile.
+    pub(crate) fn begin(&self, mut lease: Lease) -> Option<(Lease, Attempt, Delivery)> {
+        let is_suspect = lease.take_suspicion();
+        let begun = self.begin_any(lease);
+        if begun.is_none() && is_suspect {
+            self.dispatch.end_suspect();
+        }
+        let (lease, attempts, delivery) = begun?;
+        Some((lease, Attempt::new(attempts, is_suspect), delivery))
+    }
+
+    fn begin_any(&self, lease: Lease) -> Option<(Lease, u32, Delivery)> {
+        if lease.is_done() {
+            // By a delivery that had timed out and succeeded after all.
+            return None;
+        }
+        let meta = match lease.has_meta() {
+            true => lease.meta(),
+            false => Meta::default(),
+        };
+        // Of an earlier process, or moved since.
+        let has_past = lease.is_recovered() || meta.prior_attempts > 0 || meta.prior_crashes > 0;
+        if has_past
+            && let failed = lease.failed()
+            && let Some((attempt, reason)) = self.cause_of_death(&lease, failed)
+        {
+            let (job, crashes) = (lease.job(), lease.crashes());
+            self.dead.failures.note(job, attempt, &reason);
+            // Nobody can have acked it: no handler of this process had it.
+            let _ = self.dead_letter(lease, failed);
+            event!(warn, %job, attempts = failed, crashes, reason, "a job is dead");
+            return None;
+        }
+        match &self.leases {
+            None => {
+                let failed = lease.begin_delivery().failed();
+                let attempts = meta.prior_attempts.saturating_add(failed.into());
+                Some((lease, attempts.saturating_add(1), Delivery::ONLY))
+            }
+            Some(leases) => {
+                let attempts = lease.failed().saturating_add(1);
+                let (delivery, first) = leases.begin(&lease, attempts, self.clock.now())?;
+                if first {
+                    self.dispatch.timer.interrupt();
+                }
+                Some((lease, attempts, delivery))
+            }
+        }
+    }
+
+    /// If a job that an earlier process had, or that was moved, is not to be delivered after so many failed
+    /// attempts: in which attempt it died, and why.
+    fn cause_of_death(&self, lease: &Lease, failed: u32) -> Option<(u32, String)> {
+        let crashes = lease.crashes();
+        if crashes >= self.dispatch.max_crashes() {
+            let reason = format!("the process died with this job in a handler, {crashes} times");
+            Some((failed.saturating_add(1), reason))
+        } else if failed > 0 && !self.dispatch.may_retry(lease, failed) {
+            let reason = "the process ended before it wrote the letter of this job";
+            Some((failed, reason.to_owned()))
+        } else {
+            None
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn ack(&self, lease: Lease, delivery: Delivery, attempt: Attempt) {
+        if !attempt.is_plain() {
+            return self.ack_marked(lease, delivery, attempt);
+        }
+        if let Some(leases) = &self.leases
+            && !leases.end(&lease, delivery)
+        {
+            return self.ack_late(lease, leases);
+        }
+        self.complete(lease);
+    }
+
+    /// Acks a job that failed before, or a suspect.
+    #[cold]
+    fn ack_marked(&self, lease: Lease, delivery: Delivery, attempt: Attempt) {
+        self.dead.failures.forget(lease.job());
+        self.ack(lease, delivery, Attempt::new(1, false));
+        if attempt.is_suspect() {
+            self.dispatch.end_suspect();
+        }
+    }
+
+    /// Marks a job done that is not dying. Returns whether it was not before.
+    #[inline(always)]
+    pub(crate) fn complete(&self, lease: Lease) -> bool {
+        let first = self.mark_done(lease);
+        if first {
+            self.give_back_room(1);
+        }
+        first
+    }
+
+    /// Acks a job whose delivery has timed out. It waits for its next one, is being delivered
+    /// again, or is dying: it must be taken from there, for nothing to be said or done of it any
+    /// more. If its letter is written, that is withdrawn.
+    ///
+    /// Done first and then looked for: whoever puts a job anywhere looks whether it is done, under
+    /// the lock that it is looked for with here. In a deque it is found done when it is delivered.
+    #[cold]
+    fn ack_late(&self, lease: Lease, leases: &Leases) {
+        let (job, sequence) = (lease.job(), lease.sequence());
+        let mut first = false;
+        match self
+            .dead
+            .take_late(job, sequence, || first = self.mark_done(lease))
+        {
+            Late::Dead => event!(info, %job, "a dead job was acked late"),
+            // It took no room any more.
+            Late::Dying => {}
+            Late::Live if first => self.give_back_room(1),
+            Late::Live => {}
+        }
+        drop(self.dispatch.timer.take_late(sequence));
+        leases.end_late(sequence);
+        self.dead.failures.forget(job);
+        // The space that the job's other leases have kept can go.
+        self.signal.kick();
+    }
+
+    /// Marks a job done. Returns whether it was not before.
+    #[inline(always)]
+    pub(super) fn mark_done(&self, lease: Lease) -> bool {
+        let acked = lease.ack();
+        if acked.segment_complete {
+            self.signal.kick();
+        }
+        acked.first
+    }
+
+    pub(crate) fn fail(
+        &self,
+        lease: Lease,
+        delivery: Delivery,
+        attempt: Attempt,
+        failure: Failure,
+    ) {
+        let ended = match &self.leases {
+            None => {
+                lease.count_failure(false);
+                Ended::Current { others: false }
+            }
+            Some(leases) => leases.fail(&lease, delivery),
+        };
+        match (ended, &self.leases) {
+            (Ended::Current { others }, _) => {
+                let lease = match attempt.is_suspect() {
+                    // Until it is acked: it may only have been lucky.
+                    true => lease.into_suspect(),
+                    false => lease,
+                };
+                self.fail_current(lease, attempt.number(), failure, others);
+            }
+            // It has timed out: this attempt has failed already.
+            (Ended::Late, Some(leases)) => {
+                let has_handler = || leases.has_handler(lease.sequence());
+                self.dead.end_late(lease.job(), has_handler);
+            }
+            (Ended::Late, None) => {}
+        }
+        if attempt.is_suspect() {
+            self.dispatch.end_suspect();
+        }
+    }
+
+    /// `late`: another handler has the job too, and may ack it.
+    pub(super) fn fail_current(&self, lease: Lease, attempts: u32, failure: Failure, late: bool) {
+        let job = lease.job();
+        let Failure { reason, then } = failure;
+        self.dead.failures.note(job, attempts, &reason);
+        let comes_back = then != Then::DeadLetter && self.dispatch.may_retry(&lease, attempts);
+        let is_acked = if comes_back {
+            let delay = match then {
+                Then::RetryAfter(delay) => Some(delay),
+                Then::Retry | Then::DeadLetter => None,
+            };
+            !self.dispatch.retry(lease, attempts, delay, late)
+        } else {
+            !self.dead_letter(lease, attempts)
+        };
+        if is_acked {
+            // By the other handler, meanwhile.
+            return self.dead.failures.forget(job);
+        }
+        if comes_back {
+            self.retried.fetch_add(1, Ordering::Relaxed);
+        }
+        // Told when it is settled, whatever the subscriber does.
+        let last = (!comes_back).then(|| reason.clone());
+        event!(debug, %job, attempts, reason, "an attempt failed");
+        if let Some(reason) = last {
+            event!(warn, %job, attempts, reason, "a job is dead");
+        }
+    }
+
+    /// Hands a job that must not be delivered again to the dead letter log. Returns false if
+    /// another handler has acked it meanwhile.
+    fn dead_letter(&self, lease: Lease, attempts: u32) -> bool {
+        let is_dying = self.dead.hand_over(lease, attempts);
+        if is_dying {
+            self.give_back_room(1);
+            self.signal.kick();
+        }
+        is_dying
+    }
+}

@@ -1,0 +1,148 @@
+//! Opening: from a directory to an engine, through recovery.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use super::dead_log::DeadLog;
+use super::depth::{DepthLimit, give_back_room};
+use super::home::{Directories, Home};
+use super::maintenance::Signal;
+use super::{Engine, enqueue};
+use crate::Sequence;
+use crate::dispatch::Dispatch;
+use crate::dispatch::lease_timeouts::Leases;
+use crate::error::{FlushError, OpenError};
+use crate::event_count::EventCount;
+use crate::events::Mutex;
+use crate::lasting::Lasting;
+use crate::log::poison::Poison;
+use crate::log::recovery::{Recovery, RecoveryReport, count_segments};
+use crate::log::{DEAD_ORIGIN, LogConfig, SpaceBudget, Stripe, segment};
+use crate::options::Builder;
+use crate::time::Clock;
+
+impl Engine {
+    /// Opens or creates the queue that the builder describes.
+    pub(super) fn open(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
+        let (home, directories) = Home::open(builder)?;
+        let home = Arc::new(home);
+        Self::recover(&home, directories, builder).inspect_err(|_| home.undo_creation())
+    }
+
+    fn recover(
+        home: &Arc<Home>,
+        directories: Directories,
+        builder: &Builder,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        let manifest = &home.manifest;
+        let signal = Arc::new(Signal::new());
+        let kick = {
+            let signal = Arc::clone(&signal);
+            Arc::new(move || signal.kick())
+        };
+        let sleepers = Arc::new(EventCount::new());
+        let poison = Arc::<Poison>::default();
+        let depth = builder.max_depth.map(|max| Arc::new(DepthLimit::new(max)));
+        let room = Arc::new(EventCount::new());
+        let lost = {
+            let (depth, room) = (depth.clone(), Arc::clone(&room));
+            Arc::new(move |jobs| give_back_room(depth.as_deref(), &room, jobs))
+        };
+        let config = LogConfig {
+            segment_size: manifest.segment_size,
+            starts_ready: true,
+            is_new: home.is_new(),
+            queue: Arc::clone(home.directory()),
+            budget: Arc::new(SpaceBudget::new(builder.max_bytes, manifest.segment_size)),
+            poison: Arc::clone(&poison),
+            kick,
+            sleepers: Arc::clone(&sleepers),
+            lost,
+        };
+        let mut recovery = Recovery {
+            segment_size: manifest.segment_size,
+            queue: home.directory(),
+            report: RecoveryReport::default(),
+            progress: builder.progress.as_deref(),
+            segments_seen: 0,
+        };
+        for directory in directories.lost {
+            recovery.report_lost_directory(directory);
+        }
+        if builder.max_bytes.is_some() {
+            let capacity = segment::capacity_of(manifest.segment_size);
+            for directory in &directories.stripes {
+                let found = count_segments(&directory.list()?, capacity);
+                config.budget.expect(found * manifest.segment_size);
+            }
+        }
+        let mut stripes = Vec::new();
+        let mut settles = Vec::new();
+        // A manifest has at most 64 stripes.
+        for (number, directory) in (0..).zip(directories.stripes) {
+            let (stripe, of_stripe) = Stripe::open(
+                directory,
+                Sequence::first_of_stripe(number),
+                config.clone(),
+                &mut recovery,
+            )?;
+            stripes.push(stripe);
+            settles.extend(of_stripe);
+        }
+        let dead_config = LogConfig {
+            // Most queues never have a letter.
+            starts_ready: false,
+            budget: Arc::new(SpaceBudget::new(None, 0)),
+            // Letters take no room.
+            lost: Arc::new(|_| ()),
+            ..config.clone()
+        };
+        let (dead, of_letters) =
+            Stripe::open(directories.dead, DEAD_ORIGIN, dead_config, &mut recovery)?;
+
+        let mut report = recovery.report;
+        settles.extend(of_letters);
+        // What names them is durable. It is sealed, after which nobody looks for names in it, only
+        // when they are durably done, too.
+        for log in stripes.iter().chain([&dead]) {
+            let of_log: Vec<_> = settles.extract_if(.., |one| log.is_home_of(*one)).collect();
+            report.settled += log
+                .settle(&of_log)
+                .map_err(|error| OpenError::Flush(FlushError(error)))?;
+        }
+        let live: u64 = stripes.iter().map(|stripe| stripe.stats().live).sum();
+        if let Some(depth) = &depth {
+            depth.start_with(live);
+        }
+        report.jobs = live;
+        report.dead_letters = dead.stats().live;
+        let clock = Clock::start();
+        let max_payload = enqueue::max_payload(&stripes[0]);
+        let engine = Self {
+            home: Arc::clone(home),
+            durability: builder.durability,
+            dispatch: Dispatch::new(
+                stripes.into(),
+                sleepers,
+                clock,
+                builder.retry.clone(),
+                builder.lease_timeout.is_some(),
+            ),
+            leases: builder.lease_timeout.map(Leases::new),
+            dead: DeadLog::new(dead, Arc::clone(&poison)),
+            depth,
+            room,
+            signal,
+            clock,
+            max_payload,
+            poison,
+            unsettled: Mutex::default(),
+            closed: AtomicBool::new(false),
+            unwritten_letters: Lasting::default(),
+            retried: AtomicU64::new(0),
+            dead_lettered: AtomicU64::new(0),
+            recovered: live,
+        };
+        Ok((engine, report))
+    }
+}

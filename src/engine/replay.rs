@@ -1,0 +1,105 @@
+//! Replay: dead letters become jobs again.
+
+use std::sync::Arc;
+
+use super::Engine;
+use super::letters::Letter;
+use crate::error::{DeadLetterError, EnqueueError};
+use crate::log::Stripe;
+use crate::log::record::{Meta, NewRecord};
+use crate::log::segment::{Segment, Unsettled};
+use crate::{Sequence, Timestamp};
+
+impl Engine {
+    /// Appends the jobs, each naming its letter, flushes them, and then marks the letters done and
+    /// flushes that. Until then the segments that the jobs are in are neither sealed nor retired: the
+    /// next open, which scans them, marks the letters that a crash left.
+    pub(crate) fn replay(&self, letters: &[Letter]) -> Result<Vec<Sequence>, DeadLetterError> {
+        // One replay at a time, so that a letter is not replayed twice.
+        let _hold = self.dead().hold();
+        self.check_letters_poison()?;
+        let stripe = &self.dispatch().stripes()[0];
+        let dead = self.dead().log();
+        let mut active = stripe.active();
+        let mut jobs = Vec::new();
+        let mut unsettled = Vec::new();
+        let mut replayed = Vec::new();
+        let mut result = Ok(());
+        // Mapped from here on, so that each can be marked done when its job is there.
+        let mut live = Vec::new();
+        for letter in letters {
+            let pinned = dead.pin_live(letter.sequence)?;
+            live.extend(pinned.map(|pinned| (letter, pinned)));
+        }
+        for (letter, _) in &live {
+            match self.append_replay(stripe, &mut active, letter) {
+                Ok((job, owed)) => {
+                    jobs.push(job);
+                    unsettled.push(owed);
+                    replayed.push(letter.sequence);
+                }
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        if !jobs.is_empty() {
+            let flushed = stripe.flush(false);
+            self.dispatch().sleepers.notify_fenced(jobs.len());
+            if let Err(error) = flushed {
+                // A mark might reach the disk, and the job not.
+                self.dead().withhold(replayed);
+                return Err(DeadLetterError::NotDurable {
+                    replayed: jobs,
+                    error,
+                });
+            }
+            let mut marked = Ok(());
+            for letter in replayed {
+                marked = marked.and(dead.mark_done(letter).map(|_| ()));
+            }
+            // If it fails, the jobs are kept where the next open finds the letters' names.
+            match marked.and_then(|()| dead.flush(true)) {
+                Ok(()) => self.settled(unsettled),
+                Err(_) => unsettled
+                    .into_iter()
+                    .for_each(|one| self.note_unsettled(one)),
+            }
+        }
+        match result {
+            Ok(()) => Ok(jobs),
+            Err(error) if jobs.is_empty() => Err(error.into()),
+            Err(error) => Err(DeadLetterError::Partial {
+                replayed: jobs,
+                error: Box::new(error.into()),
+            }),
+        }
+    }
+
+    /// Appends a job that names the letter which it is a replay of.
+    fn append_replay(
+        &self,
+        stripe: &Stripe,
+        active: &mut Arc<Segment>,
+        letter: &Letter,
+    ) -> Result<(Sequence, Unsettled), EnqueueError> {
+        let meta = Meta {
+            max_attempts: letter.meta.max_attempts,
+            settles: Some(letter.sequence),
+            ..Meta::default()
+        }
+        .encode(usize::MAX);
+        let job = NewRecord {
+            enqueued_at: Timestamp::now(),
+            due_at: Timestamp::ZERO,
+            meta: &meta,
+            payload: &letter.payload,
+        };
+        self.take_room(1)?;
+        stripe.append_owing(active, &job).map_err(|error| {
+            self.give_back_room(1);
+            error.into()
+        })
+    }
+}

@@ -1,0 +1,92 @@
+//! Making things durable in the right order: letters before what they name is done, records before what
+//! they settle is forgotten.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use crate::StorageError;
+use crate::log::segment::Unsettled;
+
+impl Engine {
+    /// Writes the letters of all jobs that have died, flushes them, and only then marks the jobs
+    /// done.
+    pub(crate) fn write_letters(&self) -> Result<(), Arc<StorageError>> {
+        let has_handler = |job| {
+            let leases = self.leases.as_ref();
+            leases.is_some_and(|leases| leases.has_handler(job))
+        };
+        self.dead.write_letters(has_handler, |lease, unsettled| {
+            if self.mark_done(lease) {
+                self.dead_lettered.fetch_add(1, Ordering::Relaxed);
+            }
+            self.note_unsettled(unsettled);
+        })
+    }
+
+    pub(crate) fn note_unsettled(&self, new: Unsettled) {
+        let mut unsettled = self.unsettled.lock();
+        // Letters in a row are mostly in one segment.
+        let rest = match unsettled.last_mut() {
+            Some(last) => last.merge(new),
+            None => Some(new),
+        };
+        unsettled.extend(rest);
+    }
+
+    /// Makes the acks of all jobs that have letters durable, for the letters' segments to be sealed
+    /// or retired; and what else could not be settled when it was tried.
+    pub(crate) fn settle_deaths(&self) -> Result<(), Arc<StorageError>> {
+        let unsettled = self.take_unsettled();
+        if unsettled.is_empty() {
+            return Ok(());
+        }
+        let flushed = self.logs().try_for_each(|log| log.flush(true));
+        self.settled_if(&flushed, unsettled);
+        flushed
+    }
+
+    fn take_unsettled(&self) -> Vec<Unsettled> {
+        let mut unsettled = std::mem::take(&mut *self.unsettled.lock());
+        unsettled.append(&mut self.dispatch.unsettled.lock());
+        unsettled
+    }
+
+    /// After a flush of all logs.
+    fn settled_if(&self, flushed: &Result<(), Arc<StorageError>>, unsettled: Vec<Unsettled>) {
+        match flushed {
+            Ok(()) => self.settled(unsettled),
+            // It may have been a file that could not be opened: the next flush settles them.
+            Err(_) => self.unsettled.lock().extend(unsettled),
+        }
+    }
+
+    pub(crate) fn settled(&self, unsettled: Vec<Unsettled>) {
+        if unsettled.is_empty() {
+            return;
+        }
+        for one in unsettled {
+            one.settle();
+        }
+        // Segments may go, and letters wait for this.
+        self.signal.kick();
+    }
+
+    /// Makes everything appended and acked so far durable.
+    pub(crate) fn flush(&self) -> Result<(), Arc<StorageError>> {
+        if let Some(error) = self.poison() {
+            return Err(Arc::clone(error));
+        }
+        // Each log whatever becomes of the others: letters that do not fit the disk, for one, must
+        // not keep jobs from being flushed.
+        let mut result = self.write_letters();
+        let unsettled = self.take_unsettled();
+        let mut flushed = Ok(());
+        for log in self.logs() {
+            flushed = log.flush(true).and(flushed);
+        }
+        self.settled_if(&flushed, unsettled);
+        result = flushed.and(result);
+        result
+    }
+}

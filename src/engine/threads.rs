@@ -1,0 +1,182 @@
+//! An engine with its threads, from open to close.
+
+use std::ops::Deref;
+use std::sync::Arc;
+#[cfg(test)]
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+
+use super::{Engine, maintenance};
+use crate::StorageError;
+use crate::dispatch::Dispatch;
+use crate::error::OpenError;
+use crate::events::{Mutex, event};
+use crate::log::recovery::RecoveryReport;
+use crate::log::segment::Lease;
+use crate::options::Builder;
+use crate::time::Tick;
+
+impl Engine {
+    /// Refuses further enqueues, wakes everybody, and leaves on disk what the next open needs
+    /// least work for. Jobs in flight can still be settled.
+    fn close(&self) -> Result<(), Arc<StorageError>> {
+        self.closed.store(true, Ordering::Relaxed);
+        for stripe in self.dispatch.stripes() {
+            stripe.end_deliveries();
+        }
+        for stripe in self.dispatch.stripes() {
+            stripe.close();
+        }
+        self.dispatch.sleepers.notify_all();
+        self.room.notify_all();
+        let mut result = self.flush();
+        for stripe in self.dispatch.stripes() {
+            result = result.and(stripe.seal(true).map(|_| ()));
+            result = result.and(stripe.reclaim_all());
+        }
+        result
+    }
+
+    fn close_dead_log(&self) -> Result<(), Arc<StorageError>> {
+        self.write_letters()?;
+        self.settle_deaths()?;
+        self.dead.log().close();
+        self.dead.log().seal(true)?;
+        self.dead.log().reclaim_all()
+    }
+
+    /// Empties the timer: brings jobs back when they are due, and takes leases that ran out.
+    fn run_timer(&self) {
+        let mut next_end = None;
+        while let Some(due) = self.dispatch.timer.wait(self.clock, next_end) {
+            next_end = self.bring_back(due);
+        }
+    }
+
+    /// Makes jobs available that are due, and takes leases that ran out; says when the next one
+    /// would.
+    fn bring_back(&self, due: Vec<Lease>) -> Option<Tick> {
+        if !due.is_empty() {
+            self.dispatch.inject_all(due);
+        }
+        let (expired, next) = self.leases.as_ref()?.expire(self.clock.now());
+        for expired in expired {
+            self.fail_current(
+                expired.lease,
+                expired.attempts,
+                "the lease timed out".into(),
+                true,
+            );
+        }
+        next
+    }
+
+    /// What the timer thread does when it wakes up now.
+    #[cfg(test)]
+    pub(crate) fn turn_timer(&self) {
+        use crate::dispatch::timer::Now;
+        let due = self.dispatch.timer.take_due(Now::of(self.clock));
+        self.bring_back(due);
+    }
+}
+
+/// An engine with its threads. The last handle to drop it closes the queue.
+pub(crate) struct Running {
+    engine: Arc<Engine>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    #[cfg(test)]
+    is_dead: AtomicBool,
+}
+
+impl Running {
+    pub(crate) fn open(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
+        let (running, report) = Self::open_idle(builder)?;
+        let timer = running.spawn("logmill-timer", Engine::run_timer);
+        let threads = timer.and_then(|()| running.spawn("logmill-upkeep", maintenance::run));
+        if let Err(error) = threads {
+            let home = Arc::clone(&running.home);
+            // This stops the threads.
+            drop(running);
+            home.undo_creation();
+            return Err(error);
+        }
+        Ok((running, report))
+    }
+
+    /// As [`open`](Self::open), without the threads.
+    pub(crate) fn open_idle(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
+        let (engine, report) = Engine::open(builder)?;
+        let running = Self {
+            engine: Arc::new(engine),
+            threads: Mutex::default(),
+            #[cfg(test)]
+            is_dead: AtomicBool::new(false),
+        };
+        Ok((running, report))
+    }
+
+    /// Has everything end as it does when the process dies: nothing more is done to the files.
+    #[cfg(test)]
+    pub(crate) fn die(&self) {
+        self.is_dead.store(true, Ordering::Relaxed);
+    }
+
+    fn spawn(
+        &self,
+        name: &str,
+        run: impl FnOnce(&Engine) + Send + 'static,
+    ) -> Result<(), OpenError> {
+        let engine = Arc::clone(&self.engine);
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || run(&engine))
+            .map_err(OpenError::Thread)?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    /// Closes the queue; the threads go on until the last handle is gone, for the jobs in flight.
+    pub(crate) fn close(&self) -> Result<(), Arc<StorageError>> {
+        self.engine.close()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        #[cfg(test)]
+        if self.is_dead.load(Ordering::Relaxed) {
+            return;
+        }
+        self.engine.dispatch.timer.stop();
+        self.engine.signal.stop();
+        let this = thread::current().id();
+        for thread in self.threads.get_mut().drain(..) {
+            // This one, if it called code of the user's that held the last handle, ends when that
+            // has returned, and has the engine for as long.
+            if thread.thread().id() != this {
+                // They do not panic; if one did, it has been reported, and closing goes on.
+                let _ = thread.join();
+            }
+        }
+        let closed = self.engine.close().and(self.engine.close_dead_log());
+        if let Err(error) = closed {
+            // Everything is in the page cache, and the next open scans what was not sealed.
+            event!(error, %error, "the queue was not closed cleanly");
+        }
+    }
+}
+
+impl Deref for Running {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+impl AsRef<Dispatch> for Arc<Running> {
+    fn as_ref(&self) -> &Dispatch {
+        &self.engine.dispatch
+    }
+}
