@@ -273,7 +273,7 @@ impl Engine {
                 self.room.cancel(registered);
                 return result;
             }
-            // The upkeep may have something to retire.
+            // The maintenance may have something to retire.
             self.signal.kick();
             let poll = now + ROOM_POLL;
             let until = deadline.map_or(poll, |deadline| deadline.min(poll));

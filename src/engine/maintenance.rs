@@ -1,4 +1,4 @@
-//! The upkeep thread: everything that no producer and no worker should wait for. It prepares
+//! The maintenance thread: everything that no producer and no worker should wait for. It prepares
 //! segments, writes dead letters, retires and seals segments, flushes at intervals, and compacts.
 
 use std::sync::Arc;
@@ -24,7 +24,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// attempts at whatever it may be.
 const WELL_AGAIN: Duration = Duration::from_secs(2);
 
-/// Tells the upkeep thread that there is something to do.
+/// Tells the maintenance thread that there is something to do.
 pub(crate) struct Signal {
     state: Mutex<State>,
     changed: Condvar,
@@ -118,14 +118,14 @@ impl State {
 
 /// Runs until the signal is stopped.
 pub(crate) fn run(engine: &Engine) {
-    let mut upkeep = Upkeep::new();
-    while let Some(wake) = engine.signal.wait(upkeep.deadline(engine)) {
-        upkeep.turn(engine, &wake);
+    let mut maintenance = Maintenance::new();
+    while let Some(wake) = engine.signal.wait(maintenance.deadline(engine)) {
+        maintenance.turn(engine, &wake);
     }
 }
 
 /// What the thread remembers from one turn to the next.
-pub(crate) struct Upkeep {
+pub(crate) struct Maintenance {
     next_compaction: Instant,
     /// When jobs are moved to make room, if room is short: not again at once where that made none.
     next_relief: Instant,
@@ -135,7 +135,7 @@ pub(crate) struct Upkeep {
     put_off: Option<Duration>,
 }
 
-impl Upkeep {
+impl Maintenance {
     pub(crate) fn new() -> Self {
         Self {
             next_compaction: time::now() + COMPACTION_INTERVAL,
@@ -182,7 +182,7 @@ impl Upkeep {
         let mut note = |error: Arc<StorageError>| {
             if !error.is_failed_flush() {
                 if let Some(times) = failures.met_error(&error) {
-                    event!(warn, %error, times, "upkeep fails and is tried again");
+                    event!(warn, %error, times, "maintenance fails and is tried again");
                 }
                 *failed = true;
             }
@@ -249,7 +249,7 @@ impl Upkeep {
             }
         }
         for failure in self.failures.over_since(WELL_AGAIN) {
-            event!(info, failure, "upkeep is well again");
+            event!(info, failure, "maintenance is well again");
         }
     }
 }
@@ -270,7 +270,7 @@ mod tests {
     use crate::{Builder, Consumer};
 
     #[test]
-    fn upkeep_comes_to_rest_though_jobs_wait_also_after_a_failed_flush_and_once_closed() {
+    fn maintenance_comes_to_rest_though_jobs_wait_also_after_a_failed_flush_and_once_closed() {
         let dir = tempfile::tempdir().unwrap();
         let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
         let mut now = Duration::from_secs(1);
@@ -281,14 +281,14 @@ mod tests {
         running.enqueue_with(place, b"later", &hour).unwrap();
         let consumer = Consumer::new(Arc::clone(&running));
         assert!(consumer.try_next().is_none());
-        let mut upkeep = Upkeep::new();
+        let mut maintenance = Maintenance::new();
         let mut turns_in = |seconds| {
             let end = now + Duration::from_secs(seconds);
             let mut turns = 0;
             while now < end {
-                upkeep.turn(&running, &Wake { flush: false });
+                maintenance.turn(&running, &Wake { flush: false });
                 turns += 1;
-                let next = upkeep.deadline(&running);
+                let next = maintenance.deadline(&running);
                 let pause = next.map(|next| next.duration_since(time::now()));
                 now += pause.unwrap_or(end - now).max(Duration::from_millis(1));
                 stopped::set(Some(now));
@@ -319,27 +319,27 @@ mod tests {
         let consumer = Consumer::new(Arc::clone(&running));
         consumer.try_next().unwrap().dead_letter("no use");
         let full = faults::fill_disk(&dir.path().join("dead"));
-        let mut upkeep = Upkeep::new();
+        let mut maintenance = Maintenance::new();
         // As the thread does, on a clock of its own.
         let mut told_in = |seconds: u64| {
             let end = now + Duration::from_secs(seconds);
             let mut told = recorded::during(|| {
                 while now < end {
-                    upkeep.turn(&running, &Wake { flush: false });
-                    let next = upkeep.deadline(&running);
+                    maintenance.turn(&running, &Wake { flush: false });
+                    let next = maintenance.deadline(&running);
                     let pause = next.map(|next| next.duration_since(time::now()));
                     now += pause.unwrap_or(end - now).max(Duration::from_millis(1));
                     stopped::set(Some(now));
                 }
             });
-            told.retain(|event| event.contains("upkeep"));
+            told.retain(|event| event.contains("maintenance"));
             told
         };
-        let fails = "WARN upkeep fails and is tried again";
+        let fails = "WARN maintenance fails and is tried again";
         assert_eq!(told_in(5), [fails]);
         assert_eq!(told_in(57), [fails]);
         drop(full);
-        assert_eq!(told_in(5), ["INFO upkeep is well again"]);
+        assert_eq!(told_in(5), ["INFO maintenance is well again"]);
         assert_eq!(running.dead().stats().dying, 0);
         stopped::set(None);
     }

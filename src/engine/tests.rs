@@ -200,7 +200,7 @@ fn letters_that_do_not_fit_the_disk_keep_no_job_from_being_flushed() {
 }
 
 #[test]
-fn upkeep_notes_a_failed_flush_though_something_else_has_failed_before() {
+fn maintenance_notes_a_failed_flush_though_something_else_has_failed_before() {
     let dir = tempfile::tempdir().unwrap();
     let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
     let running = Arc::new(Running::open_idle(&builder).unwrap().0);
@@ -214,9 +214,9 @@ fn upkeep_notes_a_failed_flush_though_something_else_has_failed_before() {
     let next = crate::log::segment::capacity_of(16 * 1024);
     let next = dir.path().join(format!("log/00/{next:020}.seg"));
     let _failing = faults::fail_flushes(&next);
-    let mut upkeep = maintenance::Upkeep::new();
+    let mut maintenance = maintenance::Maintenance::new();
     while let Some(wake) = running.signal.take() {
-        upkeep.turn(&running, &wake);
+        maintenance.turn(&running, &wake);
     }
     let poison = running.poison().expect("noted");
     assert_eq!(poison.path(), next);

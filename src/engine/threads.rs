@@ -93,7 +93,7 @@ impl Running {
     pub(crate) fn open(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
         let (running, report) = Self::open_idle(builder)?;
         let timer = running.spawn("logmill-timer", Engine::run_timer);
-        let threads = timer.and_then(|()| running.spawn("logmill-upkeep", maintenance::run));
+        let threads = timer.and_then(|()| running.spawn("logmill-maintenance", maintenance::run));
         if let Err(error) = threads {
             let home = Arc::clone(&running.home);
             // This stops the threads.

@@ -1,4 +1,4 @@
-//! The upkeep of a stripe's log: flushing, sealing, retiring, closing. Most of it is the
+//! The maintenance of a stripe's log: flushing, sealing, retiring, closing. Most of it is the
 //! maintenance thread's; a producer that finds the disk full retires too.
 //!
 //! The order of removal is what a power cut must not turn round: a segment's ack file says durably that
@@ -101,7 +101,7 @@ impl Graveyard {
         Ok(())
     }
 
-    /// Has files that hold nothing removed by the first turn of upkeep, for the open not to wait.
+    /// Has files that hold nothing removed by the first turn of maintenance, for the open not to wait.
     pub(super) fn leave(&mut self, leftovers: Vec<Paths>) {
         self.leftovers.extend(leftovers);
     }
@@ -146,7 +146,7 @@ impl Stripe {
         if acks_too {
             // Acks in segments that are gone are durable when their removal is. Whoever is at it
             // is waited for.
-            let mut graveyard = self.upkeep.lock();
+            let mut graveyard = self.maintenance.lock();
             if graveyard.unflushed_names {
                 graveyard.flush_names(&self.names).map_err(Arc::new)?;
             }
@@ -232,7 +232,7 @@ impl Stripe {
     /// Otherwise those that have been full for a while, and the result says when the next one
     /// will have been. After a failed flush, none.
     pub(crate) fn seal(&self, all: bool) -> Result<Option<Duration>, Arc<StorageError>> {
-        let _upkeep = self.upkeep.lock();
+        let _maintenance = self.maintenance.lock();
         let mut next = None;
         let segments: Vec<_> = self.segments.read().awake().cloned().collect();
         for segment in segments.iter().filter(|segment| segment.closed().is_some()) {
@@ -289,7 +289,7 @@ impl Stripe {
     /// those retired earlier that nobody reads any more. Returns whether there was one. After a failed
     /// flush, does nothing.
     pub(crate) fn reclaim(&self) -> Result<bool, StorageError> {
-        self.reclaim_into(&mut self.upkeep.lock())
+        self.reclaim_into(&mut self.maintenance.lock())
     }
 
     pub(super) fn reclaim_into(&self, graveyard: &mut Graveyard) -> Result<bool, StorageError> {
@@ -460,7 +460,7 @@ impl Stripe {
     /// As [`reclaim`](Self::reclaim), for a log that is [closed](Self::close): with its last segment,
     /// for the next open not to look through it. Returns the flush that has failed, if one has.
     pub(crate) fn reclaim_all(&self) -> Result<(), Arc<StorageError>> {
-        let mut graveyard = self.upkeep.lock();
+        let mut graveyard = self.maintenance.lock();
         self.make_room(&mut graveyard, true).map_err(Arc::new)?;
         // Of what was emptied, too.
         self.config

@@ -5,7 +5,7 @@
 //! locks guard the roll to the next segment, retirement, and a consumer's step to the next one.
 //!
 //! Here: opening and appending. Claiming is in `claiming.rs`, what the maintenance thread does in
-//! `upkeep.rs`.
+//! `maintenance.rs`.
 
 pub(crate) mod ack;
 mod budget;
@@ -149,7 +149,7 @@ pub(crate) struct Stripe {
     /// Jobs of this stripe wait in the timer, or lately did.
     has_waiting: AtomicBool,
     /// Held by whoever seals or retires.
-    upkeep: Mutex<Graveyard>,
+    maintenance: Mutex<Graveyard>,
     /// Jobs of segments that are gone, appended since the queue was opened.
     retired_appended: AtomicU64,
     /// Jobs of segments that are gone, done since the queue was opened.
@@ -283,7 +283,7 @@ impl Stripe {
             cold: Mutex::new(created),
             flush_asked: AtomicBool::new(false),
             has_waiting: AtomicBool::new(false),
-            upkeep: Mutex::new(graveyard),
+            maintenance: Mutex::new(graveyard),
             retired_appended: AtomicU64::new(0),
             retired_done: AtomicU64::new(0),
             lost: AtomicU64::new(0),
@@ -316,7 +316,7 @@ impl Stripe {
     /// Bytes of its segment files, and those that are counted of all stripes of the queue.
     #[cfg(test)]
     pub(crate) fn space(&self) -> (u64, u64) {
-        let graveyard = self.upkeep.lock();
+        let graveyard = self.maintenance.lock();
         let next = self.next.lock();
         let segments = self.segments.read();
         let in_use = segments.iter().filter(|segment| !segment.is_retired());
@@ -386,7 +386,7 @@ impl Stripe {
                     return Ok((cached.sequence(position.index), unsettled));
                 }
                 Append::Full { complete } => {
-                    // If the segment can go now, the upkeep thread sees to it, which the roll wakes.
+                    // If the segment can go now, the maintenance thread sees to it, which the roll wakes.
                     unsettled.settle();
                     *cached = self.after_full(cached, complete)?;
                 }
@@ -422,7 +422,7 @@ impl Stripe {
     fn roll(&self, full: &Arc<Segment>) -> Result<Arc<Segment>, RollError> {
         full.note_full();
         if self.next.lock().reserve() == 0
-            && let Some(mut graveyard) = self.upkeep.try_lock_for(SPARE_WAIT)
+            && let Some(mut graveyard) = self.maintenance.try_lock_for(SPARE_WAIT)
         {
             // The maintenance thread is behind. A segment that is done is had sooner than a new
             // one; if there is none, this is only a look.
@@ -436,7 +436,7 @@ impl Stripe {
             Err(error) => {
                 // If the maintenance thread is at it, or a replay holds it, the caller tries
                 // again later.
-                let Some(mut graveyard) = self.upkeep.try_lock() else {
+                let Some(mut graveyard) = self.maintenance.try_lock() else {
                     return Err(error);
                 };
                 let is_disk = matches!(&error, RollError::Storage(error) if error.is_full());

@@ -1,7 +1,7 @@
 //! The segments of a stripe's log in order, and which of them there is anything to do for.
 //!
 //! A segment is *at rest* if it is sealed and waits to be claimed from: nothing in it changes, so
-//! flushes, upkeep and statistics pass it over, however many there are. Whoever is about to change
+//! flushes, maintenance and statistics pass it over, however many there are. Whoever is about to change
 //! something in one wakes it first.
 
 use std::collections::{BTreeMap, VecDeque};

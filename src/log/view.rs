@@ -96,7 +96,7 @@ impl Stripe {
         }))
     }
 
-    /// Tells the upkeep thread that there is something to retire.
+    /// Tells the maintenance thread that there is something to retire.
     pub(crate) fn kick(&self) {
         (self.config.kick)();
     }

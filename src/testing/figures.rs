@@ -23,7 +23,7 @@ use crate::dispatch::source::Source;
 use crate::engine::Running;
 use crate::engine::delivery::Attempt;
 use crate::engine::enqueue::Place;
-use crate::engine::maintenance::Upkeep;
+use crate::engine::maintenance::Maintenance;
 use crate::failure::{Failure, Then};
 use crate::log::segment::Lease;
 use crate::options::Builder;
@@ -80,7 +80,7 @@ struct Life {
     /// None while it is closed.
     open: Option<Arc<Running>>,
     consumers: Vec<Source<Arc<Running>>>,
-    upkeep: Upkeep,
+    maintenance: Maintenance,
     held: Vec<Held>,
     /// Those lost to damage among them, as nobody knows which they are.
     jobs: BTreeMap<Sequence, State>,
@@ -112,7 +112,7 @@ impl Life {
             max_bytes,
             backoff,
             consumers: Vec::new(),
-            upkeep: Upkeep::new(),
+            maintenance: Maintenance::new(),
             open: Some(running),
             held: Vec::new(),
             jobs: BTreeMap::new(),
@@ -143,7 +143,7 @@ impl Life {
             48..62 => self.ack(),
             62..74 => self.fail(),
             74..84 => self.let_time_pass(),
-            84..90 => self.run_upkeep(),
+            84..90 => self.run_maintenance(),
             90..92 => self.replay(),
             92..94 => self.purge(),
             94 => {
@@ -350,9 +350,9 @@ impl Life {
         deaths.into_iter().for_each(|job| self.note_death(job));
     }
 
-    fn run_upkeep(&mut self) {
+    fn run_maintenance(&mut self) {
         while let Some(wake) = self.running().signal.take() {
-            self.upkeep.turn(&self.running(), &wake);
+            self.maintenance.turn(&self.running(), &wake);
             self.note_letters();
         }
     }
@@ -408,7 +408,7 @@ impl Life {
             self.ack();
             self.check();
         }
-        self.run_upkeep();
+        self.run_maintenance();
     }
 
     fn reopen(&mut self) {
@@ -439,7 +439,7 @@ impl Life {
             recovered: jobs,
             ..Counts::default()
         };
-        self.upkeep = Upkeep::new();
+        self.maintenance = Maintenance::new();
         self.register_consumers();
     }
 

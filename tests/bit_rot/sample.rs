@@ -132,7 +132,7 @@ impl Sample {
         for at in 0..3 {
             sample.enqueue(&queue, Wait, payload(at));
         }
-        // The upkeep prepares the next segment.
+        // The maintenance prepares the next segment.
         let start = Instant::now();
         while whole_ack_files(&living.path().join("log/00")) < 3 {
             assert!(start.elapsed() < PATIENCE);

@@ -163,7 +163,7 @@ pub fn close_at_events(dir: &Path) {
         },
     ];
     for (number, act) in acts.into_iter().enumerate() {
-        for thread in ["logmill-timer", "logmill-upkeep", "logmill-worker-0"] {
+        for thread in ["logmill-timer", "logmill-maintenance", "logmill-worker-0"] {
             let dir = dir.join(format!("{thread}-{number}"));
             let queue = open(builder(&dir).lease_timeout(Duration::from_millis(20)));
             IS_LAST.store(false, Ordering::Relaxed);
@@ -172,7 +172,7 @@ pub fn close_at_events(dir: &Path) {
             queue.enqueue(b"job").unwrap();
             match thread {
                 "logmill-timer" => std::mem::forget(queue.consumer().next().unwrap()),
-                "logmill-upkeep" => {
+                "logmill-maintenance" => {
                     fs::remove_dir_all(dir.join("dead")).unwrap();
                     queue.consumer().next().unwrap().dead_letter("no use");
                 }

@@ -451,7 +451,7 @@ pub fn segments_on_disk(queue_dir: &Path) -> BTreeSet<OsString> {
 
 #[test]
 fn a_queue_that_keeps_up_stays_within_three_segments() {
-    // "Keeps up" here: a job is acked before the next is enqueued, and the upkeep thread is done
+    // "Keeps up" here: a job is acked before the next is enqueued, and the maintenance thread is done
     // with the last roll before the next one. There are then the active segment, the one prepared
     // for later, and at a roll the one that is about to be deleted.
     const SEGMENTS: usize = 100;

@@ -129,7 +129,7 @@ fn segments_that_restarts_leave_with_a_delayed_job_each_are_merged() {
     let queue = open(builder(dir.path()));
     let consumer = queue.consumer();
     // Into one that is appended to; the next one is prepared, and another one in reserve. Up to three are
-    // too few to be merged, where upkeep comes while they are claimed.
+    // too few to be merged, where maintenance comes while they are claimed.
     eventually("they are merged", || {
         assert!(consumer.try_next().is_none());
         segments_on_disk(dir.path()).len() <= 3 + 3

@@ -47,7 +47,7 @@ pub fn run(fill: &Args) -> Result<()> {
     for _ in 0..fill.bytes / record_bytes(fill.payload) as u64 {
         producer.enqueue(&payload)?;
     }
-    // Until the upkeep thread has done what it does after an open: it makes a segment's acks last.
+    // Until the maintenance thread has done what it does after an open: it makes a segment's acks last.
     let deadline = Instant::now() + PATIENCE;
     while files(&fill.dir, "ack")?.len() < 2 {
         if Instant::now() > deadline {

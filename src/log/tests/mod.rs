@@ -1148,7 +1148,7 @@ fn what_is_done_but_for_damage_goes_as_soon_as_the_damage_is_set_aside() {
     let kicks = fixture.kicks.load(Ordering::Relaxed);
     assert_eq!(stripe.pins().count(), 2);
     assert_eq!(stripe.damage().len(), 1);
-    // Upkeep is told.
+    // Maintenance is told.
     assert!(fixture.kicks.load(Ordering::Relaxed) > kicks);
     assert!(stripe.reclaim().unwrap());
     assert!(!path.exists());
@@ -1320,7 +1320,7 @@ fn a_log_with_jobs_opens_on_a_full_disk_and_its_consumers_go_on() {
     };
     let fault = faults::fill_disk(&fixture.dir());
     let stripe = fixture.open();
-    // What was prepared gave its space back, and keeps its name until upkeep begins.
+    // What was prepared gave its space back, and keeps its name until maintenance begins.
     let prepared = fixture.dir().join(format!("{:020}.seg", capacity_of(SIZE)));
     assert_eq!(fs::metadata(&prepared).unwrap().len(), 0);
     assert!(matches!(
@@ -1486,7 +1486,7 @@ fn the_oldest_job_is_found_without_a_scan() {
 }
 
 #[test]
-fn producers_consumers_and_upkeep_together_lose_nothing_and_deliver_nothing_twice() {
+fn producers_consumers_and_maintenance_together_lose_nothing_and_deliver_nothing_twice() {
     const PRODUCERS: u64 = 3;
     const JOBS: u64 = 3000;
     let fixture = Fixture::new();

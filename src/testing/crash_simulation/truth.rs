@@ -116,7 +116,7 @@ pub(super) enum Doing {
     Enqueue(Vec<Payload>),
     Replay(Vec<Sequence>),
     Purge(Vec<Sequence>),
-    Upkeep,
+    Maintenance,
 }
 
 /// What was asked, and what was promised.

@@ -1,4 +1,4 @@
-//! A queue on a disk that may lose its power at any file operation: producers, workers, upkeep and
+//! A queue on a disk that may lose its power at any file operation: producers, workers, maintenance and
 //! operators take turns on one thread, as a seed says. At each operation the process may die or
 //! the power fail; what that would leave is then opened and checked, and now and then the run
 //! goes on from there.
@@ -21,7 +21,7 @@ use crate::dispatch::source::Source;
 use crate::engine::Running;
 use crate::engine::delivery::Attempt;
 use crate::engine::enqueue::Place;
-use crate::engine::maintenance::Upkeep;
+use crate::engine::maintenance::Maintenance;
 use crate::failure::{Failure, Then};
 use crate::log::header::{HEADER_BYTES, SEAL_OFFSET};
 use crate::log::mark::pretended::{self, Restarted};
@@ -77,7 +77,7 @@ pub(super) struct World {
     /// Where the queue is; it has another one after a power cut.
     dir: TempDir,
     consumers: Vec<Source<Arc<Running>>>,
-    upkeep: Upkeep,
+    maintenance: Maintenance,
     /// Jobs that compaction has moved.
     moves: u64,
     /// How often it has used the segment in reserve, if the disk is the limit, and if `max_bytes` is.
@@ -110,7 +110,7 @@ impl World {
             shared,
             dir,
             consumers: Vec::new(),
-            upkeep: Upkeep::new(),
+            maintenance: Maintenance::new(),
             moves: 0,
             reserves_used: [0; 2],
             restarted: None,
@@ -150,7 +150,7 @@ impl World {
         for _ in 0..CONSUMERS {
             self.consumers.push(Source::new(Arc::clone(&running)));
         }
-        self.upkeep = Upkeep::new();
+        self.maintenance = Maintenance::new();
         self.shared.truth.borrow_mut().note_opened();
         *self.shared.running.borrow_mut() = Some(running);
     }
@@ -185,7 +185,7 @@ impl World {
             23..40 => self.take(),
             40..54 => self.settle_some(),
             54..58 => self.flush(),
-            58..71 => self.run_upkeep(),
+            58..71 => self.run_maintenance(),
             71..75 => self.wait(),
             75..77 => self.leave_few_waiting(),
             77..82 => self.replay(self.number(4)),
@@ -260,7 +260,7 @@ impl World {
         }
         self.work_off();
         self.wait();
-        self.run_upkeep();
+        self.run_maintenance();
         if self.number(2) == 0 {
             self.run_out_of_room();
         }
@@ -423,7 +423,7 @@ impl World {
         let running = self.running();
         let mark = {
             let mut truth = self.shared.truth.borrow_mut();
-            truth.begin(Doing::Upkeep);
+            truth.begin(Doing::Maintenance);
             truth.mark(None)
         };
         let result = running.flush();
@@ -438,7 +438,7 @@ impl World {
     }
 
     /// The threads of the queue do what they have to.
-    fn run_upkeep(&mut self) {
+    fn run_maintenance(&mut self) {
         let running = self.running();
         running.turn_timer();
         if let Some(timeout) = self.shared.setup.lease_timeout {
@@ -456,9 +456,9 @@ impl World {
                 }
             }
         }
-        self.shared.truth.borrow_mut().begin(Doing::Upkeep);
+        self.shared.truth.borrow_mut().begin(Doing::Maintenance);
         if let Some(wake) = running.signal.take() {
-            self.upkeep.turn(&running, &wake);
+            self.maintenance.turn(&running, &wake);
         }
         let is_poisoned = running.poison().is_some();
         self.shared.truth.borrow_mut().is_poisoned |= is_poisoned;
@@ -510,7 +510,7 @@ impl World {
             0 => self.replay(usize::MAX),
             _ => self.purge(usize::MAX),
         }
-        self.run_upkeep();
+        self.run_maintenance();
     }
 
     /// Workers take longer than they may, and then ack what has mostly died.
@@ -518,7 +518,7 @@ impl World {
         self.take();
         self.wait();
         for _ in 0..=self.number(2) {
-            self.run_upkeep();
+            self.run_maintenance();
         }
         self.look_at_letters();
         let running = self.running();
@@ -621,13 +621,13 @@ impl World {
                     _ => self.shared.ack(&running, one),
                 }
             }
-            self.run_upkeep();
+            self.run_maintenance();
         }
     }
 
     /// The queue is closed, and opened again.
     fn close(&mut self) {
-        self.shared.truth.borrow_mut().begin(Doing::Upkeep);
+        self.shared.truth.borrow_mut().begin(Doing::Maintenance);
         self.shared.truth.borrow_mut().note_closing();
         if self.number(2) == 0 {
             // The last handle does it, too.

@@ -53,7 +53,7 @@ impl Run {
         assert_eq!(self.errors.len(), errors, "{:?}", self.errors);
         let has_failed_flush = |call: &Call| is_flush(call) && has_failed(call);
         if self.calls.iter().any(has_failed_flush) {
-            // The upkeep thread may be about to say so.
+            // The maintenance thread may be about to say so.
             let deadline = Instant::now() + LIMIT;
             while !self.is_poisoned {
                 assert!(Instant::now() < deadline, "a failed flush was passed over");
@@ -116,7 +116,7 @@ impl Run {
             engine.compact(false).unwrap();
         }
         assert_eq!(self.errors.len(), errors, "{:?}", self.errors);
-        // The upkeep thread may be at it.
+        // The maintenance thread may be at it.
         let deadline = Instant::now() + LIMIT;
         loop {
             let (has, counted) = engine.space();

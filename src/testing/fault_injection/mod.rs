@@ -238,7 +238,7 @@ fn run(stride: usize) {
         scenes::a_new_queue(),
         scenes::an_unclean_queue(),
         scenes::a_closed_queue(),
-        scenes::upkeep(),
+        scenes::maintenance(),
         scenes::no_room(),
     ]);
     let mut cases = Vec::new();

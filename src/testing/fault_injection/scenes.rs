@@ -307,15 +307,15 @@ pub(super) fn a_closed_queue() -> Scene {
     }
 }
 
-/// What the upkeep thread does when it has time: sealing, retiring, compaction.
-pub(super) fn upkeep() -> Scene {
+/// What the maintenance thread does when it has time: sealing, retiring, compaction.
+pub(super) fn maintenance() -> Scene {
     Scene {
-        name: "upkeep",
+        name: "maintenance",
         stripes: 1,
         files: Vec::new(),
         truth: Truth::default(),
         damage: Vec::new(),
-        play: play_upkeep,
+        play: play_maintenance,
     }
 }
 
@@ -370,7 +370,7 @@ fn play_no_room(run: &mut Run, scene: &Scene, fault: &Fault) {
     run.close(queue);
 }
 
-fn play_upkeep(run: &mut Run, scene: &Scene, fault: &Fault) {
+fn play_maintenance(run: &mut Run, scene: &Scene, fault: &Fault) {
     let builder = builder(&run.queue_dir, scene.stripes);
     let queue = match Running::open_idle(&builder) {
         Ok((running, _)) => Queue::of(running),

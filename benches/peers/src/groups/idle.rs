@@ -40,7 +40,7 @@ fn cpu_time(context: &Context) -> Result<Comparison> {
         let workers = queue
             .workers(WORKERS)
             .run(|_: &Job<'_>| Ok::<(), Failure>(()))?;
-        // Opening has work for the upkeep thread.
+        // Opening has work for the maintenance thread.
         thread::sleep(Duration::from_millis(500));
         let used = cpu_time_of(watch);
         workers.shutdown(Duration::from_secs(1));
