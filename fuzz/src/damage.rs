@@ -1,6 +1,6 @@
 //! The bytes of a segment file or an ack file, in a queue that is good otherwise.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
@@ -138,7 +138,15 @@ impl Log {
             let acks = fs::read(path.with_extension("ack")).unwrap_or_default();
             Segment::read(base.expect("a base"), SEGMENT_SIZE as usize, file, &acks)
         });
-        let segments = segments.collect();
+        let mut segments: Vec<_> = segments.collect();
+        // The next open marks these done.
+        let settles: HashSet<_> = segments
+            .iter_mut()
+            .flat_map(|segment| segment.settles.drain(..))
+            .collect();
+        for segment in &mut segments {
+            segment.live.retain(|job| !settles.contains(&job.sequence));
+        }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let read_at = now.expect("after 1970").as_nanos() as u64;
         Self { segments, read_at }

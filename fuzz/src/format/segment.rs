@@ -18,11 +18,15 @@ pub struct Segment {
     pub damage: Vec<(u64, u64, Damage)>,
     /// Jobs that are not done.
     pub live: Vec<Job>,
+    /// The records that its jobs settle, done ones too, where an open looks for them.
+    pub settles: Vec<u64>,
 }
 
 #[derive(Debug)]
 pub struct Job {
     pub id: u64,
+    /// Its place in the log.
+    pub sequence: u64,
     pub payload: Vec<u8>,
     /// Failed attempts that its metadata says.
     pub prior_attempts: u32,
@@ -66,6 +70,7 @@ impl Segment {
             is_complete: false,
             damage: Vec::new(),
             live: Vec::new(),
+            settles: Vec::new(),
         };
         let file = &segment.file[..segment.file.len().min(segment_size)];
         let capacity = End::of_bytes(segment_size).records;
@@ -130,6 +135,13 @@ impl Segment {
         let is_done = |index| has_acks && acks.is_done(index);
         segment.is_complete = (0..end.records).all(is_done);
         for (index, unit) in scan.jobs {
+            let Some(record) = Record::at(file, unit, most.units) else {
+                unreachable!("a scan finds records");
+            };
+            let fields = fields(record.meta());
+            if !segment.is_sealed {
+                segment.settles.extend(fields.settles);
+            }
             if is_done(index) {
                 continue;
             }
@@ -137,12 +149,10 @@ impl Segment {
                 true => acks.deliveries(index).after_a_crash(),
                 false => Deliveries::default(),
             };
-            let Some(record) = Record::at(file, unit, most.units) else {
-                unreachable!("a scan finds records");
-            };
-            let fields = fields(record.meta());
+            let sequence = base + u64::from(index);
             segment.live.push(Job {
-                id: fields.original.unwrap_or(base + u64::from(index)),
+                id: fields.original.unwrap_or(sequence),
+                sequence,
                 payload: record.payload().to_vec(),
                 prior_attempts: fields.prior_attempts,
                 prior_crashes: fields.prior_crashes,
