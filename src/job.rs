@@ -8,7 +8,7 @@ use crate::dispatch::lease_timeouts::Delivery;
 use crate::engine::Engine;
 use crate::engine::delivery::Attempt;
 use crate::failure::Failure;
-use crate::log::segment::Lease;
+use crate::log::lease::Lease;
 
 /// A job in the hands of a consumer, until it says what became of it.
 ///

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crossbeam_deque::{Injector, Steal};
 
 use crate::events::Mutex;
-use crate::log::segment::Lease;
+use crate::log::lease::Lease;
 use crate::time::Tick;
 
 /// Jobs that come within this time share a mark, to begin with.

@@ -16,9 +16,10 @@ use std::time::Duration;
 use super::Dispatch;
 use super::timer::{Now, When};
 use crate::Timestamp;
+use crate::log::lease::Lease;
 use crate::log::record::{MAX_META_BYTES, Meta, NewRecord};
 use crate::log::reserve::Left;
-use crate::log::segment::{Lease, Segment, Unsettled};
+use crate::log::segment::{Segment, Unsettled};
 use crate::log::{RollError, Stripe};
 use crate::storage::StorageError;
 

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::events::Mutex;
-use crate::log::segment::Lease;
+use crate::log::lease::Lease;
 use crate::sequence::{Sequence, SequenceMap};
 use crate::time::Tick;
 

@@ -35,8 +35,11 @@ use crate::RetryPolicy;
 use crate::event_count::EventCount;
 use crate::events::Mutex;
 use crate::log::Stripe;
+use crate::log::lease::Lease;
 use crate::log::record::Meta;
-use crate::log::segment::{Claim, Lease, Run, Unsettled};
+use crate::log::run::Claim;
+use crate::log::run::Run;
+use crate::log::segment::Unsettled;
 use crate::time::Clock;
 use crate::turns::Turns;
 

@@ -12,7 +12,8 @@ use crossbeam_deque::{Steal, Stealer, Worker};
 use crossbeam_utils::CachePadded;
 
 use super::Dispatch;
-use crate::log::segment::{Lease, Run};
+use crate::log::lease::Lease;
+use crate::log::run::Run;
 
 /// Looks for work before a consumer goes to sleep, each after a pause: together a few tens of
 /// microseconds, about what a sleep and a wake-up cost. A consumer looks once only where as many as

@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::Timestamp;
-use crate::log::segment::Lease;
+use crate::log::lease::Lease;
 use crate::sequence::{Sequence, SequenceMap};
 use crate::time::{Clock, Tick};
 

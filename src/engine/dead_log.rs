@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use crate::engine::failures::{Failures, FailuresOfJob};
 use crate::events::Mutex;
+use crate::log::lease::Lease;
 use crate::log::poison::Poison;
 use crate::log::record::{MAX_META_BYTES, Meta, NewRecord};
-use crate::log::segment::{Lease, Segment, Unsettled};
+use crate::log::segment::{Segment, Unsettled};
 use crate::log::{RollError, Stripe};
 use crate::sequence::SequenceMap;
 use crate::storage::StorageError;

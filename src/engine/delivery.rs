@@ -7,8 +7,8 @@ use super::dead_log::Late;
 use crate::dispatch::lease_timeouts::{Delivery, Ended, Leases};
 use crate::events::event;
 use crate::failure::{Failure, Then};
+use crate::log::lease::Lease;
 use crate::log::record::Meta;
-use crate::log::segment::Lease;
 
 /// Which attempt at a job this is, and whether it is one at a suspect, whose end lets the next
 /// suspect begin.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::{Engine, Running};
 use crate::error::DeadLetterError;
 use crate::events::event;
+use crate::log::pinned::Pinned;
 use crate::log::record::Meta;
-use crate::log::segment::{Pinned, Record};
+use crate::log::records::Record;
 use crate::{Sequence, StorageError, Timestamp};
 
 /// A copy of one dead letter.

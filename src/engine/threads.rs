@@ -12,8 +12,8 @@ use crate::StorageError;
 use crate::dispatch::Dispatch;
 use crate::error::OpenError;
 use crate::events::{Mutex, event};
+use crate::log::lease::Lease;
 use crate::log::recovery::RecoveryReport;
-use crate::log::segment::Lease;
 use crate::options::Builder;
 use crate::time::Tick;
 

@@ -300,6 +300,21 @@ impl AckFile {
             .map(|old| (old as u32) | (step as u32) == u32::MAX)
     }
 
+    /// How many of the records `[from, to)` are done.
+    pub(crate) fn done_within(&self, from: u32, to: u32) -> u32 {
+        let mut done = 0;
+        for word in from / RECORDS_PER_WORD..words_for(to) {
+            let first = word * RECORDS_PER_WORD;
+            let below = |index: u32| match index.saturating_sub(first) {
+                bits @ 0..RECORDS_PER_WORD => (1 << bits) - 1,
+                _ => u32::MAX,
+            };
+            let within = below(to) & !below(from);
+            done += (self.done_bits(word) & within).count_ones();
+        }
+        done
+    }
+
     #[inline]
     pub(crate) fn is_done(&self, index: u32) -> bool {
         self.done_bits(index / RECORDS_PER_WORD) >> (index % RECORDS_PER_WORD) & 1 == 1

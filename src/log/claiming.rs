@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Stripe;
-use super::lease::{Claim, Run};
 use super::recovery::{Recovery, RecoveryReport};
 use super::segment::Segment;
 use crate::events::event;
+use crate::log::run::Claim;
+use crate::log::run::Run;
 use crate::storage::StorageError;
 use crate::time;
 

@@ -5,13 +5,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Stripe;
-use super::lease::Pinned;
 use super::recovery::Quarantined;
 use super::segment::Segment;
 use crate::Sequence;
+use crate::log::pinned::Pinned;
 use crate::storage::StorageError;
 
 impl Stripe {
+    /// The segment of the record with this sequence, if there is one that is not done.
+    pub(crate) fn pin_live(&self, sequence: Sequence) -> Result<Option<Pinned>, Arc<StorageError>> {
+        let pinned = self.pin_containing(sequence)?;
+        Ok(pinned.filter(|pinned| {
+            let index = sequence.offset_from(pinned.segment().base());
+            index < pinned.segment().reached().index && !pinned.is_done(index)
+        }))
+    }
+
     /// The segments, oldest first, each scanned, and mapped when its turn comes.
     #[cfg(test)]
     pub(crate) fn pins(&self) -> impl Iterator<Item = Result<Pinned, Arc<StorageError>>> {

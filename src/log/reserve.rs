@@ -12,10 +12,11 @@ use std::sync::atomic::Ordering;
 
 use super::ack;
 use super::record::{HEADER_BYTES, NewRecord, UNIT, units_of};
-use super::segment::{self, Paths, Pinned, Segment, Unsettled};
+use super::segment::{self, Paths, Segment, Unsettled};
 use super::spare::{self, Spare};
 use super::{Next, RollError, Stripe};
 use crate::Sequence;
+use crate::log::pinned::Pinned;
 use crate::storage::StorageError;
 
 /// Most bytes of metadata that the record of a moved job has.

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::record::{Header, UNIT};
-use super::segment::{Pinned, START, Segment};
+use super::segment::{START, Segment};
 use super::{DEAD_ORIGIN, Stripe};
 use crate::Timestamp;
+use crate::log::pinned::Pinned;
 
 /// Most segments that a look for the first job of some kind goes through: where all jobs of the
 /// first ones are delayed, for one.

@@ -25,7 +25,7 @@ use crate::engine::delivery::Attempt;
 use crate::engine::enqueue::Place;
 use crate::engine::maintenance::Maintenance;
 use crate::failure::{Failure, Then};
-use crate::log::segment::Lease;
+use crate::log::lease::Lease;
 use crate::options::Builder;
 use crate::storage::faults;
 use crate::time::stopped;

@@ -8,7 +8,7 @@ use super::{Damage, Position, Records, START, Sequence, check_acks, count_crashe
 use crate::log::ack::AckFile;
 use crate::log::header::{FileKind, Identity};
 use crate::log::record::{FailureReason, KIND_JOB, MAX_META_BYTES, Meta, UNIT};
-use crate::log::segment::write_record_header;
+use crate::log::records::write_record_header;
 use crate::storage::mapped::MappedFile;
 
 /// The header of a segment or an ack file.

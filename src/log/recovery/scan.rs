@@ -5,7 +5,9 @@
 use super::checksums::Checksums;
 use crate::Sequence;
 use crate::log::record::{self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, Meta, UNIT};
-use crate::log::segment::{Record, Records, START};
+use crate::log::records::Record;
+use crate::log::records::Records;
+use crate::log::segment::START;
 use crate::log::tail::Position;
 
 /// How the place where a scan ends is known.

@@ -8,7 +8,8 @@ use rustix::io::Errno;
 use super::*;
 use crate::log::mark;
 use crate::log::record::{HEADER_BYTES, Header, KIND_JOB, Meta, NewRecord};
-use crate::log::segment::{Append, Claim, Warm};
+use crate::log::run::Claim;
+use crate::log::segment::{Append, Warm};
 use crate::storage::Operation;
 use crate::storage::faults::{self, Effect, Plan};
 

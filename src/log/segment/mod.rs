@@ -21,31 +21,37 @@
 //!
 //! Everybody else has a [`Pinned`], which owns a share.
 //!
-//! This file is the writing side; `lease.rs` is the reading side.
+//! This file is the writing side; `pinned.rs`, `run.rs` and `lease.rs` read.
 
 #![allow(unsafe_code)]
 
+mod durability;
+mod files;
 #[cfg(test)]
 mod tests;
+mod unsettled;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use self::files::create_segment_file;
+pub(crate) use self::files::{Maps, Paths, Warm, create_ack_file};
+pub(crate) use self::unsettled::Unsettled;
 use super::ack::{self, AckFile};
 use super::crc::Crc32;
 use super::flush::FlushGate;
 use super::flushed_acks::{DeliveriesChanged, FlushedAcks};
-use super::header::{self, FileKind, Identity};
-pub(crate) use super::lease::{Claim, Lease, Pinned, Record, Records, Run};
+use super::header::{self, Identity};
 use super::mapping::Mapping;
 use super::names::Names;
 use super::owed::Owed;
 use super::progress::Progress;
-use super::record::{self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, NewRecord, UNIT};
+use super::record::{self, HEADER_BYTES, HEADER_UNITS, Header, NewRecord, UNIT};
+use super::records::{Record, Records, write_record};
 use super::tail::{Cursor, Position, Reserved, Tail};
-use crate::events::{Mutex, event};
+use crate::events::Mutex;
 use crate::storage::mapped::MappedFile;
 use crate::storage::mappings::Purpose;
 use crate::storage::{Entry, Operation, StorageError};
@@ -62,76 +68,6 @@ pub(crate) const START: Position = Position {
 /// bases of neighbours, so that a segment's name is known before its predecessor is full.
 pub(crate) fn capacity_of(segment_size: u64) -> u32 {
     ((segment_size as usize - header::HEADER_BYTES) / HEADER_BYTES) as u32
-}
-
-/// The two mappings of a segment.
-///
-/// Aligned, so that what every append reads is not on the line of the count of shares, which every
-/// claim changes.
-#[repr(align(128))]
-pub(crate) struct Maps {
-    pub(crate) records: Records,
-    pub(crate) acks: AckFile,
-}
-
-impl Maps {
-    /// Writes the headers of a new segment into files that are all zero.
-    pub(super) fn write_headers(&self, identity: &Identity) {
-        write_header(&self.records.file, &identity.encode(FileKind::Segment));
-        write_header(&self.acks.file, &identity.encode(FileKind::Ack));
-        self.acks.mark_fresh();
-    }
-
-    /// Writes records into a new segment that nobody else has seen, from its start on; they fit it.
-    /// Returns where they end.
-    pub(super) fn write_records(&mut self, salt: u64, records: &[NewRecord<'_>]) -> Position {
-        let crc = Crc32::new();
-        let mut end = START;
-        for record in records {
-            let content = record::content_check(&crc, record.meta, record.payload);
-            // SAFETY: `self` is borrowed exclusively.
-            unsafe { write_record(&self.records.file, salt, end, record, content) };
-            end.index += 1;
-            end.units += record::units_of(record.len());
-        }
-        end
-    }
-
-    /// See [`Records::valid_record`].
-    pub(crate) fn valid_record(&self, units: u32, end: u32, salt: u64) -> Option<Record<'_>> {
-        self.records.valid_record(units, end, salt)
-    }
-}
-
-/// How much of a new segment's files is in the page cache and mapped before anyone appends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Warm {
-    All,
-    /// What the first records need, for an open not to wait for the rest, which
-    /// [`Segment::warm_up`] sees to.
-    Start,
-}
-
-/// Bytes of records of [`Warm::Start`]: at a million jobs of 64 B a second, what is enqueued in
-/// two and a half milliseconds.
-const WARM_START: u64 = 256 * 1024;
-
-impl Warm {
-    fn records(self) -> u64 {
-        match self {
-            Self::All => u64::MAX,
-            Self::Start => WARM_START,
-        }
-    }
-
-    fn acks(self) -> u64 {
-        match self {
-            Self::All => u64::MAX,
-            // The header. A page of acks is for over thirty thousand records, one of counts for a
-            // thousand.
-            Self::Start => 1,
-        }
-    }
 }
 
 /// A segment's state in memory.
@@ -176,30 +112,6 @@ pub(crate) struct Segment {
     left_bytes: Mutex<(u32, u64)>,
     /// Its first job that is not done, as found before it was scanned.
     pub(super) first_job: OnceLock<Option<Header>>,
-}
-
-/// The files of a segment.
-#[derive(Clone)]
-pub(crate) struct Paths {
-    pub(crate) segment: Entry,
-    pub(crate) ack: Entry,
-}
-
-impl Paths {
-    pub(crate) fn new(names: &Names, base: Sequence) -> Self {
-        let name = base.within_stripe();
-        Self {
-            segment: names.entry(&format!("{name:020}.seg")),
-            ack: names.entry(&format!("{name:020}.ack")),
-        }
-    }
-
-    /// Gives the files' space back and keeps their names. The segment goes first, durably: when
-    /// it is empty, the ack file says nothing.
-    pub(super) fn empty(&self) -> Result<(), StorageError> {
-        self.segment.empty_durably()?;
-        self.ack.truncate(0)
-    }
 }
 
 /// How a segment found at open begins its life in memory.
@@ -366,11 +278,11 @@ impl Segment {
     }
 
     /// Prefaults what a creation with [`Warm::Start`] has not, while others use the segment.
-    pub(crate) fn warm_up(self: &Arc<Self>) -> Result<(), StorageError> {
-        let Some(pinned) = self.pin() else {
+    pub(crate) fn warm_up(&self) -> Result<(), StorageError> {
+        let Some(maps) = self.maps() else {
             return Ok(());
         };
-        let Maps { records, acks } = pinned.maps();
+        let Maps { records, acks } = &*maps;
         records.file.prefault_from(Warm::Start.records())?;
         acks.file.prefault_from(0)
     }
@@ -497,22 +409,6 @@ impl Segment {
         }
     }
 
-    /// As [`append`](Self::append), of a record that names what it settles: until that is durable,
-    /// the segment is neither sealed nor retired.
-    pub(super) fn append_owing(self: &Arc<Self>, record: &NewRecord<'_>) -> (Append, Unsettled) {
-        let unsettled = self.owing(1);
-        (self.append(record), unsettled)
-    }
-
-    /// So many records that are about to be there name what they settle.
-    pub(super) fn owing(self: &Arc<Self>, records: u64) -> Unsettled {
-        self.owed.raise(records);
-        Unsettled {
-            segment: Arc::clone(self),
-            records,
-        }
-    }
-
     /// The bytes that so many jobs left in it come to, counted anew only when their number has changed.
     pub(super) fn left_bytes(&self, jobs: u32, count: impl FnOnce() -> u64) -> u64 {
         let mut left = self.left_bytes.lock();
@@ -609,18 +505,17 @@ impl Segment {
     }
 
     /// A share of the mappings, if it is mapped for use.
-    pub(crate) fn pin(self: &Arc<Self>) -> Option<Pinned> {
-        Some(Pinned::in_use(Arc::clone(self), self.mapping.used()?))
+    pub(super) fn maps(&self) -> Option<Arc<Maps>> {
+        self.mapping.used()
     }
 
     /// A share of the mappings, which are made for the occasion if need be; None once retired.
-    pub(crate) fn look(self: &Arc<Self>) -> Result<Option<Pinned>, StorageError> {
-        let maps = match self.mapping.look(|purpose| self.map(purpose)) {
+    pub(super) fn maps_to_look(&self) -> Result<Option<Arc<Maps>>, StorageError> {
+        match self.mapping.look(|purpose| self.map(purpose)) {
             // Its names go a moment before it is retired in memory.
-            Err(error) if self.is_complete() && is_missing(&error) => None,
-            looked => looked?,
-        };
-        Ok(maps.map(|maps| Pinned::to_look(Arc::clone(self), maps)))
+            Err(error) if self.is_complete() && is_missing(&error) => Ok(None),
+            looked => looked,
+        }
     }
 
     /// Has it mapped for use, unless it is retired.
@@ -673,130 +568,6 @@ impl Segment {
         self.mapping.retire()
     }
 
-    /// Makes every record committed before this call durable, sharing one flush with whoever asks
-    /// at the same time; with `acks_too`, the acks as well.
-    ///
-    /// Records, acks and names are flushed apart, and a failure of one is final for that one:
-    /// every later call returns it again.
-    pub(crate) fn flush(self: &Arc<Self>, acks_too: bool) -> Result<(), Arc<StorageError>> {
-        let pinned = self.pin();
-        if pinned.is_none() && self.is_retired() {
-            // Complete and deleted: there is nothing left that could be lost.
-            return Ok(());
-        }
-        self.flush_files(pinned, acks_too)
-            .inspect_err(|error| self.names.poison().note(error))
-    }
-
-    fn flush_files(
-        self: &Arc<Self>,
-        mut pinned: Option<Pinned>,
-        mut acks_too: bool,
-    ) -> Result<(), Arc<StorageError>> {
-        // SeqCst, as the load in `was_flushed`: a flush that returned before is seen.
-        self.flushed.store(true, Ordering::SeqCst);
-        if !self.is_settled() {
-            let looked = match pinned {
-                Some(pinned) => Some(pinned),
-                None => self.look().map_err(Arc::new)?,
-            };
-            let Some(looked) = looked else {
-                return Ok(());
-            };
-            let Maps { records, acks } = looked.maps();
-            // One without records may be flushed ahead of need, and nobody relies on it.
-            let has_record = looked.record(START.units).is_some();
-            self.records_gate.flush(|| {
-                // Nothing can follow what is there now.
-                let is_whole = !self.is_unscanned() && self.is_committed();
-                records.file.flush()?;
-                if is_whole {
-                    self.settled.store(true, Ordering::Release);
-                }
-                Ok(())
-            })?;
-            self.flush_names()?;
-            // Not before the records and their names are durable, as the mark says that they are.
-            if has_record && acks.mark_relied() {
-                self.deliveries_changed.note_end();
-                acks_too = true;
-            }
-            pinned = Some(looked);
-        }
-        if acks_too {
-            self.flush_acks(pinned.as_ref())?;
-        }
-        Ok(())
-    }
-
-    fn flush_acks(self: &Arc<Self>, pinned: Option<&Pinned>) -> Result<(), Arc<StorageError>> {
-        if self.are_acks_flushed() {
-            return Ok(());
-        }
-        let entry = &self.paths.ack;
-        // Somebody may be looking at it.
-        let shared = self.mapping.shared();
-        let mapped = pinned.map(Pinned::maps).or(shared.as_deref());
-        let file = match mapped {
-            Some(_) => None,
-            // Before the flush is asked for: that it cannot be opened is no failed flush.
-            None => match entry.open_to_flush() {
-                Ok(file) => Some(file),
-                // It was retired meanwhile.
-                Err(error) if self.is_complete() && is_missing(&error) => return Ok(()),
-                Err(error) => return Err(Arc::new(error)),
-            },
-        };
-        let flush = || match (mapped, &file) {
-            (Some(maps), _) => maps.acks.file.flush(),
-            (None, Some(file)) => entry.flush(file),
-            (None, None) => Ok(()),
-        };
-        // Nobody acks in one that waits, but by `mark_done`, which counts.
-        let done = || pinned.map_or_else(|| self.not_acked(), Pinned::done);
-        let deliveries = &self.deliveries_changed;
-        self.acks_gate
-            .flush(|| self.flushed_acks.flush(deliveries, done, flush))
-    }
-
-    /// Notes that all its jobs are done, durably if anything of it was relied on, or `durably`
-    /// anyway. Before its files are emptied, renamed or removed, for that not to look like a loss.
-    pub(super) fn finish(self: &Arc<Self>, durably: bool) -> Result<(), Arc<StorageError>> {
-        debug_assert!(self.is_complete());
-        let Some(pinned) = self.look().map_err(Arc::new)? else {
-            return Ok(());
-        };
-        if pinned.maps().acks.mark_finished() || durably {
-            self.deliveries_changed.note_end();
-            self.flush_acks(Some(&pinned))
-                .inspect_err(|error| self.names.poison().note(error))?;
-        }
-        Ok(())
-    }
-
-    /// Whether nothing was claimed from it and all acks in it are durable.
-    pub(super) fn are_acks_flushed(&self) -> bool {
-        self.claimed() == START
-            && self
-                .flushed_acks
-                .covers(&self.deliveries_changed, self.not_acked())
-    }
-
-    /// Whether a flush has begun, so that what is on disk may be relied on.
-    pub(super) fn was_flushed(&self) -> bool {
-        self.flushed.load(Ordering::SeqCst)
-    }
-
-    /// Takes note that something in its records was mended, which is not durable yet.
-    pub(super) fn note_mended(&self) {
-        self.settled.store(false, Ordering::Release);
-    }
-
-    /// Whether all records that it will ever have are durable, with their names.
-    pub(super) fn is_settled(&self) -> bool {
-        self.settled.load(Ordering::Acquire) && self.named.load(Ordering::Acquire)
-    }
-
     /// Whether its files can serve again: they are whole, and this process made them.
     pub(super) fn is_recyclable(&self) -> bool {
         let is_whole =
@@ -819,96 +590,23 @@ impl Segment {
         self.left.load(Ordering::Acquire)
     }
 
-    /// Makes the names of the files durable, once.
-    pub(crate) fn flush_names(&self) -> Result<(), Arc<StorageError>> {
-        if !self.named.load(Ordering::Acquire) {
-            self.names.flush()?;
-            self.named.store(true, Ordering::Release);
-        }
-        Ok(())
-    }
-
-    /// Flushes the records, then writes the seal, flushes it, and gives back the unused end of
-    /// the file: in this order, so that a seal on disk proves its records.
-    ///
-    /// The segment is full, and every record committed. A failed flush is returned before the
-    /// seal is written, and so does every later attempt.
-    pub(crate) fn seal(self: &Arc<Self>) -> Result<(), Arc<StorageError>> {
-        let (Some(end), Some(pinned)) = (self.closed(), self.look()?) else {
-            return Ok(());
-        };
-        self.flush(true)?;
-        let records = &pinned.maps().records.file;
-        let (word, check) = header::encode_seal(self.identity.salt, end);
-        records
-            .word64(header::SEAL_OFFSET)
-            .store(word, Ordering::Relaxed);
-        records
-            .word32(header::SEAL_OFFSET + 8)
-            .store(check, Ordering::Relaxed);
-        let sealed = self.records_gate.flush(|| records.flush());
-        sealed.inspect_err(|error| {
-            // Not settled: later flushes find the failure at the gate.
-            self.settled.store(false, Ordering::Release);
-            self.names.poison().note(error);
-        })?;
-        // One unit more than is used: a walk that began before the segment was closed looks for a
-        // commit word at its end. Nobody touches the mapping beyond that. What was found at open was
-        // closed, and may be no longer than its records.
-        let kept = (u64::from(end.units) + u64::from(!self.recovered)) * UNIT as u64;
-        if let Err(error) = self
-            .paths
-            .segment
-            .truncate(kept.min(self.identity.segment_size))
-        {
-            // The seal holds for a longer file too; only its space stays taken.
-            event!(debug, %error, "a sealed segment keeps its unused end");
-        }
-        self.sealed.store(true, Ordering::Release);
-        Ok(())
-    }
-
     /// Whether it is full and every record committed.
-    pub(crate) fn is_committed(self: &Arc<Self>) -> bool {
+    pub(crate) fn is_committed(&self) -> bool {
         let Some(end) = self.closed() else {
             return false;
         };
-        let Some(pinned) = self.pin() else {
+        let Some(maps) = self.maps() else {
             // One found at open is, and another was before it was unmapped.
             return !self.is_retired();
         };
         let mut units = START.units;
         while units + HEADER_UNITS <= end.units {
-            match pinned.record(units) {
+            match Record::at(&maps.records, units) {
                 Some(record) => units = record.next(),
                 None => return false,
             }
         }
         true
-    }
-}
-
-/// Records of a segment that name what they settle, and what they name is not durably settled. If
-/// this is dropped the segment is kept for the next open, which settles it.
-#[must_use]
-pub(crate) struct Unsettled {
-    segment: Arc<Segment>,
-    records: u64,
-}
-
-impl Unsettled {
-    /// What the records name is durably settled, or they were not appended after all.
-    pub(crate) fn settle(self) {
-        self.segment.owed.lower(self.records);
-    }
-
-    /// Takes in another one's records, if they are in the same segment.
-    pub(crate) fn merge(&mut self, other: Self) -> Option<Self> {
-        if !Arc::ptr_eq(&self.segment, &other.segment) {
-            return Some(other);
-        }
-        self.records += other.records;
-        None
     }
 }
 
@@ -924,87 +622,4 @@ pub(crate) enum Append {
     Done(Position),
     /// The segment is full. `complete`: finding that out made the segment complete.
     Full { complete: bool },
-}
-
-fn create_segment_file(
-    entry: &Entry,
-    identity: &Identity,
-    warm: Warm,
-) -> Result<Records, StorageError> {
-    let file = MappedFile::create(entry.clone(), identity.segment_size, warm.records())?;
-    write_header(&file, &identity.encode(FileKind::Segment));
-    Ok(Records { file })
-}
-
-pub(crate) fn create_ack_file(
-    entry: &Entry,
-    identity: &Identity,
-    capacity: u32,
-    warm: Warm,
-) -> Result<AckFile, StorageError> {
-    let file = MappedFile::create(entry.clone(), ack::file_bytes(capacity), warm.acks())?;
-    write_header(&file, &identity.encode(FileKind::Ack));
-    let acks = AckFile::new(file, capacity, identity.salt);
-    acks.mark_fresh();
-    Ok(acks)
-}
-
-/// Stores a file header. Nobody else has seen the mapping yet.
-pub(super) fn write_header(file: &MappedFile, bytes: &[u8]) {
-    for (word, chunk) in bytes.as_chunks::<8>().0.iter().enumerate() {
-        file.word64(8 * word)
-            .store(u64::from_le_bytes(*chunk), Ordering::Relaxed);
-    }
-}
-
-/// Writes a record and commits it.
-///
-/// # Safety
-/// Nobody else touches the bytes of the record meanwhile.
-#[inline(always)]
-unsafe fn write_record(
-    records: &MappedFile,
-    salt: u64,
-    position: Position,
-    record: &NewRecord<'_>,
-    content: u32,
-) {
-    let header = Header {
-        len: record.len() as u32,
-        index: position.index,
-        kind: KIND_JOB,
-        meta_len: record.meta.len() as u16,
-        enqueued_at: record.enqueued_at,
-        due_at: record.due_at,
-    };
-    let offset = position.units as usize * UNIT;
-    if !record.meta.is_empty() {
-        // SAFETY: by this function's contract.
-        unsafe { records.copy_in(offset + HEADER_BYTES, record.meta) };
-    }
-    // SAFETY: as above.
-    unsafe { records.copy_in(offset + HEADER_BYTES + record.meta.len(), record.payload) };
-    write_record_header(records, offset, &header, header.check_over(salt, content));
-}
-
-#[inline(always)]
-pub(super) fn write_record_header(
-    records: &MappedFile,
-    offset: usize,
-    header: &Header,
-    check: u32,
-) {
-    let words = records.record_words(offset);
-    words.check.store(check, Ordering::Relaxed);
-    words
-        .identity
-        .store(header.identity_word(), Ordering::Relaxed);
-    words
-        .enqueued_at
-        .store(header.enqueued_at.as_nanos(), Ordering::Relaxed);
-    words
-        .due_at
-        .store(header.due_at.as_nanos(), Ordering::Relaxed);
-    // Release: whoever sees the length, with the Acquire in `commit_word`, sees the record.
-    words.len.store(header.len, Ordering::Release);
 }

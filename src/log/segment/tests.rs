@@ -3,7 +3,10 @@ use std::path::Path;
 
 use super::*;
 use crate::Timestamp;
+use crate::log::lease::Lease;
+use crate::log::pinned::Pinned;
 use crate::log::recovery::{Damage, Recovery, RecoveryReport};
+use crate::log::run::Claim;
 use crate::storage::{Directory, faults};
 
 const SIZE: u64 = 16384;

@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::io::Errno;
 
 use super::*;
-use crate::log::lease::{Claim, Lease};
+use crate::log::lease::Lease;
+use crate::log::record::NewRecord;
 use crate::log::recovery::RecoveryReport;
+use crate::log::run::Claim;
 use crate::log::segment::capacity_of;
 use crate::storage::faults::{self, Effect, Moment, Plan};
 use crate::storage::{Operation, create_directories};

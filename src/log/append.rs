@@ -1,0 +1,216 @@
+//! Appending, and the roll to the next segment.
+use std::sync::Arc;
+
+use super::record::{NewRecord, UNIT, units_of};
+use super::segment::{Append, Segment, Unsettled, Warm};
+use super::{Next, RollError, SPARE_WAIT, Stripe, create_segment};
+use crate::Sequence;
+use crate::events::event;
+
+impl Stripe {
+    /// Longest record, in bytes.
+    pub(crate) fn max_record_bytes(&self) -> usize {
+        super::max_record_bytes(self.config.segment_size)
+    }
+
+    /// How many of the payloads [`append_all`](Self::append_all) takes at once.
+    pub(crate) fn batch_prefix(&self, template: &NewRecord<'_>, payloads: &[&[u8]]) -> usize {
+        let mut room = self.max_record_bytes() / UNIT;
+        let fits = |payload: &&&[u8]| {
+            let units = units_of(template.with_payload(payload).len()) as usize;
+            let fits = units <= room;
+            room = room.saturating_sub(units);
+            fits
+        };
+        // A single record always fits.
+        payloads.iter().take_while(fits).count().max(1)
+    }
+
+    pub(crate) fn active(&self) -> Arc<Segment> {
+        self.active.load_full()
+    }
+
+    /// Appends a record. `cached` is the caller's notion of the active segment; it is brought up
+    /// to date, and holds the record's segment afterwards.
+    #[inline(always)]
+    pub(crate) fn append(
+        &self,
+        cached: &mut Arc<Segment>,
+        record: &NewRecord<'_>,
+    ) -> Result<Sequence, RollError> {
+        loop {
+            match cached.append(record) {
+                Append::Done(position) => return Ok(cached.sequence(position.index)),
+                Append::Full { complete } => *cached = self.after_full(cached, complete)?,
+            }
+        }
+    }
+
+    /// As [`append`](Self::append), without a cached segment: also returns the record's segment.
+    #[inline]
+    pub(crate) fn append_shared(
+        &self,
+        record: &NewRecord<'_>,
+    ) -> Result<(Sequence, Option<Arc<Segment>>), RollError> {
+        {
+            let active = self.active.load();
+            match active.append(record) {
+                Append::Done(position) => return Ok((active.sequence(position.index), None)),
+                Append::Full { complete } => self.after_full(&active, complete)?,
+            };
+        }
+        let mut cached = self.active();
+        let sequence = self.append(&mut cached, record)?;
+        Ok((sequence, Some(cached)))
+    }
+
+    /// As [`append`](Self::append), of a record that names what it settles.
+    pub(crate) fn append_owing(
+        &self,
+        cached: &mut Arc<Segment>,
+        record: &NewRecord<'_>,
+    ) -> Result<(Sequence, Unsettled), RollError> {
+        loop {
+            let (appended, unsettled) = cached.append_owing(record);
+            match appended {
+                Append::Done(position) => {
+                    return Ok((cached.sequence(position.index), unsettled));
+                }
+                Append::Full { complete } => {
+                    // If the segment can go now, the maintenance thread sees to it, which the roll wakes.
+                    unsettled.settle();
+                    *cached = self.after_full(cached, complete)?;
+                }
+            }
+        }
+    }
+
+    /// Appends records, few enough for one segment, with one reservation: they differ from
+    /// `template` in their payloads. Returns the first's sequence; the others follow without a gap.
+    pub(crate) fn append_all(
+        &self,
+        cached: &mut Arc<Segment>,
+        template: &NewRecord<'_>,
+        payloads: &[&[u8]],
+    ) -> Result<Sequence, RollError> {
+        loop {
+            match cached.append_all(template, payloads) {
+                Append::Done(first) => return Ok(cached.sequence(first.index)),
+                Append::Full { complete } => *cached = self.after_full(cached, complete)?,
+            }
+        }
+    }
+
+    #[cold]
+    fn after_full(&self, full: &Arc<Segment>, complete: bool) -> Result<Arc<Segment>, RollError> {
+        if complete {
+            (self.config.kick)();
+        }
+        self.roll(full)
+    }
+
+    /// The segment after `full`, making it the active one if nobody has.
+    fn roll(&self, full: &Arc<Segment>) -> Result<Arc<Segment>, RollError> {
+        full.note_full();
+        if self.next.lock().reserve() == 0
+            && let Some(mut graveyard) = self.maintenance.try_lock_for(SPARE_WAIT)
+        {
+            // The maintenance thread is behind. A segment that is done is had sooner than a new
+            // one; if there is none, this is only a look.
+            let reclaimed = self.reclaim_into(&mut graveyard);
+            if let Err(error) = reclaimed {
+                event!(debug, %error, "nothing reclaimed for a roll");
+            }
+        }
+        match self.try_roll(full) {
+            Err(RollError::Closed) => Err(RollError::Closed),
+            Err(error) => {
+                // If the maintenance thread is at it, or a replay holds it, the caller tries
+                // again later.
+                let Some(mut graveyard) = self.maintenance.try_lock() else {
+                    return Err(error);
+                };
+                let is_disk = matches!(&error, RollError::Storage(error) if error.is_full());
+                // It may have made some room and failed after that.
+                if let Err(error) = self.make_room(&mut graveyard, is_disk) {
+                    event!(debug, %error, "no more room made for a roll");
+                }
+                drop(graveyard);
+                if matches!(&error, RollError::Storage(error) if error.is_unmappable()) {
+                    // What is sealed need not be mapped while it waits.
+                    if let Err(error) = self.seal(true) {
+                        event!(debug, %error, "not all sealed for a roll");
+                    }
+                    self.unmap_waiting();
+                }
+                self.try_roll(full)
+            }
+            rolled => rolled,
+        }
+    }
+
+    fn try_roll(&self, full: &Arc<Segment>) -> Result<Arc<Segment>, RollError> {
+        let mut next = self.next.lock();
+        let active = self.active();
+        if !Arc::ptr_eq(&active, full) {
+            return Ok(active);
+        }
+        if next.closed {
+            return Err(RollError::Closed);
+        }
+        let segment = match next.prepared.take() {
+            Some(segment) => segment,
+            // The maintenance thread is behind, or could not.
+            None => self.create_within_budget(&mut next).inspect_err(|_| {
+                // There may be jobs to be moved.
+                if self.config.budget.note_short() {
+                    (self.config.kick)();
+                }
+            })?,
+        };
+        // Let go after the lock is.
+        let _before = self.make_active(&mut next, &segment);
+        drop(next);
+        (self.config.kick)();
+        Ok(segment)
+    }
+
+    /// Returns the segment that was active before.
+    pub(super) fn make_active(&self, next: &mut Next, segment: &Arc<Segment>) -> Arc<Segment> {
+        next.put_off = 0;
+        let in_use = {
+            let mut segments = self.segments.write();
+            segments.push_back(Arc::clone(segment));
+            segments.len()
+        };
+        next.pool.grow_to(in_use + 1);
+        let publish = || self.active.swap(Arc::clone(segment));
+        self.config.sleepers.publish(publish)
+    }
+
+    /// The next segment: from a spare, or else with new files.
+    pub(super) fn create_within_budget(&self, next: &mut Next) -> Result<Arc<Segment>, RollError> {
+        let created = self
+            .keep_reserve(next)
+            .and_then(|()| self.create_next(next));
+        if created.is_ok() {
+            self.config.budget.note_room();
+        }
+        created
+    }
+
+    fn create_next(&self, next: &mut Next) -> Result<Arc<Segment>, RollError> {
+        // A spare is counted in the budget already.
+        let spares = next.spares.len();
+        if spares == 0 && !self.config.budget.take(self.config.segment_size) {
+            return Err(RollError::OverBudget(self.config.budget.max()));
+        }
+        create_segment(&self.names, &self.config, next, Warm::All).map_err(|error| {
+            // A spare that was not touched is still there, and still counted.
+            if spares == 0 || next.spares.len() < spares {
+                self.config.budget.give_back(self.config.segment_size);
+            }
+            RollError::Storage(error)
+        })
+    }
+}

@@ -1,0 +1,83 @@
+//! What keeps a segment alive for the claimed records in it.
+
+#![allow(unsafe_code)]
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::pinned::Pinned;
+use super::segment::Segment;
+
+/// What keeps the segment of a run or a lease alive: the records themselves, being not done, so
+/// that the segment is not complete; or a share, for leases of which a record can have two (lease
+/// timeouts).
+///
+/// One word, as leases go through the deques one by one: the address of the [`Segment`], or that
+/// of a [`Pinned`] that an `Arc` owns, with the lowest bit set.
+pub(super) struct Hold(NonNull<()>);
+
+const _: () = assert!(align_of::<Segment>() > 1 && align_of::<Pinned>() > 1);
+
+/// A [`Hold`], looked at.
+pub(super) enum Held<'a> {
+    NotDone(&'a Segment),
+    Counted(&'a Pinned),
+}
+
+impl Hold {
+    #[inline]
+    pub(super) fn not_done(segment: &Segment) -> Self {
+        Self(NonNull::from(segment).cast())
+    }
+
+    pub(super) fn counted(pinned: Arc<Pinned>) -> Self {
+        let pointer = Arc::into_raw(pinned).cast_mut().cast::<()>();
+        // SAFETY: an Arc's pointer is not null, and setting a bit does not make it so.
+        Self(unsafe { NonNull::new_unchecked(pointer.map_addr(|address| address | 1)) })
+    }
+
+    #[inline]
+    fn pinned(&self) -> Option<*const Pinned> {
+        let pointer = self.0.as_ptr();
+        (pointer.addr() & 1 == 1)
+            .then(|| pointer.map_addr(|address| address & !1).cast_const().cast())
+    }
+
+    #[inline]
+    pub(super) fn get(&self) -> Held<'_> {
+        match self.pinned() {
+            // SAFETY: a record that this is held for is not done as long as its only lease, or the
+            // run before that, exists: `ack` consumes it. So the segment is not complete, and its
+            // stripe holds a reference to it.
+            None => Held::NotDone(unsafe { self.0.cast::<Segment>().as_ref() }),
+            // SAFETY: from `Arc::into_raw`, and that Arc is given back in `drop` only.
+            Some(pinned) => Held::Counted(unsafe { &*pinned }),
+        }
+    }
+}
+
+impl Clone for Hold {
+    #[inline]
+    fn clone(&self) -> Self {
+        if let Some(pinned) = self.pinned() {
+            // SAFETY: from `Arc::into_raw`, and alive, as `self` owns one of its counts.
+            unsafe { Arc::increment_strong_count(pinned) };
+        }
+        Self(self.0)
+    }
+}
+
+impl Drop for Hold {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(pinned) = self.pinned() {
+            // SAFETY: from `Arc::into_raw`; each hold owns one count.
+            drop(unsafe { Arc::from_raw(pinned) });
+        }
+    }
+}
+
+// SAFETY: it stands for a `&Segment` or an `Arc<Pinned>`, which are both Send and Sync; what keeps
+// them alive does not depend on the thread.
+unsafe impl Send for Hold {}
+// SAFETY: as for Send.
+unsafe impl Sync for Hold {}

@@ -1,0 +1,204 @@
+//! A segment with a share of its mappings, for whoever is none of those that `segment` names: walking over its
+//! records, and which of them are done.
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::ack::Deliveries;
+use super::record::{HEADER_UNITS, Header, KIND_JOB, UNIT};
+use super::records::Record;
+use super::segment::{self, Maps, START, Segment};
+use super::tail::Position;
+use crate::Timestamp;
+use crate::storage::StorageError;
+
+/// A segment and a share of its mappings: committed records can be read as long as this lives.
+pub(crate) struct Pinned {
+    segment: Arc<Segment>,
+    maps: Arc<Maps>,
+    /// It was mapped for use, and so can be claimed from.
+    is_in_use: bool,
+}
+
+impl Pinned {
+    /// It was mapped for use, and so can be claimed from.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.is_in_use
+    }
+
+    pub(crate) fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+
+    pub(crate) fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// The record at `units`, if one is committed there. Not for segments that are unscanned.
+    #[inline]
+    pub(crate) fn record(&self, units: u32) -> Option<Record<'_>> {
+        Record::at(&self.maps.records, units)
+    }
+
+    /// All committed records from `from` on, up to the first that is not.
+    pub(crate) fn records(&self, from: Position) -> impl Iterator<Item = Record<'_>> {
+        let mut units = from.units;
+        // An open segment's end bounds the walk as well: a reservation that crossed it is none.
+        let end = self
+            .segment
+            .closed()
+            .map_or_else(|| self.maps.records.units(), |end| end.units);
+        std::iter::from_fn(move || {
+            if units + HEADER_UNITS > end {
+                return None;
+            }
+            let record = self.record(units)?;
+            units = record.next();
+            Some(record)
+        })
+    }
+
+    /// The jobs that are not done, in log order.
+    pub(crate) fn live_records(&self) -> impl Iterator<Item = Record<'_>> {
+        self.records(START).filter(|record| {
+            let header = record.header();
+            header.kind == KIND_JOB && !self.is_done(header.index)
+        })
+    }
+
+    pub(crate) fn is_done(&self, index: u32) -> bool {
+        self.maps().acks.is_done(index)
+    }
+
+    pub(super) fn share(&self) -> Self {
+        Self {
+            segment: Arc::clone(&self.segment),
+            maps: Arc::clone(&self.maps),
+            is_in_use: self.is_in_use,
+        }
+    }
+
+    /// Marks a record done that no lease exists of. Returns None if it was done already, else
+    /// whether that made the segment complete.
+    pub(crate) fn mark_done(&self, index: u32) -> Option<bool> {
+        let complete = self.set_done(index)?;
+        self.segment.not_acked.fetch_add(1, Ordering::Relaxed);
+        Some(complete)
+    }
+
+    pub(super) fn set_done(&self, index: u32) -> Option<bool> {
+        let filled = self.maps.acks.set(index)?;
+        Some(filled && self.segment.count_full_word())
+    }
+
+    /// Records that are done, as of now.
+    pub(crate) fn done(&self) -> u32 {
+        self.done_within(0, self.segment.reached().index)
+    }
+
+    /// How many of the records `[from, to)` are done.
+    pub(crate) fn done_within(&self, from: u32, to: u32) -> u32 {
+        self.maps.acks.done_within(from, to)
+    }
+
+    /// When the oldest job that is not done was enqueued.
+    pub(crate) fn oldest_enqueued_at(&self) -> Option<Timestamp> {
+        let hint = Position {
+            index: 0,
+            units: self.segment.oldest.load(Ordering::Relaxed),
+        };
+        for record in self.records(hint) {
+            let header = record.header();
+            if header.kind == KIND_JOB && !self.maps.acks.is_done(header.index) {
+                return Some(header.enqueued_at);
+            }
+            // Relaxed: any of the values ever stored is a right place to start.
+            self.segment.oldest.store(record.next(), Ordering::Relaxed);
+        }
+        None
+    }
+
+    /// Since when the first job has been due that no handler of this process has had, looking at no
+    /// more records than `budget`. Those that such a handler has had are in another's hands, wait in
+    /// the timer, or came back.
+    pub(crate) fn waiting_since(&self, now: Timestamp, budget: &mut u32) -> Option<Timestamp> {
+        let segment = &*self.segment;
+        let claimed = segment.claimed().units;
+        let hint = Position {
+            index: 0,
+            // Relaxed, here and below: any of the values ever stored is a right place to start.
+            units: segment.waiting.load(Ordering::Relaxed),
+        };
+        let mut is_passed = true;
+        for record in self.records(hint) {
+            *budget = budget.checked_sub(1)?;
+            let header = record.header();
+            let is_live = header.kind == KIND_JOB && !self.maps.acks.is_done(header.index);
+            let is_claimed = record.units() < claimed;
+            let was_delivered =
+                is_claimed && self.maps.acks.deliveries(header.index) != Deliveries::default();
+            if is_live && !was_delivered && header.due_at <= now {
+                return Some(header.enqueued_at.max(header.due_at));
+            }
+            // One that is claimed and not due is in the timer, and comes back from there.
+            is_passed &= !is_live || is_claimed;
+            if is_passed {
+                segment.waiting.store(record.next(), Ordering::Relaxed);
+            }
+        }
+        None
+    }
+
+    /// The first job that is not done, in a segment that is unscanned and that nobody mends
+    /// meanwhile. None also if it is damaged, or cannot be found for damage.
+    pub(crate) fn peek_first(&self) -> Option<Header> {
+        let records = &self.maps.records;
+        let Position { index, units: end } = self.segment.closed()?;
+        let mut present = 0;
+        // Has the records up to there present, so that a bad sector is no signal.
+        let mut read_in = |units: u32| {
+            let len = units.min(end) as usize * UNIT;
+            if len > present {
+                // In growing steps: mostly, the first record will do.
+                present = len.max(2 * present).min(records.file.len());
+                records.file.read_in(present).ok()?;
+            }
+            Some(())
+        };
+        let mut units = segment::START.units;
+        loop {
+            read_in(units + HEADER_UNITS)?;
+            let record = records.plausible_record(units, end)?;
+            let header = record.header();
+            if header.kind == KIND_JOB && header.index >= index {
+                return None;
+            }
+            if header.kind == KIND_JOB && !self.maps.acks.is_done(header.index) {
+                read_in(record.next())?;
+                let salt = self.segment.identity().salt;
+                return Some(*records.valid_record(units, end, salt)?.header());
+            }
+            units = record.next();
+        }
+    }
+}
+
+impl Segment {
+    /// A share of the mappings, if it is mapped for use.
+    pub(crate) fn pin(self: &Arc<Self>) -> Option<Pinned> {
+        Some(Pinned {
+            segment: Arc::clone(self),
+            maps: self.maps()?,
+            is_in_use: true,
+        })
+    }
+
+    /// A share of the mappings, which are made for the occasion if need be; None once retired.
+    pub(crate) fn look(self: &Arc<Self>) -> Result<Option<Pinned>, StorageError> {
+        let maps = self.maps_to_look()?;
+        Ok(maps.map(|maps| Pinned {
+            segment: Arc::clone(self),
+            maps,
+            is_in_use: false,
+        }))
+    }
+}

@@ -1,0 +1,272 @@
+//! The records in a segment's file: writing them, finding them, reading them.
+
+#![allow(unsafe_code)]
+use std::sync::atomic::Ordering;
+
+use super::header::{self, FileKind, Identity};
+use super::record::{
+    self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, KIND_PAD, NewRecord, UNIT,
+};
+use super::tail::Position;
+use crate::Timestamp;
+use crate::storage::mapped::{MappedFile, RecordWords};
+use crate::storage::mappings::Purpose;
+use crate::storage::{Entry, StorageError};
+
+/// The mapped file of a segment's records.
+pub(crate) struct Records {
+    pub(super) file: MappedFile,
+}
+
+impl Records {
+    /// Maps the first `len` bytes of an existing segment file.
+    pub(crate) fn open(entry: Entry, len: u64, purpose: Purpose) -> Result<Self, StorageError> {
+        let file = MappedFile::open(entry, len, purpose)?;
+        Ok(Self { file })
+    }
+
+    /// Reads the whole file in.
+    pub(crate) fn read_in(&self) -> Result<(), StorageError> {
+        self.file.read_in(self.file.len())
+    }
+
+    /// Writes the header, but for the seal.
+    pub(crate) fn restore_header(&self, identity: &Identity) {
+        let bytes = identity.encode(FileKind::Segment);
+        write_header(&self.file, &bytes[..header::SEAL_OFFSET]);
+    }
+
+    #[inline]
+    pub(super) fn commit_word(&self, units: u32) -> u32 {
+        // Acquire pairs with the Release in `write_record_header`.
+        self.file
+            .word32(units as usize * UNIT)
+            .load(Ordering::Acquire)
+    }
+
+    #[inline]
+    pub(super) fn words(&self, units: u32) -> &RecordWords {
+        self.file.record_words(units as usize * UNIT)
+    }
+
+    #[inline]
+    pub(super) fn header(&self, units: u32) -> Header {
+        let words = self.words(units);
+        Header::from_words(
+            // As in `commit_word`.
+            words.len.load(Ordering::Acquire),
+            words.identity.load(Ordering::Relaxed),
+            words.enqueued_at.load(Ordering::Relaxed),
+            words.due_at.load(Ordering::Relaxed),
+        )
+    }
+
+    /// Units that are mapped.
+    pub(crate) fn units(&self) -> u32 {
+        (self.file.len() / UNIT) as u32
+    }
+
+    /// The word at `units`, for a scan.
+    pub(crate) fn unit(&self, units: u32) -> u64 {
+        self.file
+            .word64(units as usize * UNIT)
+            .load(Ordering::Relaxed)
+    }
+
+    /// The whole file.
+    ///
+    /// For scans of a segment that was found at open: no producer can write to it, and whoever
+    /// mends it is alone with it and holds no slice meanwhile.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: nobody writes, by this function's contract.
+        unsafe { self.file.bytes(0, self.file.len()) }
+    }
+
+    /// What stands behind the header of a record of `len` bytes, but for the first `from` bytes.
+    #[inline]
+    pub(super) fn content(&self, units: u32, from: usize, len: u32) -> &[u8] {
+        let start = HEADER_BYTES + from;
+        // SAFETY: the record is committed, and the bytes of a committed record never change; or
+        // it is part of a scan, and then nobody writes, see `bytes`.
+        unsafe {
+            self.file
+                .bytes(units as usize * UNIT + start, len as usize - start)
+        }
+    }
+
+    /// What may be a record at `units`, by its header alone, and fits below `end`.
+    ///
+    /// For scans, as [`bytes`](Self::bytes), or of a committed record.
+    pub(crate) fn plausible_record(&self, units: u32, end: u32) -> Option<Record<'_>> {
+        let end = end.min(self.units());
+        if units >= end || end - units < HEADER_UNITS {
+            return None;
+        }
+        let header = self.header(units);
+        let flags = self.unit(units + 1) >> 40 & 0xff;
+        let plausible = flags == 0 && header.is_plausible((end - units) as usize * UNIT);
+        plausible.then_some(Record {
+            records: self,
+            units,
+            header,
+        })
+    }
+
+    /// The record at `units`, if there is a whole, valid one below `end`; for scans, as above.
+    pub(crate) fn valid_record(&self, units: u32, end: u32, salt: u64) -> Option<Record<'_>> {
+        let record = self.plausible_record(units, end)?;
+        let check = record.header.check(salt, record.meta(), record.payload());
+        (record.stored_check() == check).then_some(record)
+    }
+
+    /// Covers the units `[from, to)` of a found segment by a pad, or by zeros where a pad would
+    /// not fit.
+    pub(crate) fn cover(&self, from: u32, to: u32, index: u32, salt: u64) {
+        if to - from < HEADER_UNITS {
+            for units in from..to {
+                self.file
+                    .word64(units as usize * UNIT)
+                    .store(0, Ordering::Relaxed);
+            }
+            return;
+        }
+        let header = Header {
+            len: (to - from) * UNIT as u32,
+            index,
+            kind: KIND_PAD,
+            meta_len: 0,
+            enqueued_at: Timestamp::ZERO,
+            due_at: Timestamp::ZERO,
+        };
+        let check = header.check(salt, b"", b"");
+        write_record_header(&self.file, from as usize * UNIT, &header, check);
+    }
+}
+
+/// A committed record.
+#[derive(Clone, Copy)]
+pub(crate) struct Record<'a> {
+    records: &'a Records,
+    units: u32,
+    header: Header,
+}
+
+impl<'a> Record<'a> {
+    #[inline]
+    pub(super) fn at(records: &'a Records, units: u32) -> Option<Self> {
+        (records.commit_word(units) != 0).then(|| Self {
+            records,
+            units,
+            header: records.header(units),
+        })
+    }
+
+    /// The record of a lease: committed.
+    #[inline]
+    pub(super) fn committed(records: &'a Records, units: u32) -> Self {
+        Self {
+            records,
+            units,
+            header: records.header(units),
+        }
+    }
+
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
+    }
+
+    pub(crate) fn units(&self) -> u32 {
+        self.units
+    }
+
+    /// Where the next record starts.
+    #[inline]
+    pub(crate) fn next(&self) -> u32 {
+        self.units + record::units_of(self.header.len as usize)
+    }
+
+    pub(crate) fn meta(&self) -> &'a [u8] {
+        let meta_len = u32::from(self.header.meta_len);
+        self.records
+            .content(self.units, 0, HEADER_BYTES as u32 + meta_len)
+    }
+
+    #[inline]
+    pub(crate) fn payload(&self) -> &'a [u8] {
+        let meta_len = usize::from(self.header.meta_len);
+        self.records.content(self.units, meta_len, self.header.len)
+    }
+
+    /// Metadata and payload.
+    pub(crate) fn content(&self) -> &'a [u8] {
+        self.records.content(self.units, 0, self.header.len)
+    }
+
+    /// The check value that stands in its header.
+    pub(crate) fn stored_check(&self) -> u32 {
+        self.records
+            .file
+            .word32(self.units as usize * UNIT + 4)
+            .load(Ordering::Relaxed)
+    }
+}
+
+/// Stores a file header. Nobody else has seen the mapping yet.
+pub(super) fn write_header(file: &MappedFile, bytes: &[u8]) {
+    for (word, chunk) in bytes.as_chunks::<8>().0.iter().enumerate() {
+        file.word64(8 * word)
+            .store(u64::from_le_bytes(*chunk), Ordering::Relaxed);
+    }
+}
+
+/// Writes a record and commits it.
+///
+/// # Safety
+/// Nobody else touches the bytes of the record meanwhile.
+#[inline(always)]
+pub(super) unsafe fn write_record(
+    records: &MappedFile,
+    salt: u64,
+    position: Position,
+    record: &NewRecord<'_>,
+    content: u32,
+) {
+    let header = Header {
+        len: record.len() as u32,
+        index: position.index,
+        kind: KIND_JOB,
+        meta_len: record.meta.len() as u16,
+        enqueued_at: record.enqueued_at,
+        due_at: record.due_at,
+    };
+    let offset = position.units as usize * UNIT;
+    if !record.meta.is_empty() {
+        // SAFETY: by this function's contract.
+        unsafe { records.copy_in(offset + HEADER_BYTES, record.meta) };
+    }
+    // SAFETY: as above.
+    unsafe { records.copy_in(offset + HEADER_BYTES + record.meta.len(), record.payload) };
+    write_record_header(records, offset, &header, header.check_over(salt, content));
+}
+
+#[inline(always)]
+pub(super) fn write_record_header(
+    records: &MappedFile,
+    offset: usize,
+    header: &Header,
+    check: u32,
+) {
+    let words = records.record_words(offset);
+    words.check.store(check, Ordering::Relaxed);
+    words
+        .identity
+        .store(header.identity_word(), Ordering::Relaxed);
+    words
+        .enqueued_at
+        .store(header.enqueued_at.as_nanos(), Ordering::Relaxed);
+    words
+        .due_at
+        .store(header.due_at.as_nanos(), Ordering::Relaxed);
+    // Release: whoever sees the length, with the Acquire in `commit_word`, sees the record.
+    words.len.store(header.len, Ordering::Release);
+}

@@ -1,0 +1,235 @@
+//! Claims: the next committed records of a segment become runs, and those become leases.
+
+#![allow(unsafe_code)]
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::ack;
+use super::hold::{Held, Hold};
+use super::lease::Lease;
+use super::pinned::Pinned;
+use super::record::{self, HEADER_UNITS, KIND_JOB, META_LEN_SHIFT, UNIT};
+#[cfg(test)]
+use super::segment::Segment;
+use super::tail::Position;
+
+/// What a claim found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// Runs were added. `caught_up`: the next record is not committed yet, rather than that the claim was
+    /// large enough.
+    Taken { caught_up: bool },
+    /// Nothing is committed past the cursor.
+    Empty,
+    /// Everything is claimed and nothing can follow.
+    Exhausted,
+}
+
+/// Most jobs in a run: what a crossbeam deque holds without growing, and two ack words.
+pub(crate) const RUN_JOBS: u32 = 64;
+
+/// A stretch of records that a claim walked over.
+struct Walked {
+    from: Position,
+    to: Position,
+    /// How many of them are not done.
+    live: u32,
+}
+
+impl Pinned {
+    /// Takes up to `max_jobs` committed records, or about `max_bytes`, and adds the runs that they
+    /// are to `runs`. With `counted`, each of their leases will own a share of the mappings.
+    pub(crate) fn claim(
+        &self,
+        max_jobs: u32,
+        max_bytes: usize,
+        counted: bool,
+        runs: &mut Vec<Run>,
+    ) -> Claim {
+        let segment = &**self.segment();
+        assert!(self.is_in_use(), "claimed from a segment that waits");
+        let runs_before = runs.len();
+        let mut shared = None;
+        let mut hold = || {
+            if counted {
+                let pinned = shared.get_or_insert_with(|| Arc::new(self.share()));
+                Hold::counted(Arc::clone(pinned))
+            } else {
+                Hold::not_done(segment)
+            }
+        };
+        let max_units = u32::try_from(max_bytes / UNIT).unwrap_or(u32::MAX).max(1);
+        loop {
+            let from = segment.cursor.position();
+            // Looked at before the walk: what was committed before the close is then seen.
+            let closed = segment.tail.closed();
+            let end = closed.map_or_else(|| self.maps().records.units(), |end| end.units);
+            // Up to a whole ack word, so that the ackers of two claims meet in no word.
+            let last = from.index.saturating_add(max_jobs.max(1));
+            let last = match last - last % ack::RECORDS_PER_WORD {
+                aligned if aligned > from.index => aligned,
+                _ => last,
+            };
+            let end_units = end.min(from.units.saturating_add(max_units));
+            let mut to = from;
+            runs.truncate(runs_before);
+            while to.index < last
+                && to.units < end_units
+                && let Some(run) = self.walk_run(to, last, end_units, end)
+            {
+                to = run.to;
+                // A run keeps its segment only if there is a record in it that is not done.
+                if run.live > 0 {
+                    runs.push(Run {
+                        hold: hold(),
+                        from: run.from,
+                        to_units: run.to.units,
+                        jobs: run.live,
+                    });
+                }
+            }
+            if closed.is_some() && to.units < end && end - to.units < HEADER_UNITS {
+                // What is left is too short for a record. The cursor passes it, so that nobody
+                // takes it for work.
+                to.units = end;
+            }
+            if to == from {
+                return if closed.is_some() && from.units >= end {
+                    Claim::Exhausted
+                } else {
+                    Claim::Empty
+                };
+            }
+            if segment.cursor.advance(from, to) && runs.len() > runs_before {
+                let is_open = closed.is_none() && !segment.recovered;
+                return Claim::Taken {
+                    caught_up: is_open && to.index < last && to.units < end_units,
+                };
+            }
+            // Another consumer was faster, or there were only pads and records that are done.
+        }
+    }
+
+    /// Walks committed records from `from` on, to the end of a run; None if there is none. Those
+    /// count that start before `end_units`; the segment's own end is `end`.
+    #[inline]
+    fn walk_run(&self, from: Position, last: u32, end_units: u32, end: u32) -> Option<Walked> {
+        let records = &self.maps().records;
+        let recovered = self.segment().recovered;
+        let last = last.min(from.index + RUN_JOBS - from.index % RUN_JOBS);
+        let mut to = from;
+        let mut live = 0;
+        while to.index < last && to.units < end_units && to.units + HEADER_UNITS <= end {
+            let len = records.commit_word(to.units);
+            if len == 0 {
+                break;
+            }
+            if recovered {
+                // There may be pads, and gaps in the ordinals. Only an earlier process can have
+                // acked what is past the cursor.
+                let header = records.header(to.units);
+                if header.kind == KIND_JOB {
+                    to.index = header.index + 1;
+                    live += u32::from(!self.maps().acks.is_done(header.index));
+                }
+            } else {
+                to.index += 1;
+                live += 1;
+            }
+            to.units += record::units_of(len as usize);
+        }
+        (to.units > from.units).then_some(Walked { from, to, live })
+    }
+}
+
+/// Claimed records that nobody has a lease of yet: at most [`RUN_JOBS`], in log order.
+#[must_use]
+pub(crate) struct Run {
+    hold: Hold,
+    from: Position,
+    to_units: u32,
+    /// Those that are not done.
+    jobs: u32,
+}
+
+impl Run {
+    /// How many leases there will be.
+    pub(crate) fn jobs(&self) -> u64 {
+        u64::from(self.jobs)
+    }
+
+    /// Makes the leases, in log order. `plain` of a lease says that the job can be delivered as it
+    /// is: it has no due time, and was not found at open.
+    #[inline]
+    pub(crate) fn expand(self, mut each: impl FnMut(Lease, bool)) {
+        let (segment, maps) = match self.hold.get() {
+            Held::NotDone(segment) => {
+                // SAFETY: as in `Lease::maps`.
+                (segment, unsafe { segment.maps_in_use() })
+            }
+            Held::Counted(pinned) => (&**pinned.segment(), pinned.maps()),
+        };
+        // Both stay locals: as arguments they would be taken to be valid until the end, and after the
+        // last lease is let go the segment may be retired.
+        let records = &maps.records;
+        let mut at = self.from;
+        if !segment.recovered {
+            // All are jobs, their ordinals have no gaps, and none is done.
+            while at.units < self.to_units {
+                let words = records.words(at.units);
+                let is_bare = words.identity.load(Ordering::Relaxed) >> META_LEN_SHIFT == 0;
+                let is_due = words.due_at.load(Ordering::Relaxed) == 0;
+                let next = at.units + record::units_of(words.len.load(Ordering::Acquire) as usize);
+                let lease = Lease::new(self.hold.clone(), at, is_bare);
+                at.units = next;
+                at.index += 1;
+                // Whoever gets it may ack it at once. The segment is not complete all the same,
+                // before the next one has a lease.
+                each(lease, is_due);
+            }
+            return;
+        }
+        // A lease is let go only when the next one is made: whoever gets it may ack it at once,
+        // and without another record that is not done the segment might be complete.
+        let mut previous: Option<Lease> = None;
+        while at.units < self.to_units {
+            let header = records.header(at.units);
+            if header.kind == KIND_JOB && !maps.acks.is_done(header.index) {
+                at.index = header.index;
+                let lease = Lease::new(self.hold.clone(), at, false);
+                if let Some(lease) = previous.replace(lease) {
+                    each(lease, false);
+                }
+            }
+            at.units += record::units_of(header.len as usize);
+        }
+        if let Some(lease) = previous {
+            each(lease, false);
+        }
+    }
+}
+
+/// Claims in one step, for tests of what is below the dispatch.
+#[cfg(test)]
+impl Pinned {
+    /// As a stripe has a segment that is about to be claimed from.
+    pub(crate) fn to_claim(segment: &Arc<Segment>) -> Self {
+        segment.begin_use().unwrap();
+        segment.pin().unwrap()
+    }
+
+    pub(crate) fn claim_leases(
+        &self,
+        max_jobs: u32,
+        max_bytes: usize,
+        counted: bool,
+        leases: &mut Vec<Lease>,
+    ) -> Claim {
+        let mut runs = Vec::new();
+        let claim = self.claim(max_jobs, max_bytes, counted, &mut runs);
+        for run in runs {
+            run.expand(|lease, _| leases.push(lease));
+        }
+        claim
+    }
+}

@@ -1,0 +1,190 @@
+//! Making a segment durable: its records, its acks, its names, and the seal.
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Maps, START, Segment, is_missing};
+use crate::events::event;
+use crate::log::header;
+use crate::log::record::UNIT;
+use crate::log::records::Record;
+use crate::storage::StorageError;
+
+impl Segment {
+    /// Makes every record committed before this call durable, sharing one flush with whoever asks
+    /// at the same time; with `acks_too`, the acks as well.
+    ///
+    /// Records, acks and names are flushed apart, and a failure of one is final for that one:
+    /// every later call returns it again.
+    pub(crate) fn flush(&self, acks_too: bool) -> Result<(), Arc<StorageError>> {
+        let maps = self.maps();
+        if maps.is_none() && self.is_retired() {
+            // Complete and deleted: there is nothing left that could be lost.
+            return Ok(());
+        }
+        self.flush_files(maps, acks_too)
+            .inspect_err(|error| self.names.poison().note(error))
+    }
+
+    fn flush_files(
+        &self,
+        mut maps: Option<Arc<Maps>>,
+        mut acks_too: bool,
+    ) -> Result<(), Arc<StorageError>> {
+        // SeqCst, as the load in `was_flushed`: a flush that returned before is seen.
+        self.flushed.store(true, Ordering::SeqCst);
+        if !self.is_settled() {
+            let looked = match maps {
+                Some(maps) => Some(maps),
+                None => self.maps_to_look().map_err(Arc::new)?,
+            };
+            let Some(looked) = looked else {
+                return Ok(());
+            };
+            let Maps { records, acks } = &*looked;
+            // One without records may be flushed ahead of need, and nobody relies on it.
+            let has_record = Record::at(records, START.units).is_some();
+            self.records_gate.flush(|| {
+                // Nothing can follow what is there now.
+                let is_whole = !self.is_unscanned() && self.is_committed();
+                records.file.flush()?;
+                if is_whole {
+                    self.settled.store(true, Ordering::Release);
+                }
+                Ok(())
+            })?;
+            self.flush_names()?;
+            // Not before the records and their names are durable, as the mark says that they are.
+            if has_record && acks.mark_relied() {
+                self.deliveries_changed.note_end();
+                acks_too = true;
+            }
+            maps = Some(looked);
+        }
+        if acks_too {
+            self.flush_acks(maps.as_deref())?;
+        }
+        Ok(())
+    }
+
+    fn flush_acks(&self, maps: Option<&Maps>) -> Result<(), Arc<StorageError>> {
+        if self.are_acks_flushed() {
+            return Ok(());
+        }
+        let entry = &self.paths.ack;
+        // Somebody may be looking at it.
+        let shared = self.mapping.shared();
+        let mapped = maps.or(shared.as_deref());
+        let file = match mapped {
+            Some(_) => None,
+            // Before the flush is asked for: that it cannot be opened is no failed flush.
+            None => match entry.open_to_flush() {
+                Ok(file) => Some(file),
+                // It was retired meanwhile.
+                Err(error) if self.is_complete() && is_missing(&error) => return Ok(()),
+                Err(error) => return Err(Arc::new(error)),
+            },
+        };
+        let flush = || match (mapped, &file) {
+            (Some(maps), _) => maps.acks.file.flush(),
+            (None, Some(file)) => entry.flush(file),
+            (None, None) => Ok(()),
+        };
+        // Nobody acks in one that waits, but by `mark_done`, which counts.
+        let done = || {
+            maps.map_or_else(
+                || self.not_acked(),
+                |maps| maps.acks.done_within(0, self.reached().index),
+            )
+        };
+        let deliveries = &self.deliveries_changed;
+        self.acks_gate
+            .flush(|| self.flushed_acks.flush(deliveries, done, flush))
+    }
+
+    /// Notes that all its jobs are done, durably if anything of it was relied on, or `durably`
+    /// anyway. Before its files are emptied, renamed or removed, for that not to look like a loss.
+    pub(crate) fn finish(&self, durably: bool) -> Result<(), Arc<StorageError>> {
+        debug_assert!(self.is_complete());
+        let Some(maps) = self.maps_to_look().map_err(Arc::new)? else {
+            return Ok(());
+        };
+        if maps.acks.mark_finished() || durably {
+            self.deliveries_changed.note_end();
+            self.flush_acks(Some(&maps))
+                .inspect_err(|error| self.names.poison().note(error))?;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing was claimed from it and all acks in it are durable.
+    pub(crate) fn are_acks_flushed(&self) -> bool {
+        self.claimed() == START
+            && self
+                .flushed_acks
+                .covers(&self.deliveries_changed, self.not_acked())
+    }
+
+    /// Whether a flush has begun, so that what is on disk may be relied on.
+    pub(crate) fn was_flushed(&self) -> bool {
+        self.flushed.load(Ordering::SeqCst)
+    }
+
+    /// Takes note that something in its records was mended, which is not durable yet.
+    pub(crate) fn note_mended(&self) {
+        self.settled.store(false, Ordering::Release);
+    }
+
+    /// Whether all records that it will ever have are durable, with their names.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire) && self.named.load(Ordering::Acquire)
+    }
+
+    /// Makes the names of the files durable, once.
+    pub(crate) fn flush_names(&self) -> Result<(), Arc<StorageError>> {
+        if !self.named.load(Ordering::Acquire) {
+            self.names.flush()?;
+            self.named.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Flushes the records, then writes the seal, flushes it, and gives back the unused end of
+    /// the file: in this order, so that a seal on disk proves its records.
+    ///
+    /// The segment is full, and every record committed. A failed flush is returned before the
+    /// seal is written, and so does every later attempt.
+    pub(crate) fn seal(&self) -> Result<(), Arc<StorageError>> {
+        let (Some(end), Some(maps)) = (self.closed(), self.maps_to_look()?) else {
+            return Ok(());
+        };
+        self.flush(true)?;
+        let records = &maps.records.file;
+        let (word, check) = header::encode_seal(self.identity.salt, end);
+        records
+            .word64(header::SEAL_OFFSET)
+            .store(word, Ordering::Relaxed);
+        records
+            .word32(header::SEAL_OFFSET + 8)
+            .store(check, Ordering::Relaxed);
+        let sealed = self.records_gate.flush(|| records.flush());
+        sealed.inspect_err(|error| {
+            // Not settled: later flushes find the failure at the gate.
+            self.settled.store(false, Ordering::Release);
+            self.names.poison().note(error);
+        })?;
+        // One unit more than is used: a walk that began before the segment was closed looks for a
+        // commit word at its end. Nobody touches the mapping beyond that. What was found at open was
+        // closed, and may be no longer than its records.
+        let kept = (u64::from(end.units) + u64::from(!self.recovered)) * UNIT as u64;
+        if let Err(error) = self
+            .paths
+            .segment
+            .truncate(kept.min(self.identity.segment_size))
+        {
+            // The seal holds for a longer file too; only its space stays taken.
+            event!(debug, %error, "a sealed segment keeps its unused end");
+        }
+        self.sealed.store(true, Ordering::Release);
+        Ok(())
+    }
+}

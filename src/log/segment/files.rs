@@ -1,0 +1,130 @@
+//! The files of a segment, and how they are made and mapped.
+use crate::Sequence;
+use crate::log::ack::{self, AckFile};
+use crate::log::crc::Crc32;
+use crate::log::header::{FileKind, Identity};
+use crate::log::names::Names;
+use crate::log::record::{self, NewRecord};
+use crate::log::records::{Record, Records, write_header, write_record};
+use crate::log::tail::Position;
+use crate::storage::mapped::MappedFile;
+use crate::storage::{Entry, StorageError};
+
+use super::START;
+
+/// The two mappings of a segment.
+///
+/// Aligned, so that what every append reads is not on the line of the count of shares, which every
+/// claim changes.
+#[repr(align(128))]
+pub(crate) struct Maps {
+    pub(crate) records: Records,
+    pub(crate) acks: AckFile,
+}
+
+impl Maps {
+    /// Writes the headers of a new segment into files that are all zero.
+    pub(crate) fn write_headers(&self, identity: &Identity) {
+        write_header(&self.records.file, &identity.encode(FileKind::Segment));
+        write_header(&self.acks.file, &identity.encode(FileKind::Ack));
+        self.acks.mark_fresh();
+    }
+
+    /// Writes records into a new segment that nobody else has seen, from its start on; they fit it.
+    /// Returns where they end.
+    pub(crate) fn write_records(&mut self, salt: u64, records: &[NewRecord<'_>]) -> Position {
+        let crc = Crc32::new();
+        let mut end = START;
+        for record in records {
+            let content = record::content_check(&crc, record.meta, record.payload);
+            // SAFETY: `self` is borrowed exclusively.
+            unsafe { write_record(&self.records.file, salt, end, record, content) };
+            end.index += 1;
+            end.units += record::units_of(record.len());
+        }
+        end
+    }
+
+    /// See [`Records::valid_record`].
+    pub(crate) fn valid_record(&self, units: u32, end: u32, salt: u64) -> Option<Record<'_>> {
+        self.records.valid_record(units, end, salt)
+    }
+}
+
+/// How much of a new segment's files is in the page cache and mapped before anyone appends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Warm {
+    All,
+    /// What the first records need, for an open not to wait for the rest, which
+    /// [`Segment::warm_up`] sees to.
+    Start,
+}
+
+/// Bytes of records of [`Warm::Start`]: at a million jobs of 64 B a second, what is enqueued in
+/// two and a half milliseconds.
+const WARM_START: u64 = 256 * 1024;
+
+impl Warm {
+    pub(super) fn records(self) -> u64 {
+        match self {
+            Self::All => u64::MAX,
+            Self::Start => WARM_START,
+        }
+    }
+
+    fn acks(self) -> u64 {
+        match self {
+            Self::All => u64::MAX,
+            // The header. A page of acks is for over thirty thousand records, one of counts for a
+            // thousand.
+            Self::Start => 1,
+        }
+    }
+}
+
+/// The files of a segment.
+#[derive(Clone)]
+pub(crate) struct Paths {
+    pub(crate) segment: Entry,
+    pub(crate) ack: Entry,
+}
+
+impl Paths {
+    pub(crate) fn new(names: &Names, base: Sequence) -> Self {
+        let name = base.within_stripe();
+        Self {
+            segment: names.entry(&format!("{name:020}.seg")),
+            ack: names.entry(&format!("{name:020}.ack")),
+        }
+    }
+
+    /// Gives the files' space back and keeps their names. The segment goes first, durably: when
+    /// it is empty, the ack file says nothing.
+    pub(crate) fn empty(&self) -> Result<(), StorageError> {
+        self.segment.empty_durably()?;
+        self.ack.truncate(0)
+    }
+}
+
+pub(crate) fn create_segment_file(
+    entry: &Entry,
+    identity: &Identity,
+    warm: Warm,
+) -> Result<Records, StorageError> {
+    let file = MappedFile::create(entry.clone(), identity.segment_size, warm.records())?;
+    write_header(&file, &identity.encode(FileKind::Segment));
+    Ok(Records { file })
+}
+
+pub(crate) fn create_ack_file(
+    entry: &Entry,
+    identity: &Identity,
+    capacity: u32,
+    warm: Warm,
+) -> Result<AckFile, StorageError> {
+    let file = MappedFile::create(entry.clone(), ack::file_bytes(capacity), warm.acks())?;
+    write_header(&file, &identity.encode(FileKind::Ack));
+    let acks = AckFile::new(file, capacity, identity.salt);
+    acks.mark_fresh();
+    Ok(acks)
+}

@@ -1,0 +1,47 @@
+//! Records that name what they settle: until that is durable, their segment is neither sealed nor retired.
+use std::sync::Arc;
+
+use super::{Append, Segment};
+use crate::log::record::NewRecord;
+
+/// Records of a segment that name what they settle, and what they name is not durably settled. If
+/// this is dropped the segment is kept for the next open, which settles it.
+#[must_use]
+pub(crate) struct Unsettled {
+    segment: Arc<Segment>,
+    records: u64,
+}
+
+impl Unsettled {
+    /// What the records name is durably settled, or they were not appended after all.
+    pub(crate) fn settle(self) {
+        self.segment.owed.lower(self.records);
+    }
+
+    /// Takes in another one's records, if they are in the same segment.
+    pub(crate) fn merge(&mut self, other: Self) -> Option<Self> {
+        if !Arc::ptr_eq(&self.segment, &other.segment) {
+            return Some(other);
+        }
+        self.records += other.records;
+        None
+    }
+}
+
+impl Segment {
+    /// As [`append`](Self::append), of a record that names what it settles: until that is durable,
+    /// the segment is neither sealed nor retired.
+    pub(crate) fn append_owing(self: &Arc<Self>, record: &NewRecord<'_>) -> (Append, Unsettled) {
+        let unsettled = self.owing(1);
+        (self.append(record), unsettled)
+    }
+
+    /// So many records that are about to be there name what they settle.
+    pub(crate) fn owing(self: &Arc<Self>, records: u64) -> Unsettled {
+        self.owed.raise(records);
+        Unsettled {
+            segment: Arc::clone(self),
+            records,
+        }
+    }
+}
