@@ -106,3 +106,8 @@ pub use storage::StorageError;
 pub use workers::{ShutdownReport, Workers, WorkersBuilder};
 
 use time::Timestamp;
+
+/// The snippets of the guide, as doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/GUIDE.md")]
+mod guide {}
