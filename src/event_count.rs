@@ -87,11 +87,11 @@ impl EventCount {
     pub(crate) fn cancel(&self, registration: Registration) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.wakes_of_all == registration.wakes_of_all {
-            self.leave(&mut state);
+            self.deregister(&mut state);
         }
     }
 
-    fn leave(&self, state: &mut State) {
+    fn deregister(&self, state: &mut State) {
         // A permit that was meant for the caller goes to another sleeper if there is one: both
         // were told of work, and one of them has found some.
         if state.waiting > 0 {
@@ -123,7 +123,7 @@ impl EventCount {
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
-                        self.leave(&mut state);
+                        self.deregister(&mut state);
                         return;
                     }
                     (state, _) = self

@@ -33,12 +33,12 @@ use crate::user_code;
 #[derive(Clone, Debug)]
 pub struct Failure {
     pub(crate) reason: String,
-    pub(crate) then: Then,
+    pub(crate) verdict: Verdict,
 }
 
 /// What happens after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Then {
+pub(crate) enum Verdict {
     Retry,
     RetryAfter(Duration),
     DeadLetter,
@@ -47,24 +47,24 @@ pub(crate) enum Then {
 impl Failure {
     /// A retry after the policy's backoff, whatever a [`FailureError`] in the reason says.
     pub fn retry(reason: impl fmt::Display) -> Self {
-        Self::new(Then::Retry, reason)
+        Self::new(Verdict::Retry, reason)
     }
 
     /// No retry: the job is dead.
     pub fn dead_letter(reason: impl fmt::Display) -> Self {
-        Self::new(Then::DeadLetter, reason)
+        Self::new(Verdict::DeadLetter, reason)
     }
 
     /// A retry after this delay instead of the policy's backoff. The attempt counts as failed: after the last one
     /// the job is dead all the same.
     pub fn retry_after(delay: Duration, reason: impl fmt::Display) -> Self {
-        Self::new(Then::RetryAfter(delay), reason)
+        Self::new(Verdict::RetryAfter(delay), reason)
     }
 
-    fn new(then: Then, reason: impl fmt::Display) -> Self {
+    fn new(verdict: Verdict, reason: impl fmt::Display) -> Self {
         let failure = Self::said_by(&reason);
         user_code::discard(reason);
-        Self { then, ..failure }
+        Self { verdict, ..failure }
     }
 
     /// What an error says, when it is displayed.
@@ -82,11 +82,11 @@ impl Failure {
                 let _ = write!(reason, " (displaying it panicked: {panic})");
             }
         }
-        let then = match found {
-            Search::Found(then) => then,
-            Search::Off | Search::Open => Then::Retry,
+        let verdict = match found {
+            Search::Found(verdict) => verdict,
+            Search::Off | Search::Open => Verdict::Retry,
         };
-        Self { reason, then }
+        Self { reason, verdict }
     }
 
     /// From an error that does not display its sources, as most do not: they are added to the
@@ -164,7 +164,7 @@ impl FailureError {
 impl fmt::Display for FailureError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if FOUND.get() == Search::Open {
-            FOUND.set(Search::Found(self.0.then));
+            FOUND.set(Search::Found(self.0.verdict));
         }
         f.write_str(&self.0.reason)
     }
@@ -180,7 +180,7 @@ enum Search {
     /// Nobody asks.
     Off,
     Open,
-    Found(Then),
+    Found(Verdict),
 }
 
 thread_local! {
@@ -309,8 +309,8 @@ mod tests {
         ];
         for (failure, reason) in failures {
             assert_eq!(
-                (failure.reason(), failure.then),
-                (reason, Then::RetryAfter(SOON))
+                (failure.reason(), failure.verdict),
+                (reason, Verdict::RetryAfter(SOON))
             );
         }
     }
@@ -318,24 +318,33 @@ mod tests {
     #[test]
     fn an_error_that_says_nothing_of_what_is_to_follow_is_retried_by_the_policy() {
         let failure = Failure::from("a text");
-        assert_eq!((failure.reason(), failure.then), ("a text", Then::Retry));
+        assert_eq!(
+            (failure.reason(), failure.verdict),
+            ("a text", Verdict::Retry)
+        );
         // Displayed for another reason.
         assert_eq!(slow_down().to_string(), "slow down");
-        assert_eq!(Failure::from(slow_down().to_string()).then, Then::Retry);
-        assert_eq!(slow_down().failure().then, Then::RetryAfter(SOON));
+        assert_eq!(
+            Failure::from(slow_down().to_string()).verdict,
+            Verdict::Retry
+        );
+        assert_eq!(slow_down().failure().verdict, Verdict::RetryAfter(SOON));
     }
 
     #[test]
     fn the_outermost_word_on_what_is_to_follow_holds() {
-        assert_eq!(Failure::dead_letter(slow_down()).then, Then::DeadLetter);
-        assert_eq!(Failure::retry(slow_down()).then, Then::Retry);
+        assert_eq!(
+            Failure::dead_letter(slow_down()).verdict,
+            Verdict::DeadLetter
+        );
+        assert_eq!(Failure::retry(slow_down()).verdict, Verdict::Retry);
         let given_up = Failure::dead_letter(slow_down()).into_error();
         let later = Failure::retry_after(Duration::ZERO, given_up.clone());
-        assert_eq!(later.then, Then::RetryAfter(Duration::ZERO));
+        assert_eq!(later.verdict, Verdict::RetryAfter(Duration::ZERO));
         let both = format_args!("{given_up}, {}", slow_down()).to_string();
         assert_eq!(both, "slow down, slow down");
         let both = anyhow::Error::new(slow_down()).context(given_up);
-        assert_eq!(Failure::from(both).then, Then::DeadLetter);
+        assert_eq!(Failure::from(both).verdict, Verdict::DeadLetter);
     }
 
     #[test]
@@ -344,10 +353,10 @@ mod tests {
         impl fmt::Display for Nested {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let inner = Failure::from(slow_down());
-                assert_eq!(inner.then, Then::RetryAfter(SOON));
+                assert_eq!(inner.verdict, Verdict::RetryAfter(SOON));
                 f.write_str(inner.reason())
             }
         }
-        assert_eq!(Failure::from(Nested).then, Then::Retry);
+        assert_eq!(Failure::from(Nested).verdict, Verdict::Retry);
     }
 }

@@ -34,7 +34,7 @@ impl<'a> Job<'a> {
     /// Begins the delivery of a job; None if it had used up its attempts, or was done meanwhile.
     #[inline(always)]
     pub(crate) fn begin(engine: &'a Engine, lease: Lease) -> Option<Self> {
-        let (attempt, delivery) = if engine.is_plain(&lease) {
+        let (attempt, delivery) = if engine.is_only_counted(&lease) {
             let failed = lease.begin_delivery().failed();
             (Attempt::new(u32::from(failed) + 1, false), Delivery::ONLY)
         } else {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::log::header::HEADER_BYTES;
+use crate::log::header::FILE_HEADER_BYTES;
 use crate::log::recovery::RecoveryProgress;
 use crate::retry::{MAX_ATTEMPTS, MAX_CRASHES};
 use crate::{EnqueueError, OpenError, RetryPolicy, Timestamp};
@@ -332,5 +332,5 @@ impl Builder {
 pub(crate) fn is_valid_segment_size(size: u64) -> bool {
     (MIN_SEGMENT_SIZE..=MAX_SEGMENT_SIZE).contains(&size)
         && size.is_multiple_of(SEGMENT_SIZE_STEP)
-        && size > HEADER_BYTES as u64
+        && size > FILE_HEADER_BYTES as u64
 }

@@ -20,7 +20,7 @@ use crate::log::lease::Lease;
 use crate::log::record::{MAX_META_BYTES, Meta, NewRecord};
 use crate::log::reserve::Left;
 use crate::log::segment::{Segment, Unsettled};
-use crate::log::{RollError, Stripe};
+use crate::log::{Log, RollError};
 use crate::storage::StorageError;
 
 /// Where there is room, so many segments at least are given up for one flush.
@@ -48,7 +48,7 @@ struct Rule {
 }
 
 impl Rule {
-    fn of(stripe: &Stripe, is_short: bool) -> Self {
+    fn of(stripe: &Log, is_short: bool) -> Self {
         let size = stripe.segment_size();
         // Leaves room for the largest record there can be.
         let three_quarters = size / 4 * 3 - 64;
@@ -142,7 +142,7 @@ impl Dispatch {
         result.map(|()| has_moved)
     }
 
-    fn compact_stripe(&self, stripe: &Stripe, is_short: bool) -> Result<bool, Arc<StorageError>> {
+    fn compact_stripe(&self, stripe: &Log, is_short: bool) -> Result<bool, Arc<StorageError>> {
         let rule = Rule::of(stripe, is_short);
         if rule.into_reserve && !stripe.has_reserve() {
             // All that waits would be looked through for nothing.
@@ -225,11 +225,7 @@ impl Dispatch {
         }
     }
 
-    fn move_to_the_end(
-        &self,
-        stripe: &Stripe,
-        moves: Vec<Move>,
-    ) -> Result<bool, Arc<StorageError>> {
+    fn move_to_the_end(&self, stripe: &Log, moves: Vec<Move>) -> Result<bool, Arc<StorageError>> {
         let mut active = stripe.active();
         let mut old = Vec::new();
         let mut unsettled = Vec::new();
@@ -260,7 +256,7 @@ impl Dispatch {
 
     fn append_copy(
         &self,
-        stripe: &Stripe,
+        stripe: &Log,
         active: &mut Arc<Segment>,
         one: &Move,
     ) -> Result<Unsettled, RollError> {
@@ -272,11 +268,7 @@ impl Dispatch {
         Ok(unsettled)
     }
 
-    fn move_into_reserve(
-        &self,
-        stripe: &Stripe,
-        moves: Vec<Move>,
-    ) -> Result<bool, Arc<StorageError>> {
+    fn move_into_reserve(&self, stripe: &Log, moves: Vec<Move>) -> Result<bool, Arc<StorageError>> {
         let copied: Vec<_> = moves.iter().map(|one| self.copied(one)).collect();
         let pairs = copied.iter().zip(&moves);
         let records: Vec<_> = pairs
@@ -311,7 +303,7 @@ impl Dispatch {
     /// are any.
     fn settle(
         &self,
-        stripe: &Stripe,
+        stripe: &Log,
         old: Vec<Lease>,
         unsettled: Vec<Unsettled>,
     ) -> Result<bool, Arc<StorageError>> {

@@ -35,7 +35,7 @@ pub(crate) struct Leases {
 struct State {
     last: u64,
     /// By the job's sequence. Its lease goes with the delivery's end: it keeps a segment.
-    current: SequenceMap<Running>,
+    current: SequenceMap<CurrentDelivery>,
     /// How many handlers still have a job whose current delivery, if there is one, is another one's.
     late: SequenceMap<u32>,
     /// In order, as all run equally long; those of deliveries that ended before among them.
@@ -51,7 +51,7 @@ pub(crate) enum Ended {
     Late,
 }
 
-struct Running {
+struct CurrentDelivery {
     delivery: Delivery,
     lease: Lease,
     attempts: u32,
@@ -102,7 +102,7 @@ impl Leases {
                 sequence,
                 delivery,
             });
-            let running = Running {
+            let running = CurrentDelivery {
                 delivery,
                 lease,
                 attempts,

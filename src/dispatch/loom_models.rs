@@ -321,13 +321,13 @@ fn stopping_some_sleepers_reaches_them_though_others_go_to_sleep_meanwhile() {
 }
 
 /// A segment that is full, and the one that a roll makes active.
-struct Stripe {
+struct Log {
     segments: [Segment; 2],
     active: AtomicUsize,
     sleepers: EventCount,
 }
 
-impl Stripe {
+impl Log {
     fn new() -> Arc<Self> {
         let stripe = Self {
             segments: [Segment::new(0), Segment::new(2)],
@@ -339,14 +339,14 @@ impl Stripe {
         Arc::new(stripe)
     }
 
-    /// `Stripe::roll`.
+    /// `Log::roll`.
     fn roll(&self) {
         // `ArcSwap` releases and acquires as well.
         self.sleepers
             .publish(|| self.active.store(1, Ordering::Release));
     }
 
-    /// `Stripe::append_shared`, if the segment that it finds has room.
+    /// `Log::append_shared`, if the segment that it finds has room.
     fn try_enqueue(&self) -> bool {
         let active = self.active.load(Ordering::Acquire);
         let appended = self.segments[active].append();
@@ -370,10 +370,10 @@ impl Stripe {
 #[test]
 fn a_consumer_of_a_full_segment_is_woken_for_a_record_of_the_next() {
     check(Some(4), || {
-        let stripe = Stripe::new();
+        let stripe = Log::new();
         concurrently(
             &stripe,
-            [Stripe::sleep, |stripe| {
+            [Log::sleep, |stripe| {
                 stripe.roll();
                 assert!(stripe.try_enqueue());
             }],
@@ -385,10 +385,10 @@ fn a_consumer_of_a_full_segment_is_woken_for_a_record_of_the_next() {
 #[test]
 fn a_consumer_of_a_full_segment_is_woken_for_a_record_of_a_producer_that_did_not_roll() {
     check(Some(3), || {
-        let stripe = Stripe::new();
+        let stripe = Log::new();
         concurrently(
             &stripe,
-            [Stripe::roll, Stripe::sleep, |stripe| {
+            [Log::roll, Log::sleep, |stripe| {
                 while !stripe.try_enqueue() {
                     loom::thread::yield_now();
                 }
@@ -401,10 +401,10 @@ fn a_consumer_of_a_full_segment_is_woken_for_a_record_of_a_producer_that_did_not
 #[test]
 fn two_consumers_of_a_full_segment_are_woken_for_a_record_each_of_the_next() {
     check(Some(3), || {
-        let stripe = Stripe::new();
+        let stripe = Log::new();
         concurrently(
             &stripe,
-            [Stripe::sleep, Stripe::sleep, |stripe| {
+            [Log::sleep, Log::sleep, |stripe| {
                 stripe.roll();
                 assert!(stripe.try_enqueue());
                 assert!(stripe.try_enqueue());
@@ -417,7 +417,7 @@ fn two_consumers_of_a_full_segment_are_woken_for_a_record_each_of_the_next() {
 #[test]
 fn a_consumer_of_a_full_segment_is_woken_for_records_of_producers_that_did_and_did_not_roll() {
     check(Some(2), || {
-        let stripe = Stripe::new();
+        let stripe = Log::new();
         concurrently(
             &stripe,
             [

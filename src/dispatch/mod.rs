@@ -34,7 +34,7 @@ use self::timer::{Now, Timer, When};
 use crate::RetryPolicy;
 use crate::event_count::EventCount;
 use crate::events::Mutex;
-use crate::log::Stripe;
+use crate::log::Log;
 use crate::log::lease::Lease;
 use crate::log::record::Meta;
 use crate::log::run::Claim;
@@ -51,7 +51,7 @@ const CLAIM_BYTES: usize = 256 * 1024;
 
 /// What the consumers of a queue share.
 pub(crate) struct Dispatch {
-    stripes: Box<[Stripe]>,
+    stripes: Box<[Log]>,
     /// The stripes of those who enqueue.
     pub(crate) turns: Turns,
     /// Jobs that are due again, and jobs that a consumer gave back.
@@ -86,7 +86,7 @@ pub(crate) struct Moved {
 
 impl Dispatch {
     pub(crate) fn new(
-        stripes: Box<[Stripe]>,
+        stripes: Box<[Log]>,
         sleepers: Arc<EventCount>,
         clock: Clock,
         retry: RetryPolicy,
@@ -112,7 +112,7 @@ impl Dispatch {
         }
     }
 
-    pub(crate) fn stripes(&self) -> &[Stripe] {
+    pub(crate) fn stripes(&self) -> &[Log] {
         &self.stripes
     }
 
@@ -314,7 +314,7 @@ impl Dispatch {
     /// Makes the leases of a run, those that are due into the deque and others into the timer.
     fn expand(&self, run: Run, own: &Deques) {
         self.make_leases(run, |lease| own.leases.push(lease));
-        self.share(own, 1);
+        self.offer(own, 1);
     }
 
     /// Makes the leases of a run: `due` takes those that are due, the timer the others.
@@ -322,8 +322,8 @@ impl Dispatch {
         // Once for all that are not plain.
         let mut now = None;
         let mut waiting = Vec::new();
-        run.expand(|lease, plain| {
-            if plain {
+        run.expand(|lease, is_ready| {
+            if is_ready {
                 return due(lease);
             }
             let now = *now.get_or_insert_with(|| Now::of(self.clock));
@@ -344,7 +344,7 @@ impl Dispatch {
     /// jobs. It wakes another in the same way.
     ///
     /// Also those who looked while jobs were on their way into the deques, and saw them nowhere.
-    fn share(&self, own: &Deques, taken: usize) {
+    fn offer(&self, own: &Deques, taken: usize) {
         if own.leases.len() > taken || own.has_runs() {
             self.consumers.mark(own.place);
             self.sleepers.notify_fenced(1);
@@ -363,7 +363,7 @@ impl Dispatch {
             let run = steal(|| other.steal_run()).map(Found::Run);
             let found = run.or_else(|| {
                 let lease = steal(|| other.leases.steal_batch_and_pop(&own.leases))?;
-                self.share(own, 0);
+                self.offer(own, 0);
                 Some(Found::Lease(lease))
             });
             if found.is_some() {
@@ -479,14 +479,14 @@ impl Dispatch {
     fn may_have_work(&self) -> bool {
         !self.came_back.is_empty()
             || self.suspects.can_take()
-            || self.stripes.iter().any(Stripe::may_have_work)
+            || self.stripes.iter().any(Log::may_have_work)
             || self.consumers.has_work()
     }
 
     /// Whether there may be new jobs in the logs, or in others' deques.
     fn may_have_new(&self, own: &Deques) -> bool {
         let mut marked = self.consumers.marked_after(own.place);
-        self.stripes.iter().any(Stripe::may_have_work) || marked.next().is_some()
+        self.stripes.iter().any(Log::may_have_work) || marked.next().is_some()
     }
 }
 

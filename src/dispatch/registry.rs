@@ -23,14 +23,14 @@ const LEVELS: usize = 32;
 pub(super) struct Registry {
     /// Made as they are needed, the first level first.
     levels: [OnceLock<Box<[Group]>>; LEVELS],
-    registration: Mutex<Registration>,
+    places_given: Mutex<Places>,
     /// Places visited in search of jobs.
     #[cfg(test)]
     pub(super) visits: std::sync::atomic::AtomicU64,
 }
 
 #[derive(Default)]
-struct Registration {
+struct Places {
     /// Registrations so far.
     count: usize,
     /// Places that were given away at some time.
@@ -89,7 +89,7 @@ impl Registry {
     pub(super) fn new() -> Self {
         Self {
             levels: [const { OnceLock::new() }; LEVELS],
-            registration: Mutex::new(Registration::default()),
+            places_given: Mutex::new(Places::default()),
             #[cfg(test)]
             visits: std::sync::atomic::AtomicU64::new(0),
         }
@@ -97,12 +97,12 @@ impl Registry {
 
     /// Lets others steal from a consumer; returns its place, and how many registered before it.
     pub(super) fn register(&self, thief: Thief) -> (usize, usize) {
-        let mut registration = self.registration.lock();
-        let count = registration.count;
-        registration.count += 1;
-        let place = registration.free.pop().unwrap_or_else(|| {
-            registration.places += 1;
-            registration.places - 1
+        let mut places_given = self.places_given.lock();
+        let count = places_given.count;
+        places_given.count += 1;
+        let place = places_given.free.pop().unwrap_or_else(|| {
+            places_given.places += 1;
+            places_given.places - 1
         });
         // Under the lock, so that no level is made before the one below it.
         let (level, at) = level_of(place / GROUP);
@@ -117,7 +117,7 @@ impl Registry {
         if let Some(group) = self.group(place / GROUP) {
             *group.thieves[place % GROUP].write() = None;
         }
-        self.registration.lock().free.push(place);
+        self.places_given.lock().free.push(place);
     }
 
     /// Says that there is something to steal from the consumer at `place`. The caller wakes a sleeper

@@ -14,14 +14,14 @@ use crate::log::lease::Lease;
 use crate::log::poison::Poison;
 use crate::log::record::{MAX_META_BYTES, Meta, NewRecord};
 use crate::log::segment::{Segment, Unsettled};
-use crate::log::{RollError, Stripe};
+use crate::log::{Log, RollError};
 use crate::sequence::SequenceMap;
 use crate::storage::StorageError;
 use crate::{Sequence, Timestamp};
 
 /// The dead letter log, and what is on its way there.
 pub(crate) struct DeadLog {
-    log: Stripe,
+    log: Log,
     pub(crate) failures: Failures,
     waiting: Mutex<Waiting>,
     /// Held by whoever writes, replays or purges letters; where to append the next one.
@@ -74,7 +74,7 @@ pub(crate) struct DeadLogStats {
 }
 
 impl DeadLog {
-    pub(crate) fn new(log: Stripe, poison: Arc<Poison>) -> Self {
+    pub(crate) fn new(log: Log, poison: Arc<Poison>) -> Self {
         let active = log.active();
         Self {
             log,
@@ -86,7 +86,7 @@ impl DeadLog {
         }
     }
 
-    pub(crate) fn log(&self) -> &Stripe {
+    pub(crate) fn log(&self) -> &Log {
         &self.log
     }
 
@@ -311,7 +311,7 @@ impl DeadLog {
             reasons: known.as_ref().map_or_else(Vec::new, FailuresOfJob::reasons),
         };
         let payload = record.payload();
-        let room = self.log.max_record_bytes() - crate::log::record::HEADER_BYTES;
+        let room = self.log.max_record_bytes() - crate::log::record::RECORD_HEADER_BYTES;
         let meta = meta.encode(room.saturating_sub(payload.len()).min(MAX_META_BYTES));
         let letter = NewRecord {
             enqueued_at: record.header().enqueued_at,

@@ -6,7 +6,7 @@ use super::Engine;
 use super::dead_log::Late;
 use crate::dispatch::lease_timeouts::{Delivery, Ended, Leases};
 use crate::events::event;
-use crate::failure::{Failure, Then};
+use crate::failure::{Failure, Verdict};
 use crate::log::lease::Lease;
 use crate::log::record::Meta;
 
@@ -38,7 +38,7 @@ impl Attempt {
 
     /// The first one, at a job that is no suspect.
     #[inline]
-    pub(crate) fn is_plain(self) -> bool {
+    pub(crate) fn is_ordinary(self) -> bool {
         self.0 <= 1
     }
 }
@@ -46,7 +46,7 @@ impl Attempt {
 impl Engine {
     /// Whether a delivery needs no more than to be counted.
     #[inline]
-    pub(crate) fn is_plain(&self, lease: &Lease) -> bool {
+    pub(crate) fn is_only_counted(&self, lease: &Lease) -> bool {
         self.leases.is_none() && lease.is_bare()
     }
 
@@ -118,7 +118,7 @@ impl Engine {
 
     #[inline(always)]
     pub(crate) fn ack(&self, lease: Lease, delivery: Delivery, attempt: Attempt) {
-        if !attempt.is_plain() {
+        if !attempt.is_ordinary() {
             return self.ack_marked(lease, delivery, attempt);
         }
         if let Some(leases) = &self.leases
@@ -224,13 +224,14 @@ impl Engine {
     /// `late`: another handler has the job too, and may ack it.
     pub(super) fn fail_current(&self, lease: Lease, attempts: u32, failure: Failure, late: bool) {
         let job = lease.job();
-        let Failure { reason, then } = failure;
+        let Failure { reason, verdict } = failure;
         self.dead.failures.note(job, attempts, &reason);
-        let comes_back = then != Then::DeadLetter && self.dispatch.may_retry(&lease, attempts);
+        let comes_back =
+            verdict != Verdict::DeadLetter && self.dispatch.may_retry(&lease, attempts);
         let is_acked = if comes_back {
-            let delay = match then {
-                Then::RetryAfter(delay) => Some(delay),
-                Then::Retry | Then::DeadLetter => None,
+            let delay = match verdict {
+                Verdict::RetryAfter(delay) => Some(delay),
+                Verdict::Retry | Verdict::DeadLetter => None,
             };
             !self.dispatch.retry(lease, attempts, delay, late)
         } else {

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use super::Engine;
 use super::worker::Worker;
 use crate::error::{BatchError, EnqueueError};
-use crate::log::record::{HEADER_BYTES, NewMeta, NewRecord};
+use crate::log::record::{NewMeta, NewRecord, RECORD_HEADER_BYTES};
 use crate::log::segment::Segment;
-use crate::log::{RollError, Stripe};
+use crate::log::{Log, RollError};
 use crate::options::{Due, Durability, EnqueueOptions};
 use crate::{Sequence, Timestamp};
 
@@ -20,13 +20,13 @@ const LETTER_BYTES: usize = 512;
 const ROOM_POLL: Duration = Duration::from_millis(20);
 
 /// Longest payload, in bytes, of a queue with stripes like this one.
-pub(crate) fn max_payload(stripe: &Stripe) -> usize {
-    stripe.max_record_bytes() - HEADER_BYTES - LETTER_BYTES
+pub(crate) fn max_payload(stripe: &Log) -> usize {
+    stripe.max_record_bytes() - RECORD_HEADER_BYTES - LETTER_BYTES
 }
 
 /// Where to append: a stripe, and the caller's notion of its active segment if it keeps one.
 pub(crate) struct Place<'a> {
-    stripe: &'a Stripe,
+    stripe: &'a Log,
     active: Option<&'a mut Arc<Segment>>,
 }
 
@@ -63,7 +63,7 @@ impl<'a> Place<'a> {
 
     /// A stripe by its number.
     #[cfg(test)]
-    pub(crate) fn on(stripe: &'a Stripe) -> Self {
+    pub(crate) fn on(stripe: &'a Log) -> Self {
         Self {
             stripe,
             active: None,
@@ -285,7 +285,7 @@ impl Engine {
     /// its stripe.
     fn make_durable(
         &self,
-        stripe: &Stripe,
+        stripe: &Log,
         durability: Durability,
         last: Sequence,
     ) -> Result<(), EnqueueError> {

@@ -1,7 +1,7 @@
 //! Figures of an open queue, and a look at each of its records.
 
 use super::Engine;
-use crate::log::StripeStats;
+use crate::log::LogStats;
 use crate::log::recovery::VerifyReport;
 use crate::{Stats, StorageError, Timestamp};
 
@@ -9,7 +9,7 @@ impl Engine {
     /// See [`Queue::stats`](crate::Queue::stats).
     pub(crate) fn stats(&self) -> Stats {
         let dispatch = self.dispatch();
-        let mut log = StripeStats::default();
+        let mut log = LogStats::default();
         let mut quarantined = 0;
         let mut oldest: Option<Timestamp> = None;
         for stripe in dispatch.stripes() {

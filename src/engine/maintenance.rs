@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::engine::Engine;
 use crate::events::event;
 use crate::lasting::Lasting;
-use crate::log::Stripe;
+use crate::log::Log;
 use crate::storage::StorageError;
 use crate::time;
 
@@ -156,11 +156,11 @@ impl Maintenance {
         let has_waiting = engine.dispatch().timer.len() > 0;
         let compaction = (has_waiting && has_place_to_move_to(engine))
             .then(|| self.next_compaction.saturating_duration_since(now));
-        let spares = stripes.iter().filter_map(Stripe::look_again).min();
+        let spares = stripes.iter().filter_map(Log::look_again).min();
         // Consumers may be asleep beside a segment that could not be checked, and can be by now.
         let held_back = stripes
             .iter()
-            .any(Stripe::has_held_back)
+            .any(Log::has_held_back)
             .then_some(HELD_BACK_INTERVAL);
         let pauses = [
             self.put_off,
@@ -199,12 +199,12 @@ impl Maintenance {
         let held_back = stripes.iter().filter(|stripe| stripe.has_held_back());
         engine.dispatch().sleepers.notify_fenced(held_back.count());
         self.put_off = None;
-        if stripes.iter().any(Stripe::warm_up) {
+        if stripes.iter().any(Log::warm_up) {
             // One stripe in each turn, so that whatever else is due need not wait for all of them.
             // What they have now comes before what they need next.
             engine.signal.kick();
         } else {
-            self.put_off = stripes.iter().filter_map(Stripe::prepare).min();
+            self.put_off = stripes.iter().filter_map(Log::prepare).min();
         }
         if freed {
             engine.room.notify_all();
@@ -212,7 +212,7 @@ impl Maintenance {
         self.next_seal = None;
         if engine.poison().is_none() {
             let mut logs = stripes.iter().chain([engine.dead().log()]);
-            if logs.any(Stripe::has_unsettled) {
+            if logs.any(Log::has_unsettled) {
                 engine.settle_deaths().unwrap_or_else(&mut note);
             }
             for log in stripes.iter().chain([engine.dead().log()]) {
@@ -233,12 +233,12 @@ impl Maintenance {
             }
             let now = time::now();
             let is_due = now >= self.next_compaction;
-            let is_short = stripes.iter().any(Stripe::is_short);
+            let is_short = stripes.iter().any(Log::is_short);
             if has_place_to_move_to(engine) && (is_due || is_short && now >= self.next_relief) {
                 if is_due {
                     self.next_compaction = now + COMPACTION_INTERVAL;
                 }
-                stripes.iter().for_each(Stripe::end_shortage);
+                stripes.iter().for_each(Log::end_shortage);
                 let moved = engine.compact(is_short).unwrap_or_else(|error| {
                     note(error);
                     false

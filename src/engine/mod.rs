@@ -38,7 +38,7 @@ use crate::dispatch::lease_timeouts::Leases;
 use crate::event_count::EventCount;
 use crate::events::Mutex;
 use crate::lasting::Lasting;
-use crate::log::Stripe;
+use crate::log::Log;
 use crate::log::poison::Poison;
 use crate::log::segment::Unsettled;
 use crate::options::Durability;
@@ -117,7 +117,7 @@ impl Engine {
         self.poison.get()
     }
 
-    fn logs(&self) -> impl Iterator<Item = &Stripe> {
+    fn logs(&self) -> impl Iterator<Item = &Log> {
         self.dispatch.stripes().iter().chain([self.dead.log()])
     }
 
@@ -130,7 +130,7 @@ impl Engine {
     /// Bytes of the stripes' segment files, and how many of them are counted.
     #[cfg(test)]
     pub(crate) fn space(&self) -> (u64, u64) {
-        let spaces = self.dispatch.stripes().iter().map(Stripe::space);
+        let spaces = self.dispatch.stripes().iter().map(Log::space);
         let (has, counted): (Vec<_>, Vec<_>) = spaces.unzip();
         (has.iter().sum(), counted[0])
     }

@@ -17,7 +17,7 @@ use crate::events::Mutex;
 use crate::lasting::Lasting;
 use crate::log::poison::Poison;
 use crate::log::recovery::{Recovery, RecoveryReport, count_segments};
-use crate::log::{DEAD_ORIGIN, LogConfig, SpaceBudget, Stripe, segment};
+use crate::log::{DEAD_ORIGIN, Log, LogConfig, SpaceBudget, segment};
 use crate::options::Builder;
 use crate::time::Clock;
 
@@ -80,7 +80,7 @@ impl Engine {
         let mut settles = Vec::new();
         // A manifest has at most 64 stripes.
         for (number, directory) in (0..).zip(directories.stripes) {
-            let (stripe, of_stripe) = Stripe::open(
+            let (stripe, of_stripe) = Log::open(
                 directory,
                 Sequence::first_of_stripe(number),
                 config.clone(),
@@ -98,7 +98,7 @@ impl Engine {
             ..config.clone()
         };
         let (dead, of_letters) =
-            Stripe::open(directories.dead, DEAD_ORIGIN, dead_config, &mut recovery)?;
+            Log::open(directories.dead, DEAD_ORIGIN, dead_config, &mut recovery)?;
 
         let mut report = recovery.report;
         settles.extend(of_letters);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Engine;
 use super::letters::Letter;
 use crate::error::{DeadLetterError, EnqueueError};
-use crate::log::Stripe;
+use crate::log::Log;
 use crate::log::record::{Meta, NewRecord};
 use crate::log::segment::{Segment, Unsettled};
 use crate::{Sequence, Timestamp};
@@ -80,7 +80,7 @@ impl Engine {
     /// Appends a job that names the letter which it is a replay of.
     fn append_replay(
         &self,
-        stripe: &Stripe,
+        stripe: &Log,
         active: &mut Arc<Segment>,
         letter: &Letter,
     ) -> Result<(Sequence, Unsettled), EnqueueError> {

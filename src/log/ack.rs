@@ -26,7 +26,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::header::{HEADER_BYTES, MARK_OFFSET};
+use super::header::{FILE_HEADER_BYTES, MARK_OFFSET};
 use super::mark::Mark;
 use crate::storage::mapped::MappedFile;
 
@@ -179,11 +179,11 @@ pub(crate) fn words_for(records: u32) -> u32 {
 
 /// Bytes of the ack file of a segment of `capacity` records.
 pub(crate) fn file_bytes(capacity: u32) -> u64 {
-    HEADER_BYTES as u64 + 8 * u64::from(words_for(capacity)) + 4 * u64::from(capacity)
+    FILE_HEADER_BYTES as u64 + 8 * u64::from(words_for(capacity)) + 4 * u64::from(capacity)
 }
 
 fn deliveries_offset(capacity: u32) -> usize {
-    HEADER_BYTES + 8 * words_for(capacity) as usize
+    FILE_HEADER_BYTES + 8 * words_for(capacity) as usize
 }
 
 /// The bytes of an ack file that say something of the records below `end`: its header with the ack
@@ -191,7 +191,7 @@ fn deliveries_offset(capacity: u32) -> usize {
 pub(super) fn used_ranges(capacity: u32, end: u32) -> [std::ops::Range<usize>; 2] {
     let deliveries = deliveries_offset(capacity);
     [
-        0..HEADER_BYTES + 8 * words_for(end) as usize,
+        0..FILE_HEADER_BYTES + 8 * words_for(end) as usize,
         deliveries..deliveries + 4 * end as usize,
     ]
 }
@@ -265,7 +265,7 @@ impl AckFile {
     #[inline]
     fn word(&self, index: u32) -> &std::sync::atomic::AtomicU64 {
         self.file
-            .word64(HEADER_BYTES + 8 * (index / RECORDS_PER_WORD) as usize)
+            .word64(FILE_HEADER_BYTES + 8 * (index / RECORDS_PER_WORD) as usize)
     }
 
     #[inline]
@@ -341,7 +341,7 @@ impl AckFile {
     /// Whether there is a trace of jobs that are not all done: an ack beyond the words that are
     /// full, or a delivery.
     pub(crate) fn tells_of_jobs(&self) -> bool {
-        if self.file.is_zero_from(HEADER_BYTES) {
+        if self.file.is_zero_from(FILE_HEADER_BYTES) {
             // Mostly, and much sooner known than word by word.
             return false;
         }

@@ -3,11 +3,11 @@ use std::sync::Arc;
 
 use super::record::{NewRecord, UNIT, units_of};
 use super::segment::{Append, Segment, Unsettled, Warm};
-use super::{Next, RollError, SPARE_WAIT, Stripe, create_segment};
+use super::{Log, Next, RollError, SPARE_WAIT, create_segment};
 use crate::Sequence;
 use crate::events::event;
 
-impl Stripe {
+impl Log {
     /// Longest record, in bytes.
     pub(crate) fn max_record_bytes(&self) -> usize {
         super::max_record_bytes(self.config.segment_size)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::Stripe;
+use super::Log;
 use super::recovery::{Recovery, RecoveryReport};
 use super::segment::Segment;
 use crate::events::event;
@@ -24,7 +24,7 @@ pub(super) struct HeldBack {
     is_unmappable: bool,
 }
 
-impl Stripe {
+impl Log {
     /// Claims the next committed records and adds the runs that they are to `runs`, in log order.
     pub(crate) fn claim(
         &self,

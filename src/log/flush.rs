@@ -67,7 +67,7 @@ impl<E> FlushGate<E> {
         drop(state);
         // A subscriber that wants something flushed must not wait for itself.
         let held = Held::new();
-        let running = Running(self);
+        let running = FlushUnderWay(self);
         let result = flush().map_err(Arc::new);
         std::mem::forget(running);
         match &result {
@@ -114,9 +114,9 @@ impl<E> FlushGate<E> {
 }
 
 /// A flush that panics drops this. It never was, then: those who waited for it run another.
-struct Running<'a, E>(&'a FlushGate<E>);
+struct FlushUnderWay<'a, E>(&'a FlushGate<E>);
 
-impl<E> Drop for Running<'_, E> {
+impl<E> Drop for FlushUnderWay<'_, E> {
     fn drop(&mut self) {
         self.0.end(|state| state.started -= 1);
         self.0.wake_all();

@@ -21,7 +21,7 @@ use super::mark::Mark;
 use super::tail::Position;
 use crate::{Sequence, Timestamp};
 
-pub(crate) const HEADER_BYTES: usize = 64;
+pub(crate) const FILE_HEADER_BYTES: usize = 64;
 /// Offset of the seal; its three words are written once, in place.
 pub(crate) const SEAL_OFFSET: usize = 48;
 /// Offset of the mark in the header of an ack file.
@@ -58,8 +58,8 @@ impl FileKind {
 }
 
 impl Identity {
-    pub(crate) fn encode(&self, kind: FileKind) -> [u8; HEADER_BYTES] {
-        let mut bytes = [0; HEADER_BYTES];
+    pub(crate) fn encode(&self, kind: FileKind) -> [u8; FILE_HEADER_BYTES] {
+        let mut bytes = [0; FILE_HEADER_BYTES];
         bytes[0..8].copy_from_slice(&kind.magic());
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.base.get().to_le_bytes());
@@ -73,7 +73,7 @@ impl Identity {
 
     /// None if the bytes are not a whole, valid header of that kind of file.
     pub(crate) fn decode(kind: FileKind, bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
+        let bytes: &[u8; FILE_HEADER_BYTES] = bytes.first_chunk()?;
         let valid = bytes[0..8] == kind.magic()
             && u32_at(bytes, 8) == VERSION
             && u32_at(bytes, 12) == check(bytes);
@@ -86,7 +86,7 @@ impl Identity {
     }
 }
 
-fn check(bytes: &[u8; HEADER_BYTES]) -> u32 {
+fn check(bytes: &[u8; FILE_HEADER_BYTES]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&bytes[0..12]);
     hasher.update(&bytes[16..48]);
@@ -104,7 +104,7 @@ pub(crate) fn encode_seal(salt: u64, end: Position) -> (u64, u32) {
 
 /// The end that a header's seal proves, if it is sealed.
 pub(crate) fn decode_seal(salt: u64, bytes: &[u8]) -> Option<Position> {
-    let bytes: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
+    let bytes: &[u8; FILE_HEADER_BYTES] = bytes.first_chunk()?;
     let end = Position {
         index: u32_at(bytes, SEAL_OFFSET),
         units: u32_at(bytes, SEAL_OFFSET + 4),
@@ -115,17 +115,17 @@ pub(crate) fn decode_seal(salt: u64, bytes: &[u8]) -> Option<Position> {
 
 /// The mark of a segment of this salt, from the header of its ack file.
 pub(crate) fn decode_mark(salt: u64, bytes: &[u8]) -> Option<Mark> {
-    let bytes: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
+    let bytes: &[u8; FILE_HEADER_BYTES] = bytes.first_chunk()?;
     Mark::decode(salt, u64_at(bytes, MARK_OFFSET))
 }
 
-fn u32_at(bytes: &[u8; HEADER_BYTES], offset: usize) -> u32 {
+fn u32_at(bytes: &[u8; FILE_HEADER_BYTES], offset: usize) -> u32 {
     bytes[offset..]
         .first_chunk()
         .map_or(0, |chunk| u32::from_le_bytes(*chunk))
 }
 
-fn u64_at(bytes: &[u8; HEADER_BYTES], offset: usize) -> u64 {
+fn u64_at(bytes: &[u8; FILE_HEADER_BYTES], offset: usize) -> u64 {
     bytes[offset..]
         .first_chunk()
         .map_or(0, |chunk| u64::from_le_bytes(*chunk))

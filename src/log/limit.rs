@@ -18,9 +18,9 @@ const SUFFIX: &str = ".limit";
 const SEGMENTS_PER_RAISE: u64 = 64;
 
 /// The limit in force.
-pub(super) struct Limit(Sequence);
+pub(super) struct SequenceLimit(Sequence);
 
-impl Limit {
+impl SequenceLimit {
     /// The highest limit in the directory, or the origin.
     pub(super) fn find(names: &Names, origin: Sequence) -> Result<Self, StorageError> {
         let names = names.directory().list()?;
@@ -82,7 +82,7 @@ mod tests {
     fn the_limit_found_is_the_highest_and_is_raised_only_when_it_is_reached() {
         let dir = tempfile::tempdir().unwrap();
         let origin = Sequence::first_of_stripe(3);
-        let mut limit = Limit::find(&Names::at(dir.path()), origin).unwrap();
+        let mut limit = SequenceLimit::find(&Names::at(dir.path()), origin).unwrap();
         assert_eq!(limit.sequence(), origin);
         let names = Names::at(dir.path());
         limit.raise_above(&names, origin, 10).unwrap();
@@ -95,7 +95,7 @@ mod tests {
         for name in ["00000000000000000009.limit", "9.limit", "x.limit"] {
             std::fs::write(dir.path().join(name), b"").unwrap();
         }
-        let found = Limit::find(&Names::at(dir.path()), origin).unwrap();
+        let found = SequenceLimit::find(&Names::at(dir.path()), origin).unwrap();
         assert_eq!(found.sequence(), raised);
     }
 
@@ -103,7 +103,7 @@ mod tests {
     fn a_limit_that_is_not_durable_is_not_relied_on() {
         let dir = tempfile::tempdir().unwrap();
         let origin = Sequence::first_of_stripe(0);
-        let mut limit = Limit::find(&Names::at(dir.path()), origin).unwrap();
+        let mut limit = SequenceLimit::find(&Names::at(dir.path()), origin).unwrap();
         let names = Names::at(dir.path());
         let fault = faults::fail_flushes(dir.path());
         assert!(limit.raise_above(&names, origin, 1).is_err());
@@ -119,7 +119,8 @@ mod tests {
     #[test]
     fn the_last_limit_of_a_stripe_is_its_last_sequence() {
         let dir = tempfile::tempdir().unwrap();
-        let mut limit = Limit::find(&Names::at(dir.path()), Sequence::first_of_stripe(7)).unwrap();
+        let mut limit =
+            SequenceLimit::find(&Names::at(dir.path()), Sequence::first_of_stripe(7)).unwrap();
         let near = Sequence::first_of_stripe(7).plus_wide(Sequence::MAX_WITHIN_STRIPE - 1);
         limit.raise_above(&Names::at(dir.path()), near, 1).unwrap();
         assert_eq!(limit.sequence().stripe(), 7);

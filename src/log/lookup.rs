@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Stripe;
+use super::Log;
 use super::recovery::Quarantined;
 use super::segment::Segment;
 use crate::Sequence;
 use crate::log::pinned::Pinned;
 use crate::storage::StorageError;
 
-impl Stripe {
+impl Log {
     /// The segment of the record with this sequence, if there is one that is not done.
     pub(crate) fn pin_live(&self, sequence: Sequence) -> Result<Option<Pinned>, Arc<StorageError>> {
         let pinned = self.pin_containing(sequence)?;

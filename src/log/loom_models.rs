@@ -131,14 +131,14 @@ impl Area {
 }
 
 /// A stripe: a segment and the one that follows.
-struct Log {
+struct ModelLog {
     segments: [Area; 2],
     active: AtomicUsize,
     rolling: Mutex<()>,
     closers: AtomicUsize,
 }
 
-impl Log {
+impl ModelLog {
     fn new(end_units: u32) -> Self {
         Self {
             segments: [Area::new(end_units), Area::new(end_units)],
@@ -148,7 +148,7 @@ impl Log {
         }
     }
 
-    /// `Stripe::append`, and `Stripe::roll` when the segment is full.
+    /// `Log::append`, and `Log::roll` when the segment is full.
     fn append(&self, cached: &mut usize, name: u32, len: u32) {
         loop {
             match self.segments[*cached].append(name, len) {
@@ -171,7 +171,7 @@ impl Log {
 fn no_record_is_lost_and_none_overlaps_when_two_producers_meet_the_end() {
     check(None, || {
         // Units 1 to 3: the four records, of 6 units, go past it in any order.
-        let log = Arc::new(Log::new(4));
+        let log = Arc::new(ModelLog::new(4));
         concurrently(
             &log,
             [
@@ -607,7 +607,7 @@ impl Acked {
         self.progress.close(words, filled)
     }
 
-    /// `Stripe::reclaim`.
+    /// `Log::reclaim`.
     fn retire_if_complete(&self) -> bool {
         let complete = self.progress.is_complete();
         if complete {

@@ -15,7 +15,7 @@ use super::poison::Poison;
 use super::segment::{Maps, Paths, Segment};
 use super::spare::{self, Spare};
 use super::tail::Position;
-use super::{Next, Stripe};
+use super::{Log, Next};
 use crate::events::event;
 use crate::storage::mappings;
 use crate::storage::{Entry, StorageError};
@@ -39,11 +39,11 @@ pub(super) struct Graveyard {
 /// Mappings that go when nobody reads them any more.
 struct Retired {
     maps: Option<Arc<Maps>>,
-    then: Then,
+    fate: Fate,
 }
 
-/// What becomes of the files then.
-enum Then {
+/// What becomes of the files of a retired segment.
+enum Fate {
     /// Nothing: they have no names any more.
     Unmap,
     /// They give back their space and keep their names.
@@ -56,33 +56,33 @@ impl Graveyard {
     /// Unmaps what nobody reads any more, and returns what can be used again.
     fn sweep(&mut self, poison: &Poison) -> Vec<Spare> {
         let mut spares = Vec::new();
-        for Retired { maps, then } in std::mem::take(&mut self.retired) {
+        for Retired { maps, fate } in std::mem::take(&mut self.retired) {
             // Whoever holds a share got it before `retire`; no further shares can be made.
             let maps = match maps.map(Arc::try_unwrap).transpose() {
                 Ok(maps) => maps,
                 Err(maps) => {
                     let maps = Some(maps);
-                    self.retired.push(Retired { maps, then });
+                    self.retired.push(Retired { maps, fate });
                     continue;
                 }
             };
-            match then {
-                Then::Recycle(end, paths) => {
+            match fate {
+                Fate::Recycle(end, paths) => {
                     spares.extend(maps.map(|maps| Spare::clean(maps, end, paths)));
                 }
-                Then::Empty(segment) => {
+                Fate::Empty(segment) => {
                     drop(maps);
                     if let Err(error) = segment.paths().empty().map_err(Arc::new) {
                         poison.note(&error);
                         // Another flush of one that failed would prove nothing.
                         if !error.is_failed_flush() {
-                            let then = Then::Empty(segment);
-                            self.retired.push(Retired { maps: None, then });
+                            let fate = Fate::Empty(segment);
+                            self.retired.push(Retired { maps: None, fate });
                         }
                         event!(debug, %error, "a segment that is done keeps its space");
                     }
                 }
-                Then::Unmap => {}
+                Fate::Unmap => {}
             }
         }
         spares
@@ -90,7 +90,7 @@ impl Graveyard {
 
     /// How many of the retired will be spares.
     pub(super) fn future_spares(&self) -> usize {
-        let is_spare = |retired: &&Retired| matches!(retired.then, Then::Recycle(..));
+        let is_spare = |retired: &&Retired| matches!(retired.fate, Fate::Recycle(..));
         self.retired.iter().filter(is_spare).count()
     }
 
@@ -139,7 +139,7 @@ impl Graveyard {
     }
 }
 
-impl Stripe {
+impl Log {
     /// Flushes everything appended before this call; with `acks_too`, the acks as well.
     pub(crate) fn flush(&self, acks_too: bool) -> Result<(), Arc<StorageError>> {
         self.flush_segments(acks_too)?;
@@ -369,18 +369,18 @@ impl Stripe {
             Ok(())
         };
         let renamed = renamed.and_then(|()| segment.paths().ack.rename(&waiting.ack));
-        let then = match (&renamed, end) {
-            (Ok(()), Some(end)) if maps.is_some() => Then::Recycle(end, waiting),
+        let fate = match (&renamed, end) {
+            (Ok(()), Some(end)) if maps.is_some() => Fate::Recycle(end, waiting),
             // What is there, the next open removes.
-            (Err(_), _) if self.config.poison.is_set() => Then::Unmap,
+            (Err(_), _) if self.config.poison.is_set() => Fate::Unmap,
             _ => {
                 self.config.budget.give_back(self.config.segment_size);
                 let _ = waiting.segment.remove();
                 graveyard.ack_files.push(segment.paths().ack.clone());
-                Then::Unmap
+                Fate::Unmap
             }
         };
-        graveyard.retired.push(Retired { maps, then });
+        graveyard.retired.push(Retired { maps, fate });
         renamed
     }
 
@@ -398,8 +398,8 @@ impl Stripe {
         if !segment.is_retired() {
             let maps = segment.retire();
             self.config.budget.give_back(self.config.segment_size);
-            let then = Then::Unmap;
-            graveyard.retired.push(Retired { maps, then });
+            let fate = Fate::Unmap;
+            graveyard.retired.push(Retired { maps, fate });
         }
         if removed.is_err() {
             graveyard.leftovers.push(segment.paths().clone());
@@ -488,7 +488,7 @@ impl Stripe {
             self.config.budget.give_back(self.config.segment_size);
             graveyard.retired.push(Retired {
                 maps,
-                then: Then::Empty(active),
+                fate: Fate::Empty(active),
             });
             self.take_in(graveyard.sweep(&self.config.poison));
         }

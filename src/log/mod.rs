@@ -55,15 +55,15 @@ use parking_lot::RwLock;
 pub(crate) use self::budget::SpaceBudget;
 use self::claiming::HeldBack;
 use self::header::Identity;
-use self::limit::Limit;
+use self::limit::SequenceLimit;
 use self::maintenance::Graveyard;
 use self::names::Names;
 use self::poison::Poison;
 use self::recovery::{Quarantined, Recovery};
 use self::segment::{Paths, Segment, Warm};
 use self::segments::Segments;
-use self::spare::{Pool, Spare};
-pub(crate) use self::stats::StripeStats;
+use self::spare::{Spare, Spares};
+pub(crate) use self::stats::LogStats;
 use crate::event_count::EventCount;
 use crate::events::{Mutex, event};
 use crate::lasting::Lasting;
@@ -90,7 +90,7 @@ const MAX_RESERVATION_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Longest record, in bytes, of a log with this segment size; also the longest batch.
 pub(crate) fn max_record_bytes(segment_size: u64) -> usize {
-    let fraction = (segment_size - header::HEADER_BYTES as u64) / RECORDS_PER_SEGMENT_AT_LEAST;
+    let fraction = (segment_size - header::FILE_HEADER_BYTES as u64) / RECORDS_PER_SEGMENT_AT_LEAST;
     fraction.min(MAX_RESERVATION_BYTES) as usize
 }
 
@@ -129,7 +129,7 @@ pub(crate) struct LogConfig {
 }
 
 /// The log of one stripe.
-pub(crate) struct Stripe {
+pub(crate) struct Log {
     origin: Sequence,
     names: Arc<Names>,
     config: LogConfig,
@@ -168,14 +168,14 @@ pub(crate) struct Stripe {
 struct Next {
     base: Sequence,
     /// Every sequence that was given out is below this one, durably so.
-    limit: Limit,
+    limit: SequenceLimit,
     prepared: Option<Arc<Segment>>,
     /// What further segments are made from, before any new file is.
     spares: Vec<Spare>,
     /// A spare that is for compaction alone.
     reserved: Option<Spare>,
     /// How many segments there should be, the spares included.
-    pool: Pool,
+    pool: Spares,
     /// How often preparing a segment was put off since the last roll.
     put_off: u32,
     /// The log is closed, so there is no next segment.
@@ -198,7 +198,7 @@ impl Next {
     }
 }
 
-impl Stripe {
+impl Log {
     /// Opens the log in a directory, whose own name is durable: recovers what is there, and starts a
     /// new segment. Also returns the records that records in this log settle, the latter durable by
     /// now, for the caller to [settle](Self::settle); nothing is sealed, retired or removed before
@@ -213,7 +213,7 @@ impl Stripe {
         for spare in spare::left_in(&names)? {
             spare.remove()?;
         }
-        let limit = Limit::find(&names, origin)?;
+        let limit = SequenceLimit::find(&names, origin)?;
         let log = recovery.recover_directory(&names, origin)?;
         // A power cut must not leave a settlement without the record that is its reason.
         for segment in &log.settling {
@@ -225,7 +225,7 @@ impl Stripe {
             prepared: None,
             spares: Vec::new(),
             reserved: None,
-            pool: Pool::new(config.budget.is_limited()),
+            pool: Spares::new(config.budget.is_limited()),
             put_off: 0,
             closed: false,
         };
@@ -335,7 +335,7 @@ impl Stripe {
     pub(crate) fn has_room_for(&self, len: usize) -> bool {
         let active = self.active();
         let end = u64::from(active.reached().units) * record::UNIT as u64;
-        let needed = (record::HEADER_BYTES + len) as u64 + record::UNIT as u64;
+        let needed = (record::RECORD_HEADER_BYTES + len) as u64 + record::UNIT as u64;
         active.closed().is_none() && end + needed < self.config.segment_size
     }
 
@@ -351,7 +351,7 @@ impl Stripe {
             if first.closed().is_none() {
                 event!(error, %error, "left the first segment");
             }
-            if first.leave() {
+            if first.abandon() {
                 (self.config.kick)();
             }
         }

@@ -65,7 +65,7 @@ mod loom_models {
             concurrently(
                 &segment,
                 [
-                    // `Stripe::append_owing`, and what settles it.
+                    // `Log::append_owing`, and what settles it.
                     |segment| {
                         segment.owed.raise(1);
                         if let Reserved::At(_) = segment.tail.reserve(1, 1) {
@@ -75,7 +75,7 @@ mod loom_models {
                         }
                         segment.owed.lower(1);
                     },
-                    // `Stripe::seal`, of a segment that was closed where it stood.
+                    // `Log::seal`, of a segment that was closed where it stood.
                     |segment| {
                         let Some(end) = segment.tail.close_now() else {
                             return;

@@ -69,7 +69,7 @@ impl Pinned {
         self.maps().acks.is_done(index)
     }
 
-    pub(super) fn share(&self) -> Self {
+    pub(super) fn another(&self) -> Self {
         Self {
             segment: Arc::clone(&self.segment),
             maps: Arc::clone(&self.maps),

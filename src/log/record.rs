@@ -26,9 +26,9 @@ use crate::{Sequence, Timestamp};
 /// Records are placed in units of this many bytes, so that offsets fit 32 bits.
 pub(crate) const UNIT: usize = 8;
 /// Bytes of a record's header.
-pub(crate) const HEADER_BYTES: usize = 32;
+pub(crate) const RECORD_HEADER_BYTES: usize = 32;
 /// Units of a record's header, and so of the smallest record.
-pub(crate) const HEADER_UNITS: u32 = (HEADER_BYTES / UNIT) as u32;
+pub(crate) const HEADER_UNITS: u32 = (RECORD_HEADER_BYTES / UNIT) as u32;
 /// Most bytes of metadata a record can have: its length is a u16.
 pub(crate) const MAX_META_BYTES: usize = u16::MAX as usize;
 
@@ -83,9 +83,9 @@ impl Header {
     /// Whether the fields can be those of a record that has `room` bytes up to the segment's end.
     pub(crate) fn is_plausible(&self, room: usize) -> bool {
         let len = self.len as usize;
-        len >= HEADER_BYTES
+        len >= RECORD_HEADER_BYTES
             && len <= room
-            && usize::from(self.meta_len) <= len - HEADER_BYTES
+            && usize::from(self.meta_len) <= len - RECORD_HEADER_BYTES
             && matches!(self.kind, KIND_JOB | KIND_PAD)
     }
 
@@ -155,7 +155,7 @@ impl<'a> NewRecord<'a> {
     /// Total bytes of the record.
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        HEADER_BYTES + self.meta.len() + self.payload.len()
+        RECORD_HEADER_BYTES + self.meta.len() + self.payload.len()
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::header::{self, FileKind, Identity};
 use super::record::{
-    self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, KIND_PAD, NewRecord, UNIT,
+    self, HEADER_UNITS, Header, KIND_JOB, KIND_PAD, NewRecord, RECORD_HEADER_BYTES, UNIT,
 };
 use super::tail::Position;
 use crate::Timestamp;
@@ -85,7 +85,7 @@ impl Records {
     /// What stands behind the header of a record of `len` bytes, but for the first `from` bytes.
     #[inline]
     pub(super) fn content(&self, units: u32, from: usize, len: u32) -> &[u8] {
-        let start = HEADER_BYTES + from;
+        let start = RECORD_HEADER_BYTES + from;
         // SAFETY: the record is committed, and the bytes of a committed record never change; or
         // it is part of a scan, and then nobody writes, see `bytes`.
         unsafe {
@@ -188,7 +188,7 @@ impl<'a> Record<'a> {
     pub(crate) fn meta(&self) -> &'a [u8] {
         let meta_len = u32::from(self.header.meta_len);
         self.records
-            .content(self.units, 0, HEADER_BYTES as u32 + meta_len)
+            .content(self.units, 0, RECORD_HEADER_BYTES as u32 + meta_len)
     }
 
     #[inline]
@@ -242,10 +242,15 @@ pub(super) unsafe fn write_record(
     let offset = position.units as usize * UNIT;
     if !record.meta.is_empty() {
         // SAFETY: by this function's contract.
-        unsafe { records.copy_in(offset + HEADER_BYTES, record.meta) };
+        unsafe { records.copy_in(offset + RECORD_HEADER_BYTES, record.meta) };
     }
     // SAFETY: as above.
-    unsafe { records.copy_in(offset + HEADER_BYTES + record.meta.len(), record.payload) };
+    unsafe {
+        records.copy_in(
+            offset + RECORD_HEADER_BYTES + record.meta.len(),
+            record.payload,
+        )
+    };
     write_record_header(records, offset, &header, header.check_over(salt, content));
 }
 

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::ack;
-use super::record::{HEADER_BYTES, NewRecord, UNIT, units_of};
+use super::record::{NewRecord, RECORD_HEADER_BYTES, UNIT, units_of};
 use super::segment::{self, Paths, Segment, Unsettled};
 use super::spare::{self, Spare};
-use super::{Next, RollError, Stripe};
+use super::{Log, Next, RollError};
 use crate::Sequence;
 use crate::log::pinned::Pinned;
 use crate::storage::StorageError;
@@ -34,7 +34,7 @@ pub(crate) struct Left {
     pub(crate) frees: u64,
 }
 
-impl Stripe {
+impl Log {
     pub(crate) fn segment_size(&self) -> u64 {
         self.config.segment_size
     }
@@ -55,7 +55,7 @@ impl Stripe {
                 return None;
             }
             let waiting = waiting(segment.base());
-            let fewest_bytes = u64::from(waiting) * HEADER_BYTES as u64;
+            let fewest_bytes = u64::from(waiting) * RECORD_HEADER_BYTES as u64;
             if waiting == 0 || fewest_bytes > most {
                 return None;
             }

@@ -52,7 +52,7 @@ impl Pinned {
         let mut shared = None;
         let mut hold = || {
             if counted {
-                let pinned = shared.get_or_insert_with(|| Arc::new(self.share()));
+                let pinned = shared.get_or_insert_with(|| Arc::new(self.another()));
                 Hold::counted(Arc::clone(pinned))
             } else {
                 Hold::not_done(segment)
@@ -158,7 +158,7 @@ impl Run {
         u64::from(self.jobs)
     }
 
-    /// Makes the leases, in log order. `plain` of a lease says that the job can be delivered as it
+    /// Makes the leases, in log order. `is_ready` of a lease says that the job can be delivered as it
     /// is: it has no due time, and was not found at open.
     #[inline]
     pub(crate) fn expand(self, mut each: impl FnMut(Lease, bool)) {

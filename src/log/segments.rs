@@ -9,7 +9,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use super::segment::Segment;
-use super::stats::StripeStats;
+use super::stats::LogStats;
 use crate::Sequence;
 
 /// The segments of a log, oldest first; the last is the active one.
@@ -21,7 +21,7 @@ pub(super) struct Segments {
     /// letters that were purged.
     unflushed: BTreeMap<Sequence, Arc<Segment>>,
     /// What those at rest hold.
-    resting: StripeStats,
+    resting: LogStats,
 }
 
 impl Segments {
@@ -31,7 +31,7 @@ impl Segments {
             awake: awake.collect(),
             all,
             unflushed: BTreeMap::new(),
-            resting: StripeStats::default(),
+            resting: LogStats::default(),
         }
     }
 
@@ -64,14 +64,14 @@ impl Segments {
     }
 
     /// What the segments at rest hold.
-    pub(super) fn resting(&self) -> &StripeStats {
+    pub(super) fn resting(&self) -> &LogStats {
         &self.resting
     }
 
     /// Puts a segment to rest in which nothing changes until it is woken.
     pub(super) fn rest(&mut self, segment: &Arc<Segment>) {
         if self.awake.remove(&segment.base()).is_some() {
-            self.resting.add(&StripeStats::of_resting(segment));
+            self.resting.add(&LogStats::of_resting(segment));
             if !segment.are_acks_flushed() {
                 self.unflushed.insert(segment.base(), Arc::clone(segment));
             }
@@ -83,7 +83,7 @@ impl Segments {
         let base = segment.base();
         // One that is gone stays so.
         if !self.awake.contains_key(&base) && self.contains(segment) {
-            self.resting.subtract(&StripeStats::of_resting(segment));
+            self.resting.subtract(&LogStats::of_resting(segment));
             self.unflushed.remove(&base);
             self.awake.insert(base, Arc::clone(segment));
         }

@@ -28,7 +28,7 @@ const ACK_SUFFIX: &str = "spare-ack";
 
 /// How many segments a stripe should have, in use and in reserve: what it lately needed, and one
 /// more. Files are made, and their space is given back, only when that changes.
-pub(super) struct Pool {
+pub(super) struct Spares {
     wanted: usize,
     /// When it was last as large as wanted.
     needed_at: Instant,
@@ -41,7 +41,7 @@ const SMALLEST_POOL: usize = 3;
 /// For how long a pool stays as large as it was needed.
 const POOL_MEMORY: Duration = Duration::from_secs(1);
 
-impl Pool {
+impl Spares {
     pub(super) fn new(limited: bool) -> Self {
         Self {
             wanted: SMALLEST_POOL,

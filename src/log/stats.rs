@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::record::{Header, UNIT};
 use super::segment::{START, Segment};
-use super::{DEAD_ORIGIN, Stripe};
+use super::{DEAD_ORIGIN, Log};
 use crate::Timestamp;
 use crate::log::pinned::Pinned;
 
@@ -17,7 +17,7 @@ const MOST_LOOKED_AT: u32 = 4096;
 
 /// What a stripe holds, for statistics. All but `bytes` and `segments` in jobs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct StripeStats {
+pub(crate) struct LogStats {
     /// Not done.
     pub(crate) live: u64,
     /// Not done and not claimed yet.
@@ -32,7 +32,7 @@ pub(crate) struct StripeStats {
     pub(crate) segments: u64,
 }
 
-impl StripeStats {
+impl LogStats {
     /// What a segment holds that is sealed and that nothing was claimed from.
     pub(super) fn of_resting(segment: &Segment) -> Self {
         let reached = segment.reached();
@@ -77,18 +77,18 @@ impl StripeStats {
     }
 }
 
-impl Stripe {
+impl Log {
     /// What the stripe holds. Costs a look at each ack word of the segments that consumers have
     /// reached, and nothing for those at rest behind them.
-    pub(crate) fn stats(&self) -> StripeStats {
+    pub(crate) fn stats(&self) -> LogStats {
         let (segments, mut stats) = {
             let segments = self.segments.read();
             // With the list locked: a segment is in the list or in these, never in both.
-            let mut stats = StripeStats {
+            let mut stats = LogStats {
                 appended: self.retired_appended.load(Ordering::Relaxed),
                 done: self.retired_done.load(Ordering::Relaxed),
                 lost: self.lost.load(Ordering::Relaxed),
-                ..StripeStats::default()
+                ..LogStats::default()
             };
             stats.add(segments.resting());
             (Vec::from_iter(segments.awake().cloned()), stats)

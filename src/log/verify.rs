@@ -1,12 +1,12 @@
 //! Whether every record still passes its check.
-use super::Stripe;
+use super::Log;
 use super::pinned::Pinned;
 use super::record::{KIND_JOB, UNIT};
 use super::recovery::{Damage, Quarantined, VerifyReport};
 use super::segment::START;
 use crate::storage::StorageError;
 
-impl Stripe {
+impl Log {
     /// Checks every committed record. Damage in segments that were not checked before is set
     /// aside; in others it is only reported, as somebody may be reading there.
     pub(crate) fn verify(&self) -> Result<VerifyReport, StorageError> {

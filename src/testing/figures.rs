@@ -24,7 +24,7 @@ use crate::engine::Running;
 use crate::engine::delivery::Attempt;
 use crate::engine::enqueue::Place;
 use crate::engine::maintenance::Maintenance;
-use crate::failure::{Failure, Then};
+use crate::failure::{Failure, Verdict};
 use crate::log::lease::Lease;
 use crate::options::Builder;
 use crate::storage::faults;
@@ -298,17 +298,17 @@ impl Life {
             return;
         };
         let then = match self.random.u8(0..8) {
-            0 => Then::DeadLetter,
-            1 => Then::RetryAfter(HOUR),
-            2 => Then::RetryAfter(Duration::from_millis(self.random.u64(0..40))),
-            _ => Then::Retry,
+            0 => Verdict::DeadLetter,
+            1 => Verdict::RetryAfter(HOUR),
+            2 => Verdict::RetryAfter(Duration::from_millis(self.random.u64(0..40))),
+            _ => Verdict::Retry,
         };
         if !held.is_late {
             let is_last = !self
                 .running()
                 .dispatch()
                 .may_retry(&held.lease, held.attempt.number());
-            if is_last || matches!(then, Then::DeadLetter) {
+            if is_last || matches!(then, Verdict::DeadLetter) {
                 self.note_death(held.job);
             } else {
                 self.counts.retried += 1;
@@ -319,7 +319,10 @@ impl Life {
             held.lease,
             held.delivery,
             held.attempt,
-            Failure { then, reason },
+            Failure {
+                verdict: then,
+                reason,
+            },
         );
     }
 

@@ -48,7 +48,7 @@ fn dispatch_of(dir: &Path, counted: bool) -> Arc<Dispatch> {
     };
     let origin = Sequence::first_of_stripe(0);
     let directory = queue.create_subdirectory("log").unwrap();
-    let (stripe, _) = Stripe::open(directory, origin, config, &mut recovery).unwrap();
+    let (stripe, _) = Log::open(directory, origin, config, &mut recovery).unwrap();
     let retry = RetryPolicy::fixed(Duration::ZERO);
     let clock = Clock::start();
     let stripes = Box::new([stripe]);

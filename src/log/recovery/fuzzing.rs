@@ -3,7 +3,7 @@
 
 #![allow(missing_docs)]
 
-use super::scan::{Limit, RegionKind, Scan};
+use super::scan::{RegionKind, Scan, ScanLimit};
 use super::{Damage, Position, Records, START, Sequence, check_acks, count_crashes, header};
 use crate::log::ack::AckFile;
 use crate::log::header::{FileKind, Identity};
@@ -19,7 +19,7 @@ pub struct Header {
     pub created_at: u64,
     pub salt: u64,
     /// Written again, without a seal.
-    pub encoded: [u8; header::HEADER_BYTES],
+    pub encoded: [u8; header::FILE_HEADER_BYTES],
 }
 
 pub fn header(is_ack: bool, bytes: &[u8]) -> Option<Header> {
@@ -88,9 +88,9 @@ pub fn scan(
     };
     let limit = Position { index, units };
     let limit = if is_sealed {
-        Limit::Exactly(limit)
+        ScanLimit::Exactly(limit)
     } else {
-        Limit::AtMost(limit)
+        ScanLimit::AtMost(limit)
     };
     let scan = Scan::run(&records, limit, salt, max_record);
     for region in &scan.regions {

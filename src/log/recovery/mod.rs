@@ -42,7 +42,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use self::report::{Damage, Quarantined, RecoveryProgress, RecoveryReport, VerifyReport};
-use self::scan::{Limit, Region, RegionKind, Scan};
+use self::scan::{Region, RegionKind, Scan, ScanLimit};
 use super::ack::{self, AckFile, Deliveries, RECORDS_PER_WORD};
 use super::header::{self, FileKind, Identity};
 use super::mark::Mark;
@@ -166,7 +166,7 @@ impl Recovery<'_> {
             });
             if is_alone && paths.ack.file_len()?.is_some() {
                 log.next_base = log.next_base.max(base.plus(capacity));
-                let header = paths.ack.read_start(header::HEADER_BYTES as u64)?;
+                let header = paths.ack.read_start(header::FILE_HEADER_BYTES as u64)?;
                 let copy = self.copy_of(base, &header.unwrap_or_default());
                 if self.is_lost(&paths, copy)? {
                     self.report_lost(&paths.segment, Damage::Missing);
@@ -201,7 +201,7 @@ impl Recovery<'_> {
         directory: &Arc<Names>,
         settles: &mut Vec<Sequence>,
     ) -> Result<Option<Arc<Segment>>, StorageError> {
-        let read = |entry: &Entry| entry.read_start(header::HEADER_BYTES as u64);
+        let read = |entry: &Entry| entry.read_start(header::FILE_HEADER_BYTES as u64);
         let own_header = read(&paths.segment)?.unwrap_or_default();
         // An ack file that cannot be read is not as good as none: it may be all there is of the
         // header, and the disk may be well again next time.
@@ -253,7 +253,7 @@ impl Recovery<'_> {
                     units,
                 };
                 records.read_in()?;
-                let scan = self.scan(&records, Limit::AtMost(limit), identity.salt);
+                let scan = self.scan(&records, ScanLimit::AtMost(limit), identity.salt);
                 self.report.bytes_scanned += file_len;
                 // Until it is sealed, a file is as long as it was made.
                 let len = seal.map_or(self.segment_size, |end| u64::from(end.units) * UNIT as u64);
@@ -303,7 +303,7 @@ impl Recovery<'_> {
             // For the seal.
             paths
                 .segment
-                .back_with_blocks(header::HEADER_BYTES as u64)?;
+                .back_with_blocks(header::FILE_HEADER_BYTES as u64)?;
         }
         if own.is_none() {
             // Row 3. The seal is not part of the copy and keeps its own check.
@@ -460,9 +460,9 @@ impl Recovery<'_> {
             return Ok((0, false));
         };
         let limit = if segment.is_sealed() {
-            Limit::Exactly(end)
+            ScanLimit::Exactly(end)
         } else {
-            Limit::AtMost(end)
+            ScanLimit::AtMost(end)
         };
         let records = &pinned.maps().records;
         records.read_in()?;
@@ -483,7 +483,7 @@ impl Recovery<'_> {
         Ok((lost, complete))
     }
 
-    fn scan(&self, records: &Records, limit: Limit, salt: u64) -> Scan {
+    fn scan(&self, records: &Records, limit: ScanLimit, salt: u64) -> Scan {
         let max_record = super::max_record_bytes(self.segment_size);
         Scan::run(records, limit, salt, max_record)
     }

@@ -4,7 +4,7 @@
 
 use super::checksums::Checksums;
 use crate::Sequence;
-use crate::log::record::{self, HEADER_BYTES, HEADER_UNITS, Header, KIND_JOB, Meta, UNIT};
+use crate::log::record::{self, HEADER_UNITS, Header, KIND_JOB, Meta, RECORD_HEADER_BYTES, UNIT};
 use crate::log::records::Record;
 use crate::log::records::Records;
 use crate::log::segment::START;
@@ -12,7 +12,7 @@ use crate::log::tail::Position;
 
 /// How the place where a scan ends is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Limit {
+pub(super) enum ScanLimit {
     /// Records may end anywhere up to here, and producers may have died before they wrote theirs.
     AtMost(Position),
     /// A seal proves that the records fill everything up to here.
@@ -58,15 +58,15 @@ pub(super) enum RegionKind {
 
 impl Scan {
     /// Walks the units of a segment up to the limit, for records of at most `max_record` bytes.
-    pub(super) fn run(records: &Records, limit: Limit, salt: u64, max_record: usize) -> Self {
-        let (Limit::AtMost(end) | Limit::Exactly(end)) = limit;
+    pub(super) fn run(records: &Records, limit: ScanLimit, salt: u64, max_record: usize) -> Self {
+        let (ScanLimit::AtMost(end) | ScanLimit::Exactly(end)) = limit;
         let mut scanner = Scanner {
             records,
             checksums: Checksums::new(&records.bytes()[..end.units as usize * UNIT]),
             salt,
             max_record,
             limit: end,
-            is_exact: matches!(limit, Limit::Exactly(_)),
+            is_exact: matches!(limit, ScanLimit::Exactly(_)),
             lost: 0,
             written: None,
             scan: Self {
@@ -154,7 +154,7 @@ impl<'a> Scanner<'a> {
         if !self.may_follow(header, lost) || !self.may_be_so_long(header) {
             return None;
         }
-        let from = at as usize * UNIT + HEADER_BYTES;
+        let from = at as usize * UNIT + RECORD_HEADER_BYTES;
         let content = match header.kind {
             KIND_JOB => self.checksums.of(from, from + record.content().len()),
             _ => 0,

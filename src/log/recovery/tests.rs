@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::*;
 use crate::log::mark;
-use crate::log::record::{HEADER_BYTES, Header, KIND_JOB, Meta, NewRecord};
+use crate::log::record::{Header, KIND_JOB, Meta, NewRecord, RECORD_HEADER_BYTES};
 use crate::log::run::Claim;
 use crate::log::segment::{Append, Warm};
 use crate::storage::Operation;
@@ -139,7 +139,7 @@ fn job(index: u32, payload: &[u8]) -> (u32, Vec<u8>) {
 
 /// Offset of the n-th record, if all payloads have up to 8 bytes.
 fn offset(n: usize) -> usize {
-    header::HEADER_BYTES + n * (HEADER_BYTES + 8)
+    header::FILE_HEADER_BYTES + n * (RECORD_HEADER_BYTES + 8)
 }
 
 // The decision table.
@@ -344,7 +344,7 @@ fn row_5_a_sealed_segment_of_which_only_the_header_is_left_is_reported() {
 #[test]
 fn row_5_a_segment_without_a_seal_that_is_shorter_than_it_was_made_is_reported() {
     for (cut, left) in [
-        (header::HEADER_BYTES, 0),
+        (header::FILE_HEADER_BYTES, 0),
         (offset(1), 1),
         (offset(1) + 9, 1),
         (offset(2), 2),
@@ -738,7 +738,7 @@ fn a_record_copied_to_another_ordinal_is_refused() {
 
 #[test]
 fn a_record_longer_than_any_that_is_appended_is_damage_though_it_checks() {
-    let longest = crate::log::max_record_bytes(SIZE) - HEADER_BYTES;
+    let longest = crate::log::max_record_bytes(SIZE) - RECORD_HEADER_BYTES;
     for len in [longest, longest + 1] {
         let payload = vec![7; len];
         let fixture = Fixture::open(&[b"one", &payload, b"two"]);
@@ -892,7 +892,7 @@ fn a_payload_of_fake_headers_is_no_record_and_hides_none_after_it() {
         index: segment::capacity_of(bytes.len() as u64),
         units: (bytes.len() / UNIT) as u32,
     };
-    let scan = Scan::run(&records, Limit::AtMost(limit), 1, usize::MAX);
+    let scan = Scan::run(&records, ScanLimit::AtMost(limit), 1, usize::MAX);
     assert_eq!(
         scan.end,
         Position {

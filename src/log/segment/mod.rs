@@ -17,7 +17,7 @@
 //! - whoever closes it: before the close has been counted it is not complete, and the closer not
 //!   done;
 //! - the holder of a claimed run or of a [`Lease`] in it: it was claimed from while it was mapped for
-//!   use (see [`Stripe::claim`](super::Stripe::claim)), and the record is not done.
+//!   use (see [`Log::claim`](super::Log::claim)), and the record is not done.
 //!
 //! Everybody else has a [`Pinned`], which owns a share.
 //!
@@ -48,7 +48,7 @@ use super::mapping::Mapping;
 use super::names::Names;
 use super::owed::Owed;
 use super::progress::Progress;
-use super::record::{self, HEADER_BYTES, HEADER_UNITS, Header, NewRecord, UNIT};
+use super::record::{self, HEADER_UNITS, Header, NewRecord, RECORD_HEADER_BYTES, UNIT};
 use super::records::{Record, Records, write_record};
 use super::tail::{Cursor, Position, Reserved, Tail};
 use crate::events::Mutex;
@@ -61,13 +61,13 @@ use crate::{Sequence, Timestamp};
 /// Where the first record stands.
 pub(crate) const START: Position = Position {
     index: 0,
-    units: (header::HEADER_BYTES / UNIT) as u32,
+    units: (header::FILE_HEADER_BYTES / UNIT) as u32,
 };
 
 /// Most records that a segment of `segment_size` bytes can hold. Also the distance between the
 /// bases of neighbours, so that a segment's name is known before its predecessor is full.
 pub(crate) fn capacity_of(segment_size: u64) -> u32 {
-    ((segment_size as usize - header::HEADER_BYTES) / HEADER_BYTES) as u32
+    ((segment_size as usize - header::FILE_HEADER_BYTES) / RECORD_HEADER_BYTES) as u32
 }
 
 /// A segment's state in memory.
@@ -101,7 +101,7 @@ pub(crate) struct Segment {
     /// All records that it will ever have are durable.
     settled: AtomicBool,
     /// Some of its pages cannot be had.
-    left: AtomicBool,
+    abandoned: AtomicBool,
     /// The names of its files are durable.
     named: AtomicBool,
     /// A position with no job that is not done before it: where to look for the oldest.
@@ -268,7 +268,7 @@ impl Segment {
             full_since: OnceLock::new(),
             flushed: AtomicBool::new(found.is_some()),
             settled: AtomicBool::new(found.is_some_and(|found| found.sealed)),
-            left: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             named: AtomicBool::new(found.is_some_and(|found| found.sealed)),
             oldest: AtomicU32::new(START.units),
             waiting: AtomicU32::new(START.units),
@@ -574,20 +574,20 @@ impl Segment {
             |maps: Arc<Maps>| maps.records.file.len() as u64 == self.identity.segment_size;
         !self.recovered
             && !self.is_sealed()
-            && !self.is_left()
+            && !self.is_abandoned()
             && self.mapping.used().is_some_and(is_whole)
     }
 
     /// Has the next append go on with another segment, and this one never used again: some of its
     /// pages cannot be had. Returns whether that made it complete.
-    pub(super) fn leave(&self) -> bool {
-        self.left.store(true, Ordering::Release);
+    pub(super) fn abandon(&self) -> bool {
+        self.abandoned.store(true, Ordering::Release);
         self.note_full();
         self.close_now()
     }
 
-    fn is_left(&self) -> bool {
-        self.left.load(Ordering::Acquire)
+    fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
     }
 
     /// Whether it is full and every record committed.

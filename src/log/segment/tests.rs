@@ -276,8 +276,8 @@ fn an_empty_segment_is_complete_when_it_is_closed() {
 fn a_record_of_just_what_is_left_fits_and_a_larger_one_closes_the_segment() {
     let dir = tempfile::tempdir().unwrap();
     let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
-    let left = SIZE as usize - header::HEADER_BYTES - HEADER_BYTES;
-    append(&segment, &vec![1; left - HEADER_BYTES - 8]);
+    let left = SIZE as usize - header::FILE_HEADER_BYTES - RECORD_HEADER_BYTES;
+    append(&segment, &vec![1; left - RECORD_HEADER_BYTES - 8]);
     append(&segment, &[2; 8]);
     assert!(matches!(
         segment.append(&job(0, 0, b"", b"")),
@@ -298,7 +298,10 @@ fn a_walk_that_began_before_the_segment_was_closed_ends_at_its_end_after_the_sea
     let dir = tempfile::tempdir().unwrap();
     let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
     // Up to the end of the first page, so that the next commit word is on a page of its own.
-    append(&segment, &[1; 4096 - header::HEADER_BYTES - HEADER_BYTES]);
+    append(
+        &segment,
+        &[1; 4096 - header::FILE_HEADER_BYTES - RECORD_HEADER_BYTES],
+    );
     let pinned = segment.pin().unwrap();
     let mut records = pinned.records(START);
     assert!(records.next().is_some());
@@ -326,7 +329,10 @@ fn a_failed_flush_of_the_records_is_final_and_no_seal_follows_it() {
     }
     assert!(!segment.is_sealed());
     let bytes = fs::read(&segment.paths().segment).unwrap();
-    assert_eq!(bytes[header::SEAL_OFFSET..header::HEADER_BYTES], [0; 16]);
+    assert_eq!(
+        bytes[header::SEAL_OFFSET..header::FILE_HEADER_BYTES],
+        [0; 16]
+    );
     assert_eq!(bytes.len() as u64, SIZE);
 }
 

@@ -49,15 +49,15 @@ impl Fixture {
         self.root.path().join("quarantine")
     }
 
-    fn open(&self) -> Stripe {
+    fn open(&self) -> Log {
         self.open_with_report().0
     }
 
-    fn open_with_report(&self) -> (Stripe, RecoveryReport, Vec<Sequence>) {
+    fn open_with_report(&self) -> (Log, RecoveryReport, Vec<Sequence>) {
         self.try_open().unwrap()
     }
 
-    fn try_open(&self) -> Result<(Stripe, RecoveryReport, Vec<Sequence>), StorageError> {
+    fn try_open(&self) -> Result<(Log, RecoveryReport, Vec<Sequence>), StorageError> {
         let kicks = Arc::clone(&self.kicks);
         let queue = Directory::open(self.root.path()).unwrap().unwrap();
         let config = LogConfig {
@@ -82,7 +82,7 @@ impl Fixture {
             segments_seen: 0,
         };
         let directory = create_directories(&self.dir(), 0o600)?;
-        let (stripe, replays) = Stripe::open(directory, origin(), config, &mut recovery)?;
+        let (stripe, replays) = Log::open(directory, origin(), config, &mut recovery)?;
         Ok((stripe, recovery.report, replays))
     }
 
@@ -107,30 +107,30 @@ fn record(payload: &[u8]) -> NewRecord<'_> {
     }
 }
 
-fn append(stripe: &Stripe, payload: &[u8]) -> Sequence {
+fn append(stripe: &Log, payload: &[u8]) -> Sequence {
     stripe.append_shared(&record(payload)).unwrap().0
 }
 
-fn fill_segments(stripe: &Stripe, segments: u32) -> Vec<Sequence> {
+fn fill_segments(stripe: &Log, segments: u32) -> Vec<Sequence> {
     (0..segments * LARGE_PER_SEGMENT)
         .map(|_| append(stripe, &LARGE))
         .collect()
 }
 
 /// Claims everything there is.
-fn claim_all(stripe: &Stripe) -> Vec<Lease> {
+fn claim_all(stripe: &Log) -> Vec<Lease> {
     let mut leases = Vec::new();
     while let Claim::Taken { .. } = claim(stripe, 1000, usize::MAX, &mut leases) {}
     leases
 }
 
-fn ack_all(stripe: &Stripe) {
+fn ack_all(stripe: &Log) {
     for lease in claim_all(stripe) {
         let _ = lease.ack();
     }
 }
 
-fn claim(stripe: &Stripe, max_jobs: u32, max_bytes: usize, leases: &mut Vec<Lease>) -> Claim {
+fn claim(stripe: &Log, max_jobs: u32, max_bytes: usize, leases: &mut Vec<Lease>) -> Claim {
     let mut runs = Vec::new();
     let claim = stripe.claim(max_jobs, max_bytes, false, &mut runs);
     for run in runs {
@@ -404,7 +404,7 @@ fn seal_gives_consumers_time_to_complete_a_segment_unless_told_to_seal_all() {
     let stripe = fixture.open();
     fill_segments(&stripe, 3);
     append(&stripe, b"");
-    let sealed = |stripe: &Stripe| -> Vec<bool> {
+    let sealed = |stripe: &Log| -> Vec<bool> {
         let segments = stripe.segments.read();
         segments.iter().map(|segment| segment.is_sealed()).collect()
     };
@@ -829,7 +829,7 @@ fn a_spare_that_was_not_used_after_all_stays_counted_in_the_budget() {
     assert_eq!(used(), 2 * SIZE);
     // The limit of the sequences is to be raised, and cannot be.
     let nowhere = tempfile::tempdir().unwrap();
-    stripe.next.lock().limit = Limit::find(&Names::at(nowhere.path()), origin()).unwrap();
+    stripe.next.lock().limit = SequenceLimit::find(&Names::at(nowhere.path()), origin()).unwrap();
     let fault = faults::fill_disk(&fixture.dir());
     stripe.prepare();
     assert_eq!(fixture.files(".spare").len(), 1);
@@ -890,7 +890,7 @@ fn on_a_full_disk_a_log_that_is_all_done_makes_room_for_its_next_segment() {
     fill_segments(&stripe, 1);
     ack_all(&stripe);
     let fault = faults::fill_disk(&fixture.dir());
-    let full = |stripe: &Stripe| match stripe.append_shared(&record(b"")) {
+    let full = |stripe: &Log| match stripe.append_shared(&record(b"")) {
         Err(RollError::Storage(error)) => assert!(error.is_full()),
         _ => panic!("there was room"),
     };
@@ -1358,7 +1358,7 @@ fn a_new_log_on_a_full_disk_is_an_error() {
 fn statistics_add_up_from_append_to_retirement() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
-    let check = |stripe: &Stripe, live, unclaimed, appended, done, segments| {
+    let check = |stripe: &Log, live, unclaimed, appended, done, segments| {
         let stats = stripe.stats();
         assert_eq!(
             (
@@ -1401,7 +1401,7 @@ fn statistics_after_reopening_count_what_is_left_and_what_is_done_since() {
         appended
     };
     let stripe = fixture.open();
-    let counts = |stripe: &Stripe| {
+    let counts = |stripe: &Log| {
         let stats = stripe.stats();
         (stats.live, stats.unclaimed, stats.appended, stats.done)
     };
@@ -1469,7 +1469,7 @@ fn the_oldest_job_is_found_without_a_scan() {
         stripe.oldest_enqueued_at(),
         Some(Timestamp::from_nanos(100))
     );
-    let unscanned = |stripe: &Stripe| -> usize {
+    let unscanned = |stripe: &Log| -> usize {
         let segments = stripe.segments.read();
         segments
             .iter()

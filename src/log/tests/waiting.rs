@@ -24,7 +24,7 @@ impl Drop for Limited {
 /// to 18, and looked into up to 21.
 const MAX: usize = 24;
 
-fn mapped(stripe: &Stripe) -> Vec<bool> {
+fn mapped(stripe: &Log) -> Vec<bool> {
     let segments = stripe.segments.read();
     segments.iter().map(|segment| segment.is_mapped()).collect()
 }
@@ -71,7 +71,7 @@ fn what_waits_is_unmapped_only_when_there_are_many_mappings_and_what_is_claimed_
 }
 
 /// Claims what is in the first segment.
-fn claim_all_of_first(stripe: &Stripe) -> Vec<Lease> {
+fn claim_all_of_first(stripe: &Log) -> Vec<Lease> {
     let mut leases = Vec::new();
     claim(stripe, 1000, usize::MAX, &mut leases);
     assert_eq!(leases.len(), LARGE_PER_SEGMENT as usize);
@@ -246,7 +246,7 @@ fn a_look_at_a_segment_whose_names_have_just_gone_finds_it_gone_and_one_with_job
 }
 
 /// A log of a full segment and another one with a job, neither of them mapped.
-fn two_sealed(fixture: &Fixture) -> Stripe {
+fn two_sealed(fixture: &Fixture) -> Log {
     {
         let stripe = fixture.open();
         fill_segments(&stripe, 1);
@@ -257,7 +257,7 @@ fn two_sealed(fixture: &Fixture) -> Stripe {
     fixture.open()
 }
 
-fn mark_all_done_in_first(stripe: &Stripe) {
+fn mark_all_done_in_first(stripe: &Log) {
     for index in 0..LARGE_PER_SEGMENT {
         assert!(stripe.mark_done(origin().plus(index)).unwrap());
     }
@@ -326,7 +326,7 @@ fn what_somebody_looks_at_is_read_in_before_it_is_claimed_from() {
     assert!(!claim_all(&stripe).is_empty());
 }
 
-fn awake(stripe: &Stripe) -> usize {
+fn awake(stripe: &Log) -> usize {
     stripe.segments.read().awake().count()
 }
 

@@ -16,7 +16,7 @@ use super::truth::{Crash, Found, FoundJob, FoundLetter, Payload, Truth};
 use crate::dispatch::source::Source;
 use crate::engine::Running;
 use crate::engine::enqueue::Place;
-use crate::log::Stripe;
+use crate::log::Log;
 use crate::log::mark::pretended;
 use crate::log::record::Meta;
 use crate::log::recovery::{Damage, Quarantined};
@@ -223,7 +223,7 @@ fn look_into(running: &Arc<Running>) -> Found {
 /// Damage in segments that are sealed: they are scanned only when they are looked into.
 fn damage_behind_seals(running: &Running) -> Vec<Quarantined> {
     let stripes = running.dispatch().stripes().iter();
-    stripes.flat_map(Stripe::damage).collect()
+    stripes.flat_map(Log::damage).collect()
 }
 
 pub(super) fn letters_of(running: &Arc<Running>) -> Vec<FoundLetter> {

@@ -22,8 +22,8 @@ use crate::engine::Running;
 use crate::engine::delivery::Attempt;
 use crate::engine::enqueue::Place;
 use crate::engine::maintenance::Maintenance;
-use crate::failure::{Failure, Then};
-use crate::log::header::{HEADER_BYTES, SEAL_OFFSET};
+use crate::failure::{Failure, Verdict};
+use crate::log::header::{FILE_HEADER_BYTES, SEAL_OFFSET};
 use crate::log::lease::Lease;
 use crate::log::mark::pretended::{self, Restarted};
 use crate::options::{Durability, EnqueueOptions};
@@ -390,9 +390,9 @@ impl World {
                 break;
             };
             let then = match self.number(16) {
-                0 | 1 => Then::DeadLetter,
-                2 | 3 => Then::Retry,
-                4 => Then::RetryAfter(Duration::from_secs(self.number(50) as u64)),
+                0 | 1 => Verdict::DeadLetter,
+                2 | 3 => Verdict::Retry,
+                4 => Verdict::RetryAfter(Duration::from_secs(self.number(50) as u64)),
                 _ => {
                     self.shared.ack(&running, one);
                     continue;
@@ -402,18 +402,18 @@ impl World {
         }
     }
 
-    fn fail(&self, running: &Running, one: InHand, then: Then) {
+    fn fail(&self, running: &Running, one: InHand, verdict: Verdict) {
         let is_last = !running
             .dispatch()
             .may_retry(&one.lease, one.attempt.number());
         let mut truth = self.shared.truth.borrow_mut();
-        if !one.lease.is_done() && (is_last || matches!(then, Then::DeadLetter)) {
+        if !one.lease.is_done() && (is_last || matches!(verdict, Verdict::DeadLetter)) {
             truth.note_dying(one.job);
         }
         truth.note_handled(one.job, !one.has_timed_out);
         drop(truth);
         let failure = Failure {
-            then,
+            verdict,
             reason: "it failed".into(),
         };
         running.fail(one.lease, one.delivery, one.attempt, failure);
@@ -501,7 +501,7 @@ impl World {
         for _ in 0..4 {
             self.take();
             while let Some(one) = self.shared.take_in_hand() {
-                self.fail(&running, one, Then::DeadLetter);
+                self.fail(&running, one, Verdict::DeadLetter);
             }
         }
         self.shared.truth.borrow_mut().begin(Doing::Nothing);
@@ -617,7 +617,7 @@ impl World {
             let running = self.running();
             while let Some(one) = self.shared.take_in_hand() {
                 match self.number(20) {
-                    0 => self.fail(&running, one, Then::DeadLetter),
+                    0 => self.fail(&running, one, Verdict::DeadLetter),
                     _ => self.shared.ack(&running, one),
                 }
             }
@@ -808,11 +808,12 @@ impl Shared {
     /// The segments that have records, and their seals.
     fn seals(&self) -> Seals {
         let files = self.disk.borrow().files_that_end_in(".seg");
-        let has_records = |bytes: &[u8]| bytes.iter().skip(HEADER_BYTES).any(|&byte| byte != 0);
+        let has_records =
+            |bytes: &[u8]| bytes.iter().skip(FILE_HEADER_BYTES).any(|&byte| byte != 0);
         files
             .into_iter()
             .filter(|(_, bytes)| has_records(bytes))
-            .map(|(path, bytes)| (path, bytes[SEAL_OFFSET..HEADER_BYTES].to_vec()))
+            .map(|(path, bytes)| (path, bytes[SEAL_OFFSET..FILE_HEADER_BYTES].to_vec()))
             .collect()
     }
 

@@ -207,7 +207,7 @@ fn damage_record(segment: &mut [u8], payload: &[u8]) -> (usize, Vec<u8>) {
     let mut windows = segment.windows(payload.len());
     let at = windows.position(|window| window == payload).unwrap();
     segment[at + 20] ^= 1;
-    let start = at - crate::log::record::HEADER_BYTES;
+    let start = at - crate::log::record::RECORD_HEADER_BYTES;
     let end = (at + payload.len()).next_multiple_of(8);
     (start, segment[start..end].to_vec())
 }
