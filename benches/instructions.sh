@@ -6,7 +6,7 @@
 # VPCLMULQDQ, the checksum takes fewer instructions than are shown here; and the clock is read by a
 # system call, of which nothing is counted but the call.
 #
-#   benches/instructions.sh [arguments of examples/steady.rs, such as --burst 1 or --payload 1024]
+#   benches/instructions.sh [arguments of benches/steady, such as --burst 1 or --payload 1024]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,7 +14,7 @@ few=20000
 many=120000
 
 # With debug information, and a rustix that does not look for the vDSO where valgrind has none.
-cargo build --quiet --locked --profile bench --example steady --features rustix/use-libc-auxv
+cargo build --quiet --locked --profile bench -p steady --features rustix/use-libc-auxv
 scratch=$(mktemp -d)
 trap 'rm -r "$scratch"' EXIT
 
@@ -25,7 +25,7 @@ count() {
     shift
     valgrind --quiet --tool=callgrind --callgrind-out-file="$scratch/profile" \
         --toggle-collect="steady::$function" \
-        "${CARGO_TARGET_DIR:-target}/release/examples/steady" "$@"
+        "${CARGO_TARGET_DIR:-target}/release/steady" "$@"
     callgrind_annotate --threshold=100 --auto=no "$scratch/profile" | awk -v OFS='\t' '
         /^ *[0-9,]+ \(/ {
             count = $1

@@ -2,21 +2,21 @@
 # System calls for each job: those that a million more jobs make, all threads of the process
 # together, so that what opening and closing the queue takes falls out. Needs strace.
 #
-#   benches/syscalls.sh [arguments of examples/steady.rs, such as --burst 1 or --payload 1024]
+#   benches/syscalls.sh [arguments of benches/steady, such as --burst 1 or --payload 1024]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 few=1000000
 many=2000000
 
-cargo build --quiet --locked --profile bench --example steady
+cargo build --quiet --locked --profile bench -p steady
 scratch=$(mktemp -d)
 trap 'rm -r "$scratch"' EXIT
 
 # The names of the system calls that so many jobs make, and how often, sorted by name.
 count() {
     strace --follow-forks --summary-only --output "$scratch/summary" \
-        "${CARGO_TARGET_DIR:-target}/release/examples/steady" "$@"
+        "${CARGO_TARGET_DIR:-target}/release/steady" "$@"
     awk '$1 ~ /^[0-9.]+$/ && $NF != "total" { print $NF, $4 }' "$scratch/summary" | sort
 }
 

@@ -165,6 +165,21 @@ pub struct Builder {
     pub(crate) progress: Option<ProgressFn>,
 }
 
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder")
+            .field("path", &self.path)
+            .field("stripes", &self.stripes)
+            .field("segment_size", &self.segment_size)
+            .field("durability", &self.durability)
+            .field("retry", &self.retry)
+            .field("max_depth", &self.max_depth)
+            .field("max_bytes", &self.max_bytes)
+            .field("lease_timeout", &self.lease_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Builder {
     pub(crate) fn new(path: &Path) -> Self {
         Self {

@@ -53,6 +53,16 @@ impl Pool {
     }
 }
 
+impl std::fmt::Debug for WorkersBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WorkersBuilder")
+            .field("threads", &self.threads)
+            .field("name", &self.name)
+            .field("pin", &self.pin)
+            .finish_non_exhaustive()
+    }
+}
+
 impl WorkersBuilder {
     pub(crate) fn new(running: Arc<Running>, threads: usize) -> Self {
         let cores = || thread::available_parallelism().map_or(1, usize::from);

@@ -28,18 +28,18 @@ const BURST_BYTES: u64 = 64 * 1024 * 1024;
 const RUN_BYTES: u64 = 512 * 1024 * 1024;
 
 /// Jobs of this size in a burst.
-pub fn burst_of(size: usize) -> u64 {
+pub(crate) fn burst_of(size: usize) -> u64 {
     BURST.min(BURST_BYTES / size as u64)
 }
 
 /// Jobs of this size in a run.
-pub fn run_of(size: usize) -> u64 {
+pub(crate) fn run_of(size: usize) -> u64 {
     RUN.min(RUN_BYTES / size as u64)
 }
 
 /// A directory on the disk that the build is on, or in `LOGMILL_BENCH_DIR`: the usual place for
 /// temporary files may be in memory, where no flush costs anything.
-pub fn scratch() -> TempDir {
+pub(crate) fn scratch() -> TempDir {
     let parent = env::var_os("LOGMILL_BENCH_DIR").unwrap_or(env!("CARGO_TARGET_TMPDIR").into());
     tempfile::tempdir_in(parent).expect("a scratch directory")
 }
@@ -49,7 +49,7 @@ pub fn scratch() -> TempDir {
 ///
 /// By default it gives much of it back to the kernel after each burst of large messages, and the
 /// next burst takes a page fault for each 4 KiB, which would be most of what is measured.
-pub fn keep_freed_memory() {
+pub(crate) fn keep_freed_memory() {
     const SETTINGS: [(&str, &str); 2] = [
         ("MALLOC_TRIM_THRESHOLD_", "17179869184"),
         // The most that it takes.
@@ -64,20 +64,20 @@ pub fn keep_freed_memory() {
 }
 
 /// A new queue in a directory of its own, which outlives it.
-pub fn open(with: impl FnOnce(Builder) -> Builder) -> (Queue, TempDir) {
+pub(crate) fn open(with: impl FnOnce(Builder) -> Builder) -> (Queue, TempDir) {
     let dir = scratch();
     (open_in(dir.path(), with), dir)
 }
 
 /// The queue in this directory, in which nothing may be damaged.
-pub fn open_in(dir: &Path, with: impl FnOnce(Builder) -> Builder) -> Queue {
+pub(crate) fn open_in(dir: &Path, with: impl FnOnce(Builder) -> Builder) -> Queue {
     let (queue, report) = with(Queue::builder(dir)).open().expect("a queue");
     assert!(report.is_clean(), "{report:?}");
     queue
 }
 
 /// Takes so many jobs and acks them.
-pub fn drain(consumer: &Consumer, jobs: u64) {
+pub(crate) fn drain(consumer: &Consumer, jobs: u64) {
     for _ in 0..jobs {
         if let Some(job) = consumer.next() {
             job.ack();
@@ -86,7 +86,7 @@ pub fn drain(consumer: &Consumer, jobs: u64) {
 }
 
 /// Times `calls` calls of `send`, in bursts, without what `drain` takes after each burst.
-pub fn timed_bursts(
+pub(crate) fn timed_bursts(
     calls: u64,
     burst: u64,
     mut send: impl FnMut(),
@@ -109,7 +109,7 @@ pub fn timed_bursts(
 
 /// Does as many runs of `run` jobs as have the jobs asked for, one at least, and scales their time
 /// to that number.
-pub fn scaled(jobs: u64, run: u64, mut timed_run: impl FnMut(u64) -> Duration) -> Duration {
+pub(crate) fn scaled(jobs: u64, run: u64, mut timed_run: impl FnMut(u64) -> Duration) -> Duration {
     let runs = jobs.div_ceil(run).max(1);
     let time: Duration = (0..runs).map(|_| timed_run(run)).sum();
     time.mul_f64(jobs as f64 / (runs * run) as f64)
@@ -117,7 +117,7 @@ pub fn scaled(jobs: u64, run: u64, mut timed_run: impl FnMut(u64) -> Duration) -
 
 /// Starts producers and consumers together, and returns the time from the first one's start to the
 /// last one's end.
-pub fn timed_threads(
+pub(crate) fn timed_threads(
     producers: usize,
     consumers: usize,
     produce: impl Fn(usize) + Sync,
@@ -149,7 +149,7 @@ pub fn timed_threads(
 }
 
 /// The share of a thread: the first one takes what does not divide.
-pub fn share(jobs: u64, threads: usize, thread: usize) -> u64 {
+pub(crate) fn share(jobs: u64, threads: usize, thread: usize) -> u64 {
     let each = jobs / threads as u64;
     if thread == 0 {
         jobs - each * (threads as u64 - 1)
@@ -160,7 +160,7 @@ pub fn share(jobs: u64, threads: usize, thread: usize) -> u64 {
 
 /// One of several consumers: settles jobs until all of them together have acked `jobs`. `settle`
 /// says whether it acked the job.
-pub fn consume_until(
+pub(crate) fn consume_until(
     consumer: &Consumer,
     acked: &AtomicU64,
     jobs: u64,

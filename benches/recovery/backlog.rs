@@ -15,24 +15,24 @@ const SEGMENT_SIZE: u64 = 8 * 1024 * 1024;
 
 /// How the process that made the backlog ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     Closed,
     Killed,
 }
 
 /// A queue directory that nothing is changed in.
-pub struct Backlog(TempDir);
+pub(crate) struct Backlog(TempDir);
 
 impl Backlog {
     /// Has a child process enqueue these jobs, and close the queue or be killed.
-    pub fn new(jobs: u64, payload: usize, end: End) -> Self {
+    pub(crate) fn new(jobs: u64, payload: usize, end: End) -> Self {
         let dir = scratch();
         child::fill(dir.path(), jobs, payload, end);
         Self(dir)
     }
 
     /// What an open finds.
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let copy = Copy::of(self);
         let (_queue, report) = Queue::builder(copy.path()).open().expect("a queue");
         let mib = report.bytes_scanned as f64 / 1024.0 / 1024.0;
@@ -45,10 +45,10 @@ impl Backlog {
 
 /// A copy of a backlog to work on. Sealed segments are the same files: they are only read, and
 /// deleted once they are done.
-pub struct Copy(TempDir);
+pub(crate) struct Copy(TempDir);
 
 impl Copy {
-    pub fn of(backlog: &Backlog) -> Self {
+    pub(crate) fn of(backlog: &Backlog) -> Self {
         let copy = scratch();
         // It has no files, and an open reports it lost if it is not there.
         fs::create_dir(copy.path().join("dead")).expect("created");
@@ -65,12 +65,12 @@ impl Copy {
         Self(copy)
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 
     /// Writes back what is dirty, since that cannot be dropped.
-    pub fn drop_from_page_cache(&self) {
+    pub(crate) fn drop_from_page_cache(&self) {
         for_each_file(self.path(), Path::new(""), &mut |relative| {
             let file = File::open(self.path().join(relative)).expect("readable");
             file.sync_all().expect("flushed");
@@ -80,7 +80,7 @@ impl Copy {
 }
 
 /// The segment files below a queue's directory, opened to be read.
-pub fn segment_files(dir: &Path) -> Vec<File> {
+pub(crate) fn segment_files(dir: &Path) -> Vec<File> {
     let mut files = Vec::new();
     for_each_file(dir, Path::new(""), &mut |relative| {
         if has_extension(relative, "seg") {

@@ -12,13 +12,13 @@ const PLACES: [(&str, &str); 2] = [
 ];
 
 /// A memory cgroup, removed when dropped. Nobody may be in it by then.
-pub struct Bound {
+pub(crate) struct Bound {
     dir: PathBuf,
 }
 
 impl Bound {
     /// A group with this limit, in bytes; None where none can be made.
-    pub fn new(limit: u64) -> Option<Self> {
+    pub(crate) fn new(limit: u64) -> Option<Self> {
         PLACES.iter().find_map(|(place, name)| {
             let dir = Path::new(place).join(format!("logmill-bench-{}", process::id()));
             fs::create_dir(&dir).ok()?;
@@ -34,7 +34,7 @@ impl Bound {
     }
 
     /// The file that a process joins by.
-    pub fn members(&self) -> PathBuf {
+    pub(crate) fn members(&self) -> PathBuf {
         self.dir.join("cgroup.procs")
     }
 }

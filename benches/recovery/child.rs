@@ -17,7 +17,7 @@ use crate::bound::Bound;
 
 /// What a child does.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// Enqueues a backlog and closes the queue.
     Fill,
     /// Enqueues a backlog and waits to be killed.
@@ -46,7 +46,7 @@ const JOIN: &str = "LOGMILL_BENCH_JOIN";
 const DONE: &str = "done ";
 
 /// Has a child make a backlog in `dir`.
-pub fn fill(dir: &Path, jobs: u64, payload: usize, end: End) {
+pub(crate) fn fill(dir: &Path, jobs: u64, payload: usize, end: End) {
     let role = match end {
         End::Closed => Role::Fill,
         End::Killed => Role::FillAndWait,
@@ -64,7 +64,7 @@ pub fn fill(dir: &Path, jobs: u64, payload: usize, end: End) {
 
 /// Has a child do something with the queue in `dir`, within a bound on its memory if there is one,
 /// and returns how long that took.
-pub fn timed(role: Role, dir: &Path, bound: Option<&Bound>) -> Duration {
+pub(crate) fn timed(role: Role, dir: &Path, bound: Option<&Bound>) -> Duration {
     let mut command = command(role, dir);
     if let Some(bound) = bound {
         command.env(JOIN, bound.members());
@@ -92,7 +92,7 @@ fn wait_for_done(child: &mut Child) -> Duration {
 }
 
 /// In a child: plays its part. Returns whether this is a child.
-pub fn play() -> bool {
+pub(crate) fn play() -> bool {
     let Ok(role) = env::var(ROLE) else {
         return false;
     };

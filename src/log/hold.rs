@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::pinned::Pinned;
-use super::segment::Segment;
+use super::segment::{Maps, Segment};
 
 /// What keeps the segment of a run or a lease alive: the records themselves, being not done, so
 /// that the segment is not complete; or a share, for leases of which a record can have two (lease
@@ -51,6 +51,24 @@ impl Hold {
             None => Held::NotDone(unsafe { self.0.cast::<Segment>().as_ref() }),
             // SAFETY: from `Arc::into_raw`, and that Arc is given back in `drop` only.
             Some(pinned) => Held::Counted(unsafe { &*pinned }),
+        }
+    }
+
+    #[inline]
+    pub(super) fn segment(&self) -> &Segment {
+        match self.get() {
+            Held::NotDone(segment) => segment,
+            Held::Counted(pinned) => pinned.segment(),
+        }
+    }
+
+    #[inline]
+    pub(super) fn maps(&self) -> &Maps {
+        match self.get() {
+            // SAFETY: the record is claimed and not done, see `get`, so the segment is neither waiting
+            // nor complete.
+            Held::NotDone(segment) => unsafe { segment.maps_in_use() },
+            Held::Counted(pinned) => pinned.maps(),
         }
     }
 }

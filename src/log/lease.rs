@@ -84,20 +84,12 @@ impl Lease {
 
     #[inline]
     fn segment(&self) -> &Segment {
-        match self.hold.get() {
-            Held::NotDone(segment) => segment,
-            Held::Counted(pinned) => pinned.segment(),
-        }
+        self.hold.segment()
     }
 
     #[inline]
     fn maps(&self) -> &Maps {
-        match self.hold.get() {
-            // SAFETY: the record is claimed and not done, see `Hold::get`, so the segment is neither
-            // waiting nor complete.
-            Held::NotDone(segment) => unsafe { segment.maps_in_use() },
-            Held::Counted(pinned) => pinned.maps(),
-        }
+        self.hold.maps()
     }
 
     #[inline]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::ack;
-use super::hold::{Held, Hold};
+use super::hold::Hold;
 use super::lease::Lease;
 use super::pinned::Pinned;
 use super::record::{self, HEADER_UNITS, KIND_JOB, META_LEN_SHIFT, UNIT};
@@ -162,13 +162,7 @@ impl Run {
     /// is: it has no due time, and was not found at open.
     #[inline]
     pub(crate) fn expand(self, mut each: impl FnMut(Lease, bool)) {
-        let (segment, maps) = match self.hold.get() {
-            Held::NotDone(segment) => {
-                // SAFETY: as in `Lease::maps`.
-                (segment, unsafe { segment.maps_in_use() })
-            }
-            Held::Counted(pinned) => (&**pinned.segment(), pinned.maps()),
-        };
+        let (segment, maps) = (self.hold.segment(), self.hold.maps());
         // Both stay locals: as arguments they would be taken to be valid until the end, and after the
         // last lease is let go the segment may be retired.
         let records = &maps.records;

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::sample::{Files, Sample};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// One bit is another.
     Flip,
     /// The file ends before the byte.
@@ -21,7 +21,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 5] = [
         Self::Flip,
         Self::Cut,
         Self::Ones,
@@ -41,7 +41,7 @@ impl Kind {
 
 /// One damage to one file.
 #[derive(Clone, Debug)]
-pub struct Case<'a> {
+pub(crate) struct Case<'a> {
     pub file: &'a Path,
     pub kind: Kind,
     pub offset: usize,
@@ -63,7 +63,7 @@ impl fmt::Display for Case<'_> {
 impl<'a> Case<'a> {
     /// Every damage to every byte of every file. Of the bits of a byte one is flipped, each in
     /// turn, or all.
-    pub fn all(files: &'a Files, all_bits: bool) -> Vec<Self> {
+    pub(crate) fn all(files: &'a Files, all_bits: bool) -> Vec<Self> {
         let mut cases = Vec::new();
         for (file, bytes) in files {
             for kind in Kind::ALL {
@@ -86,7 +86,7 @@ impl<'a> Case<'a> {
     }
 
     /// What the damage makes of the file; None: nothing else than it was.
-    pub fn change(&self, sample: &'a Sample) -> Option<Change<'a>> {
+    pub(crate) fn change(&self, sample: &'a Sample) -> Option<Change<'a>> {
         let before = &sample.files[self.file];
         let mut after = before.clone();
         let end = (self.offset + self.kind.step()).min(after.len());
@@ -105,7 +105,7 @@ impl<'a> Case<'a> {
 }
 
 /// A file before and after it was damaged.
-pub struct Change<'a> {
+pub(crate) struct Change<'a> {
     pub file: &'a Path,
     before: &'a [u8],
     pub after: Vec<u8>,
@@ -113,18 +113,18 @@ pub struct Change<'a> {
 
 impl Change<'_> {
     /// Whether one of these bytes is another or gone.
-    pub fn hits(&self, mut range: Range<usize>) -> bool {
+    pub(crate) fn hits(&self, mut range: Range<usize>) -> bool {
         range.any(|at| self.before.get(at) != self.after.get(at))
     }
 
     /// Whether these bytes, as far as there are any, are zero now.
-    pub fn is_zero(&self, range: Range<usize>) -> bool {
+    pub(crate) fn is_zero(&self, range: Range<usize>) -> bool {
         let end = range.end.min(self.after.len());
         let rest = self.after.get(range.start..end).unwrap_or_default();
         rest.iter().all(|&byte| byte == 0)
     }
 
-    pub fn is_cut_before(&self, end: usize) -> bool {
+    pub(crate) fn is_cut_before(&self, end: usize) -> bool {
         self.after.len() < end
     }
 }

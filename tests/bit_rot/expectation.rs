@@ -13,14 +13,14 @@ use crate::sample::{Job, Sample};
 
 /// By what a job is known in a letter that is yet to be written: its id, payload, and failed
 /// attempts.
-pub type NewLetter = (Sequence, Vec<u8>, u32);
+pub(crate) type NewLetter = (Sequence, Vec<u8>, u32);
 
 /// What is delivered of a job: its payload, which attempt it is, and its crashes.
-pub type Delivery = (Vec<u8>, u32, u32);
+pub(crate) type Delivery = (Vec<u8>, u32, u32);
 
 /// What opening and draining the damaged queue must find.
 #[derive(Default)]
-pub struct Expectation {
+pub(crate) struct Expectation {
     pub delivered: BTreeMap<Sequence, Delivery>,
     /// Of the delivered, those that had been acked or dead.
     pub again: usize,
@@ -39,7 +39,7 @@ pub struct Expectation {
 }
 
 /// A record that is damaged.
-pub struct Lost {
+pub(crate) struct Lost {
     pub bytes: Range<usize>,
     /// In a segment that is not sealed, zeros are taken for what was never written: at the end
     /// of the records they say nothing, and between two records they are counted as a hole.
@@ -47,7 +47,7 @@ pub struct Lost {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Zero {
+pub(crate) enum Zero {
     AtTheEnd,
     BetweenRecords,
 }
@@ -62,7 +62,7 @@ struct Forgotten {
 impl Expectation {
     /// Of the queue as it was (None), or with a damage to a segment, an ack file, or a file that
     /// does not matter.
-    pub fn after(sample: &Sample, change: Option<&Change<'_>>) -> Self {
+    pub(crate) fn after(sample: &Sample, change: Option<&Change<'_>>) -> Self {
         let mut expected = Self::default();
         let mut lost = BTreeSet::new();
         let mut forgotten = Forgotten::default();

@@ -5,12 +5,12 @@ use std::ops::Range;
 
 use logmill::Sequence;
 
-pub const SEGMENT_SIZE: usize = 16 * 1024;
-pub const HEADER_BYTES: usize = 64;
+pub(crate) const SEGMENT_SIZE: usize = 16 * 1024;
+pub(crate) const HEADER_BYTES: usize = 64;
 /// What a header's check covers, and the check.
-pub const IDENTITY: Range<usize> = 0..48;
+pub(crate) const IDENTITY: Range<usize> = 0..48;
 /// The version of a MANIFEST.
-pub const MANIFEST_VERSION: Range<usize> = 8..12;
+pub(crate) const MANIFEST_VERSION: Range<usize> = 8..12;
 
 const RECORD_HEADER_BYTES: usize = 32;
 const MOST_RECORDS: usize = (SEGMENT_SIZE - HEADER_BYTES) / RECORD_HEADER_BYTES;
@@ -18,13 +18,13 @@ const RECORDS_PER_WORD: usize = 32;
 const DELIVERIES: usize = HEADER_BYTES + 8 * MOST_RECORDS.div_ceil(RECORDS_PER_WORD);
 
 /// A segment file, undamaged.
-pub struct Segment {
+pub(crate) struct Segment {
     /// The seal, if there is one, stands here and says where the records end.
     pub is_sealed: bool,
     pub records: Vec<Record>,
 }
 
-pub struct Record {
+pub(crate) struct Record {
     pub sequence: Sequence,
     /// Header, metadata and payload.
     pub bytes: Range<usize>,
@@ -34,9 +34,9 @@ pub struct Record {
 }
 
 impl Segment {
-    pub const SEAL: Range<usize> = 48..60;
+    pub(crate) const SEAL: Range<usize> = 48..60;
 
-    pub fn parse(bytes: &[u8]) -> Self {
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
         assert!(bytes.starts_with(b"logmillS"));
         let base = u64_at(bytes, 16);
         let records_sealed = u32_at(bytes, 48) as usize;
@@ -67,40 +67,40 @@ impl Segment {
 
 /// What a delivery word says of a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Deliveries {
+pub(crate) struct Deliveries {
     pub failed: u32,
     pub crashes: u32,
     pub is_running: bool,
 }
 
 /// The bytes of an ack file.
-pub struct Acks;
+pub(crate) struct Acks;
 
 impl Acks {
-    pub const BYTES: usize = DELIVERIES + 4 * MOST_RECORDS;
+    pub(crate) const BYTES: usize = DELIVERIES + 4 * MOST_RECORDS;
 
     /// The word with the done bit of this record.
-    pub fn word(index: usize) -> Range<usize> {
+    pub(crate) fn word(index: usize) -> Range<usize> {
         let at = HEADER_BYTES + 8 * (index / RECORDS_PER_WORD);
         at..at + 8
     }
 
     /// The words of so many records.
-    pub fn words(records: usize) -> impl Iterator<Item = Range<usize>> {
+    pub(crate) fn words(records: usize) -> impl Iterator<Item = Range<usize>> {
         (0..records).step_by(RECORDS_PER_WORD).map(Self::word)
     }
 
-    pub fn is_done(bytes: &[u8], index: usize) -> bool {
+    pub(crate) fn is_done(bytes: &[u8], index: usize) -> bool {
         let done = u32_at(bytes, Self::word(index).start);
         done >> (index % RECORDS_PER_WORD) & 1 == 1
     }
 
     /// The delivery word of this record.
-    pub fn delivery_word(index: usize) -> Range<usize> {
+    pub(crate) fn delivery_word(index: usize) -> Range<usize> {
         DELIVERIES + 4 * index..DELIVERIES + 4 * index + 4
     }
 
-    pub fn deliveries(bytes: &[u8], index: usize) -> Deliveries {
+    pub(crate) fn deliveries(bytes: &[u8], index: usize) -> Deliveries {
         let word = u32_at(bytes, Self::delivery_word(index).start);
         Deliveries {
             failed: word & 0xff,

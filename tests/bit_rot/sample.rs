@@ -14,14 +14,14 @@ use crate::files;
 use crate::layout::{Acks, Deliveries, SEGMENT_SIZE, Segment};
 
 /// Far more than anything here takes.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Jobs that nobody was to touch become due after this, or on a slow machine later.
 const SOON: Duration = Duration::from_secs(2);
 const FAR: Duration = Duration::from_secs(24 * 3600);
 
-pub type Files = BTreeMap<PathBuf, Vec<u8>>;
+pub(crate) type Files = BTreeMap<PathBuf, Vec<u8>>;
 
-pub struct Sample {
+pub(crate) struct Sample {
     soon: Duration,
     /// By their paths within the queue directory.
     pub files: Files,
@@ -29,7 +29,7 @@ pub struct Sample {
     pub letters: BTreeMap<Sequence, Letter>,
 }
 
-pub struct Job {
+pub(crate) struct Job {
     pub payload: Vec<u8>,
     pub is_done: bool,
     pub deliveries: Deliveries,
@@ -42,7 +42,7 @@ pub struct Job {
     pub replay_of: Option<Sequence>,
 }
 
-pub struct Letter {
+pub(crate) struct Letter {
     pub letter: DeadLetter,
     /// It was replayed or purged.
     pub is_done: bool,
@@ -97,7 +97,7 @@ const SECOND: [Fate; 10] = [
 const JOBS: usize = 36;
 
 impl Sample {
-    pub fn make() -> Self {
+    pub(crate) fn make() -> Self {
         let mut soon = SOON;
         loop {
             if let Some(sample) = Self::make_before(soon) {
@@ -341,7 +341,7 @@ fn payload(at: usize) -> Vec<u8> {
     payload
 }
 
-pub fn builder(dir: &Path) -> Builder {
+pub(crate) fn builder(dir: &Path) -> Builder {
     Queue::builder(dir)
         .stripes(1)
         .segment_size(SEGMENT_SIZE as u64)
@@ -355,14 +355,14 @@ fn open(dir: &Path) -> Queue {
 }
 
 /// In memory, if there is such a file system.
-pub fn directory() -> TempDir {
+pub(crate) fn directory() -> TempDir {
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
         .unwrap()
 }
 
 /// The files below a directory.
-pub fn read_all(root: &Path) -> Files {
+pub(crate) fn read_all(root: &Path) -> Files {
     let mut files = Files::new();
     let mut directories = vec![root.to_path_buf()];
     while let Some(directory) = directories.pop() {

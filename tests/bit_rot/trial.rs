@@ -15,7 +15,7 @@ use crate::sample::{Files, PATIENCE, Sample, builder, directory, read_all};
 
 /// What a damage came to.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Nothing: the file was as before.
     pub unchanged: usize,
     /// The queue could not be opened.
@@ -45,7 +45,7 @@ struct Opening {
 }
 
 /// Tries a damage, or the sample as it is.
-pub fn run(sample: &Sample, case: Option<&Case<'_>>) -> Outcome {
+pub(crate) fn run(sample: &Sample, case: Option<&Case<'_>>) -> Outcome {
     let change = case.map(|case| case.change(sample));
     if matches!(change, Some(None)) {
         return Outcome {

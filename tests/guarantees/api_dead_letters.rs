@@ -286,7 +286,7 @@ fn concurrent_replays_and_purges_settle_each_letter_once() {
 }
 
 /// Child: replays all letters.
-pub fn replay_all(dir: &Path) {
+pub(crate) fn replay_all(dir: &Path) {
     let queue = open_after_kill(builder(dir.join("queue")).retry(policy()));
     Journal::append_to(&dir.join("begun")).note(1);
     queue.dead_letters().replay_all().unwrap();

@@ -172,7 +172,7 @@ const KILLED_PRODUCERS: u64 = 4;
 const PRODUCER_RANGE: u64 = 1 << 32;
 
 /// Child: producers that note each number before and after its enqueue, for ever.
-pub fn enqueue_until_killed(dir: &Path) {
+pub(crate) fn enqueue_until_killed(dir: &Path) {
     let queue = open_after_kill(builder(dir.join("queue")).stripes(2));
     produce_for_ever(&queue, dir);
 }
@@ -230,7 +230,7 @@ fn every_job_whose_enqueue_returned_survives_kill_nine() {
 
 /// Child: as [`enqueue_until_killed`], and two consumers, which note each number when it is
 /// delivered, and again when its ack has returned.
-pub fn work_until_killed(dir: &Path) {
+pub(crate) fn work_until_killed(dir: &Path) {
     let queue = open_after_kill(builder(dir.join("queue")).stripes(2));
     for at in 0..2 {
         let mut delivered = Journal::append_to(&dir.join(format!("delivered-{at}")));

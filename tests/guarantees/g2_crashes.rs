@@ -47,7 +47,7 @@ fn at_once() -> RetryPolicy {
 }
 
 /// Child: eight workers. A poison job takes the process down while the others are at work.
-pub fn work_beside_poison(dir: &Path) {
+pub(crate) fn work_beside_poison(dir: &Path) {
     let mut builder = builder(dir.join("queue")).retry(at_once());
     if dir.join("leased").exists() {
         builder = builder.lease_timeout(Duration::from_millis(20));
@@ -160,7 +160,7 @@ fn poison_that_may_be_tried_for_ever_or_is_delayed_or_outlives_its_lease_is_dead
 }
 
 /// Child: closes the queue and ends while handlers have jobs, as a service that is deployed anew.
-pub fn end_while_handlers_work(dir: &Path) {
+pub(crate) fn end_while_handlers_work(dir: &Path) {
     let queue = open(builder(dir.join("queue")));
     let at_work = Arc::new(AtomicUsize::new(0));
     for _ in 0..4 {

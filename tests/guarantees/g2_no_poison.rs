@@ -316,7 +316,7 @@ fn abort_policy() -> RetryPolicy {
 }
 
 /// Child: works on everything; a poison job takes the process down.
-pub fn abort_on_poison(dir: &Path) {
+pub(crate) fn abort_on_poison(dir: &Path) {
     let queue = open(builder(dir.join("queue")).retry(abort_policy()));
     let mut harmless = Journal::append_to(&dir.join("harmless"));
     let mut poisonous = Journal::append_to(&dir.join("poisonous"));
@@ -385,7 +385,7 @@ fn a_poison_job_that_aborts_the_process_reaches_the_dead_letter_log() {
 }
 
 /// Child: fails every job for good.
-pub fn bury_all(dir: &Path) {
+pub(crate) fn bury_all(dir: &Path) {
     let queue = open_after_kill(builder(dir.join("queue")));
     let consumer = queue.consumer();
     Journal::append_to(&dir.join("begun")).note(1);

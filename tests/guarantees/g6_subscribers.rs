@@ -83,7 +83,7 @@ fn use_a_queue_in_trouble(dir: &Path) {
     let _ = queue.close();
 }
 
-pub fn log_into_the_queue(dir: &Path) {
+pub(crate) fn log_into_the_queue(dir: &Path) {
     subscribe(|event| {
         EVENTS.fetch_add(1, Ordering::Relaxed);
         let Some(queue) = queue() else { return };
@@ -101,7 +101,7 @@ pub fn log_into_the_queue(dir: &Path) {
     use_a_queue_in_trouble(dir);
 }
 
-pub fn panic_at_events(dir: &Path) {
+pub(crate) fn panic_at_events(dir: &Path) {
     subscribe(|_| {
         EVENTS.fetch_add(1, Ordering::Relaxed);
         panic_any(Bomb);
@@ -142,7 +142,7 @@ type Act = fn(Queue);
 static ACT: Mutex<Option<(&str, Act)>> = Mutex::new(None);
 static IS_LAST: AtomicBool = AtomicBool::new(false);
 
-pub fn close_at_events(dir: &Path) {
+pub(crate) fn close_at_events(dir: &Path) {
     subscribe(|_| {
         let this = thread::current().name().unwrap_or_default().to_owned();
         let act = ACT.lock().unwrap().take_if(|(thread, _)| this == *thread);

@@ -75,7 +75,7 @@ fn every_kind_of_handle_keeps_the_queue_open() {
 }
 
 /// Child: opens the queue, enqueues, and keeps it open until killed.
-pub fn hold_the_queue(dir: &Path) {
+pub(crate) fn hold_the_queue(dir: &Path) {
     let queue = open(builder(dir.join("queue")));
     queue.enqueue(b"from the child").unwrap();
     Journal::append_to(&dir.join("held")).note(1);

@@ -26,7 +26,7 @@ fn a_backlog_may_be_larger_than_the_address_space() {
 }
 
 /// Child: the limit is the whole process's.
-pub fn exceed_the_address_space(dir: &Path) {
+pub(crate) fn exceed_the_address_space(dir: &Path) {
     let small = builder(dir.join("queue")).segment_size(LARGE_SEGMENT);
     let queue = open(small.clone());
     let consumer = queue.consumer();

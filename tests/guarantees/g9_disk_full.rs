@@ -61,7 +61,7 @@ fn in_mount_namespace() -> Result<Command, String> {
 }
 
 /// Has a child play a role in a mount namespace of its own; says so if that is not permitted.
-pub fn on_a_small_file_system(role: &str) {
+pub(crate) fn on_a_small_file_system(role: &str) {
     let mut command = match in_mount_namespace() {
         Ok(command) => command,
         Err(why) => {
@@ -81,7 +81,7 @@ pub fn on_a_small_file_system(role: &str) {
 }
 
 /// In a child, in a mount namespace: mounts a file system of 1 MiB, and returns where.
-pub fn mount_small(dir: &Path) -> PathBuf {
+pub(crate) fn mount_small(dir: &Path) -> PathBuf {
     let small = dir.join("small");
     fs::create_dir(&small).unwrap();
     mount("tmpfs", &small, "tmpfs", MountFlags::empty(), c"size=1m").unwrap();
@@ -94,7 +94,7 @@ fn a_full_disk_is_an_error_and_enqueueing_recovers_by_itself() {
 }
 
 /// Child, in a mount namespace: a queue on a file system of 1 MiB.
-pub fn fill_a_small_file_system(dir: &Path) {
+pub(crate) fn fill_a_small_file_system(dir: &Path) {
     let small = mount_small(dir);
     let queue_dir = small.join("queue");
     let queue = open(builder(&queue_dir));
@@ -177,7 +177,7 @@ fn a_queue_on_a_full_disk_can_be_reopened_and_drained() {
 }
 
 /// Child, in a mount namespace: a queue that a crash or a close leaves on a full file system.
-pub fn reopen_on_a_full_file_system(dir: &Path) {
+pub(crate) fn reopen_on_a_full_file_system(dir: &Path) {
     let small = mount_small(dir);
     let (queue_dir, kept) = (small.join("queue"), dir.join("kept"));
     for is_crash in [false, true] {
@@ -216,7 +216,7 @@ fn a_file_size_limit_is_an_error_and_enqueueing_recovers_by_itself() {
 }
 
 /// Child: no file may be as large as a segment.
-pub fn hit_the_file_size_limit(dir: &Path) {
+pub(crate) fn hit_the_file_size_limit(dir: &Path) {
     let queue_dir = dir.join("queue");
     let queue = open(builder(&queue_dir));
     let unlimited = getrlimit(Resource::Fsize);
@@ -437,7 +437,7 @@ fn base_of(segment: &Path) -> u64 {
 
 /// The segments of stripe 0 that take space on disk, by name, now: those in use, those that are
 /// prepared, and those that are kept to be used again.
-pub fn segments_on_disk(queue_dir: &Path) -> BTreeSet<OsString> {
+pub(crate) fn segments_on_disk(queue_dir: &Path) -> BTreeSet<OsString> {
     let entries = fs::read_dir(queue_dir.join("log/00")).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
     paths

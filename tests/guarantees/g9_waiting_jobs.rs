@@ -106,7 +106,7 @@ fn a_full_disk_with_jobs_that_wait_in_each_segment_takes_more() {
 }
 
 /// Child, in a mount namespace: a queue on a file system of 1 MiB.
-pub fn delay_on_a_small_file_system(dir: &Path) {
+pub(crate) fn delay_on_a_small_file_system(dir: &Path) {
     let queue_dir = mount_small(dir).join("queue");
     let mut mixed = Mixed::new(open(builder(&queue_dir)));
     mixed.fill(5000);

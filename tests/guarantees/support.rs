@@ -16,13 +16,13 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use tempfile::TempDir;
 
 /// Small, so that a test crosses many segments with little work.
-pub const SEGMENT: u64 = 64 * 1024;
+pub(crate) const SEGMENT: u64 = 64 * 1024;
 
 /// How long a test waits for what must happen. Nothing but a failing test ever waits this long.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A queue of one stripe and small segments, whose failed jobs come back at once.
-pub fn builder(path: impl AsRef<Path>) -> Builder {
+pub(crate) fn builder(path: impl AsRef<Path>) -> Builder {
     Queue::builder(path)
         .stripes(1)
         .segment_size(SEGMENT)
@@ -30,7 +30,7 @@ pub fn builder(path: impl AsRef<Path>) -> Builder {
 }
 
 /// Opens a queue that must be undamaged.
-pub fn open(builder: Builder) -> Queue {
+pub(crate) fn open(builder: Builder) -> Queue {
     let (queue, report) = open_any(builder);
     assert!(report.is_clean(), "{report:?}");
     queue
@@ -38,7 +38,7 @@ pub fn open(builder: Builder) -> Queue {
 
 /// Opens a queue whose process was killed: there may be records that were being written, but no
 /// damage.
-pub fn open_after_kill(builder: Builder) -> Queue {
+pub(crate) fn open_after_kill(builder: Builder) -> Queue {
     let (queue, mut report) = open_any(builder);
     report
         .quarantined
@@ -48,7 +48,7 @@ pub fn open_after_kill(builder: Builder) -> Queue {
 }
 
 /// Opens a queue that may be damaged.
-pub fn open_any(builder: Builder) -> (Queue, RecoveryReport) {
+pub(crate) fn open_any(builder: Builder) -> (Queue, RecoveryReport) {
     match builder.open() {
         Ok(opened) => opened,
         Err(error) => panic!("the queue must open: {error}"),
@@ -56,7 +56,7 @@ pub fn open_any(builder: Builder) -> (Queue, RecoveryReport) {
 }
 
 /// Waits for a condition that must come true.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "never came true: {what}");
@@ -66,7 +66,7 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// A job as it was delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Delivered {
+pub(crate) struct Delivered {
     pub sequence: Sequence,
     pub attempts: u32,
     pub payload: Vec<u8>,
@@ -74,13 +74,13 @@ pub struct Delivered {
 
 impl Delivered {
     /// The payload, for tests whose payloads are numbers.
-    pub fn number(&self) -> u64 {
+    pub(crate) fn number(&self) -> u64 {
         number_in(&self.payload)
     }
 }
 
 /// Takes and acks every job, until the queue holds none.
-pub fn drain(queue: &Queue) -> Vec<Delivered> {
+pub(crate) fn drain(queue: &Queue) -> Vec<Delivered> {
     let consumer = queue.consumer();
     let mut delivered = Vec::new();
     eventually("the queue is drained", || {
@@ -98,21 +98,21 @@ pub fn drain(queue: &Queue) -> Vec<Delivered> {
 }
 
 /// The payloads of [`drain`], sorted.
-pub fn drain_payloads(queue: &Queue) -> Vec<Vec<u8>> {
+pub(crate) fn drain_payloads(queue: &Queue) -> Vec<Vec<u8>> {
     let mut payloads: Vec<_> = drain(queue).into_iter().map(|job| job.payload).collect();
     payloads.sort();
     payloads
 }
 
 /// The numbers of [`drain`], sorted.
-pub fn drain_numbers(queue: &Queue) -> Vec<u64> {
+pub(crate) fn drain_numbers(queue: &Queue) -> Vec<u64> {
     let mut numbers: Vec<_> = drain(queue).iter().map(Delivered::number).collect();
     numbers.sort_unstable();
     numbers
 }
 
 /// A payload that carries a number, of `len` bytes, every one of which depends on the number.
-pub fn payload_of(number: u64, len: usize) -> Vec<u8> {
+pub(crate) fn payload_of(number: u64, len: usize) -> Vec<u8> {
     number
         .to_le_bytes()
         .iter()
@@ -123,7 +123,7 @@ pub fn payload_of(number: u64, len: usize) -> Vec<u8> {
 }
 
 /// The number that [`payload_of`] was made from; panics if any byte is off.
-pub fn number_in(payload: &[u8]) -> u64 {
+pub(crate) fn number_in(payload: &[u8]) -> u64 {
     let number = u64::from_le_bytes(*payload.first_chunk().expect("at least 8 bytes"));
     assert_eq!(
         payload,
@@ -134,23 +134,23 @@ pub fn number_in(payload: &[u8]) -> u64 {
 }
 
 /// How often each number was counted.
-pub struct Counts(Vec<AtomicU64>);
+pub(crate) struct Counts(Vec<AtomicU64>);
 
 impl Counts {
-    pub fn new(numbers: u64) -> Self {
+    pub(crate) fn new(numbers: u64) -> Self {
         Self((0..numbers).map(|_| AtomicU64::new(0)).collect())
     }
 
-    pub fn count(&self, number: u64) {
+    pub(crate) fn count(&self, number: u64) {
         self.0[number as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    pub fn of(&self, number: u64) -> u64 {
+    pub(crate) fn of(&self, number: u64) -> u64 {
         self.0[number as usize].load(Ordering::Relaxed)
     }
 
     /// Numbers that were not counted exactly once.
-    pub fn not_once(&self) -> Vec<(usize, u64)> {
+    pub(crate) fn not_once(&self) -> Vec<(usize, u64)> {
         let counts = self.0.iter().map(|count| count.load(Ordering::Relaxed));
         counts
             .enumerate()
@@ -160,7 +160,7 @@ impl Counts {
 }
 
 /// The paths of the files in `dir` with this extension, sorted; none if there is no directory.
-pub fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
+pub(crate) fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else {
         return Vec::new();
     };
@@ -173,12 +173,12 @@ pub fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
 }
 
 /// The segment files of stripe 0.
-pub fn segment_files(queue_dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn segment_files(queue_dir: &Path) -> Vec<PathBuf> {
     files(&queue_dir.join("log/00"), "seg")
 }
 
 /// Every file and directory below `dir`, with the contents of the files.
-pub fn listing(dir: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+pub(crate) fn listing(dir: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     let mut found = BTreeMap::new();
     let mut todo = vec![dir.to_path_buf()];
     while let Some(dir) = todo.pop() {
@@ -198,14 +198,14 @@ pub fn listing(dir: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
 
 /// What `kill -9` would leave of an open queue at this moment: a copy of its directory as it
 /// stands, in which nothing was closed, sealed or tidied up. The queue must be at rest.
-pub fn crash_copy(queue_dir: &Path) -> TempDir {
+pub(crate) fn crash_copy(queue_dir: &Path) -> TempDir {
     let copy = tempfile::tempdir().expect("a scratch directory");
     copy_tree(queue_dir, copy.path());
     copy
 }
 
 /// Copies a directory. A file that is removed meanwhile is left out.
-pub fn copy_tree(from: &Path, to: &Path) {
+pub(crate) fn copy_tree(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("create");
     for entry in fs::read_dir(from).expect("readable") {
         let from = entry.expect("readable").path();
@@ -219,19 +219,19 @@ pub fn copy_tree(from: &Path, to: &Path) {
 }
 
 /// Changes the bytes of a file.
-pub fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+pub(crate) fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = fs::read(path).expect("readable");
     change(&mut bytes);
     fs::write(path, bytes).expect("writable");
 }
 
 /// Whether `needle` is among these bytes.
-pub fn contains(bytes: &[u8], needle: &[u8]) -> bool {
+pub(crate) fn contains(bytes: &[u8], needle: &[u8]) -> bool {
     bytes.windows(needle.len()).any(|window| window == needle)
 }
 
 /// Where `needle` stands in a file; it must be there once.
-pub fn offset_of(path: &Path, needle: &[u8]) -> usize {
+pub(crate) fn offset_of(path: &Path, needle: &[u8]) -> usize {
     let bytes = fs::read(path).expect("readable");
     let mut found = bytes
         .windows(needle.len())
@@ -246,7 +246,7 @@ pub fn offset_of(path: &Path, needle: &[u8]) -> usize {
 }
 
 /// The segment file of a queue directory, dead letters included, that contains `needle`.
-pub fn segment_containing(queue_dir: &Path, needle: &[u8]) -> PathBuf {
+pub(crate) fn segment_containing(queue_dir: &Path, needle: &[u8]) -> PathBuf {
     let mut dirs = vec![queue_dir.join("dead")];
     dirs.extend(
         fs::read_dir(queue_dir.join("log"))
@@ -260,20 +260,20 @@ pub fn segment_containing(queue_dir: &Path, needle: &[u8]) -> PathBuf {
 }
 
 /// A file of numbers, each added with one `write`, so that it survives whoever writes it.
-pub struct Journal(File);
+pub(crate) struct Journal(File);
 
 impl Journal {
-    pub fn append_to(path: &Path) -> Self {
+    pub(crate) fn append_to(path: &Path) -> Self {
         let file = OpenOptions::new().create(true).append(true).open(path);
         Self(file.expect("writable"))
     }
 
-    pub fn note(&mut self, number: u64) {
+    pub(crate) fn note(&mut self, number: u64) {
         self.0.write_all(&number.to_le_bytes()).expect("writable");
     }
 
     /// What was noted so far; nothing if there is no such file.
-    pub fn read(path: &Path) -> Vec<u64> {
+    pub(crate) fn read(path: &Path) -> Vec<u64> {
         let bytes = fs::read(path).unwrap_or_default();
         bytes
             .as_chunks()
@@ -288,10 +288,10 @@ const CHILD_ROLE: &str = "LOGMILL_TEST_CHILD_ROLE";
 const CHILD_DIR: &str = "LOGMILL_TEST_CHILD_DIR";
 
 /// What a child process does in the directory it is given.
-pub type Role = fn(&Path);
+pub(crate) type Role = fn(&Path);
 
 /// In a child process: plays the role that the parent asked for.
-pub fn play_role(roles: &[(&str, Role)]) {
+pub(crate) fn play_role(roles: &[(&str, Role)]) {
     let (Ok(role), Some(dir)) = (env::var(CHILD_ROLE), env::var_os(CHILD_DIR)) else {
         return;
     };
@@ -307,20 +307,20 @@ pub fn play_role(roles: &[(&str, Role)]) {
 const PLAYED: i32 = 42;
 
 /// A child process: this test binary, playing a role. Killed when dropped.
-pub struct Child {
+pub(crate) struct Child {
     process: process::Child,
     stderr: PathBuf,
 }
 
 impl Child {
     /// Starts a child in `dir`, which holds the queue directory and whatever else they share.
-    pub fn start(role: &str, dir: &Path) -> Self {
+    pub(crate) fn start(role: &str, dir: &Path) -> Self {
         let exe = env::current_exe().expect("known");
         Self::start_under(Command::new(exe), role, dir)
     }
 
     /// As [`start`](Self::start), with a command that ends in the path of this test binary.
-    pub fn start_under(mut command: Command, role: &str, dir: &Path) -> Self {
+    pub(crate) fn start_under(mut command: Command, role: &str, dir: &Path) -> Self {
         let stderr = dir.join("stderr");
         let process = command
             .args(["child", "--exact", "--ignored", "--nocapture"])
@@ -334,12 +334,12 @@ impl Child {
         Self { process, stderr }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.process.id()
     }
 
     /// Waits for something that the child does. Fails at once if the child ends.
-    pub fn wait_until(&mut self, what: &str, mut condition: impl FnMut() -> bool) {
+    pub(crate) fn wait_until(&mut self, what: &str, mut condition: impl FnMut() -> bool) {
         eventually(what, || {
             let ended = self.process.try_wait().expect("waitable");
             let is_true = condition();
@@ -352,29 +352,29 @@ impl Child {
         });
     }
 
-    pub fn has_ended(&mut self) -> bool {
+    pub(crate) fn has_ended(&mut self) -> bool {
         self.process.try_wait().expect("waitable").is_some()
     }
 
     /// Kills it with SIGKILL.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.process.kill().expect("killable");
         self.process.wait().expect("waitable");
     }
 
     /// Waits for its end.
-    pub fn end(&mut self) -> ExitStatus {
+    pub(crate) fn end(&mut self) -> ExitStatus {
         eventually("the child ends", || self.has_ended());
         self.process.wait().expect("waitable")
     }
 
     /// Waits until it has played its role to the end.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         let status = self.end();
         assert!(has_played(status), "{status}\n{}", self.stderr());
     }
 
-    pub fn stderr(&self) -> String {
+    pub(crate) fn stderr(&self) -> String {
         fs::read_to_string(&self.stderr).unwrap_or_default()
     }
 }
@@ -388,12 +388,12 @@ impl Drop for Child {
 }
 
 /// Whether a child ended because its role did.
-pub fn has_played(status: ExitStatus) -> bool {
+pub(crate) fn has_played(status: ExitStatus) -> bool {
     status.code() == Some(PLAYED)
 }
 
 /// A subscriber that has a function called for each event.
-pub struct Subscriber<F>(pub F);
+pub(crate) struct Subscriber<F>(pub F);
 
 impl<F: Fn(&tracing::Event<'_>) + 'static> tracing::Subscriber for Subscriber<F> {
     fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
@@ -418,7 +418,7 @@ impl<F: Fn(&tracing::Event<'_>) + 'static> tracing::Subscriber for Subscriber<F>
 }
 
 /// The fields of an event, by name.
-pub fn fields(event: &tracing::Event<'_>) -> BTreeMap<&'static str, String> {
+pub(crate) fn fields(event: &tracing::Event<'_>) -> BTreeMap<&'static str, String> {
     struct Fields(BTreeMap<&'static str, String>);
     impl tracing::field::Visit for Fields {
         fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {

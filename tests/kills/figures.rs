@@ -3,7 +3,7 @@
 use std::fmt;
 
 #[derive(Clone, Debug, Default)]
-pub struct Figures {
+pub(crate) struct Figures {
     pub directories: u64,
     pub kills: u64,
     /// Of the kills: before the child had begun to open the queue, and while it was at that.

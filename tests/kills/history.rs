@@ -29,7 +29,7 @@ impl Call {
 /// What is known of the tasks, jobs and letters of a queue. A task is what was to be enqueued: it
 /// is one job, and one more for each replay of a letter.
 #[derive(Default)]
-pub struct History {
+pub(crate) struct History {
     tasks: HashMap<u64, TaskState>,
     jobs: HashMap<u64, JobState>,
     letters: HashMap<u64, LetterState>,
@@ -138,7 +138,7 @@ impl JobState {
 
 impl History {
     /// Takes in what a child noted until it ended.
-    pub fn read(&mut self, load: &Load, notes: &[Note], figures: &mut Figures) {
+    pub(crate) fn read(&mut self, load: &Load, notes: &[Note], figures: &mut Figures) {
         self.may_be_unnoted += load.most_unnoted();
         self.may_time_out |= load.lease_timeout.is_some();
         let mut deaths = Vec::new();
@@ -291,7 +291,7 @@ impl History {
     }
 
     /// Takes in what was found after that. Panics if the queue broke its word.
-    pub fn check(&mut self, found: &Inspection, figures: &mut Figures) {
+    pub(crate) fn check(&mut self, found: &Inspection, figures: &mut Figures) {
         let letters: HashSet<u64> = found.letters.iter().map(|letter| letter.sequence).collect();
         let jobs: HashSet<u64> = found.letters.iter().map(|letter| letter.job).collect();
         assert_eq!(

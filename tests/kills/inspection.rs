@@ -11,7 +11,7 @@ use crate::plan::{Shape, Task};
 use crate::support::{eventually, open_any};
 
 /// What was found.
-pub struct Inspection {
+pub(crate) struct Inspection {
     /// Jobs there are by the report.
     pub live: u64,
     /// The jobs, as they were delivered.
@@ -22,7 +22,7 @@ pub struct Inspection {
     pub open_took: Duration,
 }
 
-pub struct FoundJob {
+pub(crate) struct FoundJob {
     pub sequence: u64,
     pub task: u64,
     /// Failed attempts.
@@ -31,7 +31,7 @@ pub struct FoundJob {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FoundLetter {
+pub(crate) struct FoundLetter {
     pub sequence: u64,
     pub job: u64,
     pub task: u64,
@@ -41,7 +41,7 @@ pub struct FoundLetter {
 
 impl Inspection {
     /// Opens the queue in `queue_dir`, at times more than once, and takes all there is.
-    pub fn run(queue_dir: &Path, shape: Shape, was_closed: bool, rng: &mut Rng) -> Self {
+    pub(crate) fn run(queue_dir: &Path, shape: Shape, was_closed: bool, rng: &mut Rng) -> Self {
         let builder = || builder(queue_dir, shape);
         let begun = Instant::now();
         let (mut queue, report) = open_any(builder());

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What happened. `begins` is noted before a call, `returned` after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     OpenBegins,
     OpenReturned,
     EnqueueBegins {
@@ -81,7 +81,7 @@ pub enum Event {
 
 /// An event, and when: events of all threads of a child are in the order of their ticks.
 #[derive(Clone, Copy, Debug)]
-pub struct Note {
+pub(crate) struct Note {
     pub tick: u64,
     pub event: Event,
 }
@@ -195,14 +195,14 @@ impl Note {
 
 /// The journals of one child: a file for each thread, and a clock that they share.
 #[derive(Clone)]
-pub struct Journals {
+pub(crate) struct Journals {
     dir: PathBuf,
     ticks: Arc<AtomicU64>,
     opened: Arc<AtomicU64>,
 }
 
 impl Journals {
-    pub fn create(dir: PathBuf) -> Self {
+    pub(crate) fn create(dir: PathBuf) -> Self {
         fs::create_dir_all(&dir).expect("writable");
         Self {
             dir,
@@ -212,7 +212,7 @@ impl Journals {
     }
 
     /// A journal for the calling thread.
-    pub fn open(&self) -> Journal {
+    pub(crate) fn open(&self) -> Journal {
         let number = self.opened.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(number.to_string());
         let file = OpenOptions::new().create_new(true).append(true).open(path);
@@ -224,19 +224,19 @@ impl Journals {
 }
 
 /// The journal of one thread.
-pub struct Journal {
+pub(crate) struct Journal {
     file: File,
     ticks: Arc<AtomicU64>,
 }
 
 impl Journal {
     /// Notes an event; returns its tick.
-    pub fn note(&mut self, event: Event) -> u64 {
+    pub(crate) fn note(&mut self, event: Event) -> u64 {
         self.note_all([event])
     }
 
     /// Notes events with one write; returns the last one's tick.
-    pub fn note_all(&mut self, events: impl IntoIterator<Item = Event>) -> u64 {
+    pub(crate) fn note_all(&mut self, events: impl IntoIterator<Item = Event>) -> u64 {
         let mut bytes = Vec::new();
         let mut last = 0;
         for event in events {
@@ -250,13 +250,13 @@ impl Journal {
 }
 
 /// How many notes there are in the journal that was opened first.
-pub fn noted_first(dir: &Path) -> u64 {
+pub(crate) fn noted_first(dir: &Path) -> u64 {
     let file = fs::metadata(dir.join("0"));
     file.map_or(0, |file| file.len() / NOTE_BYTES as u64)
 }
 
 /// What a child noted, in order. Its death may have torn the last note of each thread.
-pub fn read(dir: &Path) -> Vec<Note> {
+pub(crate) fn read(dir: &Path) -> Vec<Note> {
     let mut notes = Vec::new();
     // None, if the child died before its first note.
     for entry in fs::read_dir(dir).into_iter().flatten() {

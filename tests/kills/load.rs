@@ -21,7 +21,7 @@ use crate::support::PATIENCE;
 
 /// What a child is told, in a file.
 #[derive(Clone, Copy, Debug)]
-pub struct Orders {
+pub(crate) struct Orders {
     pub seed: u64,
     pub generation: u64,
     pub shape: Shape,
@@ -35,7 +35,7 @@ impl Orders {
         dir.join("orders")
     }
 
-    pub fn write(self, dir: &Path) {
+    pub(crate) fn write(self, dir: &Path) {
         let Self {
             seed,
             generation,
@@ -68,23 +68,23 @@ impl Orders {
         }
     }
 
-    pub fn load(self) -> Load {
+    pub(crate) fn load(self) -> Load {
         Load::draw(self.seed, self.generation, self.shape, self.kind)
     }
 }
 
 /// Where the queue is, in the directory that a child is given.
-pub fn queue_dir(dir: &Path) -> PathBuf {
+pub(crate) fn queue_dir(dir: &Path) -> PathBuf {
     dir.join("queue")
 }
 
 /// Where a child's journals are.
-pub fn journal_dir(dir: &Path, generation: u64) -> PathBuf {
+pub(crate) fn journal_dir(dir: &Path, generation: u64) -> PathBuf {
     dir.join(format!("journal-{generation}"))
 }
 
 /// Child: the load that the orders name.
-pub fn run(dir: &Path) {
+pub(crate) fn run(dir: &Path) {
     // A thread that fails takes the others with it, so that the parent sees it.
     let print = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {

@@ -8,16 +8,16 @@ use fastrand::Rng;
 use logmill::{Builder, Durability, EnqueueOptions, Queue, RetryPolicy};
 
 /// Attempts of a task that has no limit of its own.
-pub const ATTEMPTS: u8 = 4;
+pub(crate) const ATTEMPTS: u8 = 4;
 /// Crashes that a task may be part of.
-pub const CRASHES: u8 = 3;
+pub(crate) const CRASHES: u8 = 3;
 /// Most tasks in a batch, and ids in a group whose options are the same.
-pub const GROUP: u64 = 64;
+pub(crate) const GROUP: u64 = 64;
 /// Most jobs that a consumer takes at a time.
-pub const TAKEN: usize = 8;
+pub(crate) const TAKEN: usize = 8;
 
 /// A random source that depends on all of `numbers`.
-pub fn rng(numbers: &[u64]) -> Rng {
+pub(crate) fn rng(numbers: &[u64]) -> Rng {
     let mix = |mixed: u64, &number: &u64| Rng::with_seed(mixed ^ number).u64(..);
     Rng::with_seed(numbers.iter().fold(0x6b69_6c6c, mix))
 }
@@ -28,13 +28,13 @@ fn millis(rng: &mut Rng, range: std::ops::Range<u64>) -> Duration {
 
 /// What is fixed when a queue is created.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
+pub(crate) struct Shape {
     pub stripes: usize,
     pub segment_size: u64,
 }
 
 impl Shape {
-    pub fn draw(rng: &mut Rng) -> Self {
+    pub(crate) fn draw(rng: &mut Rng) -> Self {
         // Small segments: rolls, retirement and recycling happen all the time.
         let sizes = [16, 16, 32, 64, 256];
         Self {
@@ -43,7 +43,7 @@ impl Shape {
         }
     }
 
-    pub fn builder(self, queue_dir: &Path) -> Builder {
+    pub(crate) fn builder(self, queue_dir: &Path) -> Builder {
         Queue::builder(queue_dir)
             .stripes(self.stripes)
             .segment_size(self.segment_size)
@@ -57,7 +57,7 @@ impl Shape {
 
 /// How a child takes jobs.
 #[derive(Clone, Copy, Debug)]
-pub enum Consumers {
+pub(crate) enum Consumers {
     None,
     /// That many threads that take one or several jobs at a time.
     ByHand(usize),
@@ -66,7 +66,7 @@ pub enum Consumers {
 
 /// Kinds of children.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Usual,
     /// It only enqueues, as much as it can.
     Fat,
@@ -76,7 +76,7 @@ pub enum Kind {
 
 /// What a child does until it is killed.
 #[derive(Clone, Debug)]
-pub struct Load {
+pub(crate) struct Load {
     pub generation: u64,
     pub shape: Shape,
     pub durability: Durability,
@@ -98,7 +98,7 @@ pub struct Load {
 }
 
 impl Load {
-    pub fn draw(seed: u64, generation: u64, shape: Shape, kind: Kind) -> Self {
+    pub(crate) fn draw(seed: u64, generation: u64, shape: Shape, kind: Kind) -> Self {
         let mut rng = rng(&[seed, generation]);
         let rng = &mut rng;
         let one_in = |rng: &mut Rng, n| rng.u32(..n) == 0;
@@ -160,7 +160,7 @@ impl Load {
         }
     }
 
-    pub fn builder(&self, queue_dir: &Path) -> Builder {
+    pub(crate) fn builder(&self, queue_dir: &Path) -> Builder {
         let mut rng = rng(&[self.generation, 1]);
         let retry = match rng.u32(..3) {
             0 => RetryPolicy::fixed(Duration::ZERO),
@@ -186,12 +186,12 @@ impl Load {
 
     /// The first id of a group of tasks, of one of the producers. The options are the same in a
     /// group.
-    pub fn first_id(&self, producer: u64, group: u64) -> u64 {
+    pub(crate) fn first_id(&self, producer: u64, group: u64) -> u64 {
         self.traits | (self.generation << 40) | (producer << 36) | (group * GROUP)
     }
 
     /// Most deliveries that can have begun and not been noted when the child dies.
-    pub fn most_unnoted(&self) -> u64 {
+    pub(crate) fn most_unnoted(&self) -> u64 {
         match self.consumers {
             Consumers::None => 0,
             Consumers::ByHand(threads) => (threads * TAKEN) as u64,
@@ -200,14 +200,14 @@ impl Load {
     }
 
     /// Whether jobs that were never delivered before are delivered in the order of their stripe.
-    pub fn delivers_in_order(&self) -> bool {
+    pub(crate) fn delivers_in_order(&self) -> bool {
         matches!(self.consumers, Consumers::ByHand(1) | Consumers::Pool(1))
     }
 }
 
 /// What becomes of a job in a worker's hands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     Ack,
     SlowAck(Duration),
     Retry,
@@ -219,7 +219,7 @@ pub enum Outcome {
 
 /// Something to be enqueued, derived from its id.
 #[derive(Clone, Debug)]
-pub struct Task {
+pub(crate) struct Task {
     pub id: u64,
     pub payload: Vec<u8>,
 }
@@ -235,21 +235,21 @@ const HEAVY: u64 = 1 << 61;
 const BLOCK: usize = 241;
 
 impl Task {
-    pub fn poison(id: u64) -> u64 {
+    pub(crate) fn poison(id: u64) -> u64 {
         POISON | id
     }
 
     /// The child and the producer that a task is of.
-    pub fn producer_of(id: u64) -> u64 {
+    pub(crate) fn producer_of(id: u64) -> u64 {
         (id & !(POISON | GRIM | HEAVY)) >> 36
     }
 
     /// Where among the tasks of its producer it was enqueued.
-    pub fn order(id: u64) -> u64 {
+    pub(crate) fn order(id: u64) -> u64 {
         id & ((1 << 36) - 1)
     }
 
-    pub fn of(id: u64, shape: Shape) -> Self {
+    pub(crate) fn of(id: u64, shape: Shape) -> Self {
         let mut rng = rng(&[id]);
         let max = shape.max_payload();
         let len = match rng.u32(..40) {
@@ -268,7 +268,7 @@ impl Task {
     }
 
     /// The task that has this payload; panics if any byte is off.
-    pub fn from_payload(payload: &[u8], shape: Shape) -> Self {
+    pub(crate) fn from_payload(payload: &[u8], shape: Shape) -> Self {
         let id = payload.first_chunk().expect("a payload of 8 bytes or more");
         let task = Self::of(u64::from_le_bytes(*id), shape);
         assert!(
@@ -284,7 +284,7 @@ impl Task {
     }
 
     /// How long it waits before it is due.
-    pub fn delay(id: u64) -> Duration {
+    pub(crate) fn delay(id: u64) -> Duration {
         let mut rng = Self::options_rng(id);
         match rng.u32(..30) {
             0..3 => millis(&mut rng, 1..30),
@@ -294,12 +294,12 @@ impl Task {
     }
 
     /// How often it may be delivered; None: without end.
-    pub fn limit(id: u64) -> Option<u8> {
+    pub(crate) fn limit(id: u64) -> Option<u8> {
         Self::own_limit(id).unwrap_or(Some(ATTEMPTS))
     }
 
     /// The limit it has of its own.
-    pub fn own_limit(id: u64) -> Option<Option<u8>> {
+    pub(crate) fn own_limit(id: u64) -> Option<Option<u8>> {
         if id & POISON != 0 {
             return Some(Some(2));
         }
@@ -312,7 +312,7 @@ impl Task {
     }
 
     /// The options it is enqueued with.
-    pub fn options(id: u64) -> EnqueueOptions {
+    pub(crate) fn options(id: u64) -> EnqueueOptions {
         let mut rng = rng(&[id / GROUP, 4]);
         let mut options = EnqueueOptions::new();
         if !Self::delay(id).is_zero() {
@@ -336,7 +336,7 @@ impl Task {
     }
 
     /// What becomes of this attempt at it.
-    pub fn outcome(id: u64, attempt: u32) -> Outcome {
+    pub(crate) fn outcome(id: u64, attempt: u32) -> Outcome {
         if id & POISON != 0 {
             return Outcome::Kill;
         }
@@ -358,7 +358,7 @@ impl Task {
 
 /// What custodians do with a letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Disposal {
+pub(crate) enum Disposal {
     Keep,
     Replay,
     Purge,
@@ -366,7 +366,7 @@ pub enum Disposal {
 
 impl Disposal {
     /// Of the letter of this sequence; always the same.
-    pub fn of(letter: u64) -> Self {
+    pub(crate) fn of(letter: u64) -> Self {
         match rng(&[letter, 6]).u32(..20) {
             0 | 1 => Self::Keep,
             2..=12 => Self::Replay,

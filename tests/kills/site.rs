@@ -26,7 +26,7 @@ const LATEST_KILL: u64 = 300_000;
 const SCRATCH_ROOM: u64 = 512 * 1024 * 1024;
 
 /// What goes through all of a run.
-pub struct Run {
+pub(crate) struct Run {
     pub seed: u64,
     pub rng: Rng,
     /// How many there were.
@@ -35,7 +35,7 @@ pub struct Run {
 }
 
 /// A queue directory, and what is known of it.
-pub struct Site<'a> {
+pub(crate) struct Site<'a> {
     run: &'a mut Run,
     shape: Shape,
     dir: TempDir,
@@ -46,7 +46,7 @@ pub struct Site<'a> {
 }
 
 impl<'a> Site<'a> {
-    pub fn new(run: &'a mut Run) -> Self {
+    pub(crate) fn new(run: &'a mut Run) -> Self {
         run.figures.directories += 1;
         Self {
             shape: Shape::draw(&mut run.rng),
@@ -58,18 +58,18 @@ impl<'a> Site<'a> {
         }
     }
 
-    pub fn figures(&self) -> &Figures {
+    pub(crate) fn figures(&self) -> &Figures {
         &self.run.figures
     }
 
     /// Whether it is time for another directory, once in `of` times.
-    pub fn is_last(&mut self, of: u32) -> bool {
+    pub(crate) fn is_last(&mut self, of: u32) -> bool {
         self.run.rng.u32(..of) == 0
     }
 
     /// Runs a child, or several that go on where nobody looked, and inspects a copy of what they
     /// leave.
-    pub fn go_on(&mut self) {
+    pub(crate) fn go_on(&mut self) {
         if self.run.rng.u32(..16) == 0 {
             self.run_child(Kind::Fat);
             for _ in 0..self.run.rng.u32(2..=6) {
@@ -88,7 +88,7 @@ impl<'a> Site<'a> {
     }
 
     /// Inspects the directory itself.
-    pub fn finish(mut self) {
+    pub(crate) fn finish(mut self) {
         self.inspect(&load::queue_dir(self.dir.path()));
     }
 

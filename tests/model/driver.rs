@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const REASON: &str = "it did not work";
 
 /// Runs a case; panics where the queue does not keep its contract.
-pub fn run(setup: Setup, operations: &[Operation]) {
+pub(crate) fn run(setup: Setup, operations: &[Operation]) {
     let root = directory();
     let mut case = Case {
         setup,

@@ -11,7 +11,7 @@ type Files = BTreeMap<PathBuf, Vec<u8>>;
 ///
 /// Two collections in a row that agree are such a moment: what the background does to the files is
 /// never undone by it.
-pub fn copy_when_quiet(from: &Path, to: &Path) {
+pub(crate) fn copy_when_quiet(from: &Path, to: &Path) {
     let mut last = collect(from, |_| true);
     loop {
         let again = collect(from, |_| true);
@@ -31,7 +31,7 @@ pub fn copy_when_quiet(from: &Path, to: &Path) {
 /// was cut off while it was read, whose seal says so but came after the header had been read.
 ///
 /// `between` is called when the ack files are copied.
-pub fn copy_at_once(from: &Path, to: &Path, between: impl Fn()) {
+pub(crate) fn copy_at_once(from: &Path, to: &Path, between: impl Fn()) {
     let is_ack = |path: &Path| path.extension().is_some_and(|extension| extension == "ack");
     loop {
         let before = list(from);

@@ -20,7 +20,7 @@ const MAX_REASONS: usize = 32;
 
 /// How the process that had the queue open ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Ending {
+pub(crate) enum Ending {
     Closed,
     /// Flushed, and with nothing going on in the background.
     DiedQuietly,
@@ -52,7 +52,7 @@ enum Place {
 }
 
 #[derive(Clone)]
-pub struct ModelJob {
+pub(crate) struct ModelJob {
     payload: Vec<u8>,
     /// Attempts that have failed, and the one that a handler is at.
     attempts: u32,
@@ -153,7 +153,7 @@ struct Counters {
 }
 
 #[derive(Default)]
-pub struct Model {
+pub(crate) struct Model {
     jobs: BTreeMap<Sequence, ModelJob>,
     /// The letters that must be there.
     letters: BTreeMap<Sequence, Letter>,
@@ -165,7 +165,7 @@ pub struct Model {
 
 impl Model {
     /// A payload that no other job of the case has, as far as its length allows.
-    pub fn new_payload(&mut self, len: usize) -> Vec<u8> {
+    pub(crate) fn new_payload(&mut self, len: usize) -> Vec<u8> {
         self.payloads += 1;
         let mut word = self.payloads;
         let mut bytes = Vec::with_capacity(len + 8);
@@ -183,7 +183,7 @@ impl Model {
     }
 
     /// A job was enqueued, by a call that began at `called`.
-    pub fn enqueued(
+    pub(crate) fn enqueued(
         &mut self,
         sequence: Sequence,
         payload: Vec<u8>,
@@ -219,7 +219,7 @@ impl Model {
     }
 
     /// A consumer was given this job.
-    pub fn delivered(&mut self, delivery: &Job<'_>) {
+    pub(crate) fn delivered(&mut self, delivery: &Job<'_>) {
         let sequence = delivery.sequence();
         let first_of_stripe = Sequence::new(u64::from(sequence.stripe()) << 56);
         let overtaken = self
@@ -257,14 +257,14 @@ impl Model {
     }
 
     /// Another consumer takes the place of the one so far.
-    pub fn consumer_changed(&mut self) {
+    pub(crate) fn consumer_changed(&mut self) {
         for job in self.jobs.values_mut() {
             job.given_back = true;
         }
     }
 
     /// A consumer was told that nothing is due.
-    pub fn nothing_was_due(&mut self) {
+    pub(crate) fn nothing_was_due(&mut self) {
         let has_leased_suspect = self.has_leased_suspect();
         for (sequence, job) in &mut self.jobs {
             if job.is_suspect && has_leased_suspect {
@@ -280,13 +280,13 @@ impl Model {
         }
     }
 
-    pub fn acked(&mut self, sequence: Sequence) {
+    pub(crate) fn acked(&mut self, sequence: Sequence) {
         self.leased(sequence).place = Place::Done;
         self.since_open.acked += 1;
     }
 
     /// A held job is about to be given back with this reason, to come again when `due`.
-    pub fn failed(&mut self, sequence: Sequence, reason: &str, due: Due) {
+    pub(crate) fn failed(&mut self, sequence: Sequence, reason: &str, due: Due) {
         let now = Instant::now();
         let job = self.leased(sequence);
         if job.has_no_attempt_left() {
@@ -302,12 +302,12 @@ impl Model {
         self.since_open.retried += 1;
     }
 
-    pub fn dropped(&mut self, sequence: Sequence) {
+    pub(crate) fn dropped(&mut self, sequence: Sequence) {
         self.failed(sequence, DROPPED, Due::AtOnce);
     }
 
     /// A held job went to the dead letters.
-    pub fn died(&mut self, sequence: Sequence, reason: &str) {
+    pub(crate) fn died(&mut self, sequence: Sequence, reason: &str) {
         let job = self.leased(sequence);
         job.reasons.push((job.attempts, reason.to_owned()));
         job.place = Place::Dead { settled: false };
@@ -329,7 +329,7 @@ impl Model {
     }
 
     /// A letter became a new job.
-    pub fn replayed(&mut self, letter: Sequence, new: Sequence) {
+    pub(crate) fn replayed(&mut self, letter: Sequence, new: Sequence) {
         let old = self.purged(letter);
         let limit = match old.limit {
             None => Limit::None,
@@ -339,7 +339,7 @@ impl Model {
     }
 
     /// A letter was deleted. Returns the job that it was of.
-    pub fn purged(&mut self, letter: Sequence) -> ModelJob {
+    pub(crate) fn purged(&mut self, letter: Sequence) -> ModelJob {
         let facts = self.letters.remove(&letter).unwrap();
         let job = &self.jobs[&facts.job];
         assert!(matches!(job.place, Place::Dead { .. }), "{job:?}");
@@ -347,12 +347,12 @@ impl Model {
     }
 
     /// The letters that there must be, oldest first.
-    pub fn letters(&self) -> Vec<Sequence> {
+    pub(crate) fn letters(&self) -> Vec<Sequence> {
         self.letters.keys().copied().collect()
     }
 
     /// Compares with all letters there are, and takes in the new ones.
-    pub fn check_letters(&mut self, found: &[DeadLetter]) {
+    pub(crate) fn check_letters(&mut self, found: &[DeadLetter]) {
         assert!(found.is_sorted_by_key(DeadLetter::sequence), "{found:?}");
         for letter in found {
             let sequence = letter.sequence();
@@ -430,7 +430,7 @@ impl Model {
     }
 
     /// The queue was flushed, which settles all deaths so far.
-    pub fn flushed(&mut self) {
+    pub(crate) fn flushed(&mut self) {
         for job in self.jobs.values_mut() {
             if let Place::Dead { settled } = &mut job.place {
                 *settled = true;
@@ -439,7 +439,7 @@ impl Model {
     }
 
     /// The queue is opened again, and these letters are there.
-    pub fn reopened(&mut self, found: &[DeadLetter], ending: Ending) {
+    pub(crate) fn reopened(&mut self, found: &[DeadLetter], ending: Ending) {
         self.since_open = Counters::default();
         for (&sequence, job) in &mut self.jobs {
             let has_letter = found.iter().any(|letter| letter.job() == sequence);
@@ -479,12 +479,12 @@ impl Model {
     }
 
     /// The open has found so many jobs.
-    pub fn found(&mut self, jobs: u64) {
+    pub(crate) fn found(&mut self, jobs: u64) {
         self.since_open.recovered = jobs;
     }
 
     /// Whether the statistics are as they must be once the background is quiet.
-    pub fn agrees_with(&self, stats: &Stats) -> bool {
+    pub(crate) fn agrees_with(&self, stats: &Stats) -> bool {
         stats.recovered == self.since_open.recovered
             && stats.recovered + stats.enqueued
                 == stats.acked + stats.dead_lettered + stats.depth() + stats.lost
@@ -500,7 +500,7 @@ impl Model {
     }
 
     /// Where everything is that is not done, to print.
-    pub fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         let mut text = format!("{:?}, live {}", self.since_open, self.live());
         for (sequence, job) in &self.jobs {
             if job.place != Place::Done {
@@ -512,23 +512,23 @@ impl Model {
     }
 
     /// How many jobs are neither done nor dead.
-    pub fn live(&self) -> u64 {
+    pub(crate) fn live(&self) -> u64 {
         self.count(|place| !matches!(place, Place::Done | Place::Dead { .. }))
     }
 
     /// How many jobs are certain to be neither done nor dead.
-    pub fn least_live(&self) -> u64 {
+    pub(crate) fn least_live(&self) -> u64 {
         let dead = self.jobs.values().filter(|job| job.has_died_waiting());
         self.live() - dead.count() as u64
     }
 
     /// Jobs that are due in the far future.
-    pub fn delayed(&self) -> u64 {
+    pub(crate) fn delayed(&self) -> u64 {
         self.count(|place| matches!(place, Place::Delayed | Place::BackingOff))
     }
 
     /// Whether some job is due soon.
-    pub fn has_soon(&self) -> bool {
+    pub(crate) fn has_soon(&self) -> bool {
         self.count(|place| matches!(place, Place::Soon(_) | Place::WaitingOrSoon)) > 0
     }
 

@@ -9,7 +9,7 @@ use logmill::Durability;
 
 /// How the queue of a case is opened.
 #[derive(Clone, Copy, Debug)]
-pub struct Setup {
+pub(crate) struct Setup {
     pub stripes: usize,
     pub durability: Durability,
     /// With a lease timeout, though one that nobody reaches: leases are then kept differently.
@@ -23,7 +23,7 @@ pub struct Setup {
 
 /// How long a payload is.
 #[derive(Clone, Copy, Debug)]
-pub enum Size {
+pub(crate) enum Size {
     Bytes(u8),
     /// In 255ths of the longest payload.
     Part(u8),
@@ -32,7 +32,7 @@ pub enum Size {
 
 /// When a job is due.
 #[derive(Clone, Copy, Debug)]
-pub enum Due {
+pub(crate) enum Due {
     AtOnce,
     /// At a time that has passed.
     Past,
@@ -43,7 +43,7 @@ pub enum Due {
 
 /// How often a job may be delivered.
 #[derive(Clone, Copy, Debug)]
-pub enum Limit {
+pub(crate) enum Limit {
     /// As often as the queue's policy says, see [`POLICY_LIMIT`].
     Policy,
     Of(u8),
@@ -51,11 +51,11 @@ pub enum Limit {
 }
 
 /// Attempts of a job under the retry policy of the model's queues.
-pub const POLICY_LIMIT: u8 = 3;
+pub(crate) const POLICY_LIMIT: u8 = 3;
 
 /// What becomes of a held job.
 #[derive(Clone, Copy, Debug)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     Ack,
     Retry,
     RetryAfter(Due),
@@ -65,14 +65,14 @@ pub enum Outcome {
 
 /// What is done with the jobs that are held when a queue is closed.
 #[derive(Clone, Copy, Debug)]
-pub enum Held {
+pub(crate) enum Held {
     DropBefore,
     DropAfter,
     AckAfter,
 }
 
 #[derive(Clone, Debug)]
-pub enum Operation {
+pub(crate) enum Operation {
     Enqueue {
         size: Size,
         due: Due,

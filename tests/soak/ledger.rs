@@ -10,17 +10,17 @@ use parking_lot::Mutex;
 
 /// What two payloads are told apart by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Digest(u64);
+pub(crate) struct Digest(u64);
 
 impl Digest {
-    pub fn of(payload: &[u8]) -> Self {
+    pub(crate) fn of(payload: &[u8]) -> Self {
         let mut hasher = DefaultHasher::new();
         payload.hash(&mut hasher);
         Self(hasher.finish())
     }
 
     /// One of `parts`, always the same for the same payload.
-    pub fn part(self, parts: u64) -> u64 {
+    pub(crate) fn part(self, parts: u64) -> u64 {
         self.0 % parts
     }
 }
@@ -34,7 +34,7 @@ enum Entry {
 
 /// The jobs of a queue that are not settled. A job is when it was enqueued and has ended: it was
 /// acked, or its letter was purged, or replayed as another job.
-pub struct Ledger {
+pub(crate) struct Ledger {
     open: Mutex<HashMap<Sequence, Entry>>,
     /// With lease timeouts a job may end twice: those that have.
     ended: Option<Mutex<HashMap<Sequence, Digest>>>,
@@ -44,7 +44,7 @@ pub struct Ledger {
 
 /// How often things happened.
 #[derive(Debug, Default)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// Jobs, replays among them.
     pub enqueued: AtomicU64,
     pub acked: AtomicU64,
@@ -56,7 +56,7 @@ pub struct Counts {
 
 impl Counts {
     /// Adds those of another.
-    pub fn add(&self, other: &Self) {
+    pub(crate) fn add(&self, other: &Self) {
         let sums = [
             (&self.enqueued, &other.enqueued),
             (&self.acked, &other.acked),
@@ -70,7 +70,7 @@ impl Counts {
 }
 
 impl Ledger {
-    pub fn new(may_end_twice: bool) -> Self {
+    pub(crate) fn new(may_end_twice: bool) -> Self {
         Self {
             open: Mutex::default(),
             ended: may_end_twice.then(Mutex::default),
@@ -79,7 +79,7 @@ impl Ledger {
         }
     }
 
-    pub fn enqueued(&self, job: Sequence, payload: Digest) {
+    pub(crate) fn enqueued(&self, job: Sequence, payload: Digest) {
         self.counts.enqueued.fetch_add(1, Ordering::Relaxed);
         let mut open = self.open.lock();
         match open.remove(&job) {
@@ -91,17 +91,17 @@ impl Ledger {
         }
     }
 
-    pub fn acked(&self, job: Sequence, payload: Digest) {
+    pub(crate) fn acked(&self, job: Sequence, payload: Digest) {
         self.counts.acked.fetch_add(1, Ordering::Relaxed);
         self.ended(job, payload);
     }
 
-    pub fn failed(&self) {
+    pub(crate) fn failed(&self) {
         self.counts.failed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The letter of a job was replayed or purged.
-    pub fn buried(&self, job: Sequence, payload: Digest) {
+    pub(crate) fn buried(&self, job: Sequence, payload: Digest) {
         self.counts.buried.fetch_add(1, Ordering::Relaxed);
         self.ended(job, payload);
     }
@@ -139,27 +139,27 @@ impl Ledger {
         }
     }
 
-    pub fn may_end_twice(&self) -> bool {
+    pub(crate) fn may_end_twice(&self) -> bool {
         self.ended.is_some()
     }
 
     /// Notes what must not be; a panic in a handler would pass for a failed attempt.
-    pub fn complain(&self, violation: String) {
+    pub(crate) fn complain(&self, violation: String) {
         self.violations.lock().push(violation);
     }
 
     /// Jobs that are not settled.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.open.lock().len()
     }
 
     /// What must not be, and was: a few of each kind.
-    pub fn violations(&self) -> Vec<String> {
+    pub(crate) fn violations(&self) -> Vec<String> {
         self.violations.lock().iter().take(10).cloned().collect()
     }
 
     /// A few of the jobs that are not settled.
-    pub fn unsettled(&self) -> Vec<String> {
+    pub(crate) fn unsettled(&self) -> Vec<String> {
         let open = self.open.lock();
         let describe = |(job, entry): (&Sequence, &Entry)| match entry {
             Entry::Enqueued(_) => format!("{job} did not end"),

@@ -29,7 +29,7 @@ const TOO_LONG: Duration = Duration::from_millis(400);
 
 /// What one opening is to be like.
 #[derive(Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     length: Duration,
     producers: usize,
     workers: usize,
@@ -53,7 +53,7 @@ enum End {
 }
 
 impl Plan {
-    pub fn draw(around: Duration) -> Self {
+    pub(crate) fn draw(around: Duration) -> Self {
         let interval = Duration::from_millis(fastrand::u64(1..50));
         Self {
             length: around.mul_f64(0.67 + 0.67 * fastrand::f64()),
@@ -81,7 +81,7 @@ impl Plan {
 
     /// Everything that can be there at once, to make what is kept for the next time as large as it
     /// gets.
-    pub fn largest(around: Duration) -> Self {
+    pub(crate) fn largest(around: Duration) -> Self {
         Self {
             producers: 3,
             workers: 3,
@@ -109,7 +109,7 @@ impl Plan {
     }
 }
 
-pub fn builder(dir: &Path) -> Builder {
+pub(crate) fn builder(dir: &Path) -> Builder {
     Queue::builder(dir)
         .stripes(STRIPES)
         .segment_size(SEGMENT_SIZE)
@@ -128,7 +128,7 @@ struct Load {
 
 /// Opens the queue, has it work as planned, and closes it. Returns how many blocks were live on the
 /// heap after it was drained, if it was.
-pub fn run(dir: &Path, plan: Plan, ledger: &Arc<Ledger>) -> Option<i64> {
+pub(crate) fn run(dir: &Path, plan: Plan, ledger: &Arc<Ledger>) -> Option<i64> {
     let (queue, report) = open(plan.builder(dir, ledger));
     assert!(report.is_clean() && report.holes == 0, "{report:?}");
     if !ledger.may_end_twice() {
@@ -208,7 +208,7 @@ pub fn run(dir: &Path, plan: Plan, ledger: &Arc<Ledger>) -> Option<i64> {
 
 /// Opens the queue once the last handle on it is gone: workers that were not waited for have one
 /// each until they end.
-pub fn open(builder: Builder) -> (Queue, RecoveryReport) {
+pub(crate) fn open(builder: Builder) -> (Queue, RecoveryReport) {
     let start = Instant::now();
     loop {
         match builder.clone().open() {

@@ -40,7 +40,7 @@ const FIGURES: [Figure; 10] = [
 
 /// A queue that is open and empty keeps as much as it ever needed, but in few blocks (in an hour, the
 /// most were 1,399); what it remembered of one job in a hundred would be thousands.
-pub const MOST_BLOCKS_OF_OPEN_QUEUE: i64 = 2000;
+pub(crate) const MOST_BLOCKS_OF_OPEN_QUEUE: i64 = 2000;
 
 const fn figure(name: &'static str, slack: i64) -> Figure {
     Figure { name, slack }
@@ -48,7 +48,7 @@ const fn figure(name: &'static str, slack: i64) -> Figure {
 
 /// The figures of one moment, in the order of [`FIGURES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage([i64; FIGURES.len()]);
+pub(crate) struct Usage([i64; FIGURES.len()]);
 
 impl Usage {
     /// What is taken while the queue in `dir` is closed, and how many more blocks there were on the
@@ -56,7 +56,7 @@ impl Usage {
     ///
     /// A thread is a while longer in the kernel's list than whoever waits for its work knows of
     /// it; so this waits until there are no more than `threads`.
-    pub fn of(dir: &Path, threads: Option<usize>, blocks_while_open: i64) -> Self {
+    pub(crate) fn of(dir: &Path, threads: Option<usize>, blocks_while_open: i64) -> Self {
         let start = Instant::now();
         while threads.is_some_and(|threads| count("/proc/self/task") > threads)
             && start.elapsed() < PATIENCE
@@ -85,25 +85,25 @@ impl Usage {
     }
 
     /// The higher of each figure.
-    pub fn max(self, other: Self) -> Self {
+    pub(crate) fn max(self, other: Self) -> Self {
         Self(std::array::from_fn(|at| self.0[at].max(other.0[at])))
     }
 
-    pub fn threads(&self) -> usize {
+    pub(crate) fn threads(&self) -> usize {
         self.0[5] as usize
     }
 
-    pub fn blocks_of_open_queue(&self) -> i64 {
+    pub(crate) fn blocks_of_open_queue(&self) -> i64 {
         self.0[9]
     }
 
     /// Mappings of the queue, files, and disk use.
-    pub fn of_queue(&self) -> [i64; 3] {
+    pub(crate) fn of_queue(&self) -> [i64; 3] {
         [self.0[3], self.0[7], self.0[8]]
     }
 
     /// The figures that are further above the baseline than they may be.
-    pub fn excess(&self, baseline: &Self) -> Vec<String> {
+    pub(crate) fn excess(&self, baseline: &Self) -> Vec<String> {
         let figures = FIGURES.iter().zip(self.0.iter().zip(baseline.0));
         figures
             .filter(|(figure, (is, was))| **is > was + figure.slack)
@@ -113,7 +113,7 @@ impl Usage {
 }
 
 /// Blocks on the heap that are live.
-pub fn heap_blocks() -> i64 {
+pub(crate) fn heap_blocks() -> i64 {
     let heap = HEAP.stats();
     heap.allocations as i64 - heap.deallocations as i64
 }
@@ -148,7 +148,7 @@ fn disk_use(dir: &Path) -> (i64, i64) {
 }
 
 /// A table of the figures: the least, the middle and the most, and the first and the last.
-pub fn table(usages: &[Usage]) -> String {
+pub(crate) fn table(usages: &[Usage]) -> String {
     let mut table =
         String::from("| | min | median | max | first | last |\n|---|---:|---:|---:|---:|---:|\n");
     for (at, figure) in FIGURES.iter().enumerate() {

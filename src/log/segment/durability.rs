@@ -1,4 +1,6 @@
 //! Making a segment durable: its records, its acks, its names, and the seal.
+#![deny(unsafe_code)]
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 

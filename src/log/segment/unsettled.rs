@@ -1,4 +1,6 @@
 //! Records that name what they settle: until that is durable, their segment is neither sealed nor retired.
+#![deny(unsafe_code)]
+
 use std::sync::Arc;
 
 use super::{Append, Segment};
