@@ -22,11 +22,7 @@ fn main() -> anyhow::Result<()> {
     // Waits up to 200 ms for a job; `next` waits until the queue is closed, `try_next` not at all.
     while let Some(job) = consumer.next_timeout(Duration::from_millis(200)) {
         let text = String::from_utf8_lossy(job.payload()).into_owned();
-        print!(
-            "job {}, attempt {}: {text}: ",
-            job.sequence(),
-            job.attempts()
-        );
+        print!("job {}, attempt {}: {text}: ", job.id(), job.attempts());
         match (text.as_str(), job.attempts()) {
             ("retry me", 1) => {
                 println!("failed, comes back after the policy's backoff");

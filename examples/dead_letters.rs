@@ -38,7 +38,7 @@ fn main() -> anyhow::Result<()> {
     println!("{} letters:", letters.len());
     for letter in letters.iter() {
         let payload = String::from_utf8_lossy(letter.payload());
-        println!("  job {}, {payload:?}", letter.job());
+        println!("  job {}, {payload:?}", letter.job_id());
         for failure in letter.reasons() {
             println!("    attempt {}: {}", failure.attempt, failure.reason);
         }

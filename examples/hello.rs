@@ -25,7 +25,7 @@ fn main() -> anyhow::Result<()> {
     // Ok acks the job. An error fails the attempt, and the job is tried again.
     let workers = queue.workers(2).run(|job: &Job<'_>| {
         let text = std::str::from_utf8(job.payload()).map_err(Failure::dead_letter)?;
-        println!("job {}, attempt {}: {text}", job.sequence(), job.attempts());
+        println!("job {}, attempt {}: {text}", job.id(), job.attempts());
         Ok::<(), Failure>(())
     })?;
 

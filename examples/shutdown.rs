@@ -48,8 +48,8 @@ fn main() -> anyhow::Result<()> {
 /// Takes as many milliseconds as the payload says.
 fn work(job: &Job<'_>) -> Result<(), Failure> {
     let millis = std::str::from_utf8(job.payload())?.parse()?;
-    println!("  job {} begins, {millis} ms", job.sequence());
+    println!("  job {} begins, {millis} ms", job.id());
     sleep(Duration::from_millis(millis));
-    println!("  job {} ends", job.sequence());
+    println!("  job {} ends", job.id());
     Ok(())
 }

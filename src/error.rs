@@ -5,7 +5,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::{Sequence, StorageError};
+use crate::StorageError;
+use crate::id::{JobId, LetterId};
 
 /// Why a queue could not be opened. Nothing in its directory was changed, unless it is
 /// [`Storage`](Self::Storage), [`Flush`](Self::Flush) or [`Thread`](Self::Thread): these leave a queue that was
@@ -128,10 +129,10 @@ pub enum EnqueueError {
     Poisoned(Arc<StorageError>),
     /// The job was enqueued, but flushing it failed: it will be delivered by this process, and may
     /// not survive a power cut. Later durable enqueues get [`Poisoned`](Self::Poisoned).
-    #[error("job {sequence} is enqueued, but could not be flushed: {error}")]
+    #[error("job {job} is enqueued, but could not be flushed: {error}")]
     NotDurable {
         /// The job.
-        sequence: Sequence,
+        job: JobId,
         /// What failed.
         error: Arc<StorageError>,
     },
@@ -166,7 +167,7 @@ impl EnqueueError {
 #[error("{} jobs of the batch were enqueued, then: {error}", enqueued.len())]
 pub struct BatchError {
     /// The jobs that were enqueued: the first ones of the batch.
-    pub enqueued: Vec<Sequence>,
+    pub enqueued: Vec<JobId>,
     /// Why the next one was not; or, for [`NotDurable`](EnqueueError::NotDurable), why they may not survive a
     /// power cut.
     pub error: EnqueueError,
@@ -200,7 +201,7 @@ pub enum DeadLetterError {
     #[error("there is no dead letter {letter}")]
     NotFound {
         /// The letter that was asked for.
-        letter: Sequence,
+        letter: LetterId,
     },
     /// The new job could not be enqueued; the letter is still there.
     #[error("the letter was not replayed: {0}")]
@@ -212,7 +213,7 @@ pub enum DeadLetterError {
     #[error("{} letters were replayed, but their jobs could not be flushed: {error}", replayed.len())]
     NotDurable {
         /// The new jobs.
-        replayed: Vec<Sequence>,
+        replayed: Vec<JobId>,
         /// What failed.
         error: Arc<StorageError>,
     },
@@ -230,7 +231,7 @@ pub enum DeadLetterError {
     #[error("{} letters were replayed, then: {error}", replayed.len())]
     Partial {
         /// The new jobs.
-        replayed: Vec<Sequence>,
+        replayed: Vec<JobId>,
         /// What stopped it.
         error: Box<DeadLetterError>,
     },

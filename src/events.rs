@@ -317,8 +317,8 @@ mod tests {
         let with_others = [
             "dispatch/registry.rs",
             "dispatch/timer.rs",
+            "engine/maintenance.rs",
             "log/mod.rs",
-            "maintenance.rs",
             "workers.rs",
         ];
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use crate::Sequence;
 use crate::dispatch::lease_timeouts::Delivery;
 use crate::engine::Engine;
 use crate::engine::delivery::Attempt;
 use crate::failure::Failure;
 use crate::log::lease::Lease;
+use crate::{JobId, Sequence};
 
 /// A job in the hands of a consumer, until it says what became of it.
 ///
@@ -70,8 +70,9 @@ impl<'a> Job<'a> {
 
     /// The job's id, the one that its enqueue returned.
     #[inline]
-    pub fn sequence(&self) -> Sequence {
-        self.lease.as_ref().map_or(Sequence::new(0), Lease::job)
+    pub fn id(&self) -> JobId {
+        let sequence = self.lease.as_ref().map_or(Sequence::new(0), Lease::job);
+        JobId::of(sequence)
     }
 
     /// Which attempt this is: the attempts that failed, and this one. 1 the first time. An attempt that ended
@@ -190,7 +191,7 @@ fn fail_dropped(engine: &Engine, lease: Lease, delivery: Delivery, attempt: Atte
 impl fmt::Debug for Job<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Job")
-            .field("sequence", &self.sequence())
+            .field("id", &self.id())
             .field("attempts", &self.attempts())
             .field("payload_len", &self.payload().len())
             .finish_non_exhaustive()

@@ -68,6 +68,7 @@ mod error;
 mod event_count;
 mod events;
 mod failure;
+mod id;
 mod job;
 mod lasting;
 mod log;
@@ -90,6 +91,7 @@ pub use consumer::Consumer;
 pub use dead_letters::{DeadLetter, DeadLetters};
 pub use error::{BatchError, DeadLetterError, EnqueueError, FlushError, OpenError};
 pub use failure::{Failure, FailureError};
+pub use id::{JobId, LetterId, ParseIdError};
 pub use job::Job;
 pub use log::record::FailureReason;
 #[cfg(fuzzing)]
@@ -100,11 +102,11 @@ pub use options::{Builder, Durability, EnqueueOptions};
 pub use producer::Producer;
 pub use queue::Queue;
 pub use retry::{Jitter, MAX_ATTEMPTS, MAX_CRASHES, RetryPolicy};
-pub use sequence::{ParseSequenceError, Sequence};
 pub use stats::Stats;
 pub use storage::StorageError;
 pub use workers::{ShutdownReport, Workers, WorkersBuilder};
 
+use sequence::Sequence;
 use time::Timestamp;
 
 /// The snippets of the guide, as doctests.

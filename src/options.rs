@@ -148,7 +148,7 @@ impl EnqueueOptions {
 
 pub(crate) type ProgressFn = Arc<dyn Fn(RecoveryProgress) + Send + Sync>;
 
-/// Options of a queue; from [`Queue::builder`].
+/// Options of a queue; from [`Queue::builder`](crate::Queue::builder).
 #[derive(Clone)]
 #[must_use]
 pub struct Builder {
@@ -212,7 +212,7 @@ impl Builder {
     /// created. Default: 8 MiB.
     ///
     /// A payload can have about a quarter of this, at most about 16 MiB, see
-    /// [`Queue::max_payload`]. Space is freed by whole segments.
+    /// [`Queue::max_payload`](crate::Queue::max_payload). Space is freed by whole segments.
     pub fn segment_size(mut self, bytes: u64) -> Self {
         self.segment_size = Some(bytes);
         self

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::Sequence;
+use crate::JobId;
 use crate::engine::enqueue::{Lane, Place};
 use crate::engine::{Engine, Running};
 use crate::error::{BatchError, EnqueueError};
@@ -29,7 +29,7 @@ impl Producer {
     /// # Errors
     /// As there.
     #[inline]
-    pub fn enqueue(&mut self, payload: &[u8]) -> Result<Sequence, EnqueueError> {
+    pub fn enqueue(&mut self, payload: &[u8]) -> Result<JobId, EnqueueError> {
         let (engine, place) = self.place();
         engine.enqueue(place, payload)
     }
@@ -42,7 +42,7 @@ impl Producer {
         &mut self,
         payload: &[u8],
         options: EnqueueOptions,
-    ) -> Result<Sequence, EnqueueError> {
+    ) -> Result<JobId, EnqueueError> {
         let (engine, place) = self.place();
         engine.enqueue_with(place, payload, &options)
     }
@@ -54,7 +54,7 @@ impl Producer {
     pub fn enqueue_batch<P: AsRef<[u8]>>(
         &mut self,
         payloads: &[P],
-    ) -> Result<Vec<Sequence>, BatchError> {
+    ) -> Result<Vec<JobId>, BatchError> {
         self.enqueue_batch_with(payloads, EnqueueOptions::new())
     }
 
@@ -66,7 +66,7 @@ impl Producer {
         &mut self,
         payloads: &[P],
         options: EnqueueOptions,
-    ) -> Result<Vec<Sequence>, BatchError> {
+    ) -> Result<Vec<JobId>, BatchError> {
         let (engine, place) = self.place();
         engine.enqueue_batch(place, payloads, &options)
     }

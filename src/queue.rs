@@ -9,7 +9,7 @@ use crate::error::{BatchError, EnqueueError, FlushError};
 use crate::log::recovery::VerifyReport;
 use crate::options::{Builder, EnqueueOptions};
 use crate::{
-    Consumer, DeadLetters, OpenError, Producer, RecoveryReport, Sequence, Stats, StorageError,
+    Consumer, DeadLetters, JobId, OpenError, Producer, RecoveryReport, Stats, StorageError,
     WorkersBuilder,
 };
 
@@ -54,7 +54,7 @@ impl Queue {
     /// See [`EnqueueError`]. The payload is only borrowed, so it is still there to try again; after
     /// [`NotDurable`](EnqueueError::NotDurable) the job is in the queue, and trying again doubles it.
     #[inline]
-    pub fn enqueue(&self, payload: &[u8]) -> Result<Sequence, EnqueueError> {
+    pub fn enqueue(&self, payload: &[u8]) -> Result<JobId, EnqueueError> {
         let engine = &*self.running;
         engine.enqueue(Place::of_this_thread(engine), payload)
     }
@@ -67,7 +67,7 @@ impl Queue {
         &self,
         payload: &[u8],
         options: EnqueueOptions,
-    ) -> Result<Sequence, EnqueueError> {
+    ) -> Result<JobId, EnqueueError> {
         let engine = &*self.running;
         engine.enqueue_with(Place::of_this_thread(engine), payload, &options)
     }
@@ -81,10 +81,7 @@ impl Queue {
     /// # Errors
     /// The error names the jobs that were enqueued: those before the one that found no room, say, and all where
     /// only the flush failed. With an option that is out of its range or a payload that is too large, none is.
-    pub fn enqueue_batch<P: AsRef<[u8]>>(
-        &self,
-        payloads: &[P],
-    ) -> Result<Vec<Sequence>, BatchError> {
+    pub fn enqueue_batch<P: AsRef<[u8]>>(&self, payloads: &[P]) -> Result<Vec<JobId>, BatchError> {
         self.enqueue_batch_with(payloads, EnqueueOptions::new())
     }
 
@@ -96,7 +93,7 @@ impl Queue {
         &self,
         payloads: &[P],
         options: EnqueueOptions,
-    ) -> Result<Vec<Sequence>, BatchError> {
+    ) -> Result<Vec<JobId>, BatchError> {
         let engine = &*self.running;
         engine.enqueue_batch(Place::of_this_thread(engine), payloads, &options)
     }

@@ -1,34 +1,19 @@
-//! The public id of a job.
+//! Where a record stands, in whichever log of a queue.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::str::FromStr;
 
 /// Bits below the stripe.
 const STRIPE_SHIFT: u32 = 56;
 
-/// The id of a job, unique within its queue for ever: the stripe in the top 8 bits, and below
-/// them a number that grows along the stripe's log.
+/// The place of a record, unique within its queue for ever: the stripe in the top 8 bits, and below them a
+/// number that grows along the stripe's log.
 ///
 /// Sequences of one stripe are in the order of its log. They are not dense: each segment starts at a multiple of
 /// the most records that a segment can hold.
-///
-/// Displayed as `stripe-number`, such as `1-4096`, and parsed from that. This is also its form in
-/// [serde](https://serde.rs), with the feature `serde`: a string in every format, as numbers of letters, and of
-/// all stripes but the first, are greater than what JSON readers with floating point numbers can tell apart
-/// (2^53).
-///
-/// ```
-/// use logmill::Sequence;
-///
-/// let id: Sequence = "1-4096".parse()?;
-/// assert_eq!((id.stripe(), id.to_string().as_str()), (1, "1-4096"));
-/// assert!("4096".parse::<Sequence>().is_err());
-/// # Ok::<(), logmill::ParseSequenceError>(())
-/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Sequence(u64);
+pub(crate) struct Sequence(u64);
 
 /// A map by sequences, which nobody outside can choose.
 pub(crate) type SequenceMap<T> = HashMap<Sequence, T, BuildHasherDefault<SequenceHasher>>;
@@ -60,18 +45,16 @@ impl Hasher for SequenceHasher {
 impl Sequence {
     pub(crate) const MAX_WITHIN_STRIPE: u64 = (1 << STRIPE_SHIFT) - 1;
 
-    /// The sequence with this number, as [`get`](Self::get) gave it.
-    pub const fn new(number: u64) -> Self {
+    pub(crate) const fn new(number: u64) -> Self {
         Self(number)
     }
 
-    /// The number, for storing it elsewhere.
-    pub const fn get(self) -> u64 {
+    pub(crate) const fn get(self) -> u64 {
         self.0
     }
 
-    /// The stripe it belongs to. Letters, which are in the dead letter log, have 255.
-    pub const fn stripe(self) -> u8 {
+    /// 255: the dead letter log.
+    pub(crate) const fn stripe(self) -> u8 {
         (self.0 >> STRIPE_SHIFT) as u8
     }
 
@@ -109,120 +92,5 @@ impl fmt::Display for Sequence {
 impl fmt::Debug for Sequence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Sequence({self})")
-    }
-}
-
-/// A text that is not the id of a job: not of the form `stripe-number`, or out of range.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{text:?} is not the id of a job or letter, which is of the form stripe-number, such as 1-4096"
-)]
-pub struct ParseSequenceError {
-    text: String,
-}
-
-impl FromStr for Sequence {
-    type Err = ParseSequenceError;
-
-    /// Takes what [`Display`](fmt::Display) gives, and nothing else.
-    fn from_str(text: &str) -> Result<Self, ParseSequenceError> {
-        let parsed = text.split_once('-').and_then(|(stripe, number)| {
-            let number = number.parse().ok()?;
-            let first = Self::first_of_stripe(stripe.parse().ok()?);
-            (number <= Self::MAX_WITHIN_STRIPE).then(|| first.plus_wide(number))
-        });
-        // Without signs and leading zeros, so that one id has one text.
-        match parsed {
-            Some(sequence) if sequence.to_string() == text => Ok(sequence),
-            _ => Err(ParseSequenceError {
-                text: text.to_owned(),
-            }),
-        }
-    }
-}
-
-#[cfg(feature = "serde")]
-impl serde::Serialize for Sequence {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-#[cfg(feature = "serde")]
-impl<'de> serde::Deserialize<'de> for Sequence {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-
-        impl serde::de::Visitor<'_> for Text {
-            type Value = Sequence;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the id of a job as a string, such as \"1-4096\"")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Sequence, E> {
-                text.parse().map_err(E::custom)
-            }
-        }
-
-        deserializer.deserialize_str(Text)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const IDS: [(u64, &str); 5] = [
-        (0, "0-0"),
-        (1 << 56 | 4096, "1-4096"),
-        (Sequence::MAX_WITHIN_STRIPE, "0-72057594037927935"),
-        (255 << 56, "255-0"),
-        (u64::MAX, "255-72057594037927935"),
-    ];
-
-    #[test]
-    fn an_id_is_parsed_from_its_text_and_from_no_other() {
-        for (number, text) in IDS {
-            assert_eq!(Sequence::new(number).to_string(), text);
-            assert_eq!(text.parse(), Ok(Sequence::new(number)));
-        }
-        let others = [
-            "",
-            "-",
-            "7",
-            "1-",
-            "-1",
-            "1-+4",
-            "+1-4",
-            "01-4",
-            "1-04",
-            " 1-4",
-            "1-4\n",
-            "1-4-5",
-            "256-0",
-            "0-72057594037927936",
-            "0-18446744073709551616",
-            "one-two",
-            "Sequence(1-4)",
-        ];
-        for other in others {
-            let error = other.parse::<Sequence>().unwrap_err();
-            assert!(error.to_string().contains(&format!("{other:?}")), "{error}");
-        }
-    }
-
-    #[cfg(feature = "serde")]
-    #[test]
-    fn an_id_is_a_string_in_json() {
-        for (number, text) in IDS {
-            let json = serde_json::to_string(&Sequence::new(number)).unwrap();
-            assert_eq!(json, format!("\"{text}\""));
-            let back: Sequence = serde_json::from_str(&json).unwrap();
-            assert_eq!(back.get(), number);
-        }
-        for other in ["4096", "\"4096\"", "null", "[1, 4096]"] {
-            assert!(serde_json::from_str::<Sequence>(other).is_err());
-        }
     }
 }

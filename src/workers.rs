@@ -13,7 +13,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use crate::dispatch::source::Source;
 use crate::engine::{Running, worker};
 use crate::events::event;
-use crate::{Failure, Job, Sequence, user_code};
+use crate::{Failure, Job, JobId, user_code};
 
 /// Most workers of a pool: more threads than a machine is likely to be able to run.
 const MAX_WORKERS: usize = 64 * 1024;
@@ -216,7 +216,7 @@ where
                 continue;
             };
             // Relaxed: read for reports only.
-            current.store(job.sequence().get(), Ordering::Relaxed);
+            current.store(job.id().get(), Ordering::Relaxed);
             match user_code::call(|| (self.handler)(&job).map_err(Into::into)) {
                 Ok(Ok(())) => job.ack(),
                 Ok(Err(failure)) => job.fail(failure),
@@ -264,7 +264,7 @@ pub struct ShutdownReport {
     /// Jobs that were still running at the deadline. Their threads go on and settle them if they
     /// ever end. If the process ends first, the next one delivers these jobs again, and counts a
     /// [crash](crate::Job::crashes) for each unless the queue was [closed](crate::Queue::close).
-    pub still_running: Vec<Sequence>,
+    pub still_running: Vec<JobId>,
     /// Workers that ended before the pool was stopped or the queue closed. Always 0, unless this
     /// library has a bug; an error event tells more.
     pub died: usize,
@@ -312,7 +312,7 @@ impl Workers {
             .iter()
             .map(|current| current.load(Ordering::Relaxed))
             .filter(|&current| !finished_in_time && current != IDLE)
-            .map(Sequence::new)
+            .map(JobId::new)
             .collect();
         ShutdownReport {
             finished_in_time,

@@ -17,8 +17,8 @@ const LAYERS: &[&[&str]] = &[
     &["retry"],
     &["log"],
     &["lasting", "error"],
-    &["storage", "event_count", "turns", "sequence"],
-    &["events", "failure", "sync", "time"],
+    &["storage", "event_count", "turns", "id"],
+    &["events", "failure", "sync", "time", "sequence"],
     &["user_code"],
 ];
 

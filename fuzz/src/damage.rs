@@ -243,10 +243,10 @@ fn deliver(dir: &Path, log: &Log, acks: impl Fn(usize) -> bool) -> Deliveries {
             std::thread::yield_now();
             continue;
         };
-        let (id, payload) = (job.sequence().get(), job.payload().to_vec());
+        let (id, payload) = (job.id().get(), job.payload().to_vec());
         let found = (id, payload.clone(), (job.attempts(), job.crashes()));
         // While a job with a crash is held, no other one is delivered.
-        if job.sequence() == new || job.crashes() > 0 || acks(delivered.len()) {
+        if job.id() == new || job.crashes() > 0 || acks(delivered.len()) {
             job.ack();
         } else {
             // The queue is closed properly.
@@ -291,7 +291,7 @@ fn letters(queue: &Queue) -> Jobs {
     let letters = queue.dead_letters().iter();
     sorted(letters.map(|letter| {
         (
-            letter.job().get(),
+            letter.job_id().get(),
             letter.payload().to_vec(),
             (letter.attempts(), letter.crashes()),
         )

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use logmill::Sequence;
+use logmill::JobId;
 
 use crate::format::{self, Acks, End, FIRST, Record, Segment, UNIT};
 use crate::{SEGMENT_SIZE, builder, directory, files};
@@ -56,7 +56,7 @@ fn make_queue(sealed: bool) -> Files {
     let (queue, _) = builder(living.path()).open().expect("opened");
     for (at, payload) in PAYLOADS.iter().cycle().take(JOBS).enumerate() {
         let job = queue.enqueue(payload).expect("enqueued");
-        assert_eq!(job, Sequence::new(at as u64));
+        assert_eq!(job, JobId::new(at as u64));
     }
     let consumer = queue.consumer();
     for _ in 0..ACKED {

@@ -11,7 +11,7 @@ use crate::engine::letters::{Letter, letters_of};
 use crate::error::DeadLetterError;
 use crate::events::event;
 use crate::log::record::FailureReason;
-use crate::{Sequence, StorageError};
+use crate::{JobId, LetterId, StorageError};
 
 /// Most letters that are replayed with one flush of each log.
 const REPLAY_BATCH: usize = 256;
@@ -35,13 +35,13 @@ pub struct DeadLetter(Letter);
 
 impl DeadLetter {
     /// The letter's own id.
-    pub fn sequence(&self) -> Sequence {
-        self.0.sequence
+    pub fn id(&self) -> LetterId {
+        LetterId::of(self.0.sequence)
     }
 
     /// The id of the job that became this letter.
-    pub fn job(&self) -> Sequence {
-        self.0.meta.original.unwrap_or(self.0.sequence)
+    pub fn job_id(&self) -> JobId {
+        JobId::of(self.0.meta.original.unwrap_or(self.0.sequence))
     }
 
     /// The job's payload.
@@ -115,8 +115,8 @@ impl DeadLetters {
 
     /// One letter; None if there is none of this id, or if it cannot be read, of which an event of level error
     /// tells. Walks through the letters of its segment.
-    pub fn get(&self, letter: Sequence) -> Option<DeadLetter> {
-        let found = self.running.find_letter(letter);
+    pub fn get(&self, letter: LetterId) -> Option<DeadLetter> {
+        let found = self.running.find_letter(letter.sequence());
         let found = found.unwrap_or_else(|error| {
             event!(error, %error, "a dead letter could not be read");
             None
@@ -134,8 +134,8 @@ impl DeadLetters {
     /// # Errors
     /// See [`DeadLetterError`]; the letter is then still there, but for
     /// [`NotDurable`](DeadLetterError::NotDurable).
-    pub fn replay(&self, letter: Sequence) -> Result<Sequence, DeadLetterError> {
-        let found = self.running.find_letter(letter)?;
+    pub fn replay(&self, letter: LetterId) -> Result<JobId, DeadLetterError> {
+        let found = self.running.find_letter(letter.sequence())?;
         let found = found.ok_or(DeadLetterError::NotFound { letter })?;
         let jobs = self.running.replay(&[found])?;
         jobs.first()
@@ -152,7 +152,7 @@ impl DeadLetters {
     pub fn replay_where(
         &self,
         mut filter: impl FnMut(&DeadLetter) -> bool,
-    ) -> Result<Vec<Sequence>, DeadLetterError> {
+    ) -> Result<Vec<JobId>, DeadLetterError> {
         let mut replayed = Vec::new();
         let mut unread = None;
         let mut letters = readable(letters_of(&self.running), &mut unread)
@@ -192,7 +192,7 @@ impl DeadLetters {
     ///
     /// # Errors
     /// As [`replay_where`](Self::replay_where).
-    pub fn replay_all(&self) -> Result<Vec<Sequence>, DeadLetterError> {
+    pub fn replay_all(&self) -> Result<Vec<JobId>, DeadLetterError> {
         self.replay_where(|_| true)
     }
 
@@ -201,8 +201,8 @@ impl DeadLetters {
     /// # Errors
     /// See [`DeadLetterError`]. After a flush that failed the letter is deleted, and a power cut may bring it
     /// back.
-    pub fn purge(&self, letter: Sequence) -> Result<(), DeadLetterError> {
-        match self.running.purge([letter].into_iter())? {
+    pub fn purge(&self, letter: LetterId) -> Result<(), DeadLetterError> {
+        match self.running.purge([letter.sequence()].into_iter())? {
             0 => Err(DeadLetterError::NotFound { letter }),
             _ => Ok(()),
         }

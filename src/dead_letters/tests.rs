@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::storage::Operation;
 use crate::storage::faults;
 use crate::testing::crash_simulation::copy_tree;
-use crate::{Builder, DeadLetterError, Durability, EnqueueOptions, Queue, RetryPolicy, Sequence};
+use crate::{Builder, DeadLetterError, Durability, EnqueueOptions, LetterId, Queue, RetryPolicy};
 
 /// No wait lasts as long.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -22,13 +22,13 @@ fn builder(dir: &Path) -> Builder {
 }
 
 /// A queue with a letter, all of it durable.
-fn queue_with_letter() -> (TempDir, Queue, Sequence) {
+fn queue_with_letter() -> (TempDir, Queue, LetterId) {
     let dir = tempfile::tempdir().unwrap();
     let (queue, _) = builder(dir.path()).open().unwrap();
     queue.enqueue(b"precious").unwrap();
     let consumer = queue.consumer();
     consumer.next_timeout(LIMIT).unwrap().dead_letter("why");
-    let letter = queue.dead_letters().iter().next().unwrap().sequence();
+    let letter = queue.dead_letters().iter().next().unwrap().id();
     drop(consumer);
     queue.flush().unwrap();
     (dir, queue, letter)
@@ -72,10 +72,7 @@ fn a_replay_whose_job_cannot_be_flushed_leaves_the_letter_to_the_next_open() {
     assert_eq!(letters.get(letter), None);
     let consumer = queue.consumer();
     let job = consumer.next_timeout(LIMIT).unwrap();
-    assert_eq!(
-        (job.sequence(), job.payload()),
-        (replayed[0], &b"precious"[..])
-    );
+    assert_eq!((job.id(), job.payload()), (replayed[0], &b"precious"[..]));
     // Nor does it become another letter, which might be durable while the job is not.
     job.dead_letter("again");
     assert_eq!((letters.len(), letters.iter().count()), (1, 0));
@@ -110,7 +107,7 @@ fn a_replay_whose_mark_cannot_be_flushed_is_settled_by_the_next_open() {
         (1, 0, 1)
     );
     let consumer = queue.consumer();
-    assert_eq!(consumer.try_next().unwrap().sequence(), job);
+    assert_eq!(consumer.try_next().unwrap().id(), job);
 }
 
 #[test]

@@ -440,7 +440,7 @@ mod tests {
         let consumer = Source::new(Arc::clone(&running));
         let mut late = Some(late(&running, &consumer, &mut now));
         let letters = DeadLetters::new(Arc::clone(&running));
-        let letter = letters.iter().next().unwrap().sequence();
+        let letter = letters.iter().next().unwrap().id();
         let observer = {
             let running = Arc::clone(&running);
             move |operation, _: &Path, _| {
@@ -544,7 +544,7 @@ mod tests {
                     continue;
                 }
                 let job = held.swap_remove(random.usize(0..held.len()));
-                let id = job.sequence();
+                let id = job.id();
                 match random.u8(0..10) {
                     0..3 => {
                         job.ack();
@@ -576,7 +576,11 @@ mod tests {
             is_over.store(true, Ordering::Relaxed);
         });
         let acked = std::mem::take(&mut *acked.lock());
-        let dead: HashSet<_> = queue.dead_letters().iter().map(|one| one.job()).collect();
+        let dead: HashSet<_> = queue
+            .dead_letters()
+            .iter()
+            .map(|one| one.job_id())
+            .collect();
         assert!(dead.is_disjoint(&acked));
         assert_eq!(dead.len() + acked.len(), JOBS);
         let dead_log = queue.engine().dead();

@@ -10,7 +10,7 @@ use crate::log::record::{NewMeta, NewRecord, RECORD_HEADER_BYTES};
 use crate::log::segment::Segment;
 use crate::log::{Log, RollError};
 use crate::options::{Due, Durability, EnqueueOptions};
-use crate::{Sequence, Timestamp};
+use crate::{JobId, Sequence, Timestamp};
 
 /// Bytes of a record kept free for what a dead letter adds to its job: its identity, attempts and
 /// times, and a few reasons.
@@ -123,7 +123,7 @@ impl Engine {
         &self,
         mut place: Place<'_>,
         payload: &[u8],
-    ) -> Result<Sequence, EnqueueError> {
+    ) -> Result<JobId, EnqueueError> {
         if self.depth.is_some() || self.durability() != Durability::Process {
             return self.enqueue_with(place, payload, &EnqueueOptions::new());
         }
@@ -135,7 +135,7 @@ impl Engine {
             payload,
         })?;
         self.dispatch().sleepers.notify(1);
-        Ok(sequence)
+        Ok(JobId::of(sequence))
     }
 
     pub(crate) fn enqueue_with(
@@ -143,7 +143,7 @@ impl Engine {
         mut place: Place<'_>,
         payload: &[u8],
         options: &EnqueueOptions,
-    ) -> Result<Sequence, EnqueueError> {
+    ) -> Result<JobId, EnqueueError> {
         options.validate()?;
         self.check_payload(payload)?;
         let durability = options.durability.unwrap_or(self.durability());
@@ -158,8 +158,9 @@ impl Engine {
             })
         })?;
         self.dispatch().sleepers.notify(1);
-        self.make_durable(place.stripe, durability, sequence)?;
-        Ok(sequence)
+        let job = JobId::of(sequence);
+        self.make_durable(place.stripe, durability, job)?;
+        Ok(job)
     }
 
     pub(crate) fn enqueue_batch<P: AsRef<[u8]>>(
@@ -167,7 +168,7 @@ impl Engine {
         place: Place<'_>,
         payloads: &[P],
         options: &EnqueueOptions,
-    ) -> Result<Vec<Sequence>, BatchError> {
+    ) -> Result<Vec<JobId>, BatchError> {
         let mut enqueued = Vec::with_capacity(payloads.len());
         match self.append_batch(place, payloads, options, &mut enqueued) {
             Ok(()) => Ok(enqueued),
@@ -180,7 +181,7 @@ impl Engine {
         mut place: Place<'_>,
         payloads: &[P],
         options: &EnqueueOptions,
-        enqueued: &mut Vec<Sequence>,
+        enqueued: &mut Vec<JobId>,
     ) -> Result<(), EnqueueError> {
         options.validate()?;
         // Asked for once: a payload that changed between two looks would not fit its reservation.
@@ -210,7 +211,7 @@ impl Engine {
             });
             match appended {
                 Ok((first, count)) => {
-                    enqueued.extend((0..count as u32).map(|at| first.plus(at)));
+                    enqueued.extend((0..count as u32).map(|at| JobId::of(first.plus(at))));
                     self.dispatch().sleepers.notify(count);
                     rest = &rest[count..];
                 }
@@ -287,7 +288,7 @@ impl Engine {
         &self,
         stripe: &Log,
         durability: Durability,
-        last: Sequence,
+        last: JobId,
     ) -> Result<(), EnqueueError> {
         match durability {
             Durability::Process => Ok(()),
@@ -297,10 +298,7 @@ impl Engine {
             }
             Durability::Sync => stripe
                 .flush(false)
-                .map_err(|error| EnqueueError::NotDurable {
-                    sequence: last,
-                    error,
-                }),
+                .map_err(|error| EnqueueError::NotDurable { job: last, error }),
         }
     }
 }

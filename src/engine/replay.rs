@@ -8,13 +8,13 @@ use crate::error::{DeadLetterError, EnqueueError};
 use crate::log::Log;
 use crate::log::record::{Meta, NewRecord};
 use crate::log::segment::{Segment, Unsettled};
-use crate::{Sequence, Timestamp};
+use crate::{JobId, Sequence, Timestamp};
 
 impl Engine {
     /// Appends the jobs, each naming its letter, flushes them, and then marks the letters done and
     /// flushes that. Until then the segments that the jobs are in are neither sealed nor retired: the
     /// next open, which scans them, marks the letters that a crash left.
-    pub(crate) fn replay(&self, letters: &[Letter]) -> Result<Vec<Sequence>, DeadLetterError> {
+    pub(crate) fn replay(&self, letters: &[Letter]) -> Result<Vec<JobId>, DeadLetterError> {
         // One replay at a time, so that a letter is not replayed twice.
         let _hold = self.dead().hold();
         self.check_letters_poison()?;
@@ -34,7 +34,7 @@ impl Engine {
         for (letter, _) in &live {
             match self.append_replay(stripe, &mut active, letter) {
                 Ok((job, owed)) => {
-                    jobs.push(job);
+                    jobs.push(JobId::of(job));
                     unsettled.push(owed);
                     replayed.push(letter.sequence);
                 }

@@ -142,7 +142,7 @@ fn a_queue_opens_on_a_full_disk_though_a_stripe_has_no_segment() {
     for stripe in [1, 0] {
         let id = enqueue(&running, stripe).unwrap();
         let job = consumer.next_timeout(Duration::from_secs(60)).unwrap();
-        assert_eq!(job.sequence(), id);
+        assert_eq!(job.id(), id);
         job.ack();
     }
 }

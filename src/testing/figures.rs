@@ -29,7 +29,7 @@ use crate::log::lease::Lease;
 use crate::options::Builder;
 use crate::storage::faults;
 use crate::time::stopped;
-use crate::{DeadLetterError, EnqueueError, EnqueueOptions, RetryPolicy, Sequence};
+use crate::{DeadLetterError, EnqueueError, EnqueueOptions, JobId, RetryPolicy, Sequence};
 
 /// So many lives, unless `LOGMILL_SEEDS` says otherwise.
 const SEEDS: u64 = 10;
@@ -187,7 +187,7 @@ impl Life {
         let stripes = running.dispatch().stripes();
         let place = Place::on(&stripes[self.random.usize(0..stripes.len())]);
         match running.enqueue_with(place, &payload, &options) {
-            Ok(job) => self.note_enqueued([job]),
+            Ok(job) => self.note_enqueued([job.sequence()]),
             Err(error) => self.check_refusal(&error),
         }
     }
@@ -198,9 +198,9 @@ impl Life {
         let running = self.running();
         let place = Place::on(&running.dispatch().stripes()[0]);
         match running.enqueue_batch(place, &payloads, &options) {
-            Ok(jobs) => self.note_enqueued(jobs),
+            Ok(jobs) => self.note_enqueued(jobs.into_iter().map(JobId::sequence)),
             Err(error) => {
-                self.note_enqueued(error.enqueued);
+                self.note_enqueued(error.enqueued.into_iter().map(JobId::sequence));
                 self.check_refusal(&error.error);
             }
         }
@@ -378,7 +378,7 @@ impl Life {
         for letter in picked.iter().take(jobs.len()) {
             assert!(self.letters.remove(letter));
         }
-        self.note_enqueued(jobs);
+        self.note_enqueued(jobs.into_iter().map(JobId::sequence));
     }
 
     fn purge(&mut self) {
@@ -395,7 +395,7 @@ impl Life {
 
     fn picks(&mut self, letter: &DeadLetter, picked: &mut Vec<Sequence>) -> bool {
         let picks = self.random.bool();
-        picked.extend(picks.then(|| letter.job()));
+        picked.extend(picks.then(|| letter.job_id().sequence()));
         picks
     }
 

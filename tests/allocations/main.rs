@@ -17,7 +17,7 @@ use std::alloc::System;
 use std::hint::black_box;
 use std::time::Duration;
 
-use logmill::{Builder, Consumer, EnqueueError, Producer, Queue, RetryPolicy, Sequence};
+use logmill::{Builder, Consumer, EnqueueError, JobId, Producer, Queue, RetryPolicy};
 use parking_lot::{Mutex, MutexGuard};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
@@ -65,7 +65,7 @@ fn allocations(work: impl FnOnce()) -> u64 {
 
 /// Enqueues, and counts the segments by the gaps that they leave in the sequences.
 struct Steps {
-    last: Option<Sequence>,
+    last: Option<JobId>,
     segments: u64,
 }
 
@@ -77,7 +77,7 @@ impl Steps {
         }
     }
 
-    fn note(&mut self, enqueued: Result<Sequence, EnqueueError>) {
+    fn note(&mut self, enqueued: Result<JobId, EnqueueError>) {
         let sequence = enqueued.expect("enqueued");
         if self
             .last

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 
-use logmill::Sequence;
+use crate::layout::Place;
 
 use crate::damage::Change;
 use crate::layout::{Acks, Deliveries, HEADER_BYTES, IDENTITY, Segment};
@@ -13,7 +13,7 @@ use crate::sample::{Job, Sample};
 
 /// By what a job is known in a letter that is yet to be written: its id, payload, and failed
 /// attempts.
-pub(crate) type NewLetter = (Sequence, Vec<u8>, u32);
+pub(crate) type NewLetter = (Place, Vec<u8>, u32);
 
 /// What is delivered of a job: its payload, which attempt it is, and its crashes.
 pub(crate) type Delivery = (Vec<u8>, u32, u32);
@@ -21,12 +21,12 @@ pub(crate) type Delivery = (Vec<u8>, u32, u32);
 /// What opening and draining the damaged queue must find.
 #[derive(Default)]
 pub(crate) struct Expectation {
-    pub delivered: BTreeMap<Sequence, Delivery>,
+    pub delivered: BTreeMap<Place, Delivery>,
     /// Of the delivered, those that had been acked or dead.
     pub again: usize,
     /// Jobs that are not due.
     pub far: u64,
-    pub letters: BTreeSet<Sequence>,
+    pub letters: BTreeSet<Place>,
     /// Jobs that have used up their attempts.
     pub new_letters: BTreeSet<NewLetter>,
     /// The records that are damaged, in the damaged file.
@@ -55,8 +55,8 @@ pub(crate) enum Zero {
 /// What is known of the records of a segment after its ack file was damaged.
 #[derive(Default)]
 struct Forgotten {
-    done: BTreeSet<Sequence>,
-    deliveries: BTreeSet<Sequence>,
+    done: BTreeSet<Place>,
+    deliveries: BTreeSet<Place>,
 }
 
 impl Expectation {
@@ -82,7 +82,7 @@ impl Expectation {
         expected
     }
 
-    fn damage_segment(&mut self, sample: &Sample, change: &Change<'_>) -> BTreeSet<Sequence> {
+    fn damage_segment(&mut self, sample: &Sample, change: &Change<'_>) -> BTreeSet<Place> {
         let segment = segment_of(sample, change.file);
         let is_headless = change.is_cut_before(HEADER_BYTES);
         let is_lost = |at: usize| {
@@ -139,12 +139,7 @@ impl Expectation {
         }
     }
 
-    fn expect_letters(
-        &mut self,
-        sample: &Sample,
-        lost: &BTreeSet<Sequence>,
-        forgotten: &Forgotten,
-    ) {
+    fn expect_letters(&mut self, sample: &Sample, lost: &BTreeSet<Place>, forgotten: &Forgotten) {
         for (&sequence, letter) in &sample.letters {
             if lost.contains(&sequence) || (letter.is_done && !forgotten.done.contains(&sequence)) {
                 continue;
@@ -162,7 +157,7 @@ impl Expectation {
         }
     }
 
-    fn expect_jobs(&mut self, sample: &Sample, lost: &BTreeSet<Sequence>, forgotten: &Forgotten) {
+    fn expect_jobs(&mut self, sample: &Sample, lost: &BTreeSet<Place>, forgotten: &Forgotten) {
         for (&sequence, job) in &sample.jobs {
             if lost.contains(&sequence) || (job.is_done && !forgotten.done.contains(&sequence)) {
                 continue;
@@ -196,7 +191,7 @@ fn is_used_up(job: &Job, failed: u32) -> bool {
 }
 
 /// Whether a letter that an open scans is about this job, be it done or not.
-fn is_named_by_a_letter(sample: &Sample, job: Sequence) -> bool {
+fn is_named_by_a_letter(sample: &Sample, job: Place) -> bool {
     let segments = sample.files.iter().filter(|(path, _)| {
         path.starts_with("dead") && path.extension().is_some_and(|extension| extension == "seg")
     });
@@ -205,7 +200,7 @@ fn is_named_by_a_letter(sample: &Sample, job: Sequence) -> bool {
         .filter(|segment| !segment.is_sealed);
     unsealed.flat_map(|segment| segment.records).any(|record| {
         let letter = sample.letters.get(&record.sequence);
-        letter.is_some_and(|letter| letter.letter.job() == job)
+        letter.is_some_and(|letter| letter.letter.job_id().get() == job)
     })
 }
 

@@ -3,10 +3,11 @@
 
 use std::ops::Range;
 
-use logmill::Sequence;
-
 pub(crate) const SEGMENT_SIZE: usize = 16 * 1024;
 pub(crate) const HEADER_BYTES: usize = 64;
+/// Where a record stands: the number of a job's or a letter's id.
+pub(crate) type Place = u64;
+
 /// What a header's check covers, and the check.
 pub(crate) const IDENTITY: Range<usize> = 0..48;
 /// The version of a MANIFEST.
@@ -25,7 +26,7 @@ pub(crate) struct Segment {
 }
 
 pub(crate) struct Record {
-    pub sequence: Sequence,
+    pub sequence: Place,
     /// Header, metadata and payload.
     pub bytes: Range<usize>,
     /// As `bytes`, up to the next multiple of 8.
@@ -52,7 +53,7 @@ impl Segment {
             assert_eq!((index as usize, bytes[at + 12]), (records.len(), 1));
             let meta_len = u16::from_le_bytes([bytes[at + 14], bytes[at + 15]]);
             records.push(Record {
-                sequence: Sequence::new(base + u64::from(index)),
+                sequence: Place::from(base + u64::from(index)),
                 bytes: at..at + len,
                 units: at..at + len.next_multiple_of(8),
                 payload: at + RECORD_HEADER_BYTES + usize::from(meta_len)..at + len,

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use logmill::{Builder, DeadLetter, EnqueueOptions, Queue, RetryPolicy, Sequence};
+use crate::layout::Place;
+use logmill::{Builder, DeadLetter, EnqueueOptions, LetterId, Queue, RetryPolicy};
 use tempfile::TempDir;
 
 use crate::files;
@@ -25,8 +26,8 @@ pub(crate) struct Sample {
     soon: Duration,
     /// By their paths within the queue directory.
     pub files: Files,
-    pub jobs: BTreeMap<Sequence, Job>,
-    pub letters: BTreeMap<Sequence, Letter>,
+    pub jobs: BTreeMap<Place, Job>,
+    pub letters: BTreeMap<Place, Letter>,
 }
 
 pub(crate) struct Job {
@@ -39,7 +40,7 @@ pub(crate) struct Job {
     pub limit: Option<u32>,
     /// It is not due for long.
     pub is_far: bool,
-    pub replay_of: Option<Sequence>,
+    pub replay_of: Option<Place>,
 }
 
 pub(crate) struct Letter {
@@ -145,7 +146,7 @@ impl Sample {
         Some(sample)
     }
 
-    fn enqueue(&mut self, queue: &Queue, fate: Fate, payload: Vec<u8>) -> Sequence {
+    fn enqueue(&mut self, queue: &Queue, fate: Fate, payload: Vec<u8>) -> Place {
         let mut options = EnqueueOptions::new();
         let limit = match fate {
             HoldLast => Some(1),
@@ -170,6 +171,7 @@ impl Sample {
             replay_of: None,
         };
         let sequence = queue.enqueue_with(&job.payload, options).unwrap();
+        let sequence = sequence.get();
         self.jobs.insert(sequence, job);
         sequence
     }
@@ -188,7 +190,7 @@ impl Sample {
         let consumer = queue.consumer();
         while !open.is_empty() {
             let job = consumer.next_timeout(PATIENCE).expect("there is a job");
-            let sequence = job.sequence();
+            let sequence = job.id().get();
             let attempts = job.attempts();
             let known = self.jobs.get_mut(&sequence).expect("it was enqueued");
             assert_eq!((attempts, job.crashes()), (known.deliveries.failed + 1, 0));
@@ -249,25 +251,26 @@ impl Sample {
     fn take_letters(&mut self, queue: &Queue) {
         let letters = queue.dead_letters();
         for letter in letters.iter() {
-            let sequence = letter.sequence();
+            let sequence = letter.id().get();
             let is_done = false;
             self.letters.insert(sequence, Letter { letter, is_done });
         }
         let half = self.letters.len() / 2;
         for (at, (&sequence, letter)) in self.letters.iter_mut().enumerate() {
             match at % half {
-                1 | 2 => letters.purge(sequence).unwrap(),
+                1 | 2 => letters.purge(LetterId::new(sequence)).unwrap(),
                 3 => {
                     let job = Job {
                         payload: letter.letter.payload().to_vec(),
                         is_done: false,
                         deliveries: Deliveries::default(),
                         was_held: false,
-                        limit: self.jobs[&letter.letter.job()].limit,
+                        limit: self.jobs[&letter.letter.job_id().get()].limit,
                         is_far: false,
                         replay_of: Some(sequence),
                     };
-                    self.jobs.insert(letters.replay(sequence).unwrap(), job);
+                    self.jobs
+                        .insert(letters.replay(LetterId::new(sequence)).unwrap().get(), job);
                 }
                 _ => continue,
             }
@@ -316,10 +319,10 @@ impl Sample {
             expected.iter().all(|kind| kinds.contains(kind)),
             "{kinds:?}"
         );
-        let of_job = |(&sequence, job): (&Sequence, &Job)| {
+        let of_job = |(&sequence, job): (&Place, &Job)| {
             (sequence, (job.payload.clone(), job.is_done, job.deliveries))
         };
-        let of_letter = |(&sequence, letter): (&Sequence, &Letter)| {
+        let of_letter = |(&sequence, letter): (&Place, &Letter)| {
             let payload = letter.letter.payload().to_vec();
             (sequence, (payload, letter.is_done, Deliveries::default()))
         };

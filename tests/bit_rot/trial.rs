@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
-use logmill::{Damage, DeadLetter, OpenError, Quarantined, Queue, RecoveryReport, Sequence, Stats};
+use crate::layout::Place;
+use logmill::{Damage, DeadLetter, OpenError, Quarantined, Queue, RecoveryReport, Stats};
 
 use crate::damage::{Case, Change};
 use crate::expectation::{Delivery, Expectation, Lost, Zero};
@@ -35,9 +36,9 @@ pub(crate) struct Outcome {
 /// What one opening of the queue came to.
 struct Opening {
     report: RecoveryReport,
-    delivered: BTreeMap<Sequence, Delivery>,
+    delivered: BTreeMap<Place, Delivery>,
     /// Of the delivered, those that were not acked.
-    held: BTreeMap<Sequence, Delivery>,
+    held: BTreeMap<Place, Delivery>,
     letters: Vec<DeadLetter>,
     stats: Stats,
     /// What was set aside, at open or later.
@@ -94,7 +95,7 @@ pub(crate) fn run(sample: &Sample, case: Option<&Case<'_>>) -> Outcome {
     let is_reported =
         !first.regions.is_empty() || !first.report.is_clean() || first.report.holes > 0;
     let done_letters = first.letters.iter().filter(|letter| {
-        let known = sample.letters.get(&letter.sequence());
+        let known = sample.letters.get(&letter.id().get());
         known.is_some_and(|known| known.is_done)
     });
     Outcome {
@@ -137,14 +138,17 @@ fn check_refusal(dir: &Path, change: &Change<'_>) {
 fn open_and_drain(dir: &Path, sample: &Sample) -> Opening {
     let (queue, report) = builder(dir).open().expect("damage is no error");
     let new = queue.enqueue(b"new").unwrap();
-    assert!(!sample.jobs.contains_key(&new), "{new} was given out twice");
+    assert!(
+        !sample.jobs.contains_key(&new.get()),
+        "{new} was given out twice"
+    );
     let consumer = queue.consumer();
     let mut delivered = BTreeMap::new();
     let mut held = BTreeMap::new();
     let start = Instant::now();
     let letters = loop {
         while let Some(job) = consumer.try_next() {
-            let sequence = job.sequence();
+            let sequence = job.id().get();
             let delivery = (job.payload().to_vec(), job.attempts(), job.crashes());
             let known = sample.jobs.get(&sequence);
             let before = delivered.insert(sequence, delivery.clone());
@@ -152,9 +156,7 @@ fn open_and_drain(dir: &Path, sample: &Sample) -> Opening {
             match known {
                 // What has attempts of its own would be dead instead of delivered again, and while a
                 // job with a crash is held, no other one is delivered.
-                Some(known)
-                    if known.limit.is_none() && job.crashes() == 0 && sequence.get() % 2 == 0 =>
-                {
+                Some(known) if known.limit.is_none() && job.crashes() == 0 && sequence % 2 == 0 => {
                     held.insert(sequence, delivery);
                     std::mem::forget(job);
                 }
@@ -168,7 +170,7 @@ fn open_and_drain(dir: &Path, sample: &Sample) -> Opening {
         }
         assert!(start.elapsed() < PATIENCE, "not drained: {stats:?}");
     };
-    assert_eq!(delivered.remove(&new), Some((b"new".to_vec(), 1, 0)));
+    assert_eq!(delivered.remove(&new.get()), Some((b"new".to_vec(), 1, 0)));
     let verified = queue.verify().expect("verified");
     let stats = queue.stats();
     let later = verified.damaged.len() as u64;
@@ -197,14 +199,14 @@ fn check(sample: &Sample, expected: &Expectation, found: &Opening) {
     let mut letters = BTreeSet::new();
     let mut new_letters = BTreeSet::new();
     for letter in &found.letters {
-        match sample.letters.get(&letter.sequence()) {
+        match sample.letters.get(&letter.id().get()) {
             Some(known) => {
                 assert_eq!(*letter, known.letter);
-                letters.insert(letter.sequence());
+                letters.insert(letter.id().get());
             }
             None => {
                 let payload = letter.payload().to_vec();
-                new_letters.insert((letter.job(), payload, letter.attempts()));
+                new_letters.insert((letter.job_id().get(), payload, letter.attempts()));
             }
         }
     }

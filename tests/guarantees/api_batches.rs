@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use logmill::{BatchError, Durability, EnqueueError, EnqueueOptions, Sequence};
+use logmill::{BatchError, Durability, EnqueueError, EnqueueOptions, JobId};
 
 use crate::support::*;
 
@@ -21,7 +21,7 @@ fn a_batch_keeps_its_order_and_returns_a_sequence_for_each() {
         .enqueue_batch(&numbers(100, 150, 50))
         .unwrap();
     assert_eq!((first.len(), second.len()), (100, 50));
-    let sequences: Vec<Sequence> = first.into_iter().chain(second).collect();
+    let sequences: Vec<JobId> = first.into_iter().chain(second).collect();
     assert!(sequences.is_sorted_by(|a, b| a < b));
     let delivered = drain(&queue);
     assert!(delivered.iter().map(|job| job.sequence).eq(sequences));

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use logmill::{
-    DeadLetter, DeadLetterError, EnqueueError, EnqueueOptions, Queue, RetryPolicy, Sequence,
+    DeadLetter, DeadLetterError, EnqueueError, EnqueueOptions, JobId, LetterId, Queue, RetryPolicy,
 };
 
 use crate::support::*;
@@ -17,7 +17,7 @@ fn policy() -> RetryPolicy {
 }
 
 /// Makes letters of the numbers in `from..to`, and returns their jobs' ids.
-fn make_letters(queue: &Queue, from: u64, to: u64) -> Vec<Sequence> {
+fn make_letters(queue: &Queue, from: u64, to: u64) -> Vec<JobId> {
     let before = queue.stats().dead;
     let consumer = queue.consumer();
     let mut jobs = Vec::new();
@@ -59,23 +59,20 @@ fn letters_are_listed_oldest_first_and_found_by_their_id() {
     let jobs = make_letters(&queue, 0, 500);
     let found = letters(&queue);
     assert_eq!(numbers(&found), (0..500).collect::<Vec<_>>());
-    assert!(found.iter().map(DeadLetter::job).eq(jobs));
-    assert!(found.is_sorted_by(|a, b| a.sequence() < b.sequence()));
+    assert!(found.iter().map(DeadLetter::job_id).eq(jobs));
+    assert!(found.is_sorted_by(|a, b| a.id() < b.id()));
     assert_eq!(queue.dead_letters().len(), 500);
     assert!(!queue.dead_letters().is_empty());
     for letter in [&found[0], &found[250], &found[499]] {
-        assert_eq!(
-            queue.dead_letters().get(letter.sequence()).as_ref(),
-            Some(letter)
-        );
+        assert_eq!(queue.dead_letters().get(letter.id()).as_ref(), Some(letter));
     }
     for absent in [
         0,
-        found[0].job().get(),
-        found[499].sequence().get() + 1,
+        found[0].job_id().get(),
+        found[499].id().get() + 1,
         u64::MAX,
     ] {
-        assert_eq!(queue.dead_letters().get(Sequence::new(absent)), None);
+        assert_eq!(queue.dead_letters().get(LetterId::new(absent)), None);
     }
 }
 
@@ -85,13 +82,13 @@ fn a_replay_makes_one_new_job_with_all_its_attempts_before_it() {
     let queue = open(builder(dir.path()).retry(policy()));
     make_letters(&queue, 0, 3);
     let letter = &letters(&queue)[1];
-    let job = queue.dead_letters().replay(letter.sequence()).unwrap();
-    assert_ne!(job, letter.job());
+    let job = queue.dead_letters().replay(letter.id()).unwrap();
+    assert_ne!(job, letter.job_id());
     assert_eq!(numbers(&letters(&queue)), [0, 2]);
-    assert_eq!(queue.dead_letters().get(letter.sequence()), None);
-    let again = queue.dead_letters().replay(letter.sequence()).unwrap_err();
+    assert_eq!(queue.dead_letters().get(letter.id()), None);
+    let again = queue.dead_letters().replay(letter.id()).unwrap_err();
     assert!(
-        matches!(again, DeadLetterError::NotFound { letter: asked } if asked == letter.sequence()),
+        matches!(again, DeadLetterError::NotFound { letter: asked } if asked == letter.id()),
         "{again}"
     );
     assert_eq!((queue.stats().depth(), queue.stats().dead), (1, 2));
@@ -99,7 +96,7 @@ fn a_replay_makes_one_new_job_with_all_its_attempts_before_it() {
     let consumer = queue.consumer();
     for attempt in 1..=3 {
         let delivered = consumer.next_timeout(PATIENCE).unwrap();
-        assert_eq!(delivered.sequence(), job);
+        assert_eq!(delivered.id(), job);
         assert_eq!(delivered.attempts(), attempt, "it starts anew");
         assert_eq!(number_in(delivered.payload()), 1);
         delivered.retry("still no use");
@@ -107,7 +104,7 @@ fn a_replay_makes_one_new_job_with_all_its_attempts_before_it() {
     eventually("it is dead again", || queue.stats().dead == 3);
     let found = letters(&queue);
     assert_eq!(numbers(&found), [0, 2, 1]);
-    assert_eq!((found[2].job(), found[2].attempts()), (job, 3));
+    assert_eq!((found[2].job_id(), found[2].attempts()), (job, 3));
 }
 
 #[test]
@@ -157,8 +154,8 @@ fn letters_can_be_picked_for_replay_and_for_purging() {
         numbers(&left),
         (0..30).filter(|n| n % 3 == 2).collect::<Vec<_>>()
     );
-    dead.purge(left[0].sequence()).unwrap();
-    let again = dead.purge(left[0].sequence()).unwrap_err();
+    dead.purge(left[0].id()).unwrap();
+    let again = dead.purge(left[0].id()).unwrap_err();
     assert!(matches!(again, DeadLetterError::NotFound { .. }), "{again}");
     assert_eq!(dead.len(), 9);
     assert_eq!(dead.purge_all().unwrap(), 9);
@@ -241,7 +238,7 @@ fn a_replay_into_a_full_queue_leaves_the_rest_of_the_letters() {
     };
     assert_eq!(replayed.len(), 4);
     assert_eq!(numbers(&letters(&queue)), [4, 5, 6, 7, 8, 9]);
-    let fifth = letters(&queue)[0].sequence();
+    let fifth = letters(&queue)[0].id();
     let error = queue.dead_letters().replay(fifth).unwrap_err();
     assert!(
         matches!(error, DeadLetterError::Enqueue(EnqueueError::Full { .. })),

@@ -94,6 +94,6 @@ fn the_largest_payload_can_become_a_letter_with_its_reason() {
     assert!(letter.payload() == payload);
     assert_eq!(letter.attempts(), 1);
     // And back again.
-    queue.dead_letters().replay(letter.sequence()).unwrap();
+    queue.dead_letters().replay(letter.id()).unwrap();
     assert!(drain_payloads(&queue) == [payload]);
 }

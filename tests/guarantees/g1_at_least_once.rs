@@ -37,7 +37,7 @@ fn a_million_jobs_of_eight_producers_are_each_acked_once_by_four_workers() {
         let handler = move |job: &Job<'_>| {
             let number = number_in(job.payload());
             deliveries.count(number);
-            delivered_as[number as usize].store(job.sequence().get(), Ordering::Relaxed);
+            delivered_as[number as usize].store(job.id().get(), Ordering::Relaxed);
             Ok::<(), Failure>(())
         };
         queue.workers(4).run(handler).unwrap()
@@ -86,7 +86,7 @@ fn what_was_not_acked_is_there_after_close_and_reopen_and_what_was_is_not() {
     for number in 0..600 {
         let sequence = queue.enqueue(&payload_of(number, 1000)).unwrap();
         let job = consumer.next_timeout(PATIENCE).unwrap();
-        assert_eq!(job.sequence(), sequence);
+        assert_eq!(job.id(), sequence);
         if number % 3 == 0 {
             job.ack();
         } else {
@@ -109,7 +109,7 @@ fn what_was_not_acked_is_there_after_close_and_reopen_and_what_was_is_not() {
         assert_eq!(job.attempts(), 2);
         assert_eq!(job.enqueued_at(), enqueued_at);
         assert!(job.enqueued_at() > UNIX_EPOCH);
-        delivered.push((job.sequence(), number_in(job.payload())));
+        delivered.push((job.id(), number_in(job.payload())));
         job.ack();
     }
     assert_eq!(delivered, kept);

@@ -126,7 +126,7 @@ fn of_the_jobs_beside_a_poison_job_none_is_dead_but_it() {
         check_innocents(dir.path());
         let queue = open(builder(dir.path().join("queue")));
         let mut dead = letters(&queue);
-        dead.sort_by_key(|letter| letter.job());
+        dead.sort_by_key(|letter| letter.job_id());
         let payloads: Vec<_> = dead.iter().map(DeadLetter::payload).collect();
         assert_eq!(payloads, poison);
         for letter in &dead {

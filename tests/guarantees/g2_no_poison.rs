@@ -8,9 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use logmill::{
-    DeadLetter, EnqueueOptions, Failure, Job, MAX_ATTEMPTS, Queue, RetryPolicy, Sequence,
-};
+use logmill::{DeadLetter, EnqueueOptions, Failure, Job, JobId, MAX_ATTEMPTS, Queue, RetryPolicy};
 
 use crate::support::*;
 
@@ -25,11 +23,11 @@ fn fail_until_dead(queue: &Queue, letters: u64) {
     });
 }
 
-fn the_letter_of(queue: &Queue, job: Sequence) -> DeadLetter {
+fn the_letter_of(queue: &Queue, job: JobId) -> DeadLetter {
     let letters: Vec<_> = queue
         .dead_letters()
         .iter()
-        .filter(|letter| letter.job() == job)
+        .filter(|letter| letter.job_id() == job)
         .collect();
     assert_eq!(letters.len(), 1, "letters of one job");
     letters.into_iter().next().unwrap()
@@ -58,7 +56,7 @@ fn a_job_that_always_fails_is_dead_after_exactly_max_attempts() {
     let workers = queue
         .workers(2)
         .run(move |job| {
-            seen.lock().unwrap().push((job.sequence(), job.attempts()));
+            seen.lock().unwrap().push((job.id(), job.attempts()));
             Err::<(), _>("as always")
         })
         .unwrap();
@@ -101,8 +99,8 @@ fn a_letter_keeps_payload_attempts_reasons_and_times() {
     let after = SystemTime::now();
 
     let check = |letter: DeadLetter| {
-        assert_eq!(letter.job(), job);
-        assert_eq!(letter.sequence().stripe(), 255);
+        assert_eq!(letter.job_id(), job);
+        assert!(letter.id().to_string().starts_with("255-"));
         assert_eq!(letter.payload(), b"the payload");
         assert_eq!(letter.attempts(), 4);
         assert_eq!(letter.enqueued_at(), enqueued_at);
@@ -147,7 +145,7 @@ fn a_job_with_unlimited_attempts_is_retried_past_what_a_byte_can_count() {
         consumer.next_timeout(PATIENCE).unwrap().retry("again");
     }
     let last = consumer.next_timeout(PATIENCE).unwrap();
-    assert_eq!(last.sequence(), job);
+    assert_eq!(last.id(), job);
     last.ack();
     let stats = queue.stats();
     assert_eq!(
@@ -324,7 +322,7 @@ pub(crate) fn abort_on_poison(dir: &Path) {
     eventually("nothing is left", || {
         while let Some(job) = consumer.try_next() {
             if job.payload().starts_with(b"poison") {
-                poisonous.note(job.sequence().get());
+                poisonous.note(job.id().get());
                 process::abort();
             }
             harmless.note(u64::from(job.attempts()));
@@ -365,7 +363,7 @@ fn a_poison_job_that_aborts_the_process_reaches_the_dead_letter_log() {
     }
     assert_eq!(aborts, 3 + 3);
     let poisonous = Journal::read(&dir.path().join("poisonous"));
-    let count = |job: Sequence| poisonous.iter().filter(|&&one| one == job.get()).count();
+    let count = |job: JobId| poisonous.iter().filter(|&&one| one == job.get()).count();
     assert_eq!((count(by_default), count(unlimited)), (3, 3));
     // Jobs that were claimed together with the poison had done nothing: no attempt is counted.
     assert_eq!(Journal::read(&dir.path().join("harmless")), [1; 20]);
@@ -421,7 +419,7 @@ fn a_death_that_is_cut_short_by_kill_nine_makes_one_letter() {
         child.kill();
         let queue = open_after_kill(builder(&queue_dir));
         let letters: Vec<_> = queue.dead_letters().iter().collect();
-        let jobs: HashSet<_> = letters.iter().map(DeadLetter::job).collect();
+        let jobs: HashSet<_> = letters.iter().map(DeadLetter::job_id).collect();
         assert_eq!(jobs.len(), letters.len(), "two letters of one job");
         // A job whose letter was written, and which is not marked done yet, counts as both.
         let stats = queue.stats();

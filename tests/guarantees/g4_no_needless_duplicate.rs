@@ -290,7 +290,7 @@ fn a_handler_stuck_past_the_lease_timeout_has_its_job_redelivered_and_both_may_f
     let late = stuck.next_timeout(PATIENCE).unwrap();
     assert_eq!(late.attempts(), 1);
     let second = other.next_timeout(PATIENCE).expect("redelivered");
-    assert_eq!((second.sequence(), second.attempts()), (sequence, 2));
+    assert_eq!((second.id(), second.attempts()), (sequence, 2));
     // Both deliveries run at this point, and both can read their payload.
     assert_eq!(number_in(late.payload()), 5);
     assert_eq!(number_in(second.payload()), 5);

@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use logmill::{EnqueueOptions, Queue, RetryPolicy, Sequence};
+use logmill::{EnqueueOptions, JobId, Queue, RetryPolicy};
 
 use crate::support::*;
 
@@ -58,7 +58,7 @@ fn producers_and_threads_of_two_queues_use_every_stripe_of_both() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let queues = dirs.each_ref().map(|dir| open(builder(dir).stripes(4)));
     let mut used = [[0; 4], [0; 4]];
-    let mut note = |at: usize, sequence: Sequence| {
+    let mut note = |at: usize, sequence: JobId| {
         used[at][usize::from(sequence.stripe())] += 1;
     };
     for _ in 0..8 {
@@ -99,15 +99,11 @@ fn a_queue_of_one_stripe_is_first_in_first_out() {
             });
         }
         let consumer = queue.consumer();
-        let mut last: Option<Sequence> = None;
+        let mut last: Option<JobId> = None;
         for _ in 0..PRODUCERS * EACH {
             let job = consumer.next_timeout(PATIENCE).unwrap();
-            assert!(
-                Some(job.sequence()) > last,
-                "{:?} came after {last:?}",
-                job.sequence()
-            );
-            last = Some(job.sequence());
+            assert!(Some(job.id()) > last, "{:?} came after {last:?}", job.id());
+            last = Some(job.id());
             job.ack();
         }
     });
@@ -149,7 +145,7 @@ fn sequences_are_never_given_out_twice_even_after_their_jobs_are_gone() {
 }
 
 /// Takes everything and checks that no job is delivered before its time.
-fn assert_none_is_early(queue: &Queue, due: &[(Sequence, Instant)]) -> Vec<Sequence> {
+fn assert_none_is_early(queue: &Queue, due: &[(JobId, Instant)]) -> Vec<JobId> {
     let consumer = queue.consumer();
     let mut order = Vec::new();
     for _ in due {
@@ -157,10 +153,10 @@ fn assert_none_is_early(queue: &Queue, due: &[(Sequence, Instant)]) -> Vec<Seque
         let now = Instant::now();
         let (_, at) = due
             .iter()
-            .find(|(sequence, _)| *sequence == job.sequence())
+            .find(|(sequence, _)| *sequence == job.id())
             .unwrap();
         assert!(now >= *at, "{:?} early", *at - now);
-        order.push(job.sequence());
+        order.push(job.id());
         job.ack();
     }
     order
@@ -230,7 +226,7 @@ fn a_due_time_in_the_past_is_at_once_and_keeps_its_place() {
     let consumer = queue.consumer();
     for sequence in expected {
         let job = consumer.try_next().expect("due at once");
-        assert_eq!(job.sequence(), sequence);
+        assert_eq!(job.id(), sequence);
         job.ack();
     }
 }
@@ -265,10 +261,10 @@ fn a_due_time_in_the_future_is_kept_across_reopening() {
         let mut delivered = Vec::new();
         for _ in 0..2 {
             let job = consumer.next_timeout(PATIENCE).unwrap();
-            if job.sequence() == soon {
+            if job.id() == soon {
                 assert!(SystemTime::now() >= due_at, "early");
             }
-            delivered.push(job.sequence());
+            delivered.push(job.id());
             job.ack();
         }
         delivered.sort();

@@ -276,7 +276,7 @@ fn jobs_that_were_moved_to_free_their_segments_keep_their_identity() {
     let mut delivered = Vec::new();
     for _ in &expected {
         let job = consumer.next_timeout(PATIENCE).unwrap();
-        delivered.push((job.sequence(), job.attempts(), number_in(job.payload())));
+        delivered.push((job.id(), job.attempts(), number_in(job.payload())));
         job.ack();
     }
     delivered.sort_unstable();

@@ -449,9 +449,9 @@ fn a_filter_of_letters_may_panic_and_may_use_the_queue() {
     let replayed = letters.replay_where(|letter| {
         odd = !odd;
         if odd {
-            queue.dead_letters().purge(letter.sequence()).unwrap();
+            queue.dead_letters().purge(letter.id()).unwrap();
         } else {
-            queue.dead_letters().replay(letter.sequence()).unwrap();
+            queue.dead_letters().replay(letter.id()).unwrap();
         }
         queue.enqueue(b"from a filter").unwrap();
         queue.flush().unwrap();

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use logmill::{Consumer, EnqueueError, EnqueueOptions, Queue, Sequence};
+use logmill::{Consumer, EnqueueError, EnqueueOptions, JobId, Queue};
 
 use crate::g9_disk_full::{mount_small, on_a_small_file_system, segments_on_disk};
 use crate::support::*;
@@ -20,7 +20,7 @@ struct Mixed {
     queue: Queue,
     consumer: Consumer,
     enqueued: u64,
-    delayed: Vec<Sequence>,
+    delayed: Vec<JobId>,
 }
 
 impl Mixed {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use logmill::{Builder, Damage, Queue, RecoveryReport, RetryPolicy, Sequence};
+use logmill::{Builder, Damage, JobId, Queue, RecoveryReport, RetryPolicy};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use tempfile::TempDir;
 
@@ -67,7 +67,7 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 /// A job as it was delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Delivered {
-    pub sequence: Sequence,
+    pub sequence: JobId,
     pub attempts: u32,
     pub payload: Vec<u8>,
 }
@@ -86,7 +86,7 @@ pub(crate) fn drain(queue: &Queue) -> Vec<Delivered> {
     eventually("the queue is drained", || {
         while let Some(job) = consumer.try_next() {
             delivered.push(Delivered {
-                sequence: job.sequence(),
+                sequence: job.id(),
                 attempts: job.attempts(),
                 payload: job.payload().to_vec(),
             });

@@ -126,8 +126,8 @@ fn assert_nothing_to_do(report: &RecoveryReport, shape: Shape) {
 fn letters(queue: &Queue, shape: Shape) -> Vec<FoundLetter> {
     let letters = queue.dead_letters().iter();
     let found = letters.map(|letter| FoundLetter {
-        sequence: letter.sequence().get(),
-        job: letter.job().get(),
+        sequence: letter.id().get(),
+        job: letter.job_id().get(),
         task: Task::from_payload(letter.payload(), shape).id,
         attempts: letter.attempts(),
         crashes: letter.crashes(),
@@ -141,7 +141,7 @@ fn drain(queue: &Queue, shape: Shape) -> Vec<FoundJob> {
     eventually("the queue is drained", || {
         while let Some(job) = consumer.try_next() {
             jobs.push(FoundJob {
-                sequence: job.sequence().get(),
+                sequence: job.id().get(),
                 task: Task::from_payload(job.payload(), shape).id,
                 failed: job.attempts() - 1,
                 crashes: job.crashes(),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use logmill::{
-    BatchError, Consumer, DeadLetter, DeadLetterError, EnqueueError, Failure, Job, Queue, Sequence,
+    BatchError, Consumer, DeadLetter, DeadLetterError, EnqueueError, Failure, Job, JobId, Queue,
 };
 use rustix::process::{Signal, getpid, kill_process};
 
@@ -160,7 +160,7 @@ fn pool(queue: &Queue, load: &Load, journals: &Journals, threads: usize) -> logm
             }
             let (delivered, id) = receive(job, shape);
             journal.note(delivered);
-            let sequence = job.sequence().get();
+            let sequence = job.id().get();
             let outcome = Task::outcome(id, job.attempts());
             begin(journal, outcome, job);
             match outcome {
@@ -184,7 +184,7 @@ fn pool(queue: &Queue, load: &Load, journals: &Journals, threads: usize) -> logm
 fn receive(job: &Job<'_>, shape: Shape) -> (Event, u64) {
     let task = Task::from_payload(job.payload(), shape);
     let delivered = Event::Delivered {
-        job: job.sequence().get(),
+        job: job.id().get(),
         id: task.id,
         attempt: job.attempts(),
         crashes: job.crashes(),
@@ -194,7 +194,7 @@ fn receive(job: &Job<'_>, shape: Shape) -> (Event, u64) {
 
 /// Does and notes what comes before a job is settled.
 fn begin(journal: &mut Journal, outcome: Outcome, job: &Job<'_>) {
-    let sequence = job.sequence().get();
+    let sequence = job.id().get();
     match outcome {
         Outcome::Ack => {
             journal.note(Event::AckBegins { job: sequence });
@@ -262,7 +262,7 @@ impl Hand<'_> {
                 None => self.queue.enqueue_with(payload, options),
             };
             let begins = |&id: &u64| Event::EnqueueBegins { id };
-            let returned = |id: u64, result: Result<Sequence, EnqueueError>| match result {
+            let returned = |id: u64, result: Result<JobId, EnqueueError>| match result {
                 Ok(job) => Event::EnqueueReturned { id, job: job.get() },
                 Err(error) => {
                     expect_no_room(error);
@@ -325,7 +325,7 @@ impl Hand<'_> {
                 continue;
             }
             self.journal.note_all(delivered);
-            let acked: Vec<_> = to_ack.iter().map(|job| job.sequence().get()).collect();
+            let acked: Vec<_> = to_ack.iter().map(|job| job.id().get()).collect();
             let events = acked.iter().map(|&job| Event::AckBegins { job });
             self.journal.note_all(events);
             to_ack.into_iter().for_each(Job::ack);
@@ -346,7 +346,7 @@ impl Hand<'_> {
     }
 
     fn settle(&mut self, job: Job<'_>, outcome: Outcome) {
-        let sequence = job.sequence().get();
+        let sequence = job.id().get();
         begin(&mut self.journal, outcome, &job);
         match outcome {
             Outcome::Ack | Outcome::SlowAck(_) => {
@@ -385,7 +385,7 @@ impl Hand<'_> {
                         }
                         Err(error) => panic!("{error}"),
                     };
-                    let returned = |job: Sequence| Event::ReplayReturned {
+                    let returned = |job: JobId| Event::ReplayReturned {
                         letter: 0,
                         job: job.get(),
                     };
@@ -408,7 +408,7 @@ impl Hand<'_> {
                 _ => {
                     let shape = self.load.shape;
                     for letter in letters.iter().take(10) {
-                        let sequence = letter.sequence();
+                        let sequence = letter.id();
                         let disposal = Disposal::of(sequence.get());
                         beginning(&mut self.journal, shape)(&letter, disposal);
                         let letter = sequence.get();
@@ -438,13 +438,13 @@ impl Hand<'_> {
 /// Picks the letters that are due for a disposal, and notes that it begins.
 fn beginning(journal: &mut Journal, shape: Shape) -> impl FnMut(&DeadLetter, Disposal) -> bool {
     move |letter, disposal| {
-        let sequence = letter.sequence().get();
+        let sequence = letter.id().get();
         if Disposal::of(sequence) != disposal {
             return false;
         }
         let seen = Event::LetterSeen {
             letter: sequence,
-            job: letter.job().get(),
+            job: letter.job_id().get(),
             id: Task::from_payload(letter.payload(), shape).id,
             attempts: letter.attempts(),
             crashes: letter.crashes(),

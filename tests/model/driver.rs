@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use logmill::{
     BatchError, Consumer, Damage, DeadLetter, DeadLetterError, EnqueueError, EnqueueOptions, Job,
-    Producer, Queue, RetryPolicy, Sequence,
+    LetterId, Producer, Queue, RetryPolicy,
 };
 
 use super::files;
@@ -383,7 +383,7 @@ impl Case {
     }
 
     fn settle(&mut self, job: Job<'_>, outcome: Outcome) {
-        let sequence = job.sequence();
+        let sequence = job.id();
         match outcome {
             Outcome::Ack => {
                 job.ack();
@@ -423,7 +423,7 @@ impl Case {
         assert_eq!(queue.dead_letters().is_empty(), letters.is_empty());
     }
 
-    fn pick_letter(&mut self, queue: &Queue, which: u8) -> Option<Sequence> {
+    fn pick_letter(&mut self, queue: &Queue, which: u8) -> Option<LetterId> {
         self.check_letters(queue);
         let letters = self.model.letters();
         if letters.is_empty() {
@@ -431,11 +431,11 @@ impl Case {
         }
         let letter = letters[usize::from(which) % letters.len()];
         let found = queue.dead_letters().get(letter);
-        assert_eq!(found.map(|found| found.sequence()), Some(letter));
+        assert_eq!(found.map(|found| found.id()), Some(letter));
         Some(letter)
     }
 
-    fn check_gone(&self, queue: &Queue, letter: Sequence) {
+    fn check_gone(&self, queue: &Queue, letter: LetterId) {
         let letters = queue.dead_letters();
         assert!(letters.get(letter).is_none(), "{letter} is still there");
         let again = letters.replay(letter);
@@ -536,7 +536,7 @@ impl Case {
             self.claim(&consumer, &mut held);
             match held.pop() {
                 Some(job) => {
-                    let fails = job.sequence().get().is_multiple_of(3) && job.attempts() < 5;
+                    let fails = job.id().get().is_multiple_of(3) && job.attempts() < 5;
                     let outcome = if failing && fails {
                         Outcome::Retry
                     } else {

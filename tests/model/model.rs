@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::time::{Instant, SystemTime};
 
-use logmill::{DeadLetter, Job, Sequence, Stats};
+use logmill::{DeadLetter, Job, JobId, LetterId, Stats};
 
 use super::operation::{Due, Limit, POLICY_LIMIT};
 
@@ -71,7 +71,7 @@ pub(crate) struct ModelJob {
     given_back: bool,
     /// What each failed attempt said, since the queue was opened.
     reasons: Vec<(u32, String)>,
-    letter: Option<Sequence>,
+    letter: Option<LetterId>,
 }
 
 impl ModelJob {
@@ -115,7 +115,7 @@ impl fmt::Debug for ModelJob {
 /// A letter as it was first seen.
 #[derive(Clone, Debug, PartialEq)]
 struct Letter {
-    job: Sequence,
+    job: JobId,
     attempts: u32,
     crashes: u32,
     enqueued_at: SystemTime,
@@ -127,7 +127,7 @@ struct Letter {
 impl Letter {
     fn of(letter: &DeadLetter) -> Self {
         Self {
-            job: letter.job(),
+            job: letter.job_id(),
             attempts: letter.attempts(),
             crashes: letter.crashes(),
             enqueued_at: letter.enqueued_at(),
@@ -154,11 +154,11 @@ struct Counters {
 
 #[derive(Default)]
 pub(crate) struct Model {
-    jobs: BTreeMap<Sequence, ModelJob>,
+    jobs: BTreeMap<JobId, ModelJob>,
     /// The letters that must be there.
-    letters: BTreeMap<Sequence, Letter>,
+    letters: BTreeMap<LetterId, Letter>,
     /// The last sequence given in each stripe.
-    newest: BTreeMap<u8, Sequence>,
+    newest: BTreeMap<u8, JobId>,
     since_open: Counters,
     payloads: u64,
 }
@@ -185,7 +185,7 @@ impl Model {
     /// A job was enqueued, by a call that began at `called`.
     pub(crate) fn enqueued(
         &mut self,
-        sequence: Sequence,
+        sequence: JobId,
         payload: Vec<u8>,
         due: Due,
         limit: Limit,
@@ -220,8 +220,8 @@ impl Model {
 
     /// A consumer was given this job.
     pub(crate) fn delivered(&mut self, delivery: &Job<'_>) {
-        let sequence = delivery.sequence();
-        let first_of_stripe = Sequence::new(u64::from(sequence.stripe()) << 56);
+        let sequence = delivery.id();
+        let first_of_stripe = JobId::new(u64::from(sequence.stripe()) << 56);
         let overtaken = self
             .jobs
             .range(first_of_stripe..sequence)
@@ -280,13 +280,13 @@ impl Model {
         }
     }
 
-    pub(crate) fn acked(&mut self, sequence: Sequence) {
+    pub(crate) fn acked(&mut self, sequence: JobId) {
         self.leased(sequence).place = Place::Done;
         self.since_open.acked += 1;
     }
 
     /// A held job is about to be given back with this reason, to come again when `due`.
-    pub(crate) fn failed(&mut self, sequence: Sequence, reason: &str, due: Due) {
+    pub(crate) fn failed(&mut self, sequence: JobId, reason: &str, due: Due) {
         let now = Instant::now();
         let job = self.leased(sequence);
         if job.has_no_attempt_left() {
@@ -302,12 +302,12 @@ impl Model {
         self.since_open.retried += 1;
     }
 
-    pub(crate) fn dropped(&mut self, sequence: Sequence) {
+    pub(crate) fn dropped(&mut self, sequence: JobId) {
         self.failed(sequence, DROPPED, Due::AtOnce);
     }
 
     /// A held job went to the dead letters.
-    pub(crate) fn died(&mut self, sequence: Sequence, reason: &str) {
+    pub(crate) fn died(&mut self, sequence: JobId, reason: &str) {
         let job = self.leased(sequence);
         job.reasons.push((job.attempts, reason.to_owned()));
         job.place = Place::Dead { settled: false };
@@ -315,7 +315,7 @@ impl Model {
     }
 
     /// A job whose handler ends.
-    fn leased(&mut self, sequence: Sequence) -> &mut ModelJob {
+    fn leased(&mut self, sequence: JobId) -> &mut ModelJob {
         let Some(job) = self.jobs.get_mut(&sequence) else {
             panic!("{sequence} was never enqueued");
         };
@@ -329,7 +329,7 @@ impl Model {
     }
 
     /// A letter became a new job.
-    pub(crate) fn replayed(&mut self, letter: Sequence, new: Sequence) {
+    pub(crate) fn replayed(&mut self, letter: LetterId, new: JobId) {
         let old = self.purged(letter);
         let limit = match old.limit {
             None => Limit::None,
@@ -339,7 +339,7 @@ impl Model {
     }
 
     /// A letter was deleted. Returns the job that it was of.
-    pub(crate) fn purged(&mut self, letter: Sequence) -> ModelJob {
+    pub(crate) fn purged(&mut self, letter: LetterId) -> ModelJob {
         let facts = self.letters.remove(&letter).unwrap();
         let job = &self.jobs[&facts.job];
         assert!(matches!(job.place, Place::Dead { .. }), "{job:?}");
@@ -347,21 +347,21 @@ impl Model {
     }
 
     /// The letters that there must be, oldest first.
-    pub(crate) fn letters(&self) -> Vec<Sequence> {
+    pub(crate) fn letters(&self) -> Vec<LetterId> {
         self.letters.keys().copied().collect()
     }
 
     /// Compares with all letters there are, and takes in the new ones.
     pub(crate) fn check_letters(&mut self, found: &[DeadLetter]) {
-        assert!(found.is_sorted_by_key(DeadLetter::sequence), "{found:?}");
+        assert!(found.is_sorted_by_key(DeadLetter::id), "{found:?}");
         for letter in found {
-            let sequence = letter.sequence();
+            let sequence = letter.id();
             let facts = Letter::of(letter);
             match self.letters.get(&sequence) {
                 Some(known) => assert_eq!(facts, *known, "letter {sequence}"),
                 None => self.take_in(sequence, facts),
             }
-            let job = &self.jobs[&letter.job()];
+            let job = &self.jobs[&letter.job_id()];
             assert!(
                 letter.payload() == job.payload,
                 "payload of letter {sequence}"
@@ -382,7 +382,7 @@ impl Model {
         }
     }
 
-    fn take_in(&mut self, sequence: Sequence, letter: Letter) {
+    fn take_in(&mut self, sequence: LetterId, letter: Letter) {
         let Some(job) = self.jobs.get_mut(&letter.job) else {
             panic!("letter {sequence} of a job that never was: {letter:?}");
         };
@@ -442,7 +442,7 @@ impl Model {
     pub(crate) fn reopened(&mut self, found: &[DeadLetter], ending: Ending) {
         self.since_open = Counters::default();
         for (&sequence, job) in &mut self.jobs {
-            let has_letter = found.iter().any(|letter| letter.job() == sequence);
+            let has_letter = found.iter().any(|letter| letter.job_id() == sequence);
             job.given_back = false;
             job.place = match job.place {
                 Place::Dead { settled: false } if ending != Ending::Closed => {
@@ -470,7 +470,7 @@ impl Model {
                 job.place = Place::Dead { settled: true };
             }
             let has_new_letter = found.iter().any(|letter| {
-                letter.job() == sequence && !self.letters.contains_key(&letter.sequence())
+                letter.job_id() == sequence && !self.letters.contains_key(&letter.id())
             });
             if !has_new_letter {
                 job.reasons.clear();

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use logmill::Sequence;
+use logmill::JobId;
 use parking_lot::Mutex;
 
 /// What two payloads are told apart by.
@@ -35,9 +35,9 @@ enum Entry {
 /// The jobs of a queue that are not settled. A job is when it was enqueued and has ended: it was
 /// acked, or its letter was purged, or replayed as another job.
 pub(crate) struct Ledger {
-    open: Mutex<HashMap<Sequence, Entry>>,
+    open: Mutex<HashMap<JobId, Entry>>,
     /// With lease timeouts a job may end twice: those that have.
-    ended: Option<Mutex<HashMap<Sequence, Digest>>>,
+    ended: Option<Mutex<HashMap<JobId, Digest>>>,
     violations: Mutex<Vec<String>>,
     pub counts: Counts,
 }
@@ -79,7 +79,7 @@ impl Ledger {
         }
     }
 
-    pub(crate) fn enqueued(&self, job: Sequence, payload: Digest) {
+    pub(crate) fn enqueued(&self, job: JobId, payload: Digest) {
         self.counts.enqueued.fetch_add(1, Ordering::Relaxed);
         let mut open = self.open.lock();
         match open.remove(&job) {
@@ -91,7 +91,7 @@ impl Ledger {
         }
     }
 
-    pub(crate) fn acked(&self, job: Sequence, payload: Digest) {
+    pub(crate) fn acked(&self, job: JobId, payload: Digest) {
         self.counts.acked.fetch_add(1, Ordering::Relaxed);
         self.ended(job, payload);
     }
@@ -101,12 +101,12 @@ impl Ledger {
     }
 
     /// The letter of a job was replayed or purged.
-    pub(crate) fn buried(&self, job: Sequence, payload: Digest) {
+    pub(crate) fn buried(&self, job: JobId, payload: Digest) {
         self.counts.buried.fetch_add(1, Ordering::Relaxed);
         self.ended(job, payload);
     }
 
-    fn ended(&self, job: Sequence, payload: Digest) {
+    fn ended(&self, job: JobId, payload: Digest) {
         let mut open = self.open.lock();
         match open.remove(&job) {
             None => {
@@ -130,7 +130,7 @@ impl Ledger {
         }
     }
 
-    fn settle(&self, job: Sequence, enqueued: Digest, delivered: Digest) {
+    fn settle(&self, job: JobId, enqueued: Digest, delivered: Digest) {
         if enqueued != delivered {
             self.complain(format!("{job} has another payload than was enqueued"));
         }
@@ -161,7 +161,7 @@ impl Ledger {
     /// A few of the jobs that are not settled.
     pub(crate) fn unsettled(&self) -> Vec<String> {
         let open = self.open.lock();
-        let describe = |(job, entry): (&Sequence, &Entry)| match entry {
+        let describe = |(job, entry): (&JobId, &Entry)| match entry {
             Entry::Enqueued(_) => format!("{job} did not end"),
             Entry::Ended(_) => format!("{job} ended, and was not enqueued or had ended before"),
         };

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use logmill::{
-    Builder, Consumer, Durability, EnqueueError, EnqueueOptions, Failure, Job, OpenError, Producer,
-    Queue, RecoveryReport, RetryPolicy, Sequence,
+    Builder, Consumer, Durability, EnqueueError, EnqueueOptions, Failure, Job, JobId, OpenError,
+    Producer, Queue, RecoveryReport, RetryPolicy,
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -278,7 +278,7 @@ impl Load {
         }
     }
 
-    fn note(&self, jobs: &[Sequence], payloads: &[Vec<u8>]) {
+    fn note(&self, jobs: &[JobId], payloads: &[Vec<u8>]) {
         for (&job, payload) in jobs.iter().zip(payloads) {
             self.ledger.enqueued(job, Digest::of(payload));
         }
@@ -355,7 +355,7 @@ impl Load {
         let result = letters.replay_where(|letter| {
             let picks = fastrand::f64() < replayed;
             if picks {
-                picked.push((letter.job(), Digest::of(letter.payload())));
+                picked.push((letter.job_id(), Digest::of(letter.payload())));
             }
             picks
         });
@@ -375,7 +375,7 @@ impl Load {
         }
         let mut picked = Vec::new();
         let purged = letters.purge_where(|letter| {
-            picked.push((letter.job(), Digest::of(letter.payload())));
+            picked.push((letter.job_id(), Digest::of(letter.payload())));
             true
         });
         assert_eq!(purged.expect("flushed"), picked.len() as u64);
@@ -391,17 +391,17 @@ impl Load {
             return;
         };
         let payload = Digest::of(letter.payload());
-        assert_eq!(letters.get(letter.sequence()).as_ref(), Some(&letter));
+        assert_eq!(letters.get(letter.id()).as_ref(), Some(&letter));
         if fastrand::bool() {
-            letters.purge(letter.sequence()).expect("it is there");
+            letters.purge(letter.id()).expect("it is there");
         } else {
-            match letters.replay(letter.sequence()) {
+            match letters.replay(letter.id()) {
                 Ok(job) => self.ledger.enqueued(job, payload),
                 Err(logmill::DeadLetterError::Enqueue(_)) if self.is_limited() => return,
                 Err(error) => panic!("{error}"),
             }
         }
-        self.ledger.buried(letter.job(), payload);
+        self.ledger.buried(letter.job_id(), payload);
     }
 }
 
@@ -412,7 +412,7 @@ fn handler(ledger: Arc<Ledger>) -> impl Fn(&Job<'_>) -> Result<(), Failure> + Se
         work(&ledger);
         match verdict(&ledger, payload) {
             Verdict::Ack => {
-                ledger.acked(job.sequence(), payload);
+                ledger.acked(job.id(), payload);
                 Ok(())
             }
             Verdict::Retry => Err(Failure::from("again")),
@@ -442,7 +442,7 @@ fn consume(consumer: &Consumer, ledger: &Ledger, stop: &AtomicBool) {
             work(ledger);
             match verdict(ledger, payload) {
                 Verdict::Ack => {
-                    ledger.acked(job.sequence(), payload);
+                    ledger.acked(job.id(), payload);
                     job.ack();
                 }
                 Verdict::Retry => job.retry("again"),

@@ -103,7 +103,7 @@ impl Studio {
         match Task::decode(job.payload()).map_err(Failure::dead_letter)? {
             Task::Resize(upload) => {
                 let start = Instant::now();
-                let id = job.sequence().to_string();
+                let id = job.id().to_string();
                 resize::make_sizes(&upload.path, &self.folder_of(&upload), &id)?;
                 self.resize_micros
                     .fetch_add(start.elapsed().as_micros() as u64, Relaxed);

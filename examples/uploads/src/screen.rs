@@ -93,7 +93,7 @@ struct Row {
 fn row(letter: &DeadLetter) -> Row {
     let (kind, name) = match Task::decode(letter.payload()) {
         Ok(task) => (task.kind(), task.upload().name()),
-        Err(_) => ("?", letter.sequence().to_string()),
+        Err(_) => ("?", letter.id().to_string()),
     };
     let reasons: Vec<_> = letter
         .reasons()

@@ -11,7 +11,7 @@ use crate::engine::Running;
 use crate::engine::enqueue::Place;
 use crate::options::Builder;
 use crate::time::stopped;
-use crate::{EnqueueOptions, Sequence};
+use crate::{EnqueueOptions, JobId};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
@@ -55,7 +55,7 @@ impl Fixture {
         &self.open.as_ref().unwrap().0
     }
 
-    fn enqueue(&self, options: EnqueueOptions) -> Sequence {
+    fn enqueue(&self, options: EnqueueOptions) -> JobId {
         let place = Place::on(&self.running().dispatch().stripes()[0]);
         self.running()
             .enqueue_with(place, b"job", &options)

@@ -249,7 +249,7 @@ fn work_off(setup: &Setup, dir: &Path, truth: &Truth) {
     let (running, _) = setup.open(dir);
     for stripe in running.dispatch().stripes() {
         match running.enqueue(Place::on(stripe), b"new") {
-            Ok(job) => truth.check_is_new(job),
+            Ok(job) => truth.check_is_new(job.sequence()),
             Err(error) => assert!(error.is_full(), "{error}"),
         }
     }

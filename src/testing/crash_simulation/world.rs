@@ -294,13 +294,13 @@ impl World {
         let mut truth = self.shared.truth.borrow_mut();
         match result {
             Ok(job) => {
-                truth.note_enqueued(job, payload, is_sync);
+                truth.note_enqueued(job.sequence(), payload, is_sync);
                 if is_sync {
                     truth.note_records_flushed(&mark);
                 }
             }
-            Err(EnqueueError::NotDurable { sequence, .. }) => {
-                truth.note_enqueued(sequence, payload, false);
+            Err(EnqueueError::NotDurable { job, .. }) => {
+                truth.note_enqueued(job.sequence(), payload, false);
                 truth.is_poisoned = true;
             }
             Err(error) if is_no_room(&error) => {}
@@ -330,7 +330,7 @@ impl World {
         };
         let is_durable = is_sync && !matches!(error, Some(EnqueueError::NotDurable { .. }));
         for (job, payload) in jobs.into_iter().zip(payloads) {
-            truth.note_enqueued(job, payload, is_durable);
+            truth.note_enqueued(job.sequence(), payload, is_durable);
         }
         match error {
             None if is_sync => truth.note_records_flushed(&mark),
@@ -549,7 +549,7 @@ impl World {
         let picked = self.pick_letters(some, Doing::Replay);
         let replayed = self
             .letters()
-            .replay_where(|letter| picked.contains(&letter.sequence()));
+            .replay_where(|letter| picked.contains(&letter.id().sequence()));
         let running = self.running();
         let mut truth = self.shared.truth.borrow_mut();
         let (jobs, error) = match replayed {
@@ -562,14 +562,14 @@ impl World {
         };
         let mut letters = picked.into_iter();
         for (job, letter) in jobs.into_iter().zip(&mut letters) {
-            truth.note_replayed(letter, job);
+            truth.note_replayed(letter, job.sequence());
         }
         match error {
             None => {}
             Some(DeadLetterError::Enqueue(error)) if is_no_room(&error) => {}
             Some(DeadLetterError::NotDurable { replayed, .. }) => {
                 for (job, letter) in replayed.into_iter().zip(letters) {
-                    truth.note_withheld(letter, job);
+                    truth.note_withheld(letter, job.sequence());
                 }
                 truth.is_poisoned = true;
             }
@@ -584,7 +584,7 @@ impl World {
         let picked = self.pick_letters(some, Doing::Purge);
         let purged = self
             .letters()
-            .purge_where(|letter| picked.contains(&letter.sequence()));
+            .purge_where(|letter| picked.contains(&letter.id().sequence()));
         let running = self.running();
         let mut truth = self.shared.truth.borrow_mut();
         match purged {
@@ -845,7 +845,9 @@ impl Shared {
             if stripe.has_room_for(payload.as_ref().len()) && self.random.borrow_mut().bool() {
                 let job = running.enqueue(Place::on(stripe), payload.as_ref());
                 let job = job.expect("there is room");
-                self.truth.borrow_mut().note_enqueued(job, payload, false);
+                self.truth
+                    .borrow_mut()
+                    .note_enqueued(job.sequence(), payload, false);
             }
         }
         if self.random.borrow_mut().bool()

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::storage::faults;
-use crate::{Builder, Durability, EnqueueError, EnqueueOptions, Queue, RetryPolicy, Sequence};
+use crate::{Builder, Durability, EnqueueError, EnqueueOptions, JobId, Queue, RetryPolicy};
 
 /// No wait lasts as long.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -40,7 +40,7 @@ fn drain(queue: &Queue) -> Vec<Vec<u8>> {
 }
 
 /// A queue of which one flush has failed, though the cause is gone; and the job that met it.
-fn after_a_failed_flush(dir: &Path) -> (Queue, Sequence) {
+fn after_a_failed_flush(dir: &Path) -> (Queue, JobId) {
     let (queue, _) = builder(dir).open().unwrap();
     queue.enqueue(b"before").unwrap();
     // To flush a new segment is also to flush the directory that its name is in.
@@ -48,7 +48,10 @@ fn after_a_failed_flush(dir: &Path) -> (Queue, Sequence) {
     let error = queue.enqueue_with(b"during", sync()).unwrap_err();
     drop(fault);
     match error {
-        EnqueueError::NotDurable { sequence, error } => {
+        EnqueueError::NotDurable {
+            job: sequence,
+            error,
+        } => {
             assert!(error.to_string().contains("flush"), "{error}");
             (queue, sequence)
         }
@@ -64,13 +67,13 @@ fn a_sync_enqueue_whose_flush_fails_says_so_and_its_job_is_delivered_all_the_sam
     assert_eq!(consumer.next().unwrap().payload(), b"before");
     let job = consumer.next_timeout(LIMIT).unwrap();
     // The first one came back when it was dropped.
-    let job = if job.sequence() == sequence {
+    let job = if job.id() == sequence {
         job
     } else {
         job.ack();
         consumer.next_timeout(LIMIT).unwrap()
     };
-    assert_eq!((job.sequence(), job.payload()), (sequence, &b"during"[..]));
+    assert_eq!((job.id(), job.payload()), (sequence, &b"during"[..]));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::storage::StorageError;
 use crate::storage::faults::Call;
 use crate::{
     BatchError, Builder, Consumer, DeadLetter, DeadLetterError, DeadLetters, Durability,
-    EnqueueError, EnqueueOptions, Job, OpenError, Queue, RecoveryReport, RetryPolicy, Sequence,
+    EnqueueError, EnqueueOptions, Job, JobId, OpenError, Queue, RecoveryReport, RetryPolicy,
 };
 
 pub(super) const SMALL: usize = 50;
@@ -105,7 +105,7 @@ impl Run {
         &mut self,
         len: usize,
         durability: Durability,
-        enqueue: impl FnOnce(&[u8], EnqueueOptions) -> Result<Sequence, EnqueueError>,
+        enqueue: impl FnOnce(&[u8], EnqueueOptions) -> Result<JobId, EnqueueError>,
     ) {
         let number = self.truth.new_job(len);
         let payload = self.truth.payload(number);
@@ -115,7 +115,10 @@ impl Run {
                 assert!(!is_refused, "promised after a flush had failed");
                 self.truth.enqueued(number, sequence);
             }
-            Err(EnqueueError::NotDurable { sequence, error }) => {
+            Err(EnqueueError::NotDurable {
+                job: sequence,
+                error,
+            }) => {
                 assert!(!is_refused, "tried after a flush had failed");
                 self.truth.enqueued(number, sequence);
                 self.note(&error);
@@ -132,7 +135,7 @@ impl Run {
     pub(super) fn enqueue_batch(
         &mut self,
         lens: &[usize],
-        enqueue: impl FnOnce(&[Vec<u8>]) -> Result<Vec<Sequence>, BatchError>,
+        enqueue: impl FnOnce(&[Vec<u8>]) -> Result<Vec<JobId>, BatchError>,
     ) {
         let numbers: Vec<_> = lens.iter().map(|&len| self.truth.new_job(len)).collect();
         let payload = |&number| self.truth.payload(number);
@@ -144,7 +147,10 @@ impl Run {
             }
             Err(BatchError { enqueued, error }) => {
                 match &error {
-                    EnqueueError::NotDurable { sequence, error } => {
+                    EnqueueError::NotDurable {
+                        job: sequence,
+                        error,
+                    } => {
                         assert_eq!(enqueued.last(), Some(sequence));
                         self.note(error);
                     }
@@ -212,7 +218,7 @@ impl Run {
         for &number in &numbers {
             self.truth.is_letter(number);
         }
-        let mut all = all.iter().map(DeadLetter::sequence).zip(numbers);
+        let mut all = all.iter().map(DeadLetter::id).zip(numbers);
         if let Some((letter, number)) = all.next() {
             match letters.replay(letter) {
                 Ok(job) => self.truth.replayed(number, job),
@@ -236,7 +242,7 @@ impl Run {
             }
         }
         if let Some((picked, number)) = all.next() {
-            match letters.replay_where(|letter| letter.sequence() == picked) {
+            match letters.replay_where(|letter| letter.id() == picked) {
                 Ok(jobs) => {
                     assert_eq!(jobs.len(), 1);
                     self.truth.replayed(number, jobs[0]);

@@ -238,7 +238,7 @@ pub(super) fn an_unclean_queue() -> Scene {
     let dead_before = files_below(&maker.scratch.path().join("dead"));
     let letters = maker.queue.dead_letters();
     let letter = letters.iter().next().unwrap();
-    let job = letters.replay(letter.sequence()).unwrap();
+    let job = letters.replay(letter.id()).unwrap();
     let number = maker.truth.number_of(letter.payload());
     maker.truth.replayed(number, job);
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::Sequence;
+use crate::JobId;
 
 /// How often something may be found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ pub(super) struct Found {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Truth {
     jobs: Vec<Job>,
-    given: HashSet<Sequence>,
+    given: HashSet<JobId>,
 }
 
 impl Truth {
@@ -123,12 +123,12 @@ impl Truth {
         &mut self.jobs[number].fate
     }
 
-    pub(super) fn enqueued(&mut self, number: usize, sequence: Sequence) {
+    pub(super) fn enqueued(&mut self, number: usize, sequence: JobId) {
         self.give(sequence);
         *self.fate(number) = QUEUED;
     }
 
-    fn give(&mut self, sequence: Sequence) {
+    fn give(&mut self, sequence: JobId) {
         let is_new = self.given.insert(sequence);
         assert!(is_new, "sequence {sequence} was given twice");
     }
@@ -174,7 +174,7 @@ impl Truth {
         fate.all = fate.all.plus(-1, 0);
     }
 
-    pub(super) fn replayed(&mut self, number: usize, sequence: Sequence) {
+    pub(super) fn replayed(&mut self, number: usize, sequence: JobId) {
         self.give(sequence);
         *self.fate(number) = QUEUED;
     }

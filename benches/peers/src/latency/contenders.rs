@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use crossbeam_channel::unbounded;
-use logmill::{Consumer, Durability, Producer, Queue, Sequence};
+use logmill::{Consumer, Durability, JobId, Producer, Queue};
 use serde::Serialize;
 
 /// Who is measured.
@@ -125,7 +125,7 @@ pub fn open_queue(dir: &Path) -> Result<Queue> {
 
 pub struct LogmillSender {
     producer: Producer,
-    last: Option<Sequence>,
+    last: Option<JobId>,
 }
 
 pub struct LogmillReceiver(Consumer);
@@ -139,16 +139,16 @@ pub fn logmill(queue: &Queue) -> (LogmillSender, LogmillReceiver) {
 }
 
 impl Send for LogmillSender {
-    type Receipt = Sequence;
+    type Receipt = JobId;
 
     #[inline]
-    fn send(&mut self, payload: &[u8]) -> Result<Sequence> {
+    fn send(&mut self, payload: &[u8]) -> Result<JobId> {
         Ok(self.producer.enqueue(payload)?)
     }
 
-    /// Sequences of one segment have no gaps, and there is one between two segments.
+    /// Ids of one segment have no gaps, and there is one between two segments.
     #[inline]
-    fn has_rolled(&mut self, receipt: Sequence) -> bool {
+    fn has_rolled(&mut self, receipt: JobId) -> bool {
         let last = self.last.replace(receipt);
         last.is_some_and(|last| receipt.get() != last.get() + 1)
     }
