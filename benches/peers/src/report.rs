@@ -42,7 +42,7 @@ fn comparison(outcome: &Outcome) -> String {
     let first_name = first.map_or("", |row| row.name.as_str());
     let _ = writeln!(
         text,
-        "| | {figures} | times {first_name}'s | what is guaranteed |"
+        "| | {figures} | relative to {first_name} | guarantee |"
     );
     let _ = writeln!(text, "|---|{rules}---:|---|");
     for row in &outcome.rows {
@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(
             lines[2..],
             [
-                "| | per job | times one's | what is guaranteed |",
+                "| | per job | relative to one | guarantee |",
                 "|---|---:|---:|---|",
                 "| one | 20.0 ns |  | kept |",
                 "| two | 20.0 ns | 2.00 (1.00 to 3.00) | kept |",

@@ -31,13 +31,14 @@ fn group_commit(context: &Context, size: usize) -> Result<Comparison> {
         name: format!("durable/group/{size}"),
         title: format!("Group commit, {PRODUCERS} producers, {}", size_name(size)),
         note: format!(
-            "Time per job; the ratio is that of the bytes a second, too. Each producer waits for \
-             its job's flush. The loop writes {PRODUCERS} records of the same size at once into a \
-             preallocated file, and flushes it (fdatasync): the library does not count its \
-             flushes, so this is the largest batch that so many producers can share, one record \
-             of each. Beside it, as many threads as there are producers that share such writes and \
-             flushes, with a mutex and a condition variable and no log: what is left of the loop \
-             when each record has a thread to be woken."
+            "Time per job; the ratios are also those of the bytes per second. Each producer waits \
+             for the flush of its job. *write + fdatasync* is a loop that writes {PRODUCERS} \
+             records of the same size at once into a preallocated file and flushes it. That is one \
+             record of each producer, the largest batch that they can share; the library does not \
+             count its flushes. *shared write + fdatasync* has as many threads as there are \
+             producers, which share such writes and flushes through a mutex and a condition \
+             variable, without a log: what the loop costs once each record has a thread to be \
+             woken."
         ),
         unit: Unit::Nanoseconds,
         figures: &["per job"],
@@ -66,8 +67,9 @@ fn one_producer(context: &Context, size: usize) -> Result<Comparison> {
         name: format!("durable/one/{size}"),
         title: format!("Flush for each job, one producer, {}", size_name(size)),
         note: format!(
-            "Time of a call, median and 99th percentile of {calls} calls a turn. The bare loop \
-             writes the same record into a preallocated file, and flushes it (fdatasync)."
+            "Time of a call: median and 99th percentile of {calls} calls per turn. *write + \
+             fdatasync* is a loop that writes the same record into a preallocated file and flushes \
+             it."
         ),
         unit: Unit::Nanoseconds,
         figures: &["median", "p99"],

@@ -11,12 +11,13 @@ use crate::format::Unit;
 use crate::peers::servers::{self, PIPELINE, Server};
 use crate::peers::{databases, files, logmill, memory};
 
-const NOTE: &str = "Time per job or message, from the first enqueue until the last job is acked, \
-                    or the last message received. Producers and consumers run at once, as many \
-                    of each as the title says; every payload is touched. An ack is: yaque: \
-                    commit; SQLite: INSERT, UPDATE .. RETURNING (claim), DELETE, each a \
-                    transaction; fjall: insert, first key, remove; queue-file: add, then peek and \
-                    remove; Redis: LPUSH, BLMOVE, LREM; beanstalkd: put, reserve, delete.";
+const NOTE: &str = "Time per job or message, from the first enqueue until the last job is acked or \
+                    the last message is received. Producers and consumers run at once; the title \
+                    says how many of each. Consumers touch every payload. Each message costs yaque \
+                    a send, a receive and a commit; SQLite INSERT, UPDATE .. RETURNING (claim) and \
+                    DELETE, each a transaction; fjall an insert, a read of the first key and a \
+                    remove; queue-file an add, a peek and a remove; Redis LPUSH, BLMOVE and LREM; \
+                    beanstalkd put, reserve and delete.";
 
 pub fn run(context: &Context) -> Result<Vec<Outcome>> {
     // One instance of each for all comparisons.

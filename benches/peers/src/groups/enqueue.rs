@@ -22,11 +22,11 @@ fn comparison(context: &Context, size: usize) -> Result<Comparison> {
     Ok(Comparison {
         name: format!("enqueue/{size}"),
         title: format!("Enqueue, {}", size_name(size)),
-        note: "Time per job; one thread but where it says two. Bursts of 50,000, each drained \
-               afterwards without being timed; steps to another segment or file are timed. \
-               khata-rs has no removal and writes into a new file each turn, whose making and \
-               flushing are not timed. The limit is a loop over touched anonymous memory: \
-               atomic add, header, copy, CRC-32 (crc32fast), release store."
+        note: "Time per job, on one thread unless the row says two. Each burst of 50,000 jobs is \
+               drained afterwards, which is not timed; a step to the next segment or file is. \
+               khata-rs cannot remove messages: it writes into a new file each turn, and creating \
+               and flushing that file is not timed. *limit* is a loop over touched anonymous \
+               memory: atomic add, header, copy, CRC-32 (crc32fast), release store."
             .to_owned(),
         unit: Unit::Nanoseconds,
         figures: &["per job"],

@@ -53,7 +53,7 @@ fn cpu_time(context: &Context) -> Result<Comparison> {
         title: format!("CPU time of an idle queue over {} s", watch.as_secs()),
         note: format!(
             "CPU time of the whole process while it sleeps, with an open queue and a pool of \
-             {WORKERS} workers, and without a queue."
+             {WORKERS} workers, or without a queue."
         ),
         unit: Unit::Nanoseconds,
         figures: &["CPU time"],
@@ -82,8 +82,8 @@ fn wake_up(context: &Context) -> Result<Comparison> {
         name: "idle/wake-up".to_owned(),
         title: "Wake-up of a sleeping worker".to_owned(),
         note: format!(
-            "From before the enqueue until the handler has started, median and 99th percentile \
-             of {wake_ups} a turn; beside a thread that is parked and unparked, which is a futex. \
+            "Time from before the enqueue until the handler starts: median and 99th percentile of \
+             {wake_ups} wake-ups per turn. *park and unpark* wakes a parked thread, with a futex. \
              Sleepers had {} ms to fall asleep.",
             ASLEEP.as_millis()
         ),

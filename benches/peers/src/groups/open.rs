@@ -64,8 +64,8 @@ fn clean(context: &Context) -> Result<Comparison> {
             "Open after a clean close, backlog of {}",
             Unit::Bytes.show(backlog as f64)
         ),
-        note: "Time of the call that opens; segments of 8 MiB, jobs of 1 KiB, two stripes or as \
-               many as there are cores."
+        note: "Time of the call that opens the queue; segments of 8 MiB, jobs of 1 KiB, the \
+               default number of stripes (one for each core, at most 8)."
             .to_owned(),
         unit: Unit::Nanoseconds,
         figures: &["open"],
@@ -133,10 +133,10 @@ fn after_kill(context: &Context, segment: u64, size: usize, cache: Cache) -> Res
             segment / MIB,
             size_name(size)
         ),
-        note: "One stripe. Beside it: one thread reads the files of the unsealed segments, all of \
-               them, with read(2) into a buffer of 256 KiB: the one with the jobs, and the one \
-               that was ready to follow it. Recovery, too, looks at all of both. And the open of \
-               a queue without jobs that was closed: what is not recovery."
+        note: "One stripe. *read(2)* is one thread that reads the files of the two unsealed \
+               segments, the one with the jobs and the one prepared to follow it, as a whole into \
+               a buffer of 256 KiB; recovery scans both as a whole, too. *logmill, empty* opens a \
+               queue without jobs that was closed: the part that is not recovery."
             .to_owned(),
         unit: Unit::Nanoseconds,
         figures: &["time"],
@@ -219,9 +219,9 @@ fn heap(context: &Context) -> Comparison {
     Comparison {
         name: "open/heap".to_owned(),
         title: "Heap in use while a backlog is drained".to_owned(),
-        note: "The most bytes allocated at one moment from before the open until the last ack, \
+        note: "The most bytes allocated at any moment from before the open until the last ack, \
                counted by the allocator; jobs of 1 KiB, one consumer. Mapped segments are not \
-               heap: the kernel can take their pages back."
+               heap: the kernel can reclaim their pages."
             .to_owned(),
         unit: Unit::Bytes,
         figures: &["peak"],

@@ -60,12 +60,12 @@ impl Cause {
 
     fn name(self) -> &'static str {
         match self {
-            Self::RollThatWaited => "began a segment, and waited (lock, disk)",
-            Self::RollThatLostItsCore => "began a segment, and lost its core",
+            Self::RollThatWaited => "began a segment, and blocked (lock, disk)",
+            Self::RollThatLostItsCore => "began a segment, and was preempted",
             Self::RollWithPageFaults => "began a segment, with page faults",
             Self::Roll => "began a segment",
-            Self::LostItsCore => "lost its core to another thread",
-            Self::Waited => "waited (lock, disk)",
+            Self::LostItsCore => "preempted by another thread",
+            Self::Waited => "blocked (lock, disk)",
             Self::PageFaults => "page faults",
             Self::NoneOfThese => "none of these: interrupts, cache misses, the hypervisor",
         }

@@ -12,24 +12,25 @@ pub fn describe(setup: &Setup<'_>) -> String {
     let turns = setup.turns;
     let pinned = match setup.cores {
         Some(cores) => format!(
-            "generator on core {}, consumer on core {}, the queue's own two threads where the \
-             scheduler puts them",
+            "The generator is pinned to core {}, the consumer to core {}; the queue's own two \
+             threads run where the scheduler puts them",
             cores.generator, cores.consumer
         ),
-        None => "no thread is kept on a core".into(),
+        None => "No thread is pinned".into(),
     };
     let load = conditions::load();
     let noise = if load.parse().is_ok_and(|load: f64| load > QUIET_LOAD) {
-        " **The machine was not quiet: take none of these figures as a result.**"
+        " **The machine was busy: none of these figures is a valid result.**"
     } else {
         ""
     };
     format!(
         "Conditions: {}; Linux {}, {}; load before the run {load}.{noise} \
-         {pinned}. The generator reads the clock until it is time, at every rate; it does not \
-         sleep. One stripe, segments of 8 MiB, all else as it comes. {} rounds of {:.1} s for each \
-         contender and load, one contender after the other, each after {:.1} s that do not count. \
-         A read of the clock (`Instant`) costs {:.0} ns, and each call has one in it.",
+         {pinned}. Between jobs the generator reads the clock in a loop, at every rate; it does \
+         not sleep. One stripe, segments of 8 MiB, other options at their defaults. {} rounds of \
+         {:.1} s for each contender and load; contenders take turns, each with a warm-up of \
+         {:.1} s that is not measured. Reading the clock (`Instant`) costs {:.0} ns, which each \
+         call includes.",
         conditions::cpu(),
         conditions::kernel(),
         conditions::file_system(setup.dir),

@@ -35,7 +35,7 @@ impl Contender {
             Self::Empty => "nothing is sent",
             Self::Channel => {
                 "`crossbeam_channel::unbounded`, a newly allocated `Vec<u8>` for each message, \
-                 `recv`: a message goes with the process"
+                 `recv`: a message is lost with the process"
             }
             Self::Logmill => {
                 "`Producer::enqueue` with `Durability::Process`, `Consumer::next`, each job acked: \

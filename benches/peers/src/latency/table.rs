@@ -49,7 +49,7 @@ pub fn report(report: &Report) -> String {
 
 fn targets(text: &mut String, targets: &[Judged]) {
     text.push_str(
-        "| target | logmill | other | ratio | of single rounds | at most | |\n\
+        "| target | logmill | other | ratio | single rounds | limit | |\n\
          |---|---:|---:|---:|---:|---:|---|\n",
     );
     for judged in targets {
@@ -105,8 +105,8 @@ fn threads(text: &mut String, outcome: &Outcome) {
         let (generator, consumer) = (merged.generator, merged.consumer);
         let _ = write!(
             text,
-            "- {}: {} jobs measured; generator: {} page faults, lost its core {} times, \
-             waited {} times",
+            "- {}: {} jobs measured; generator: {} page faults, preempted {} times, \
+             blocked {} times",
             contender.name(),
             merged.latencies.call.len(),
             generator.minor_faults,
@@ -116,7 +116,7 @@ fn threads(text: &mut String, outcome: &Outcome) {
         if *contender != Contender::Empty {
             let _ = write!(
                 text,
-                "; consumer: lost its core {} times, slept {} times",
+                "; consumer: preempted {} times, slept {} times",
                 consumer.preemptions, consumer.waits
             );
         }
@@ -124,13 +124,13 @@ fn threads(text: &mut String, outcome: &Outcome) {
         if rolls.len() > 0 {
             let _ = write!(
                 text,
-                "; {} of the calls began a new segment and took {} (p50), {} (max)",
+                "; {} calls began a new segment and took {} (p50), {} (max)",
                 rolls.len(),
                 time(rolls.at(0.5)),
                 time(rolls.max()),
             );
         } else if *contender == Contender::Logmill {
-            text.push_str("; no segment was full meanwhile");
+            text.push_str("; no segment filled up");
         }
         text.push_str(".\n");
     }

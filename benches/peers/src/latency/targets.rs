@@ -80,8 +80,8 @@ impl Verdict {
     pub fn name(self) -> &'static str {
         match self {
             Self::Met => "met",
-            Self::Missed => "**missed**",
-            Self::NoRolls => "not judged: no segment was full meanwhile",
+            Self::Missed => "**not met**",
+            Self::NoRolls => "not judged: no segment filled up",
         }
     }
 }
