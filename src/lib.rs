@@ -109,7 +109,11 @@ pub use workers::{ShutdownReport, Workers, WorkersBuilder};
 use sequence::Sequence;
 use time::Timestamp;
 
-/// The snippets of the guide, as doctests.
+/// The snippets of the README and of the guide, as doctests.
 #[cfg(doctest)]
-#[doc = include_str!("../docs/GUIDE.md")]
-mod guide {}
+mod snippets {
+    #[doc = include_str!("../README.md")]
+    mod readme {}
+    #[doc = include_str!("../docs/GUIDE.md")]
+    mod guide {}
+}

@@ -1,6 +1,5 @@
 //! Leases: the right to deliver one record, and what can be said and asked of the job.
 
-#![allow(unsafe_code)]
 use super::ack::Deliveries;
 use super::hold::{Held, Hold};
 use super::record::Meta;

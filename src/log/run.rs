@@ -1,6 +1,5 @@
 //! Claims: the next committed records of a segment become runs, and those become leases.
 
-#![allow(unsafe_code)]
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 

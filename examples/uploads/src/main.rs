@@ -41,7 +41,7 @@ struct Args {
     /// Folder of pictures (JPEG, PNG) to upload [default: those that come with the example]
     folder: Option<PathBuf>,
 
-    /// Folder for the resized pictures and the outbox [default: target/uploads of this package]
+    /// Folder for the resized pictures and the outbox [default: target/uploads of this repository]
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
 
@@ -144,7 +144,8 @@ fn main() -> Result<()> {
     let folder = args.folder.clone();
     let folder = folder.unwrap_or_else(|| package.join("data"));
     let out = args.out.clone();
-    let out = out.unwrap_or_else(|| package.join("../../target/uploads"));
+    let root = package.ancestors().nth(2).unwrap_or(package);
+    let out = out.unwrap_or_else(|| root.join("target/uploads"));
     let queue_path = args.queue.clone().unwrap_or_else(|| out.join("queue"));
 
     let uploads = inbox::uploads_in(&folder, args.repeat)?;
@@ -355,7 +356,7 @@ fn empty_the_dead_letters(queue: &Queue, studio: &Studio) -> Result<()> {
         .purge_where(is_hopeless)
         .context("purging the files that are no pictures")?;
     screen.say(format_args!(
-        "\nThe mailer is fixed: {} replayed, {} of files that are no pictures purged, {} left",
+        "\nThe mailer is fixed: {} replayed, {} purged (not an image), {} left",
         count(replayed.len() as u64, "dead letter"),
         purged,
         letters.len()
