@@ -437,6 +437,37 @@ fn copies_that_could_not_be_flushed_are_brought_to_a_consumer_all_the_same() {
     assert_eq!(dispatch.0.timer.len(), 1);
 }
 
+/// A producer may seal at any moment, and a seal ends the search for what its segment settles.
+#[test]
+fn copies_owe_until_it_is_durable_that_the_jobs_are_done_where_they_were() {
+    let dir = tempfile::tempdir().unwrap();
+    let dispatch = Handle(dispatch(dir.path()));
+    let consumer = Source::new(dispatch.clone());
+    let stripe = &dispatch.0.stripes()[0];
+    let large = NewRecord {
+        enqueued_at: Timestamp::ZERO,
+        due_at: Timestamp::ZERO,
+        meta: b"",
+        payload: &[7; 15_000],
+    };
+    let old = stripe.active();
+    for _ in 0..4 {
+        stripe.append_shared(&large).unwrap();
+    }
+    let first = consumer.try_next().unwrap();
+    let hour = Some(Duration::from_secs(3600));
+    assert!(dispatch.0.retry(first, 1, hour, false));
+    stripe.append_shared(&large).unwrap();
+    while let Some(lease) = consumer.try_next() {
+        lease.ack();
+    }
+    stripe.flush(true).unwrap();
+    let fault = faults::fail_flushes(old.paths().ack.path());
+    assert!(dispatch.0.compact(true).is_err());
+    drop(fault);
+    assert!(!stripe.active().owes_nothing());
+}
+
 #[test]
 fn a_roll_wakes_no_more_than_one_for_each_job() {
     let dir = tempfile::tempdir().unwrap();

@@ -389,7 +389,7 @@ impl Segment {
 
     /// Whether no record of it names a settlement that is not durable, for who has seen all of them
     /// committed.
-    pub(super) fn owes_nothing(&self) -> bool {
+    pub(crate) fn owes_nothing(&self) -> bool {
         self.owed.is_nothing()
     }
 
