@@ -1,4 +1,4 @@
-//! Consuming by hand: a consumer asks for jobs, one or a few at a time.
+//! A handle for taking jobs one or a few at a time, on threads of the caller's own.
 
 use std::cell::LazyCell;
 use std::sync::Arc;
@@ -8,13 +8,39 @@ use crate::Job;
 use crate::dispatch::source::Source;
 use crate::engine::Running;
 
-/// Takes jobs from a queue, for those who bring their own threads.
+/// Takes jobs from a queue on a thread of your own, in place of a worker pool.
 ///
 /// Each consumer claims runs of jobs for itself; idle consumers steal from busy ones. Use one
-/// consumer for each thread. Dropping it gives the jobs it has claimed back to the others.
+/// consumer for each thread. Dropping it returns the jobs that it has claimed to the others.
 ///
-/// While somebody holds a job that has a [crash](Job::crashes), no other such job is delivered. So a
-/// consumer that collects jobs before it settles any should not wait for the next one without a limit.
+/// While anyone holds a job that has a [crash](Job::crashes), no other such job is delivered. A
+/// consumer that collects several jobs before it settles any should therefore wait for the next one
+/// with a timeout.
+///
+/// ```
+/// use logmill::Queue;
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let (queue, _) = Queue::builder(dir.path()).open()?;
+/// queue.enqueue(b"41")?;
+/// queue.enqueue(b"forty-two")?;
+///
+/// let consumer = queue.consumer();
+/// while let Some(job) = consumer.next_timeout(Duration::from_millis(10)) {
+///     match std::str::from_utf8(job.payload())?.parse::<u32>() {
+///         Ok(number) => {
+///             println!("{number}");
+///             job.ack();
+///         }
+///         Err(error) => job.dead_letter(error),
+///     }
+/// }
+/// assert_eq!((queue.stats().acked, queue.stats().dead), (1, 1));
+/// # Ok(())
+/// # }
+/// ```
 pub struct Consumer {
     source: Source<Arc<Running>>,
     running: Arc<Running>,
@@ -28,15 +54,16 @@ impl Consumer {
         }
     }
 
-    /// The next job, if one is at hand. Does not wait for one to come.
+    /// Returns the next job if one is available, without waiting for one.
     ///
-    /// None does not mean that the queue is empty: all jobs may be in other hands, not due, behind a record
-    /// that a producer is still writing, or in a segment that cannot be read. None also once the queue is
-    /// closed.
+    /// None does not mean that the queue is empty. All jobs may be held by others, not due, behind
+    /// a record that a producer is still writing, or in a segment that cannot be read. Also returns
+    /// None once the queue is closed.
     ///
-    /// A call may wait for the disk and for other consumers of the stripe where a claim comes to a segment
-    /// that has to be made ready: one that an earlier process has sealed is mapped, read and checked, what is
-    /// damaged in it is copied to `quarantine/` and flushed, and one that was unmapped is mapped again.
+    /// The call may wait for the disk and for other consumers of the stripe when it claims from a
+    /// segment that has to be prepared first. A segment that an earlier process sealed is mapped,
+    /// read and checked, and damaged bytes in it are copied to `quarantine/` and flushed. A segment
+    /// that was unmapped is mapped again.
     #[inline]
     pub fn try_next(&self) -> Option<Job<'_>> {
         if self.running.is_closed() {
@@ -50,30 +77,35 @@ impl Consumer {
         }
     }
 
-    /// The next job, waiting for it; None once the queue is closed.
+    /// Waits for the next job; None once the queue is closed.
     ///
-    /// Looks again for a few tens of microseconds, and then sleeps. A consumer that keeps up with a fast
-    /// producer may leave new jobs for up to 12 microseconds, so that both are faster.
+    /// Polls for a few tens of microseconds, then sleeps. A consumer that keeps up with a fast
+    /// producer may leave new jobs in the log for up to 12 microseconds, which makes both faster.
     #[inline]
     pub fn next(&self) -> Option<Job<'_>> {
         self.next_until(|| None)
     }
 
-    /// The next job, waiting at most this long for one to come, as [`next`](Self::next) does; None then, or
-    /// once the queue is closed. As in [`try_next`](Self::try_next), a segment that has to be made ready may
-    /// take longer than that.
+    /// Waits for the next job for at most this long.
+    ///
+    /// Returns None after the timeout, or once the queue is closed. Waits as [`next`](Self::next)
+    /// does. As with [`try_next`](Self::try_next), preparing a segment may take longer than the
+    /// timeout.
     #[inline]
     pub fn next_timeout(&self, timeout: Duration) -> Option<Job<'_>> {
-        // The clock is read only if there is no job at hand. A deadline past the end of time is none.
+        // The clock is read only if no job is available. A deadline that overflows means no
+        // deadline.
         let deadline = LazyCell::new(|| Instant::now().checked_add(timeout));
         self.next_until(|| *deadline)
     }
 
-    /// Up to `max` jobs: the first as from [`next_timeout`](Self::next_timeout), the others as from
-    /// [`try_next`](Self::try_next). Empty if none came in time, or once the queue is closed.
+    /// Returns up to `max` jobs.
     ///
-    /// All of them are being delivered: with a lease timeout the clock runs for each, and if the process dies
-    /// a [crash](Job::crashes) is counted for each that is not settled.
+    /// The first is taken as with [`next_timeout`](Self::next_timeout), the others as with
+    /// [`try_next`](Self::try_next). Empty if no job came in time, or once the queue is closed.
+    ///
+    /// All of them count as being delivered: a lease timeout runs for each, and if the process
+    /// dies, a [crash](Job::crashes) is counted for each that is not settled.
     pub fn next_batch(&self, max: usize, timeout: Duration) -> Vec<Job<'_>> {
         let mut jobs = Vec::new();
         if max > 0 {

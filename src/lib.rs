@@ -1,5 +1,8 @@
-//! An embedded, durable job queue: "do this later, and never lose it", in process, without a
-//! broker.
+//! An embedded, durable job queue: your process enqueues work, and worker threads in the same
+//! process run it, with no broker in between.
+//!
+//! A job is a slice of bytes. It stays on disk until a handler has completed it or it has become a
+//! dead letter, even if the process dies on the way.
 //!
 //! ```
 //! use logmill::{Failure, Job, Queue};
@@ -7,14 +10,14 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let dir = tempfile::tempdir()?;
 //! # let path = dir.path();
-//! // Open, or create. The report says what a crash left behind.
+//! // Open the queue, or create it. The report lists what recovery found.
 //! let (queue, report) = Queue::builder(path).open()?;
 //! assert!(report.is_clean());
 //!
-//! // When this returns, the job survives the process.
+//! // Once this returns, the job survives the death of the process.
 //! queue.enqueue(b"resize cat.jpg")?;
 //!
-//! // A pool of workers: Ok acks, an error is retried with backoff, then dead-lettered.
+//! // A pool of workers: Ok acks the job; an error retries it with backoff, then dead-letters it.
 //! let workers = queue.workers(2).run(|job: &Job<'_>| {
 //!     let text = std::str::from_utf8(job.payload()).map_err(Failure::dead_letter)?;
 //!     println!("{text}, attempt {}", job.attempts());
@@ -28,33 +31,48 @@
 //! # }
 //! ```
 //!
+//! # Where to start
+//! - [`Queue`] opens a queue ([`Builder`] has its options), enqueues jobs, and hands out everything
+//!   else.
+//! - [`Workers`] run a handler for each [`Job`]; a [`Consumer`] takes jobs on threads of your own.
+//! - [`Failure`] says why an attempt failed and whether to retry it; [`RetryPolicy`] sets the
+//!   limits and the backoff.
+//! - [`Durability`] decides what a returned enqueue survives; [`EnqueueOptions`] delays a job, or
+//!   waits for room.
+//! - [`DeadLetters`] holds the jobs that failed for good; [`Stats`] has the figures to monitor.
+//!
 //! # How it works
 //! Producers append records to a memory-mapped segment log, with one atomic add and one release
-//! store. Consumers claim runs of records into work-stealing deques. An ack is one atomic add to
-//! a bitmap in a second mapped file. What fails comes back after a backoff; what fails too often
-//! goes to a dead letter log, to be [inspected, replayed or purged](DeadLetters).
+//! store. Consumers claim runs of records into work-stealing deques. An ack is one atomic add to a
+//! bitmap in a second mapped file. A failed job comes back after a backoff; a job that fails too
+//! often moves to the dead letter log, where it can be [inspected, replayed or
+//! purged](DeadLetters).
 //!
 //! # Guarantees
 //! - **At least once.** A job whose enqueue returned `Ok` is delivered until it is acked or dead.
-//!   Which failures that holds for depends on the [`Durability`]: by default, the death of the process.
-//! - **No poison.** That a handler has a job is written to the ack file before the handler runs, so a job
-//!   that kills the process becomes a dead letter after a few [crashes](RetryPolicy::max_crashes), and jobs
-//!   that ran beside it are delivered one at a time, to tell them from it.
-//! - **No silent loss.** Damaged bytes are quarantined and [reported](RecoveryReport); dead
-//!   letters stay until they are replayed or purged.
-//! - **No needless duplicate.** Without a crash, a failure, a lease timeout, or a close while its handler
-//!   runs, a job is delivered once, however long it was delayed.
-//! - **Order.** Jobs of one [`Producer`] are claimed in the order they were enqueued, and so are
-//!   all jobs of a queue with one stripe. With several consumers, or after a retry, jobs may
+//!   The [`Durability`] decides which failures this covers: by default, the death of the process.
+//! - **No poison.** The start of a delivery is written to the ack file before the handler runs. A
+//!   job that kills the process therefore becomes a dead letter after a few
+//!   [crashes](RetryPolicy::max_crashes). Jobs that were running beside it are then delivered one
+//!   at a time, which tells them from the culprit.
+//! - **No silent loss.** Damaged bytes are quarantined and [reported](RecoveryReport). Dead letters
+//!   stay until they are replayed or purged.
+//! - **No needless duplicate.** A job is delivered once, however long it was delayed, unless there
+//!   is a crash, a failure, a lease timeout, or a close while its handler runs.
+//! - **Order.** Jobs of one [`Producer`] are claimed in the order in which they were enqueued, and
+//!   so are all jobs of a queue with one stripe. With several consumers, or after a retry, jobs may
 //!   complete in another order.
 //!
-//! The guarantees with their limits, the protocols and the file format are in `docs/DESIGN.md`. Linux only: the files are
-//! allocated with `fallocate`, and their blocks stay allocated while they are mapped.
+//! `docs/DESIGN.md` describes the guarantees with their limits, the protocols and the file format.
 //!
-//! The queue must not be used in a child process after `fork`, and nobody else may write to its
-//! directory while it is open.
+//! # Limitations
+//! logmill runs on Linux only: files are allocated with `fallocate`, and their blocks stay
+//! allocated while they are mapped.
+//!
+//! Do not use a queue in a child process after `fork`, and let nothing else write to its directory
+//! while it is open.
 
-// The simulations are not part of it under loom, and use what nothing else does.
+// Under loom the crash simulations are not built, which leaves code that only they use.
 #![cfg_attr(all(test, loom), allow(dead_code))]
 
 #[cfg(not(target_os = "linux"))]
@@ -109,7 +127,7 @@ pub use workers::{ShutdownReport, Workers, WorkersBuilder};
 use sequence::Sequence;
 use time::Timestamp;
 
-/// The snippets of the README and of the guide, as doctests.
+/// Compiles the snippets of the README and of the guide as doctests.
 #[cfg(doctest)]
 mod snippets {
     #[doc = include_str!("../README.md")]

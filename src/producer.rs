@@ -1,4 +1,4 @@
-//! A handle for one thread that enqueues.
+//! A handle for one thread that enqueues jobs.
 
 use std::sync::Arc;
 
@@ -10,9 +10,31 @@ use crate::options::EnqueueOptions;
 
 /// The fastest way to enqueue: a handle for one thread, which stays on one stripe.
 ///
-/// Jobs of one producer are claimed in the order in which they were enqueued. Producers on different stripes
-/// append to memory of their own: what they have in common is the counter of
+/// Jobs of one producer are claimed in the order in which they were enqueued. Producers on
+/// different stripes append to separate memory. They share only the counter of
 /// [`max_depth`](crate::Builder::max_depth), if that is set, and locks that they take now and then.
+///
+/// ```
+/// use logmill::Queue;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let (queue, _) = Queue::builder(dir.path()).open()?;
+/// std::thread::scope(|scope| {
+///     for _ in 0..2 {
+///         // One producer for each thread.
+///         let mut producer = queue.producer();
+///         scope.spawn(move || {
+///             for frame in 0..100_u32 {
+///                 producer.enqueue(&frame.to_le_bytes()).expect("the queue has room");
+///             }
+///         });
+///     }
+/// });
+/// assert_eq!(queue.stats().enqueued, 200);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Producer {
     running: Arc<Running>,
     lane: Lane,
@@ -24,20 +46,20 @@ impl Producer {
         Self { running, lane }
     }
 
-    /// As [`Queue::enqueue`](crate::Queue::enqueue).
+    /// Enqueues a job and returns its id, like [`Queue::enqueue`](crate::Queue::enqueue).
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Queue::enqueue`](crate::Queue::enqueue).
     #[inline]
     pub fn enqueue(&mut self, payload: &[u8]) -> Result<JobId, EnqueueError> {
         let (engine, place) = self.place();
         engine.enqueue(place, payload)
     }
 
-    /// As [`Queue::enqueue_with`](crate::Queue::enqueue_with).
+    /// Enqueues a job with options, like [`Queue::enqueue_with`](crate::Queue::enqueue_with).
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Queue::enqueue_with`](crate::Queue::enqueue_with).
     pub fn enqueue_with(
         &mut self,
         payload: &[u8],
@@ -47,10 +69,10 @@ impl Producer {
         engine.enqueue_with(place, payload, &options)
     }
 
-    /// As [`Queue::enqueue_batch`](crate::Queue::enqueue_batch).
+    /// Enqueues several jobs in order, like [`Queue::enqueue_batch`](crate::Queue::enqueue_batch).
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Queue::enqueue_batch`](crate::Queue::enqueue_batch).
     pub fn enqueue_batch<P: AsRef<[u8]>>(
         &mut self,
         payloads: &[P],
@@ -58,10 +80,11 @@ impl Producer {
         self.enqueue_batch_with(payloads, EnqueueOptions::new())
     }
 
-    /// As [`Queue::enqueue_batch_with`](crate::Queue::enqueue_batch_with).
+    /// Enqueues several jobs with options, like
+    /// [`Queue::enqueue_batch_with`](crate::Queue::enqueue_batch_with).
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Queue::enqueue_batch_with`](crate::Queue::enqueue_batch_with).
     pub fn enqueue_batch_with<P: AsRef<[u8]>>(
         &mut self,
         payloads: &[P],

@@ -1,4 +1,4 @@
-//! The queue: what a user opens, and from where everything else is reached.
+//! The queue handle, from which everything else is reached.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,23 +13,48 @@ use crate::{
     WorkersBuilder,
 };
 
-/// A durable job queue in a directory. Cloning it gives another handle on the same queue.
+/// A durable job queue in a directory.
 ///
-/// The queue is closed when the last handle is dropped: queues, producers, consumers, dead letters, pools and
-/// their threads. That drop waits for flushes and for the queue's own threads, and only raises an event if it
-/// fails; [`close`](Self::close) returns the error.
+/// A `Queue` is a handle: clone it to share the queue between threads. All clones are the same
+/// queue.
+///
+/// The queue is closed when its last handle is dropped. Handles are the queues, producers,
+/// consumers, dead letters and worker pools, and the threads of the pools. That drop waits for
+/// flushes and for the queue's own threads; if it fails, it only emits an event.
+/// [`close`](Self::close) returns the error instead.
+///
+/// ```
+/// use logmill::Queue;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// let (queue, report) = Queue::builder(dir.path()).open()?;
+/// println!("{} jobs left from an earlier run", report.jobs);
+///
+/// let id = queue.enqueue(b"resize cat.jpg")?;
+///
+/// let consumer = queue.consumer();
+/// let job = consumer.next().expect("a job was enqueued");
+/// assert_eq!((job.id(), job.payload()), (id, &b"resize cat.jpg"[..]));
+/// job.ack();
+///
+/// assert_eq!(queue.stats().depth(), 0);
+/// queue.close()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Queue {
     running: Arc<Running>,
 }
 
 impl Queue {
-    /// Starts the options of a queue in this directory.
+    /// Returns the options for opening or creating a queue in this directory.
     pub fn builder(path: impl AsRef<Path>) -> Builder {
         Builder::new(path.as_ref())
     }
 
-    /// The queue directory, as an absolute path: where it was when the queue was opened.
+    /// The queue directory, as an absolute path resolved when the queue was opened.
     pub fn path(&self) -> &Path {
         self.running.path()
     }
@@ -39,30 +64,38 @@ impl Queue {
         self.running.max_payload()
     }
 
-    /// Enqueues a job and returns its id, once the job is as durable as the queue's
-    /// [`Durability`](crate::Durability) says.
+    /// Enqueues a job and returns its id.
     ///
-    /// Does not wait for room: that is [`EnqueueOptions::wait`]. With `Process` durability it is a copy into
-    /// mapped memory that waits for no other thread, but may wait
+    /// Returns once the job is as durable as the queue's [`Durability`](crate::Durability)
+    /// requires. If the queue is full it returns an error at once; [`EnqueueOptions::wait`] waits
+    /// for room.
+    ///
+    /// With `Process` durability this is a copy into mapped memory that waits for no other thread,
+    /// except that it may wait
     /// - for the kernel, at a page fault of the copy;
-    /// - for a lock and a system call, to wake a consumer that sleeps;
-    /// - for a lock and the disk, where it steps to another segment.
+    /// - for a lock and a system call, to wake a sleeping consumer;
+    /// - for a lock and the disk, where it moves on to another segment.
     ///
-    /// The calling thread stays on one stripe, so its jobs are claimed in their order.
+    /// The calling thread stays on one stripe, so its jobs are claimed in the order in which it
+    /// enqueued them.
     ///
     /// # Errors
-    /// See [`EnqueueError`]. The payload is only borrowed, so it is still there to try again; after
-    /// [`NotDurable`](EnqueueError::NotDurable) the job is in the queue, and trying again doubles it.
+    /// See [`EnqueueError`]. The payload is only borrowed, so the caller still has it and can try
+    /// again. After [`NotDurable`](EnqueueError::NotDurable) the job is in the queue, and trying
+    /// again enqueues it twice.
     #[inline]
     pub fn enqueue(&self, payload: &[u8]) -> Result<JobId, EnqueueError> {
         let engine = &*self.running;
         engine.enqueue(Place::of_this_thread(engine), payload)
     }
 
-    /// As [`enqueue`](Self::enqueue), with options for this job. [`EnqueueOptions::wait`] waits for room.
+    /// Enqueues a job with options, such as a delay or a wait for room.
+    ///
+    /// Otherwise like [`enqueue`](Self::enqueue). [`EnqueueOptions::wait`] waits for room.
     ///
     /// # Errors
-    /// As there, and for an option that is out of its range.
+    /// Those of [`enqueue`](Self::enqueue), and [`EnqueueError::InvalidOption`] for an option that
+    /// is out of its range.
     pub fn enqueue_with(
         &self,
         payload: &[u8],
@@ -72,23 +105,28 @@ impl Queue {
         engine.enqueue_with(Place::of_this_thread(engine), payload, &options)
     }
 
-    /// Enqueues jobs in order, with one reservation for as many as fit a quarter of a segment (or 16 MiB), and
-    /// one flush for all; returns their ids in the same order.
+    /// Enqueues several jobs in order and returns their ids in the same order.
     ///
-    /// A batch is no transaction: a process that dies during the call leaves the first jobs of it, and a power
-    /// cut may take any that were not flushed.
+    /// Makes one reservation for as many jobs as fit a quarter of a segment (at most 16 MiB), and
+    /// one flush for the whole batch.
+    ///
+    /// A batch is not a transaction: if the process dies during the call, the first jobs of the
+    /// batch are enqueued; a power cut may lose any of those that were not flushed.
     ///
     /// # Errors
-    /// The error names the jobs that were enqueued: those before the one that found no room, say, and all where
-    /// only the flush failed. With an option that is out of its range or a payload that is too large, none is.
+    /// The error lists the jobs that were enqueued: those before the first one that found no room,
+    /// for example, or all of them if only the flush failed. If an option is out of its range or a
+    /// payload is too large, none is enqueued.
     pub fn enqueue_batch<P: AsRef<[u8]>>(&self, payloads: &[P]) -> Result<Vec<JobId>, BatchError> {
         self.enqueue_batch_with(payloads, EnqueueOptions::new())
     }
 
-    /// As [`enqueue_batch`](Self::enqueue_batch), with options that hold for each of the jobs.
+    /// Enqueues several jobs with options that apply to each of them.
+    ///
+    /// Otherwise like [`enqueue_batch`](Self::enqueue_batch).
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`enqueue_batch`](Self::enqueue_batch).
     pub fn enqueue_batch_with<P: AsRef<[u8]>>(
         &self,
         payloads: &[P],
@@ -98,88 +136,97 @@ impl Queue {
         engine.enqueue_batch(Place::of_this_thread(engine), payloads, &options)
     }
 
-    /// A handle for a thread that enqueues a lot.
+    /// Returns a handle for a thread that enqueues many jobs.
     pub fn producer(&self) -> Producer {
         Producer::new(Arc::clone(&self.running))
     }
 
-    /// A handle to take jobs with, by hand.
+    /// Returns a handle for taking jobs on a thread of your own.
     pub fn consumer(&self) -> Consumer {
         Consumer::new(Arc::clone(&self.running))
     }
 
-    /// A pool of this many threads that run a handler; 0 is one a core. Nothing starts before
-    /// [`run`](WorkersBuilder::run).
+    /// Returns the options of a worker pool with this many threads; 0 means one for each core.
+    ///
+    /// No thread starts before [`run`](WorkersBuilder::run).
     pub fn workers(&self, threads: usize) -> WorkersBuilder {
         WorkersBuilder::new(Arc::clone(&self.running), threads)
     }
 
-    /// The jobs that failed too often.
+    /// Returns a handle for the jobs that failed for good.
     pub fn dead_letters(&self) -> DeadLetters {
         DeadLetters::new(Arc::clone(&self.running))
     }
 
-    /// What is in the queue and has gone through it. Cheap enough for every second: it looks at the ack words
-    /// of the segments that consumers have reached (1/4 byte for each record in them) and at the deques of
-    /// all consumers.
+    /// Counts what is in the queue and what has gone through it.
     ///
-    /// For the oldest jobs it looks into further segments where those that consumers have reached hold none: at
-    /// no more than 1,024 segments and, for [`Stats::oldest_ready`], 4,096 jobs of each stripe. One that is not
-    /// mapped is mapped for that, and may have to be read from the disk. It mends nothing and writes nothing.
+    /// Cheap enough to call every second: it reads the ack words of the segments that consumers
+    /// have reached (1/4 byte for each record in them) and the deques of all consumers.
+    ///
+    /// To find the oldest jobs it reads further segments, if those that consumers have reached hold
+    /// none: at most 1,024 segments and, for [`Stats::oldest_ready`], 4,096 jobs of each stripe. A
+    /// segment that is not mapped is mapped for this and may have to be read from the disk. It
+    /// repairs nothing and writes nothing.
     pub fn stats(&self) -> Stats {
         self.running.stats()
     }
 
-    /// Makes everything enqueued and acked so far durable, whatever the durability, and writes the letters of
-    /// jobs that have died. (The letter of a job that is just being moved by compaction is written once it has moved.)
+    /// Makes everything enqueued and acked so far durable, whatever the durability.
+    ///
+    /// Also writes the letters of jobs that have died. (The letter of a job that compaction is
+    /// moving at that moment is written once the job has moved.)
     ///
     /// # Errors
-    /// The flush failed, or an earlier one has: then nothing more is made durable until the queue is reopened.
-    /// Or letters could not be written, on a full disk for one: all else is durable then, and they are tried
-    /// again.
+    /// The flush failed, or an earlier one did: then nothing more is made durable until the queue
+    /// is reopened. Or letters could not be written, for example on a full disk: then everything
+    /// else is durable, and writing the letters is tried again.
     pub fn flush(&self) -> Result<(), FlushError> {
         Ok(self.running.flush()?)
     }
 
-    /// Reads every record of the queue and of the dead letter log, done or not, and checks it, while the queue
-    /// goes on. Takes as long as reading all segments from the disk does; each is mapped while it is read.
+    /// Reads and checks every record of the queue and of the dead letter log, done or not.
     ///
-    /// Behind a record whose length is damaged, the rest of its segment is not looked at.
+    /// The queue stays in use meanwhile. The call takes as long as reading all segments from the
+    /// disk; each segment is mapped while it is read.
+    ///
+    /// After a record whose length is damaged, the rest of its segment is not checked.
     ///
     /// # Errors
-    /// A segment could not be read or mapped, or damaged bytes could not be set aside. The segments behind it
-    /// are not looked at.
+    /// A segment could not be read or mapped, or damaged bytes could not be quarantined. The
+    /// segments after it are not checked.
     pub fn verify(&self) -> Result<VerifyReport, StorageError> {
         self.running.verify()
     }
 
-    /// Closes the queue for all handles: enqueueing gets [`EnqueueError::Closed`], consumers get no
-    /// more jobs, and everything is flushed and sealed, so that the next open has little or nothing to scan.
+    /// Closes the queue for all handles.
     ///
-    /// Shut down the workers first. Jobs that are still running can be settled all the same, until
-    /// the last handle is gone; only then can the directory be opened again. If the process ends
-    /// before they are, they are delivered again, and neither a failed attempt nor a
-    /// [crash](crate::Job::crashes) is counted.
+    /// From then on enqueueing returns [`EnqueueError::Closed`] and consumers get no more jobs.
+    /// Everything is flushed and sealed, so that the next open has little or nothing to scan.
+    ///
+    /// Shut down the workers first. Jobs that are still running can be settled until the last
+    /// handle is dropped, and only then can the directory be opened again. If the process ends
+    /// before they are settled, they are delivered again, without counting a failed attempt or a
+    /// [crash](crate::Job::crashes).
     ///
     /// # Errors
-    /// A flush failed, now or earlier, or something could not be written or removed. All is in the files, and
-    /// survives the death of the process, but may not survive a power cut.
+    /// A flush failed, in this call or earlier, or something could not be written or removed. All
+    /// data is in the files and survives the death of the process, but may not survive a power cut.
     pub fn close(self) -> Result<(), FlushError> {
         Ok(self.running.close()?)
     }
 }
 
 impl Builder {
-    /// Opens the queue, creating it if the directory is empty or does not exist, and recovers
-    /// what an earlier process left.
+    /// Opens the queue and recovers what an earlier process left.
     ///
-    /// Reads the header and the acks of each segment, and scans those that are not sealed: after a crash, mostly
-    /// one or two of each stripe. Starts two threads.
+    /// Creates the queue if the directory is empty or does not exist. The open reads the header and
+    /// the acks of each segment, and scans the segments that are not sealed: after a crash, usually
+    /// one or two in each stripe. It starts two threads.
     ///
     /// # Errors
-    /// See [`OpenError`]. Damage to segments or ack files is no error: it is in the report. Neither is a full
-    /// disk, unless something must be written for the open itself: then enqueues get
-    /// [`EnqueueError::StorageFull`] until there is room.
+    /// See [`OpenError`]. Damage to segments or ack files is not an error; it is in the report. A
+    /// full disk is an error only if the open itself has to write something. Otherwise the queue
+    /// opens, and enqueues return [`EnqueueError::StorageFull`] until there is room.
     pub fn open(self) -> Result<(Queue, RecoveryReport), OpenError> {
         let (running, report) = Running::open(&self)?;
         let running = Arc::new(running);
