@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use crate::user_code;
 
-/// Why an attempt failed, and what happens next.
+/// Why an attempt failed, and what happens next: a retry, a delayed retry, or a dead letter.
 ///
-/// Made from anything that can be displayed, so that a handler can use `?`; it then means "retry
-/// by the policy". (For that reason it cannot be displayed itself.)
+/// A `Failure` is made from anything that can be displayed, so a handler can use `?`; it then means
+/// "retry by the policy". (For this reason `Failure` itself does not implement `Display`.)
 ///
 /// ```
 /// use logmill::Failure;
@@ -28,8 +28,8 @@ use crate::user_code;
 /// # assert!(handler(b"1").is_ok() && handler(b"429").is_err());
 /// ```
 ///
-/// To say what happens next from below code whose errors are of another type, make it a
-/// [`FailureError`].
+/// Code between the failure and the handler may use other error types. It can carry a `Failure` as
+/// a [`FailureError`].
 #[derive(Clone, Debug)]
 pub struct Failure {
     pub(crate) reason: String,
@@ -45,18 +45,19 @@ pub(crate) enum Verdict {
 }
 
 impl Failure {
-    /// A retry after the policy's backoff, whatever a [`FailureError`] in the reason says.
+    /// Retries after the policy's backoff, whatever a [`FailureError`] in the reason asks for.
     pub fn retry(reason: impl fmt::Display) -> Self {
         Self::new(Verdict::Retry, reason)
     }
 
-    /// No retry: the job is dead.
+    /// Gives up: the job is dead, without a retry.
     pub fn dead_letter(reason: impl fmt::Display) -> Self {
         Self::new(Verdict::DeadLetter, reason)
     }
 
-    /// A retry after this delay instead of the policy's backoff. The attempt counts as failed: after the last one
-    /// the job is dead all the same.
+    /// Retries after this delay instead of the policy's backoff.
+    ///
+    /// The attempt counts as failed: if it was the last one, the job is dead.
     pub fn retry_after(delay: Duration, reason: impl fmt::Display) -> Self {
         Self::new(Verdict::RetryAfter(delay), reason)
     }
@@ -67,12 +68,13 @@ impl Failure {
         Self { verdict, ..failure }
     }
 
-    /// What an error says, when it is displayed.
+    /// Displays an error and takes the verdict of a [`FailureError`] that is displayed along with
+    /// it.
     fn said_by(error: &dyn fmt::Display) -> Self {
         let mut reason = String::new();
-        // What is displayed may itself make a failure of something.
+        // Displaying the error may itself make a `Failure` of something.
         let outer = FOUND.replace(Search::Open);
-        // The alternate form is the one that prints the causes too, where there is one.
+        // The alternate form also prints the causes, for errors that have one.
         let displayed = user_code::call(|| write!(reason, "{error:#}"));
         let found = FOUND.replace(outer);
         match displayed {
@@ -89,9 +91,11 @@ impl Failure {
         Self { reason, verdict }
     }
 
-    /// From an error that does not display its sources, as most do not: they are added to the
-    /// reason, and a [`FailureError`] among them says what happens next. A `Box<dyn Error>` or an
-    /// `anyhow::Error` does not need this.
+    /// Makes a failure from an error and its sources.
+    ///
+    /// For errors that do not display their sources, as most do not: the sources are added to the
+    /// reason, and a [`FailureError`] among them decides what happens next. A `Box<dyn Error>` or
+    /// an `anyhow::Error` does not need this.
     ///
     /// ```
     /// use logmill::Failure;
@@ -106,19 +110,19 @@ impl Failure {
         Self::said_by(&Chain(error))
     }
 
-    /// What went wrong.
+    /// The text that says what went wrong.
     pub fn reason(&self) -> &str {
         &self.reason
     }
 
-    /// As an error, to be returned through code that knows nothing of jobs.
+    /// Wraps the failure as an error, to be returned through code that knows nothing of jobs.
     pub fn into_error(self) -> FailureError {
         FailureError(self)
     }
 }
 
-/// Does not panic, whatever the error's `Display` and `Drop` do: the reason tells of it. The sources of a
-/// `Box<dyn Error>` are in the reason, too.
+/// Never panics, even if the error's `Display` or `Drop` does; a panic in `Display` is noted in the
+/// reason. The reason also includes the sources of a `Box<dyn Error>`.
 impl<E: fmt::Display + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         let failure = match boxed_in(&error) {
@@ -130,13 +134,15 @@ impl<E: fmt::Display + 'static> From<E> for Failure {
     }
 }
 
-/// A [`Failure`] that is an error, for code between it and the handler whose errors are an
-/// `anyhow::Error`, a `Box<dyn Error>` or types of its own. It displays the reason.
+/// A [`Failure`] as an error type, to pass through code with error types of its own.
 ///
-/// When the handler's error becomes a [`Failure`] again, the first `FailureError` in it says what happens next:
-/// the error itself, or one that it displays as a part of its text. `anyhow` with any context keeps it, and so
-/// do boxes, whose sources are looked at too, and errors that display their source. For an error that does not,
-/// there is [`Failure::with_sources`].
+/// Such code returns an `anyhow::Error`, a `Box<dyn Error>` or its own types between the failure
+/// and the handler. A `FailureError` displays the reason.
+///
+/// When the handler's error becomes a [`Failure`] again, the first `FailureError` in it decides
+/// what happens next: the error itself, or one whose text is displayed as part of it. It is found
+/// inside `anyhow` errors with any context, inside boxes, whose sources are searched too, and
+/// inside errors that display their source. For other errors use [`Failure::with_sources`].
 ///
 /// ```
 /// use anyhow::Context;
@@ -148,7 +154,7 @@ impl<E: fmt::Display + 'static> From<E> for Failure {
 ///     Err(Failure::retry_after(Duration::from_secs(30), "told to slow down").into_error())?
 /// }
 ///
-/// // Comes again after 30 s, with the reason "sending: told to slow down".
+/// // Retried after 30 s, with the reason "sending: told to slow down".
 /// let handler = |job: &Job<'_>| send(job.payload()).context("sending");
 /// ```
 #[derive(Clone, Debug)]
@@ -172,12 +178,14 @@ impl fmt::Display for FailureError {
 
 impl Error for FailureError {}
 
-/// What the error that is displayed on this thread, to become a [`Failure`], says is to follow. By
-/// this a [`FailureError`] is found in errors of any type, which have nothing in common but that they
-/// can be displayed.
+/// The search for a verdict in the error that this thread is displaying to make a [`Failure`] of
+/// it.
+///
+/// Displaying is all that errors of any type have in common, so this is how a [`FailureError`]
+/// inside one is found.
 #[derive(Clone, Copy, PartialEq)]
 enum Search {
-    /// Nobody asks.
+    /// No search is going on.
     Off,
     Open,
     Found(Verdict),
@@ -187,7 +195,7 @@ thread_local! {
     static FOUND: Cell<Search> = const { Cell::new(Search::Off) };
 }
 
-/// The error in a box of the usual types.
+/// The error inside a box of one of the usual types.
 fn boxed_in(error: &dyn Any) -> Option<&(dyn Error + 'static)> {
     if let Some(boxed) = error.downcast_ref::<Box<dyn Error + Send + Sync>>() {
         Some(&**boxed)
@@ -200,7 +208,7 @@ fn boxed_in(error: &dyn Any) -> Option<&(dyn Error + 'static)> {
     }
 }
 
-/// An error and its sources, in one line.
+/// An error and its sources, on one line.
 struct Chain<'a>(&'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {
@@ -209,7 +217,7 @@ impl fmt::Display for Chain<'_> {
         let mut source = self.0.source();
         while let Some(error) = source {
             let own = error.to_string();
-            // Some have their source in their text already.
+            // Some errors already include their source in their text.
             if !text.ends_with(&own) {
                 write!(text, ": {own}")?;
             }
@@ -231,7 +239,7 @@ mod tests {
         Failure::retry_after(SOON, "slow down").into_error()
     }
 
-    /// Leaves its source out of its text, or has it in.
+    /// An error that displays its source, or leaves it out.
     #[derive(Debug)]
     struct Sending {
         shows_source: bool,
@@ -322,7 +330,7 @@ mod tests {
             (failure.reason(), failure.verdict),
             ("a text", Verdict::Retry)
         );
-        // Displayed for another reason.
+        // Displayed outside a search.
         assert_eq!(slow_down().to_string(), "slow down");
         assert_eq!(
             Failure::from(slow_down().to_string()).verdict,

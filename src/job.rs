@@ -10,28 +10,53 @@ use crate::failure::Failure;
 use crate::log::lease::Lease;
 use crate::{JobId, Sequence};
 
-/// A job in the hands of a consumer, until it says what became of it.
+/// A delivered job, held by a consumer or a handler until it is settled.
 ///
-/// The payload is read in place, from the log. A job that is dropped is a failed attempt, so that
-/// a panic or a forgotten call loses nothing: it comes back after the policy's backoff, or is
-/// dead after its last attempt.
+/// A worker pool settles the job with the result of the handler. With a
+/// [`Consumer`](crate::Consumer), the caller settles it with [`ack`](Self::ack),
+/// [`retry`](Self::retry), [`retry_after`](Self::retry_after), [`dead_letter`](Self::dead_letter)
+/// or [`fail`](Self::fail).
 ///
-/// With a [lease timeout](crate::Builder::lease_timeout) a job that is held for too long is
-/// delivered again, or is dead after its last attempt. Acking it late still completes it, wherever it is by
-/// then: it is not delivered any more, and has no dead letter. (A letter that is written already is
-/// withdrawn, unless the queue is poisoned by a failed flush; a job that a replay has made of it is another
-/// one.) Failing it late has no effect.
+/// The payload is read in place, from the log. Dropping a job fails the attempt, so a panic or a
+/// forgotten call loses nothing: the job comes back after the policy's backoff, or is dead after
+/// its last attempt.
+///
+/// With a [lease timeout](crate::Builder::lease_timeout), a job that is held for too long is
+/// delivered again, or is dead after its last attempt. Acking it late still completes it, wherever
+/// it is by then: it is not delivered again and has no dead letter. (A letter that is already
+/// written is withdrawn, unless the queue is poisoned by a failed flush. A job that a replay has
+/// made of the letter is a separate job and stays.) Failing it late has no effect.
+///
+/// ```
+/// use logmill::Queue;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let (queue, _) = Queue::builder(dir.path()).open()?;
+/// let id = queue.enqueue(b"resize cat.jpg")?;
+///
+/// let consumer = queue.consumer();
+/// let job = consumer.next().expect("a job was enqueued");
+/// assert_eq!(job.id(), id);
+/// assert_eq!(job.payload(), b"resize cat.jpg");
+/// assert_eq!(job.attempts(), 1);
+/// job.ack();
+/// # assert_eq!(queue.stats().acked, 1);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "a job that is dropped is retried"]
 pub struct Job<'a> {
     engine: &'a Engine,
-    /// Taken by whatever settles the job.
+    /// Taken when the job is settled.
     lease: Option<Lease>,
     attempt: Attempt,
     delivery: Delivery,
 }
 
 impl<'a> Job<'a> {
-    /// Begins the delivery of a job; None if it had used up its attempts, or was done meanwhile.
+    /// Begins the delivery of a job; None if it had used up its attempts, or was completed
+    /// meanwhile.
     #[inline(always)]
     pub(crate) fn begin(engine: &'a Engine, lease: Lease) -> Option<Self> {
         let (attempt, delivery) = if engine.is_only_counted(&lease) {
@@ -59,7 +84,7 @@ impl<'a> Job<'a> {
         })
     }
 
-    /// What was enqueued.
+    /// The bytes that were enqueued.
     #[inline]
     pub fn payload(&self) -> &[u8] {
         match &self.lease {
@@ -68,30 +93,34 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// The job's id, the one that its enqueue returned.
+    /// The job's id, as its enqueue returned it.
     #[inline]
     pub fn id(&self) -> JobId {
         let sequence = self.lease.as_ref().map_or(Sequence::new(0), Lease::job);
         JobId::of(sequence)
     }
 
-    /// Which attempt this is: the attempts that failed, and this one. 1 the first time. An attempt that ended
-    /// with the process does not count as failed, see [`crashes`](Self::crashes). For a job with unlimited
-    /// attempts the number may stop at 256.
+    /// The number of this attempt: 1 for the first, one more for each attempt that failed.
+    ///
+    /// An attempt that ended with the process does not count as failed, see
+    /// [`crashes`](Self::crashes). For a job with unlimited attempts the number may stop at 256.
     #[inline]
     pub fn attempts(&self) -> u32 {
         self.attempt.number()
     }
 
     /// How often the process died, or the power failed, while a handler had this job; at most 15.
-    /// [`RetryPolicy::max_crashes`](crate::RetryPolicy::max_crashes) is the limit. Such a job is
-    /// not delivered while a handler has another one, unless its delivery has [timed
-    /// out](crate::Builder::lease_timeout).
+    ///
+    /// [`RetryPolicy::max_crashes`](crate::RetryPolicy::max_crashes) sets the limit. A job with a
+    /// crash is not delivered while a handler has another such job, unless the delivery of that one
+    /// has [timed out](crate::Builder::lease_timeout).
     pub fn crashes(&self) -> u32 {
         self.lease.as_ref().map_or(0, Lease::crashes)
     }
 
-    /// When the job was enqueued, to the kernel's clock tick (1 to 10 ms), or when its letter was replayed.
+    /// When the job was enqueued, or when its letter was replayed.
+    ///
+    /// Accurate to the kernel's clock tick (1 to 10 ms).
     pub fn enqueued_at(&self) -> SystemTime {
         match &self.lease {
             Some(lease) => lease.record().header().enqueued_at.into(),
@@ -99,15 +128,17 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Completes the job: it is not delivered again. For a first delivery this is one atomic add to mapped
-    /// memory, which waits for no other thread; the kernel may stop it for a page fault.
+    /// Completes the job: it is not delivered again.
     ///
-    /// It takes a lock, and may wake a thread with a system call, if the ack completes a segment, if
-    /// a producer waits for the room that it makes under `max_depth`, if the job was delivered before, or with
-    /// a [lease timeout](crate::Builder::lease_timeout).
+    /// For a first delivery this is one atomic add to mapped memory, which waits for no other
+    /// thread; the kernel may stop it for a page fault.
     ///
-    /// Survives the death of the process at once. A power cut may undo acks since they were last
-    /// [flushed](crate::Queue::flush), and then the job is delivered again.
+    /// It takes a lock, and may wake a thread with a system call, if the ack completes a segment,
+    /// if a producer waits for the room that it makes under `max_depth`, if the job was delivered
+    /// before, or with a [lease timeout](crate::Builder::lease_timeout).
+    ///
+    /// An ack survives the death of the process at once. A power cut may undo the acks since the
+    /// last [flush](crate::Queue::flush); those jobs are delivered again.
     #[inline(always)]
     pub fn ack(mut self) {
         if let Some(lease) = self.lease.take() {
@@ -115,27 +146,35 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Fails this attempt: the job comes back after the retry policy's backoff, or is dead if
-    /// this was its last attempt. The reason is kept in memory for the dead letter; the count survives the death
-    /// of the process. Takes locks, and does not wait for the disk: a letter is written by another thread.
+    /// Fails this attempt; the job comes back after the retry policy's backoff.
+    ///
+    /// If this was its last attempt, the job is dead instead. The reason is kept in memory for the
+    /// dead letter; the number of failed attempts survives the death of the process. The call takes
+    /// locks and does not wait for the disk: another thread writes the letter.
     pub fn retry(self, reason: impl fmt::Display) {
         self.fail(Failure::retry(reason));
     }
 
-    /// As [`retry`](Self::retry), after this delay instead of the policy's. A restart of the process forgets
-    /// the delay: then the policy's backoff holds.
+    /// Fails this attempt; the job comes back after this delay instead of the policy's backoff.
+    ///
+    /// Otherwise like [`retry`](Self::retry). A restart of the process forgets the delay, and the
+    /// policy's backoff applies.
     pub fn retry_after(self, delay: Duration, reason: impl fmt::Display) {
         self.fail(Failure::retry_after(delay, reason));
     }
 
-    /// Fails the job for good, however many attempts it has left. If the process dies before the letter is
-    /// written, a moment later, the job gets its remaining attempts all the same.
+    /// Fails the job for good, however many attempts it has left.
+    ///
+    /// If the process dies before the letter is written, a moment later, the job keeps its
+    /// remaining attempts.
     pub fn dead_letter(self, reason: impl fmt::Display) {
         self.fail(Failure::dead_letter(reason));
     }
 
-    /// Fails this attempt with what a handler would return. The [`Failure`] says what happens next; one that is
-    /// made from any other error means a retry by the policy.
+    /// Fails this attempt with an error, as if a handler had returned it.
+    ///
+    /// The [`Failure`] decides what happens next. A `Failure` made from any other error means a
+    /// retry by the policy.
     ///
     /// ```
     /// # use logmill::{Job, RetryPolicy, Queue};
@@ -158,7 +197,8 @@ impl<'a> Job<'a> {
     /// # }
     /// ```
     pub fn fail(mut self, failure: impl Into<Failure>) {
-        // With the job still in hand, so that it is settled should this panic.
+        // Converted while the job is still held, so that the job is settled if the conversion
+        // panics.
         let failure = failure.into();
         if let Some(lease) = self.lease.take() {
             self.engine
@@ -168,8 +208,8 @@ impl<'a> Job<'a> {
 }
 
 impl Drop for Job<'_> {
-    // Inlined, and the rest out of line with its arguments in registers: so a job that is acked
-    // where it was received is never put together in memory.
+    // Inlined, with the rest out of line and its arguments in registers: a job that is acked where
+    // it was received is then never assembled in memory.
     #[inline]
     fn drop(&mut self) {
         if let Some(lease) = self.lease.take() {

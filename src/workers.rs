@@ -15,10 +15,29 @@ use crate::engine::{Running, worker};
 use crate::events::event;
 use crate::{Failure, Job, JobId, user_code};
 
-/// Most workers of a pool: more threads than a machine is likely to be able to run.
+/// Most workers in a pool: more threads than a machine is likely to be able to run.
 const MAX_WORKERS: usize = 64 * 1024;
 
-/// Builds a pool of workers; from [`Queue::workers`](crate::Queue::workers).
+/// Options of a worker pool, from [`Queue::workers`](crate::Queue::workers).
+///
+/// ```
+/// use logmill::{Failure, Job, Queue};
+/// # use std::time::Duration;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let (queue, _) = Queue::builder(dir.path()).open()?;
+/// let workers = queue
+///     .workers(2)
+///     .thread_name("mailer")
+///     .run(|job: &Job<'_>| {
+///         println!("sending mail {}", job.id());
+///         Ok::<(), Failure>(())
+///     })?;
+/// # workers.shutdown(Duration::from_secs(5));
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "call `run` to start the workers"]
 pub struct WorkersBuilder {
     running: Arc<Running>,
@@ -27,7 +46,7 @@ pub struct WorkersBuilder {
     pin: bool,
 }
 
-/// A worker that runs no job.
+/// Marks a worker that is not running a job.
 const IDLE: u64 = u64::MAX;
 
 struct Pool {
@@ -42,12 +61,12 @@ struct Pool {
 struct State {
     /// Workers that have not ended.
     alive: usize,
-    /// Workers that ended though nobody had stopped them.
+    /// Workers that ended before the pool was stopped or the queue closed.
     died: usize,
 }
 
 impl Pool {
-    /// Whether the caller is one of its workers: then it is a handler.
+    /// Whether the calling thread is a worker of this pool, and so runs a handler.
     fn is_own(&self) -> bool {
         worker::Worker::is_current_in(std::ptr::from_ref(self).addr())
     }
@@ -74,29 +93,36 @@ impl WorkersBuilder {
         }
     }
 
-    /// The name of the threads, to which `-0`, `-1` and so on are added. Default: `logmill-worker`.
+    /// Sets the name of the threads; each adds its number, as in `-0`, `-1`. Default:
+    /// `logmill-worker`.
     pub fn thread_name(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
         self
     }
 
-    /// Pins each thread to one of the cores that the process may use, in turn. Default: no. A
-    /// thread that cannot be pinned runs unpinned, and a warning is logged.
+    /// Pins each thread to one of the cores that the process may use, round robin. Default: no.
+    ///
+    /// A thread that cannot be pinned runs unpinned, and a warning is logged.
     pub fn pin_to_cores(mut self, pin: bool) -> Self {
         self.pin = pin;
         self
     }
 
-    /// Starts the threads. Each runs `handler` for one job at a time: `Ok` acks the job, an error
-    /// fails the attempt, see [`Failure`]; so does a panic, with its message as the reason.
+    /// Starts the threads.
     ///
-    /// A worker ends when the pool is stopped or the queue is closed, and for no other reason. A panic in the
-    /// `Display` or the `Drop` of the handler's error ends none either: the attempt has failed as the error says.
-    /// Before a worker counts as ended, it has dropped its share of the handler and of the queue.
+    /// Each thread runs `handler` for one job at a time. `Ok` acks the job. An error fails the
+    /// attempt, see [`Failure`]. A panic fails the attempt too, with the panic message as the
+    /// reason.
+    ///
+    /// A worker ends only when the pool is stopped or the queue is closed. A panic in the `Display`
+    /// or `Drop` of the handler's error does not end it either: the attempt fails in the way that
+    /// the error asks for. A worker drops its references to the handler and to the queue before it
+    /// counts as ended.
     ///
     /// # Errors
-    /// A thread could not be started; those that had been are stopped again, and not waited for.
-    /// `InvalidInput` if the threads' name contains a NUL, or if there are to be more than 65,536.
+    /// A thread could not be started; those already started are stopped, and not waited for.
+    /// `InvalidInput` if the thread name contains a NUL, or if more than 65,536 threads are asked
+    /// for.
     pub fn run<E: Into<Failure>>(
         self,
         handler: impl Fn(&Job<'_>) -> Result<(), E> + Send + Sync + 'static,
@@ -116,7 +142,7 @@ impl WorkersBuilder {
             state: Mutex::default(),
             ended: Condvar::new(),
         });
-        // Dropping it on an error stops the threads that were started.
+        // If this function returns an error, dropping the pool stops the threads already started.
         let workers = Workers {
             pool: Arc::clone(&pool),
             running: Arc::clone(&self.running),
@@ -145,7 +171,7 @@ impl WorkersBuilder {
     }
 }
 
-/// Counts a worker from before its thread starts until it has ended, however it does.
+/// Counts a worker as alive from before its thread starts until it has ended, in whatever way.
 struct Alive(Arc<Pool>);
 
 impl Alive {
@@ -154,7 +180,7 @@ impl Alive {
         Self(pool)
     }
 
-    /// Counts it as one that died.
+    /// Counts the worker as one that died.
     fn note_death(&self, at: usize) {
         self.0.state.lock().died += 1;
         if let Some(current) = self.0.current.get(at) {
@@ -183,16 +209,18 @@ where
     H: Fn(&Job<'_>) -> Result<(), E>,
     E: Into<Failure>,
 {
-    /// Works until the pool is stopped or the queue is closed.
+    /// Runs jobs until the pool is stopped or the queue is closed.
     fn live(self) {
         worker::Worker::mark(&self.running, Arc::as_ptr(&self.alive.0).addr());
-        // Nothing of ours panics. If it does all the same, the others go on, and it is told.
+        // No code of this library is expected to panic here. If it does, the other workers go on,
+        // and an event reports it.
         if let Err(panic) = user_code::call(|| self.work()) {
             event!(error, panic, "a worker has died: a bug in logmill");
             self.alive.note_death(self.at);
         }
-        // By the time it counts as ended its jobs are back, and what of it can hold the queue open
-        // is gone. The handler is the user's, and the rest may be what closes the queue.
+        // Before the worker counts as ended, its claimed jobs are returned, and everything in it
+        // that keeps the queue open is dropped. The handler is user code, and dropping the rest may
+        // close the queue.
         let Self {
             handler,
             source,
@@ -247,46 +275,75 @@ fn pin_to(core: usize) {
     }
 }
 
-/// A running pool. Dropping it stops the workers after the jobs they are running, without
-/// waiting for that; [`shutdown`](Self::shutdown) waits and reports.
+/// A running worker pool; dropping it stops the workers.
+///
+/// A drop lets each worker finish the job that it is running, and does not wait for that.
+/// [`shutdown`](Self::shutdown) waits and reports.
+///
+/// ```
+/// use logmill::{Failure, Job, Queue};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let (queue, _) = Queue::builder(dir.path()).open()?;
+/// let workers = queue.workers(2).run(|job: &Job<'_>| {
+///     println!("{} bytes", job.payload().len());
+///     Ok::<(), Failure>(())
+/// })?;
+/// queue.enqueue(b"resize cat.jpg")?;
+///
+/// // Running jobs get up to 30 seconds to finish.
+/// let report = workers.shutdown(Duration::from_secs(30));
+/// assert!(report.finished_in_time, "still running: {:?}", report.still_running);
+/// queue.close()?;
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "dropping the pool stops it"]
 pub struct Workers {
     pool: Arc<Pool>,
     running: Arc<Running>,
 }
 
-/// How a pool ended.
+/// How a pool ended, from [`Workers::shutdown`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// Every worker has ended, and dropped its share of the handler and of the queue.
+    /// Whether every worker ended in time and dropped its references to the handler and the queue.
     pub finished_in_time: bool,
-    /// Jobs that were still running at the deadline. Their threads go on and settle them if they
-    /// ever end. If the process ends first, the next one delivers these jobs again, and counts a
-    /// [crash](crate::Job::crashes) for each unless the queue was [closed](crate::Queue::close).
+    /// Jobs that were still running at the deadline.
+    ///
+    /// Their threads go on, and settle the jobs when their handlers return. If the process ends
+    /// first, the next process delivers these jobs again, and counts a [crash](crate::Job::crashes)
+    /// for each unless the queue was [closed](crate::Queue::close).
     pub still_running: Vec<JobId>,
-    /// Workers that ended before the pool was stopped or the queue closed. Always 0, unless this
-    /// library has a bug; an error event tells more.
+    /// Workers that ended before the pool was stopped or the queue closed.
+    ///
+    /// Always 0 unless this library has a bug; an error event gives the details.
     pub died: usize,
 }
 
 impl Workers {
-    /// Workers that have not ended: as many as were asked for, until the pool is stopped or the
-    /// queue is closed.
+    /// Counts the workers that have not ended.
+    ///
+    /// This is the size of the pool until the pool is stopped or the queue is closed.
     pub fn alive(&self) -> usize {
         self.pool.state.lock().alive
     }
 
-    /// Stops the pool: each worker begins at most the job that it is just taking, running jobs have up to
-    /// `deadline` from now to finish, and a worker that ends gives the jobs that it has claimed and not begun back
-    /// to other consumers.
+    /// Stops the pool and waits for its workers, up to `deadline` from now.
     ///
-    /// If all finished in time, no worker holds the handler or the queue any more: once the other
-    /// handles are gone too, the directory can be opened again. (Thread locals of the handler's that
-    /// hold the queue are dropped a moment later.)
+    /// Each worker starts at most the one job that it is just taking, and running jobs have until
+    /// the deadline to finish. A worker that ends returns the jobs that it has claimed and not
+    /// started to the other consumers.
     ///
-    /// Called by one of the pool's own handlers, it waits for the others only; the caller's job is
-    /// one of those still running.
+    /// If all workers finished in time, none holds the handler or the queue any more: once the
+    /// other handles are dropped too, the directory can be opened again. (Thread locals of the
+    /// handler that hold the queue are dropped a moment later.)
+    ///
+    /// When one of the pool's own handlers calls this, it waits for the other workers only, and the
+    /// caller's job is among those still running.
     pub fn shutdown(self, deadline: Duration) -> ShutdownReport {
         self.stop();
         let until = Instant::now().checked_add(deadline);
@@ -305,7 +362,7 @@ impl Workers {
         let State { alive, died } = *state;
         drop(state);
         let finished_in_time = alive == 0;
-        // A worker between two jobs at the deadline shows none, and is about to end.
+        // A worker that is between two jobs at the deadline shows no job, and is about to end.
         let still_running = self
             .pool
             .current
@@ -362,7 +419,7 @@ mod tests {
             source: Source::new(Arc::clone(&running)),
             running: Arc::clone(&running),
             alive: Alive::new(Arc::clone(&pool)),
-            // The bug: there is no such place.
+            // The bug: this index is out of range.
             at: 7,
         };
         let workers = Workers { pool, running };
