@@ -1,4 +1,4 @@
-//! Dead letters: look at the jobs that failed too often, replay them, or purge them.
+//! Dead letters: the jobs that failed for good, to be inspected, replayed or purged.
 
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -16,13 +16,37 @@ use crate::{JobId, LetterId, StorageError};
 /// Most letters that are replayed with one flush of each log.
 const REPLAY_BATCH: usize = 256;
 
-/// The jobs of a queue that failed too often; from [`Queue::dead_letters`].
+/// The jobs of a queue that failed for good, from [`Queue::dead_letters`].
 ///
-/// A letter stays until it is replayed or purged. It has an id of its own, and knows the id of
-/// the job it was.
+/// A letter stays until it is replayed or purged. It has an id of its own, and records the id of
+/// the job that it was.
 ///
-/// All methods but [`len`](Self::len) and [`is_empty`](Self::is_empty) first write the letters of the jobs that
-/// have died so far, and wait for the flush of these.
+/// All methods except [`len`](Self::len) and [`is_empty`](Self::is_empty) first write the letters
+/// of the jobs that have died so far, and wait until these are flushed.
+///
+/// ```
+/// use logmill::Queue;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let (queue, _) = Queue::builder(dir.path()).open()?;
+/// let id = queue.enqueue(b"resize notes.txt")?;
+/// let consumer = queue.consumer();
+/// consumer.next().expect("a job was enqueued").dead_letter("not an image");
+///
+/// let dead = queue.dead_letters();
+/// let letter = dead.iter().next().expect("one letter");
+/// assert_eq!(letter.job_id(), id);
+/// assert_eq!(letter.payload(), b"resize notes.txt");
+/// assert_eq!(letter.reasons()[0].text, "not an image");
+///
+/// // Replaying makes it a new job; `purge` would delete it.
+/// let job = dead.replay(letter.id())?;
+/// assert_eq!(consumer.next().expect("the replayed job").id(), job);
+/// assert!(dead.is_empty());
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// [`Queue::dead_letters`]: crate::Queue::dead_letters
 pub struct DeadLetters {
@@ -54,27 +78,31 @@ impl DeadLetter {
         self.0.meta.prior_attempts
     }
 
-    /// How often the process died while a handler had the job: see
-    /// [`RetryPolicy::max_crashes`](crate::RetryPolicy::max_crashes).
+    /// How often the process died while a handler had the job.
+    ///
+    /// See [`RetryPolicy::max_crashes`](crate::RetryPolicy::max_crashes).
     pub fn crashes(&self) -> u32 {
         self.0.meta.prior_crashes
     }
 
-    /// Why attempts failed, oldest first: the latest 32, of each up to 1,024 bytes, and of these
-    /// the latest that fit beside the payload. Reasons of attempts in an earlier process are not
-    /// kept, nor, beyond 65,536 failing jobs at a time, all of the others;
-    /// [`attempts`](Self::attempts) counts them.
+    /// Why attempts failed, oldest first.
+    ///
+    /// Holds the latest 32 reasons, up to 1,024 bytes of each, and of these the latest that fit
+    /// beside the payload. Reasons of attempts in an earlier process are not kept. If more than
+    /// 65,536 jobs are failing at a time, the reasons of the jobs beyond that are not kept either.
+    /// [`attempts`](Self::attempts) counts all of the attempts.
     pub fn reasons(&self) -> &[FailureReason] {
         &self.0.meta.reasons
     }
 
-    /// When the job was enqueued, to the kernel's clock tick (1 to 10 ms).
+    /// When the job was enqueued, accurate to the kernel's clock tick (1 to 10 ms).
     pub fn enqueued_at(&self) -> SystemTime {
         self.0.enqueued_at.into()
     }
 
-    /// When the first failure happened, of those that the process which wrote the letter has seen. None if it
-    /// was forgotten, as there were too many failing jobs.
+    /// When the first failure happened, among those in the process that wrote the letter.
+    ///
+    /// None if it is not known because too many jobs were failing.
     pub fn first_failure(&self) -> Option<SystemTime> {
         self.0.meta.first_failure.map(SystemTime::from)
     }
@@ -90,22 +118,23 @@ impl DeadLetters {
         Self { running }
     }
 
-    /// How many there are, those about to be written included.
+    /// How many letters there are, including those about to be written.
     pub fn len(&self) -> u64 {
         self.running.dead().stats().letters
     }
 
-    /// Whether there are none.
+    /// Whether there are no letters.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The letters, oldest first, each read when it is asked for. Letters that are replayed, purged or
-    /// written meanwhile may be missing or not. Those of a segment that cannot be read are left out, and an
-    /// event of level error says so.
+    /// Iterates over the letters, oldest first, reading each when it is asked for.
     ///
-    /// The iterator does not keep the queue open: when the last handle is gone, it ends with the
-    /// letters of the segment that it is in.
+    /// Letters that are replayed, purged or written meanwhile may or may not be included. Letters
+    /// in a segment that cannot be read are skipped, and an event of level error reports it.
+    ///
+    /// The iterator does not keep the queue open: when the last handle is dropped, it ends after
+    /// the letters of the segment that it is in.
     pub fn iter(&self) -> impl Iterator<Item = DeadLetter> + use<> {
         letters_of(&self.running).filter_map(|letter| {
             let report = |error: Arc<StorageError>| event!(error, %error, "dead letters left out");
@@ -113,8 +142,10 @@ impl DeadLetters {
         })
     }
 
-    /// One letter; None if there is none of this id, or if it cannot be read, of which an event of level error
-    /// tells. Walks through the letters of its segment.
+    /// Returns one letter; None if there is no letter with this id.
+    ///
+    /// Also returns None if the letter cannot be read, which an event of level error reports. The
+    /// call walks through the letters of its segment.
     pub fn get(&self, letter: LetterId) -> Option<DeadLetter> {
         let found = self.running.find_letter(letter.sequence());
         let found = found.unwrap_or_else(|error| {
@@ -124,15 +155,19 @@ impl DeadLetters {
         found.map(DeadLetter)
     }
 
-    /// Makes the letter a new job, due at once, with all its attempts before it, and returns its id. The number of
-    /// attempts allowed stays the job's own, if it had one. Exactly one of the two is there, also if the process
-    /// is killed, the power fails or a flush fails in between; flushed before this returns, whatever the
-    /// durability.
+    /// Makes the letter a new job and returns the job's id.
     ///
-    /// The job is appended to stripe 0. It takes room as any other does, and does not wait for it.
+    /// The new job is due at once and has all its attempts again. If the original job had its own
+    /// limit of attempts, the new job keeps it.
+    ///
+    /// Exactly one of letter and job exists, even if the process is killed, the power fails or a
+    /// flush fails in between. Both are flushed before the call returns, whatever the durability.
+    ///
+    /// The job is appended to stripe 0. It takes room as any other job does, and the call does not
+    /// wait for room.
     ///
     /// # Errors
-    /// See [`DeadLetterError`]; the letter is then still there, but for
+    /// See [`DeadLetterError`]. The letter is then still there, except after
     /// [`NotDurable`](DeadLetterError::NotDurable).
     pub fn replay(&self, letter: LetterId) -> Result<JobId, DeadLetterError> {
         let found = self.running.find_letter(letter.sequence())?;
@@ -143,12 +178,14 @@ impl DeadLetters {
             .ok_or(DeadLetterError::NotFound { letter })
     }
 
-    /// Replays all letters that the filter picks, oldest first; returns the new jobs. Up to 256 letters share
-    /// the two flushes of a [replay](Self::replay).
+    /// Replays all letters that the filter selects, oldest first, and returns the new jobs.
+    ///
+    /// Up to 256 letters share the two flushes of a [replay](Self::replay).
     ///
     /// # Errors
-    /// [`DeadLetterError::Partial`], which says what was replayed before the error. Letters in segments that
-    /// cannot be read are passed over, and that is the error if there is no other.
+    /// [`DeadLetterError::Partial`], which lists what was replayed before the error. Letters in
+    /// segments that cannot be read are skipped; if there is no other error, that is the one
+    /// returned.
     pub fn replay_where(
         &self,
         mut filter: impl FnMut(&DeadLetter) -> bool,
@@ -188,19 +225,19 @@ impl DeadLetters {
         }
     }
 
-    /// Replays all letters.
+    /// Replays all letters and returns the new jobs.
     ///
     /// # Errors
-    /// As [`replay_where`](Self::replay_where).
+    /// Those of [`replay_where`](Self::replay_where).
     pub fn replay_all(&self) -> Result<Vec<JobId>, DeadLetterError> {
         self.replay_where(|_| true)
     }
 
-    /// Deletes a letter for good; flushed before this returns.
+    /// Deletes a letter for good, and flushes the deletion before it returns.
     ///
     /// # Errors
-    /// See [`DeadLetterError`]. After a flush that failed the letter is deleted, and a power cut may bring it
-    /// back.
+    /// See [`DeadLetterError`]. If the flush failed, the letter is deleted, but a power cut may
+    /// bring it back.
     pub fn purge(&self, letter: LetterId) -> Result<(), DeadLetterError> {
         match self.running.purge([letter.sequence()].into_iter())? {
             0 => Err(DeadLetterError::NotFound { letter }),
@@ -208,11 +245,12 @@ impl DeadLetters {
         }
     }
 
-    /// Deletes all letters that the filter picks, with one flush; returns how many.
+    /// Deletes all letters that the filter selects, with one flush, and returns how many.
     ///
     /// # Errors
-    /// See [`DeadLetterError`]. If some letters could not be read, the others are deleted. After any other
-    /// error, a flush that failed for one, some or all are deleted, and a power cut may bring these back.
+    /// See [`DeadLetterError`]. If some letters could not be read, the others are deleted. After
+    /// any other error, such as a failed flush, some or all are deleted, and a power cut may bring
+    /// these back.
     pub fn purge_where(
         &self,
         mut filter: impl FnMut(&DeadLetter) -> bool,
@@ -227,16 +265,16 @@ impl DeadLetters {
         }
     }
 
-    /// Deletes all letters; returns how many.
+    /// Deletes all letters and returns how many.
     ///
     /// # Errors
-    /// As [`purge_where`](Self::purge_where).
+    /// Those of [`purge_where`](Self::purge_where).
     pub fn purge_all(&self) -> Result<u64, DeadLetterError> {
         self.purge_where(|_| true)
     }
 }
 
-/// The letters that can be read; why some cannot is put into `unread`.
+/// The letters that can be read; the reason why some cannot is put into `unread`.
 fn readable(
     letters: impl Iterator<Item = Result<Letter, Arc<StorageError>>>,
     unread: &mut Option<Arc<StorageError>>,
