@@ -1,4 +1,4 @@
-//! What can be set: for a queue when it is opened, for a job when it is enqueued.
+//! Options of a queue, given when it is opened, and of a job, given when it is enqueued.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,45 +9,89 @@ use crate::log::recovery::RecoveryProgress;
 use crate::retry::{MAX_ATTEMPTS, MAX_CRASHES};
 use crate::{EnqueueError, OpenError, RetryPolicy, Timestamp};
 
-/// Smallest segment: a page each for the header's and for the records' sake, and room for a few.
+/// Smallest segment: it needs separate pages for the header and the records, and room for a few
+/// records.
 const MIN_SEGMENT_SIZE: u64 = 16 * 1024;
 /// Largest segment: keeps offsets, in 8-byte units, far from the end of 32 bits.
 const MAX_SEGMENT_SIZE: u64 = 1024 * 1024 * 1024;
-/// Three of these fit a last-level cache of common size, and being used again they stay in it.
+/// Three segments of this size fit a last-level cache of common size, and stay in it by being
+/// reused.
 pub(crate) const DEFAULT_SEGMENT_SIZE: u64 = 8 * 1024 * 1024;
 /// Segments are whole pages.
 const SEGMENT_SIZE_STEP: u64 = 4096;
 /// The stripe is 8 bits of a sequence, of which the last value is the dead letter log's.
 pub(crate) const MAX_STRIPES: usize = 64;
-/// More stripes by default would cost disk space (two segments each) for no speed.
+/// More stripes by default would cost disk space (two segments each) and gain no speed.
 pub(crate) const MAX_DEFAULT_STRIPES: usize = 8;
-/// A flush takes about this long, so that a shorter interval would be nothing but flushing.
+/// A flush takes about this long, so a shorter interval would flush all the time.
 const MIN_FLUSH_INTERVAL: Duration = Duration::from_millis(1);
 
-/// What a returned enqueue survives.
+/// Decides which failures a job survives once its enqueue has returned `Ok`.
+///
+/// Set for a queue with [`Builder::durability`], or for one job with
+/// [`EnqueueOptions::durability`].
+///
+/// ```
+/// use logmill::{Durability, EnqueueOptions, Queue};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// // A power cut loses at most the last 50 ms and the time of one flush.
+/// let (queue, _) = Queue::builder(dir.path())
+///     .durability(Durability::Interval(Duration::from_millis(50)))
+///     .open()?;
+/// queue.enqueue(b"update the search index")?;
+///
+/// // This job is on stable storage when the call returns.
+/// queue.enqueue_with(b"charge order 7", EnqueueOptions::new().durability(Durability::Sync))?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
-    /// The death of the process, in whatever way: panic, abort, `kill -9`. The record is in the
-    /// page cache, and the kernel writes it back when it sees fit: a power cut or a crash of the
-    /// kernel may lose it.
+    /// Survives the death of the process, in whatever way: panic, abort, `kill -9`.
+    ///
+    /// The record is in the page cache, and the kernel writes it back at a time of its own
+    /// choosing. A power cut or a kernel crash may lose it.
     #[default]
     Process,
-    /// As `Process`, and a power cut loses at most what was enqueued in the last interval and in
-    /// the time that one flush takes. At least 1 ms.
+    /// As `Process`, and flushed at this interval, at least 1 ms.
     ///
-    /// The flush covers acks, too. If it fails, an event tells of it, and later durable enqueues get
-    /// [`EnqueueError::Poisoned`]; what was enqueued since the flush before may then not be durable.
+    /// A power cut loses at most what was enqueued in the last interval and in the time that one
+    /// flush takes.
+    ///
+    /// The flush covers acks too. If it fails, an event reports it, and later durable enqueues
+    /// return [`EnqueueError::Poisoned`]; jobs enqueued since the previous flush may then not be
+    /// durable.
     Interval(Duration),
-    /// A power cut: the call returns after the record has been flushed to stable storage.
+    /// Survives a power cut: the call returns after the record is flushed to stable storage.
+    ///
     /// Concurrent callers share flushes.
     ///
-    /// This rests on two properties of the disk: it keeps what a flush covered, and does not tear bytes that
-    /// are written again as they were ("powersafe overwrite"), since a record may share a sector with earlier
-    /// ones.
+    /// This relies on two properties of the disk: it keeps what a flush covered, and it does not
+    /// tear bytes that are rewritten with the same content ("powersafe overwrite"), because a
+    /// record may share a sector with earlier ones.
     Sync,
 }
 
-/// Options of one job. The default is the queue's.
+/// Options of one job, such as a delay or a wait for room; the defaults are the queue's.
+///
+/// ```
+/// use logmill::{EnqueueOptions, Queue};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let (queue, _) = Queue::builder(dir.path()).open()?;
+/// let options = EnqueueOptions::new()
+///     .delay(Duration::from_secs(3600)) // not before an hour has passed
+///     .max_attempts(2)
+///     .wait(Duration::from_secs(5)); // if the queue is full, wait up to 5 s for room
+/// queue.enqueue_with(b"remind Ada", options)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 #[must_use]
 pub struct EnqueueOptions {
@@ -66,66 +110,77 @@ pub(crate) enum Due {
 }
 
 impl EnqueueOptions {
-    /// The queue's defaults: due at once, its durability, its retry policy's attempts; and no
-    /// waiting for room.
+    /// Uses the queue's defaults.
+    ///
+    /// The job is due at once, has the queue's durability and the attempts of its retry policy, and
+    /// the call does not wait for room.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Delivers the job when `delay` has passed from now.
+    /// Delivers the job once `delay` has passed from now.
     ///
-    /// Once a consumer has come to the job in the log, the rest of the delay runs on the monotonic clock. Until
-    /// then it is the wall clock that counts: set forward, it shortens the delay; set back, it never makes the
-    /// job wait longer than `delay` from when a consumer comes to it.
+    /// Once a consumer has reached the job in the log, the rest of the delay runs on the monotonic
+    /// clock. Until then the wall clock counts: if it is set forward, the delay is shorter; if it
+    /// is set back, the job still waits no longer than `delay` from when a consumer reaches it.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.due = Due::After(delay);
         self
     }
 
-    /// Delivers the job when the wall clock shows `time`; at once if that has passed. If the clock jumps, or
-    /// the machine was suspended, the job follows within ten seconds.
+    /// Delivers the job when the wall clock shows `time`; at once if that time has passed.
+    ///
+    /// If the clock jumps, or the machine was suspended, the delivery follows within ten seconds.
     pub fn due_at(mut self, time: SystemTime) -> Self {
         self.due = Due::At(time.into());
         self
     }
 
-    /// What the job survives once the call has returned, instead of the queue's durability. An interval of less
-    /// than 1 ms is an [`EnqueueError::InvalidOption`].
+    /// Overrides the queue's durability for this job.
+    ///
+    /// An interval of less than 1 ms is an [`EnqueueError::InvalidOption`].
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = Some(durability);
         self
     }
 
-    /// How many attempts at this job may fail before it is dead, from 1 to [`MAX_ATTEMPTS`]; anything else is
-    /// an [`EnqueueError::InvalidOption`].
+    /// Sets how many attempts at this job may fail before it is dead: 1 to [`MAX_ATTEMPTS`].
+    ///
+    /// Any other number is an [`EnqueueError::InvalidOption`].
     pub fn max_attempts(mut self, attempts: u8) -> Self {
         self.max_attempts = Some(Some(attempts));
         self
     }
 
-    /// Retries this job for ever: only a handler that says so makes it dead, or too many
+    /// Retries this job for ever.
+    ///
+    /// It becomes dead only if a handler asks for that, or after too many
     /// [crashes](RetryPolicy::max_crashes).
     pub fn unlimited_attempts(mut self) -> Self {
         self.max_attempts = Some(None);
         self
     }
 
-    /// Waits up to `timeout` for room when the queue is at its `max_depth` or `max_bytes`, or the
-    /// disk is full, instead of returning that error at once. A batch that is enqueued in parts waits up to
-    /// that long for each of them. Durability comes on top: this is no limit for a flush.
+    /// Waits up to `timeout` for room instead of returning an error at once.
     ///
-    /// A handler that waits for room in its own queue holds up a worker and a job, which may be just what
-    /// the others wait for. So it should wait briefly if at all, and fail the attempt if there is
-    /// no room ([`EnqueueError::is_full`]). To wait for ever is refused there with
-    /// [`EnqueueError::WaitInHandler`], once the queue is full. Not noticed are threads that take jobs with a
+    /// There is no room when the queue is at its `max_depth` or `max_bytes`, or the disk is full. A
+    /// batch that is enqueued in parts waits up to `timeout` for each part. The timeout does not
+    /// limit the time that a flush takes.
+    ///
+    /// A handler that waits for room in its own queue holds up a worker and a job, which may be
+    /// just what the others wait for. A handler should therefore wait briefly or not at all, and
+    /// fail the attempt if there is no room ([`EnqueueError::is_full`]). A wait for ever in a
+    /// handler of the same queue is refused with [`EnqueueError::WaitInHandler`] once the queue is
+    /// full. Two cases are not detected: threads that take jobs with a
     /// [`Consumer`](crate::Consumer), and two queues whose handlers wait for each other.
     pub fn wait(mut self, timeout: Duration) -> Self {
         self.wait = timeout;
         self
     }
 
-    /// Waits for room for as long as it takes; not in a handler of the same queue, see
-    /// [`wait`](Self::wait).
+    /// Waits for room for as long as it takes.
+    ///
+    /// Not allowed in a handler of the same queue, see [`wait`](Self::wait).
     pub fn wait_forever(self) -> Self {
         self.wait(Duration::MAX)
     }
@@ -148,7 +203,27 @@ impl EnqueueOptions {
 
 pub(crate) type ProgressFn = Arc<dyn Fn(RecoveryProgress) + Send + Sync>;
 
-/// Options of a queue; from [`Queue::builder`](crate::Queue::builder).
+/// Options for opening or creating a queue, from [`Queue::builder`](crate::Queue::builder).
+///
+/// ```
+/// use logmill::{Durability, Queue, RetryPolicy};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// let (queue, report) = Queue::builder(dir.path())
+///     .durability(Durability::Sync)
+///     .retry(RetryPolicy::default().max_attempts(10))
+///     .max_depth(100_000)
+///     .max_bytes(4 << 30)
+///     .lease_timeout(Duration::from_secs(300))
+///     .wait_for_lock(Duration::from_secs(10))
+///     .open()?;
+/// assert!(report.is_clean());
+/// # queue.close()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 #[must_use]
 pub struct Builder {
@@ -197,92 +272,105 @@ impl Builder {
         }
     }
 
-    /// How many logs the queue has side by side, 1 to 64; fixed when the queue is created.
-    /// Default: one a core, at most 8.
+    /// Sets the number of stripes, the parallel logs of the queue: 1 to 64.
     ///
-    /// Producers on different stripes append to memory of their own, see [`Producer`](crate::Producer). With
-    /// one stripe the whole queue is first in, first out, but for jobs that are delayed or come back. Each
-    /// stripe keeps two to three segments on disk at the least.
+    /// Fixed when the queue is created. Default: one for each core, at most 8.
+    ///
+    /// Producers on different stripes append to separate memory, see [`Producer`](crate::Producer).
+    /// With one stripe the whole queue is first in, first out, except for jobs that are delayed or
+    /// come back. Each stripe keeps at least two to three segments on disk.
     pub fn stripes(mut self, stripes: usize) -> Self {
         self.stripes = Some(stripes);
         self
     }
 
-    /// Bytes of a segment file: 16 KiB to 1 GiB, a multiple of 4 KiB; fixed when the queue is
-    /// created. Default: 8 MiB.
+    /// Sets the size of a segment file in bytes: 16 KiB to 1 GiB, a multiple of 4 KiB.
+    ///
+    /// Fixed when the queue is created. Default: 8 MiB.
     ///
     /// A payload can have about a quarter of this, at most about 16 MiB, see
-    /// [`Queue::max_payload`](crate::Queue::max_payload). Space is freed by whole segments.
+    /// [`Queue::max_payload`](crate::Queue::max_payload). Space is freed in whole segments.
     pub fn segment_size(mut self, bytes: u64) -> Self {
         self.segment_size = Some(bytes);
         self
     }
 
-    /// What a job survives once its enqueue has returned. Default: [`Durability::Process`].
+    /// Sets which failures a job survives once its enqueue has returned.
+    ///
+    /// Default: [`Durability::Process`].
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
         self
     }
 
-    /// What happens to jobs that fail. Default: see [`RetryPolicy`].
+    /// Sets what happens to jobs that fail. Default: see [`RetryPolicy`].
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = policy;
         self
     }
 
-    /// Most jobs that are enqueued and neither acked nor dead, at least 1; an enqueue beyond is
-    /// [`EnqueueError::Full`]. Jobs that the open finds count, however many they are. Default: unlimited.
+    /// Limits how many jobs are enqueued and neither acked nor dead; at least 1.
     ///
-    /// Costs every enqueue and every ack a change of one shared counter.
+    /// An enqueue beyond the limit returns [`EnqueueError::Full`]. Jobs found by the open count,
+    /// however many they are. Default: unlimited.
+    ///
+    /// With a limit, every enqueue and every ack changes one shared counter.
     pub fn max_depth(mut self, jobs: u64) -> Self {
         self.max_depth = Some(jobs);
         self
     }
 
-    /// Most bytes of segment files of the log, counted by whole segments; an enqueue that needs
-    /// one more is [`EnqueueError::Full`]. At least three segments a stripe. Default: unlimited.
+    /// Limits the bytes of the log's segment files, counted in whole segments.
     ///
-    /// One segment of these is kept for moving jobs that wait, so that a few delayed jobs in each segment
-    /// do not fill the queue; enqueues get the others. Which jobs wait is known once consumers have claimed
-    /// them. A queue that is opened without room for another segment refuses enqueues until consumers have made
-    /// some. Only a stripe without any segment gets one at open all the same, though that may be beyond the limit.
+    /// An enqueue that needs another segment beyond the limit returns [`EnqueueError::Full`]. The
+    /// limit must allow at least three segments for each stripe. Default: unlimited.
     ///
-    /// The dead letter log, and the ack files (about 13% of a segment's size each), are not counted.
+    /// One of these segments is reserved for moving jobs that wait, so that a few delayed jobs in
+    /// each segment do not fill the queue; enqueues get the others. Which jobs wait is known once
+    /// consumers have claimed them. A queue that is opened without room for another segment refuses
+    /// enqueues until consumers have made room. The exception is a stripe without any segment: it
+    /// gets one at open, even beyond the limit.
+    ///
+    /// The dead letter log and the ack files (about 13% of a segment's size each) are not counted.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = Some(bytes);
         self
     }
 
-    /// Has an attempt fail whose handler has not said what became of the job after this long: the job is
-    /// delivered again after its backoff, or dead if it was the last attempt. At least 1 ms. Default: none, a
-    /// handler may take for ever.
+    /// Fails an attempt whose handler has not settled the job after this long; at least 1 ms.
     ///
-    /// Both deliveries may then run at once; for what becomes of a late ack see [`Job`](crate::Job). A delay or
-    /// a backoff is no lease: however long it is, it never causes a second delivery. Costs a lock and a table
-    /// entry for each delivery.
+    /// The job is delivered again after its backoff, or is dead if it was the last attempt.
+    /// Default: none, so a handler may run for ever.
+    ///
+    /// Both deliveries may then run at once; [`Job`](crate::Job) describes what a late ack does. A
+    /// delay or a backoff is not a lease: however long it is, it never causes a second delivery.
+    /// The timeout costs a lock and a table entry for each delivery.
     pub fn lease_timeout(mut self, timeout: Duration) -> Self {
         self.lease_timeout = Some(timeout);
         self
     }
 
-    /// Has the open wait up to this long while another process, or another handle in this one, has the queue
-    /// open, as in a deploy that starts the new process before the old one has ended. Default: not at all,
+    /// Waits up to this long at open while another handle has the queue open.
+    ///
+    /// The other handle may be in another process, as in a deploy that starts the new process
+    /// before the old one has ended, or in this one. Default: no wait; the open returns
     /// [`OpenError::Locked`] at once.
     pub fn wait_for_lock(mut self, timeout: Duration) -> Self {
         self.lock_wait = timeout;
         self
     }
 
-    /// The permissions of files that are created, less the umask: permission bits as `chmod` takes
-    /// them, with reading and writing for the owner among them. Directories get the right to search
-    /// them beside each right to read. What is there already is left as it is. Default: `0o600`, as
-    /// payloads are nobody else's.
+    /// Sets the permissions of files that are created, less the umask. Default: `0o600`.
+    ///
+    /// Takes permission bits as `chmod` does; they must let the owner read and write. Directories
+    /// get the right to search them along with each right to read. Existing files and directories
+    /// keep their permissions. The default keeps payloads private to the owner.
     pub fn file_mode(mut self, mode: u32) -> Self {
         self.file_mode = mode;
         self
     }
 
-    /// Calls `progress` after each segment that opening the queue has looked at, on the thread that opens it.
+    /// Calls `progress` after each segment that the open has processed, on the opening thread.
     pub fn on_progress(
         mut self,
         progress: impl Fn(RecoveryProgress) + Send + Sync + 'static,
