@@ -1,6 +1,7 @@
-//! The errors, one type for each concern. Each says what was tried, on which path, and what can
-//! be done; its text has all of it, so none has a [`source`](std::error::Error::source), which would
-//! be shown once more.
+//! The error types, one for each concern.
+//!
+//! The text of an error says what was tried, on which path, and what to do next. It is complete, so
+//! no error has a [`source`](std::error::Error::source), which would be printed a second time.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,9 +9,11 @@ use std::sync::Arc;
 use crate::StorageError;
 use crate::id::{JobId, LetterId};
 
-/// Why a queue could not be opened. Nothing in its directory was changed, unless it is
-/// [`Storage`](Self::Storage), [`Flush`](Self::Flush) or [`Thread`](Self::Thread): these leave a queue that was
-/// there partly or wholly recovered, which the next open goes on with, and none where there was none.
+/// Why a queue could not be opened.
+///
+/// The directory is unchanged, except after [`Storage`](Self::Storage), [`Flush`](Self::Flush) or
+/// [`Thread`](Self::Thread). After these, an existing queue is partly or wholly recovered, and the
+/// next open continues from there; a queue that did not exist is not there.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
@@ -19,7 +22,7 @@ pub enum OpenError {
     Locked {
         /// The queue directory.
         path: PathBuf,
-        /// The process that holds it, as far as it could be read.
+        /// The process that holds it, if it could be determined.
         pid: Option<u32>,
     },
     /// The MANIFEST file is not a manifest, or is damaged.
@@ -30,17 +33,19 @@ pub enum OpenError {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// The queue was written by another version of the format.
+    /// The queue was written with another version of the format.
     #[error("{} has format version {found}, this library reads version {supported}", path.display())]
     ManifestVersion {
         /// The MANIFEST file.
         path: PathBuf,
-        /// The version it has.
+        /// The version that it has.
         found: u32,
-        /// The version this library reads and writes.
+        /// The version that this library reads and writes.
         supported: u32,
     },
-    /// The directory has files in it, but no MANIFEST: it is no queue, or has lost its MANIFEST.
+    /// The directory has files but no MANIFEST.
+    ///
+    /// Either it is not a queue, or its MANIFEST was lost.
     #[error(
         "{} has no MANIFEST, but {found:?} in it: for a new queue, give a directory that is empty or not there; for one that has lost its MANIFEST, restore that file from a backup",
         path.display()
@@ -48,13 +53,13 @@ pub enum OpenError {
     ManifestMissing {
         /// The queue directory.
         path: PathBuf,
-        /// Something that is in it.
+        /// The name of one entry in it.
         found: String,
     },
     /// The path, or a part of it, is not a directory.
     #[error("{} is not a directory, and a queue is one: give another path", path.display())]
     NotADirectory {
-        /// What is in the way.
+        /// The path that is not a directory.
         path: PathBuf,
     },
     /// An option is out of its range.
@@ -88,7 +93,9 @@ pub enum OpenError {
     Thread(std::io::Error),
 }
 
-/// Why a job was not enqueued. It will not be delivered, unless it is [`NotDurable`](Self::NotDurable).
+/// Why a job was not enqueued.
+///
+/// The job will not be delivered, except after [`NotDurable`](Self::NotDurable).
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EnqueueError {
@@ -97,18 +104,21 @@ pub enum EnqueueError {
     Full {
         /// The option that set the limit: `max_depth` or `max_bytes`.
         limit: &'static str,
-        /// What it was set to: jobs, or bytes of segment files.
+        /// The value of the limit: jobs, or bytes of segment files.
         max: u64,
     },
-    /// A handler asked to wait for ever for room in the queue whose worker it runs on. With its own
-    /// job and worker held up, that wait might never end.
+    /// A handler asked to wait for ever for room in its own queue.
+    ///
+    /// The wait holds up the handler's own job and worker, so it might never end.
     #[error("a handler must not wait for ever for room in its own queue: {full}")]
     WaitInHandler {
         /// Why there is no room.
         full: Box<EnqueueError>,
     },
-    /// The disk, quota or file size limit is exhausted, or what this process can map is. Enqueueing
-    /// works again by itself when there is room, as consumers complete segments or other files are deleted.
+    /// The disk, a quota, the file size limit or the process's mappings are exhausted.
+    ///
+    /// Enqueueing works again without a reopen once there is room: as consumers complete segments,
+    /// or as other files are deleted.
     #[error("no space for another segment: {0}")]
     StorageFull(Arc<StorageError>),
     /// The payload does not fit a record of this queue.
@@ -118,17 +128,21 @@ pub enum EnqueueError {
     PayloadTooLarge {
         /// Bytes of the payload.
         len: usize,
-        /// Most bytes that a payload can have, see [`Queue::max_payload`](crate::Queue::max_payload).
+        /// Most bytes that a payload can have, see
+        /// [`Queue::max_payload`](crate::Queue::max_payload).
         max: usize,
     },
-    /// A flush has failed earlier, so that nothing more can be promised to reach the disk. Close
-    /// and reopen the queue, which checks what did.
+    /// An earlier flush failed, so nothing more can be guaranteed to reach the disk.
+    ///
+    /// Close and reopen the queue; the open checks what did reach it.
     #[error(
         "an earlier flush has failed, so durable enqueues are refused until the queue is reopened: {0}"
     )]
     Poisoned(Arc<StorageError>),
-    /// The job was enqueued, but flushing it failed: it will be delivered by this process, and may
-    /// not survive a power cut. Later durable enqueues get [`Poisoned`](Self::Poisoned).
+    /// The job was enqueued, but flushing it failed.
+    ///
+    /// This process will deliver it, but it may not survive a power cut. Later durable enqueues
+    /// return [`Poisoned`](Self::Poisoned).
     #[error("job {job} is enqueued, but could not be flushed: {error}")]
     NotDurable {
         /// The job.
@@ -153,7 +167,7 @@ pub enum EnqueueError {
 }
 
 impl EnqueueError {
-    /// Whether trying again later can help: the queue or the disk is full.
+    /// Whether trying again later can help, because the queue or the disk is full.
     pub fn is_full(&self) -> bool {
         matches!(
             self,
@@ -162,25 +176,29 @@ impl EnqueueError {
     }
 }
 
-/// Why a batch was enqueued in part or not at all.
+/// Why a batch was enqueued only in part or not at all.
 #[derive(Debug, thiserror::Error)]
 #[error("{} jobs of the batch were enqueued, then: {error}", enqueued.len())]
 pub struct BatchError {
     /// The jobs that were enqueued: the first ones of the batch.
     pub enqueued: Vec<JobId>,
-    /// Why the next one was not; or, for [`NotDurable`](EnqueueError::NotDurable), why they may not survive a
-    /// power cut.
+    /// Why the next job was not enqueued.
+    ///
+    /// For [`NotDurable`](EnqueueError::NotDurable), why the enqueued jobs may not survive a power
+    /// cut.
     pub error: EnqueueError,
 }
 
-/// Why not everything could be flushed: what was enqueued, acked or dead may not survive a power cut. It
-/// survives the death of the process all the same.
+/// Why the queue could not be flushed completely.
+///
+/// What was enqueued, acked or dead may not survive a power cut. It still survives the death of the
+/// process.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("could not flush the queue: {0}")]
 pub struct FlushError(pub(crate) Arc<StorageError>);
 
 impl FlushError {
-    /// What failed.
+    /// The operation that failed.
     pub fn storage_error(&self) -> &StorageError {
         &self.0
     }
@@ -196,8 +214,9 @@ impl From<Arc<StorageError>> for FlushError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeadLetterError {
-    /// There is no such letter: it was replayed or purged, or never existed. (Or its replay was
-    /// [`NotDurable`](Self::NotDurable).)
+    /// There is no such letter: it was replayed or purged, or never existed.
+    ///
+    /// Also returned if its replay was [`NotDurable`](Self::NotDurable).
     #[error("there is no dead letter {letter}")]
     NotFound {
         /// The letter that was asked for.
@@ -206,10 +225,11 @@ pub enum DeadLetterError {
     /// The new job could not be enqueued; the letter is still there.
     #[error("the letter was not replayed: {0}")]
     Enqueue(EnqueueError),
-    /// The new jobs are in the queue and will be delivered by this process, but could not be
-    /// flushed. Their letters are not shown any more, and not deleted either: after the death of the
-    /// process or a power cut, the next open finds each as exactly one of the two. Close the queue,
-    /// check the disk, and restart the machine.
+    /// The new jobs are in the queue, but could not be flushed.
+    ///
+    /// This process will deliver them. Their letters are no longer shown, but not deleted either:
+    /// after the death of the process or a power cut, the next open finds exactly one of job and
+    /// letter for each. Close the queue, check the disk, and restart the machine.
     #[error("{} letters were replayed, but their jobs could not be flushed: {error}", replayed.len())]
     NotDurable {
         /// The new jobs.
@@ -217,14 +237,18 @@ pub enum DeadLetterError {
         /// What failed.
         error: Arc<StorageError>,
     },
-    /// A flush has failed earlier, so that what is done to letters could not be made durable: no more are
-    /// replayed or purged before the queue is reopened.
+    /// An earlier flush failed, so changes to letters could not be made durable.
+    ///
+    /// No letters are replayed or purged until the queue is reopened.
     #[error(
         "an earlier flush has failed, so letters are neither replayed nor purged until the queue is reopened: {0}"
     )]
     Poisoned(Arc<StorageError>),
-    /// A file operation failed. Letters that were to be replayed are still there; those that were to be
-    /// purged may be deleted, and are if it was a flush that failed, but a power cut may bring them back.
+    /// A file operation failed.
+    ///
+    /// Letters that were to be replayed are still there. Letters that were to be purged may be
+    /// deleted; if it was a flush that failed, they are deleted, but a power cut may bring them
+    /// back.
     #[error(transparent)]
     Storage(#[from] Arc<StorageError>),
     /// Some letters were replayed before an error.
@@ -232,7 +256,7 @@ pub enum DeadLetterError {
     Partial {
         /// The new jobs.
         replayed: Vec<JobId>,
-        /// What stopped it.
+        /// The error that stopped the replay.
         error: Box<DeadLetterError>,
     },
 }

@@ -38,7 +38,7 @@ const REPLAY_BATCH: usize = 256;
 /// let letter = dead.iter().next().expect("one letter");
 /// assert_eq!(letter.job_id(), id);
 /// assert_eq!(letter.payload(), b"resize notes.txt");
-/// assert_eq!(letter.reasons()[0].text, "not an image");
+/// assert_eq!(letter.reasons()[0].reason, "not an image");
 ///
 /// // Replaying makes it a new job; `purge` would delete it.
 /// let job = dead.replay(letter.id())?;
