@@ -5,11 +5,13 @@ use std::str::FromStr;
 
 use crate::sequence::Sequence;
 
-/// The stripe of letters: the dead letter log is none of the stripes.
+/// The stripe number of letters: the dead letter log is not one of the stripes.
 const LETTERS: u8 = u8::MAX;
 
-/// A text that is not the id that it was parsed as: not of the form `stripe-number`, out of range, or a job's
-/// id where a letter's is wanted, or the other way round.
+/// A text that is not an id of the expected kind.
+///
+/// It is not of the form `stripe-number`, is out of range, or is a job's id where a letter's is
+/// expected or the other way round.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not the id of a {kind}, such as {example}")]
 pub struct ParseIdError {
@@ -18,13 +20,13 @@ pub struct ParseIdError {
     example: &'static str,
 }
 
-/// Parses what [`Display`](fmt::Display) gives, and nothing else: one id has one text.
+/// Parses exactly what [`Display`](fmt::Display) produces: each id has one text.
 fn parse(text: &str) -> Option<Sequence> {
     let (stripe, number) = text.split_once('-')?;
     let number = number.parse().ok()?;
     let first = Sequence::first_of_stripe(stripe.parse().ok()?);
     let sequence = (number <= Sequence::MAX_WITHIN_STRIPE).then(|| first.plus_wide(number))?;
-    // Without signs and leading zeros.
+    // Rejects signs and leading zeros.
     (sequence.to_string() == text).then_some(sequence)
 }
 
@@ -35,12 +37,12 @@ macro_rules! id {
         pub struct $name(Sequence);
 
         impl $name {
-            /// The id with this number, as [`get`](Self::get) gave it.
+            /// The id with this number, which [`get`](Self::get) returned.
             pub const fn new(number: u64) -> Self {
                 Self(Sequence::new(number))
             }
 
-            /// The number, for storing it elsewhere.
+            /// The id as a number, for storing it elsewhere.
             pub const fn get(self) -> u64 {
                 self.0.get()
             }
@@ -70,7 +72,7 @@ macro_rules! id {
         impl FromStr for $name {
             type Err = ParseIdError;
 
-            /// Takes what [`Display`](fmt::Display) gives, and nothing else.
+            /// Parses exactly what [`Display`](fmt::Display) produces.
             fn from_str(text: &str) -> Result<Self, ParseIdError> {
                 let is_one: fn(u8) -> bool = $is_one;
                 match parse(text).filter(|sequence| is_one(sequence.stripe())) {
@@ -117,11 +119,13 @@ macro_rules! id {
 id! {
     /// The id of a job, unique within its queue for ever.
     ///
-    /// Ids of one stripe are in the order in which its jobs were enqueued. They are not dense.
+    /// Ids of one stripe are in the order in which its jobs were enqueued. They are not
+    /// consecutive.
     ///
-    /// Displayed as `stripe-number`, such as `1-4096`, and parsed from that. With the feature `serde` this is
-    /// also its form in [serde](https://serde.rs): a string in every format, as numbers of all stripes but the
-    /// first are greater than 2^53, where JSON readers with floating point numbers stop telling them apart.
+    /// Displayed as `stripe-number`, such as `1-4096`, and parsed from the same form. With the
+    /// feature `serde`, an id is this string in [serde](https://serde.rs) too, in every format: as
+    /// numbers, the ids of all stripes but the first exceed 2^53, and JSON readers with floating
+    /// point numbers could not tell them apart.
     ///
     /// ```
     /// use logmill::JobId;
@@ -142,18 +146,19 @@ impl JobId {
 }
 
 id! {
-    /// The id of a dead letter, unique within its queue for ever. The job that it was has an id of its own, a
-    /// [`JobId`].
+    /// The id of a dead letter, unique within its queue for ever.
     ///
-    /// Displayed as `255-number`, such as `255-7`, and parsed from that; with the feature `serde` a string in
-    /// every format.
+    /// The job that became the letter has an id of its own, a [`JobId`].
+    ///
+    /// Displayed as `255-number`, such as `255-7`, and parsed from the same form. With the feature
+    /// `serde` it is a string in every format.
     ///
     /// ```
     /// use logmill::{JobId, LetterId};
     ///
     /// let letter: LetterId = "255-7".parse()?;
     /// assert_eq!(letter.to_string(), "255-7");
-    /// // A letter is no job, and a job no letter.
+    /// // The two kinds cannot be mixed up.
     /// assert!("255-7".parse::<JobId>().is_err() && "1-4096".parse::<LetterId>().is_err());
     /// # Ok::<(), logmill::ParseIdError>(())
     /// ```

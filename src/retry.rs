@@ -1,4 +1,4 @@
-//! What happens after a failed attempt: how often a job is tried, and how long it backs off.
+//! The retry policy: how often a failed job is tried again, and how long it backs off.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,13 +7,12 @@ use crate::events::event;
 use crate::lasting::Lasting;
 use crate::user_code;
 
-/// Most attempts that a limit can be set to; failed attempts are one byte on disk.
+/// Highest limit of attempts that can be set; failed attempts are one byte on disk.
 pub const MAX_ATTEMPTS: u8 = 254;
-/// Most crashes that a limit can be set to; they are four bits on disk.
+/// Highest limit of crashes that can be set; crashes are four bits on disk.
 pub const MAX_CRASHES: u8 = crate::log::ack::MAX_CRASHES;
 
-/// How often a failed job is tried again, how long it waits before that, and how many crashes of the
-/// process it may be part of.
+/// Limits of attempts and crashes for each job, and the backoff between attempts.
 ///
 /// The default is 5 attempts with exponential backoff from 1 second up to 5 minutes and full
 /// jitter, and 3 crashes.
@@ -43,7 +42,7 @@ enum Backoff {
     Custom(Custom),
 }
 
-/// A function of the user's. None only while it is being dropped.
+/// A backoff function of the user's. `delay` is None only while it is being dropped.
 #[derive(Clone)]
 struct Custom {
     delay: Option<Arc<dyn Fn(u32) -> Duration + Send + Sync>>,
@@ -75,7 +74,7 @@ impl Custom {
 
 impl Drop for Custom {
     fn drop(&mut self) {
-        // The last one may go with the queue, on a thread of ours.
+        // The last clone may be dropped along with the queue, on a thread of this library.
         user_code::discard(self.delay.take());
     }
 }
@@ -94,18 +93,19 @@ impl std::fmt::Debug for Backoff {
     }
 }
 
-/// How much of a backoff is random, so that jobs which failed together do not all come back
-/// together. The names are those of Brooker, "Exponential Backoff And Jitter" (AWS Architecture
-/// Blog, 2015).
+/// How much of a backoff is random.
+///
+/// Randomness spreads the retries of jobs that failed together. The names are those of Brooker,
+/// "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Jitter {
-    /// The backoff as it is.
+    /// The whole backoff, without randomness.
     None,
     /// A random time from zero to the whole backoff.
     #[default]
     Full,
-    /// Half the backoff, and a random time up to the other half.
+    /// Half the backoff, plus a random time up to the other half.
     Equal,
 }
 
@@ -119,8 +119,10 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// One attempt and one crash: a job that fails is dead at once, and one that a handler has when
-    /// the process dies is dead at the next open.
+    /// One attempt and one crash.
+    ///
+    /// A job that fails is dead at once. A job that a handler has when the process dies is dead at
+    /// the next open.
     pub fn none() -> Self {
         Self::fixed(Duration::ZERO).max_attempts(1).max_crashes(1)
     }
@@ -135,8 +137,9 @@ impl RetryPolicy {
         }
     }
 
-    /// `base` after the first failure, doubled after each further one, at most 31 times and up to `cap`; with
-    /// full jitter; 5 attempts.
+    /// A delay that doubles with each failure, from `base` up to `cap`; full jitter, 5 attempts.
+    ///
+    /// The delay is `base` after the first failure, and is doubled at most 31 times.
     pub fn exponential(base: Duration, cap: Duration) -> Self {
         Self {
             backoff: Backoff::Exponential { base, cap },
@@ -146,12 +149,13 @@ impl RetryPolicy {
         }
     }
 
-    /// The delay is what the function says, given how many attempts have failed (1 after the
-    /// first); without jitter; 5 attempts.
+    /// A delay that a function computes; without jitter, 5 attempts.
     ///
-    /// It is called by the thread that settles the job, by the queue's timer if the lease timed out, and by a
-    /// consumer for a job that failed in an earlier process. A panic in it is caught and told by an event, and the
-    /// job is retried at once.
+    /// The function gets the number of attempts that have failed (1 after the first).
+    ///
+    /// It is called on the thread that settles the job, on the queue's timer thread if the lease
+    /// timed out, and in a consumer for a job that failed in an earlier process. If it panics, the
+    /// panic is caught and reported by an event, and the job is retried at once.
     pub fn custom(delay: impl Fn(u32) -> Duration + Send + Sync + 'static) -> Self {
         Self {
             backoff: Backoff::Custom(Custom {
@@ -164,30 +168,35 @@ impl RetryPolicy {
         }
     }
 
-    /// How many attempts at a job may fail before it is dead. From 1 to [`MAX_ATTEMPTS`]; opening a
-    /// queue with anything else is an error.
+    /// Sets how many attempts at a job may fail before it is dead: 1 to [`MAX_ATTEMPTS`].
+    ///
+    /// Opening a queue with any other number is an error.
     pub fn max_attempts(mut self, attempts: u8) -> Self {
         self.max_attempts = Some(attempts);
         self
     }
 
-    /// Retries for ever: only a handler that says so makes a job dead, or too many crashes, see
+    /// Retries for ever.
+    ///
+    /// A job becomes dead only if a handler asks for that, or after too many crashes, see
     /// [`max_crashes`](Self::max_crashes).
     pub fn unlimited_attempts(mut self) -> Self {
         self.max_attempts = None;
         self
     }
 
-    /// How often the process may die (or the power fail) while a handler has a job, before the job
-    /// is dead: the next process makes it a dead letter instead of delivering it. From 1 to
-    /// [`MAX_CRASHES`]; opening a queue with anything else is an error. Default: 3, but 1 for
-    /// [`none`](Self::none). There is no way to set none, so that no job can kill the process for
-    /// ever.
+    /// Sets how many crashes make a job dead: 1 to [`MAX_CRASHES`].
     ///
-    /// A crash is no failed attempt. It counts for each job that a handler had, those too that had
-    /// nothing to do with it. To tell these from the culprit, no two jobs with a crash are delivered at the
-    /// same time, until their handlers have ended once. A process that closes the queue while handlers have jobs, with
-    /// [`Queue::close`](crate::Queue::close) or by dropping its last handle, does not crash.
+    /// A crash is a death of the process, or a power failure, while a handler has the job. At the
+    /// limit, the next process makes the job a dead letter instead of delivering it. Opening a
+    /// queue with any other number is an error. Default: 3, but 1 for [`none`](Self::none). The
+    /// limit cannot be removed, so that no job can kill the process again and again for ever.
+    ///
+    /// A crash is not a failed attempt. It counts for each job that a handler had, including those
+    /// that had nothing to do with it. To tell these from the culprit, no two jobs with a crash are
+    /// delivered at the same time until their handlers have ended once. Closing the queue while
+    /// handlers have jobs is not a crash, whether with [`Queue::close`](crate::Queue::close) or by
+    /// dropping its last handle.
     pub fn max_crashes(mut self, crashes: u8) -> Self {
         self.max_crashes = crashes;
         self
@@ -199,23 +208,24 @@ impl RetryPolicy {
         self
     }
 
-    /// The attempts limit; None: unlimited.
+    /// The limit of attempts; None if unlimited.
     pub fn attempts_limit(&self) -> Option<u8> {
         self.max_attempts
     }
 
-    /// The crashes limit.
+    /// The limit of crashes.
     pub fn crashes_limit(&self) -> u8 {
         self.max_crashes
     }
 
-    /// A delay for a job of which `failed` attempts have failed (1 after the first). Random where
-    /// there is jitter.
+    /// Computes the delay of a job of which `failed` attempts have failed (1 after the first).
+    ///
+    /// The result is random if there is jitter.
     pub fn backoff(&self, failed: u32) -> Duration {
         let whole = match &self.backoff {
             Backoff::Fixed(delay) => *delay,
             Backoff::Exponential { base, cap } => {
-                // 2^31 of any base worth the name is past any cap.
+                // 2^31 times any realistic base exceeds any cap.
                 let doublings = failed.saturating_sub(1).min(31);
                 base.saturating_mul(1 << doublings).min(*cap)
             }

@@ -29,7 +29,7 @@ impl StorageError {
         self.action
     }
 
-    /// The file or directory it was tried on.
+    /// The file or directory on which it was tried.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -48,20 +48,23 @@ impl StorageError {
         Self::new(self.action, &self.path, cause)
     }
 
-    /// Whether it was a flush that failed, of a file or of the names in a directory, so that what
-    /// it was to make durable may be lost.
+    /// Whether a flush failed, so that what it was to make durable may be lost.
+    ///
+    /// The flush may be of a file or of the names in a directory.
     pub(crate) fn is_failed_flush(&self) -> bool {
         [Operation::Flush.verb(), Operation::FlushDirectory.verb()].contains(&self.action)
     }
 
-    /// Whether it was a file that could not be mapped for want of mappings or of address space.
+    /// Whether a file could not be mapped for lack of mappings or of address space.
     pub(crate) fn is_unmappable(&self) -> bool {
         self.action == Operation::Map.verb() && self.cause.kind() == io::ErrorKind::OutOfMemory
     }
 
-    /// Whether the device, quota or size limit is exhausted, or the mappings that a process may have
-    /// or its address space, so that freeing some helps. A flush that failed for lack of space is not
-    /// helped by it.
+    /// Whether a resource is exhausted, so that freeing some of it helps.
+    ///
+    /// The resource is the device, a quota, the file size limit, the number of mappings that a
+    /// process may have, or its address space. A flush that failed for lack of space does not
+    /// count: freeing space does not help it.
     pub fn is_full(&self) -> bool {
         let is_space = matches!(
             self.cause.kind(),
@@ -84,7 +87,7 @@ impl<T> Context<T> for io::Result<T> {
     }
 }
 
-/// None for what does not exist.
+/// Turns the error for something that does not exist into None.
 pub(super) fn if_exists<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(found) => Ok(Some(found)),

@@ -1,4 +1,4 @@
-//! What recovery found and did, as a user reads it.
+//! The reports of recovery and of verification.
 
 use std::path::PathBuf;
 
@@ -6,18 +6,23 @@ use std::path::PathBuf;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Damage {
-    /// A record, or what looks like one, fails its check.
+    /// A record, or what looks like one, fails its checksum.
     Checksum,
-    /// Bytes were written, but no length: the producer died before its enqueue returned, or the
-    /// length was lost later.
+    /// Bytes were written, but no length.
+    ///
+    /// Either the producer died before its enqueue returned, or the length was lost later.
     Uncommitted,
     /// Neither the segment's header nor the copy of it in the ack file is valid.
     Header,
-    /// The file is shorter than its seal says, or than it was made if it has none; or nothing is
-    /// left in it, while its ack file tells of jobs.
+    /// The file is too short.
+    ///
+    /// It is shorter than its seal says, or, without a seal, shorter than it was created. Or it is
+    /// empty while its ack file records jobs.
     Truncated,
-    /// The file is gone while its ack file tells of jobs, or something else than a file stands in its
-    /// place; or a directory of the queue is gone, with all that was in it.
+    /// A file or directory is gone.
+    ///
+    /// The file is gone while its ack file records jobs, or something other than a file is in its
+    /// place. Or a directory of the queue is gone, with everything in it.
     Missing,
 }
 
@@ -33,11 +38,11 @@ impl std::fmt::Display for Damage {
     }
 }
 
-/// A region of a segment file that was set aside, or is lost.
+/// A damaged region of a segment file: quarantined, or lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Quarantined {
-    /// The segment file it was found in, or the file or directory that is lost.
+    /// The segment file in which it was found, or the file or directory that is lost.
     pub path: PathBuf,
     /// Where it starts in that file, in bytes.
     pub offset: u64,
@@ -45,18 +50,38 @@ pub struct Quarantined {
     pub len: u64,
     /// What is wrong with it.
     pub damage: Damage,
-    /// The copy in the `quarantine` directory; a text file beside it says the above. None where
-    /// there were no bytes to copy.
+    /// The copy in the `quarantine` directory; None if there were no bytes to copy.
+    ///
+    /// A text file beside the copy records the other fields.
     pub copy: Option<PathBuf>,
 }
 
-/// What opening a queue found and did.
+/// What opening a queue found and did, from [`Builder::open`](crate::Builder::open).
+///
+/// ```
+/// use logmill::Queue;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// let (queue, report) = Queue::builder(dir.path()).open()?;
+/// println!("{} jobs and {} dead letters found", report.jobs, report.dead_letters);
+/// if !report.is_clean() {
+///     for region in &report.quarantined {
+///         eprintln!("{}: {} bytes: {}", region.path.display(), region.len, region.damage);
+///     }
+/// }
+/// # assert!(report.is_clean());
+/// # queue.close()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecoveryReport {
-    /// Segments found with records in them, the dead letter log's included.
+    /// Segments found with records in them, including the dead letter log's.
     pub segments: u64,
-    /// Of these, segments trusted by their seal; each is checked before it is first read from.
+    /// Of these, segments trusted because of their seal; each is checked before it is first read
+    /// from.
     pub sealed: u64,
     /// Of these, segments scanned record by record.
     pub scanned: u64,
@@ -64,31 +89,36 @@ pub struct RecoveryReport {
     pub bytes_scanned: u64,
     /// Records found, done or not.
     pub records: u64,
-    /// Jobs found that are not done, those of sealed segments before their check. What is
-    /// found damaged later is in [`Stats::lost`](crate::Stats::lost).
+    /// Jobs found that are not done.
+    ///
+    /// Jobs of sealed segments are counted before their check. What is found damaged later is in
+    /// [`Stats::lost`](crate::Stats::lost).
     pub jobs: u64,
     /// Dead letters found.
     pub dead_letters: u64,
-    /// Regions set aside because they failed their check, and what is lost.
+    /// Regions quarantined because they failed their check, and what is lost.
     pub quarantined: Vec<Quarantined>,
-    /// Places that a producer had reserved and written nothing to when its process died.
+    /// Holes: places that a producer had reserved but not written to when its process died.
     pub holes: u64,
-    /// Ack files made anew: the jobs of these segments are delivered again.
+    /// Ack files that were rebuilt: the jobs of these segments are delivered again.
     pub ack_files_rebuilt: Vec<PathBuf>,
     /// Ack words that failed their check: up to 32 jobs each are delivered again.
     pub ack_words_reset: u64,
-    /// Segment headers mended from the copy in the ack file.
+    /// Segment headers restored from the copy in the ack file.
     pub headers_mended: Vec<PathBuf>,
-    /// Moves that a crash had interrupted: jobs that have become letters, letters that were replayed,
-    /// jobs that compaction has moved. The job or letter that was left behind is done, so that exactly
-    /// one of the two is there.
+    /// Moves interrupted by a crash that were completed.
+    ///
+    /// These are jobs that became letters, letters that were replayed, and jobs that compaction
+    /// moved. The job or letter left behind is marked done, so that exactly one of the two exists.
     pub settled: u64,
 }
 
 impl RecoveryReport {
-    /// Whether nothing was damaged. What the death of a process leaves is no damage: holes, settled moves, and
-    /// records that were [never committed](Damage::Uncommitted). After a power cut, records that no flush had
-    /// covered may be there in part, and count as damage.
+    /// Whether nothing was damaged.
+    ///
+    /// What the death of a process leaves does not count as damage: holes, completed moves, and
+    /// records that were [never committed](Damage::Uncommitted). After a power cut, records that no
+    /// flush had covered may be incomplete, and these count as damage.
     pub fn is_clean(&self) -> bool {
         self.quarantined
             .iter()
@@ -100,26 +130,30 @@ impl RecoveryReport {
 }
 
 /// How far opening a queue has come, for long scans.
+///
+/// Passed to the function given to [`Builder::on_progress`](crate::Builder::on_progress).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecoveryProgress {
-    /// Segments looked at so far, in all stripes.
+    /// Segments processed so far, in all stripes.
     pub segments: u64,
     /// Bytes read by scans so far.
     pub bytes_scanned: u64,
 }
 
-/// What a check of every record found.
+/// What a check of every record found, from [`Queue::verify`](crate::Queue::verify).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VerifyReport {
-    /// Segments read, the dead letter log's included.
+    /// Segments read, including the dead letter log's.
     pub segments: u64,
     /// Valid jobs and letters, done or not.
     pub records: u64,
     /// Bytes of their records.
     pub bytes: u64,
-    /// Damage found since the queue was opened: what was set aside when a segment was first read, and, without
-    /// a copy, records that were valid then and are not any more.
+    /// Damage found since the queue was opened.
+    ///
+    /// Includes what was quarantined when a segment was first read and, without a copy, records
+    /// that were valid then and no longer are.
     pub damaged: Vec<Quarantined>,
 }
