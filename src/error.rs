@@ -13,7 +13,7 @@ use crate::id::{JobId, LetterId};
 ///
 /// The directory is unchanged, except after [`Storage`](Self::Storage), [`Flush`](Self::Flush) or
 /// [`Thread`](Self::Thread). After these, an existing queue is partly or wholly recovered, and the
-/// next open continues from there; a queue that did not exist is not there.
+/// next open continues from there; if there was no queue before, there is none.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {

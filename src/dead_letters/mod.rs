@@ -42,8 +42,10 @@ const REPLAY_BATCH: usize = 256;
 ///
 /// // Replaying makes it a new job; `purge` would delete it.
 /// let job = dead.replay(letter.id())?;
-/// assert_eq!(consumer.next().expect("the replayed job").id(), job);
 /// assert!(dead.is_empty());
+/// let replayed = consumer.next().expect("the letter was replayed");
+/// assert_eq!((replayed.id(), replayed.attempts()), (job, 1));
+/// replayed.ack();
 /// # Ok(())
 /// # }
 /// ```
