@@ -90,9 +90,9 @@ impl DeadLetter {
     /// Why attempts failed, oldest first.
     ///
     /// Holds the latest 32 reasons, up to 1,024 bytes of each, and of these the latest that fit
-    /// beside the payload. Reasons of attempts in an earlier process are not kept. If more than
-    /// 65,536 jobs are failing at a time, the reasons of the jobs beyond that are not kept either.
-    /// [`attempts`](Self::attempts) counts all of the attempts.
+    /// beside the payload. Reasons of attempts in an earlier process are not kept. While more than
+    /// 65,536 jobs are failing at a time, earlier reasons of some of them are forgotten.
+    /// [`attempts`](Self::attempts) counts all failed attempts.
     pub fn reasons(&self) -> &[FailureReason] {
         &self.0.meta.reasons
     }
@@ -104,7 +104,7 @@ impl DeadLetter {
 
     /// When the first failure happened, among those in the process that wrote the letter.
     ///
-    /// None if it is not known because too many jobs were failing.
+    /// None if it was forgotten because too many jobs were failing.
     pub fn first_failure(&self) -> Option<SystemTime> {
         self.0.meta.first_failure.map(SystemTime::from)
     }
