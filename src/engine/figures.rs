@@ -1,4 +1,4 @@
-//! Figures of an open queue, and a look at each of its records.
+//! Statistics of an open queue, and verification of all its records.
 
 use super::Engine;
 use crate::log::LogStats;
@@ -27,14 +27,14 @@ impl Engine {
         let dead_log = self.dead().stats();
         let counters = self.counters();
         let moved = dispatch.moved();
-        // Under load, one of what is subtracted here may have changed since the other was read: the
-        // parts are kept within their whole, so that the sum is right.
+        // Under load, a count subtracted here may have changed after the one it is subtracted from
+        // was read. The parts are capped by their total, so that they add up.
         let twice = moved.copied - moved.moved;
         let depth = log.live.saturating_sub(dead_log.dying + twice);
         let delayed = (dispatch.timer.len() as u64).min(depth);
         let left = depth - delayed;
         let (ready, in_flight) = match self.leases() {
-            // Whoever takes a job out of a deque may find that it is done.
+            // A consumer that takes a job out of a deque may find that it is already done.
             Some(leases) => {
                 let in_flight = leases.running().min(left);
                 (left - in_flight, in_flight)
