@@ -15,9 +15,9 @@ use super::Dispatch;
 use crate::log::lease::Lease;
 use crate::log::run::Run;
 
-/// Looks for work before a consumer goes to sleep, each after a pause: together a few tens of
-/// microseconds, about what a sleep and a wake-up cost. A consumer looks once only where as many as
-/// there are cores are looking already.
+/// How often a consumer looks for work before it goes to sleep, each time after a pause. All pauses
+/// together take a few tens of microseconds, about what a sleep and a wake-up cost. A consumer
+/// looks only once if as many as there are cores are looking already.
 const LOOKS_BEFORE_SLEEP: u32 = 48;
 /// The number of these looks that follow a spin. Later ones yield the core, in case the producer
 /// needs it.
