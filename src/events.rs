@@ -1,9 +1,10 @@
-//! What is told to a `tracing` subscriber, which is code of the user's: it may panic, and use, close or
-//! drop the queue that tells it something.
+//! Events for a `tracing` subscriber. A subscriber is user code: it may panic, and may use, close
+//! or drop the queue that emits the event.
 //!
-//! So no event is told under a lock of ours. One that is raised under a lock waits, in its thread,
-//! until the last lock is released; the locks here know when that is. What a subscriber has a queue
-//! raise while it is being told something is not told: it would be told of itself without end.
+//! So no event is emitted while this crate holds a lock. An event raised under a lock waits in its
+//! thread until the last lock is released; the locks in this file keep count. Events that a
+//! subscriber's own calls raise while it handles an event are dropped, since they would lead to
+//! further ones without end.
 
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
@@ -21,17 +22,17 @@ thread_local! {
 
 #[derive(Clone, Copy)]
 struct State {
-    /// Locks that the thread holds.
+    /// How many locks the thread holds.
     held: u32,
     has_waiting: bool,
     is_telling: bool,
 }
 
-/// Raises an event: a level, and what `tracing` takes. Values it names are moved into it, so they are
-/// owned.
+/// Raises an event: a level, and the arguments of the `tracing` macro. Values that it names are
+/// moved into the event, so they are owned.
 macro_rules! event {
     (debug, $($told:tt)+) => {
-        // Told for each failed attempt, and mostly to nobody.
+        // Raised for each failed attempt, and usually not subscribed to.
         if ::tracing::level_filters::LevelFilter::current() >= ::tracing::Level::DEBUG {
             $crate::events::raise(move || ::tracing::debug!($($told)+))
         }
@@ -51,7 +52,7 @@ pub(crate) fn raise(event: impl FnOnce() + 'static) {
         tell(event);
         return;
     }
-    // A thread that is ending, and has no locals any more, tells no more.
+    // A thread that is ending, and has no locals any more, emits no more events.
     let kept = WAITING.try_with(|waiting| waiting.borrow_mut().push(Box::new(event)));
     STATE.set(State {
         has_waiting: kept.is_ok(),
@@ -67,7 +68,7 @@ fn tell(event: impl FnOnce()) {
         });
     };
     telling(true);
-    // A subscriber that panics has lost an event.
+    // If the subscriber panics, the event is lost.
     let _ = user_code::call(event);
     telling(false);
 }
@@ -80,9 +81,9 @@ fn tell_waiting() {
     }
 }
 
-/// While it lives, its thread tells no events.
+/// While it lives, its thread emits no events.
 pub(crate) struct Held {
-    /// Of its thread.
+    /// Belongs to the thread that created it.
     not_send: PhantomData<*const ()>,
 }
 

@@ -1,5 +1,5 @@
-//! The error of a file or directory operation: what was tried, on which path, and what the
-//! operating system said.
+//! The error of a file or directory operation: what was tried, on which path, and the operating
+//! system's error.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ impl StorageError {
         self.action
     }
 
-    /// The file or directory it was tried on.
+    /// The file or directory on which it was tried.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -48,20 +48,20 @@ impl StorageError {
         Self::new(self.action, &self.path, cause)
     }
 
-    /// Whether it was a flush that failed, of a file or of the names in a directory, so that what
-    /// it was to make durable may be lost.
+    /// Whether a flush failed, of a file or of the names in a directory, so that what it was to
+    /// make durable may be lost.
     pub(crate) fn is_failed_flush(&self) -> bool {
         [Operation::Flush.verb(), Operation::FlushDirectory.verb()].contains(&self.action)
     }
 
-    /// Whether it was a file that could not be mapped for want of mappings or of address space.
+    /// Whether a file could not be mapped for lack of mappings or of address space.
     pub(crate) fn is_unmappable(&self) -> bool {
         self.action == Operation::Map.verb() && self.cause.kind() == io::ErrorKind::OutOfMemory
     }
 
-    /// Whether the device, quota or size limit is exhausted, or the mappings that a process may have
-    /// or its address space, so that freeing some helps. A flush that failed for lack of space is not
-    /// helped by it.
+    /// Whether the device, quota or size limit is exhausted, or the process's mappings or address
+    /// space, so that freeing some helps. It does not help a flush that has failed for lack of
+    /// space.
     pub fn is_full(&self) -> bool {
         let is_space = matches!(
             self.cause.kind(),
@@ -73,7 +73,7 @@ impl StorageError {
 
 pub(super) type Result<T> = std::result::Result<T, StorageError>;
 
-/// Attaches what was tried, and on which path, to an [`io::Result`].
+/// Adds what was tried, and on which path, to an [`io::Result`].
 pub(super) trait Context<T> {
     fn context(self, action: &'static str, path: &Path) -> Result<T>;
 }
@@ -84,7 +84,7 @@ impl<T> Context<T> for io::Result<T> {
     }
 }
 
-/// None for what does not exist.
+/// Turns a "not found" error into None.
 pub(super) fn if_exists<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(found) => Ok(Some(found)),
