@@ -265,7 +265,7 @@ mod tests {
         sleepers.notify_all();
         let late = sleepers.register();
         sleepers.wait(late, Some(Instant::now()));
-        // The late one has gone to sleep and reached its deadline, and nobody else sleeps.
+        // The late consumer has gone to sleep and reached its deadline, and no other one sleeps.
         assert!(sleepers.is_quiet());
         sleepers.wait(first, None);
         sleepers.cancel(second);

@@ -192,7 +192,7 @@ pub(crate) mod recorded {
     #[derive(Clone, Default)]
     struct Recorder(Arc<Mutex<Vec<String>>>);
 
-    /// Levels and messages of what this thread is told while it runs `code`.
+    /// The levels and messages of this thread's events while it runs `code`.
     pub(crate) fn during(code: impl FnOnce()) -> Vec<String> {
         let recorder = Recorder::default();
         tracing::subscriber::with_default(recorder.clone(), code);
@@ -240,7 +240,7 @@ mod tests {
 
     use super::*;
 
-    /// A place to note in which order things happened.
+    /// Records the order in which things happened.
     #[derive(Clone, Default)]
     struct Notes(Rc<RefCell<Vec<&'static str>>>);
 
@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(notes.take(), [""; 0]);
         drop(held);
         assert_eq!(notes.take(), ["under one", "under two"]);
-        // The guard goes before what waits for it.
+        // The guard is dropped before the events that wait for it.
         let shared = Rc::new(Mutex::new(()));
         let (other, told) = (Rc::clone(&shared), notes.clone());
         let guard = shared.lock();
@@ -310,9 +310,9 @@ mod tests {
         assert_eq!(notes.take(), ["told", "told, too"]);
     }
 
-    /// Only here is `tracing` called, and where a lock is not one of these, nothing may be raised
-    /// under it: those with a condition variable, the list of segments and the places of consumers, under
-    /// which there are a few lines each that raise nothing.
+    /// `tracing` is called only here. Under other kinds of locks no event may be raised: those with
+    /// a condition variable, the list of segments and the places of consumers, which guard a few
+    /// lines each that raise none.
     #[test]
     fn all_events_go_through_this_file_and_locks_are_of_the_kind_that_knows() {
         let with_others = [

@@ -116,7 +116,7 @@ mod tests {
         stopped::set(Some(152 * SECOND));
         assert_eq!(lasting.over_since(2 * SECOND), ["full"]);
         assert!(lasting.over_since(2 * SECOND).is_empty() && !lasting.is_on());
-        // Told two minutes after it began: not for another 28 s.
+        // Last reported at second 120, so not again for another 28 s.
         stopped::set(Some(153 * SECOND));
         assert_eq!(met(&lasting, "full"), None);
         assert!(!lasting.is_on());

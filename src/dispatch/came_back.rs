@@ -160,7 +160,7 @@ mod tests {
         }
         assert!(marks.marks.len() <= MAX_MARKS);
         assert_eq!(marks.oldest(5), Some(at(1030)));
-        // As exact as so few marks can be.
+        // This is as exact as that few marks allow.
         let half = marks.oldest(5_000).unwrap();
         assert!(half <= at(5_000_000) && half >= at(4_900_000), "{half:?}");
         stopped::set(None);
@@ -172,7 +172,7 @@ mod tests {
         let start = Clock::start().now();
         let at = |millis| start.saturating_add(Duration::from_millis(millis));
         let mut marks = Marks::new();
-        // One comes each 10 ms, and is taken a second later, for ten minutes.
+        // For ten minutes, a job arrives every 10 ms and is taken a second later.
         for number in 1..60_000_u64 {
             marks.note(number, at(number * 10), || number.saturating_sub(100));
         }

@@ -71,7 +71,7 @@ pub(crate) struct Dispatch {
     pub(crate) unsettled: Mutex<Vec<Unsettled>>,
     clock: Clock,
     retry: RetryPolicy,
-    /// Leases own a share of their mappings, as a job can have two (lease timeouts).
+    /// Whether leases own a share of their mappings, because a job can have two (lease timeouts).
     counted: bool,
 }
 

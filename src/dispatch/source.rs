@@ -349,11 +349,11 @@ mod tests {
         let claims: [(&[(u64, bool)], bool); 7] = [
             (&[(8, true), (63, true), (10, true)], false),
             (&[(8, true), (63, true), (10, true), (10, true)], true),
-            // Behind by more.
+            // Further behind.
             (&[(64, true); 9], false),
             // One job at a time.
             (&[(7, true); 9], false),
-            // Large jobs, of which there are more.
+            // Large jobs, with more to come.
             (&[(10, false); 9], false),
             // The producers pause.
             (

@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(suspects.take(), Some((1, 3)));
         assert_eq!(suspects.take(), None);
         assert!(!suspects.can_take());
-        // Nobody is woken for what cannot be taken.
+        // No consumer is woken for a suspect that cannot be taken.
         assert!(!suspects.add(1, Sequence::new(0), (1, 0)));
         assert!(!suspects.add_back((1, 3)));
         assert!(suspects.end());

@@ -388,7 +388,8 @@ mod tests {
         (Arc::new(running), report.jobs)
     }
 
-    /// A handler has a job that is dying, as it has timed out.
+    /// A delivery whose job is dying because its lease has timed out, while its handler still has
+    /// it.
     fn late(
         running: &Running,
         consumer: &Source<Arc<Running>>,
@@ -478,7 +479,7 @@ mod tests {
             .unwrap();
         let running = open(&dir).0;
         let consumer = Source::new(Arc::clone(&running));
-        // Near the moment in which the writer asks whether a handler has the job.
+        // Close to the moment at which the writer asks whether a handler has the job.
         let is_flushed = Arc::new(AtomicBool::new(false));
         let observer = {
             let is_flushed = Arc::clone(&is_flushed);
@@ -563,7 +564,7 @@ mod tests {
             for seed in 0..HANDLERS {
                 scope.spawn(move || (*handle)(seed));
             }
-            // Has letters written all the time.
+            // Writes letters all the time.
             scope.spawn(|| {
                 while !is_over.load(Ordering::Relaxed) {
                     queue.dead_letters().iter().for_each(drop);

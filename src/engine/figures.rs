@@ -93,7 +93,7 @@ mod tests {
 
     const START: u64 = 1_000_000;
 
-    /// Opens a queue at a second.
+    /// Opens a queue on a clock stopped at this second.
     fn open_at(dir: &tempfile::TempDir, second: u64) -> Arc<Running> {
         stopped::set(Some(Duration::from_secs(START + second)));
         let policy = RetryPolicy::fixed(Duration::from_secs(5));
@@ -114,7 +114,7 @@ mod tests {
         })
     }
 
-    /// The seconds for which the job has been due that waits longest, at a second.
+    /// At this second, how many seconds the job that waits longest has been due.
     fn wait_at(running: &Running, second: u64) -> Option<u64> {
         stopped::set(Some(Duration::from_secs(START + second)));
         running.turn_timer();
@@ -133,9 +133,9 @@ mod tests {
         enqueue(&running, delay(20));
         enqueue(&running, now());
         enqueue(&running, now());
-        // Behind two delayed ones, with no consumer.
+        // Behind two delayed jobs, without a consumer.
         assert_eq!(wait_at(&running, 14), Some(4));
-        // In the deque of a consumer that is busy.
+        // In the deque of a busy consumer.
         let consumer = Source::new(Arc::clone(&running));
         let first = take(&running, &consumer).unwrap();
         assert_eq!(wait_at(&running, 17), Some(7));
@@ -158,7 +158,7 @@ mod tests {
         enqueue(&running, now());
         drop(consumer);
         drop(running);
-        // Before anybody has looked at its segment.
+        // Before its segment is read for the first time.
         let running = open_at(&dir, 50);
         assert_eq!(running.stats().depth(), 2);
         let consumer = Source::new(Arc::clone(&running));

@@ -50,7 +50,7 @@ impl DirectoryLock {
         &self.0
     }
 
-    /// Notes this process's id in the lock file.
+    /// Writes this process's id to the lock file.
     pub(crate) fn note_holder(&self) {
         let entry = self.0.entry(FILE_NAME);
         // A file that cannot be written is removed: no id is better than a wrong one.

@@ -298,7 +298,7 @@ mod tests {
             }
             turns
         };
-        // Once a second, and some for what was to be prepared.
+        // One turn per second, and a few for the segments to be prepared.
         assert!(turns_in(10) < 40);
         let stripe = &running.dispatch().stripes()[0];
         let failing = faults::fail_flushes(stripe.active().paths().segment.path());
@@ -323,7 +323,7 @@ mod tests {
         consumer.try_next().unwrap().dead_letter("no use");
         let full = faults::fill_disk(&dir.path().join("dead"));
         let mut maintenance = Maintenance::new();
-        // As the thread does, on a clock of its own.
+        // Like the thread, on a separate clock.
         let mut told_in = |seconds: u64| {
             let end = now + Duration::from_secs(seconds);
             let mut told = recorded::during(|| {

@@ -104,7 +104,7 @@ impl Running {
         Ok((running, report))
     }
 
-    /// As [`open`](Self::open), without the threads.
+    /// Like [`open`](Self::open), without the threads.
     pub(crate) fn open_idle(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
         let (engine, report) = Engine::open(builder)?;
         let running = Self {

@@ -299,7 +299,7 @@ mod wide {
 mod tests {
     use super::*;
 
-    /// Bit by bit.
+    /// A reference implementation that works bit by bit.
     fn by_definition(bytes: &[u8]) -> u32 {
         let mut state = u32::MAX;
         for &byte in bytes {
@@ -321,7 +321,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(1);
         let library = Crc32::Library(crc32fast::Hasher::new());
         for len in lens {
-            // At the end of its allocation, which Miri sees.
+            // At the end of its allocation, so that Miri detects reads beyond it.
             let bytes: Vec<u8> = std::iter::repeat_with(|| random.u8(..))
                 .take(len + len % 64)
                 .collect();
@@ -381,7 +381,7 @@ mod tests {
             assert_eq!(Crc32::new().of(&page[..len]), expected);
             assert_eq!(Crc32::new().of(&page[PAGE - len..]), expected);
         }
-        // SAFETY: the mapping is whole, and `page` is used no more.
+        // SAFETY: this is the whole mapping, and `page` is not used any more.
         unsafe { munmap(map.cast(), 3 * PAGE) }.unwrap();
     }
 }

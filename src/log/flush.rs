@@ -145,7 +145,7 @@ mod tests {
         }
     }
 
-    /// What a caller of a gate got.
+    /// The result of a caller of a gate.
     type Got = Result<(), Arc<&'static str>>;
 
     /// Runs a flush with this result, during which `callers` callers come, each with a flush that
@@ -182,7 +182,7 @@ mod tests {
         for _ in 0..100 {
             let (got, ran) = callers_during_a_flush(Ok(()), 4);
             assert!(got.iter().all(Result::is_ok));
-            // Usually one for all of them; a caller that was slow to ask leads another.
+            // Usually one for all of them; a late caller leads another one.
             assert!((1..=4).contains(&ran), "{ran} flushes");
         }
     }

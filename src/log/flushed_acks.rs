@@ -90,7 +90,7 @@ mod tests {
 
     use super::*;
 
-    /// Whether a flush was needed with so many records done.
+    /// Whether a flush was needed with this many records done.
     fn flushes(flushed: &FlushedAcks, deliveries: &DeliveriesChanged, done: u32) -> bool {
         let mut has_run = false;
         let flush = || {

@@ -96,7 +96,7 @@ impl Lease {
         self.segment().sequence(self.index())
     }
 
-    /// Whether its segment has settlements [owing](Segment::owes_nothing).
+    /// Whether its segment still [owes](Segment::owes_nothing) settlements.
     pub(crate) fn owes(&self) -> bool {
         !self.segment().owes_nothing()
     }

@@ -91,7 +91,7 @@ mod tests {
         let last = origin.plus_wide(10 * (SEGMENTS_PER_RAISE - 1));
         limit.raise_above(&names, last, 10).unwrap();
         assert_eq!(limit.sequence(), raised);
-        // One that a crash left, and names that are none of its own.
+        // A limit file that a crash left, and names that are not limits.
         for name in ["00000000000000000009.limit", "9.limit", "x.limit"] {
             std::fs::write(dir.path().join(name), b"").unwrap();
         }
@@ -108,7 +108,7 @@ mod tests {
         let fault = faults::fail_flushes(dir.path());
         assert!(limit.raise_above(&names, origin, 1).is_err());
         drop(fault);
-        // That the flush would succeed now proves nothing.
+        // A flush that succeeds after this proves nothing.
         assert!(limit.raise_above(&names, origin, 1).is_err());
         assert_eq!(limit.sequence(), origin);
         let reopened = Names::at(dir.path());

@@ -67,7 +67,7 @@ fn boot() -> u64 {
     *BOOT
 }
 
-/// Starts of the machine that there never were.
+/// Simulated boots of the machine.
 #[cfg(test)]
 pub(crate) mod pretended {
     use std::cell::Cell;
@@ -80,7 +80,7 @@ pub(crate) mod pretended {
         BOOT.get()
     }
 
-    /// Has the machine started anew, for what this thread does while the guard lives.
+    /// Makes this thread see a new boot of the machine while the guard lives.
     pub(crate) fn restart() -> Restarted {
         Restarted(BOOT.replace(Some(fastrand::u64(..))))
     }
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn the_words_of_lasting_marks_are_pinned() {
         const SALT: u64 = 0x1122_3344_5566_7788;
-        // Computed from the definition by another program.
+        // Computed from the definition by a separate program.
         assert_eq!(Mark::Relied.encode(SALT), 0x4f65_34ca_da3d_2192);
         assert_eq!(Mark::Finished.encode(SALT), 0xb03a_2df2_9a12_9175);
     }

@@ -299,10 +299,10 @@ impl Log {
         Ok((stripe, log.settles))
     }
 
-    /// A file of a segment that is none of the log's any more.
+    /// A segment file that does not belong to the log any more.
     #[cfg(test)]
     pub(crate) fn stray_file(&self) -> Option<String> {
-        // Before what is known, so that what is made meanwhile is no stray.
+        // Listed before the known files, so that a file made in between is not taken for a stray.
         let names = self.names.directory().list().expect("listed");
         let next = self.next.lock();
         let segments = self.segments.read();

@@ -49,7 +49,7 @@ impl Names {
 
 #[cfg(test)]
 impl Names {
-    /// The directory of this path.
+    /// The directory at this path.
     pub(crate) fn at(path: &std::path::Path) -> Arc<Self> {
         Self::of(Directory::open(path).unwrap().unwrap(), &Arc::default())
     }

@@ -67,7 +67,7 @@ mod loom_models {
             concurrently(
                 &segment,
                 [
-                    // `Log::append_owing`, and what settles it.
+                    // `Log::append_owing`, and the settlement.
                     |segment| {
                         segment.owed.raise(1);
                         if let Reserved::At(_) = segment.tail.reserve(1, 1) {
@@ -77,7 +77,7 @@ mod loom_models {
                         }
                         segment.owed.lower(1);
                     },
-                    // `Log::seal`, of a segment that was closed where it stood.
+                    // `Log::seal`, of a segment that was closed at its current end.
                     |segment| {
                         let Some(end) = segment.tail.close_now() else {
                             return;

@@ -391,7 +391,8 @@ mod tests {
                 let header =
                     Header::from_words(flipped[0] as u32, flipped[1], flipped[2], flipped[3]);
                 if header == good {
-                    // The bit is none of the header's: the upper half of `len`, or flags.
+                    // The bit is not part of the decoded header: it is in the upper half of `len`,
+                    // or in the flags.
                     assert!(word == 0 && bit >= 32 || word == 1 && (40..48).contains(&bit));
                     continue;
                 }

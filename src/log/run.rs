@@ -202,10 +202,10 @@ impl Run {
     }
 }
 
-/// Claims in one step, for tests of what is below the dispatch.
+/// Claims in one step, for tests below the dispatch.
 #[cfg(test)]
 impl Pinned {
-    /// As a stripe has a segment that is about to be claimed from.
+    /// In the state of a segment that is about to be claimed from.
     pub(crate) fn to_claim(segment: &Arc<Segment>) -> Self {
         segment.begin_use().unwrap();
         segment.pin().unwrap()

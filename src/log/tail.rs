@@ -262,7 +262,7 @@ mod tests {
         let tail = Tail::open(START, end_units);
         assert_eq!(tail.reserve(1, end_units), Reserved::Closing(START));
         for _ in 0..1_000 {
-            // What `reserve` adds, before it takes it back.
+            // The addition in `reserve`, before it is taken back.
             let refused = at(1 << 23, end_units);
             tail.next.fetch_add(refused.pack(), Ordering::Relaxed);
             assert_eq!(tail.reserve(1, 4), Reserved::Closed);

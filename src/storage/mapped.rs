@@ -321,7 +321,7 @@ pub(crate) fn has_blocks_of_its_own(file: &File, len: u64) -> io::Result<bool> {
             reserved: 0,
             extents: [Extent::default(); ROOM],
         };
-        // SAFETY: the kernel reads the fields before the extents and writes at most `room` of these,
+        // SAFETY: the kernel reads the fields before the extents and writes at most `room` extents,
         // all of which are plain numbers; the structure has that many and outlives the call.
         unsafe { ioctl::ioctl(file, Updater::<CALL, Fiemap>::new(&mut map))? };
         let found = &map.extents[..ROOM.min(map.mapped as usize)];
@@ -358,7 +358,7 @@ mod tests {
         let path = dir.path().join("f");
         let mapped = MappedFile::create(Entry::at(&path), 4096, 4096).unwrap();
         mapped.word64(8).store(0x0102_0304, Ordering::Relaxed);
-        // SAFETY: this test is alone with the mapping.
+        // SAFETY: only this test uses the mapping.
         unsafe { mapped.copy_in(100, b"payload") };
         let read = std::fs::read(&path).unwrap();
         assert_eq!(read.len(), 4096);
@@ -386,7 +386,7 @@ mod tests {
         for (errno, is_bad) in [
             (Errno::FAULT, true),
             (Errno::HWPOISON, true),
-            // An older kernel, and one that is short of memory.
+            // An older kernel, and a kernel that is short of memory.
             (Errno::INVAL, false),
             (Errno::NOMEM, false),
         ] {

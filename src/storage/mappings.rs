@@ -134,7 +134,7 @@ mod count {
     }
 
     pub(super) fn add(count: isize) {
-        // A thread that is ending counts no more.
+        // A thread that is ending does not count any more.
         let _ = COUNT.try_with(|all| all.set(all.get() + count));
     }
 
@@ -143,7 +143,7 @@ mod count {
     }
 }
 
-/// A lower limit, for tests of what runs in one thread.
+/// A lower limit, for tests within one thread.
 #[cfg(test)]
 pub(crate) mod limited {
     use std::cell::Cell;
@@ -153,7 +153,7 @@ pub(crate) mod limited {
         static ARE_MANY: Cell<bool> = const { Cell::new(false) };
     }
 
-    /// Has segments that wait in the calling thread's queues be unmapped, however many there are.
+    /// Makes the calling thread's queues unmap segments that wait, however many mappings there are.
     pub(crate) fn to_what_is_used(is_limited: bool) {
         ARE_MANY.set(is_limited);
     }
@@ -162,7 +162,7 @@ pub(crate) mod limited {
         ARE_MANY.get()
     }
 
-    /// Has the calling thread do with so many mappings; without a number, with as many as there are.
+    /// Limits the calling thread to this many mappings; None removes the limit.
     pub(crate) fn to(max: Option<usize>) {
         MAX.set(max);
     }
