@@ -223,7 +223,7 @@ pub(super) fn write_header(file: &MappedFile, bytes: &[u8]) {
 /// Writes a record and commits it.
 ///
 /// # Safety
-/// No other thread touches the bytes of the record meanwhile.
+/// Nobody else touches the bytes of the record meanwhile.
 #[inline(always)]
 pub(super) unsafe fn write_record(
     records: &MappedFile,
