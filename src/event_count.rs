@@ -1,32 +1,34 @@
-//! Where idle consumers sleep, and how they are woken: an event count.
+//! An event count: idle consumers sleep here, and threads that bring work wake them.
 //!
-//! A consumer registers, looks for work once more, and only then waits. Whoever brings work looks
-//! for sleepers after. Two orders make sure that one of them sees the other:
+//! A consumer registers, looks for work once more, and only then waits. A thread that brings work
+//! looks for sleepers afterwards. Two orders make sure that one of them sees the other:
 //!
-//! - A producer reserves with a read-modify-write on the segment's tail and pays one load here.
-//!   The consumer's last look is a read-modify-write on the same tail (`Tail::reserved_past`), so
-//!   one comes before the other in the tail's modification order, and if it is the consumer's, the
-//!   producer acquires from it.
-//! - Everyone else (timer, injector) puts a SeqCst fence between the work and the look, and the
-//!   consumer has one between registering and looking.
+//! - A producer reserves with a read-modify-write on the segment's tail, and pays for one load
+//!   here. The consumer's last look is a read-modify-write on the same tail
+//!   (`Tail::reserved_past`), so one comes before the other in the tail's modification order, and
+//!   if the consumer's comes first, the producer acquires from it.
+//! - Every other thread (timer, injector) puts a SeqCst fence between the work and the look, and
+//!   the consumer has one between registering and looking.
 //!
-//! A roll makes a new tail for producers to reserve on, which a consumer that looked at the old one
-//! knows nothing of. It makes the new segment active while it holds the lock that registering takes
-//! ([`EventCount::publish`]), so each consumer registers before or after:
+//! A roll creates a new tail for producers to reserve on, which a consumer that looked at the old
+//! one does not know. The roll makes the new segment active while it holds the lock that
+//! registering takes ([`EventCount::publish`]), so each consumer registers before or after:
 //!
 //! - If before, a producer that finds the new segment has acquired, through the pointer to it, what
-//!   the roll saw under the lock: it sees that the consumer registered when it looks for sleepers, and
-//!   wakes one.
-//! - If after, the consumer sees the new segment in its last look, and stays awake to look at its tail.
+//!   the roll saw under the lock: it sees that the consumer registered when it looks for sleepers,
+//!   and wakes one.
+//! - If after, the consumer sees the new segment in its last look, and stays awake to look at its
+//!   tail.
 //!
-//! So a roll wakes nobody: that is left to the producers, one sleeper a record.
+//! So a roll wakes no consumer: that is left to the producers, one sleeper per record.
 //!
-//! Whoever has news for all (the queue or a pool of workers stops) takes the lock too, so that each
-//! sleeper is woken or registers later and knows.
+//! A thread with news for all sleepers (the queue or a pool of workers stops) takes the lock too,
+//! so that each sleeper is either woken or registers later and knows.
 //!
-//! A wake-up for work is a permit, and whoever waits may take it: a consumer that registered since
-//! is as good for the work as another. News for all must reach those who were registered, so it is
-//! no permit, which a consumer that it does not concern could take from one that it does.
+//! A wake-up for work is a permit, and any waiting consumer may take it: one that has registered
+//! since is just as good for the work. News for all must reach those that were registered. It is
+//! not a permit, because a consumer that it does not concern could take a permit from one that it
+//! does.
 
 use std::sync::PoisonError;
 use std::time::Instant;
@@ -35,8 +37,9 @@ use crate::sync::{AtomicUsize, Condvar, Mutex, Ordering, fence};
 
 /// The sleepers of a queue.
 pub(crate) struct EventCount {
-    /// Registered and not yet given a permit; a copy of `State::waiting` to look at. Relaxed
-    /// throughout: what orders it are the read-modify-writes and fences of the module's head.
+    /// Registered and not yet given a permit; a copy of `State::waiting` that is read without the
+    /// lock. Relaxed throughout: it is ordered by the read-modify-writes and fences described at
+    /// the top of this file.
     sleepers: AtomicUsize,
     state: Mutex<State>,
     wake: Condvar,
@@ -46,11 +49,11 @@ struct State {
     waiting: usize,
     /// Wake-ups given and not yet consumed.
     permits: usize,
-    /// How often all were woken.
+    /// How often all sleepers were woken.
     wakes_of_all: u64,
 }
 
-/// What a caller that has registered holds until it waits or cancels.
+/// Held by a caller that has registered, until it waits or cancels.
 #[must_use]
 pub(crate) struct Registration {
     wakes_of_all: u64,
@@ -83,7 +86,7 @@ impl EventCount {
         Registration { wakes_of_all }
     }
 
-    /// Takes back [`register`](Self::register).
+    /// Undoes [`register`](Self::register).
     pub(crate) fn cancel(&self, registration: Registration) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.wakes_of_all == registration.wakes_of_all {
@@ -92,8 +95,8 @@ impl EventCount {
     }
 
     fn deregister(&self, state: &mut State) {
-        // A permit that was meant for the caller goes to another sleeper if there is one: both
-        // were told of work, and one of them has found some.
+        // A permit that was meant for the caller goes to another sleeper if there is one: both were
+        // told of work, and one of them has found some.
         if state.waiting > 0 {
             state.waiting -= 1;
             self.sleepers.store(state.waiting, Ordering::Relaxed);
@@ -135,8 +138,8 @@ impl EventCount {
         }
     }
 
-    /// Wakes up to `count` sleepers, after work was made visible by a read-modify-write that
-    /// sleepers look at with one of their own.
+    /// Wakes up to `count` sleepers, after work was made visible by a read-modify-write on a
+    /// variable that sleepers look at with a read-modify-write of their own.
     #[inline]
     pub(crate) fn notify(&self, count: usize) {
         if self.sleepers.load(Ordering::Relaxed) > 0 {
@@ -151,11 +154,11 @@ impl EventCount {
         self.notify(count);
     }
 
-    /// Wakes everyone who is registered, after there was news for them.
+    /// Wakes all registered sleepers, after there was news for them.
     pub(crate) fn notify_all(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.wakes_of_all += 1;
-        // Permits not consumed are those of sleepers that wake up for this.
+        // Unconsumed permits belong to sleepers that this wakes up.
         state.waiting = 0;
         state.permits = 0;
         self.sleepers.store(0, Ordering::Relaxed);
@@ -163,8 +166,9 @@ impl EventCount {
         self.wake.notify_all();
     }
 
-    /// Does `change`, so that who registers later knows of it, and who learns of it from memory that it
-    /// released knows all who registered before. It must not come back to this event count.
+    /// Runs `change` so that a consumer that registers later knows of it, and a thread that learns
+    /// of it from memory that it released knows of all consumers that registered before. `change`
+    /// must not call this event count.
     pub(crate) fn publish<T>(&self, change: impl FnOnce() -> T) -> T {
         let _state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change()
@@ -174,7 +178,7 @@ impl EventCount {
     fn notify_slow(&self, count: usize) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let woken = count.min(state.waiting);
-        // Taken off the count at once, so that the next caller does not wake them again.
+        // Subtracted immediately, so that the next caller does not wake them again.
         state.waiting -= woken;
         state.permits += woken;
         self.sleepers.store(state.waiting, Ordering::Relaxed);
@@ -184,14 +188,14 @@ impl EventCount {
         }
     }
 
-    /// Registered and not yet woken.
+    /// How many are registered and not yet woken.
     #[cfg(test)]
     pub(crate) fn asleep(&self) -> usize {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.waiting
     }
 
-    /// Nobody is registered and no permit is left over.
+    /// Whether nobody is registered and no permit is left over.
     #[cfg(test)]
     pub(super) fn is_quiet(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -261,7 +265,7 @@ mod tests {
         sleepers.notify_all();
         let late = sleepers.register();
         sleepers.wait(late, Some(Instant::now()));
-        // The late one has gone to sleep and reached its deadline, and nobody else sleeps.
+        // The late consumer has gone to sleep and reached its deadline, and no other one sleeps.
         assert!(sleepers.is_quiet());
         sleepers.wait(first, None);
         sleepers.cancel(second);

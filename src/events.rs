@@ -1,9 +1,10 @@
-//! What is told to a `tracing` subscriber, which is code of the user's: it may panic, and use, close or
-//! drop the queue that tells it something.
+//! Events for a `tracing` subscriber. A subscriber is user code: it may panic, and may use, close
+//! or drop the queue that emits the event.
 //!
-//! So no event is told under a lock of ours. One that is raised under a lock waits, in its thread,
-//! until the last lock is released; the locks here know when that is. What a subscriber has a queue
-//! raise while it is being told something is not told: it would be told of itself without end.
+//! So no event is emitted while this crate holds a lock. An event raised under a lock waits in its
+//! thread until the last lock is released; the locks in this file keep count. Events that a
+//! subscriber's own calls raise while it handles an event are dropped, since they would lead to
+//! further ones without end.
 
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
@@ -21,17 +22,17 @@ thread_local! {
 
 #[derive(Clone, Copy)]
 struct State {
-    /// Locks that the thread holds.
+    /// How many locks the thread holds.
     held: u32,
     has_waiting: bool,
     is_telling: bool,
 }
 
-/// Raises an event: a level, and what `tracing` takes. Values it names are moved into it, so they are
-/// owned.
+/// Raises an event: a level, and the arguments of the `tracing` macro. Values that it names are
+/// moved into the event, so they are owned.
 macro_rules! event {
     (debug, $($told:tt)+) => {
-        // Told for each failed attempt, and mostly to nobody.
+        // Raised for each failed attempt, and usually not subscribed to.
         if ::tracing::level_filters::LevelFilter::current() >= ::tracing::Level::DEBUG {
             $crate::events::raise(move || ::tracing::debug!($($told)+))
         }
@@ -51,7 +52,7 @@ pub(crate) fn raise(event: impl FnOnce() + 'static) {
         tell(event);
         return;
     }
-    // A thread that is ending, and has no locals any more, tells no more.
+    // A thread that is ending, and has no locals any more, emits no more events.
     let kept = WAITING.try_with(|waiting| waiting.borrow_mut().push(Box::new(event)));
     STATE.set(State {
         has_waiting: kept.is_ok(),
@@ -67,7 +68,7 @@ fn tell(event: impl FnOnce()) {
         });
     };
     telling(true);
-    // A subscriber that panics has lost an event.
+    // If the subscriber panics, the event is lost.
     let _ = user_code::call(event);
     telling(false);
 }
@@ -80,9 +81,9 @@ fn tell_waiting() {
     }
 }
 
-/// While it lives, its thread tells no events.
+/// While it lives, its thread emits no events.
 pub(crate) struct Held {
-    /// Of its thread.
+    /// Belongs to the thread that created it.
     not_send: PhantomData<*const ()>,
 }
 
@@ -191,7 +192,7 @@ pub(crate) mod recorded {
     #[derive(Clone, Default)]
     struct Recorder(Arc<Mutex<Vec<String>>>);
 
-    /// Levels and messages of what this thread is told while it runs `code`.
+    /// The levels and messages of this thread's events while it runs `code`.
     pub(crate) fn during(code: impl FnOnce()) -> Vec<String> {
         let recorder = Recorder::default();
         tracing::subscriber::with_default(recorder.clone(), code);
@@ -239,7 +240,7 @@ mod tests {
 
     use super::*;
 
-    /// A place to note in which order things happened.
+    /// Records the order in which things happened.
     #[derive(Clone, Default)]
     struct Notes(Rc<RefCell<Vec<&'static str>>>);
 
@@ -275,7 +276,7 @@ mod tests {
         assert_eq!(notes.take(), [""; 0]);
         drop(held);
         assert_eq!(notes.take(), ["under one", "under two"]);
-        // The guard goes before what waits for it.
+        // The guard is dropped before the events that wait for it.
         let shared = Rc::new(Mutex::new(()));
         let (other, told) = (Rc::clone(&shared), notes.clone());
         let guard = shared.lock();
@@ -309,9 +310,9 @@ mod tests {
         assert_eq!(notes.take(), ["told", "told, too"]);
     }
 
-    /// Only here is `tracing` called, and where a lock is not one of these, nothing may be raised
-    /// under it: those with a condition variable, the list of segments and the places of consumers, under
-    /// which there are a few lines each that raise nothing.
+    /// `tracing` is called only here. Under other kinds of locks no event may be raised: those with
+    /// a condition variable, the list of segments and the places of consumers, which guard a few
+    /// lines each that raise none.
     #[test]
     fn all_events_go_through_this_file_and_locks_are_of_the_kind_that_knows() {
         let with_others = [

@@ -1,5 +1,5 @@
-//! Conditions that last, such as a full disk: told when they begin, then rarely, and when they are
-//! over, however often they are met.
+//! Conditions that last, such as a full disk. However often they occur, they are reported when they
+//! begin, then rarely, and when they are over.
 
 use std::time::{Duration, Instant};
 
@@ -7,28 +7,29 @@ use crate::events::Mutex;
 use crate::storage::StorageError;
 use crate::time;
 
-/// How often a condition is told at most.
+/// Shortest time between two reports of a condition.
 const REPEAT: Duration = Duration::from_secs(60);
-/// Most conditions that are told apart; beyond that, the one met least recently makes way.
+/// Most conditions that are tracked separately; beyond that, the one that occurred least recently
+/// is dropped.
 const MAX_KINDS: usize = 64;
 
-/// The conditions that one place in the code meets.
+/// The conditions that one place in the code reports.
 #[derive(Default)]
 pub(crate) struct Lasting(Mutex<Vec<Condition>>);
 
 struct Condition {
     kind: String,
-    /// How often it was met since it was last told.
+    /// How often it occurred since it was last reported.
     untold: u64,
     told_at: Instant,
     met_at: Instant,
-    /// It was told, and its end was not.
+    /// Whether it was reported, but its end was not.
     is_on: bool,
 }
 
 impl Lasting {
-    /// Notes that a condition was met. If it is to be told, how often it was met since it last was,
-    /// this time included.
+    /// Records that a condition occurred. If it should be reported, returns how often it occurred
+    /// since the last report, including this time.
     pub(crate) fn met(&self, kind: String) -> Option<u64> {
         let now = time::now();
         let mut conditions = self.0.lock();
@@ -61,20 +62,20 @@ impl Lasting {
         Some(std::mem::take(&mut condition.untold))
     }
 
-    /// As [`met`](Self::met), of an error. The same one on another file in the same directory is the
-    /// same condition.
+    /// Like [`met`](Self::met), for an error. The same error on another file in the same directory
+    /// is the same condition.
     pub(crate) fn met_error(&self, error: &StorageError) -> Option<u64> {
         let dir = error.path().parent().unwrap_or(error.path());
         self.met(format!("{}: {}", dir.display(), error.io_error()))
     }
 
-    /// Whether some condition has been told whose end has not.
+    /// Whether the end of some reported condition has not been reported.
     pub(crate) fn is_on(&self) -> bool {
         self.0.lock().iter().any(|one| one.is_on)
     }
 
-    /// Notes that what was not met for this long is over. Returns the conditions whose end is to be
-    /// told.
+    /// Ends the conditions that have not occurred for this long. Returns those whose end should be
+    /// reported.
     pub(crate) fn over_since(&self, quiet: Duration) -> Vec<String> {
         let now = time::now();
         let mut conditions = self.0.lock();
@@ -85,7 +86,7 @@ impl Lasting {
                 over.push(one.kind.clone());
             }
         }
-        // One that comes again is told no sooner than if it had gone on.
+        // A condition that comes back is reported no sooner than if it had gone on.
         conditions.retain(|one| one.is_on || now.duration_since(one.told_at) < REPEAT);
         over
     }
@@ -115,7 +116,7 @@ mod tests {
         stopped::set(Some(152 * SECOND));
         assert_eq!(lasting.over_since(2 * SECOND), ["full"]);
         assert!(lasting.over_since(2 * SECOND).is_empty() && !lasting.is_on());
-        // Told two minutes after it began: not for another 28 s.
+        // Last reported at second 120, so not again for another 28 s.
         stopped::set(Some(153 * SECOND));
         assert_eq!(met(&lasting, "full"), None);
         assert!(!lasting.is_on());

@@ -1,26 +1,26 @@
-//! Where a record stands, in whichever log of a queue.
+//! Sequences: the place of a record in any log of a queue.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// Bits below the stripe.
+/// How many bits are below the stripe.
 const STRIPE_SHIFT: u32 = 56;
 
-/// The place of a record, unique within its queue for ever: the stripe in the top 8 bits, and below them a
-/// number that grows along the stripe's log.
+/// The place of a record, never reused within its queue: the stripe in the top 8 bits, and below
+/// them a number that grows along the stripe's log.
 ///
-/// Sequences of one stripe are in the order of its log. They are not dense: each segment starts at a multiple of
-/// the most records that a segment can hold.
+/// Sequences of one stripe are in the order of its log. They are not dense: each segment starts at
+/// a multiple of the most records that a segment can hold.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Sequence(u64);
 
-/// A map by sequences, which nobody outside can choose.
+/// A map keyed by sequences, which outsiders cannot choose.
 pub(crate) type SequenceMap<T> = HashMap<Sequence, T, BuildHasherDefault<SequenceHasher>>;
 
-/// Keeps 64 sequences in a row together, as they are mostly used one after the other, and spreads
-/// these groups: multiplied by 2^64 over the golden ratio (Knuth, The Art of Computer Programming 3,
-/// 6.4), with the halves of the product folded together.
+/// Keeps 64 consecutive sequences together, as they are usually used one after the other, and
+/// spreads these groups: multiplied by 2^64 over the golden ratio (Knuth, The Art of Computer
+/// Programming 3, 6.4), with the halves of the product folded together.
 #[derive(Default)]
 pub(crate) struct SequenceHasher(u64);
 
@@ -76,13 +76,13 @@ impl Sequence {
         Self(self.0 + distance)
     }
 
-    /// How far past `base` this is, which is at most a segment's capacity.
+    /// How far past `base` this is, at most a segment's capacity.
     pub(crate) fn offset_from(self, base: Self) -> u32 {
         u32::try_from(self.0 - base.0).unwrap_or(u32::MAX)
     }
 }
 
-/// As `stripe-number`, such as `1-4096`.
+/// Formatted as `stripe-number`, such as `1-4096`.
 impl fmt::Display for Sequence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.stripe(), self.within_stripe())

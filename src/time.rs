@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// The current time, for whatever a later state depends on.
+/// The current time, for decisions that later state depends on.
 #[inline]
 pub(crate) fn now() -> Instant {
     #[cfg(test)]
@@ -14,12 +14,12 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// A wall-clock time: nanoseconds since the Unix epoch. Holds until the year 2554.
+/// A wall-clock time: nanoseconds since the Unix epoch. Valid until the year 2554.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Timestamp(u64);
 
 impl Timestamp {
-    /// "At once", for a due time.
+    /// As a due time: immediately.
     pub(crate) const ZERO: Self = Self(0);
 
     pub(crate) const fn from_nanos(nanos: u64) -> Self {
@@ -30,8 +30,8 @@ impl Timestamp {
         self.0
     }
 
-    /// The current time to the kernel's tick (1 to 10 ms): a read of a page that the kernel
-    /// shares, with no counter read, since this is on every enqueue's path.
+    /// The current time to the kernel's tick (1 to 10 ms). It only reads a page that the kernel
+    /// shares, and no hardware counter, because every enqueue calls it.
     #[inline]
     pub(crate) fn now_coarse() -> Self {
         #[cfg(test)]
@@ -39,7 +39,7 @@ impl Timestamp {
             return Self(nanos(now));
         }
         let now = clock_gettime(ClockId::RealtimeCoarse);
-        // Before the epoch is at the epoch.
+        // Times before the epoch count as the epoch.
         let seconds = now.tv_sec.max(0) as u64;
         Self(seconds.wrapping_mul(1_000_000_000) + now.tv_nsec as u64)
     }
@@ -57,7 +57,7 @@ impl Timestamp {
         Self(self.0.saturating_add(nanos(duration)))
     }
 
-    /// How long after `earlier` this is; zero if it is not.
+    /// How long after `earlier` this is; zero if it is earlier.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -75,7 +75,7 @@ impl From<Timestamp> for SystemTime {
     }
 }
 
-/// A point of the monotonic clock: nanoseconds since the queue was opened.
+/// A point in time of the monotonic clock: nanoseconds since the queue was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Tick(u64);
 
@@ -88,7 +88,7 @@ impl Tick {
         Self(self.0.saturating_add(nanos(duration)))
     }
 
-    /// How long after `earlier` this is; zero if it is not.
+    /// How long after `earlier` this is; zero if it is earlier.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -98,7 +98,7 @@ impl Tick {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     start: Instant,
-    /// The same, by the clock that is read without a counter.
+    /// The same moment, by the coarse clock.
     coarse_start: u64,
 }
 
@@ -129,13 +129,13 @@ fn monotonic_coarse() -> u64 {
     (now.tv_sec as u64).wrapping_mul(1_000_000_000) + now.tv_nsec as u64
 }
 
-/// Of a duration, up to the most that 64 bits hold.
+/// The nanoseconds of a duration, at most what 64 bits hold.
 pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// A clock of a thread's own that stands still until it is told, so that a simulation runs the same
-/// way each time.
+/// A per-thread clock that stands still until it is set, so that a simulation runs the same way
+/// each time.
 #[cfg(test)]
 pub(crate) mod stopped {
     use std::cell::Cell;
@@ -153,12 +153,12 @@ pub(crate) mod stopped {
         WALL.set(None);
     }
 
-    /// Has the wall clock alone jump to this time since the epoch, and stop there.
+    /// Sets the wall clock alone to this time since the epoch, and stops it there.
     pub(crate) fn set_wall(now: Duration) {
         WALL.set(Some(now));
     }
 
-    /// What the wall clock shows, if it is stopped.
+    /// The time of the wall clock, if it is stopped.
     pub(super) fn wall() -> Option<Duration> {
         WALL.get().or(NOW.get())
     }
@@ -168,7 +168,7 @@ pub(crate) mod stopped {
         NOW.get()
     }
 
-    /// What the epoch is on the monotonic clock.
+    /// The moment of the epoch on the monotonic clock.
     pub(super) fn start() -> Instant {
         static START: LazyLock<Instant> = LazyLock::new(Instant::now);
         *START

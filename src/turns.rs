@@ -1,34 +1,34 @@
-//! Which stripe a producer or a thread appends to: those of a queue take its stripes in turn, and keep
-//! what they got.
+//! Assigns stripes to producers and threads: they get a queue's stripes in turn, and keep the one
+//! they got.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-/// Queues whose stripe a thread finds without a look at its map, if their ids are neighbours.
+/// Queues whose stripe a thread finds without a lookup in its map, if their ids are consecutive.
 const AT_HAND: usize = 8;
-/// A thread's map is not searched for queues that are gone before it has this many entries.
+/// A thread's map is not searched for closed queues before it has this many entries.
 const FEW: usize = 16;
 
-/// The stripes of a queue, in turn.
+/// The stripes of a queue, assigned in turn.
 pub(crate) struct Turns {
-    /// Of this open queue and of no other, and not 0.
+    /// The id of this open queue, unique and not 0.
     id: u64,
     stripes: usize,
     next: AtomicUsize,
-    /// For threads to forget the queue when it is gone.
+    /// Lets threads forget the queue when it is gone.
     is_open: Arc<()>,
 }
 
-/// What a thread remembers of a queue.
+/// The entry of a queue in a thread's map.
 struct Remembered {
     stripe: usize,
     is_open: Weak<()>,
 }
 
 thread_local! {
-    /// By the lowest bits of the queue's id: the id, and the thread's stripe.
+    /// Indexed by the lowest bits of the queue's id: the id, and the thread's stripe.
     static AT_HAND_HERE: [Cell<(u64, usize)>; AT_HAND] =
         const { [const { Cell::new((0, 0)) }; AT_HAND] };
     static REMEMBERED_HERE: RefCell<HashMap<u64, Remembered>> = RefCell::default();
@@ -38,7 +38,7 @@ impl Turns {
     pub(crate) fn new(stripes: usize) -> Self {
         static IDS: AtomicU64 = AtomicU64::new(1);
         Self {
-            // Relaxed, here and below: any number serves that nobody else gets.
+            // Relaxed, here and below: any number will do that no other caller gets.
             id: IDS.fetch_add(1, Ordering::Relaxed),
             stripes,
             next: AtomicUsize::new(0),
@@ -46,7 +46,7 @@ impl Turns {
         }
     }
 
-    /// The stripe for whoever comes next.
+    /// The stripe for the next caller.
     pub(crate) fn next(&self) -> usize {
         self.next.fetch_add(1, Ordering::Relaxed) % self.stripes
     }
@@ -73,7 +73,8 @@ impl Turns {
             if let Some(known) = remembered.get(&self.id) {
                 return known.stripe;
             }
-            // Before the map would grow, so that this is paid for by the entries since the last time.
+            // Before the map would grow, so that the cost is covered by the entries added since the
+            // last time.
             if remembered.len() >= FEW && remembered.len() == remembered.capacity() {
                 remembered.retain(|_, known| known.is_open.strong_count() > 0);
             }
@@ -85,7 +86,7 @@ impl Turns {
             remembered.insert(self.id, known);
             stripe
         });
-        // A thread that is ending, and has no map any more, takes the first.
+        // A thread that is ending, and has no map any more, takes the first stripe.
         stripe.unwrap_or(0)
     }
 }

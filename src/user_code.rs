@@ -1,19 +1,19 @@
-//! Calls of code that is the user's: handlers and their errors, backoff functions, subscribers, and
-//! the drops of all that they leave behind. No panic of theirs gets past here.
+//! Calls of user code: handlers and their errors, backoff functions, subscribers, and the drops of
+//! everything that they leave behind. No panic gets past these functions.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs code of the user's; the message of its panic if it panics.
+/// Runs user code; returns the message of its panic if it panics.
 #[inline]
 pub(crate) fn call<T>(code: impl FnOnce() -> T) -> Result<T, String> {
-    // What it leaves broken by a panic is the user's own.
+    // State that a panic leaves broken is the user's own.
     catch_unwind(AssertUnwindSafe(code)).map_err(message_of)
 }
 
-/// Drops what belongs to the user.
+/// Drops a value that belongs to the user.
 pub(crate) fn discard<T>(value: T) {
-    // There is nothing that a message could be the reason of.
+    // A drop has no result in which the message could be used.
     let _ = call(|| drop(value));
 }
 
@@ -26,7 +26,8 @@ fn message_of(panic: Box<dyn Any + Send>) -> String {
     } else {
         "a panic without a message".to_owned()
     };
-    // Dropping it is a call, too. What that throws may throw again when dropped, and so on.
+    // Dropping the panic's value is user code too. A panic there has a value that may panic again
+    // when dropped, and so on, so that one is leaked.
     if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
         std::mem::forget(another);
     }

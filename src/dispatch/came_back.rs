@@ -1,7 +1,7 @@
-//! Jobs that came back: retries, delayed jobs that are due, and what a consumer gave back. First in,
-//! first out, for all consumers.
+//! Jobs that came back: retries, delayed jobs that are due, and jobs that a consumer gave back. A
+//! first-in, first-out queue shared by all consumers.
 //!
-//! For the statistics, marks say when which of them came.
+//! For statistics, marks record when the jobs in it arrived.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,25 +13,26 @@ use crate::events::Mutex;
 use crate::log::lease::Lease;
 use crate::time::Tick;
 
-/// Jobs that come within this time share a mark, to begin with.
+/// Jobs that arrive within this time share a mark, unless there are too many marks.
 const SHORTEST: Duration = Duration::from_millis(10);
-/// Most marks. Beyond, jobs share one that come within twice the time.
+/// Most marks. Beyond that, the time within which jobs share a mark doubles.
 const MAX_MARKS: usize = 1024;
 
 pub(super) struct CameBack {
     jobs: Injector<Lease>,
-    /// Jobs that ever came: for statistics. Relaxed, as what is below, but for where it is looked at before
-    /// the jobs are counted, which are there before it grows.
+    /// How many jobs ever arrived, for statistics. Relaxed, as the fields below, except where it is
+    /// read before the jobs are counted: a job is in the queue before this grows.
     came: AtomicU64,
-    /// Jobs that come before this time share the last mark.
+    /// Jobs that arrive before this time share the last mark.
     shared_until: AtomicU64,
     marks: Mutex<Marks>,
 }
 
 struct Marks {
-    /// The numbers of jobs, the first being 1, and when they came; those up to the next mark came after it.
+    /// Numbers of jobs, starting at 1, with their arrival times. The jobs up to the next mark
+    /// arrived after that time.
     marks: VecDeque<(u64, Tick)>,
-    /// Jobs that come within this time share a mark.
+    /// Jobs that arrive within this time share a mark.
     within: Duration,
 }
 
@@ -75,11 +76,11 @@ impl CameBack {
         self.jobs.is_empty()
     }
 
-    /// When the one came that is there for longest.
+    /// The arrival time of the job that has been here longest.
     pub(super) fn oldest(&self) -> Option<Tick> {
         let mut marks = self.marks.lock();
-        // This one first, so that those that come meanwhile do not count as gone: what is forgotten of
-        // the older ones is so for good.
+        // Read before the length, so that jobs that arrive in between do not count as gone: marks
+        // of older jobs that are dropped here cannot be restored.
         let came = self.came.load(Ordering::Acquire);
         let left = self.len() as u64;
         if left == 0 {
@@ -97,12 +98,12 @@ impl Marks {
         }
     }
 
-    /// `gone` tells how many jobs are not there any more.
+    /// Adds a mark. `gone` counts the jobs that have left the queue.
     fn note(&mut self, number: u64, now: Tick, gone: impl FnOnce() -> u64) {
         self.add(number, now);
         if self.marks.len() > MAX_MARKS {
             let _ = self.oldest(gone());
-            // Else there is room for long, without those that are gone.
+            // If dropping the marks of jobs that left freed half, there is room for long enough.
             if self.marks.len() > MAX_MARKS / 2 {
                 self.within *= 2;
                 for (number, came) in std::mem::take(&mut self.marks) {
@@ -119,7 +120,7 @@ impl Marks {
         }
     }
 
-    /// When so many are gone.
+    /// The arrival time of the oldest job when this many have left.
     fn oldest(&mut self, gone: u64) -> Option<Tick> {
         while self
             .marks
@@ -159,7 +160,7 @@ mod tests {
         }
         assert!(marks.marks.len() <= MAX_MARKS);
         assert_eq!(marks.oldest(5), Some(at(1030)));
-        // As exact as so few marks can be.
+        // This is as exact as that few marks allow.
         let half = marks.oldest(5_000).unwrap();
         assert!(half <= at(5_000_000) && half >= at(4_900_000), "{half:?}");
         stopped::set(None);
@@ -171,7 +172,7 @@ mod tests {
         let start = Clock::start().now();
         let at = |millis| start.saturating_add(Duration::from_millis(millis));
         let mut marks = Marks::new();
-        // One comes each 10 ms, and is taken a second later, for ten minutes.
+        // For ten minutes, a job arrives every 10 ms and is taken a second later.
         for number in 1..60_000_u64 {
             marks.note(number, at(number * 10), || number.saturating_sub(100));
         }

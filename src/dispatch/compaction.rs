@@ -1,12 +1,12 @@
-//! Compaction: jobs that wait in the timer are moved to the end of the log, so that they do not keep
-//! segments in which everything else is done.
+//! Compaction: moves waiting jobs from the timer to the end of the log, so that they do not keep
+//! segments alive in which all other jobs are done.
 //!
-//! A job keeps its id, its attempts and its times. The order is that of dead letters: append the
-//! copies, each naming the old one, flush them, then mark the old ones done and flush that. Should a
-//! crash come in between, the next open finds the names and marks the old ones.
+//! A job keeps its id, its attempts and its times. The order of steps is that of dead letters:
+//! append the copies, each naming the old record; flush them; then mark the old records done and
+//! flush that. After a crash in between, the next open finds the names and marks the old records.
 //!
-//! Which segments are worth it is said by a [`Rule`]: where there is room, several of which little is
-//! left, and where producers find none, any that is more than a quarter done.
+//! A [`Rule`] chooses the segments. Where there is room, it takes several segments of which little
+//! is left; where producers find no room, any segment that is more than a quarter done.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -23,34 +23,34 @@ use crate::log::segment::{Segment, Unsettled};
 use crate::log::{Log, RollError};
 use crate::storage::StorageError;
 
-/// Where there is room, so many segments at least are given up for one flush.
+/// Where there is room, at least this many segments are freed per flush.
 const MIN_SEGMENTS: usize = 4;
-/// A job that is due within this time is not moved where there is room: its segment will be free soon
-/// without that.
+/// Where there is room, a job that is due within this time is not moved: its segment will soon be
+/// free anyway.
 const MIN_WAIT: Duration = Duration::from_secs(10);
 
 /// Which jobs are moved, and where to.
 struct Rule {
-    /// Jobs that are not due within this time.
+    /// Only jobs that are due later than this.
     wait: Duration,
-    /// Out of so many segments at least.
+    /// Only if at least this many segments are freed.
     segments: usize,
-    /// Most bytes that the segment has of which least is left, so that more is freed than taken, ...
+    /// Most bytes left in the segment with the least left, so that moving frees more than it takes.
     first: u64,
-    /// ... that each other one has, ...
+    /// Most bytes left in each other segment.
     others: u64,
-    /// ... and all have.
+    /// Most bytes left in all of them together.
     all: u64,
-    /// Bytes of files that must become free for that.
+    /// Bytes of files that the move must free.
     frees: u64,
-    /// To a segment that is held in reserve, rather than the one that is appended to.
+    /// Whether the copies go to the reserve segment rather than the active one.
     into_reserve: bool,
 }
 
 impl Rule {
     fn of(stripe: &Log, is_short: bool) -> Self {
         let size = stripe.segment_size();
-        // Leaves room for the largest record there can be.
+        // Leaves room for the largest possible record.
         let three_quarters = size / 4 * 3 - 64;
         let rule = Self {
             wait: Duration::ZERO,
@@ -71,7 +71,7 @@ impl Rule {
             },
             Some(room) => Self { all: room, ..rule },
             None => Self {
-                // What is in reserve on the disk must come back.
+                // What the reserve takes on the disk must be freed again.
                 frees: match stripe.is_limited_by_disk() {
                     true => (size + stripe.ack_file_bytes()) / 4 * 3,
                     false => 0,
@@ -82,7 +82,7 @@ impl Rule {
         }
     }
 
-    /// The segments that are worth it.
+    /// The segments that are worth moving jobs out of.
     fn choose(&self, mut all: Vec<Left>) -> Vec<Left> {
         all.sort_by_key(|left| left.bytes);
         let mut bytes = 0;
@@ -101,13 +101,13 @@ impl Rule {
     }
 }
 
-/// A job on its way.
+/// A job that is being moved.
 struct Move {
     lease: Lease,
     due: When,
 }
 
-/// What the record of a moved job has.
+/// What the record of a moved job is made of, besides the payload.
 struct Copied {
     due_at: Timestamp,
     meta: Vec<u8>,
@@ -126,12 +126,12 @@ impl Copied {
 }
 
 impl Dispatch {
-    /// Moves waiting jobs out of segments that nothing else keeps. `is_short`: producers find no room.
-    /// Returns whether there were such jobs.
+    /// Moves waiting jobs out of segments that nothing else keeps. `is_short`: producers find no
+    /// room. Returns whether there were such jobs.
     pub(crate) fn compact(&self, is_short: bool) -> Result<bool, Arc<StorageError>> {
         let mut has_moved = false;
         let mut result = Ok(());
-        // Each, whatever becomes of the others.
+        // An error in one stripe does not stop the others.
         for (number, stripe) in (0..).zip(&self.stripes) {
             stripe.set_waiting(self.timer.has_any_of(number));
             match self.compact_stripe(stripe, is_short) {
@@ -145,11 +145,11 @@ impl Dispatch {
     fn compact_stripe(&self, stripe: &Log, is_short: bool) -> Result<bool, Arc<StorageError>> {
         let rule = Rule::of(stripe, is_short);
         if rule.into_reserve && !stripe.has_reserve() {
-            // All that waits would be looked through for nothing.
+            // The timer would be searched for nothing.
             return Ok(false);
         }
         let mut left = stripe.left(rule.first, |base| self.timer.waiting_in(base));
-        // Not looked for among all jobs that are due soon where it would be for nothing.
+        // The timer is not searched for jobs that are due soon if too few segments remain anyway.
         if left.len() >= rule.segments && !rule.wait.is_zero() {
             let bases = left.iter().map(|left| left.base).collect();
             let soon = self.timer.soon_in(&bases, Now::of(self.clock), rule.wait);
@@ -166,7 +166,7 @@ impl Dispatch {
         }
     }
 
-    /// Takes the jobs of the chosen segments out of the timer: of each all, or none.
+    /// Takes the jobs of the chosen segments out of the timer: of each segment all or none.
     fn take(&self, chosen: &[Left], rule: &Rule) -> Vec<Move> {
         if chosen.is_empty() {
             return Vec::new();
@@ -194,7 +194,7 @@ impl Dispatch {
 
     fn put_back(&self, moves: impl IntoIterator<Item = Move>) {
         for Move { lease, due } in moves {
-            // No handler has it, so that none has acked it meanwhile.
+            // No handler has the job, so no ack can have arrived in the meantime.
             let _ = self.wait(lease, due, false);
             self.timer.note_moved(1);
         }
@@ -238,7 +238,7 @@ impl Dispatch {
                     old.push(one.lease);
                 }
                 Err(error) => {
-                    // That there is no room is no error: it is tried again.
+                    // A lack of room is not an error: the move is retried later.
                     if let RollError::Storage(error) = error
                         && !error.is_full()
                     {
@@ -299,7 +299,7 @@ impl Dispatch {
         }
     }
 
-    /// Marks jobs done where they were before, once their copies are durable. Returns whether there
+    /// Marks jobs done at their old places, once their copies are durable. Returns whether there
     /// are any.
     fn settle(
         &self,
@@ -310,10 +310,10 @@ impl Dispatch {
         if old.is_empty() {
             return Ok(false);
         }
-        // If this fails the old ones stay not done, without a lease: the copies are delivered, and the
-        // next open finds each job in one of its places.
+        // If this fails, the old records stay not done and without a lease. The copies are
+        // delivered, and the next open finds each job in one of its two places.
         let flushed = stripe.flush(false);
-        // The copies are still to be claimed, and to be put into the timer again.
+        // The copies are still to be claimed and put into the timer again.
         self.sleepers.notify_fenced(1);
         flushed?;
         for lease in old {
@@ -321,14 +321,14 @@ impl Dispatch {
             self.moved.fetch_add(1, Ordering::Relaxed);
         }
         if let Err(error) = stripe.flush(true) {
-            // It may have been a file that could not be opened: a later flush settles them.
+            // The cause may be a file that could not be opened: a later flush settles these.
             self.unsettled.lock().extend(unsettled);
             return Err(error);
         }
         for one in unsettled {
             one.settle();
         }
-        // Segments may go, and letters wait for this.
+        // Segments may be freed, and letters wait for this.
         stripe.kick();
         Ok(true)
     }

@@ -1,7 +1,7 @@
-//! Lease timeouts: which deliveries are running, and since when.
+//! Lease timeouts: which deliveries are running, and when each times out.
 //!
-//! Only used when a timeout is set. Every lease of the queue then owns a share of its segment's
-//! mappings, since a job can have two: the one that timed out and the one that replaced it.
+//! This is only used when a timeout is set. Every lease of the queue then owns a share of its
+//! segment's mappings, since a job can have two leases: the one that timed out and its replacement.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use crate::log::lease::Lease;
 use crate::sequence::{Sequence, SequenceMap};
 use crate::time::Tick;
 
-/// A delivery: tells the current lease of a job from one that has timed out.
+/// The number of a delivery. It tells the current lease of a job from one that has timed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Delivery(u64);
 
 impl Delivery {
-    /// For queues without a lease timeout, where every lease is the only one.
+    /// For queues without a lease timeout, where a job has only one lease.
     pub(crate) const ONLY: Self = Self(0);
 }
 
@@ -26,7 +26,7 @@ pub(crate) struct Expired {
     pub(crate) attempts: u32,
 }
 
-/// The deliveries that are running.
+/// The running deliveries.
 pub(crate) struct Leases {
     timeout: Duration,
     state: Mutex<State>,
@@ -34,18 +34,20 @@ pub(crate) struct Leases {
 
 struct State {
     last: u64,
-    /// By the job's sequence. Its lease goes with the delivery's end: it keeps a segment.
+    /// By the job's sequence. The lease is dropped when the delivery ends, because it keeps a
+    /// segment.
     current: SequenceMap<CurrentDelivery>,
-    /// How many handlers still have a job whose current delivery, if there is one, is another one's.
+    /// How many handlers still have a job although they do not hold its current delivery.
     late: SequenceMap<u32>,
-    /// In order, as all run equally long; those of deliveries that ended before among them.
+    /// Ends in order, since all deliveries run equally long. Includes deliveries that ended
+    /// earlier.
     ends: VecDeque<End>,
 }
 
-/// What a delivery was when it ended.
+/// What a delivery was to its job when it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// The job's current one. `others`: other handlers have the job too, and may ack it.
+    /// The current one. `others`: other handlers have the job too, and may ack it.
     Current { others: bool },
     /// One that had timed out, or whose job another handler had acked.
     Late,
@@ -76,11 +78,12 @@ impl Leases {
         }
     }
 
-    /// Begins a delivery; None if the job is done, as a handler with an earlier one acked it. The
-    /// second value: no other was running, so the timer must be told.
+    /// Begins a delivery; None if the job is done because a handler with an earlier delivery acked
+    /// it. The second value is true if no other delivery was running, so that the timer must be
+    /// told.
     ///
-    /// What the ack file says of deliveries changes under the lock, here and below: several handlers
-    /// may have the job.
+    /// Here and below, delivery words in the ack file are changed under the lock, because several
+    /// handlers may have the job.
     pub(crate) fn begin(
         &self,
         lease: &Lease,
@@ -112,8 +115,8 @@ impl Leases {
         Some((delivery, first))
     }
 
-    /// Ends a delivery by an ack, if it is its job's current one, and returns whether it is. Any other ends
-    /// [later](Self::end_late).
+    /// Ends a delivery by an ack if it is its job's current one, and returns whether it is. Any
+    /// other one ends in [`end_late`](Self::end_late).
     pub(crate) fn end(&self, lease: &Lease, delivery: Delivery) -> bool {
         let mut state = self.state.lock();
         let sequence = lease.sequence();
@@ -125,8 +128,8 @@ impl Leases {
         is_current
     }
 
-    /// Ends a delivery by a failure. If it is not the current one, it has failed before, by its
-    /// timeout.
+    /// Ends a delivery by a failure. A delivery that is not the current one has already failed, by
+    /// its timeout.
     pub(crate) fn fail(&self, lease: &Lease, delivery: Delivery) -> Ended {
         let mut state = self.state.lock();
         let sequence = lease.sequence();
@@ -139,9 +142,9 @@ impl Leases {
         ended
     }
 
-    /// Ends a delivery that is not its job's current one, by an ack, now that the job is done: none is its
-    /// current one any more. Until then the handler has the job, so that whoever writes its letter keeps in
-    /// mind where that is.
+    /// Ends, by an ack, a delivery that is not its job's current one. The job is done, so it has no
+    /// current delivery from here on. Until this call the handler counts as having the job, so that
+    /// the writer of the job's letter remembers where the letter is.
     pub(crate) fn end_late(&self, sequence: Sequence) {
         let mut state = self.state.lock();
         if state.current.remove(&sequence).is_some() {
@@ -161,14 +164,14 @@ impl Leases {
         self.state.lock().current.len() as u64
     }
 
-    /// Takes out the deliveries that have timed out, and says when the next one would.
+    /// Takes out the deliveries that have timed out; also returns when the next one will.
     pub(crate) fn expire(&self, now: Tick) -> (Vec<Expired>, Option<Tick>) {
         let mut state = self.state.lock();
         let mut expired = Vec::new();
         state.drop_ended();
         while let Some(end) = state.ends.pop_front_if(|end| end.at <= now) {
             if let Some(running) = state.current.remove(&end.sequence) {
-                // Its handler has the job until it says so.
+                // Its handler has the job until it acks or fails it.
                 running.lease.count_failure(true);
                 state.note_late(end.sequence);
                 expired.push(Expired {
@@ -190,8 +193,8 @@ impl State {
         } else {
             self.end_late(sequence);
         }
-        // Those that ended go as they come to the front, so that the queue stays as long as the
-        // deliveries of one timeout.
+        // Ended deliveries are dropped as they reach the front, so that the queue holds no more
+        // than the deliveries of one timeout.
         self.drop_ended();
         if is_current {
             Ended::Current {

@@ -1,11 +1,11 @@
-//! Dispatch: from the logs of the stripes into the hands of consumers.
+//! Dispatch: hands jobs from the logs of the stripes to consumers.
 //!
-//! A consumer claims runs of records into a deque of its own, and makes one run at a time into
-//! leases, in a second deque; idle consumers steal from both. What comes back (retries, due jobs)
-//! goes through a queue of its own. While jobs wait in both, a consumer takes one of each in turn, so that
-//! neither a flood of retries nor one of new jobs holds up the other. Jobs that a handler had when a
-//! process died are delivered one at a time, and so pass none of these. The deques are Chase and
-//! Lev's (SPAA 2005), as crossbeam builds them.
+//! A consumer claims runs of records into a deque of its own, and turns one run at a time into
+//! leases in a second deque. Idle consumers steal from both. Jobs that come back (retries, due
+//! jobs) go through a separate queue. While both kinds of jobs wait, a consumer takes one of each
+//! in turn, so that neither a flood of retries nor one of new jobs holds up the other. Jobs that a
+//! handler had when a process died are delivered one at a time, through neither of these. The
+//! deques are Chase and Lev's (SPAA 2005), as implemented by crossbeam.
 
 mod came_back;
 mod compaction;
@@ -49,10 +49,10 @@ const CLAIM_JOBS: u32 = 256;
 /// Bytes of records after which a claim ends, so that one consumer does not take all large jobs.
 const CLAIM_BYTES: usize = 256 * 1024;
 
-/// What the consumers of a queue share.
+/// The state that the consumers of a queue share.
 pub(crate) struct Dispatch {
     stripes: Box<[Log]>,
-    /// The stripes of those who enqueue.
+    /// Assigns stripes to threads that enqueue.
     pub(crate) turns: Turns,
     /// Jobs that are due again, and jobs that a consumer gave back.
     came_back: CameBack,
@@ -64,23 +64,23 @@ pub(crate) struct Dispatch {
     /// Copies that compaction has appended, see [`Moved`].
     copied: AtomicU64,
     moved: AtomicU64,
-    /// How often what was in reserve was used.
+    /// How often the reserve segment was used.
     #[cfg(test)]
     reserves_used: AtomicU64,
-    /// What moved jobs name and could not be made durable when that was tried.
+    /// Records that moved jobs name, and that could not be made durable when that was tried.
     pub(crate) unsettled: Mutex<Vec<Unsettled>>,
     clock: Clock,
     retry: RetryPolicy,
-    /// Leases own a share of their mappings, as a job can have two (lease timeouts).
+    /// Whether leases own a share of their mappings, because a job can have two (lease timeouts).
     counted: bool,
 }
 
-/// What compaction has done since the queue was opened, in jobs.
+/// Jobs that compaction has moved since the queue was opened.
 pub(crate) struct Moved {
-    /// Appended once more.
+    /// Copies appended.
     pub(crate) copied: u64,
-    /// Of these, marked done where they were before. After a failed flush that does not follow, and
-    /// the job is in the log twice.
+    /// Of these, jobs marked done at their old places. After a failed flush they are not marked,
+    /// and the job is in the log twice.
     pub(crate) moved: u64,
 }
 
@@ -117,7 +117,7 @@ impl Dispatch {
     }
 
     pub(crate) fn moved(&self) -> Moved {
-        // Relaxed: counts for statistics. This one first, so that it is not the larger one.
+        // Relaxed: counts for statistics. `moved` is read first, so that it is not the larger one.
         let moved = self.moved.load(Ordering::Relaxed);
         Moved {
             copied: self.copied.load(Ordering::Relaxed).max(moved),
@@ -125,7 +125,7 @@ impl Dispatch {
         }
     }
 
-    /// How often what was in reserve was used.
+    /// How often the reserve segment was used.
     #[cfg(test)]
     pub(crate) fn reserves_used(&self) -> u64 {
         self.reserves_used.load(Ordering::Relaxed)
@@ -137,7 +137,7 @@ impl Dispatch {
         in_deques + self.came_back.len() as u64 + self.suspects.len() as u64
     }
 
-    /// For how long the job that waits longest for a consumer has been due.
+    /// How long the job that has waited longest for a consumer has been due.
     pub(crate) fn longest_wait(&self) -> Option<Duration> {
         let now = Now::of(self.clock);
         let new = self.stripes.iter().filter_map(|stripe| {
@@ -177,18 +177,18 @@ impl Dispatch {
         }
     }
 
-    /// The handler of a suspect has ended: the next one may begin.
+    /// Ends the turn of a suspect, whose handler has ended: the next suspect may begin.
     pub(crate) fn end_suspect(&self) {
         if self.suspects.end() {
             self.sleepers.notify_fenced(1);
         }
     }
 
-    /// The next job for the consumer that owns the deques, if there is one at hand.
+    /// The next job for the consumer that owns the deques, without a search elsewhere.
     #[inline]
     fn find_at_hand(&self, own: &Deques) -> Option<Lease> {
         match self.came_back.is_empty() {
-            // Whose turn is next matters only once something came back.
+            // Turns only matter once something came back.
             true => own.leases.pop(),
             false => self.find_in_turn(own),
         }
@@ -206,7 +206,7 @@ impl Dispatch {
         let is_all_there_is = !self.came_back.is_empty()
             && !own.has_runs()
             && !self.suspects.can_take()
-            // A look takes less than a claim that finds nothing.
+            // This check costs less than a claim that finds nothing.
             && !self.may_have_new(own);
         if is_all_there_is {
             self.take_back(own)
@@ -215,8 +215,8 @@ impl Dispatch {
         }
     }
 
-    /// The next job for the consumer that owns the deques: a suspect, as there is one at a time only, but
-    /// no two in a row while there are others.
+    /// The next job for the consumer that owns the deques. A suspect comes first, because only one
+    /// runs at a time, but a consumer takes no two suspects in a row while there are other jobs.
     fn find(&self, own: &Deques, patient: bool) -> Option<Lease> {
         if !own.had_suspect.get()
             && let Some(lease) = self.suspects.take()
@@ -229,9 +229,9 @@ impl Dispatch {
             .or_else(|| self.suspects.take())
     }
 
-    /// One that came back and a new one in turn. New ones are looked for in the consumer's own deques, then in
-    /// the logs, and then in the others' deques. Who is `patient` leaves the logs out while it should keep
-    /// its distance.
+    /// A job that came back and a new job in turn. New jobs are looked for in the consumer's own
+    /// deques, then in the logs, and then in other consumers' deques. `patient` callers skip the
+    /// logs while they should keep their distance from a producer.
     fn find_ordinary(&self, own: &Deques, patient: bool) -> Option<Lease> {
         loop {
             if let Some(lease) = self.find_in_turn(own) {
@@ -252,19 +252,20 @@ impl Dispatch {
             if let Some(lease) = own.pop_lease() {
                 return Some(lease);
             }
-            // None of them is due. What came back does not wait for all such runs.
+            // No job of the run is due. Jobs that came back do not wait until all such runs are
+            // expanded.
             own.turn.set(Turn::CameBack);
         }
     }
 
-    /// A job that came back. One at a time: of a batch, those behind a slow job would wait for it.
+    /// Takes a job that came back. One at a time: the rest of a batch would wait behind a slow job.
     fn take_back(&self, own: &Deques) -> Option<Lease> {
         let lease = steal(|| self.came_back.steal())?;
         own.turn.set(Turn::New);
         Some(lease)
     }
 
-    /// New jobs that are not in the consumer's deques: in the logs, or in others' deques.
+    /// Finds new jobs outside the consumer's deques: in the logs, or in other consumers' deques.
     fn find_elsewhere(&self, own: &Deques, patient: bool) -> Option<Found> {
         let steals_first = own.steals_first();
         let stolen = if steals_first { self.steal(own) } else { None };
@@ -280,9 +281,10 @@ impl Dispatch {
     }
 
     /// Claims runs into the deques, from the home stripe or else from the next ones; returns the
-    /// first of them.
+    /// first run.
     fn claim(&self, own: &Deques) -> Option<Run> {
-        // Out of its place meanwhile: a subscriber may have this very consumer look for a job.
+        // The vector is taken out of its cell: a subscriber may have this very consumer look for a
+        // job.
         let mut claimed = own.claimed.take();
         let first = self.claim_into(own, &mut claimed);
         own.claimed.set(claimed);
@@ -311,15 +313,15 @@ impl Dispatch {
         None
     }
 
-    /// Makes the leases of a run, those that are due into the deque and others into the timer.
+    /// Turns a run into leases: those that are due go into the deque, others into the timer.
     fn expand(&self, run: Run, own: &Deques) {
         self.make_leases(run, |lease| own.leases.push(lease));
         self.offer(own, 1);
     }
 
-    /// Makes the leases of a run: `due` takes those that are due, the timer the others.
+    /// Turns a run into leases: `due` takes those that are due, the timer the others.
     fn make_leases(&self, run: Run, mut due: impl FnMut(Lease)) {
-        // Once for all that are not plain.
+        // Read once for all jobs that need it.
         let mut now = None;
         let mut waiting = Vec::new();
         run.expand(|lease, is_ready| {
@@ -340,10 +342,11 @@ impl Dispatch {
         }
     }
 
-    /// Marks the deques, and wakes a consumer to steal, if there is more in them than the next `taken`
-    /// jobs. It wakes another in the same way.
+    /// Marks the deques, and wakes a consumer to steal, if they hold more than the next `taken`
+    /// jobs. That consumer wakes another one in the same way.
     ///
-    /// Also those who looked while jobs were on their way into the deques, and saw them nowhere.
+    /// This also wakes consumers that looked while jobs were on their way into the deques and saw
+    /// them nowhere.
     fn offer(&self, own: &Deques, taken: usize) {
         if own.leases.len() > taken || own.has_runs() {
             self.consumers.mark(own.place);
@@ -374,13 +377,14 @@ impl Dispatch {
             }
         }
         if !place.note_empty() {
-            // Others may have looked before it was marked again.
+            // Others may have looked before the bit was set again.
             self.sleepers.notify_fenced(1);
         }
         None
     }
 
-    /// Puts a claimed job into `waiting` if it is not due yet, and a suspect among the others.
+    /// Decides where a claimed job goes: into `waiting` if it is not due yet, to the other suspects
+    /// if it is one. Returns any other job.
     fn hold_back(&self, lease: Lease, now: Now, waiting: &mut Vec<(Lease, When)>) -> Option<Lease> {
         let due_at = lease.record().header().due_at;
         let meta = match lease.has_meta() {
@@ -391,18 +395,18 @@ impl Dispatch {
         if due_at > now.wall
             && let Some(most) = meta.delay
         {
-            // The wall clock may have jumped back since.
+            // The wall clock may have been set back since.
             let delay = due_at.since(now.wall).min(most);
             when = When::After(now.tick.saturating_add(delay));
         }
         let (mut failed, mut crashes) = (meta.prior_attempts, meta.prior_crashes);
-        // Otherwise it is claimed before its first delivery.
+        // A job that is not recovered is claimed before its first delivery.
         if lease.is_recovered() {
             (failed, crashes) = (lease.failed(), lease.crashes());
         }
-        // A job that is dead is not delivered again, so it neither waits nor harms anyone.
+        // A dead job is not delivered again, so it neither waits nor does any harm.
         let is_dead = self.is_dead(&lease, failed, crashes);
-        // The first crash was hardly its own.
+        // The first crash is not counted: it was hardly this job's fault.
         let to_blame = failed.saturating_add(crashes.saturating_sub(1));
         if lease.is_recovered() && to_blame > 0 && !is_dead {
             let backoff = self.retry.backoff(to_blame);
@@ -424,12 +428,12 @@ impl Dispatch {
         None
     }
 
-    /// Whether a job is not delivered again after so many failed attempts and crashes.
+    /// Whether a job is no longer delivered after this many failed attempts and crashes.
     fn is_dead(&self, lease: &Lease, failed: u32, crashes: u32) -> bool {
         crashes >= self.max_crashes() || failed > 0 && !self.may_retry(lease, failed)
     }
 
-    /// After how many crashes a job is dead.
+    /// The number of crashes after which a job is dead.
     pub(crate) fn max_crashes(&self) -> u32 {
         self.retry.crashes_limit().into()
     }
@@ -445,7 +449,7 @@ impl Dispatch {
     }
 
     /// Brings a failed job back after `delay`, or after the policy's backoff. `late`: another
-    /// handler may still ack it. Returns false if one has, and then it does not come back.
+    /// handler may still ack it. Returns false if one has; the job does not come back then.
     pub(crate) fn retry(
         &self,
         lease: Lease,
@@ -483,14 +487,14 @@ impl Dispatch {
             || self.consumers.has_work()
     }
 
-    /// Whether there may be new jobs in the logs, or in others' deques.
+    /// Whether there may be new jobs in the logs or in other consumers' deques.
     fn may_have_new(&self, own: &Deques) -> bool {
         let mut marked = self.consumers.marked_after(own.place);
         self.stripes.iter().any(Log::may_have_work) || marked.next().is_some()
     }
 }
 
-/// What a consumer finds elsewhere than in its own deques.
+/// What a consumer finds outside its own deques.
 enum Found {
     Run(Run),
     Lease(Lease),

@@ -1,9 +1,9 @@
-//! The consumers of a queue: where an idle one finds another that has jobs to steal.
+//! The registry of a queue's consumers, in which an idle consumer finds another one to steal from.
 //!
-//! Each consumer has a place, which is given to another once it is gone, and a bit that says whether
-//! it may have jobs to steal, see `marks.rs`. So a look for work costs a load for each 64 consumers,
-//! and a visit to those alone that had jobs lately. To come and to go costs the same however many
-//! there are.
+//! Each consumer has a place, which is reused once the consumer is gone, and a bit that tells
+//! whether it may have jobs to steal, see `marks.rs`. So a search costs one load per 64 consumers,
+//! plus a visit to each consumer that had jobs lately. Registering and unregistering cost the same
+//! however many consumers there are.
 
 use std::iter;
 use std::sync::OnceLock;
@@ -14,14 +14,14 @@ use super::marks::Marks;
 use super::source::Thief;
 use crate::events::Mutex;
 
-/// Places in a group, which share a word of marks.
+/// Places in a group; they share a word of marks.
 const GROUP: usize = u64::BITS as usize;
-/// Levels of groups, each with twice as many as the one before: more places than memory has room for.
+/// Levels of groups, each with twice as many as the one before: more places than memory can hold.
 const LEVELS: usize = 32;
 
 /// The consumers of a queue.
 pub(super) struct Registry {
-    /// Made as they are needed, the first level first.
+    /// Allocated when needed, starting with the first level.
     levels: [OnceLock<Box<[Group]>>; LEVELS],
     places_given: Mutex<Places>,
     /// Places visited in search of jobs.
@@ -33,16 +33,16 @@ pub(super) struct Registry {
 struct Places {
     /// Registrations so far.
     count: usize,
-    /// Places that were given away at some time.
+    /// Places that were ever given out.
     places: usize,
-    /// Those of them that are free.
+    /// The free ones among them.
     free: Vec<usize>,
 }
 
 struct Group {
     marks: Marks,
-    /// A lock each, as it costs the same however many threads there are, which a store to an
-    /// `ArcSwap` does not.
+    /// One lock per place: it costs the same however many threads there are, unlike a store to an
+    /// `ArcSwap`.
     thieves: [RwLock<Option<Thief>>; GROUP],
 }
 
@@ -63,7 +63,7 @@ pub(super) struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// The other ends of the consumer's deques; None if it is gone.
+    /// The stealing ends of the consumer's deques; None if it is gone.
     pub(super) fn thief(&self) -> RwLockReadGuard<'_, Option<Thief>> {
         self.group.thieves[self.bit as usize].read()
     }
@@ -72,11 +72,11 @@ impl Place<'_> {
         self.thief().as_ref().is_some_and(Thief::has_work)
     }
 
-    /// Says that nothing is to be stolen here. Returns false if something is after all; the caller
-    /// wakes a sleeper then.
+    /// Records that there is nothing to steal here. Returns false if there is something after all;
+    /// the caller then wakes a sleeper.
     pub(super) fn note_empty(&self) -> bool {
         self.group.marks.clear(self.bit);
-        // Whoever has the place by now.
+        // This looks at the current holder of the place, which may be a new one.
         let has_work = self.has_work();
         if has_work {
             self.group.marks.set(self.bit);
@@ -95,7 +95,7 @@ impl Registry {
         }
     }
 
-    /// Lets others steal from a consumer; returns its place, and how many registered before it.
+    /// Registers a consumer to steal from; returns its place, and how many registered before it.
     pub(super) fn register(&self, thief: Thief) -> (usize, usize) {
         let mut places_given = self.places_given.lock();
         let count = places_given.count;
@@ -104,7 +104,7 @@ impl Registry {
             places_given.places += 1;
             places_given.places - 1
         });
-        // Under the lock, so that no level is made before the one below it.
+        // Under the lock, so that levels are created in order.
         let (level, at) = level_of(place / GROUP);
         let groups =
             self.levels[level].get_or_init(|| (0..1 << level).map(|_| Group::new()).collect());
@@ -112,7 +112,7 @@ impl Registry {
         (place, count)
     }
 
-    /// Gives a place back, after the consumer's deques were emptied.
+    /// Frees a place, after the consumer's deques were emptied.
     pub(super) fn unregister(&self, place: usize) {
         if let Some(group) = self.group(place / GROUP) {
             *group.thieves[place % GROUP].write() = None;
@@ -120,15 +120,16 @@ impl Registry {
         self.places_given.lock().free.push(place);
     }
 
-    /// Says that there is something to steal from the consumer at `place`. The caller wakes a sleeper
-    /// then, with a fence in between.
+    /// Records that there is something to steal from the consumer at `place`. The caller then wakes
+    /// a sleeper, with a fence in between.
     pub(super) fn mark(&self, place: usize) {
         if let Some(group) = self.group(place / GROUP) {
             group.marks.set((place % GROUP) as u32);
         }
     }
 
-    /// Those who may have jobs to steal, beginning behind `place`, so that thieves begin at different places.
+    /// Consumers that may have jobs to steal, starting behind `place`, so that thieves start at
+    /// different places.
     pub(super) fn marked_after(&self, place: usize) -> impl Iterator<Item = Place<'_>> {
         let levels = self.levels.iter().take_while(|level| level.get().is_some());
         let groups = (1 << levels.count()) - 1;
@@ -153,7 +154,7 @@ impl Registry {
         self.marked_after(0).any(|place| place.has_work())
     }
 
-    /// Jobs in the deques of all.
+    /// Jobs in the deques of all consumers.
     pub(super) fn queued(&self) -> u64 {
         let groups = self.levels.iter().map_while(OnceLock::get).flatten();
         let thieves = groups.flat_map(|group| &group.thieves);

@@ -1,5 +1,5 @@
-//! One consumer's end of the dispatch: its deques, the distance that it keeps from a fast producer, and
-//! how it waits when there is nothing to do.
+//! One consumer's end of the dispatch: its deques, the distance that it keeps from a fast producer,
+//! and how it waits when there is nothing to do.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -15,13 +15,14 @@ use super::Dispatch;
 use crate::log::lease::Lease;
 use crate::log::run::Run;
 
-/// Looks for work before a consumer goes to sleep, each after a pause: together a few tens of
-/// microseconds, about what a sleep and a wake-up cost. A consumer looks once only where as many as
-/// there are cores are looking already.
+/// How often a consumer looks for work before it goes to sleep, each time after a pause. All pauses
+/// together take a few tens of microseconds, about what a sleep and a wake-up cost. A consumer
+/// looks only once if as many as there are cores are looking already.
 const LOOKS_BEFORE_SLEEP: u32 = 48;
-/// Of these, looks after a spin; later ones yield the core, in case the producer needs it.
+/// The number of these looks that follow a spin. Later ones yield the core, in case the producer
+/// needs it.
 const LOOKS_WITH_SPIN: u32 = 24;
-/// Spin-loop hints in a pause, about a microsecond. A consumer that looked more often would follow
+/// Spin-loop hints per pause, about a microsecond. A consumer that looked more often would follow
 /// the producer record by record, and each record's cache line would travel between the cores
 /// twice: slower for both than a run at a time.
 const SPINS_PER_LOOK: u32 = 24;
@@ -35,51 +36,53 @@ pub(super) enum Turn {
 
 /// A consumer's own deques.
 pub(super) struct Deques {
-    /// New jobs to deliver next; never more than a run, so that it does not grow.
+    /// New jobs to deliver next; never more than a run, so that the deque does not grow.
     pub(super) leases: Worker<Lease>,
-    /// Claimed runs to make leases of.
+    /// Claimed runs that are not turned into leases yet.
     runs: Worker<Run>,
     /// Jobs in `runs`.
     in_runs: Arc<AtomicU64>,
-    /// Whose turn it is if jobs of both kinds wait.
+    /// Which kind of job is next if both wait.
     pub(super) turn: Cell<Turn>,
-    /// The last look beyond the leases found a suspect.
+    /// Whether the last look beyond the leases found a suspect.
     pub(super) had_suspect: Cell<bool>,
-    /// Where a claim puts its runs.
+    /// The buffer into which a claim puts its runs.
     pub(super) claimed: Cell<Vec<Run>>,
-    /// Where others find them.
+    /// The consumer's place in the registry.
     pub(super) place: usize,
     home: usize,
     /// Claims so far.
     claims: Cell<usize>,
-    /// Looks elsewhere than into these deques so far.
+    /// Looks outside these deques so far.
     looks: Cell<usize>,
-    /// How many of the latest claims, in a row, were close behind a producer.
+    /// How many of the latest claims in a row were close behind a producer.
     close_behind: Cell<u32>,
-    /// Until when a consumer that can wait makes no claim.
+    /// A consumer that can wait makes no claim until then.
     pub(super) distance: Cell<Option<Instant>>,
 }
 
-/// A consumer that reads close behind a producer slows both to half: its core fetches the cache
-/// lines that the producer is about to write, which then must take them back. And there it stays:
-/// both being slow, each claim finds the ten jobs or so that were enqueued during the last ten. So
-/// many jobs in a claim that caught up, ...
+/// A claim that caught up with the producers and found this many jobs counts as close behind.
+///
+/// A consumer that reads close behind a producer slows both to half their speed: its core fetches
+/// the cache lines that the producer is about to write, which the producer must then take back. It
+/// also stays there: as both are slow, each claim finds the ten jobs or so that were enqueued
+/// during the last ten.
 const CLOSE_BEHIND: Range<u64> = 8..64;
-/// ... so many times in a row, are taken for a sign of it.
+/// This many claims close behind in a row make the consumer keep a distance.
 const CLAIMS_CLOSE_BEHIND: u32 = 4;
-/// How long a consumer then makes no claim, so that it falls behind by several hundred jobs.
+/// How long the consumer then makes no claim, so that it falls behind by several hundred jobs.
 /// Measured: from 8 µs on, the two run at the speed that each has alone.
 const DISTANCE: Duration = Duration::from_micros(12);
 
-/// Every so many claims begin at another stripe than home, each in turn: a stripe that is nobody's
-/// home must not wait until another one runs dry.
+/// One in this many claims begins at a stripe other than home, each in turn: a stripe that is no
+/// consumer's home must not wait until another one runs dry.
 const CLAIMS_AT_HOME: usize = 8;
 
-/// Every so many looks begin with the others' deques rather than with the logs: what a stuck consumer
-/// has claimed must not wait for the end of a backlog.
+/// One in this many looks begins with other consumers' deques rather than with the logs: what a
+/// stuck consumer has claimed must not wait for the end of a backlog.
 const LOOKS_AT_LOGS: usize = 16;
 
-/// What others have of a consumer: the other ends of its deques.
+/// What other consumers see of a consumer: the stealing ends of its deques.
 pub(super) struct Thief {
     pub(super) leases: Stealer<Lease>,
     runs: Stealer<Run>,
@@ -87,7 +90,7 @@ pub(super) struct Thief {
 }
 
 impl Deques {
-    /// Empty ones, at home at the first stripe, and their other ends.
+    /// Empty deques with the first stripe as home, and their stealing ends.
     pub(super) fn new() -> (Self, Thief) {
         let leases = Worker::new_fifo();
         let runs = Worker::new_fifo();
@@ -114,7 +117,7 @@ impl Deques {
         (own, thief)
     }
 
-    /// The stripe to begin the next claim at.
+    /// The stripe at which the next claim begins.
     pub(super) fn first_stripe(&self) -> usize {
         let claims = self.claims.get().wrapping_add(1);
         self.claims.set(claims);
@@ -125,14 +128,14 @@ impl Deques {
         }
     }
 
-    /// Whether the look that begins is to begin with the others' deques.
+    /// Whether the next look begins with other consumers' deques.
     pub(super) fn steals_first(&self) -> bool {
         let looks = self.looks.get().wrapping_add(1);
         self.looks.set(looks);
         looks.is_multiple_of(LOOKS_AT_LOGS)
     }
 
-    /// Whether a consumer that can wait should make no claim for the moment.
+    /// Whether a consumer that can wait should make no claim for now.
     pub(super) fn keeps_distance(&self) -> bool {
         let until = self.distance.get();
         let keeps = until.is_some_and(|until| Instant::now() < until);
@@ -142,7 +145,7 @@ impl Deques {
         keeps
     }
 
-    /// Takes note of how many jobs a claim found, and whether it caught up with the producers.
+    /// Records how many jobs a claim found, and whether it caught up with the producers.
     pub(super) fn note_claim(&self, jobs: u64, caught_up: bool) {
         let is_close = caught_up && CLOSE_BEHIND.contains(&jobs);
         let mut in_a_row = if is_close {
@@ -157,7 +160,7 @@ impl Deques {
         self.close_behind.set(in_a_row);
     }
 
-    /// The next of the leases. Then it is the turn of what came back.
+    /// Takes the next lease. After that it is the turn of a job that came back.
     pub(super) fn pop_lease(&self) -> Option<Lease> {
         let lease = self.leases.pop()?;
         self.turn.set(Turn::CameBack);
@@ -200,14 +203,14 @@ impl Thief {
     }
 }
 
-/// Consumers that look for work again and again: no more than there are cores, as others would only
-/// take those away from producers and handlers.
+/// Limits how many consumers look for work repeatedly: no more than there are cores, since more
+/// would only take cores away from producers and handlers.
 pub(super) struct Looking {
     count: CachePadded<AtomicUsize>,
     max: usize,
 }
 
-/// One of them.
+/// One consumer that is looking.
 struct Looker<'a>(&'a Looking);
 
 impl Looking {
@@ -220,7 +223,7 @@ impl Looking {
         }
     }
 
-    /// None if there are enough of them.
+    /// None if enough consumers are looking already.
     fn join(&self) -> Option<Looker<'_>> {
         // Relaxed, here and below: a count, which orders nothing.
         if self.count.fetch_add(1, Ordering::Relaxed) < self.max {
@@ -237,7 +240,7 @@ impl Drop for Looker<'_> {
     }
 }
 
-/// A consumer's place in the dispatch. When it is dropped, its jobs go back to the others.
+/// A consumer's place in the dispatch. When it is dropped, its jobs go back to the other consumers.
 pub(crate) struct Source<D: AsRef<Dispatch>> {
     dispatch: D,
     pub(super) own: Deques,
@@ -262,8 +265,8 @@ impl<D: AsRef<Dispatch>> Source<D> {
         }
     }
 
-    /// The next job, waiting for it until the deadline, or until `stopped`. Whoever makes
-    /// `stopped` true wakes the sleepers. The deadline is asked for if there is no job at hand.
+    /// The next job, waiting for it until the deadline, or until `stopped`. A caller that makes
+    /// `stopped` true wakes the sleepers. The deadline is only computed if there is no job at hand.
     #[inline]
     pub(crate) fn next(
         &self,
@@ -310,7 +313,7 @@ impl<D: AsRef<Dispatch>> Source<D> {
             if stopped() || dispatch.may_have_work() {
                 dispatch.sleepers.cancel(registered);
                 if !has_looked {
-                    // Whoever is bringing the work may need the core.
+                    // The thread that brings the work may need the core.
                     thread::yield_now();
                 }
             } else {
@@ -346,11 +349,11 @@ mod tests {
         let claims: [(&[(u64, bool)], bool); 7] = [
             (&[(8, true), (63, true), (10, true)], false),
             (&[(8, true), (63, true), (10, true), (10, true)], true),
-            // Behind by more.
+            // Further behind.
             (&[(64, true); 9], false),
             // One job at a time.
             (&[(7, true); 9], false),
-            // Large jobs, of which there are more.
+            // Large jobs, with more to come.
             (&[(10, false); 9], false),
             // The producers pause.
             (

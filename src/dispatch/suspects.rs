@@ -1,9 +1,10 @@
-//! Jobs that a handler had when a process died: suspects, of which one at a time is delivered, so
-//! that the next crash convicts one of them only. Ordinary jobs run beside it.
+//! Suspects: jobs that a handler had when a process died. One at a time is delivered, so that the
+//! next crash points at a single one of them. Ordinary jobs run beside it.
 //!
-//! Whoever takes a suspect holds the gate until its handler ends, in whatever way. Those with fewest
-//! crashes come first, as they are most likely innocent, and among these in the order of the log. One
-//! that failed is a suspect still, and comes back behind all others, so that it does not hold them up.
+//! A consumer that takes a suspect holds the gate until its handler ends, in whatever way. Suspects
+//! with the fewest crashes come first, as they are the most likely to be innocent; among equals,
+//! log order decides. A suspect whose attempt failed stays a suspect and comes back behind all
+//! others, so that it does not hold them up.
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
@@ -13,23 +14,24 @@ use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 
 /// The suspects that wait for a consumer.
 pub(crate) struct Suspects<T> {
-    /// 1 if one can be taken: a copy of `State::can_take` to look at. Relaxed throughout: whoever
-    /// takes one does so under the lock, and whoever sleeps is woken as `sleep.rs` says.
+    /// 1 if one can be taken: a copy of `State::can_take` that is read without the lock. Relaxed
+    /// throughout: a suspect is taken under the lock, and sleepers are woken as `sleep.rs`
+    /// describes.
     can_take: AtomicUsize,
     state: Mutex<State<T>>,
 }
 
 struct State<T> {
     waiting: BTreeMap<Order, T>,
-    /// Those that came back so far.
+    /// How many came back so far.
     came_back: u64,
-    /// A handler has a suspect.
+    /// Whether a handler has a suspect.
     is_gate_held: bool,
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Order {
-    /// By crashes and place in the log.
+    /// Ordered by crashes, then by place in the log.
     First(u32, Sequence),
     CameBack(u64),
 }
@@ -56,21 +58,21 @@ impl<T> Suspects<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Publishes whether one can be taken, and returns it: a consumer is to be woken then.
+    /// Publishes whether one can be taken, and returns it. If so, the caller wakes a consumer.
     fn publish(&self, state: &State<T>) -> bool {
         let can_take = state.can_take();
         self.can_take.store(can_take.into(), Ordering::Relaxed);
         can_take
     }
 
-    /// Adds one that was claimed. Returns whether a consumer is to be woken.
+    /// Adds a suspect that was claimed. Returns whether to wake a consumer.
     pub(crate) fn add(&self, crashes: u32, sequence: Sequence, job: T) -> bool {
         let mut state = self.lock();
         state.waiting.insert(Order::First(crashes, sequence), job);
         self.publish(&state)
     }
 
-    /// Adds one that failed, or was not due. Returns whether a consumer is to be woken.
+    /// Adds a suspect that failed, or was not due. Returns whether to wake a consumer.
     pub(crate) fn add_back(&self, job: T) -> bool {
         let mut state = self.lock();
         state.came_back += 1;
@@ -79,7 +81,7 @@ impl<T> Suspects<T> {
         self.publish(&state)
     }
 
-    /// Takes the next one, and with it the gate, which [`end`](Self::end) gives back.
+    /// Takes the next suspect together with the gate, which [`end`](Self::end) releases.
     #[inline]
     pub(crate) fn take(&self) -> Option<T> {
         if self.can_take() {
@@ -101,7 +103,7 @@ impl<T> Suspects<T> {
         Some(job)
     }
 
-    /// The handler of the one that was taken has ended. Returns whether a consumer is to be woken.
+    /// Releases the gate: the handler of the suspect has ended. Returns whether to wake a consumer.
     pub(crate) fn end(&self) -> bool {
         let mut state = self.lock();
         state.is_gate_held = false;
@@ -114,12 +116,12 @@ impl<T> Suspects<T> {
         self.can_take.load(Ordering::Relaxed) != 0
     }
 
-    /// Those that wait.
+    /// How many wait.
     pub(crate) fn len(&self) -> usize {
         self.lock().waiting.len()
     }
 
-    /// All that wait, whether a handler has one or not.
+    /// Takes all that wait, whether a handler has one or not.
     #[cfg(test)]
     pub(crate) fn take_all(&self) -> Vec<T> {
         let mut state = self.lock();
@@ -145,7 +147,7 @@ mod tests {
         assert_eq!(suspects.take(), Some((1, 3)));
         assert_eq!(suspects.take(), None);
         assert!(!suspects.can_take());
-        // Nobody is woken for what cannot be taken.
+        // No consumer is woken for a suspect that cannot be taken.
         assert!(!suspects.add(1, Sequence::new(0), (1, 0)));
         assert!(!suspects.add_back((1, 3)));
         assert!(suspects.end());

@@ -1,7 +1,9 @@
-//! Jobs that are not due yet: delayed by their producer, or backing off after a failure.
+//! The timer: jobs that are not due yet, because their producer delayed them or because they back
+//! off after a failure.
 //!
-//! A delay runs on the monotonic clock; a due time is waited for on the wall clock, wherever that
-//! jumps to. For each a map ordered by due time, and a condition variable for the timer thread that empties it.
+//! A delay runs on the monotonic clock. A due time follows the wall clock, even if that is changed.
+//! For each clock there is a map ordered by due time; a condition variable wakes the timer thread,
+//! which empties both.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashSet};
@@ -15,14 +17,14 @@ use crate::log::lease::Lease;
 use crate::sequence::{Sequence, SequenceMap};
 use crate::time::{Clock, Tick};
 
-/// How often the wall clock is looked at while a job waits for a time that it is to show: it may jump,
-/// or the machine be suspended, and nobody would tell.
+/// How often the wall clock is checked while a job waits for it: the clock may be set, or the
+/// machine suspended, without notice.
 const WALL_CLOCK_LOOK: Duration = Duration::from_secs(10);
 
 /// When a job is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum When {
-    /// When so much time has passed, whatever the wall clock does.
+    /// After this much time, whatever the wall clock does.
     After(Tick),
     /// When the wall clock shows this time.
     At(Timestamp),
@@ -43,7 +45,7 @@ impl Now {
         }
     }
 
-    /// How long from now a job is due.
+    /// How long until a job is due.
     pub(crate) fn until(self, when: When) -> Duration {
         match when {
             When::After(due) => due.since(self.tick),
@@ -52,10 +54,10 @@ impl Now {
     }
 }
 
-/// Jobs by when they are due, then in log order.
+/// Jobs ordered by due time, then by log order.
 type ByDue<T> = BTreeMap<(T, Sequence), Lease>;
 
-// What a delayed job costs in memory, as documented.
+// The documented memory cost of a delayed job.
 const _: () = assert!(size_of::<(Tick, Sequence, Lease)>() <= 32);
 
 /// The jobs that are not due yet.
@@ -67,11 +69,11 @@ pub(crate) struct Timer {
 struct State {
     after: ByDue<Tick>,
     at: ByDue<Timestamp>,
-    /// When those are due that a handler may still ack although they have timed out.
+    /// Jobs that timed out and that a handler may still ack, with their due times.
     late: SequenceMap<When>,
-    /// How many of the others are in each segment, by its base.
+    /// How many of the other jobs are in each segment, by its base.
     segments: SequenceMap<u32>,
-    /// Jobs taken out by compaction that are not anywhere else yet.
+    /// Jobs that compaction has taken out and that are not elsewhere yet.
     moving: usize,
     interrupted: bool,
     stopped: bool,
@@ -82,7 +84,7 @@ impl State {
         let mut due = Vec::new();
         take_first(&mut self.after, now.tick, &mut due);
         take_first(&mut self.at, now.wall, &mut due);
-        // Mostly several in a row are of one segment.
+        // Consecutive jobs are usually in the same segment.
         for jobs in due.chunk_by(|one, next| one.segment_base() == next.segment_base()) {
             let counted = match self.late.is_empty() {
                 true => jobs.len(),
@@ -107,7 +109,7 @@ impl State {
         }
     }
 
-    /// How long from now until there may be something to take.
+    /// How long until something may be due.
     fn next(&self, now: Now) -> Option<Duration> {
         let after = self.after.keys().next().map(|&(due, _)| When::After(due));
         let at = self.at.keys().next().map(|&(due, _)| When::At(due));
@@ -131,11 +133,12 @@ impl State {
     }
 }
 
-/// Most jobs that are taken with the lock held, while a consumer may wait for it: some tens of microseconds. Much more
-/// than a consumer puts there in one go, so that the timer does not fill with jobs that are due.
+/// Most jobs that are taken while the lock is held and a consumer may wait for it: some tens of
+/// microseconds. Much more than a consumer adds at once, so that the timer does not fill with due
+/// jobs.
 const MAX_DUE: usize = 1024;
 
-/// Takes what is due, earliest first.
+/// Takes jobs that are due, earliest first.
 fn take_first<T: Ord + Copy>(waiting: &mut ByDue<T>, now: T, due: &mut Vec<Lease>) {
     while due.len() < MAX_DUE
         && let Some(first) = waiting.first_entry()
@@ -161,8 +164,8 @@ impl Timer {
         }
     }
 
-    /// Has a job wait until it is due. `late`: some handler may still [ack](Self::take_late) it.
-    /// Returns false if one has, and then the job does not wait.
+    /// Makes a job wait until it is due. `late`: some handler may still [ack](Self::take_late) it.
+    /// Returns false if one has; the job does not wait then.
     pub(crate) fn schedule(&self, lease: Lease, when: When, late: bool) -> bool {
         let sequence = lease.sequence();
         let mut state = self.state.lock();
@@ -186,8 +189,8 @@ impl Timer {
         true
     }
 
-    /// Has jobs of a segment wait of which no handler has had any in this process. Takes some of those that
-    /// are due in return: where every core is busy, the timer thread comes late.
+    /// Makes jobs of one segment wait; no handler of this process has had them. In return, takes
+    /// some jobs that are due, since the timer thread comes late when every core is busy.
     pub(crate) fn schedule_all(&self, jobs: Vec<(Lease, When)>, now: Now) -> Vec<Lease> {
         let Some((first, _)) = jobs.first() else {
             return Vec::new();
@@ -210,10 +213,10 @@ impl Timer {
         due
     }
 
-    /// Takes out a job that a handler has acked although it had timed out.
+    /// Takes out a job that a handler has acked after it had timed out.
     ///
-    /// The job was marked done before: so either it waits and is found here, or whoever brings it
-    /// finds it done.
+    /// The caller has marked the job done: either it waits and is found here, or the thread that
+    /// schedules it finds it done.
     pub(crate) fn take_late(&self, sequence: Sequence) -> Option<Lease> {
         let mut state = self.state.lock();
         match state.late.remove(&sequence)? {
@@ -222,19 +225,19 @@ impl Timer {
         }
     }
 
-    /// Jobs that are not due yet, those that compaction is moving among them.
+    /// Jobs that are not due yet, including those that compaction is moving.
     pub(crate) fn len(&self) -> usize {
         let state = self.state.lock();
         state.len() + state.moving
     }
 
-    /// So many of the jobs that were taken out have their copies, or are back.
+    /// Records that this many of the jobs taken out have their copies, or are back.
     pub(crate) fn note_moved(&self, jobs: usize) {
         self.state.lock().moving -= jobs;
     }
 
-    /// Waits until something is due, or `also` is reached, or somebody interrupts, and returns what
-    /// is due, earliest first; None once stopped.
+    /// Waits until something is due, or `also` is reached, or the timer is interrupted. Returns the
+    /// jobs that are due, earliest first; None once stopped.
     pub(crate) fn wait(&self, clock: Clock, also: Option<Tick>) -> Option<Vec<Lease>> {
         let mut state = self.state.lock();
         loop {
@@ -250,7 +253,7 @@ impl Timer {
             let next = state.next(now);
             let also = also.map(|also| also.since(now.tick));
             match next.into_iter().chain(also).min() {
-                // At least a microsecond: a shorter wait would return at once, again and again.
+                // At least a microsecond: a shorter wait would return immediately, again and again.
                 Some(next) => {
                     let left = next.max(Duration::from_micros(1));
                     self.changed.wait_for(&mut state, left);
@@ -260,13 +263,13 @@ impl Timer {
         }
     }
 
-    /// What is due at this time, without waiting.
+    /// Takes the jobs that are due at this time, without waiting.
     #[cfg(test)]
     pub(crate) fn take_due(&self, now: Now) -> Vec<Lease> {
         self.state.lock().take_due(now)
     }
 
-    /// All that wait.
+    /// Takes all jobs that wait.
     #[cfg(test)]
     pub(crate) fn take_all(&self) -> Vec<Lease> {
         let mut state = self.state.lock();
@@ -285,7 +288,7 @@ impl Timer {
         all.map(|(_, lease)| lease.job()).collect()
     }
 
-    /// Has the timer thread look again at what else it waits for.
+    /// Makes the timer thread check again what else it waits for.
     pub(crate) fn interrupt(&self) {
         self.state.lock().interrupted = true;
         self.changed.notify_one();
@@ -296,7 +299,7 @@ impl Timer {
         self.changed.notify_one();
     }
 
-    /// How many jobs in a segment wait that no handler may still ack.
+    /// How many waiting jobs of a segment no handler may still ack.
     pub(crate) fn waiting_in(&self, base: Sequence) -> u32 {
         let state = self.state.lock();
         state.segments.get(&base).copied().unwrap_or(0)
@@ -308,7 +311,7 @@ impl Timer {
         state.segments.keys().any(|base| base.stripe() == stripe)
     }
 
-    /// Those of the segments in which a job is due within `left`.
+    /// Which of these segments have a job that is due within `left`.
     pub(crate) fn soon_in(
         &self,
         bases: &HashSet<Sequence>,
@@ -330,8 +333,8 @@ impl Timer {
         soon
     }
 
-    /// Takes out the jobs in the given segments, for compaction; not those that a handler may still
-    /// ack.
+    /// Takes the jobs of the given segments out, for compaction; leaves those that a handler may
+    /// still ack.
     pub(crate) fn take_segments(&self, bases: &HashSet<Sequence>) -> Vec<(Lease, When)> {
         let mut taken = Vec::new();
         let mut state = self.state.lock();
@@ -355,7 +358,7 @@ impl Timer {
     }
 }
 
-/// Most jobs that compaction looks at before another thread gets the lock.
+/// Most jobs that compaction examines before it lets another thread have the lock.
 const PIECE: usize = 8192;
 
 /// Takes the jobs of segments out of a map, piece by piece.
@@ -390,7 +393,7 @@ fn take_pieces<T: Ord + Copy>(
     }
 }
 
-/// Returns whether it is the earliest.
+/// Inserts a job and returns whether it is the earliest.
 fn insert<T: Ord + Copy>(waiting: &mut ByDue<T>, due: (T, Sequence), lease: Lease) -> bool {
     let earliest = waiting.keys().next().is_none_or(|first| due < *first);
     waiting.insert(due, lease);

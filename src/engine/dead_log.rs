@@ -1,9 +1,9 @@
-//! How jobs become dead letters: those on their way, the log that they are written to, and letters that
-//! are withdrawn as a late handler has acked the job.
+//! The dead letter log: jobs on their way to it, writing their letters, and withdrawing letters of
+//! jobs that a handler acked late.
 //!
-//! A letter is written, naming its job, then flushed, and only then is the job marked done in its own
-//! log. Should a crash come in between, the next open finds the name and marks the job. Workers do not
-//! wait for that: they hand the job over, and one flush serves all that were.
+//! A letter names its job. It is written and flushed, and only then is the job marked done in its
+//! own log. After a crash in between, the next open finds the name and marks the job. Workers do
+//! not wait for this: they hand the job over, and one flush covers all jobs handed over so far.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,15 +19,15 @@ use crate::sequence::SequenceMap;
 use crate::storage::StorageError;
 use crate::{Sequence, Timestamp};
 
-/// The dead letter log, and what is on its way there.
+/// The dead letter log, with the jobs whose letters are still to be written.
 pub(crate) struct DeadLog {
     log: Log,
     pub(crate) failures: Failures,
     waiting: Mutex<Waiting>,
-    /// Held by whoever writes, replays or purges letters; where to append the next one.
+    /// Held while letters are written, replayed or purged; contains the segment to append the next
+    /// letter to.
     writer: Mutex<Arc<Segment>>,
-    /// Letters that were replayed as jobs which could not be flushed. They are not marked done, and
-    /// not shown.
+    /// Letters whose replayed jobs could not be flushed. They are not marked done, and are hidden.
     withheld: Mutex<HashSet<Sequence>>,
     poison: Arc<Poison>,
 }
@@ -41,32 +41,32 @@ struct Death {
 #[derive(Default)]
 struct Waiting {
     deaths: Vec<Death>,
-    /// Jobs handed over that are not marked done yet, by the sequences of their records, and whether
-    /// the writer is past asking if they were acked late.
+    /// Jobs that were handed over and are not marked done yet, by the sequences of their records.
+    /// True once the writer has checked for the last time whether the job was acked late.
     dying: SequenceMap<bool>,
-    /// Letters that are not in the log yet: of these, and of a job that is acked while its own is being
-    /// written.
+    /// Letters that are not in the log yet: those of `deaths`, and that of a job that is acked
+    /// while its letter is being written.
     unwritten: u64,
-    /// The letters, by their jobs, of those that a handler whose delivery has timed out still has.
+    /// Letters of jobs that a handler still has although its delivery timed out, by job.
     late: SequenceMap<Sequence>,
-    /// Jobs that were acked late, and whose letters could not be withdrawn at once.
+    /// Jobs that were acked late, and whose letters could not be withdrawn immediately.
     acked: HashSet<Sequence>,
 }
 
-/// What a job is that a handler acks although its delivery has timed out.
+/// The state of a job that a handler acks after its delivery has timed out.
 pub(crate) enum Late {
     Live,
-    /// Its letter was still to be written, and will not be.
+    /// Its letter has not been written, and will not be.
     Dying,
-    /// It has its letter, or is getting it, which is withdrawn.
+    /// Its letter is written or being written, and is withdrawn.
     Dead,
 }
 
-/// What the dead letter log holds.
+/// The contents of the dead letter log.
 pub(crate) struct DeadLogStats {
-    /// Letters, those about to be written among them.
+    /// Letters, including those about to be written.
     pub(crate) letters: u64,
-    /// Jobs handed over that are not marked done in their own log yet.
+    /// Jobs that were handed over and are not marked done in their own log yet.
     pub(crate) dying: u64,
     pub(crate) bytes: u64,
     pub(crate) segments: u64,
@@ -96,7 +96,7 @@ impl DeadLog {
             let dying = waiting.dying.len() as u64;
             (self.log.stats(), waiting.unwritten, dying)
         };
-        // One may have been withdrawn just before it was to be withheld.
+        // A letter may have been withdrawn just before it was withheld.
         let is_live = |letter: &&Sequence| matches!(self.log.pin_live(**letter), Ok(Some(_)));
         let withheld = self.withheld.lock().iter().filter(is_live).count() as u64;
         DeadLogStats {
@@ -108,7 +108,7 @@ impl DeadLog {
         }
     }
 
-    /// Whether a job is dead or dying, and a late ack of it withdraws its letter.
+    /// Whether a job is dead or dying, so that a late ack of it withdraws its letter.
     #[cfg(test)]
     pub(crate) fn may_be_withdrawn(&self, lease: &Lease) -> bool {
         let waiting = self.waiting.lock();
@@ -116,8 +116,8 @@ impl DeadLog {
         waiting.late.contains_key(&lease.job()) || is_being_written
     }
 
-    /// Takes a job whose letter is to be written. Returns false if a handler has acked it
-    /// meanwhile, and then there is none to be written.
+    /// Takes a job whose letter is to be written. Returns false if another handler has acked it in
+    /// the meantime; no letter is written then.
     pub(crate) fn hand_over(&self, lease: Lease, attempts: u32) -> bool {
         let mut waiting = self.waiting.lock();
         if lease.is_done() {
@@ -129,8 +129,9 @@ impl DeadLog {
         true
     }
 
-    /// Has `mark_done` mark a job done whose delivery has timed out, unless it has its letter; if it
-    /// is dying, its letter is not written. A letter that is there, or is being written, is withdrawn.
+    /// Handles the ack of a job whose delivery has timed out. Calls `mark_done` unless the job's
+    /// letter is written or being written; that letter is withdrawn instead. If the job is dying,
+    /// its letter is not written.
     pub(crate) fn take_late(
         &self,
         job: Sequence,
@@ -143,21 +144,21 @@ impl DeadLog {
                 None => Late::Live,
                 Some(letter) => {
                     drop(waiting);
-                    // An error is told when it is tried again.
+                    // An error is reported when the withdrawal is retried.
                     let _ = self.withdraw(job, letter);
                     return Late::Dead;
                 }
             },
             Some(false) => {
                 waiting.unwritten -= 1;
-                // If the writer has taken it already, it finds it acked.
+                // If the writer has already taken the job, it sees that the job is acked.
                 waiting
                     .deaths
                     .retain(|death| death.lease.sequence() != sequence);
                 Late::Dying
             }
             Some(true) => {
-                // Whoever is writing the letter withdraws it.
+                // The writer of the letter withdraws it.
                 waiting.acked.insert(job);
                 Late::Dead
             }
@@ -166,21 +167,24 @@ impl DeadLog {
         late
     }
 
-    /// A handler that had a job, in time or late, has not acked it. `has_handler` says whether another still
-    /// may.
+    /// Called when a handler that had a job, in time or late, ends without acking it. `has_handler`
+    /// tells whether another handler still may ack it.
     pub(crate) fn end_late(&self, job: Sequence, has_handler: impl FnOnce() -> bool) {
         let mut waiting = self.waiting.lock();
-        // Asked under the lock: the job may have been delivered once more since, and have died of that.
+        // Checked under the lock: the job may have been delivered again in the meantime, and have
+        // died of that.
         if !waiting.acked.contains(&job) && !has_handler() {
             waiting.late.remove(&job);
         }
     }
 
-    /// Marks the letter of a job done that was acked late, as an ack does: the next flush makes that
-    /// durable. If it cannot be reached, that is tried again when letters are written.
+    /// Marks a letter done, as an ack does, because its job was acked late; the next flush makes
+    /// that durable. If the letter cannot be reached, the withdrawal is retried when letters are
+    /// written.
     fn withdraw(&self, job: Sequence, letter: Sequence) -> Result<(), Arc<StorageError>> {
         if self.poison.is_set() {
-            // It may stand for a job that it was replayed as, and that could not be flushed.
+            // The letter may stand for a job that it was replayed as, and that could not be
+            // flushed.
             return Ok(());
         }
         self.log.mark_done(letter).map(|_| ()).inspect_err(|_| {
@@ -190,7 +194,7 @@ impl DeadLog {
         })
     }
 
-    /// Withdraws letters that could not be when their jobs were acked.
+    /// Retries withdrawals that failed when the jobs were acked.
     fn withdraw_again(&self) -> Result<(), Arc<StorageError>> {
         let mut again = Vec::new();
         {
@@ -211,14 +215,15 @@ impl DeadLog {
     }
 
     /// Writes the letters of all jobs handed over, flushes them, and then lets `complete` mark the
-    /// jobs done. The letters stay where the next open finds them until that is durable. `has_handler`
-    /// says which of the jobs may still be acked late.
+    /// jobs done. The next open finds the letters until those marks are durable. `has_handler`
+    /// tells which of the jobs may still be acked late.
     ///
-    /// A job that was replayed or moved waits until that is settled: its letter must not be durable
-    /// before it is, or a power cut could leave the letter beside what the job came from.
+    /// A job that was replayed or moved waits until what it came from is settled: its letter must
+    /// not become durable earlier, or a power cut could leave the letter beside the record that the
+    /// job came from.
     ///
-    /// After an error, the jobs whose letters could not be written wait for the next call; those
-    /// whose letters could not be flushed are withheld: the next open finds each or its letter.
+    /// After an error, jobs whose letters could not be written wait for the next call. Jobs whose
+    /// letters could not be flushed are withheld: the next open finds each job or its letter.
     pub(crate) fn write_letters(
         &self,
         has_handler: impl Fn(Sequence) -> bool,
@@ -246,7 +251,8 @@ impl DeadLog {
                 }
                 waiting.dying.insert(sequence, true);
             }
-            // Not with the lock held: a late ack of another job does not wait for the disk.
+            // The lock is not held here, so that a late ack of another job does not wait for the
+            // disk.
             match self.write(&mut active, &death) {
                 Ok((letter, unsettled)) => {
                     self.waiting.lock().unwritten -= 1;
@@ -272,7 +278,7 @@ impl DeadLog {
         if written.is_empty() {
             return result;
         }
-        // After a failed flush, a job and its letter are in the logs until the next open.
+        // After a failed flush, a job and its letter both stay in the logs until the next open.
         self.log.flush(false)?;
         for (lease, letter, unsettled) in written {
             let (job, sequence) = (lease.job(), lease.sequence());
@@ -322,7 +328,7 @@ impl DeadLog {
         match self.log.append_owing(active, &letter) {
             Ok(written) => Ok(written),
             Err(RollError::Storage(error)) => Err(Arc::new(error)),
-            // It has no budget, and is closed after its last letter.
+            // This log has no budget, and is closed only after its last letter.
             Err(RollError::OverBudget(_) | RollError::Closed) => Err(Arc::new(StorageError::new(
                 "append to",
                 active.paths().segment.path(),
@@ -331,20 +337,19 @@ impl DeadLog {
         }
     }
 
-    /// Keeps letters from being written, replayed and purged while the guard lives.
+    /// Blocks writing, replaying and purging of letters while the guard lives.
     pub(crate) fn hold(&self) -> impl Sized + '_ {
         self.writer.lock()
     }
 
-    /// Has letters not shown any more, though they are not marked done: there are jobs that may
-    /// stand for them.
+    /// Hides letters that are not marked done, because there are jobs that may stand for them.
     pub(crate) fn withhold(&self, letters: Vec<Sequence>) {
         self.withheld.lock().extend(letters);
     }
 
-    /// Whether a letter that is not marked done is to be shown.
+    /// Whether a letter that is not marked done is shown.
     pub(crate) fn is_shown(&self, letter: Sequence) -> bool {
-        // Only a failed flush has letters withheld.
+        // Letters are withheld only after a failed flush.
         !self.poison.is_set() || !self.withheld.lock().contains(&letter)
     }
 }
@@ -383,7 +388,8 @@ mod tests {
         (Arc::new(running), report.jobs)
     }
 
-    /// A handler has a job that is dying, as it has timed out.
+    /// A delivery whose job is dying because its lease has timed out, while its handler still has
+    /// it.
     fn late(
         running: &Running,
         consumer: &Source<Arc<Running>>,
@@ -473,7 +479,7 @@ mod tests {
             .unwrap();
         let running = open(&dir).0;
         let consumer = Source::new(Arc::clone(&running));
-        // Near the moment in which the writer asks whether a handler has the job.
+        // Close to the moment at which the writer asks whether a handler has the job.
         let is_flushed = Arc::new(AtomicBool::new(false));
         let observer = {
             let is_flushed = Arc::clone(&is_flushed);
@@ -558,7 +564,7 @@ mod tests {
             for seed in 0..HANDLERS {
                 scope.spawn(move || (*handle)(seed));
             }
-            // Has letters written all the time.
+            // Writes letters all the time.
             scope.spawn(|| {
                 while !is_over.load(Ordering::Relaxed) {
                     queue.dead_letters().iter().for_each(drop);

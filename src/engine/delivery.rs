@@ -10,10 +10,11 @@ use crate::failure::{Failure, Verdict};
 use crate::log::lease::Lease;
 use crate::log::record::Meta;
 
-/// Which attempt at a job this is, and whether it is one at a suspect, whose end lets the next
-/// suspect begin.
+/// The number of an attempt at a job, and whether the job is a suspect: when such an attempt ends,
+/// the next suspect may begin.
 ///
-/// One number, so that an ack sees with one comparison that there is nothing to be done beside it.
+/// Both are in one number, so that an ack checks with one comparison that it has nothing else to
+/// do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Attempt(u32);
 
@@ -26,7 +27,7 @@ impl Attempt {
         Self(number | if is_suspect { Self::SUSPECT } else { 0 })
     }
 
-    /// The first is 1.
+    /// The number of the attempt, starting at 1.
     #[inline]
     pub(crate) fn number(self) -> u32 {
         self.0 & !Self::SUSPECT
@@ -36,7 +37,7 @@ impl Attempt {
         self.0 & Self::SUSPECT != 0
     }
 
-    /// The first one, at a job that is no suspect.
+    /// Whether this is the first attempt, at a job that is not a suspect.
     #[inline]
     pub(crate) fn is_ordinary(self) -> bool {
         self.0 <= 1
@@ -44,14 +45,14 @@ impl Attempt {
 }
 
 impl Engine {
-    /// Whether a delivery needs no more than to be counted.
+    /// Whether beginning a delivery only has to count it.
     #[inline]
     pub(crate) fn is_only_counted(&self, lease: &Lease) -> bool {
         self.leases.is_none() && lease.is_bare()
     }
 
-    /// Begins the delivery of a job: counts it, before it happens. None if the job had used up its
-    /// attempts (and is dead now), or was done meanwhile.
+    /// Begins the delivery of a job, and counts it before the handler gets the job. None if the job
+    /// is done, or had used up its attempts and is now dead.
     pub(crate) fn begin(&self, mut lease: Lease) -> Option<(Lease, Attempt, Delivery)> {
         let is_suspect = lease.take_suspicion();
         let begun = self.begin_any(lease);
@@ -64,14 +65,14 @@ impl Engine {
 
     fn begin_any(&self, lease: Lease) -> Option<(Lease, u32, Delivery)> {
         if lease.is_done() {
-            // By a delivery that had timed out and succeeded after all.
+            // Done by an earlier delivery that had timed out and succeeded after all.
             return None;
         }
         let meta = match lease.has_meta() {
             true => lease.meta(),
             false => Meta::default(),
         };
-        // Of an earlier process, or moved since.
+        // The job comes from an earlier process, or was moved since.
         let has_past = lease.is_recovered() || meta.prior_attempts > 0 || meta.prior_crashes > 0;
         if has_past
             && let failed = lease.failed()
@@ -79,7 +80,7 @@ impl Engine {
         {
             let (job, crashes) = (lease.job(), lease.crashes());
             self.dead.failures.note(job, attempt, &reason);
-            // Nobody can have acked it: no handler of this process had it.
+            // No late ack is possible: no handler of this process had the job.
             let _ = self.dead_letter(lease, failed);
             event!(warn, %job, attempts = failed, crashes, reason, "a job is dead");
             return None;
@@ -101,8 +102,8 @@ impl Engine {
         }
     }
 
-    /// If a job that an earlier process had, or that was moved, is not to be delivered after so many failed
-    /// attempts: in which attempt it died, and why.
+    /// For a job that an earlier process had, or that was moved: the attempt that it died of and
+    /// the reason, if it must not be delivered again after this many failed attempts.
     fn cause_of_death(&self, lease: &Lease, failed: u32) -> Option<(u32, String)> {
         let crashes = lease.crashes();
         if crashes >= self.dispatch.max_crashes() {
@@ -139,7 +140,7 @@ impl Engine {
         }
     }
 
-    /// Marks a job done that is not dying. Returns whether it was not before.
+    /// Marks a job done that is not dying. Returns whether this call was the first to do so.
     #[inline(always)]
     pub(crate) fn complete(&self, lease: Lease) -> bool {
         let first = self.mark_done(lease);
@@ -149,12 +150,13 @@ impl Engine {
         first
     }
 
-    /// Acks a job whose delivery has timed out. It waits for its next one, is being delivered
-    /// again, or is dying: it must be taken from there, for nothing to be said or done of it any
-    /// more. If its letter is written, that is withdrawn.
+    /// Acks a job whose delivery has timed out. By then the job waits for its next delivery, is
+    /// being delivered again, or is dying; it is removed from there, and nothing more is reported
+    /// about it. If its letter is written, the letter is withdrawn.
     ///
-    /// Done first and then looked for: whoever puts a job anywhere looks whether it is done, under
-    /// the lock that it is looked for with here. In a deque it is found done when it is delivered.
+    /// The job is marked done before it is looked for. Each place that takes a job checks whether
+    /// it is done under the same lock under which this function looks for it. A job in a deque is
+    /// found to be done when it is delivered.
     #[cold]
     fn ack_late(&self, lease: Lease, leases: &Leases) {
         let (job, sequence) = (lease.job(), lease.sequence());
@@ -164,7 +166,7 @@ impl Engine {
             .take_late(job, sequence, || first = self.mark_done(lease))
         {
             Late::Dead => event!(info, %job, "a dead job was acked late"),
-            // It took no room any more.
+            // A dying job no longer takes room.
             Late::Dying => {}
             Late::Live if first => self.give_back_room(1),
             Late::Live => {}
@@ -172,11 +174,11 @@ impl Engine {
         drop(self.dispatch.timer.take_late(sequence));
         leases.end_late(sequence);
         self.dead.failures.forget(job);
-        // The space that the job's other leases have kept can go.
+        // The segments that the job's other leases kept alive can be freed.
         self.signal.kick();
     }
 
-    /// Marks a job done. Returns whether it was not before.
+    /// Marks a job done. Returns whether this call was the first to do so.
     #[inline(always)]
     pub(super) fn mark_done(&self, lease: Lease) -> bool {
         let acked = lease.ack();
@@ -203,13 +205,14 @@ impl Engine {
         match (ended, &self.leases) {
             (Ended::Current { others }, _) => {
                 let lease = match attempt.is_suspect() {
-                    // Until it is acked: it may only have been lucky.
+                    // It stays a suspect until it is acked: surviving one attempt may have been
+                    // luck.
                     true => lease.into_suspect(),
                     false => lease,
                 };
                 self.fail_current(lease, attempt.number(), failure, others);
             }
-            // It has timed out: this attempt has failed already.
+            // The delivery has timed out, so the attempt has already failed.
             (Ended::Late, Some(leases)) => {
                 let has_handler = || leases.has_handler(lease.sequence());
                 self.dead.end_late(lease.job(), has_handler);
@@ -221,7 +224,7 @@ impl Engine {
         }
     }
 
-    /// `late`: another handler has the job too, and may ack it.
+    /// Settles a failed attempt. `late`: another handler has the job too, and may ack it.
     pub(super) fn fail_current(&self, lease: Lease, attempts: u32, failure: Failure, late: bool) {
         let job = lease.job();
         let Failure { reason, verdict } = failure;
@@ -238,13 +241,13 @@ impl Engine {
             !self.dead_letter(lease, attempts)
         };
         if is_acked {
-            // By the other handler, meanwhile.
+            // The other handler acked it in the meantime.
             return self.dead.failures.forget(job);
         }
         if comes_back {
             self.retried.fetch_add(1, Ordering::Relaxed);
         }
-        // Told when it is settled, whatever the subscriber does.
+        // Reported last, so that the job is settled whatever the subscriber does.
         let last = (!comes_back).then(|| reason.clone());
         event!(debug, %job, attempts, reason, "an attempt failed");
         if let Some(reason) = last {
@@ -253,7 +256,7 @@ impl Engine {
     }
 
     /// Hands a job that must not be delivered again to the dead letter log. Returns false if
-    /// another handler has acked it meanwhile.
+    /// another handler has acked it in the meantime.
     fn dead_letter(&self, lease: Lease, attempts: u32) -> bool {
         let is_dying = self.dead.hand_over(lease, attempts);
         if is_dying {

@@ -1,4 +1,4 @@
-//! How many jobs there may be at a time: the room that an enqueue takes, and that a job's end gives back.
+//! The limit on the number of jobs: an enqueue takes room, the end of a job gives it back.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,7 +6,7 @@ use super::Engine;
 use crate::error::EnqueueError;
 use crate::event_count::EventCount;
 
-/// The jobs that are neither acked nor dead, where a limit is set on them.
+/// The number of jobs that are neither acked nor dead, for a queue that limits it.
 pub(crate) struct DepthLimit {
     max: u64,
     jobs: AtomicU64,
@@ -20,7 +20,7 @@ impl DepthLimit {
         }
     }
 
-    /// Takes room for up to `wanted` jobs; returns for how many there was.
+    /// Takes room for up to `wanted` jobs; returns how many it got room for.
     pub(crate) fn take(&self, wanted: u64) -> u64 {
         let mut taken = 0;
         // Relaxed: a count, which orders nothing.
@@ -33,12 +33,12 @@ impl DepthLimit {
         taken
     }
 
-    /// Counts the jobs that an open has found.
+    /// Sets the count to the number of jobs found at open.
     pub(super) fn start_with(&self, jobs: u64) {
         self.jobs.store(jobs, Ordering::Relaxed);
     }
 
-    /// What an enqueue gets for which there was none.
+    /// The error of an enqueue that found no room.
     pub(crate) fn full(&self) -> EnqueueError {
         EnqueueError::Full {
             limit: "max_depth",
@@ -67,7 +67,7 @@ pub(super) fn give_back_room(depth: Option<&DepthLimit>, room: &EventCount, jobs
 }
 
 impl Engine {
-    /// Takes room for up to `jobs` jobs, for one at least; returns for how many there was.
+    /// Takes room for up to `jobs` jobs, but at least one; returns how many it got room for.
     pub(crate) fn take_room(&self, jobs: u64) -> Result<u64, EnqueueError> {
         let Some(depth) = &self.depth else {
             return Ok(jobs);
@@ -79,7 +79,7 @@ impl Engine {
         }
     }
 
-    /// Jobs are neither live any more nor on their way to become so.
+    /// Gives back the room of jobs that have ended, or that were not enqueued after all.
     #[inline(always)]
     pub(crate) fn give_back_room(&self, jobs: u64) {
         give_back_room(self.depth.as_deref(), &self.room, jobs);

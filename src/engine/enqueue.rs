@@ -1,4 +1,4 @@
-//! Enqueueing: from a payload to a committed record, as durable as asked for.
+//! Enqueueing: turns a payload into a committed record and makes it as durable as requested.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,10 +12,10 @@ use crate::log::{Log, RollError};
 use crate::options::{Due, Durability, EnqueueOptions};
 use crate::{JobId, Sequence, Timestamp};
 
-/// Bytes of a record kept free for what a dead letter adds to its job: its identity, attempts and
+/// Bytes of a record reserved for what a dead letter adds to its job: its identity, attempts and
 /// times, and a few reasons.
 const LETTER_BYTES: usize = 512;
-/// How often a producer that waits for room looks again by itself: space on the disk can become
+/// How often a producer that waits for room checks again without being woken: disk space can become
 /// free without this process doing anything.
 const ROOM_POLL: Duration = Duration::from_millis(20);
 
@@ -24,13 +24,13 @@ pub(crate) fn max_payload(stripe: &Log) -> usize {
     stripe.max_record_bytes() - RECORD_HEADER_BYTES - LETTER_BYTES
 }
 
-/// Where to append: a stripe, and the caller's notion of its active segment if it keeps one.
+/// Where to append: a stripe, and the caller's view of its active segment if it keeps one.
 pub(crate) struct Place<'a> {
     stripe: &'a Log,
     active: Option<&'a mut Arc<Segment>>,
 }
 
-/// A stripe that one producer keeps to, with its notion of the active segment.
+/// The stripe that a producer always appends to, with the producer's view of the active segment.
 pub(crate) struct Lane {
     stripe: usize,
     active: Arc<Segment>,
@@ -184,7 +184,8 @@ impl Engine {
         enqueued: &mut Vec<JobId>,
     ) -> Result<(), EnqueueError> {
         options.validate()?;
-        // Asked for once: a payload that changed between two looks would not fit its reservation.
+        // `as_ref` is called once per payload: a payload that changed between two calls would not
+        // fit its reservation.
         let payloads: Vec<&[u8]> = payloads.iter().map(AsRef::as_ref).collect();
         for payload in &payloads {
             self.check_payload(payload)?;
@@ -249,7 +250,7 @@ impl Engine {
         }
     }
 
-    /// Tries until there is room, for as long as `wait` says.
+    /// Retries `attempt` until there is room, for up to `wait`.
     fn with_room<T>(
         &self,
         wait: Duration,
@@ -259,10 +260,10 @@ impl Engine {
         if wait.is_zero() || !matches!(&first, Err(error) if error.is_full()) {
             return first;
         }
-        // A deadline past the end of time is none.
+        // A deadline that overflows `Instant` means no deadline.
         let deadline = Instant::now().checked_add(wait);
         if deadline.is_none() && Worker::is_current_of(self) {
-            // All workers might be waiting so, each with a job that takes the room.
+            // All workers might be waiting like this, each with a job that takes the room.
             return first.map_err(|full| EnqueueError::WaitInHandler { full: full.into() });
         }
         loop {
@@ -274,7 +275,7 @@ impl Engine {
                 self.room.cancel(registered);
                 return result;
             }
-            // The maintenance may have something to retire.
+            // Maintenance may be able to retire a segment.
             self.signal.kick();
             let poll = now + ROOM_POLL;
             let until = deadline.map_or(poll, |deadline| deadline.min(poll));
@@ -282,8 +283,7 @@ impl Engine {
         }
     }
 
-    /// Does what `durability` asks for a job that has been appended, and for those before it on
-    /// its stripe.
+    /// Makes an appended job, and those before it on its stripe, as durable as `durability` asks.
     fn make_durable(
         &self,
         stripe: &Log,
@@ -315,7 +315,7 @@ fn new_record<'a>(options: &EnqueueOptions, meta: &'a [u8], payload: &'a [u8]) -
     let (enqueued_at, due_at) = match options.due {
         Due::AtOnce => (Timestamp::now_coarse(), Timestamp::ZERO),
         Due::After(delay) => {
-            // A coarse time may be a tick too early, and so would the job be.
+            // A coarse time may be a tick too early, which would make the job due too early.
             let now = Timestamp::now();
             (now, now.saturating_add(delay))
         }

@@ -1,17 +1,17 @@
-//! Why attempts at jobs failed: remembered until a job ends, for its dead letter.
+//! Reasons why attempts at jobs failed, kept in memory until a job ends, for its dead letter.
 
 use crate::Timestamp;
 use crate::events::Mutex;
 use crate::log::record::FailureReason;
 use crate::sequence::{Sequence, SequenceMap};
 
-/// Longest reason that is kept, in bytes; a longer one is cut.
+/// Longest reason kept, in bytes; longer ones are truncated.
 const MAX_REASON_BYTES: usize = 1024;
-/// Most reasons that are kept for a job, the latest ones.
+/// Most reasons kept for a job; older ones are dropped.
 const MAX_REASONS: u32 = 32;
-/// Bytes for several short reasons, set aside at once: mostly a job that has failed fails again.
+/// Bytes for several short reasons, allocated at once: a job that has failed usually fails again.
 const FIRST_REASONS: usize = 88;
-/// Most jobs whose reasons are remembered between attempts. Beyond, only the last reason is.
+/// Most jobs whose reasons are kept between attempts. Beyond that, only the last reason is kept.
 const MAX_REMEMBERED: usize = 64 * 1024;
 
 /// The failures of jobs that have not ended.
@@ -20,13 +20,13 @@ pub(crate) struct Failures {
     jobs: Mutex<SequenceMap<FailuresOfJob>>,
 }
 
-/// What is known of a job's failed attempts.
+/// The failed attempts of one job.
 #[derive(Clone, Default)]
 pub(crate) struct FailuresOfJob {
     pub(crate) first: Timestamp,
     pub(crate) last: Timestamp,
-    /// One after the other, with an attempt, a time and a length before each: one allocation a job, as in
-    /// an outage very many jobs fail.
+    /// The reasons one after the other, each preceded by its attempt, time and length. One
+    /// allocation per job, because very many jobs fail in an outage.
     reasons: Vec<u8>,
     count: u32,
 }
@@ -37,7 +37,7 @@ impl Failures {
         let now = Timestamp::now_coarse();
         let mut jobs = self.jobs.lock();
         if jobs.len() >= MAX_REMEMBERED && !jobs.contains_key(&job) {
-            // Some other job's past goes; which one hardly matters.
+            // The history of some other job is dropped; which one hardly matters.
             if let Some(&other) = jobs.keys().next() {
                 jobs.remove(&other);
             }
@@ -45,11 +45,11 @@ impl Failures {
         jobs.entry(job).or_default().note(attempt, now, reason);
     }
 
-    /// Forgets a job's failures: it has ended.
+    /// Forgets a job's failures because the job has ended.
     #[cold]
     pub(crate) fn forget(&self, job: Sequence) {
         let forgotten = self.jobs.lock().remove(&job);
-        // Not with the lock held.
+        // Freed after the lock is released.
         drop(forgotten);
     }
 

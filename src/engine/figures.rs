@@ -1,4 +1,4 @@
-//! Figures of an open queue, and a look at each of its records.
+//! Statistics of an open queue, and verification of all its records.
 
 use super::Engine;
 use crate::log::LogStats;
@@ -27,14 +27,14 @@ impl Engine {
         let dead_log = self.dead().stats();
         let counters = self.counters();
         let moved = dispatch.moved();
-        // Under load, one of what is subtracted here may have changed since the other was read: the
-        // parts are kept within their whole, so that the sum is right.
+        // Under load, a count subtracted here may have changed after the one it is subtracted from
+        // was read. The parts are capped by their total, so that they add up.
         let twice = moved.copied - moved.moved;
         let depth = log.live.saturating_sub(dead_log.dying + twice);
         let delayed = (dispatch.timer.len() as u64).min(depth);
         let left = depth - delayed;
         let (ready, in_flight) = match self.leases() {
-            // Whoever takes a job out of a deque may find that it is done.
+            // A consumer that takes a job out of a deque may find that it is already done.
             Some(leases) => {
                 let in_flight = leases.running().min(left);
                 (left - in_flight, in_flight)
@@ -93,7 +93,7 @@ mod tests {
 
     const START: u64 = 1_000_000;
 
-    /// Opens a queue at a second.
+    /// Opens a queue on a clock stopped at this second.
     fn open_at(dir: &tempfile::TempDir, second: u64) -> Arc<Running> {
         stopped::set(Some(Duration::from_secs(START + second)));
         let policy = RetryPolicy::fixed(Duration::from_secs(5));
@@ -114,7 +114,7 @@ mod tests {
         })
     }
 
-    /// The seconds for which the job has been due that waits longest, at a second.
+    /// At this second, how many seconds the job that waits longest has been due.
     fn wait_at(running: &Running, second: u64) -> Option<u64> {
         stopped::set(Some(Duration::from_secs(START + second)));
         running.turn_timer();
@@ -133,9 +133,9 @@ mod tests {
         enqueue(&running, delay(20));
         enqueue(&running, now());
         enqueue(&running, now());
-        // Behind two delayed ones, with no consumer.
+        // Behind two delayed jobs, without a consumer.
         assert_eq!(wait_at(&running, 14), Some(4));
-        // In the deque of a consumer that is busy.
+        // In the deque of a busy consumer.
         let consumer = Source::new(Arc::clone(&running));
         let first = take(&running, &consumer).unwrap();
         assert_eq!(wait_at(&running, 17), Some(7));
@@ -158,7 +158,7 @@ mod tests {
         enqueue(&running, now());
         drop(consumer);
         drop(running);
-        // Before anybody has looked at its segment.
+        // Before its segment is read for the first time.
         let running = open_at(&dir, 50);
         assert_eq!(running.stats().depth(), 2);
         let consumer = Source::new(Arc::clone(&running));

@@ -1,8 +1,9 @@
-//! The directory of a queue: found or created, locked, and held open with the directories in it.
+//! The directory of a queue: finds or creates it, locks it, and holds it and its subdirectories
+//! open.
 //!
-//! A new queue gets its directories first, then, once their names are durable, its MANIFEST: where
-//! there is a MANIFEST, a directory that is missing was lost. If creation fails, nothing of it stays
-//! in force.
+//! A new queue gets its subdirectories first, and its MANIFEST only once their names are durable.
+//! So if there is a MANIFEST, a missing subdirectory was lost. If creation fails, the options of
+//! the new queue do not stay in force.
 
 use std::fs;
 use std::io;
@@ -19,30 +20,30 @@ use crate::storage::{self, Directory, StorageError};
 
 const LOG: &str = "log";
 const DEAD: &str = "dead";
-/// What a file system has in its root.
+/// A directory that some file systems have in their root.
 const LOST_AND_FOUND: &str = "lost+found";
 
 /// An open queue directory.
 pub(crate) struct Home {
     lock: DirectoryLock,
     pub(crate) manifest: Manifest,
-    /// Whether this process has just made it.
+    /// Whether this process has just created it.
     is_new: bool,
 }
 
-/// The directories in a queue's, held open.
+/// The subdirectories of a queue, held open.
 pub(crate) struct Directories {
-    /// Of the stripes' logs, by the stripes' numbers.
+    /// The directories of the stripes' logs, by stripe number.
     pub(crate) stripes: Vec<Directory>,
-    /// Of the dead letter log.
+    /// The directory of the dead letter log.
     pub(crate) dead: Directory,
-    /// Those of a queue that is not new that were not there: what was in them is lost.
+    /// Subdirectories that were missing although the queue is not new: their contents are lost.
     pub(crate) lost: Vec<PathBuf>,
 }
 
 impl Directories {
-    /// Opens the directories in a queue's, creating those that are not there; their names are
-    /// durable.
+    /// Opens the subdirectories of a queue and creates missing ones. Their names are durable on
+    /// return.
     fn make(queue: &Directory, stripes: u32) -> Result<Self, StorageError> {
         let mut lost = Vec::new();
         let mut open = |parent: &Directory, name: &str| {
@@ -57,7 +58,7 @@ impl Directories {
         let directories = numbers.map(|number| open(&log, &stripe_name(number)));
         let stripes = directories.collect::<Result<_, StorageError>>()?;
         let dead = open(queue, DEAD)?;
-        // A process may have died before those that it made were durable.
+        // A process may have died before the directories that it created were durable.
         log.flush()?;
         queue.flush()?;
         Ok(Self {
@@ -73,8 +74,8 @@ fn stripe_name(number: u32) -> String {
 }
 
 impl Home {
-    /// Opens or creates the directory that the builder describes. Whatever can be refused is refused before
-    /// anything is created or changed.
+    /// Opens or creates the directory that the builder describes. All checks that can refuse the
+    /// open come before anything is created or changed.
     pub(crate) fn open(builder: &Builder) -> Result<(Self, Directories), OpenError> {
         builder.validate()?;
         let path = storage::absolute(&builder.path)?;
@@ -117,7 +118,7 @@ impl Home {
     }
 
     fn create(&self) -> Result<Directories, StorageError> {
-        // First, so that a directory with a manifest is one whose own name is durable.
+        // This comes first, so that a directory with a MANIFEST has a durable name itself.
         self.directory().flush_own_name()?;
         let mut directories = Directories::make(self.directory(), self.manifest.stripes)?;
         directories.lost.clear();
@@ -125,10 +126,10 @@ impl Home {
         Ok(directories)
     }
 
-    /// If this process has just made the queue, and could not open it after all: removes what it
-    /// made but for empty directories, so that its options do not stay in force.
+    /// Cleans up if this process has just created the queue and then could not open it: removes all
+    /// it created except empty directories, so that its options do not stay in force.
     ///
-    /// The MANIFEST goes last: a crash before that leaves a whole queue.
+    /// The MANIFEST is removed last: a crash before that leaves a complete queue.
     pub(crate) fn undo_creation(&self) {
         if self.is_new
             && let Err(error) = try_undo(self.directory(), &self.manifest)
@@ -155,7 +156,7 @@ fn try_undo(queue: &Arc<Directory>, manifest: &Manifest) -> Result<(), StorageEr
     Manifest::entry(queue).remove()
 }
 
-/// Reads the manifest; None if the directory is new.
+/// Reads the MANIFEST; None if the directory is new.
 fn read_manifest(queue: &Arc<Directory>) -> Result<Option<Manifest>, OpenError> {
     let entry = Manifest::entry(queue);
     let path = entry.path();
@@ -188,15 +189,15 @@ fn read_manifest(queue: &Arc<Directory>) -> Result<Option<Manifest>, OpenError> 
     Ok(Some(manifest))
 }
 
-/// The part of a path that is no directory.
+/// The part of a path that is not a directory.
 fn in_the_way(path: &Path) -> PathBuf {
     let parts = path.ancestors();
     let is_other = |part: &&Path| fs::metadata(part).is_ok_and(|found| !found.is_dir());
     parts.filter(is_other).last().unwrap_or(path).to_path_buf()
 }
 
-/// Something in a directory that is neither what a crash while creating a queue can leave, nor what a
-/// file system puts into its root.
+/// The name of an entry that neither a crash while creating a queue nor a file system's root
+/// explains, if there is one.
 fn foreign_in(queue: &Directory) -> Result<Option<String>, StorageError> {
     for name in queue.list()? {
         let is_ours = match name.as_str() {
@@ -231,7 +232,7 @@ fn is_empty(directory: &Directory, name: &str) -> Result<bool, StorageError> {
     }
 }
 
-/// None if it is no directory.
+/// Opens a subdirectory; None if the name is not a directory.
 fn subdirectory_only(directory: &Directory, name: &str) -> Result<Option<Directory>, StorageError> {
     match directory.subdirectory(name) {
         Err(error) if error.io_error().kind() == io::ErrorKind::NotADirectory => Ok(None),

@@ -1,4 +1,4 @@
-//! Dead letters as the handle shows them: which there are, what is in them, and their end by a purge.
+//! Dead letters as the handle shows them: listing, reading and purging.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,14 +31,14 @@ impl Letter {
     }
 }
 
-/// The letters, oldest first, each read when it is asked for, with an error for each segment that cannot be
-/// read. Does not keep the queue open.
+/// The letters, oldest first, each read when the iterator reaches it. Yields an error for each
+/// segment that cannot be read. Does not keep the queue open.
 pub(crate) fn letters_of(
     running: &Arc<Running>,
 ) -> impl Iterator<Item = Result<Letter, Arc<StorageError>>> + use<> {
     running.settle_letters();
-    // Those written from here on come into segments after this one, mostly; without an end, letters
-    // whose replays fail would be replayed for ever.
+    // Most letters written from here on are in later segments. Without this bound, letters whose
+    // replays fail would be replayed forever.
     let last = running.dead().log().last_base();
     let running = Arc::downgrade(running);
     let mut after = None;
@@ -52,7 +52,7 @@ pub(crate) fn letters_of(
             Ok(letters) => (Some(letters), None),
             Err(error) => (None, Some(error)),
         };
-        // By position, as records borrow from the pin that moves along.
+        // Positions rather than records, because records borrow from the pin, which is moved.
         let positions: Vec<_> = letters
             .iter()
             .flat_map(Pinned::live_records)
@@ -73,7 +73,7 @@ pub(crate) fn letters_of(
 }
 
 impl Engine {
-    /// Walks through the letters of its segment.
+    /// Finds a letter by walking through its segment.
     pub(crate) fn find_letter(
         &self,
         letter: Sequence,
@@ -90,7 +90,7 @@ impl Engine {
         Ok(record.map(|record| Letter::read(&letters, &record)))
     }
 
-    /// Deletes letters for good, with one flush; returns how many were there.
+    /// Deletes letters for good with one flush; returns how many existed.
     pub(crate) fn purge(
         &self,
         letters: impl Iterator<Item = Sequence>,
@@ -99,7 +99,7 @@ impl Engine {
         let dead = self.dead();
         let mut purged = 0;
         for letter in letters {
-            // Not while it is being replayed.
+            // A letter must not be purged while it is being replayed.
             let _hold = dead.hold();
             self.check_letters_poison()?;
             purged += u64::from(dead.log().mark_done(letter)?);
@@ -110,7 +110,7 @@ impl Engine {
         Ok(purged)
     }
 
-    /// Writes the letters that are still to be written, so that they can be seen.
+    /// Writes the letters that are still to be written, so that they are shown.
     fn settle_letters(&self) {
         let unwritten = &self.unwritten_letters;
         match self.write_letters() {
@@ -127,7 +127,7 @@ impl Engine {
         }
     }
 
-    /// After a flush that failed, what is done to letters could not be made durable.
+    /// After a failed flush, changes to letters cannot be made durable, so they are refused.
     pub(super) fn check_letters_poison(&self) -> Result<(), DeadLetterError> {
         match self.poison() {
             Some(error) => Err(DeadLetterError::Poisoned(Arc::clone(error))),

@@ -1,7 +1,7 @@
 //! The lock of a queue directory: one process at a time has it open.
 //!
-//! What is locked is the directory itself, which cannot be swapped away while it is held open. The
-//! file LOCK only tells who has it.
+//! The lock is on the directory itself, which cannot be replaced while it is held open. The file
+//! LOCK only records who holds it.
 
 use std::sync::Arc;
 use std::thread;
@@ -14,14 +14,15 @@ use crate::storage::{Directory, Entry};
 /// The name of the file in the queue directory.
 pub(crate) const FILE_NAME: &str = "LOCK";
 
-/// Between two looks at a lock that somebody else has.
+/// Time between two attempts at a lock that another process holds.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A locked directory, until dropped. The kernel lets go of the lock when the process dies.
+/// A directory that is locked until this is dropped. The kernel releases the lock when the process
+/// dies.
 pub(crate) struct DirectoryLock(Arc<Directory>);
 
 impl DirectoryLock {
-    /// Locks the directory, waiting up to `wait` for whoever has it.
+    /// Locks the directory, waiting up to `wait` for the current holder.
     pub(crate) fn take(directory: Directory, wait: Duration) -> Result<Self, OpenError> {
         let directory = Arc::new(directory);
         let start = Instant::now();
@@ -29,14 +30,14 @@ impl DirectoryLock {
             if directory.try_lock()? {
                 return Ok(Self(directory));
             }
-            // A lock cannot be waited for with a limit, only asked for again.
+            // `flock` cannot wait with a timeout, so it is polled.
             let left = wait.saturating_sub(start.elapsed());
             if left.is_zero() {
                 break;
             }
             thread::sleep(left.min(PAUSE));
         }
-        // The id is for the message only; a file that cannot be read has none.
+        // The id is only used in the error message; if the file cannot be read, it is left out.
         let holder = directory.entry(FILE_NAME).read_if_exists().ok().flatten();
         let holder = String::from_utf8(holder.unwrap_or_default()).unwrap_or_default();
         Err(OpenError::Locked {
@@ -49,10 +50,10 @@ impl DirectoryLock {
         &self.0
     }
 
-    /// Notes this process's id in the lock file.
+    /// Writes this process's id to the lock file.
     pub(crate) fn note_holder(&self) {
         let entry = self.0.entry(FILE_NAME);
-        // One that cannot be written to goes: no id is better than a wrong one.
+        // A file that cannot be written is removed: no id is better than a wrong one.
         let noted = write_id(&entry).or_else(|_| entry.remove().and_then(|()| write_id(&entry)));
         if let Err(error) = noted {
             // A full disk must not keep the queue from being opened and drained.
@@ -61,8 +62,9 @@ impl DirectoryLock {
     }
 }
 
-/// As wide as the longest id, so that it covers the one of an earlier holder. (Truncating the file
-/// first would take a tenth of a millisecond on ext4, much of an open.)
+/// Writes the process id, padded to the longest one so that it overwrites an earlier holder's.
+/// (Truncating the file first would take a tenth of a millisecond on ext4, a large part of an
+/// open.)
 fn write_id(entry: &Entry) -> Result<(), crate::StorageError> {
     let id = format!("{:<10}\n", std::process::id());
     entry.fits_file_size_limit(id.len() as u64)?;
@@ -72,8 +74,8 @@ fn write_id(entry: &Entry) -> Result<(), crate::StorageError> {
 
 impl Drop for DirectoryLock {
     fn drop(&mut self) {
-        // Closing the descriptor would not do: a child process that another thread is just starting
-        // has a copy of it for a moment, and with it the lock.
+        // Closing the descriptor is not enough: a child process that another thread is starting
+        // briefly has a copy of it, and with it the lock.
         self.0.unlock();
     }
 }

@@ -1,4 +1,4 @@
-//! The maintenance thread: everything that no producer and no worker should wait for. It prepares
+//! The maintenance thread does the work that no producer or worker should wait for: it prepares
 //! segments, writes dead letters, retires and seals segments, flushes at intervals, and compacts.
 
 use std::sync::Arc;
@@ -13,18 +13,18 @@ use crate::log::Log;
 use crate::storage::StorageError;
 use crate::time;
 
-/// How often segments that a few delayed jobs keep alive are looked for.
+/// How often to look for segments that only a few delayed jobs keep alive.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon consumers look again at a segment that could not be checked.
 const HELD_BACK_INTERVAL: Duration = Duration::from_millis(1100);
-/// How soon something that failed (a full disk, mostly) is tried again.
+/// How soon an operation that failed, usually because the disk is full, is retried.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What failed is well again when it has not failed for this long: longer than between two
-/// attempts at whatever it may be.
+/// Maintenance counts as recovered when nothing has failed for this long. Longer than the pause
+/// between two attempts at any of its operations.
 const WELL_AGAIN: Duration = Duration::from_secs(2);
 
-/// Tells the maintenance thread that there is something to do.
+/// Wakes the maintenance thread when there is something to do.
 pub(crate) struct Signal {
     state: Mutex<State>,
     changed: Condvar,
@@ -36,7 +36,7 @@ struct State {
     flush_at: Option<Instant>,
 }
 
-/// Why there is a turn to do.
+/// Why the maintenance thread was woken.
 pub(crate) struct Wake {
     flush: bool,
 }
@@ -45,7 +45,7 @@ impl Signal {
     pub(crate) fn new() -> Self {
         Self {
             state: Mutex::new(State {
-                // The first segments are to be prepared.
+                // The first segments have to be prepared.
                 kicked: true,
                 stopped: false,
                 flush_at: None,
@@ -64,7 +64,7 @@ impl Signal {
         self.changed.notify_one();
     }
 
-    /// Has everything flushed within `interval` from now.
+    /// Requests a flush of everything within `interval` from now.
     pub(crate) fn flush_within(&self, interval: Duration) {
         let Some(at) = time::now().checked_add(interval) else {
             return;
@@ -96,7 +96,7 @@ impl Signal {
         }
     }
 
-    /// What there is to do now, without waiting.
+    /// What there is to do, without waiting.
     #[cfg(test)]
     pub(crate) fn take(&self) -> Option<Wake> {
         self.state.lock().take(None)
@@ -124,10 +124,11 @@ pub(crate) fn run(engine: &Engine) {
     }
 }
 
-/// What the thread remembers from one turn to the next.
+/// The state that the thread keeps between turns.
 pub(crate) struct Maintenance {
     next_compaction: Instant,
-    /// When jobs are moved to make room, if room is short: not again at once where that made none.
+    /// When jobs may next be moved to make room if room is short: a move that made none is not
+    /// repeated immediately.
     next_relief: Instant,
     failed: bool,
     failures: Lasting,
@@ -147,17 +148,18 @@ impl Maintenance {
         }
     }
 
-    /// When the next turn is due if nobody asks for one before.
+    /// When the next turn is due if nothing wakes the thread earlier.
     fn deadline(&self, engine: &Engine) -> Option<Instant> {
         let now = time::now();
         let stripes = engine.dispatch().stripes();
         let retry = self.failed.then_some(RETRY_INTERVAL);
-        // Something may be kept alive by jobs that wait.
+        // Waiting jobs may keep segments alive.
         let has_waiting = engine.dispatch().timer.len() > 0;
         let compaction = (has_waiting && has_place_to_move_to(engine))
             .then(|| self.next_compaction.saturating_duration_since(now));
         let spares = stripes.iter().filter_map(Log::look_again).min();
-        // Consumers may be asleep beside a segment that could not be checked, and can be by now.
+        // Consumers may be asleep beside a segment that could not be checked, and may be checkable
+        // by now.
         let held_back = stripes
             .iter()
             .any(Log::has_held_back)
@@ -174,7 +176,7 @@ impl Maintenance {
         pauses.into_iter().flatten().min().map(|pause| now + pause)
     }
 
-    /// Does what there is to do.
+    /// Does one turn of maintenance.
     pub(crate) fn turn(&mut self, engine: &Engine, wake: &Wake) {
         let stripes = engine.dispatch().stripes();
         self.failed = false;
@@ -195,13 +197,13 @@ impl Maintenance {
                 Err(error) => note(Arc::new(error)),
             }
         }
-        // One wake-up for each: a consumer that wakes looks at all stripes.
+        // One wake-up per stripe: a consumer that wakes looks at all stripes.
         let held_back = stripes.iter().filter(|stripe| stripe.has_held_back());
         engine.dispatch().sleepers.notify_fenced(held_back.count());
         self.put_off = None;
         if stripes.iter().any(Log::warm_up) {
-            // One stripe in each turn, so that whatever else is due need not wait for all of them.
-            // What they have now comes before what they need next.
+            // One stripe per turn, so that other work does not wait for all of them. Segments in
+            // use are warmed up before the next ones are prepared.
             engine.signal.kick();
         } else {
             self.put_off = stripes.iter().filter_map(Log::prepare).min();
@@ -224,7 +226,8 @@ impl Maintenance {
             if wake.flush
                 && let Err(error) = engine.flush()
             {
-                // Some of it may not have been; if it is a flush that failed, this ends here.
+                // Something may not have been flushed, so the flush is retried. If the flush itself
+                // failed, the poison ends the retries.
                 engine.signal.flush_within(RETRY_INTERVAL);
                 note(error);
             }
@@ -254,8 +257,8 @@ impl Maintenance {
     }
 }
 
-/// Whether jobs may be moved: there is nowhere to move them to in a queue that is closed, or in which a
-/// flush has failed.
+/// Whether jobs may be moved. In a queue that is closed, or in which a flush has failed, there is
+/// nowhere to move them to.
 fn has_place_to_move_to(engine: &Engine) -> bool {
     engine.poison().is_none() && !engine.is_closed()
 }
@@ -295,7 +298,7 @@ mod tests {
             }
             turns
         };
-        // Once a second, and some for what was to be prepared.
+        // One turn per second, and a few for the segments to be prepared.
         assert!(turns_in(10) < 40);
         let stripe = &running.dispatch().stripes()[0];
         let failing = faults::fail_flushes(stripe.active().paths().segment.path());
@@ -320,7 +323,7 @@ mod tests {
         consumer.try_next().unwrap().dead_letter("no use");
         let full = faults::fill_disk(&dir.path().join("dead"));
         let mut maintenance = Maintenance::new();
-        // As the thread does, on a clock of its own.
+        // Like the thread, on a separate clock.
         let mut told_in = |seconds: u64| {
             let end = now + Duration::from_secs(seconds);
             let mut told = recorded::during(|| {

@@ -1,4 +1,4 @@
-//! The MANIFEST: what was fixed when the queue directory was created.
+//! The MANIFEST: the options that were fixed when the queue directory was created.
 //!
 //! ```text
 //! offset  size  field
@@ -9,7 +9,7 @@
 //!     24     8  created at    nanoseconds since the Unix epoch
 //!     32     4  check         CRC-32 of the bytes 0..32
 //! ```
-//! Replaced only as a whole, by write, flush, rename, flush of the directory.
+//! It is only replaced as a whole: write, flush, rename, flush of the directory.
 
 use std::sync::Arc;
 
@@ -25,10 +25,10 @@ const BYTES: usize = 36;
 /// The name of the file in the queue directory.
 pub(crate) const FILE_NAME: &str = "MANIFEST";
 
-/// The name of the file that replaces it, until it does.
+/// The name under which a new MANIFEST is written before it is renamed.
 pub(crate) const TEMPORARY_NAME: &str = "MANIFEST.tmp";
 
-/// What was fixed at creation.
+/// The options that were fixed at creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Manifest {
     pub(crate) stripes: u32,
@@ -54,7 +54,7 @@ impl Manifest {
         }
     }
 
-    /// Checks the options of an open against what is in force.
+    /// Checks the options of an open against those in force.
     pub(super) fn check(&self, options: &Builder) -> Result<(), OpenError> {
         let fixed = [
             (
@@ -85,7 +85,7 @@ impl Manifest {
         Ok(())
     }
 
-    /// Whether the values are within what this library can have written.
+    /// Whether this library can have written these values.
     pub(super) fn is_valid(&self) -> bool {
         (1..=MAX_STRIPES).contains(&(self.stripes as usize))
             && options::is_valid_segment_size(self.segment_size)

@@ -1,8 +1,8 @@
-//! The engine: what the handles of an open queue share.
+//! The engine: the state and operations that all handles and threads of an open queue share.
 //!
-//! A job comes in through `enqueue.rs`, waits in a log until the dispatch leases it to a consumer, and goes
-//! through `delivery.rs` to its end. Jobs that die become letters in `dead_log.rs`, which `letters.rs` shows and
-//! `replay.rs` makes jobs again.
+//! A job comes in through `enqueue.rs`, waits in a log until the dispatch leases it to a consumer,
+//! and goes through `delivery.rs` to its end. A job that dies becomes a letter in `dead_log.rs`;
+//! `letters.rs` shows letters, and `replay.rs` turns them into jobs again.
 
 mod dead_log;
 pub(crate) mod delivery;
@@ -44,7 +44,7 @@ use crate::log::segment::Unsettled;
 use crate::options::Durability;
 use crate::time::Clock;
 
-/// What the handles and threads of an open queue share.
+/// The state that the handles and threads of an open queue share.
 pub(crate) struct Engine {
     /// Locked until the last handle is gone.
     home: Arc<Home>,
@@ -59,10 +59,10 @@ pub(crate) struct Engine {
     clock: Clock,
     max_payload: usize,
     poison: Arc<Poison>,
-    /// What letters name is settled, and not durably so.
+    /// Records that letters name, and that are settled but not durably so.
     unsettled: Mutex<Vec<Unsettled>>,
     closed: AtomicBool,
-    /// Letters that could not be written when somebody wanted to see them.
+    /// Whether letters could not be written when a caller wanted to list them.
     pub(crate) unwritten_letters: Lasting,
     retried: AtomicU64,
     dead_lettered: AtomicU64,
@@ -70,7 +70,7 @@ pub(crate) struct Engine {
     pub(crate) recovered: u64,
 }
 
-/// How often things happened since the queue was opened.
+/// Event counts since the queue was opened.
 pub(crate) struct Counters {
     pub(crate) retried: u64,
     /// Jobs that left the log for the dead letter log.
@@ -100,8 +100,7 @@ impl Engine {
 
     #[inline]
     pub(crate) fn is_closed(&self) -> bool {
-        // Relaxed: who closes wakes the sleepers through a lock, and appends are refused by the
-        // log itself.
+        // Relaxed: closing wakes the sleepers through a lock, and the log itself refuses appends.
         self.closed.load(Ordering::Relaxed)
     }
 
@@ -112,7 +111,8 @@ impl Engine {
         }
     }
 
-    /// The failed flush after which nothing more is promised to reach the disk.
+    /// The failed flush, if there was one. After it, the engine no longer promises that anything
+    /// reaches the disk.
     pub(crate) fn poison(&self) -> Option<&Arc<StorageError>> {
         self.poison.get()
     }
@@ -127,7 +127,7 @@ impl Engine {
         self.max_payload
     }
 
-    /// Bytes of the stripes' segment files, and how many of them are counted.
+    /// Bytes of the stripes' segment files, and the part of them that counts towards the limit.
     #[cfg(test)]
     pub(crate) fn space(&self) -> (u64, u64) {
         let spaces = self.dispatch.stripes().iter().map(Log::space);
@@ -135,12 +135,13 @@ impl Engine {
         (has.iter().sum(), counted[0])
     }
 
-    /// Moves jobs that wait out of segments that nothing else keeps; returns whether there were any.
+    /// Moves waiting jobs out of segments that nothing else keeps; returns whether there were any.
     /// `is_short`: producers find no room.
     pub(crate) fn compact(&self, is_short: bool) -> Result<bool, Arc<StorageError>> {
         let moved = self.dispatch.compact(is_short);
         if is_short {
-            // In the segment that was in reserve; the rest comes with the segments that are done.
+            // There is room in the reserve segment; more follows when the emptied segments are
+            // freed.
             self.room.notify_all();
         }
         moved

@@ -1,4 +1,4 @@
-//! Opening: from a directory to an engine, through recovery.
+//! Opens an engine from a directory, through recovery.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -93,7 +93,7 @@ impl Engine {
             // Most queues never have a letter.
             starts_ready: false,
             budget: Arc::new(SpaceBudget::new(None, 0)),
-            // Letters take no room.
+            // Letters do not count towards the job limit.
             lost: Arc::new(|_| ()),
             ..config.clone()
         };
@@ -102,8 +102,8 @@ impl Engine {
 
         let mut report = recovery.report;
         settles.extend(of_letters);
-        // What names them is durable. It is sealed, after which nobody looks for names in it, only
-        // when they are durably done, too.
+        // The records that name others are durable. A segment with such records is only sealed, and
+        // from then on not searched for names, once what they name is durably done, too.
         for log in stripes.iter().chain([&dead]) {
             let of_log: Vec<_> = settles.extract_if(.., |one| log.is_home_of(*one)).collect();
             report.settled += log

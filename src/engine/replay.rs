@@ -1,4 +1,4 @@
-//! Replay: dead letters become jobs again.
+//! Replay: turns dead letters into jobs again.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use crate::log::segment::{Segment, Unsettled};
 use crate::{JobId, Sequence, Timestamp};
 
 impl Engine {
-    /// Appends the jobs, each naming its letter, flushes them, and then marks the letters done and
-    /// flushes that. Until then the segments that the jobs are in are neither sealed nor retired: the
-    /// next open, which scans them, marks the letters that a crash left.
+    /// Appends the jobs, each naming its letter, and flushes them; then marks the letters done and
+    /// flushes that. Until then the segments of the new jobs are neither sealed nor retired: after
+    /// a crash in between, the next open scans them and marks the letters.
     pub(crate) fn replay(&self, letters: &[Letter]) -> Result<Vec<JobId>, DeadLetterError> {
-        // One replay at a time, so that a letter is not replayed twice.
+        // One replay at a time, so that no letter is replayed twice.
         let _hold = self.dead().hold();
         self.check_letters_poison()?;
         let stripe = &self.dispatch().stripes()[0];
@@ -25,7 +25,8 @@ impl Engine {
         let mut unsettled = Vec::new();
         let mut replayed = Vec::new();
         let mut result = Ok(());
-        // Mapped from here on, so that each can be marked done when its job is there.
+        // The letters stay mapped from here on, so that each can be marked done once its job is
+        // appended.
         let mut live = Vec::new();
         for letter in letters {
             let pinned = dead.pin_live(letter.sequence)?;
@@ -48,7 +49,7 @@ impl Engine {
             let flushed = stripe.flush(false);
             self.dispatch().sleepers.notify_fenced(jobs.len());
             if let Err(error) = flushed {
-                // A mark might reach the disk, and the job not.
+                // The mark might reach the disk when the job does not.
                 self.dead().withhold(replayed);
                 return Err(DeadLetterError::NotDurable {
                     replayed: jobs,
@@ -59,7 +60,7 @@ impl Engine {
             for letter in replayed {
                 marked = marked.and(dead.mark_done(letter).map(|_| ()));
             }
-            // If it fails, the jobs are kept where the next open finds the letters' names.
+            // If this fails, the jobs are kept where the next open finds the letters' names.
             match marked.and_then(|()| dead.flush(true)) {
                 Ok(()) => self.settled(unsettled),
                 Err(_) => unsettled
@@ -77,7 +78,7 @@ impl Engine {
         }
     }
 
-    /// Appends a job that names the letter which it is a replay of.
+    /// Appends a job that names the letter that it is a replay of.
     fn append_replay(
         &self,
         stripe: &Log,

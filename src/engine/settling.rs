@@ -1,5 +1,5 @@
-//! Making things durable in the right order: letters before what they name is done, records before what
-//! they settle is forgotten.
+//! Makes changes durable in the right order: letters before the jobs that they name are done, and
+//! jobs that came from elsewhere before their origins are forgotten.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,7 +26,7 @@ impl Engine {
 
     pub(crate) fn note_unsettled(&self, new: Unsettled) {
         let mut unsettled = self.unsettled.lock();
-        // Letters in a row are mostly in one segment.
+        // Consecutive letters are usually in the same segment.
         let rest = match unsettled.last_mut() {
             Some(last) => last.merge(new),
             None => Some(new),
@@ -34,8 +34,8 @@ impl Engine {
         unsettled.extend(rest);
     }
 
-    /// Makes the acks of all jobs that have letters durable, for the letters' segments to be sealed
-    /// or retired; and what else could not be settled when it was tried.
+    /// Makes the acks of all jobs that have letters durable, so that the letters' segments can be
+    /// sealed or retired. Also retries whatever else could not be settled earlier.
     pub(crate) fn settle_deaths(&self) -> Result<(), Arc<StorageError>> {
         let unsettled = self.take_unsettled();
         if unsettled.is_empty() {
@@ -52,11 +52,11 @@ impl Engine {
         unsettled
     }
 
-    /// After a flush of all logs.
+    /// Handles the result of a flush of all logs.
     fn settled_if(&self, flushed: &Result<(), Arc<StorageError>>, unsettled: Vec<Unsettled>) {
         match flushed {
             Ok(()) => self.settled(unsettled),
-            // It may have been a file that could not be opened: the next flush settles them.
+            // The cause may be a file that could not be opened: the next flush settles these.
             Err(_) => self.unsettled.lock().extend(unsettled),
         }
     }
@@ -68,7 +68,7 @@ impl Engine {
         for one in unsettled {
             one.settle();
         }
-        // Segments may go, and letters wait for this.
+        // Segments may be freed, and letters wait for this.
         self.signal.kick();
     }
 
@@ -77,8 +77,8 @@ impl Engine {
         if let Some(error) = self.poison() {
             return Err(Arc::clone(error));
         }
-        // Each log whatever becomes of the others: letters that do not fit the disk, for one, must
-        // not keep jobs from being flushed.
+        // Flushes each log regardless of errors in others: letters that do not fit on the disk, for
+        // one, must not keep jobs from being flushed.
         let mut result = self.write_letters();
         let unsettled = self.take_unsettled();
         let mut flushed = Ok(());

@@ -1,4 +1,4 @@
-//! An engine with its threads, from open to close.
+//! An open engine together with its threads, from open to close.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use crate::options::Builder;
 use crate::time::Tick;
 
 impl Engine {
-    /// Refuses further enqueues, wakes everybody, and leaves on disk what the next open needs
-    /// least work for. Jobs in flight can still be settled.
+    /// Refuses further enqueues, wakes all sleepers, and leaves the files in a state that the next
+    /// open can read with the least work. Jobs in flight can still be settled.
     fn close(&self) -> Result<(), Arc<StorageError>> {
         self.closed.store(true, Ordering::Relaxed);
         for stripe in self.dispatch.stripes() {
@@ -46,7 +46,7 @@ impl Engine {
         self.dead.log().reclaim_all()
     }
 
-    /// Empties the timer: brings jobs back when they are due, and takes leases that ran out.
+    /// The timer thread's loop: makes due jobs available and ends leases that have timed out.
     fn run_timer(&self) {
         let mut next_end = None;
         while let Some(due) = self.dispatch.timer.wait(self.clock, next_end) {
@@ -54,7 +54,7 @@ impl Engine {
         }
     }
 
-    /// Makes jobs available that are due, and takes leases that ran out; says when the next one
+    /// Makes due jobs available and ends leases that have timed out; returns when the next lease
     /// would.
     fn bring_back(&self, due: Vec<Lease>) -> Option<Tick> {
         if !due.is_empty() {
@@ -72,7 +72,7 @@ impl Engine {
         next
     }
 
-    /// What the timer thread does when it wakes up now.
+    /// Does what the timer thread would do if it woke up now.
     #[cfg(test)]
     pub(crate) fn turn_timer(&self) {
         use crate::dispatch::timer::Now;
@@ -96,7 +96,7 @@ impl Running {
         let threads = timer.and_then(|()| running.spawn("logmill-maintenance", maintenance::run));
         if let Err(error) = threads {
             let home = Arc::clone(&running.home);
-            // This stops the threads.
+            // Dropping it stops the threads.
             drop(running);
             home.undo_creation();
             return Err(error);
@@ -104,7 +104,7 @@ impl Running {
         Ok((running, report))
     }
 
-    /// As [`open`](Self::open), without the threads.
+    /// Like [`open`](Self::open), without the threads.
     pub(crate) fn open_idle(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
         let (engine, report) = Engine::open(builder)?;
         let running = Self {
@@ -116,7 +116,7 @@ impl Running {
         Ok((running, report))
     }
 
-    /// Has everything end as it does when the process dies: nothing more is done to the files.
+    /// Simulates the death of the process: nothing more is done to the files.
     #[cfg(test)]
     pub(crate) fn die(&self) {
         self.is_dead.store(true, Ordering::Relaxed);
@@ -136,7 +136,7 @@ impl Running {
         Ok(())
     }
 
-    /// Closes the queue; the threads go on until the last handle is gone, for the jobs in flight.
+    /// Closes the queue. The threads run on for the jobs in flight until the last handle is gone.
     pub(crate) fn close(&self) -> Result<(), Arc<StorageError>> {
         self.engine.close()
     }
@@ -152,10 +152,10 @@ impl Drop for Running {
         self.engine.signal.stop();
         let this = thread::current().id();
         for thread in self.threads.get_mut().drain(..) {
-            // This one, if it called code of the user's that held the last handle, ends when that
-            // has returned, and has the engine for as long.
+            // If user code called from this thread held the last handle, this thread ends when that
+            // code has returned, and keeps the engine alive until then.
             if thread.thread().id() != this {
-                // They do not panic; if one did, it has been reported, and closing goes on.
+                // The threads do not panic; if one did, it has been reported, and closing goes on.
                 let _ = thread.join();
             }
         }

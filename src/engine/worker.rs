@@ -1,10 +1,10 @@
-//! Whether the calling thread is a worker, and of what: then whatever calls us from it is a handler.
+//! Marks worker threads, so that a call from one is recognized as coming from a handler.
 
 use std::cell::Cell;
 
 use super::Engine;
 
-/// What a thread is a worker of, by address; 0: nothing.
+/// What the thread is a worker of, by address; 0 if it is not a worker.
 #[derive(Clone, Copy)]
 pub(crate) struct Worker {
     pool: usize,
@@ -16,7 +16,7 @@ thread_local! {
 }
 
 impl Worker {
-    /// Makes the calling thread a worker of a pool, by its address.
+    /// Marks the calling thread as a worker of a pool, identified by its address.
     pub(crate) fn mark(queue: &Engine, pool: usize) {
         let queue = std::ptr::from_ref(queue).addr();
         CURRENT.set(Self { pool, queue });

@@ -7,22 +7,22 @@
 //!     64   8 * ceil(capacity/32) ack words
 //!      -   4 * capacity          delivery words
 //! ```
-//! Both arrays check themselves, since a lost job hides behind a bit set by accident, and both
-//! checks depend on the segment's salt, since a file that is used again may come out of a power cut
-//! with pages of its past:
+//! Both arrays carry checks, because a bit set by accident would lose a job silently. Both checks
+//! depend on the segment's salt, because a power cut may leave a reused file with pages of its
+//! earlier contents:
 //!
-//! - An **ack word** holds 32 done bits below and, above, the sum of a constant for each set bit,
-//!   times a key made from the salt. Setting bit i adds `1 << i | (CODE[i] * key) << 32`: one
-//!   wait-free fetch-and-add, as every bit is set once. A word whose sum is off is taken as zero at
-//!   recovery: 32 jobs are redelivered, none lost.
-//! - A **delivery word** has, from its lowest bit on, 8 bits for the attempts that failed, 4 for
-//!   the crashes (the process died while a handler had the job), 1 that says that a handler has
-//!   it, and a check of 18 bits: those of the product of the bits below with an odd constant, xor
-//!   the salt's upper half. The highest bit is set. A word that fails its check is taken as zero,
-//!   and a word of zeros says that nothing has happened yet.
+//! - An **ack word** holds 32 done bits in its lower half. Its upper half holds the sum of a
+//!   constant for each set bit, times a key derived from the salt. Setting bit i adds `1 << i |
+//!   (CODE[i] * key) << 32`: one wait-free fetch-and-add, since every bit is set once. A word with
+//!   a wrong sum counts as zero at recovery: 32 jobs are redelivered, none lost.
+//! - A **delivery word** holds, from its lowest bit on, 8 bits for the failed attempts, 4 for the
+//!   crashes (the process died while a handler had the job), 1 that is set while a handler has the
+//!   job, and a check of 18 bits: those of the product of the bits below with an odd constant, xor
+//!   the salt's upper half. The highest bit is set. A word that fails its check counts as zero, and
+//!   a zero word means that nothing has happened yet.
 //!
-//! A delivery begins with one store that sets the bit of the running handler; a failure clears it.
-//! What recovery finds running was in a handler when its process died: a crash.
+//! A delivery begins with one store that sets the running bit; a failure clears it. If recovery
+//! finds the bit set, the job was in a handler when its process died: a crash.
 
 use std::sync::atomic::Ordering;
 
@@ -34,8 +34,8 @@ use crate::storage::mapped::MappedFile;
 pub(crate) const RECORDS_PER_WORD: u32 = 32;
 
 /// What each done bit adds to the upper half of its word: the high halves of a Weyl sequence put
-/// through the finalizer of SplitMix64 (Steele, Lea and Flood 2014), without its last step. That no
-/// two sets of bits within a byte have the same sum is tested below.
+/// through the finalizer of SplitMix64 (Steele, Lea and Flood 2014), without its last step. A test
+/// below shows that no two sets of bits within a byte have the same sum.
 const CODE: [u32; RECORDS_PER_WORD as usize] = {
     let mut code = [0; RECORDS_PER_WORD as usize];
     let mut i = 0;
@@ -49,11 +49,11 @@ const CODE: [u32; RECORDS_PER_WORD as usize] = {
     code
 };
 
-/// What the lower part of a delivery word is multiplied by for its check. That no change within one
-/// byte passes is tested below.
+/// The factor by which the lower part of a delivery word is multiplied for its check. A test below
+/// shows that no change within one byte passes.
 const DELIVERY_CODE: u32 = 0x9e37_79b1;
-/// Set in every delivery word but that of no delivery, so that none is a word of zeros with one byte
-/// changed.
+/// Set in every delivery word except the zero word, which means no delivery, so that no valid word
+/// is the zero word with one byte changed.
 const WRITTEN: u32 = 1 << 31;
 
 /// How the deliveries of a record have gone: the lower part of its delivery word.
@@ -68,13 +68,13 @@ impl Deliveries {
     /// All bits of a delivery word that are not its check.
     const ALL: u32 = (1 << 13) - 1;
 
-    /// Attempts that failed; stays at 255.
+    /// Failed attempts, at most 255.
     #[inline]
     pub(crate) fn failed(self) -> u8 {
         self.0 as u8
     }
 
-    /// How often the process died while a handler had the job; stays at [`MAX_CRASHES`].
+    /// How often the process died while a handler had the job, at most [`MAX_CRASHES`].
     pub(crate) fn crashes(self) -> u8 {
         ((self.0 & Self::CRASHES) / Self::CRASH) as u8
     }
@@ -89,17 +89,18 @@ impl Deliveries {
         Self(self.0 | Self::RUNNING)
     }
 
-    /// No handler has the job any more.
+    /// Clears the running bit: no handler has the job any more.
     pub(crate) fn ended(self) -> Self {
         Self(self.0 & !Self::RUNNING)
     }
 
-    /// An attempt has failed, whose handler may still be at it (lease timeouts).
+    /// Counts a failed attempt. The running bit stays, as the handler may still run (lease
+    /// timeouts).
     pub(crate) fn failed_once(self) -> Self {
         Self(self.0 + u16::from(self.0 & Self::FAILED != Self::FAILED))
     }
 
-    /// The process died while a handler had the job.
+    /// Counts a crash: the process died while a handler had the job.
     pub(crate) fn crashed(self) -> Self {
         let is_most = self.0 & Self::CRASHES == Self::CRASHES;
         Self(self.ended().0 + if is_most { 0 } else { Self::CRASH })
@@ -109,10 +110,10 @@ impl Deliveries {
 /// Most crashes that a delivery word can count.
 pub(crate) const MAX_CRASHES: u8 = 15;
 
-/// What the checks of an ack file depend on.
+/// The key, derived from the salt, that the checks of an ack file depend on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Key {
-    /// Odd, so that multiplying by it loses nothing.
+    /// Odd, so that multiplication by it is reversible.
     words: u32,
     deliveries: u32,
 }
@@ -125,7 +126,7 @@ impl Key {
         }
     }
 
-    /// The word that has exactly the bits of `done` set.
+    /// The word with exactly the bits of `done` set.
     pub(crate) fn word_of(self, done: u32) -> u64 {
         let mut sum = 0u32;
         let mut bits = done;
@@ -136,20 +137,20 @@ impl Key {
         u64::from(sum.wrapping_mul(self.words)) << 32 | u64::from(done)
     }
 
-    /// The done bits of a word, or None if it does not check.
+    /// The done bits of a word; None if its check fails.
     pub(crate) fn bits_of(self, word: u64) -> Option<u32> {
         let done = word as u32;
         (self.word_of(done) == word).then_some(done)
     }
 
-    /// What setting the bit of a record adds to its word.
+    /// The number that is added to a word to set the bit of a record.
     #[inline]
     fn step_of(self, index: u32) -> u64 {
         let bit = index % RECORDS_PER_WORD;
         1 << bit | u64::from(CODE[bit as usize].wrapping_mul(self.words)) << 32
     }
 
-    /// The delivery word that says this.
+    /// The delivery word for these deliveries.
     #[inline]
     fn delivery_word(self, deliveries: Deliveries) -> u32 {
         let bits = u32::from(deliveries.0);
@@ -160,7 +161,7 @@ impl Key {
         check & !Deliveries::ALL | bits | WRITTEN
     }
 
-    /// What a delivery word says; nothing, if it does not check.
+    /// The deliveries in a delivery word; none if its check fails.
     #[inline]
     fn deliveries_of(self, word: u32) -> Deliveries {
         let deliveries = Deliveries((word & Deliveries::ALL) as u16);
@@ -172,7 +173,7 @@ impl Key {
     }
 }
 
-/// Ack words that `records` records need.
+/// How many ack words `records` records need.
 pub(crate) fn words_for(records: u32) -> u32 {
     records.div_ceil(RECORDS_PER_WORD)
 }
@@ -186,8 +187,8 @@ fn deliveries_offset(capacity: u32) -> usize {
     FILE_HEADER_BYTES + 8 * words_for(capacity) as usize
 }
 
-/// The bytes of an ack file that say something of the records below `end`: its header with the ack
-/// words, and the delivery words.
+/// The bytes of an ack file that concern the records below `end`: the header with the ack words,
+/// and the delivery words.
 pub(super) fn used_ranges(capacity: u32, end: u32) -> [std::ops::Range<usize>; 2] {
     let deliveries = deliveries_offset(capacity);
     [
@@ -219,7 +220,7 @@ impl AckFile {
         }
     }
 
-    /// Makes a file that is all zero that of a segment with this salt.
+    /// Turns an all-zero file into the ack file of a segment with this salt.
     pub(super) fn set_salt(&mut self, salt: u64) {
         self.salt = salt;
         self.key = Key::new(salt);
@@ -229,17 +230,17 @@ impl AckFile {
         self.file.word64(MARK_OFFSET)
     }
 
-    /// Begins anew; before anyone else sees the file.
+    /// Sets the mark to fresh, before any other thread sees the file.
     pub(super) fn mark_fresh(&self) {
         let word = Mark::Fresh.encode(self.salt);
         self.mark_word().store(word, Ordering::Relaxed);
     }
 
-    /// Notes that a record of the segment is durable. Returns false if that was noted before, or
-    /// does not matter any more.
+    /// Marks a record of the segment as durable. Returns false if that was marked before, or no
+    /// longer matters.
     pub(super) fn mark_relied(&self) -> bool {
         let word = |mark: Mark| mark.encode(self.salt);
-        // Relaxed, here and below: what counts is the order of changes of this one word.
+        // Relaxed, here and below: only the order of changes of this one word matters.
         let noted = self
             .mark_word()
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
@@ -249,8 +250,8 @@ impl AckFile {
         noted.is_ok()
     }
 
-    /// Notes that all jobs of the segment are done. Returns whether that is to be made durable: a
-    /// record was relied on, or it was noted before, by somebody whose flush may have failed.
+    /// Marks all jobs of the segment as done. Returns whether that must be made durable: a record
+    /// was relied on, or another call set this mark before, and its flush may have failed.
     pub(super) fn mark_finished(&self) -> bool {
         let word = |mark: Mark| mark.encode(self.salt);
         let was = self.mark_word();
@@ -273,19 +274,21 @@ impl AckFile {
         self.file.word32(self.deliveries + 4 * index as usize)
     }
 
-    /// Sets the done bit of a record whose bit nobody else can be setting and that is not set.
+    /// Sets the done bit of a record, if the bit is not set and no other thread can be setting it.
     /// Returns whether that filled the word.
     #[inline]
     pub(crate) fn set_once(&self, index: u32) -> bool {
         let step = self.key.step_of(index);
-        // AcqRel: whoever finds the word full has, through the chain of these read-modify-writes,
-        // everything that each acker did before its ack, so the mapping may then go.
+        // AcqRel: a thread that finds the word full has, through the chain of these
+        // read-modify-writes, everything that each acker did before its ack, so the mapping may be
+        // freed then.
         let old = self.word(index).fetch_add(step, Ordering::AcqRel);
         (old as u32) | (step as u32) == u32::MAX
     }
 
-    /// Sets the done bit of a record that others may be acking too. Returns None if it was set
-    /// already, or the segment cannot hold such a record, else whether setting it filled the word.
+    /// Sets the done bit of a record that other threads may be acking too. Returns None if it was
+    /// already set or the segment cannot hold such a record, otherwise whether setting it filled
+    /// the word.
     pub(crate) fn set(&self, index: u32) -> Option<bool> {
         if index >= self.capacity {
             return None;
@@ -326,23 +329,23 @@ impl AckFile {
         self.word(word * RECORDS_PER_WORD).load(Ordering::Acquire) as u32
     }
 
-    /// Replaces the done bits of a word; for recovery, before anyone else sees the file.
+    /// Replaces the done bits of a word; for recovery, before any other thread sees the file.
     pub(crate) fn store_bits(&self, word: u32, done: u32) {
         self.word(word * RECORDS_PER_WORD)
             .store(self.key.word_of(done), Ordering::Release);
     }
 
-    /// The done bits of a word, or None if it does not check.
+    /// The done bits of a word; None if its check fails.
     pub(crate) fn checked_bits(&self, word: u32) -> Option<u32> {
         self.key
             .bits_of(self.word(word * RECORDS_PER_WORD).load(Ordering::Acquire))
     }
 
-    /// Whether there is a trace of jobs that are not all done: an ack beyond the words that are
-    /// full, or a delivery.
+    /// Whether the file shows that there are jobs that are not all done: an ack beyond the full
+    /// words, or a delivery.
     pub(crate) fn tells_of_jobs(&self) -> bool {
         if self.file.is_zero_from(FILE_HEADER_BYTES) {
-            // Mostly, and much sooner known than word by word.
+            // The usual case, and much faster to detect than word by word.
             return false;
         }
         let words = words_for(self.capacity);
@@ -355,22 +358,22 @@ impl AckFile {
                 .any(|index| self.deliveries(index) != Deliveries::default())
     }
 
-    /// Notes that a handler has a record that the caller holds the only lease of, or alone begins
-    /// and ends deliveries of.
+    /// Records that a handler has a job. The caller holds the record's only lease, or is the only
+    /// one that begins and ends its deliveries.
     #[inline]
     pub(crate) fn begin_delivery(&self, index: u32) -> Deliveries {
         let begun = self.deliveries(index).begun();
-        // Relaxed: what counts is that the store is executed before the handler runs, by the same
-        // thread; a process that dies in the handler leaves it in the page cache.
+        // Relaxed: it is enough that the store is executed before the handler runs, on the same
+        // thread; if the process dies in the handler, the page cache keeps the store.
         self.delivery_word(index)
             .store(self.key.delivery_word(begun), Ordering::Relaxed);
         begun
     }
 
-    /// Changes what is said of the deliveries of a record; not for the hot path.
+    /// Changes the deliveries of a record; not for the hot path.
     pub(crate) fn update_deliveries(&self, index: u32, change: impl Fn(Deliveries) -> Deliveries) {
-        // Relaxed, as in `begin_delivery`. A compare-and-swap loop, as a close may come in between
-        // a handler's end.
+        // Relaxed, as in `begin_delivery`. A compare-and-swap loop, because a close may come
+        // between the load and the store of a handler's end.
         let updated =
             self.delivery_word(index)
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
@@ -378,7 +381,7 @@ impl AckFile {
                     let after = change(before);
                     (before != after).then(|| self.key.delivery_word(after))
                 });
-        // An error says that there was nothing to change.
+        // An error means that there was nothing to change.
         let _ = updated;
     }
 
@@ -389,8 +392,8 @@ impl AckFile {
             .deliveries_of(self.delivery_word(index).load(Ordering::Relaxed))
     }
 
-    /// Applies a change to those of the first `records` records that are not done and that a
-    /// handler has, or had when its process died.
+    /// Applies a change to those of the first `records` records that are not done and whose running
+    /// bit is set.
     pub(super) fn update_running(&self, records: u32, change: impl Fn(Deliveries) -> Deliveries) {
         for index in 0..records {
             if self.deliveries(index).is_running() && !self.is_done(index) {

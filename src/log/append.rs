@@ -1,4 +1,4 @@
-//! Appending, and the roll to the next segment.
+//! Appending to the log, and the roll to the next segment.
 use std::sync::Arc;
 
 use super::record::{NewRecord, UNIT, units_of};
@@ -13,7 +13,7 @@ impl Log {
         super::max_record_bytes(self.config.segment_size)
     }
 
-    /// How many of the payloads [`append_all`](Self::append_all) takes at once.
+    /// How many of the payloads fit one [`append_all`](Self::append_all).
     pub(crate) fn batch_prefix(&self, template: &NewRecord<'_>, payloads: &[&[u8]]) -> usize {
         let mut room = self.max_record_bytes() / UNIT;
         let fits = |payload: &&&[u8]| {
@@ -30,8 +30,8 @@ impl Log {
         self.active.load_full()
     }
 
-    /// Appends a record. `cached` is the caller's notion of the active segment; it is brought up
-    /// to date, and holds the record's segment afterwards.
+    /// Appends a record. `cached` is the caller's view of the active segment; it is updated, and
+    /// holds the record's segment afterwards.
     #[inline(always)]
     pub(crate) fn append(
         &self,
@@ -46,7 +46,7 @@ impl Log {
         }
     }
 
-    /// As [`append`](Self::append), without a cached segment: also returns the record's segment.
+    /// Like [`append`](Self::append), without a cached segment: also returns the record's segment.
     #[inline]
     pub(crate) fn append_shared(
         &self,
@@ -64,7 +64,7 @@ impl Log {
         Ok((sequence, Some(cached)))
     }
 
-    /// As [`append`](Self::append), of a record that names what it settles.
+    /// Like [`append`](Self::append), for a record that names another one that it settles.
     pub(crate) fn append_owing(
         &self,
         cached: &mut Arc<Segment>,
@@ -77,7 +77,8 @@ impl Log {
                     return Ok((cached.sequence(position.index), unsettled));
                 }
                 Append::Full { complete } => {
-                    // If the segment can go now, the maintenance thread sees to it, which the roll wakes.
+                    // If this lets the segment go, the maintenance thread retires it; the roll
+                    // wakes the thread.
                     unsettled.settle();
                     *cached = self.after_full(cached, complete)?;
                 }
@@ -85,8 +86,8 @@ impl Log {
         }
     }
 
-    /// Appends records, few enough for one segment, with one reservation: they differ from
-    /// `template` in their payloads. Returns the first's sequence; the others follow without a gap.
+    /// Appends records with one reservation; they must fit one segment. They differ from `template`
+    /// in their payloads. Returns the first one's sequence; the others follow without a gap.
     pub(crate) fn append_all(
         &self,
         cached: &mut Arc<Segment>,
@@ -109,14 +110,14 @@ impl Log {
         self.roll(full)
     }
 
-    /// The segment after `full`, making it the active one if nobody has.
+    /// Returns the segment after `full`, making it the active one if no other thread has.
     fn roll(&self, full: &Arc<Segment>) -> Result<Arc<Segment>, RollError> {
         full.note_full();
         if self.next.lock().reserve() == 0
             && let Some(mut graveyard) = self.maintenance.try_lock_for(SPARE_WAIT)
         {
-            // The maintenance thread is behind. A segment that is done is had sooner than a new
-            // one; if there is none, this is only a look.
+            // The maintenance thread is behind. Reusing a finished segment is faster than creating
+            // a new one; if there is none, this only checks.
             let reclaimed = self.reclaim_into(&mut graveyard);
             if let Err(error) = reclaimed {
                 event!(debug, %error, "nothing reclaimed for a roll");
@@ -125,19 +126,19 @@ impl Log {
         match self.try_roll(full) {
             Err(RollError::Closed) => Err(RollError::Closed),
             Err(error) => {
-                // If the maintenance thread is at it, or a replay holds it, the caller tries
+                // If the maintenance thread holds the lock, or a replay does, the caller tries
                 // again later.
                 let Some(mut graveyard) = self.maintenance.try_lock() else {
                     return Err(error);
                 };
                 let is_disk = matches!(&error, RollError::Storage(error) if error.is_full());
-                // It may have made some room and failed after that.
+                // Even after an error, it may have made some room.
                 if let Err(error) = self.make_room(&mut graveyard, is_disk) {
                     event!(debug, %error, "no more room made for a roll");
                 }
                 drop(graveyard);
                 if matches!(&error, RollError::Storage(error) if error.is_unmappable()) {
-                    // What is sealed need not be mapped while it waits.
+                    // Sealed segments need not stay mapped while they wait.
                     if let Err(error) = self.seal(true) {
                         event!(debug, %error, "not all sealed for a roll");
                     }
@@ -160,22 +161,22 @@ impl Log {
         }
         let segment = match next.prepared.take() {
             Some(segment) => segment,
-            // The maintenance thread is behind, or could not.
+            // The maintenance thread is behind, or failed to prepare one.
             None => self.create_within_budget(&mut next).inspect_err(|_| {
-                // There may be jobs to be moved.
+                // Compaction may be able to make room by moving jobs.
                 if self.config.budget.note_short() {
                     (self.config.kick)();
                 }
             })?,
         };
-        // Let go after the lock is.
+        // Dropped after the lock is released.
         let _before = self.make_active(&mut next, &segment);
         drop(next);
         (self.config.kick)();
         Ok(segment)
     }
 
-    /// Returns the segment that was active before.
+    /// Makes `segment` the active one. Returns the segment that was active before.
     pub(super) fn make_active(&self, next: &mut Next, segment: &Arc<Segment>) -> Arc<Segment> {
         next.put_off = 0;
         let in_use = {
@@ -188,7 +189,7 @@ impl Log {
         self.config.sleepers.publish(publish)
     }
 
-    /// The next segment: from a spare, or else with new files.
+    /// Creates the next segment from a spare, or else with new files.
     pub(super) fn create_within_budget(&self, next: &mut Next) -> Result<Arc<Segment>, RollError> {
         let created = self
             .keep_reserve(next)
@@ -200,13 +201,13 @@ impl Log {
     }
 
     fn create_next(&self, next: &mut Next) -> Result<Arc<Segment>, RollError> {
-        // A spare is counted in the budget already.
+        // A spare is already counted in the budget.
         let spares = next.spares.len();
         if spares == 0 && !self.config.budget.take(self.config.segment_size) {
             return Err(RollError::OverBudget(self.config.budget.max()));
         }
         create_segment(&self.names, &self.config, next, Warm::All).map_err(|error| {
-            // A spare that was not touched is still there, and still counted.
+            // A spare that was not used is still there, and still counted.
             if spares == 0 || next.spares.len() < spares {
                 self.config.budget.give_back(self.config.segment_size);
             }

@@ -1,26 +1,27 @@
-//! `max_bytes`: how many bytes of segment files the stripes of a queue may have together, and whether
-//! anybody found no room.
+//! The space budget, `max_bytes`: how many bytes of segment files the stripes of a queue may have
+//! together, and whether any of them ran out of room.
 //!
-//! Producers cannot take the last segment: it is kept for compaction, which makes more room than it takes.
+//! Producers cannot take the last segment: it is reserved for compaction, which frees more room
+//! than it takes.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Bytes of segment files that the stripes of a queue may take together. Whole segments are counted,
-/// however long their files are.
+/// Limits the bytes of segment files of all stripes of a queue. Whole segments are counted, however
+/// long their files are.
 pub(crate) struct SpaceBudget {
     max: Option<u64>,
-    /// What producers cannot take.
+    /// Bytes that producers cannot take.
     reserve: u64,
     used: AtomicU64,
-    /// Bytes of segments that stripes have which are not opened yet.
+    /// Bytes of the segments of stripes that are not opened yet.
     unopened: AtomicU64,
-    /// There was no room for a segment, here or on the disk, since the last look.
+    /// Whether there was no room for a segment, here or on the disk, since this was last reset.
     is_short: AtomicBool,
 }
 
 // Relaxed, everywhere: counts and a hint, which order nothing.
 impl SpaceBudget {
-    /// With a limit, so many of its bytes are in reserve.
+    /// If there is a limit, `reserve` of its bytes are kept from producers.
     pub(crate) fn new(max: Option<u64>, reserve: u64) -> Self {
         Self {
             max,
@@ -48,12 +49,12 @@ impl SpaceBudget {
         self.take_within(self.max_for_producers(), bytes)
     }
 
-    /// As [`take`](Self::take), for compaction.
+    /// Like [`take`](Self::take), for compaction.
     pub(super) fn take_reserved(&self, bytes: u64) -> bool {
         self.take_within(self.max(), bytes)
     }
 
-    /// Whether [`take_reserved`](Self::take_reserved) would, of a limit.
+    /// Whether there is a limit and [`take_reserved`](Self::take_reserved) would succeed.
     pub(super) fn has_reserve(&self, bytes: u64) -> bool {
         let unopened = self.unopened.load(Ordering::Relaxed);
         let used = self.used.load(Ordering::Relaxed);
@@ -78,17 +79,18 @@ impl SpaceBudget {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Whether some of the reserve is in use, so that whatever becomes free is to be given back.
+    /// Whether part of the reserve is in use, so that freed segments are given back.
     pub(super) fn is_in_reserve(&self) -> bool {
         self.used.load(Ordering::Relaxed) > self.max_for_producers()
     }
 
-    /// Stripes that are about to be opened have so many bytes of segments.
+    /// Announces that stripes about to be opened have this many bytes of segments.
     pub(crate) fn expect(&self, bytes: u64) {
         self.unopened.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Those of a stripe that is opened are [forced](Self::force) from here on, if they hold anything.
+    /// Ends that for a stripe that is opened; its segments are [forced](Self::force) from here on,
+    /// if they hold anything.
     pub(super) fn end_expecting(&self, bytes: u64) {
         let _ = self
             .unopened
@@ -97,7 +99,7 @@ impl SpaceBudget {
             });
     }
 
-    /// Takes note that there was no room. Returns whether that is news.
+    /// Records that there was no room. Returns whether that is news.
     pub(super) fn note_short(&self) -> bool {
         !self.is_short.swap(true, Ordering::Relaxed)
     }

@@ -1,5 +1,6 @@
-//! Claiming from a stripe's log: the segment that is claimed from is mapped for use and scanned first,
-//! and waits if it cannot be; those behind it wait for their turn, mapped or not.
+//! Claiming from a stripe's log. The segment that is claimed from is first mapped for use and
+//! scanned; if that fails, it is held back. The segments behind it wait for their turn, mapped or
+//! not.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,18 +15,18 @@ use crate::log::run::Run;
 use crate::storage::StorageError;
 use crate::time;
 
-/// Between two attempts to make a segment ready that could not be: a full disk stays full for a while.
+/// Pause between two attempts to make a segment ready: a full disk stays full for a while.
 const SCAN_PAUSE: Duration = Duration::from_secs(1);
 
-/// When a segment that could not be made ready is tried again.
+/// When to try again to make a segment ready.
 pub(super) struct HeldBack {
     pub(super) until: Instant,
-    /// For want of mappings.
+    /// Whether the reason was a lack of mappings.
     is_unmappable: bool,
 }
 
 impl Log {
-    /// Claims the next committed records and adds the runs that they are to `runs`, in log order.
+    /// Claims the next committed records and adds them to `runs` as runs, in log order.
     pub(crate) fn claim(
         &self,
         max_jobs: u32,
@@ -35,8 +36,8 @@ impl Log {
     ) -> Claim {
         loop {
             let segment = self.claiming.load_full();
-            // Only one that is mapped for use is claimed from. It stays so until it is complete, as
-            // only those behind `claiming` are unmapped, with `step` locked.
+            // Only a segment that is mapped for use is claimed from. It stays mapped until it is
+            // complete, since only segments behind `claiming` are unmapped, with `step` locked.
             let ready = segment.pin().filter(|_| !segment.is_unscanned());
             if let Some(pinned) = &ready {
                 match pinned.claim(max_jobs, max_bytes, counted, runs) {
@@ -50,16 +51,16 @@ impl Log {
         }
     }
 
-    /// Moves on from a segment that has nothing left to claim; or gets it ready, if it was not when
-    /// the caller looked. Returns false if there is nowhere to go.
+    /// Moves on from a segment that has nothing left to claim, or makes it ready if it was not when
+    /// the caller looked. Returns false if there is no segment to go on with.
     pub(super) fn step_from(&self, from: &Arc<Segment>, was_unready: bool) -> bool {
         let _step = self.step.lock();
         if self.claiming.load().base() != from.base() {
             return true;
         }
-        // One that was done before it was ready has nothing to claim, and its files may be gone.
-        // Not asked anew whether it is ready: someone else may just have seen to that, and then
-        // nobody has claimed from it yet.
+        // A segment that was done before it was ready has nothing to claim, and its files may be
+        // gone. Whether it is ready is not asked again: another thread may just have made it ready,
+        // and then nothing has been claimed from it yet.
         if was_unready && !from.is_retired() && !from.has_nothing_left() {
             return self.get_ready(from);
         }
@@ -73,7 +74,7 @@ impl Log {
         }
     }
 
-    /// Has a segment mapped for use, and scanned. Returns false if that cannot be now. The caller
+    /// Maps a segment for use and scans it. Returns false if that is not possible now. The caller
     /// holds `step`.
     fn get_ready(&self, segment: &Arc<Segment>) -> bool {
         if self.is_held_back() {
@@ -83,7 +84,7 @@ impl Log {
             if !error.is_unmappable() {
                 return Err(error);
             }
-            // What waits behind it need not be mapped, nor what is made of retired segments.
+            // Neither the segments that wait behind it nor spares need to be mapped.
             self.unmap_all_waiting();
             self.take_in(Vec::new());
             segment.begin_use()
@@ -97,13 +98,13 @@ impl Log {
         is_ready
     }
 
-    /// Checks a segment record by record, if that is still to be done. The caller holds `step`.
+    /// Checks a segment record by record, if that has not been done. The caller holds `step`.
     pub(super) fn scan(&self, segment: &Arc<Segment>) -> Result<(), Arc<StorageError>> {
         if !segment.is_unscanned() {
             return Ok(());
         }
         if let Some(error) = self.failed_scan.get() {
-            // A flush that failed: the next one would prove nothing, for as long as the queue is open.
+            // A flush has failed: another one would prove nothing for as long as the queue is open.
             return Err(Arc::clone(error));
         }
         let Some(pinned) = segment.look().map_err(Arc::new)? else {
@@ -121,7 +122,7 @@ impl Log {
             Ok((lost, complete)) => {
                 if !recovery.report.quarantined.is_empty() || recovery.report.holes > 0 {
                     segment.note_mended();
-                    // Records of what is not mapped are durable, so that no flush needs them.
+                    // Records of an unmapped segment are durable, so they need no flush.
                     if !segment.is_mapped() {
                         segment.flush(false)?;
                     }
@@ -134,17 +135,17 @@ impl Log {
                 self.damage.lock().extend(recovery.report.quarantined);
                 segment.set_scanned();
                 if self.has_held_back() && self.claiming.load().base() == segment.base() {
-                    // Consumers need not wait for the next attempt, nor sleep.
+                    // Consumers should neither wait for the next attempt nor sleep.
                     self.end_hold_back();
                     self.config.sleepers.notify_fenced(1);
                 }
-                // It may have been complete before, and held back by the damage alone.
+                // The segment may have been complete before, and only kept by the damage.
                 if complete || segment.is_complete() {
                     (self.config.kick)();
                 }
                 Ok(())
             }
-            // Damaged bytes could not be set aside; they must not be covered before.
+            // Damaged bytes could not be set aside; until they are, they must not be overwritten.
             Err(error) => {
                 let error = Arc::new(error);
                 if error.is_failed_flush() {
@@ -156,7 +157,7 @@ impl Log {
         }
     }
 
-    /// Has the segment that is to be claimed from wait, as it could not be made ready; a later claim
+    /// Holds back the segment to be claimed from, because it could not be made ready; a later claim
     /// tries again.
     fn hold_back(&self, error: Arc<StorageError>) {
         *self.held_back.lock() = Some(HeldBack {
@@ -176,7 +177,7 @@ impl Log {
         *self.held_back.lock() = None;
     }
 
-    /// Has a segment that waits for a mapping tried again, as some were given up.
+    /// Allows an immediate retry for a segment held back for lack of mappings, as some were freed.
     pub(super) fn note_unmapped(&self) {
         if let Some(held_back) = &mut *self.held_back.lock()
             && held_back.is_unmappable
@@ -185,15 +186,14 @@ impl Log {
         }
     }
 
-    /// Whether a segment waits to be claimed from, for who holds `step`.
+    /// A test for segments that wait to be claimed from, for a caller that holds `step`.
     pub(super) fn is_waiting(&self) -> impl Fn(&Segment) -> bool + use<> {
         let claiming = self.claiming.load().base();
         let active = self.active.load().base();
         move |segment| segment.base() > claiming && segment.base() != active
     }
 
-    /// Unmaps the segments that wait to be claimed from, as far as they can be. The caller holds
-    /// `step`.
+    /// Unmaps the segments that wait to be claimed from, where possible. The caller holds `step`.
     fn unmap_all_waiting(&self) {
         let is_waiting = self.is_waiting();
         let segments = self.segments.read();
@@ -202,7 +202,7 @@ impl Log {
         }
     }
 
-    /// Unmaps the segments that wait to be claimed from, unless somebody is at the one that is.
+    /// Unmaps the segments that wait to be claimed from, unless another thread holds `step`.
     pub(super) fn unmap_waiting(&self) {
         if let Some(_step) = self.step.try_lock() {
             self.unmap_all_waiting();
@@ -216,17 +216,17 @@ impl Log {
         let has_next = || self.active.load().base() != claiming.base();
         let is_unready = claiming.is_unscanned() || !claiming.is_mapped();
         if is_unready && (claiming.is_retired() || claiming.has_nothing_left()) {
-            // Claims go past it.
+            // The claim moves on to the next segment.
             return has_next();
         }
         if is_unready {
-            // Not while it is held back: the look for work would find none, again and again.
+            // Not while the segment is held back: the search would find nothing, again and again.
             return !self.is_held_back();
         }
         claiming.may_have_work() || has_next()
     }
 
-    /// Whether a segment could not be made ready to be claimed from when that was last tried.
+    /// Whether a segment could not be made ready at the last attempt.
     pub(crate) fn has_held_back(&self) -> bool {
         self.held_back.lock().is_some()
     }

@@ -1,17 +1,17 @@
-//! CRC-32 (IEEE 802.3) of what records hold.
+//! CRC-32 (IEEE 802.3), the checksum of records.
 //!
-//! By `crc32fast`, but where the processor multiplies without carries in registers of 512 bits
-//! (AVX-512 with VPCLMULQDQ), by the code below: the checksum was the largest part of enqueueing a
-//! small job. `crc32fast` uses such registers as well, but is made for long messages. On an AMD
-//! EPYC, 64 bytes took 4.6 instead of 9.3 ns, 1 KiB 22 instead of 41, 4 KiB 74 instead of 94; below
-//! 16 bytes it is up to 2 ns slower.
+//! On processors with carry-less multiplication in 512-bit registers (AVX-512 with VPCLMULQDQ), the
+//! code below computes it; on others, `crc32fast` does. The checksum was the largest part of the
+//! cost of enqueueing a small job. `crc32fast` uses such registers as well, but is optimized for
+//! long messages. On an AMD EPYC, 64 bytes took 4.6 instead of 9.3 ns, 1 KiB 22 instead of 41, 4
+//! KiB 74 instead of 94; below 16 bytes the code here is up to 2 ns slower.
 //!
 //! Both compute a polynomial over GF(2), whose coefficients are the message's bits, modulo the
 //! CRC's. The method is that of Gopal et al., "Fast CRC Computation for Generic Polynomials Using
-//! PCLMULQDQ Instruction" (Intel, 2009), with two turns that make short messages fast: below 256
-//! bytes each 8 of them are multiplied by their own power of x, so that none waits for another, and
-//! blocks are counted from the message's end, so that what is short of a block are zeros in front,
-//! which do not count.
+//! PCLMULQDQ Instruction" (Intel, 2009), with two changes that make short messages fast. Below 256
+//! bytes, each group of 8 bytes is multiplied by its own power of x, so that no multiplication
+//! waits for another. And blocks are counted from the message's end, so that an incomplete block is
+//! padded with leading zeros, which do not change the result.
 
 #![cfg_attr(target_arch = "x86_64", allow(unsafe_code))]
 
@@ -23,11 +23,11 @@ pub(super) const fn times_x(a: u32) -> u32 {
     a >> 1 ^ (POLYNOMIAL & (a & 1).wrapping_neg())
 }
 
-/// Computes checksums in the way that is best on this processor.
+/// Computes checksums with the fastest method that this processor supports.
 pub(crate) enum Crc32 {
     #[cfg(target_arch = "x86_64")]
     Wide(wide::Available),
-    /// A hasher that nothing has gone into: making one asks what the processor can do.
+    /// An unused hasher, kept because creating one detects the processor's features.
     Library(crc32fast::Hasher),
 }
 
@@ -54,7 +54,7 @@ impl Crc32 {
         }
     }
 
-    /// The checksum of two byte strings in a row.
+    /// The checksum of two consecutive byte strings.
     pub(crate) fn of_both(&self, first: &[u8], second: &[u8]) -> u32 {
         let mut hasher = match self {
             #[cfg(target_arch = "x86_64")]
@@ -75,13 +75,13 @@ mod wide {
 
     /// Bytes in a register.
     const BLOCK: usize = 64;
-    /// Bytes of a stride of the loop over long messages.
+    /// Bytes per iteration of the loop over long messages.
     const STRIDE: usize = 4 * BLOCK;
 
-    /// No page is smaller.
+    /// The smallest page size.
     const PAGE: usize = 4096;
 
-    /// What 16 bytes are multiplied by: their first 8, their last 8.
+    /// Factors for 16 bytes: one for their first 8, one for their last 8.
     type Factors = [u64; 2];
 
     /// x^n modulo the polynomial, as a factor: the coefficient of x^0 in the highest bit.
@@ -95,16 +95,16 @@ mod wide {
         (power as u64) << 32
     }
 
-    /// For 16 bytes with `after` bytes between them and the place of x^0.
+    /// The factors for 16 bytes that are `after` bytes before the place of x^0.
     ///
-    /// A product of two factors comes out one power too high: of 64 + 64 coefficients it has 127,
-    /// and the instruction leaves the highest bit, that of x^0, empty.
+    /// A product of two factors comes out one power too high: it has 127 coefficients for 64 + 64
+    /// bits, and the instruction leaves the highest bit, that of x^0, empty.
     const fn factors(after: usize) -> Factors {
         [power(8 * after + 64 - 1), power(8 * after - 1)]
     }
 
-    /// For the four times 16 bytes of a block with that many blocks after it, at most 3. A CRC is of
-    /// the message times x^32, so there are 4 bytes more.
+    /// The factors for the four groups of 16 bytes of a block that is followed by that many blocks,
+    /// at most 3. A CRC is of the message times x^32, which adds 4 bytes.
     static WEIGHTS: [[Factors; 4]; 4] = {
         let mut weights = [[[0; 2]; 4]; 4];
         let mut at = 0;
@@ -115,10 +115,10 @@ mod wide {
         weights
     };
 
-    /// For each 16 bytes of a stride, to bring them to the next one.
+    /// The factors that move each 16 bytes of a stride to the next stride.
     static TO_NEXT_STRIDE: [Factors; 4] = [factors(STRIDE); 4];
 
-    /// The state after n bytes of zeros.
+    /// The state after n zero bytes.
     static AFTER_ZEROS: [u32; STRIDE] = {
         let mut states = [u32::MAX; STRIDE];
         let mut at = 1;
@@ -135,10 +135,11 @@ mod wide {
         states
     };
 
-    /// The quotient of x^96 and the polynomial, without its x^0: that of x^64 in the lowest bit.
+    /// The quotient of x^96 and the polynomial, without its x^0; the coefficient of x^64 is in the
+    /// lowest bit.
     const QUOTIENT: u64 = {
         let mut quotient = 0;
-        // Division as at school: the remainder so far, beginning with x^32 less the polynomial.
+        // Long division: the remainder so far, beginning with x^32 less the polynomial.
         let mut remainder = POLYNOMIAL;
         quotient |= 1;
         let mut bit = 1;
@@ -150,7 +151,7 @@ mod wide {
         quotient
     };
 
-    /// Says that the processor has what this module asks for.
+    /// Proof that the processor has the features that this module needs.
     pub(crate) struct Available(());
 
     impl Available {
@@ -164,7 +165,7 @@ mod wide {
 
         #[inline]
         pub(super) fn checksum(&self, bytes: &[u8]) -> u32 {
-            // SAFETY: the features are there, or there would be no `self`.
+            // SAFETY: the features are present, otherwise there would be no `self`.
             unsafe { checksum(bytes) }
         }
     }
@@ -180,14 +181,15 @@ mod wide {
             return checksum_of_copy(bytes);
         }
         let start = first.as_ptr().wrapping_sub(zeros);
-        // SAFETY: the mask leaves out the `zeros` bytes in front, which are not read; what is left
-        // of the block is `first`.
+        // SAFETY: the mask excludes the `zeros` bytes in front, which are not read; the rest of the
+        // block is `first`.
         let first = unsafe { _mm512_maskz_loadu_epi8(u64::MAX << zeros, start.cast()) };
         checksum_with(weigh_first(first, bytes), bytes)
     }
 
-    /// As [`checksum`], of a message with another page in front: to pass over one that is not present
-    /// takes the processor a hundred times as long as a copy.
+    /// Like [`checksum`], for a message whose first block is so close to the start of a page that
+    /// the load would begin in the page before: masking out a page that is not present takes the
+    /// processor a hundred times as long as a copy.
     #[cold]
     #[target_feature(enable = "avx512f,avx512bw,vpclmulqdq,pclmulqdq")]
     fn checksum_of_copy(bytes: &[u8]) -> u32 {
@@ -197,14 +199,14 @@ mod wide {
         checksum_with(weigh_first(load(&block), bytes), bytes)
     }
 
-    /// The share of what is in front of a message's whole blocks.
+    /// What the bytes in front of a message's whole blocks contribute.
     #[target_feature(enable = "avx512f,vpclmulqdq")]
     fn weigh_first(first: __m512i, bytes: &[u8]) -> __m512i {
         let blocks = bytes.len() % STRIDE / BLOCK;
         multiply(first, load_factors(&WEIGHTS[blocks]))
     }
 
-    /// The checksum of a message, given that share.
+    /// The checksum of a message, given that contribution.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,vpclmulqdq,pclmulqdq")]
     fn checksum_with(first: __m512i, bytes: &[u8]) -> u32 {
@@ -214,8 +216,8 @@ mod wide {
         for (block, weights) in blocks.iter().rev().zip(&WEIGHTS) {
             sum = _mm512_xor_si512(sum, multiply(load(block), load_factors(weights)));
         }
-        // A CRC is linear: the state that the message begins with adds what zeros of its length
-        // would make of that state.
+        // A CRC is linear: the initial state contributes what it would become after as many zeros
+        // as the message is long.
         let state = AFTER_ZEROS[head.len()] ^ remainder(sum);
         !if strides.is_empty() {
             state
@@ -224,12 +226,12 @@ mod wide {
         }
     }
 
-    /// The state after one stride at least.
+    /// The state after at least one stride.
     #[target_feature(enable = "avx512f,avx512bw,vpclmulqdq,pclmulqdq")]
     fn after_strides(state: u32, strides: &[[u8; STRIDE]]) -> u32 {
         let to_next = load_factors(&TO_NEXT_STRIDE);
         let mut sums = [_mm512_setzero_si512(); 4];
-        // Added to the first four bytes.
+        // The state is added to the first four bytes.
         let mut carry = _mm512_zextsi128_si512(_mm_cvtsi32_si128(state.cast_signed()));
         for stride in strides {
             for (sum, block) in sums.iter_mut().zip(stride.as_chunks().0) {
@@ -245,7 +247,7 @@ mod wide {
         remainder(sum)
     }
 
-    /// Multiplies each 8 bytes by their factor, and adds those of each 16.
+    /// Multiplies each 8 bytes by their factor, and adds the products of each 16.
     #[target_feature(enable = "avx512f,vpclmulqdq")]
     fn multiply(block: __m512i, factors: __m512i) -> __m512i {
         _mm512_xor_si512(
@@ -254,8 +256,8 @@ mod wide {
         )
     }
 
-    /// The sum of four polynomials, each of degree 95 at most, modulo the CRC's: Barrett's
-    /// reduction, where the quotient comes from a multiplication.
+    /// The sum of four polynomials, each of degree 95 at most, modulo the CRC's: Barrett reduction,
+    /// where the quotient comes from a multiplication.
     #[target_feature(enable = "avx512f,pclmulqdq")]
     fn remainder(sums: __m512i) -> u32 {
         let halves = _mm256_xor_si256(
@@ -270,24 +272,25 @@ mod wide {
             ((POLYNOMIAL as u64) << 32).cast_signed(),
             QUOTIENT.cast_signed(),
         );
-        // Without its lowest 32 coefficients, which stand in the highest bits.
+        // Without the lowest 32 coefficients, which are in the highest bits.
         let high = _mm_srli_si128(dividend, 4);
         let quotient = _mm_clmulepi64_si128(high, factors, 0x00);
         let product = _mm_clmulepi64_si128(quotient, factors, 0x10);
-        // Of both, the lowest 32 coefficients. A product leaves the highest bit empty, see `factors`.
+        // The lowest 32 coefficients of both. A product leaves the highest bit empty, see
+        // `factors`.
         let product = _mm_extract_epi64(product, 1).cast_unsigned() >> 31;
         product as u32 ^ _mm_extract_epi32(dividend, 3).cast_unsigned()
     }
 
     #[target_feature(enable = "avx512f")]
     fn load(block: &[u8; BLOCK]) -> __m512i {
-        // SAFETY: it reads as many bytes as the block has.
+        // SAFETY: it reads exactly the bytes of the block.
         unsafe { _mm512_loadu_si512(block.as_ptr().cast()) }
     }
 
     #[target_feature(enable = "avx512f")]
     fn load_factors(factors: &[Factors; 4]) -> __m512i {
-        // SAFETY: it reads as many bytes as the array has.
+        // SAFETY: it reads exactly the bytes of the array.
         unsafe { _mm512_loadu_si512(factors.as_ptr().cast()) }
     }
 }
@@ -296,7 +299,7 @@ mod wide {
 mod tests {
     use super::*;
 
-    /// Bit by bit.
+    /// A reference implementation that works bit by bit.
     fn by_definition(bytes: &[u8]) -> u32 {
         let mut state = u32::MAX;
         for &byte in bytes {
@@ -318,7 +321,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(1);
         let library = Crc32::Library(crc32fast::Hasher::new());
         for len in lens {
-            // At the end of its allocation, which Miri sees.
+            // At the end of its allocation, so that Miri detects reads beyond it.
             let bytes: Vec<u8> = std::iter::repeat_with(|| random.u8(..))
                 .take(len + len % 64)
                 .collect();
@@ -378,7 +381,7 @@ mod tests {
             assert_eq!(Crc32::new().of(&page[..len]), expected);
             assert_eq!(Crc32::new().of(&page[PAGE - len..]), expected);
         }
-        // SAFETY: the mapping is whole, and `page` is used no more.
+        // SAFETY: this is the whole mapping, and `page` is not used any more.
         unsafe { munmap(map.cast(), 3 * PAGE) }.unwrap();
     }
 }

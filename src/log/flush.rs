@@ -1,14 +1,16 @@
 //! Group commit: callers that want their records durable share one flush.
 //!
-//! A caller is served by any flush that *starts* after it asked. The first to ask while none runs
-//! becomes the leader and flushes for all; those who come during a flush wait for the next one,
-//! which one of them leads. No thread of its own, so a lone caller pays one flush and no hand-over.
+//! A flush covers every caller that asked before it *started*. The first caller to ask while none
+//! runs becomes the leader and flushes for all; callers that arrive during a flush wait for the
+//! next one, which one of them leads. There is no separate flush thread, so a lone caller pays for
+//! one flush and no hand-over.
 //!
-//! Flushes are numbered, and those who wait for an odd one wait apart from those who wait for an even
-//! one: at the end of a flush, all who waited for it are woken, and of those who wait for the next
-//! one only a leader. (Waking them all, to sleep again, took a fifth of the time of 64 producers.)
+//! Flushes are numbered, and callers that wait for odd and for even ones wait on separate condition
+//! variables. The end of a flush wakes all callers that waited for it, but only one of those that
+//! wait for the next flush, to lead it. (Waking them all, to sleep again, took a fifth of the time
+//! of 64 producers.)
 //!
-//! A failed flush is final: the kernel may have dropped the dirty pages and the next flush would
+//! A failed flush is final: the kernel may have dropped the dirty pages, and the next flush would
 //! succeed without them (Rebello et al., "Can Applications Recover from fsync Failures?", 2020).
 
 use std::sync::{Arc, PoisonError};
@@ -16,15 +18,15 @@ use std::sync::{Arc, PoisonError};
 use crate::events::Held;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
-/// Where callers of one file meet.
+/// Groups the callers that want the same file flushed.
 pub(crate) struct FlushGate<E = crate::storage::StorageError> {
     state: Mutex<State<E>>,
-    /// Of flushes with an even number, and with an odd one.
+    /// One for even flush numbers, one for odd ones.
     finished: [Condvar; 2],
 }
 
 struct State<E> {
-    /// Flushes that have started, the running one included.
+    /// Flushes that have started, including the running one.
     started: u64,
     running: bool,
     failed: Option<Arc<E>>,
@@ -42,14 +44,14 @@ impl<E> FlushGate<E> {
         }
     }
 
-    /// Returns once a flush that started after this call has finished, running `flush` itself if
-    /// nobody else does. After a failure, every call fails with that failure.
+    /// Returns once a flush that started after this call has finished. Runs `flush` itself if no
+    /// other caller does. After a failure, every call fails with that failure.
     pub(crate) fn flush(&self, flush: impl FnOnce() -> Result<(), E>) -> Result<(), Arc<E>> {
         let mut state = self.lock();
-        // Not the running one, which may have started before the caller's last store.
+        // Not the running flush, which may have started before the caller's last store.
         let mine = state.started + 1;
-        // One flush runs at a time: when `mine` is the latest started, it is running or has ended;
-        // when a later one has started, it has ended.
+        // One flush runs at a time: if `mine` is the latest started, it is running or has ended; if
+        // a later one has started, `mine` has ended.
         while state.running && state.started <= mine {
             state = self
                 .finished_of(mine)
@@ -65,7 +67,7 @@ impl<E> FlushGate<E> {
         state.started += 1;
         state.running = true;
         drop(state);
-        // A subscriber that wants something flushed must not wait for itself.
+        // A subscriber that requests a flush must not wait for itself.
         let held = Held::new();
         let running = FlushUnderWay(self);
         let result = flush().map_err(Arc::new);
@@ -74,7 +76,7 @@ impl<E> FlushGate<E> {
             Ok(()) => {
                 let ended = self.end(|_| ());
                 self.finished_of(ended).notify_all();
-                // Should another have come first and lead, this one waits again, for that flush.
+                // If another caller leads first, this one waits for that flush instead.
                 self.finished_of(ended + 1).notify_one();
             }
             Err(error) => {
@@ -95,8 +97,8 @@ impl<E> FlushGate<E> {
         number
     }
 
-    /// Where those wait whom this flush serves. Nobody waits for any but the running one and the
-    /// next.
+    /// The condition variable for callers of this flush. Callers only ever wait for the running
+    /// flush and the next one.
     fn finished_of(&self, flush: u64) -> &Condvar {
         &self.finished[(flush % 2) as usize]
     }
@@ -108,12 +110,12 @@ impl<E> FlushGate<E> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<E>> {
-        // Nothing that can panic runs under the lock, so poisoning says nothing.
+        // Nothing that can panic runs under the lock, so lock poisoning carries no information.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A flush that panics drops this. It never was, then: those who waited for it run another.
+/// Dropped by a flush that panics, which then counts as never run: its waiters run another.
 struct FlushUnderWay<'a, E>(&'a FlushGate<E>);
 
 impl<E> Drop for FlushUnderWay<'_, E> {
@@ -143,7 +145,7 @@ mod tests {
         }
     }
 
-    /// What a caller of a gate got.
+    /// The result of a caller of a gate.
     type Got = Result<(), Arc<&'static str>>;
 
     /// Runs a flush with this result, during which `callers` callers come, each with a flush that
@@ -180,7 +182,7 @@ mod tests {
         for _ in 0..100 {
             let (got, ran) = callers_during_a_flush(Ok(()), 4);
             assert!(got.iter().all(Result::is_ok));
-            // Usually one for all of them; a caller that was slow to ask leads another.
+            // Usually one for all of them; a late caller leads another one.
             assert!((1..=4).contains(&ran), "{ran} flushes");
         }
     }

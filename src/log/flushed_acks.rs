@@ -1,48 +1,50 @@
-//! What of an ack file is durable, so that a flush that has nothing to do makes no system call.
+//! Tracks which part of an ack file is durable, so that a flush with nothing to do makes no system
+//! call.
 //!
-//! Acks leave no mark: once its bit is set an acker must not touch the segment again, which may be
-//! gone by then. Instead a flush counts the done bits. Their number only grows, so if it is the one
-//! that the last flush began with, no ack has come since. Delivery words are changed by the holder of
-//! a lease, which may touch the segment afterwards and leaves a mark.
+//! Acks cannot leave a mark: once its bit is set, an acker must not touch the segment again, which
+//! may be gone by then. Instead, a flush counts the done bits. The count only grows, so if it
+//! equals the count at the start of the last flush, no ack has come since. Delivery words are
+//! changed by the holder of a lease, which may touch the segment afterwards and leaves a mark.
 
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
-/// No number of records.
+/// Not a valid number of records.
 const UNKNOWN: u64 = u64::MAX;
 
-/// How many records were done when the last flush of the ack file that succeeded began.
+/// How many records were done when the last successful flush of the ack file began.
 pub(crate) struct FlushedAcks(AtomicU64);
 
 impl FlushedAcks {
-    /// Of a file that was not flushed by this process.
+    /// For a file that this process has not flushed.
     pub(crate) fn new() -> Self {
         Self(AtomicU64::new(UNKNOWN))
     }
 
-    /// Runs `flush`, unless nothing has changed since the last one that succeeded. `done` counts
-    /// the records that are done. One call at a time, by a [`FlushGate`](super::flush::FlushGate).
+    /// Runs `flush`, unless nothing has changed since the last successful one. `done` counts the
+    /// records that are done. Calls do not overlap; a [`FlushGate`](super::flush::FlushGate)
+    /// ensures that.
     pub(crate) fn flush<E>(
         &self,
         deliveries: &DeliveriesChanged,
         done: impl FnOnce() -> u32,
         flush: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        // Before the flush: a change that comes during it, and that it may miss, is then found by
-        // the next one.
+        // Read before the flush: a change during the flush, which the flush may miss, is then found
+        // by the next one.
         let delivered = deliveries.take();
         let done = u64::from(done());
         // Relaxed, here and below: one flush at a time, and the gate's lock orders them.
         if !delivered && self.0.load(Ordering::Relaxed) == done {
             return Ok(());
         }
-        // For as long as it has not succeeded: it may fail, or panic.
+        // Unknown until the flush has succeeded: it may fail, or panic.
         self.0.store(UNKNOWN, Ordering::Relaxed);
         flush()?;
         self.0.store(done, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Whether a [`flush`](Self::flush) would have nothing to do with as many records done.
+    /// Whether [`flush`](Self::flush) would do nothing with this many records done.
     pub(crate) fn covers(&self, deliveries: &DeliveriesChanged, done: u32) -> bool {
         self.0.load(Ordering::Relaxed) == u64::from(done) && !deliveries.0.load(Ordering::Relaxed)
     }
@@ -56,11 +58,12 @@ impl DeliveriesChanged {
         Self(AtomicBool::new(false))
     }
 
-    /// Notes that a delivery has begun.
+    /// Records that a delivery has begun.
     ///
-    /// On a plain delivery's way, so it only looks, mostly: without a fence the look may come before
-    /// the delivery word is visible, and a flush that clears the mark in between may miss the word.
-    /// The flush after the delivery's end does not, be it an ack or [`note_end`](Self::note_end).
+    /// This is on the path of every delivery, so it usually only loads. Without a fence the load
+    /// may come before the delivery word is visible, and a flush that clears the mark in between
+    /// may miss the word. The flush after the delivery's end does not miss it, whether it ends by
+    /// an ack or by [`note_end`](Self::note_end).
     #[inline]
     pub(crate) fn note(&self) {
         if !self.0.load(Ordering::Relaxed) {
@@ -68,11 +71,11 @@ impl DeliveriesChanged {
         }
     }
 
-    /// Notes that a delivery has ended without an ack, or that something else was changed.
+    /// Records that a delivery has ended without an ack, or that something else has changed.
     pub(crate) fn note_end(&self) {
         // Release pairs with the Acquire in `take`: the flush that clears this mark finds the word;
-        // if the mark comes after, it stays for the next flush. (A store would do. Loom, which lets it
-        // fall between the two halves of `take`, needs a read-modify-write.)
+        // if the mark comes after, it stays for the next flush. (A store would be enough. Loom lets
+        // a store fall between the two halves of `take`, so it needs a read-modify-write.)
         self.0.swap(true, Ordering::Release);
     }
 
@@ -87,7 +90,7 @@ mod tests {
 
     use super::*;
 
-    /// Whether a flush was needed with so many records done.
+    /// Whether a flush was needed with this many records done.
     fn flushes(flushed: &FlushedAcks, deliveries: &DeliveriesChanged, done: u32) -> bool {
         let mut has_run = false;
         let flush = || {

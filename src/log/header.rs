@@ -14,8 +14,8 @@
 //!     56     4  seal check    seal: CRC-32 of the bytes 40..56
 //!     60     4  0
 //! ```
-//! The ack file repeats the segment's identity, so that either header can stand in for the other. It
-//! has no seal; at 48 it has the segment's mark, 8 bytes, see `mark.rs`.
+//! The ack file repeats the segment's identity, so that either header can replace the other. It has
+//! no seal; at offset 48 it has the segment's mark, 8 bytes, see `mark.rs`.
 
 use super::mark::Mark;
 use super::tail::Position;
@@ -32,7 +32,7 @@ pub(crate) const VERSION: u32 = 1;
 const SEGMENT_MAGIC: [u8; 8] = *b"logmillS";
 const ACK_MAGIC: [u8; 8] = *b"logmillA";
 
-/// What tells a segment from every other one.
+/// Distinguishes a segment from every other one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) base: Sequence,
@@ -41,7 +41,7 @@ pub(crate) struct Identity {
     pub(crate) salt: u64,
 }
 
-/// Which of the two files a header stands in.
+/// Which of the two files a header belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileKind {
     Segment,
@@ -71,7 +71,7 @@ impl Identity {
         bytes
     }
 
-    /// None if the bytes are not a whole, valid header of that kind of file.
+    /// None if the bytes are not a complete, valid header of that kind of file.
     pub(crate) fn decode(kind: FileKind, bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; FILE_HEADER_BYTES] = bytes.first_chunk()?;
         let valid = bytes[0..8] == kind.magic()
@@ -102,7 +102,7 @@ pub(crate) fn encode_seal(salt: u64, end: Position) -> (u64, u32) {
     (word, hasher.finalize())
 }
 
-/// The end that a header's seal proves, if it is sealed.
+/// The end of the records that a header's seal proves, if the segment is sealed.
 pub(crate) fn decode_seal(salt: u64, bytes: &[u8]) -> Option<Position> {
     let bytes: &[u8; FILE_HEADER_BYTES] = bytes.first_chunk()?;
     let end = Position {
@@ -113,7 +113,7 @@ pub(crate) fn decode_seal(salt: u64, bytes: &[u8]) -> Option<Position> {
     (end.units != 0 && check == u32_at(bytes, SEAL_OFFSET + 8)).then_some(end)
 }
 
-/// The mark of a segment of this salt, from the header of its ack file.
+/// The mark of a segment with this salt, from the header of its ack file.
 pub(crate) fn decode_mark(salt: u64, bytes: &[u8]) -> Option<Mark> {
     let bytes: &[u8; FILE_HEADER_BYTES] = bytes.first_chunk()?;
     Mark::decode(salt, u64_at(bytes, MARK_OFFSET))

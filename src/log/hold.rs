@@ -1,4 +1,4 @@
-//! What keeps a segment alive for the claimed records in it.
+//! A hold keeps a segment alive for the claimed records in it.
 
 #![allow(unsafe_code)]
 use std::ptr::NonNull;
@@ -7,17 +7,17 @@ use std::sync::Arc;
 use super::pinned::Pinned;
 use super::segment::{Maps, Segment};
 
-/// What keeps the segment of a run or a lease alive: the records themselves, being not done, so
-/// that the segment is not complete; or a share, for leases of which a record can have two (lease
-/// timeouts).
+/// Keeps the segment of a run or a lease alive. Either the records themselves do, because they are
+/// not done, so that the segment is not complete; or a share of the mappings does, for queues in
+/// which a record can have two leases (lease timeouts).
 ///
-/// One word, as leases go through the deques one by one: the address of the [`Segment`], or that
-/// of a [`Pinned`] that an `Arc` owns, with the lowest bit set.
+/// It is one word, because leases go through the deques one by one: the address of the [`Segment`],
+/// or that of a [`Pinned`] owned by an `Arc`, with the lowest bit set.
 pub(super) struct Hold(NonNull<()>);
 
 const _: () = assert!(align_of::<Segment>() > 1 && align_of::<Pinned>() > 1);
 
-/// A [`Hold`], looked at.
+/// A decoded [`Hold`].
 pub(super) enum Held<'a> {
     NotDone(&'a Segment),
     Counted(&'a Pinned),
@@ -31,7 +31,7 @@ impl Hold {
 
     pub(super) fn counted(pinned: Arc<Pinned>) -> Self {
         let pointer = Arc::into_raw(pinned).cast_mut().cast::<()>();
-        // SAFETY: an Arc's pointer is not null, and setting a bit does not make it so.
+        // SAFETY: an Arc's pointer is not null, and setting a bit does not make it null.
         Self(unsafe { NonNull::new_unchecked(pointer.map_addr(|address| address | 1)) })
     }
 
@@ -45,11 +45,11 @@ impl Hold {
     #[inline]
     pub(super) fn get(&self) -> Held<'_> {
         match self.pinned() {
-            // SAFETY: a record that this is held for is not done as long as its only lease, or the
-            // run before that, exists: `ack` consumes it. So the segment is not complete, and its
+            // SAFETY: a record that this is held for is not done while its only lease, or the run
+            // before that, exists: `ack` consumes it. So the segment is not complete, and its
             // stripe holds a reference to it.
             None => Held::NotDone(unsafe { self.0.cast::<Segment>().as_ref() }),
-            // SAFETY: from `Arc::into_raw`, and that Arc is given back in `drop` only.
+            // SAFETY: it comes from `Arc::into_raw`, and that Arc is given back in `drop` only.
             Some(pinned) => Held::Counted(unsafe { &*pinned }),
         }
     }
@@ -65,8 +65,8 @@ impl Hold {
     #[inline]
     pub(super) fn maps(&self) -> &Maps {
         match self.get() {
-            // SAFETY: the record is claimed and not done, see `get`, so the segment is neither waiting
-            // nor complete.
+            // SAFETY: the record is claimed and not done, see `get`, so the segment is neither
+            // waiting nor complete.
             Held::NotDone(segment) => unsafe { segment.maps_in_use() },
             Held::Counted(pinned) => pinned.maps(),
         }
@@ -77,7 +77,8 @@ impl Clone for Hold {
     #[inline]
     fn clone(&self) -> Self {
         if let Some(pinned) = self.pinned() {
-            // SAFETY: from `Arc::into_raw`, and alive, as `self` owns one of its counts.
+            // SAFETY: it comes from `Arc::into_raw`, and is alive, as `self` owns one of its
+            // counts.
             unsafe { Arc::increment_strong_count(pinned) };
         }
         Self(self.0)
@@ -88,14 +89,14 @@ impl Drop for Hold {
     #[inline]
     fn drop(&mut self) {
         if let Some(pinned) = self.pinned() {
-            // SAFETY: from `Arc::into_raw`; each hold owns one count.
+            // SAFETY: it comes from `Arc::into_raw`; each hold owns one count.
             drop(unsafe { Arc::from_raw(pinned) });
         }
     }
 }
 
-// SAFETY: it stands for a `&Segment` or an `Arc<Pinned>`, which are both Send and Sync; what keeps
-// them alive does not depend on the thread.
+// SAFETY: a hold stands for a `&Segment` or an `Arc<Pinned>`, which are both Send and Sync; what
+// keeps them alive does not depend on the thread.
 unsafe impl Send for Hold {}
 // SAFETY: as for Send.
 unsafe impl Sync for Hold {}

@@ -1,4 +1,4 @@
-//! Leases: the right to deliver one record, and what can be said and asked of the job.
+//! Leases: the right to deliver one record, and the operations on its job.
 
 use super::ack::Deliveries;
 use super::hold::{Held, Hold};
@@ -8,33 +8,33 @@ use super::segment::{Maps, Segment};
 use super::tail::Position;
 use crate::Sequence;
 
-/// The right to deliver one record and to say what became of it.
+/// The right to deliver one record and to record the outcome.
 ///
-/// A record has at most one lease that is not counted. Losing a lease loses no job: the record
-/// stays not done and is found again at the next open.
+/// A record has at most one lease, unless leases are counted. Losing a lease loses no job: the
+/// record stays not done and is found again at the next open.
 #[must_use]
 pub(crate) struct Lease {
     hold: Hold,
-    /// The record's position, packed, and [`BARE`]: two words are all there is to move.
+    /// The record's position, packed, with [`BARE`] and [`SUSPECT`]; so a lease is only two words.
     place: u64,
 }
 
-/// Set in a lease's place if its segment was made since the open and its record has no metadata. No
-/// units reach this bit, and unpacking a position passes over it.
+/// Set in a lease's place if its segment was created since the open and its record has no metadata.
+/// No units reach this bit, and unpacking a position ignores it.
 const BARE: u64 = 1 << 37;
-/// Set in a lease's place if a handler had the job when a process died, and its delivery has not timed out
-/// since. As unlikely to be reached as [`BARE`].
+/// Set in a lease's place if a handler had the job when a process died, and its delivery has not
+/// timed out since. As unlikely to be reached as [`BARE`].
 const SUSPECT: u64 = 1 << 36;
 
-// Deques and timers hold many.
+// Deques and timers hold many leases.
 const _: () = assert!(size_of::<Lease>() == 16);
 
-/// What an ack did.
+/// The effect of an ack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Acked {
     /// This ack, and no other, completed the job.
     pub(crate) first: bool,
-    /// The segment has no job left that is not done.
+    /// All jobs of the segment are done.
     pub(crate) segment_complete: bool,
 }
 
@@ -53,7 +53,7 @@ impl Lease {
         self.place & BARE != 0
     }
 
-    /// Whether it is to be delivered while no other suspect is.
+    /// Whether it must not be delivered while another suspect is.
     #[inline]
     pub(crate) fn is_suspect(&self) -> bool {
         self.place & SUSPECT != 0
@@ -64,7 +64,7 @@ impl Lease {
         self
     }
 
-    /// Makes it one like others, once a handler has it. Returns whether it was a suspect.
+    /// Clears the suspect bit once a handler has the job. Returns whether it was set.
     pub(crate) fn take_suspicion(&mut self) -> bool {
         let was_suspect = self.is_suspect();
         self.place &= !SUSPECT;
@@ -96,12 +96,12 @@ impl Lease {
         self.segment().sequence(self.index())
     }
 
-    /// Whether its segment [owes](Segment::owes_nothing) settlements.
+    /// Whether its segment still [owes](Segment::owes_nothing) settlements.
     pub(crate) fn owes(&self) -> bool {
         !self.segment().owes_nothing()
     }
 
-    /// Base of the segment it is in.
+    /// The base of the lease's segment.
     pub(crate) fn segment_base(&self) -> Sequence {
         self.segment().base()
     }
@@ -128,7 +128,7 @@ impl Lease {
         records.content(units, usize::from(meta_len), len)
     }
 
-    /// Notes that a handler has the job, before it does.
+    /// Records that a handler has the job, before the handler gets it.
     #[inline]
     pub(crate) fn begin_delivery(&self) -> Deliveries {
         let begun = self.maps().acks.begin_delivery(self.index());
@@ -136,12 +136,13 @@ impl Lease {
         begun
     }
 
-    /// Notes that no handler has the job any more, though it is not done.
+    /// Records that no handler has the job any more, though it is not done.
     pub(crate) fn end_delivery(&self) {
         self.update_deliveries(Deliveries::ended);
     }
 
-    /// Counts a failed attempt at the job, whose handler may be at it still (lease timeouts).
+    /// Counts a failed attempt at the job. With `is_running`, a handler may still have the job
+    /// (lease timeouts).
     pub(crate) fn count_failure(&self, is_running: bool) {
         self.update_deliveries(|deliveries| match is_running {
             true => deliveries.failed_once(),
@@ -160,7 +161,7 @@ impl Lease {
     }
 
     /// Whether another lease of the same record has marked it done; only counted leases can have
-    /// another.
+    /// another one.
     pub(crate) fn is_done(&self) -> bool {
         match self.hold.get() {
             Held::NotDone(_) => false,
@@ -186,7 +187,7 @@ impl Lease {
             Held::NotDone(segment) => {
                 let filled = self.maps().acks.set_once(self.index());
                 // If the word is not full, another acker may complete and retire the segment from
-                // here on. If it is, the segment cannot be complete before it is counted.
+                // here on. If it is full, the segment cannot be complete before that is counted.
                 Acked {
                     first: true,
                     segment_complete: filled && segment.count_full_word(),
@@ -207,7 +208,7 @@ impl Lease {
 }
 
 impl Lease {
-    /// The id of the job, which a move to another place in the log does not change.
+    /// The id of the job, which stays the same when the job is moved in the log.
     #[inline]
     pub(crate) fn job(&self) -> Sequence {
         if self.has_meta() {
@@ -226,12 +227,12 @@ impl Lease {
         Meta::decode(self.record().meta())
     }
 
-    /// Whether the record settles another one, and that is not known to be settled.
+    /// Whether the record settles another one, and that is not known to be durable.
     pub(crate) fn may_not_be_durable_yet(&self) -> bool {
         self.has_meta() && self.meta().settles.is_some() && self.owes()
     }
 
-    /// Failed attempts at the job, those at the records that it was moved from included.
+    /// Failed attempts at the job, including those at the records that it was moved from.
     pub(crate) fn failed(&self) -> u32 {
         let failed = self.deliveries().failed().into();
         match self.has_meta() {

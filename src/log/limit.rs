@@ -1,10 +1,10 @@
-//! The limit of a stripe's sequences: an empty file whose name says below which number all are
-//! that were ever given out.
+//! The sequence limit of a stripe: an empty file whose name is an upper bound of all sequences that
+//! were ever given out.
 //!
-//! Segments come and go without their names being flushed one by one, so the names that a power
-//! cut leaves do not say how far the log had come; and a sequence that is given out twice would
-//! name two jobs. So the limit is raised, durably, before a segment reaches past it, many segments
-//! at a time; and an open goes on from it.
+//! Segments are created and removed without a flush for each name, so the names that a power cut
+//! leaves do not tell how far the log had come, and a sequence given out twice would name two jobs.
+//! So the limit is raised, durably, before a segment reaches past it, by many segments at a time,
+//! and an open continues from it.
 
 use super::names::Names;
 use crate::Sequence;
@@ -13,8 +13,8 @@ use crate::storage::{Entry, StorageError};
 
 const SUFFIX: &str = ".limit";
 
-/// Segments that a raise of the limit has room for. Of 2^56 sequences, that leaves at least 2^25
-/// opens with the largest segments, and 2^32 with the default ones.
+/// How many segments each raise of the limit has room for. With 2^56 sequences, that allows at
+/// least 2^25 opens with the largest segments, and 2^32 with the default ones.
 const SEGMENTS_PER_RAISE: u64 = 64;
 
 /// The limit in force.
@@ -33,7 +33,7 @@ impl SequenceLimit {
         self.0
     }
 
-    /// Makes sure that the limit is durably above or at the end of a segment with this base.
+    /// Makes sure that the limit is durably at or above the end of a segment with this base.
     pub(super) fn raise_above(
         &mut self,
         names: &Names,
@@ -55,7 +55,7 @@ impl SequenceLimit {
         names.flush().map_err(|error| error.retold())?;
         let old = entry_of(names, self.0);
         self.0 = raised;
-        // One that stays is lower, and does no harm.
+        // A file that stays has a lower limit, and does no harm.
         if let Err(error) = old.remove() {
             event!(debug, %error, "an old limit stays");
         }
@@ -91,7 +91,7 @@ mod tests {
         let last = origin.plus_wide(10 * (SEGMENTS_PER_RAISE - 1));
         limit.raise_above(&names, last, 10).unwrap();
         assert_eq!(limit.sequence(), raised);
-        // One that a crash left, and names that are none of its own.
+        // A limit file that a crash left, and names that are not limits.
         for name in ["00000000000000000009.limit", "9.limit", "x.limit"] {
             std::fs::write(dir.path().join(name), b"").unwrap();
         }
@@ -108,7 +108,7 @@ mod tests {
         let fault = faults::fail_flushes(dir.path());
         assert!(limit.raise_above(&names, origin, 1).is_err());
         drop(fault);
-        // That the flush would succeed now proves nothing.
+        // A flush that succeeds after this proves nothing.
         assert!(limit.raise_above(&names, origin, 1).is_err());
         assert_eq!(limit.sequence(), origin);
         let reopened = Names::at(dir.path());

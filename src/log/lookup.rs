@@ -1,5 +1,5 @@
-//! Looking into a log beside its flow: segment by segment, or by the sequence of a record. What is not
-//! mapped is mapped for that long.
+//! Lookups in a log outside of claiming: segment by segment, or by the sequence of a record.
+//! Segments that are not mapped are mapped for the duration of the lookup.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ impl Log {
         }))
     }
 
-    /// The segments, oldest first, each scanned, and mapped when its turn comes.
+    /// The segments, oldest first. Each is mapped and scanned when the iterator reaches it.
     #[cfg(test)]
     pub(crate) fn pins(&self) -> impl Iterator<Item = Result<Pinned, Arc<StorageError>>> {
         let mut after = None;
@@ -33,7 +33,8 @@ impl Log {
         self.segments.read().back().map(|last| last.base())
     }
 
-    /// The first segment behind `after`, which is moved on to it; None if there is none up to `last`.
+    /// The first segment behind `after`, which is then set to it; None if there is none up to
+    /// `last`.
     pub(crate) fn next_pin(
         &self,
         after: &mut Option<Sequence>,
@@ -45,7 +46,7 @@ impl Log {
                 return None;
             }
             *after = Some(segment.base());
-            // One that is gone is passed over.
+            // A segment that is gone is skipped.
             if let Some(pinned) = self.pin_scanned(&segment).transpose() {
                 return Some(pinned);
             }
@@ -59,7 +60,7 @@ impl Log {
         segments.get(at).cloned()
     }
 
-    /// The segment that a sequence lies in, scanned.
+    /// The segment that contains a sequence, scanned.
     pub(crate) fn pin_containing(
         &self,
         sequence: Sequence,
@@ -88,7 +89,7 @@ impl Log {
         segments.get(after.checked_sub(1)?).cloned()
     }
 
-    /// What was damaged in segments scanned since the queue was opened.
+    /// The damage found in segments scanned since the queue was opened.
     pub(crate) fn damage(&self) -> Vec<Quarantined> {
         self.damage.lock().clone()
     }
@@ -97,7 +98,7 @@ impl Log {
         self.damage.lock().len() as u64
     }
 
-    /// Marks a record done of which no lease can exist: before any claim, or in a log that is not
+    /// Marks a record done that can have no lease: before any claim, or in a log that is not
     /// claimed from. Returns whether it was found and not done.
     pub(crate) fn mark_done(&self, sequence: Sequence) -> Result<bool, Arc<StorageError>> {
         let Some(segment) = self.segment_containing(sequence) else {
@@ -106,7 +107,7 @@ impl Log {
         let Some(pinned) = segment.look().map_err(Arc::new)? else {
             return Ok(false);
         };
-        // Nobody puts it to rest meanwhile.
+        // With `step` locked, no other thread puts the segment to rest in the meantime.
         let _step = self.step.lock();
         self.segments.write().wake(&segment);
         let index = sequence.offset_from(segment.base());
@@ -120,7 +121,7 @@ impl Log {
         Ok(marked.is_some())
     }
 
-    /// Whether nobody makes a segment ready, or keeps segments as they are.
+    /// Whether no thread is making a segment ready or keeping segments as they are.
     #[cfg(test)]
     pub(crate) fn is_step_free(&self) -> bool {
         self.step.try_lock().is_some()
@@ -131,10 +132,11 @@ impl Log {
         record.stripe() == self.origin.stripe()
     }
 
-    /// Marks records done, durably, that records found at open settle. Returns how many were not.
+    /// Marks records done, durably, that are named by records found at open. Returns how many were
+    /// not done before.
     ///
-    /// Also those that are marked are flushed: a process that died in between leaves a mark that only
-    /// the page cache has. Of a segment that is gone, its removal is made durable.
+    /// Records that are already marked are flushed too: a process that died in between leaves a
+    /// mark that only the page cache has. If a segment is gone, its removal is made durable.
     pub(crate) fn settle(&self, records: &[Sequence]) -> Result<u64, Arc<StorageError>> {
         let mut marked = 0;
         let mut segments = BTreeMap::new();

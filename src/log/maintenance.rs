@@ -1,9 +1,9 @@
-//! The maintenance of a stripe's log: flushing, sealing, retiring, closing. Most of it is the
-//! maintenance thread's; a producer that finds the disk full retires too.
+//! Maintenance of a stripe's log: flushing, sealing, retiring, closing. The maintenance thread does
+//! most of it; a producer that finds the disk full retires segments too.
 //!
-//! The order of removal is what a power cut must not turn round: a segment's ack file says durably that
-//! all is done before the segment goes, or it would look lost; and the segment's removal is durable
-//! before its ack file goes, or its jobs would come back.
+//! A power cut must not reverse the order of removal. A segment's ack file says durably that all
+//! jobs are done before the segment is removed; otherwise the segment would look lost. And the
+//! segment's removal is durable before its ack file is removed; otherwise its jobs would come back.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,44 +20,44 @@ use crate::events::event;
 use crate::storage::mappings;
 use crate::storage::{Entry, StorageError};
 
-/// For how long a segment is full before it is sealed. Consumers that keep up will have it
-/// complete long before, and then it never costs disk bandwidth.
+/// How long a segment is full before it is sealed. If consumers keep up, it is complete long before
+/// that, and costs no disk bandwidth.
 const SEAL_DELAY: Duration = Duration::from_millis(200);
 
-/// What was retired and may still be read by someone, and the ack files that go later.
+/// Retired segments that may still be read, and ack files that are removed later.
 #[derive(Default)]
 pub(super) struct Graveyard {
-    /// Files that hold nothing: found by the open, or not removed yet for an error.
+    /// Files without contents: found at open, or not removed yet because of an error.
     leftovers: Vec<Paths>,
     retired: Vec<Retired>,
     /// Ack files whose segment's removal is not durable yet, or that could not be removed.
     ack_files: Vec<Entry>,
-    /// Names were removed or changed since the directory was last flushed.
+    /// Whether names were removed or changed since the directory was last flushed.
     unflushed_names: bool,
 }
 
-/// Mappings that go when nobody reads them any more.
+/// Mappings that are dropped when they are no longer read.
 struct Retired {
     maps: Option<Arc<Maps>>,
     fate: Fate,
 }
 
-/// What becomes of the files of a retired segment.
+/// What happens to the files of a retired segment.
 enum Fate {
-    /// Nothing: they have no names any more.
+    /// They are only unmapped; their names are gone.
     Unmap,
-    /// They give back their space and keep their names.
+    /// Their space is freed, and they keep their names.
     Empty(Arc<Segment>),
-    /// They have these names now and are used again; the records end here.
+    /// They have been renamed to these paths and are reused; the records end at this position.
     Recycle(Position, Paths),
 }
 
 impl Graveyard {
-    /// Unmaps what nobody reads any more, and returns what can be used again.
+    /// Unmaps retired segments that are no longer read, and returns those that can be reused.
     fn sweep(&mut self, poison: &Poison) -> Vec<Spare> {
         let mut spares = Vec::new();
         for Retired { maps, fate } in std::mem::take(&mut self.retired) {
-            // Whoever holds a share got it before `retire`; no further shares can be made.
+            // Every share was taken before `retire`; no further ones can be made.
             let maps = match maps.map(Arc::try_unwrap).transpose() {
                 Ok(maps) => maps,
                 Err(maps) => {
@@ -74,7 +74,7 @@ impl Graveyard {
                     drop(maps);
                     if let Err(error) = segment.paths().empty().map_err(Arc::new) {
                         poison.note(&error);
-                        // Another flush of one that failed would prove nothing.
+                        // After a failed flush, another one would prove nothing.
                         if !error.is_failed_flush() {
                             let fate = Fate::Empty(segment);
                             self.retired.push(Retired { maps: None, fate });
@@ -88,25 +88,26 @@ impl Graveyard {
         spares
     }
 
-    /// How many of the retired will be spares.
+    /// How many of the retired segments will become spares.
     pub(super) fn future_spares(&self) -> usize {
         let is_spare = |retired: &&Retired| matches!(retired.fate, Fate::Recycle(..));
         self.retired.iter().filter(is_spare).count()
     }
 
-    /// Makes the removal and change of names durable.
+    /// Makes removed and changed names durable.
     fn flush_names(&mut self, names: &Names) -> Result<(), StorageError> {
         names.flush().map_err(|error| error.retold())?;
         self.unflushed_names = false;
         Ok(())
     }
 
-    /// Has files that hold nothing removed by the first turn of maintenance, for the open not to wait.
+    /// Leaves the removal of empty files to the first turn of maintenance, so that the open does
+    /// not wait for it.
     pub(super) fn leave(&mut self, leftovers: Vec<Paths>) {
         self.leftovers.extend(leftovers);
     }
 
-    /// Removes files that hold nothing; their ack files are left to
+    /// Removes files without contents; their ack files are left to
     /// [`remove_ack_files`](Self::remove_ack_files).
     pub(super) fn remove(&mut self, leftovers: Vec<Paths>) {
         for paths in leftovers {
@@ -144,8 +145,8 @@ impl Log {
     pub(crate) fn flush(&self, acks_too: bool) -> Result<(), Arc<StorageError>> {
         self.flush_segments(acks_too)?;
         if acks_too {
-            // Acks in segments that are gone are durable when their removal is. Whoever is at it
-            // is waited for.
+            // Acks in removed segments are durable when the removal is. This waits for a removal in
+            // progress.
             let mut graveyard = self.maintenance.lock();
             if graveyard.unflushed_names {
                 graveyard.flush_names(&self.names).map_err(Arc::new)?;
@@ -154,7 +155,7 @@ impl Log {
         Ok(())
     }
 
-    /// As [`flush`](Self::flush), of the segments that are there.
+    /// Like [`flush`](Self::flush), for the existing segments.
     fn flush_segments(&self, acks_too: bool) -> Result<(), Arc<StorageError>> {
         // Relaxed: a hint, which orders nothing.
         self.flush_asked.store(true, Ordering::Relaxed);
@@ -168,8 +169,8 @@ impl Log {
         Ok(())
     }
 
-    /// If flushes are asked for, flushes the prepared segment, so that the first one that somebody
-    /// waits for need not write all its zeros, nor the names.
+    /// If flushes are being requested, flushes the prepared segment, so that the first flush that a
+    /// caller waits for need not write all its zeros and its names.
     pub(crate) fn flush_ahead(&self) -> Result<(), Arc<StorageError>> {
         let prepared = self.next.lock().prepared.clone();
         match prepared {
@@ -182,7 +183,7 @@ impl Log {
         }
     }
 
-    /// Closes the log for ever: no record can be appended any more.
+    /// Closes the log for good: no record can be appended any more.
     pub(crate) fn close(&self) {
         let mut next = self.next.lock();
         if next.closed {
@@ -190,7 +191,7 @@ impl Log {
         }
         next.closed = true;
         if let Some(prepared) = next.prepared.take() {
-            // It holds nothing. What stays of it, the next open removes.
+            // It is empty. If a file of it stays, the next open removes it.
             let _ = prepared.paths().segment.remove();
             let _ = prepared.paths().ack.remove();
             self.config.budget.give_back(self.config.segment_size);
@@ -207,8 +208,8 @@ impl Log {
         }
     }
 
-    /// Notes that no handler has a job any more, for a queue that is closed while some do: what
-    /// becomes of these is no crash. What an earlier process left is not touched.
+    /// Clears the running bits of all jobs, for a queue that is closed while handlers have some:
+    /// however those end, that is not a crash. Marks of an earlier process are not changed.
     pub(crate) fn end_deliveries(&self) {
         let segments: Vec<_> = self.segments.read().awake().cloned().collect();
         for segment in segments {
@@ -228,9 +229,9 @@ impl Log {
 
     /// Seals full segments, oldest first.
     ///
-    /// With `all`, every one of them; after [`close`](Self::close) that is all there are.
-    /// Otherwise those that have been full for a while, and the result says when the next one
-    /// will have been. After a failed flush, none.
+    /// With `all`, it seals every one of them; after [`close`](Self::close) that is all there are.
+    /// Otherwise it seals those that have been full for a while, and returns when the next one will
+    /// have been. After a failed flush, it seals none.
     pub(crate) fn seal(&self, all: bool) -> Result<Option<Duration>, Arc<StorageError>> {
         let _maintenance = self.maintenance.lock();
         let mut next = None;
@@ -255,8 +256,9 @@ impl Log {
         Ok(next)
     }
 
-    /// Puts those to rest that are sealed and wait to be claimed from, and unmaps what waits if there
-    /// are many mappings. While a consumer moves on or scans, nothing is done: a later turn does it.
+    /// Puts to rest the sealed segments that wait to be claimed from. If there are many mappings,
+    /// also unmaps the segments that wait. Does nothing while a consumer moves on or scans: a later
+    /// turn does it.
     fn put_to_rest(&self, awake: &[Arc<Segment>]) {
         let Some(_step) = self.step.try_lock() else {
             return;
@@ -276,7 +278,7 @@ impl Log {
         }
     }
 
-    /// Whether a segment that is full is kept by what it owes.
+    /// Whether a full segment is kept by settlements that it owes.
     pub(crate) fn has_unsettled(&self) -> bool {
         let segments = self.segments.read();
         let mut full = segments
@@ -285,9 +287,9 @@ impl Log {
         full.any(|segment| !segment.owes_nothing())
     }
 
-    /// Retires complete segments: deletes their files or keeps them to be used again, and unmaps
-    /// those retired earlier that nobody reads any more. Returns whether there was one. After a failed
-    /// flush, does nothing.
+    /// Retires complete segments: removes their files or keeps them for reuse. Also unmaps segments
+    /// retired earlier that are no longer read. Returns whether a segment was retired. Does nothing
+    /// after a failed flush.
     pub(crate) fn reclaim(&self) -> Result<bool, StorageError> {
         self.reclaim_into(&mut self.maintenance.lock())
     }
@@ -305,7 +307,7 @@ impl Log {
         for segment in due {
             if !self.config.poison.is_set() {
                 if let Err(error) = segment.finish(false) {
-                    // It stays, and is found again, complete, by the next open.
+                    // The segment stays, and the next open finds that it is complete.
                     result = Err(error.retold());
                     break;
                 }
@@ -319,7 +321,7 @@ impl Log {
                 } else {
                     self.retire_to_remove(&segment, graveyard)
                 };
-                // A file that stays is found again, complete, by the next open.
+                // If a file stays, the next open finds that the segment is complete.
                 result = result.and(retired);
             }
         }
@@ -337,7 +339,7 @@ impl Log {
         result.map(|()| freed)
     }
 
-    /// Whether the files of a segment that is not in use any more are to be kept.
+    /// Whether to keep the files of a segment that is no longer in use.
     fn needs_spare(&self, graveyard: &Graveyard) -> bool {
         let next = self.next.lock();
         let in_use = self.segments.read().len();
@@ -360,9 +362,9 @@ impl Log {
         }
         graveyard.unflushed_names = true;
         let (end, maps) = (segment.closed(), segment.retire());
-        // Asked now that no further flush can begin. If some of it is relied on, its acks stay
-        // what they are until its name is gone for good: a power cut must not bring back its jobs
-        // without them.
+        // Asked at a point where no further flush can begin. If a record of the segment is relied
+        // on, its acks are not touched until its name is durably gone: a power cut must not bring
+        // back its jobs without their acks.
         let renamed = if segment.was_flushed() {
             graveyard.flush_names(&self.names)
         } else {
@@ -371,7 +373,7 @@ impl Log {
         let renamed = renamed.and_then(|()| segment.paths().ack.rename(&waiting.ack));
         let fate = match (&renamed, end) {
             (Ok(()), Some(end)) if maps.is_some() => Fate::Recycle(end, waiting),
-            // What is there, the next open removes.
+            // The next open removes the files.
             (Err(_), _) if self.config.poison.is_set() => Fate::Unmap,
             _ => {
                 self.config.budget.give_back(self.config.segment_size);
@@ -392,7 +394,7 @@ impl Log {
         let removed = segment.paths().segment.remove();
         let kept = match &removed {
             Ok(()) => Ok(()),
-            // It cannot be flushed from here on.
+            // The segment cannot be flushed from here on.
             Err(_) => segment.finish(true).map_err(|error| error.retold()),
         };
         if !segment.is_retired() {
@@ -410,7 +412,7 @@ impl Log {
         Ok(())
     }
 
-    /// After how long [`reclaim`](Self::reclaim) may have spares to give back.
+    /// When [`reclaim`](Self::reclaim) may have spares to give back.
     pub(crate) fn look_again(&self) -> Option<Duration> {
         let next = self.next.lock();
         if next.spares.is_empty() {
@@ -420,7 +422,7 @@ impl Log {
         next.pool.look_again(size)
     }
 
-    /// Makes spares the next segments, and gives back the space of those that are too many.
+    /// Makes the next segments of spares, and frees the space of those that are not needed.
     pub(super) fn take_in(&self, spares: Vec<Spare>) {
         let mut next = self.next.lock();
         next.spares.extend(spares);
@@ -441,7 +443,7 @@ impl Log {
         }
     }
 
-    /// Takes a segment out of the list, into the counts of what is gone.
+    /// Takes a segment out of the list and adds it to the counts of removed ones.
     fn take_out(&self, gone: &Segment) {
         let mut segments = self.segments.write();
         segments.remove(gone);
@@ -457,20 +459,21 @@ impl Log {
         );
     }
 
-    /// As [`reclaim`](Self::reclaim), for a log that is [closed](Self::close): with its last segment,
-    /// for the next open not to look through it. Returns the flush that has failed, if one has.
+    /// Like [`reclaim`](Self::reclaim), for a log that is [closed](Self::close). Includes the last
+    /// segment, so that the next open need not search it. Returns the flush that has failed, if one
+    /// has.
     pub(crate) fn reclaim_all(&self) -> Result<(), Arc<StorageError>> {
         let mut graveyard = self.maintenance.lock();
         self.make_room(&mut graveyard, true).map_err(Arc::new)?;
-        // Of what was emptied, too.
+        // Includes a failed flush of an emptied segment.
         self.config
             .poison
             .get()
             .map_or(Ok(()), |error| Err(Arc::clone(error)))
     }
 
-    /// As [`reclaim`](Self::reclaim). `with_active`: if the active segment is full and complete
-    /// its files give back their space too, and only their names stay.
+    /// Like [`reclaim`](Self::reclaim). With `with_active`, if the active segment is full and
+    /// complete, its files are emptied too and keep only their names.
     pub(super) fn make_room(
         &self,
         graveyard: &mut Graveyard,
@@ -482,7 +485,7 @@ impl Log {
             return Ok(());
         }
         if !active.is_retired() {
-            // It is emptied when nobody reads it any more, and cannot be flushed from here on.
+            // It is emptied when it is no longer read, and cannot be flushed from here on.
             active.finish(true).map_err(|error| error.retold())?;
             let maps = active.retire();
             self.config.budget.give_back(self.config.segment_size);

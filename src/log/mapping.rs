@@ -1,7 +1,7 @@
-//! Whether the files of a segment are mapped: for use, for somebody who looks at them, or not.
+//! Whether a segment's files are mapped: for use, for a lookup, or not at all.
 //!
-//! At most one pair of mappings of a segment is handed out at a time, so that whoever retires it
-//! knows of all that are there.
+//! At most one pair of mappings of a segment exists at a time, so that `retire` knows of all of
+//! them.
 
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
@@ -16,17 +16,17 @@ use crate::storage::mappings::Purpose;
 
 /// The mappings of a segment.
 pub(super) struct Mapping {
-    /// Those that are there to be used.
+    /// The mappings for use.
     used: ArcSwapOption<Maps>,
-    /// What is in `used`, for those who may follow it without a share.
+    /// The pointer in `used`, for callers that may follow it without a share.
     raw: AtomicPtr<Maps>,
-    /// Those that somebody had a share of last.
+    /// The mappings that were last shared.
     shared: Mutex<Weak<Maps>>,
     retired: AtomicBool,
 }
 
 impl Mapping {
-    /// Without maps, as if retired.
+    /// Without mappings, as if retired.
     pub(super) fn retired() -> Self {
         let mapping = Self::absent();
         mapping.retired.store(true, Ordering::Relaxed);
@@ -49,21 +49,21 @@ impl Mapping {
         mapping
     }
 
-    /// A share of the mappings that are there to be used.
+    /// A share of the mappings for use.
     pub(super) fn used(&self) -> Option<Arc<Maps>> {
         self.used.load_full()
     }
 
     pub(super) fn is_used(&self) -> bool {
-        // Relaxed: whoever must know holds the lock, or asks again.
+        // Relaxed: a caller that needs certainty holds the lock, or asks again.
         !self.raw.load(Ordering::Relaxed).is_null()
     }
 
-    /// The mappings that are there to be used; see `segment.rs` for who may follow it.
+    /// The mappings for use; see `segment.rs` for who may follow the pointer.
     #[inline(always)]
     pub(super) fn raw(&self) -> *const Maps {
-        // Relaxed: the holder of a reservation or of a claim came by it after `put`, which
-        // published the segment or, through `used`, its mappings.
+        // Relaxed: the holder of a reservation or of a claim got it after `put`, which published
+        // the segment or, through `used`, its mappings.
         self.raw.load(Ordering::Relaxed)
     }
 
@@ -76,7 +76,7 @@ impl Mapping {
         self.used().or_else(|| self.shared.lock().upgrade())
     }
 
-    /// A share of the mappings, made by `open` if there are none; None once retired.
+    /// A share of the mappings, which `open` makes if there are none; None once retired.
     pub(super) fn look(
         &self,
         open: impl FnOnce(Purpose) -> Result<Maps, StorageError>,
@@ -96,8 +96,8 @@ impl Mapping {
         Ok(Some(maps))
     }
 
-    /// Has the segment mapped from now on, unless it is retired: made by `open`, if nobody looks at it,
-    /// and made ready to be used.
+    /// Maps the segment for use from now on, unless it is retired. `open` makes the mappings if
+    /// there are none, and `make_ready` prepares them.
     pub(super) fn begin_use(
         &self,
         open: impl FnOnce(Purpose) -> Result<Maps, StorageError>,
@@ -122,7 +122,7 @@ impl Mapping {
         self.used.store(Some(maps));
     }
 
-    /// Unmaps the segment as soon as nobody has a share of the mappings any more.
+    /// Unmaps the segment as soon as no share of the mappings is left.
     pub(super) fn end_use(&self) {
         let mut shared = self.shared.lock();
         if let Some(maps) = self.take() {
@@ -130,7 +130,7 @@ impl Mapping {
         }
     }
 
-    /// Gives the mappings up: no further shares can be made. Returns those that are there.
+    /// Gives the mappings up: no further shares can be made. Returns the existing ones.
     pub(super) fn retire(&self) -> Option<Arc<Maps>> {
         let shared = self.shared.lock();
         self.retired.store(true, Ordering::Release);

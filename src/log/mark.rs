@@ -1,54 +1,55 @@
-//! The mark of a segment, in the header of its ack file: what to think of it if the segment is gone,
-//! or empty, or cut off.
+//! The mark of a segment, in the header of its ack file: it tells recovery how to judge a segment
+//! that is missing, empty or truncated.
 //!
-//! A power cut may leave nothing of a segment that was never flushed, and nothing was promised then;
-//! a segment that is done is emptied or removed by ourselves. In any other case somebody else has
-//! lost it, and recovery reports that.
+//! A power cut may leave nothing of a segment that was never flushed, for which nothing was
+//! promised; and a segment whose jobs are all done is emptied or removed by this library. In any
+//! other case the segment was lost for another reason, and recovery reports that.
 //!
-//! A segment begins as [`Fresh`](Mark::Fresh). It becomes [`Relied`](Mark::Relied) when a flush of its
-//! records has succeeded, so that a mark on disk proves a record on disk; and
-//! [`Finished`](Mark::Finished), durably if it was relied on, before its file is emptied, renamed or
-//! removed.
+//! A segment begins as [`Fresh`](Mark::Fresh). It becomes [`Relied`](Mark::Relied) when a flush of
+//! its records has succeeded, so that a mark on disk proves a record on disk. It becomes
+//! [`Finished`](Mark::Finished) before its file is emptied, renamed or removed, durably if it was
+//! relied on.
 
 use std::fs;
 use std::sync::LazyLock;
 
-/// What a header says.
+/// The states of a mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mark {
-    /// It was made, or found at open, since the machine started, so files are what this process or
-    /// an earlier one left.
+    /// It was made, or found at open, since the machine started, so its files are as this process
+    /// or an earlier one left them.
     Fresh,
-    /// There is a record that is durable.
+    /// At least one record is durable.
     Relied,
     /// All of its jobs are done.
     Finished,
 }
 
 impl Mark {
-    /// The word of this mark in the header of an ack file of this salt.
+    /// The word that encodes this mark in the header of an ack file with this salt.
     pub(super) fn encode(self, salt: u64) -> u64 {
         let code = match self {
             Self::Relied => 1,
             Self::Finished => 2,
-            // Neither of the two.
+            // Differs from both codes above.
             Self::Fresh => boot() | 4,
         };
-        // The finalizer of SplitMix64 (Steele, Lea and Flood 2014): each step loses nothing.
+        // The finalizer of SplitMix64 (Steele, Lea and Flood 2014): each step is reversible.
         let mut word = salt ^ code;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         word ^ (word >> 31)
     }
 
-    /// None: it was made before the machine started and not relied on, or is not what was written.
+    /// Decodes a mark. None if the mark is fresh but from before the machine started, or if the
+    /// word is not valid.
     pub(super) fn decode(salt: u64, word: u64) -> Option<Self> {
         let marks = [Self::Fresh, Self::Relied, Self::Finished];
         marks.into_iter().find(|mark| mark.encode(salt) == word)
     }
 }
 
-/// Tells this start of the machine from every other one.
+/// A value that identifies this boot of the machine.
 fn boot() -> u64 {
     static BOOT: LazyLock<u64> =
         LazyLock::new(|| match fs::read("/proc/sys/kernel/random/boot_id") {
@@ -56,7 +57,7 @@ fn boot() -> u64 {
             Ok(id) => id.iter().fold(0, |folded: u64, &byte| {
                 folded.rotate_left(7).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(byte)
             }),
-            // Then no other process is taken to be of the same start.
+            // A random value, so that no other process seems to be from the same boot.
             Err(_) => fastrand::u64(..),
         });
     #[cfg(test)]
@@ -66,7 +67,7 @@ fn boot() -> u64 {
     *BOOT
 }
 
-/// Starts of the machine that there never were.
+/// Simulated boots of the machine.
 #[cfg(test)]
 pub(crate) mod pretended {
     use std::cell::Cell;
@@ -79,7 +80,7 @@ pub(crate) mod pretended {
         BOOT.get()
     }
 
-    /// Has the machine started anew, for what this thread does while the guard lives.
+    /// Makes this thread see a new boot of the machine while the guard lives.
     pub(crate) fn restart() -> Restarted {
         Restarted(BOOT.replace(Some(fastrand::u64(..))))
     }
@@ -118,7 +119,7 @@ mod tests {
     #[test]
     fn the_words_of_lasting_marks_are_pinned() {
         const SALT: u64 = 0x1122_3344_5566_7788;
-        // Computed from the definition by another program.
+        // Computed from the definition by a separate program.
         assert_eq!(Mark::Relied.encode(SALT), 0x4f65_34ca_da3d_2192);
         assert_eq!(Mark::Finished.encode(SALT), 0xb03a_2df2_9a12_9175);
     }

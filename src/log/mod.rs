@@ -1,11 +1,11 @@
-//! The log of one stripe: an ordered run of segments, of which the newest is appended to and the
-//! oldest are claimed from, retired and deleted.
+//! The log of one stripe: an ordered list of segments. The newest is appended to; the oldest are
+//! claimed from, retired and deleted.
 //!
-//! The dead letter log is one of these too. Producers find the active segment without a lock;
-//! locks guard the roll to the next segment, retirement, and a consumer's step to the next one.
+//! The dead letter log is one of these logs too. Producers find the active segment without a lock;
+//! locks guard the roll to the next segment, retirement, and a consumer's step to the next segment.
 //!
-//! Here: opening. Appending is in `append.rs`, claiming in `claiming.rs`, and what the maintenance thread does in
-//! `maintenance.rs`.
+//! This file opens logs. Appending is in `append.rs`, claiming in `claiming.rs`, and the work of
+//! the maintenance thread in `maintenance.rs`.
 
 pub(crate) mod ack;
 mod append;
@@ -70,13 +70,13 @@ use crate::lasting::Lasting;
 use crate::storage::{Directory, Entry, StorageError};
 use crate::{Sequence, Timestamp};
 
-/// Preparing a segment is put off this often after a roll, each time twice as long: in all about
-/// a quarter of a second.
+/// How often preparing a segment is put off after a roll, each time twice as long: about a quarter
+/// of a second in total.
 const MOST_PUT_OFF: u32 = 10;
 const SHORTEST_PUT_OFF: Duration = Duration::from_micros(128);
 
-/// For how long a roll without a segment in reserve waits for whoever may be making one: less than
-/// new files take.
+/// How long a roll without a reserve segment waits for another thread that may be making one: less
+/// than creating files takes.
 const SPARE_WAIT: Duration = Duration::from_millis(1);
 
 /// A record takes at most this fraction of a segment, so that rolling early wastes no more.
@@ -84,7 +84,7 @@ const RECORDS_PER_SEGMENT_AT_LEAST: u64 = 4;
 
 /// Longest reservation, of one record or of a batch.
 ///
-/// Keeps the sum of reservations that come too late far from what a packed tail can hold, see
+/// Keeps the sum of reservations that come too late far below what a packed tail can hold, see
 /// `tail.rs`.
 const MAX_RESERVATION_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -97,34 +97,35 @@ pub(crate) fn max_record_bytes(segment_size: u64) -> usize {
 /// Why there is no next segment.
 #[derive(Debug)]
 pub(crate) enum RollError {
-    /// `max_bytes`, of this many, is used up.
+    /// `max_bytes`, which has this value, is used up.
     OverBudget(u64),
     /// The log was closed.
     Closed,
     Storage(StorageError),
 }
 
-/// Told when there is something to do for the maintenance thread.
+/// Called when there is work for the maintenance thread.
 pub(crate) type Kick = Arc<dyn Fn() + Send + Sync>;
 
-/// What a queue's stripes have in common.
+/// The configuration that a queue's stripes have in common.
 #[derive(Clone)]
 pub(crate) struct LogConfig {
     pub(crate) segment_size: u64,
-    /// Whether an open makes the segment that is appended to, so that the first append need not.
+    /// Whether an open creates the segment to append to, so that the first append need not.
     pub(crate) starts_ready: bool,
-    /// Whether the queue is being created. An open of one that was there does without that segment if
-    /// the disk is full: its consumers can make room.
+    /// Whether the queue is being created. An open of an existing queue continues without that
+    /// segment if the disk is full: its consumers can make room.
     pub(crate) is_new: bool,
-    /// The directory of the queue, in which damaged bytes are set aside.
+    /// The directory of the queue, which the quarantine directory is in.
     pub(crate) queue: Arc<Directory>,
     pub(crate) budget: Arc<SpaceBudget>,
     pub(crate) poison: Arc<Poison>,
-    /// There is maintenance to do: a roll, or a complete segment.
+    /// Called when there is maintenance to do: a roll, or a complete segment.
     pub(crate) kick: Kick,
-    /// Those who sleep until there is something in the active segment, see `dispatch/sleep.rs`.
+    /// Consumers that sleep until there is something in the active segment, see
+    /// `dispatch/sleep.rs`.
     pub(crate) sleepers: Arc<EventCount>,
-    /// Told how many jobs that were not done a scan has found missing.
+    /// Called with the number of jobs that a scan found missing and that were not done.
     pub(crate) lost: Arc<dyn Fn(u64) + Send + Sync>,
 }
 
@@ -137,59 +138,59 @@ pub(crate) struct Log {
     active: ArcSwap<Segment>,
     /// The segment consumers claim from. Everything before it is claimed.
     claiming: ArcSwap<Segment>,
-    /// Held by whoever moves `claiming` on, or scans a segment.
+    /// Held to move `claiming` on, or to scan a segment.
     step: Mutex<()>,
-    /// If the segment that is to be claimed from could not be made ready.
+    /// Set if the segment to be claimed from could not be made ready.
     held_back: Mutex<Option<HeldBack>>,
-    /// What kept segments from being ready.
+    /// The errors that keep segments from being ready.
     failed_scans: Lasting,
-    /// A flush of what a scan set aside has failed.
+    /// Set if a flush of quarantined bytes has failed.
     failed_scan: OnceLock<Arc<StorageError>>,
     next: Mutex<Next>,
     /// The segment that was created at open, until it is warm.
     cold: Mutex<Option<Arc<Segment>>>,
-    /// A flush was asked for since the last one ahead of need.
+    /// Whether a flush was requested since the prepared segment was last flushed.
     flush_asked: AtomicBool,
-    /// Jobs of this stripe wait in the timer, or lately did.
+    /// Whether jobs of this stripe wait in the timer, or did recently.
     has_waiting: AtomicBool,
-    /// Held by whoever seals or retires.
+    /// Held to seal or retire.
     maintenance: Mutex<Graveyard>,
-    /// Jobs of segments that are gone, appended since the queue was opened.
+    /// Jobs in removed segments that were appended since the queue was opened.
     retired_appended: AtomicU64,
-    /// Jobs of segments that are gone, done since the queue was opened.
+    /// Jobs in removed segments that were done since the queue was opened.
     retired_done: AtomicU64,
-    /// Jobs that were not done and that a scan since the open found to be missing.
+    /// Jobs that were not done and that a scan since the open found missing.
     lost: AtomicU64,
     /// Damage found since the queue was opened.
     damage: Mutex<Vec<Quarantined>>,
 }
 
-/// The segment that the next roll takes.
+/// The state from which the next roll takes its segment.
 struct Next {
     base: Sequence,
-    /// Every sequence that was given out is below this one, durably so.
+    /// A durable upper bound of every sequence that was given out.
     limit: SequenceLimit,
     prepared: Option<Arc<Segment>>,
-    /// What further segments are made from, before any new file is.
+    /// Files from which further segments are made, before new ones are created.
     spares: Vec<Spare>,
-    /// A spare that is for compaction alone.
+    /// A spare that only compaction may use.
     reserved: Option<Spare>,
-    /// How many segments there should be, the spares included.
+    /// How many segments there should be, including spares.
     pool: Spares,
     /// How often preparing a segment was put off since the last roll.
     put_off: u32,
-    /// The log is closed, so there is no next segment.
+    /// Whether the log is closed, so that there is no next segment.
     closed: bool,
 }
 
 impl Next {
-    /// Segments that are ready or as good as ready.
+    /// Segments that are ready or nearly so.
     fn reserve(&self) -> usize {
         usize::from(self.prepared.is_some()) + self.spares.len()
     }
 
-    /// Takes back the base that was taken last and came to nothing, unless a file of its name has stayed:
-    /// on a full disk that is again and again, and sequences are used up.
+    /// Takes back the last base if it was not used in the end, unless a file of its name has
+    /// stayed: on a full disk this happens again and again, and would use up sequences.
     fn take_back(&mut self, base: Sequence, paths: &Paths) {
         let is_gone = |entry: &Entry| matches!(entry.kind(), Ok(None));
         if is_gone(&paths.segment) && is_gone(&paths.ack) {
@@ -199,10 +200,10 @@ impl Next {
 }
 
 impl Log {
-    /// Opens the log in a directory, whose own name is durable: recovers what is there, and starts a
-    /// new segment. Also returns the records that records in this log settle, the latter durable by
-    /// now, for the caller to [settle](Self::settle); nothing is sealed, retired or removed before
-    /// the caller asks for it.
+    /// Opens the log in a directory whose own name is durable: recovers its segments, and starts a
+    /// new one. Also returns the records that records in this log settle, for the caller to
+    /// [settle](Self::settle). The settling records are durable by then. Nothing is sealed, retired
+    /// or removed before the caller asks for it.
     pub(crate) fn open(
         directory: Directory,
         origin: Sequence,
@@ -233,7 +234,7 @@ impl Log {
         let size = config.segment_size;
         config.budget.end_expecting(log.files * size);
         config.budget.force(segments.len() as u64 * size);
-        // One that has jobs to deliver can do without room to enqueue.
+        // A log that has jobs to deliver can open without room to enqueue.
         let has_room = config.budget.take(size);
         let created = if !has_room && !segments.is_empty() {
             event!(warn, "opened at the limit of max_bytes");
@@ -242,7 +243,7 @@ impl Log {
             let empty = log.leftovers.iter().chain(&log.reported);
             match create_first(&names, &config, &mut next, empty) {
                 Ok(created) => Some(created),
-                // Consumers can go on, and make room, also in other stripes.
+                // Consumers can continue, and make room, also in other stripes.
                 Err(error) if error.is_full() && !config.is_new => {
                     event!(warn, %error, "opened without room for another segment");
                     None
@@ -258,15 +259,16 @@ impl Log {
             Some(_) | None => {}
         }
         segments.extend(created.clone());
-        // One that is full stands in: the first append looks for another. Consumers, where there
-        // are any, know the last one found to be the last.
+        // A full segment serves as the active one: the first append looks for another. Consumers,
+        // if there are any, know the last segment found as the last one.
         let active = match (&created, segments.back()) {
             (Some(created), _) => Arc::clone(created),
             (None, Some(last)) if config.starts_ready => Arc::clone(last),
             (None, _) => Segment::full(&names, next.base),
         };
         if config.starts_ready && segments.is_empty() {
-            // Consumers step from the one that stands in to the first real one, which comes after it.
+            // Consumers step from the placeholder to the first real segment, whose base must be
+            // higher.
             next.base = next.base.plus(segment::capacity_of(size));
         }
         let mut graveyard = Graveyard::default();
@@ -297,10 +299,10 @@ impl Log {
         Ok((stripe, log.settles))
     }
 
-    /// A file of a segment that is none of the log's any more.
+    /// A segment file that does not belong to the log any more.
     #[cfg(test)]
     pub(crate) fn stray_file(&self) -> Option<String> {
-        // Before what is known, so that what is made meanwhile is no stray.
+        // Listed before the known files, so that a file made in between is not taken for a stray.
         let names = self.names.directory().list().expect("listed");
         let next = self.next.lock();
         let segments = self.segments.read();
@@ -317,7 +319,7 @@ impl Log {
         names.into_iter().find(is_stray)
     }
 
-    /// Bytes of its segment files, and those that are counted of all stripes of the queue.
+    /// Bytes of its segment files, and those counted for all stripes of the queue.
     #[cfg(test)]
     pub(crate) fn space(&self) -> (u64, u64) {
         let graveyard = self.maintenance.lock();
@@ -330,7 +332,7 @@ impl Log {
         (has as u64 * size, self.config.budget.used())
     }
 
-    /// Whether a payload of this length can be appended without a step to another segment.
+    /// Whether a payload of this length fits the active segment.
     #[cfg(test)]
     pub(crate) fn has_room_for(&self, len: usize) -> bool {
         let active = self.active();
@@ -339,15 +341,15 @@ impl Log {
         active.closed().is_none() && end + needed < self.config.segment_size
     }
 
-    /// Has the pages of the segment that was created at open present, once. Returns whether that
-    /// was still to be done.
+    /// Prefaults the segment that was created at open, once. Returns whether that was still to be
+    /// done.
     pub(crate) fn warm_up(&self) -> bool {
         let Some(first) = self.cold.lock().take() else {
             return false;
         };
         if let Err(error) = first.warm_up() {
-            // A store to such a page would be a signal. One that is sealed meanwhile has no pages
-            // at its end, and nobody stores to them.
+            // A store to such a page would raise a signal. A segment that was sealed in the
+            // meantime has no pages at its end, and nothing is stored there.
             if first.closed().is_none() {
                 event!(error, %error, "left the first segment");
             }
@@ -358,10 +360,11 @@ impl Log {
         true
     }
 
-    /// Gets the next segment ready ahead of need. A failure is left to the roll that needs it.
+    /// Prepares the next segment ahead of need. A failure is left to the roll that needs the
+    /// segment.
     ///
-    /// If consumers keep up, the segment before the active one is done in a moment, and can be
-    /// that next segment; then this puts it off, and says for how long.
+    /// If consumers keep up, the segment before the active one will soon be complete and can become
+    /// the next segment. In that case this puts the preparation off, and returns for how long.
     pub(crate) fn prepare(&self) -> Option<Duration> {
         let mut next = self.next.lock();
         if next.prepared.is_some() || next.closed {
@@ -374,7 +377,7 @@ impl Log {
         match self.create_within_budget(&mut next) {
             Ok(segment) => next.prepared = Some(segment),
             Err(error) => {
-                // Told once here, and then by the roll that needs it.
+                // Reported once here, and later by the roll that needs the segment.
                 if self.config.budget.note_short()
                     && let RollError::Storage(error) = error
                 {
@@ -385,7 +388,7 @@ impl Log {
         None
     }
 
-    /// Whether nothing but the active segment, less than half full, and the one before are left.
+    /// Whether only the active segment, less than half full, and the one before it are left.
     fn is_kept_up_with(&self) -> bool {
         let reached = u64::from(self.active.load().reached().units) * record::UNIT as u64;
         self.segments.read().len() == 2 && reached < self.config.segment_size / 2
@@ -400,7 +403,8 @@ impl Log {
 /// First sequence of the dead letter log.
 pub(crate) const DEAD_ORIGIN: Sequence = Sequence::first_of_stripe(u8::MAX);
 
-/// Creates the segment that a log starts with. On a full disk, the leftovers make room for it.
+/// Creates the segment that a log starts with. On a full disk, the leftovers are emptied to make
+/// room for it.
 fn create_first<'a>(
     names: &Arc<Names>,
     config: &LogConfig,
@@ -409,7 +413,7 @@ fn create_first<'a>(
 ) -> Result<Arc<Segment>, StorageError> {
     match create_segment(names, config, next, Warm::Start) {
         Err(error) if error.is_full() => {
-            // Their names go later.
+            // Their names are removed later.
             for paths in leftovers {
                 paths.empty()?;
             }
@@ -433,7 +437,7 @@ fn create_segment(
     }
 }
 
-/// The identity of the next segment, which nothing else has from here on.
+/// The identity of the next segment, which is used for nothing else from here on.
 fn next_identity(
     names: &Arc<Names>,
     config: &LogConfig,
@@ -455,7 +459,7 @@ fn next_identity(
         salt: fastrand::u64(..),
     };
     next.limit.raise_above(names, next.base, capacity)?;
-    // Even if it comes to nothing: a file of that name may stay.
+    // Even if the segment is not made in the end, since a file of that name may stay.
     next.base = next.base.plus(capacity);
     Ok(identity)
 }

@@ -1,7 +1,7 @@
-//! The names of a log's files, which are durable only once the log's directory is flushed.
+//! File names in a log's directory, which are durable only once the directory is flushed.
 //!
-//! As with any flush, one that fails is final, for all that it was to make durable: the next one
-//! would succeed though the kernel may have forgotten what it could not write.
+//! As with any flush, a failed one is final for all names that it was to make durable: the next one
+//! would succeed although the kernel may have dropped what it could not write.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// Of a directory of the queue with this poison.
+    /// The directory of a log, of the queue with this poison.
     pub(crate) fn of(directory: Directory, poison: &Arc<Poison>) -> Arc<Self> {
         Arc::new(Self {
             directory: Arc::new(directory),
@@ -30,7 +30,7 @@ impl Names {
         &self.directory
     }
 
-    /// A name in it.
+    /// A name in the directory.
     pub(crate) fn entry(&self, name: &str) -> Entry {
         self.directory.entry(name)
     }
@@ -41,7 +41,7 @@ impl Names {
         flushed.inspect_err(|error| self.poison.note(error))
     }
 
-    /// Of the queue that this is a directory of.
+    /// The poison of the queue that the directory belongs to.
     pub(crate) fn poison(&self) -> &Poison {
         &self.poison
     }
@@ -49,7 +49,7 @@ impl Names {
 
 #[cfg(test)]
 impl Names {
-    /// The directory of this path.
+    /// The directory at this path.
     pub(crate) fn at(path: &std::path::Path) -> Arc<Self> {
         Self::of(Directory::open(path).unwrap().unwrap(), &Arc::default())
     }

@@ -1,9 +1,11 @@
-//! What a segment owes: settlements that its records name and that are not durable yet.
+//! Counts the settlements that a segment owes: those that its records name and that are not durable
+//! yet.
 //!
-//! A record can name another one that it settles: the letter its job, a replayed job its letter, a
-//! job that compaction moved its old place. Should a crash come before the other one is durably
-//! done, the next open finds the name and finishes that, since it scans each segment that is not
-//! sealed. So a segment is neither sealed nor retired while it owes.
+//! A record can name another one that it settles: a letter names its job, a replayed job its
+//! letter, and a job that compaction moved its old record. If a crash comes before the other record
+//! is durably done, the next open finds the name and finishes the settlement, since it scans every
+//! segment that is not sealed. So a segment is neither sealed nor retired while it owes
+//! settlements.
 
 use crate::sync::{AtomicU64, Ordering};
 
@@ -15,20 +17,20 @@ impl Owed {
         Self(AtomicU64::new(0))
     }
 
-    /// Before records that name settlements are reserved.
+    /// Called before records that name settlements are reserved.
     pub(crate) fn raise(&self, by: u64) {
-        // Relaxed: published by the commit of the records, which follows. Nobody seals or retires a
-        // segment before having seen all of its records committed, or done.
+        // Relaxed: published by the commit of the records, which follows. A segment is only sealed
+        // or retired by a thread that has seen all of its records committed, or done.
         self.0.fetch_add(by, Ordering::Relaxed);
     }
 
-    /// The settlement is durable, or the record was not appended.
+    /// Called when the settlement is durable, or the record was not appended.
     pub(crate) fn lower(&self, by: u64) {
-        // Release: whoever finds nothing owed finds the settlement durable.
+        // Release: a thread that finds nothing owed finds the settlement durable.
         self.0.fetch_sub(by, Ordering::Release);
     }
 
-    /// Whether nothing is owed, for who has seen all records committed.
+    /// Whether nothing is owed, for a caller that has seen all records committed.
     pub(crate) fn is_nothing(&self) -> bool {
         // Acquire pairs with the Release in `lower`.
         self.0.load(Ordering::Acquire) == 0
@@ -65,7 +67,7 @@ mod loom_models {
             concurrently(
                 &segment,
                 [
-                    // `Log::append_owing`, and what settles it.
+                    // `Log::append_owing`, and the settlement.
                     |segment| {
                         segment.owed.raise(1);
                         if let Reserved::At(_) = segment.tail.reserve(1, 1) {
@@ -75,7 +77,7 @@ mod loom_models {
                         }
                         segment.owed.lower(1);
                     },
-                    // `Log::seal`, of a segment that was closed where it stood.
+                    // `Log::seal`, of a segment that was closed at its current end.
                     |segment| {
                         let Some(end) = segment.tail.close_now() else {
                             return;

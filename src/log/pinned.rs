@@ -1,5 +1,5 @@
-//! A segment with a share of its mappings, for whoever is none of those that `segment` names: walking over its
-//! records, and which of them are done.
+//! A segment with a share of its mappings, for code that `segment` does not allow to use them
+//! without one: it walks over the records, and tells which of them are done.
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -15,12 +15,12 @@ use crate::storage::StorageError;
 pub(crate) struct Pinned {
     segment: Arc<Segment>,
     maps: Arc<Maps>,
-    /// It was mapped for use, and so can be claimed from.
+    /// Whether it was mapped for use, and so can be claimed from.
     is_in_use: bool,
 }
 
 impl Pinned {
-    /// It was mapped for use, and so can be claimed from.
+    /// Whether it was mapped for use, and so can be claimed from.
     pub(super) fn is_in_use(&self) -> bool {
         self.is_in_use
     }
@@ -33,16 +33,17 @@ impl Pinned {
         &self.maps
     }
 
-    /// The record at `units`, if one is committed there. Not for segments that are unscanned.
+    /// The record at `units`, if one is committed there. Not for unscanned segments.
     #[inline]
     pub(crate) fn record(&self, units: u32) -> Option<Record<'_>> {
         Record::at(&self.maps.records, units)
     }
 
-    /// All committed records from `from` on, up to the first that is not.
+    /// All committed records from `from` on, up to the first place without one.
     pub(crate) fn records(&self, from: Position) -> impl Iterator<Item = Record<'_>> {
         let mut units = from.units;
-        // An open segment's end bounds the walk as well: a reservation that crossed it is none.
+        // An open segment's end bounds the walk as well: a reservation that crossed it holds no
+        // record.
         let end = self
             .segment
             .closed()
@@ -77,7 +78,7 @@ impl Pinned {
         }
     }
 
-    /// Marks a record done that no lease exists of. Returns None if it was done already, else
+    /// Marks a record done that has no lease. Returns None if it was already done, otherwise
     /// whether that made the segment complete.
     pub(crate) fn mark_done(&self, index: u32) -> Option<bool> {
         let complete = self.set_done(index)?;
@@ -90,7 +91,7 @@ impl Pinned {
         Some(filled && self.segment.count_full_word())
     }
 
-    /// Records that are done, as of now.
+    /// How many records are done at this moment.
     pub(crate) fn done(&self) -> u32 {
         self.done_within(0, self.segment.reached().index)
     }
@@ -100,7 +101,7 @@ impl Pinned {
         self.maps.acks.done_within(from, to)
     }
 
-    /// When the oldest job that is not done was enqueued.
+    /// The time at which the oldest job that is not done was enqueued.
     pub(crate) fn oldest_enqueued_at(&self) -> Option<Timestamp> {
         let hint = Position {
             index: 0,
@@ -111,21 +112,21 @@ impl Pinned {
             if header.kind == KIND_JOB && !self.maps.acks.is_done(header.index) {
                 return Some(header.enqueued_at);
             }
-            // Relaxed: any of the values ever stored is a right place to start.
+            // Relaxed: any of the values ever stored is a valid place to start.
             self.segment.oldest.store(record.next(), Ordering::Relaxed);
         }
         None
     }
 
-    /// Since when the first job has been due that no handler of this process has had, looking at no
-    /// more records than `budget`. Those that such a handler has had are in another's hands, wait in
-    /// the timer, or came back.
+    /// Since when the first job has been due that no handler of this process has had. Looks at no
+    /// more than `budget` records. Jobs that such a handler has had are not counted: a handler has
+    /// them, they wait in the timer, or they came back.
     pub(crate) fn waiting_since(&self, now: Timestamp, budget: &mut u32) -> Option<Timestamp> {
         let segment = &*self.segment;
         let claimed = segment.claimed().units;
         let hint = Position {
             index: 0,
-            // Relaxed, here and below: any of the values ever stored is a right place to start.
+            // Relaxed, here and below: any of the values ever stored is a valid place to start.
             units: segment.waiting.load(Ordering::Relaxed),
         };
         let mut is_passed = true;
@@ -139,7 +140,7 @@ impl Pinned {
             if is_live && !was_delivered && header.due_at <= now {
                 return Some(header.enqueued_at.max(header.due_at));
             }
-            // One that is claimed and not due is in the timer, and comes back from there.
+            // A job that is claimed and not due is in the timer, and comes back from there.
             is_passed &= !is_live || is_claimed;
             if is_passed {
                 segment.waiting.store(record.next(), Ordering::Relaxed);
@@ -148,17 +149,18 @@ impl Pinned {
         None
     }
 
-    /// The first job that is not done, in a segment that is unscanned and that nobody mends
-    /// meanwhile. None also if it is damaged, or cannot be found for damage.
+    /// The first job that is not done, in a segment that is unscanned and is not mended in the
+    /// meantime. Also None if that job is damaged, or cannot be found because of damage.
     pub(crate) fn peek_first(&self) -> Option<Header> {
         let records = &self.maps.records;
         let Position { index, units: end } = self.segment.closed()?;
         let mut present = 0;
-        // Has the records up to there present, so that a bad sector is no signal.
+        // Reads the records up to there into memory, so that a bad sector is an error and not a
+        // signal.
         let mut read_in = |units: u32| {
             let len = units.min(end) as usize * UNIT;
             if len > present {
-                // In growing steps: mostly, the first record will do.
+                // In growing steps: usually, the first record is enough.
                 present = len.max(2 * present).min(records.file.len());
                 records.file.read_in(present).ok()?;
             }
@@ -183,7 +185,7 @@ impl Pinned {
 }
 
 impl Segment {
-    /// A share of the mappings, if it is mapped for use.
+    /// A share of the mappings, if the segment is mapped for use.
     pub(crate) fn pin(self: &Arc<Self>) -> Option<Pinned> {
         Some(Pinned {
             segment: Arc::clone(self),
@@ -192,7 +194,7 @@ impl Segment {
         })
     }
 
-    /// A share of the mappings, which are made for the occasion if need be; None once retired.
+    /// A share of the mappings, which are made temporarily if needed; None once retired.
     pub(crate) fn look(self: &Arc<Self>) -> Result<Option<Pinned>, StorageError> {
         let maps = self.maps_to_look()?;
         Ok(maps.map(|maps| Pinned {

@@ -1,7 +1,7 @@
-//! How far the acks of a segment have come: the count that says when the segment can go.
+//! Counts the full ack words of a segment, to tell when the segment can be retired.
 //!
 //! An acker that fills an ack word adds one here, and touches neither this nor the mapping again.
-//! So whoever finds the segment complete may free both.
+//! So a thread that finds the segment complete may free both.
 
 use crossbeam_utils::CachePadded;
 
@@ -10,17 +10,18 @@ use crate::sync::{AtomicU64, Ordering};
 /// Set once the number of words needed is in the upper half.
 const CLOSED: u64 = 1 << 63;
 
-/// Ack words that are full, in the lower half; once closed, [`CLOSED`] and the words needed in the
-/// upper half. One word, so that exactly one caller learns that it made the halves equal.
+/// In the lower half, the ack words that are full; once closed, [`CLOSED`] and the number of words
+/// needed in the upper half. It is one word, so that exactly one caller learns that it made the
+/// halves equal.
 pub(crate) struct Progress(CachePadded<AtomicU64>);
 
 impl Progress {
-    /// Of a segment that is appended to.
+    /// For a segment that is appended to.
     pub(crate) fn open() -> Self {
         Self(CachePadded::new(AtomicU64::new(0)))
     }
 
-    /// Of a segment that never is, with `full` of the `needed` ack words full.
+    /// For a segment that is never appended to, with `full` of the `needed` ack words full.
     pub(crate) fn closed(needed: u32, full: u32) -> Self {
         Self(CachePadded::new(AtomicU64::new(
             CLOSED | u64::from(needed) << 32 | u64::from(full),
@@ -28,37 +29,38 @@ impl Progress {
     }
 
     /// Counts `words` ack words that the caller has filled. Returns whether that completed the
-    /// segment. If not, the segment may be gone by the time of the return.
+    /// segment. If not, the segment may be gone by the time this returns.
     #[inline]
     pub(crate) fn count_full_words(&self, words: u32) -> bool {
         self.add(u64::from(words))
     }
 
-    /// Says that `needed` ack words are all there will be, `filled` of which the caller has filled
-    /// itself. At most once, and not on a segment that was found closed. Returns as
-    /// [`count_full_words`](Self::count_full_words).
+    /// Fixes the number of ack words at `needed`, and counts `filled` words that the caller has
+    /// filled itself. Called at most once, and not on a segment that was found closed. Returns the
+    /// same as [`count_full_words`](Self::count_full_words).
     pub(crate) fn close(&self, needed: u32, filled: u32) -> bool {
         self.add(CLOSED | u64::from(needed) << 32 | u64::from(filled))
     }
 
     /// Whether the closer is done with the segment.
     pub(crate) fn is_closed(&self) -> bool {
-        // Acquire pairs with the Release of the `add` in `close`: the mapping may go once this is
-        // seen, so what the closer did with it must have happened.
+        // Acquire pairs with the Release of the `add` in `close`: the mapping may be freed once
+        // this is seen, so everything that the closer did with it must have happened.
         self.0.load(Ordering::Acquire) & CLOSED != 0
     }
 
     /// Whether every ack word is full and no more can follow.
     pub(crate) fn is_complete(&self) -> bool {
-        // Acquire: the mapping may go once this is seen, so everything that ackers and the closer
-        // did with it must have happened. Pairs with the Release of every `add` before.
+        // Acquire: the mapping may be freed once this is seen, so everything that ackers and the
+        // closer did with it must have happened. Pairs with the Release of every `add` before.
         is_complete(self.0.load(Ordering::Acquire))
     }
 
     #[inline]
     fn add(&self, step: u64) -> bool {
-        // AcqRel: Release for `is_complete` and for the `add` that completes; Acquire because that
-        // one's caller may free the mapping too, on what the `add`s before published.
+        // AcqRel: Release for `is_complete` and for the `add` that completes; Acquire because the
+        // caller of that one may free the mapping too, relying on what the earlier `add`s
+        // published.
         is_complete(self.0.fetch_add(step, Ordering::AcqRel) + step)
     }
 }

@@ -32,22 +32,22 @@ pub(crate) const HEADER_UNITS: u32 = (RECORD_HEADER_BYTES / UNIT) as u32;
 /// Most bytes of metadata a record can have: its length is a u16.
 pub(crate) const MAX_META_BYTES: usize = u16::MAX as usize;
 
-/// Where the length of the metadata stands in the 8 bytes at offset 8.
+/// Where the metadata length is in the 8 bytes at offset 8.
 pub(crate) const META_LEN_SHIFT: u32 = 48;
 
 /// A job.
 pub(crate) const KIND_JOB: u8 = 1;
-/// A region that holds no record; written by recovery over damage, so that later walks are plain.
+/// A region without a record; recovery writes it over damage, so that later walks can step over it.
 pub(crate) const KIND_PAD: u8 = 2;
 
-/// Units that a record of `len` bytes takes.
+/// How many units a record of `len` bytes takes.
 #[inline]
 pub(crate) fn units_of(len: usize) -> u32 {
     // A record fits a segment, and a segment has at most 2^27 units.
     len.div_ceil(UNIT) as u32
 }
 
-/// The header's fields, as the words that they are stored in.
+/// The header's fields, as the words in which they are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) len: u32,
@@ -67,7 +67,7 @@ impl Header {
             | u64::from(self.meta_len) << META_LEN_SHIFT
     }
 
-    /// Rebuilds a header from its words. Flags other than 0 are left to the check to refuse.
+    /// Rebuilds a header from its words. Flags other than 0 fail the check.
     #[inline]
     pub(crate) fn from_words(len: u32, identity: u64, enqueued_at: u64, due_at: u64) -> Self {
         Self {
@@ -80,7 +80,7 @@ impl Header {
         }
     }
 
-    /// Whether the fields can be those of a record that has `room` bytes up to the segment's end.
+    /// Whether the fields can be those of a record with `room` bytes up to the segment's end.
     pub(crate) fn is_plausible(&self, room: usize) -> bool {
         let len = self.len as usize;
         len >= RECORD_HEADER_BYTES
@@ -93,12 +93,12 @@ impl Header {
     ///
     /// The header is folded in as four words by multiplication and shift, each step a bijection,
     /// rather than hashed as bytes: the words are in registers when a record is written, and
-    /// reading them back from memory just stored would stall. Metadata and payload are
-    /// under the CRC-32 proper. The salt, random in each segment, and the index make a stale or
-    /// misplaced record fail.
+    /// reading them back from memory right after the store would stall. Metadata and payload are
+    /// covered by the CRC-32 itself. The salt, random in each segment, and the index make a stale
+    /// or misplaced record fail.
     #[inline]
     pub(crate) fn check(&self, salt: u64, meta: &[u8], payload: &[u8]) -> u32 {
-        // A pad covers bytes of any content, which it does not vouch for.
+        // A pad covers arbitrary bytes, which its check does not include.
         let content = match self.kind {
             KIND_PAD => 0,
             _ => content_check(&Crc32::new(), meta, payload),
@@ -136,7 +136,7 @@ pub(crate) fn content_check(crc: &Crc32, meta: &[u8], payload: &[u8]) -> u32 {
     }
 }
 
-/// What an append is made of.
+/// The fields of a record to append.
 #[derive(Clone, Copy)]
 pub(crate) struct NewRecord<'a> {
     pub(crate) enqueued_at: Timestamp,
@@ -146,7 +146,7 @@ pub(crate) struct NewRecord<'a> {
 }
 
 impl<'a> NewRecord<'a> {
-    /// The same with another payload.
+    /// The same record with another payload.
     #[inline]
     pub(crate) fn with_payload(&self, payload: &'a [u8]) -> Self {
         Self { payload, ..*self }
@@ -166,8 +166,8 @@ pub struct FailureReason {
     pub attempt: u32,
     /// When it failed, to the kernel's clock tick (1 to 10 ms).
     pub at: SystemTime,
-    /// What the handler said, a panic's message, or what else ended the attempt: a lease that timed out, a job
-    /// that was dropped, the death of the process.
+    /// The handler's error, a panic's message, or another reason that ended the attempt: a lease
+    /// that timed out, a job that was dropped, the death of the process.
     pub reason: String,
 }
 
@@ -176,18 +176,17 @@ pub struct FailureReason {
 pub(crate) struct Meta {
     /// Attempts allowed for this job, if not the queue's default; `Some(None)` is unlimited.
     pub(crate) max_attempts: Option<Option<u8>>,
-    /// The record that this one settles: a letter its job, a replayed job its letter, a job that
-    /// was moved its old place.
+    /// The record that this one settles: a letter names its job, a replayed job its letter, a moved
+    /// job its old record.
     pub(crate) settles: Option<Sequence>,
     /// The sequence the job was first enqueued under (a letter's, or a compacted job's).
     pub(crate) original: Option<Sequence>,
     /// Failed attempts before this record was written.
     pub(crate) prior_attempts: u32,
-    /// How often the process had died, before this record was written, while a handler had the
-    /// job.
+    /// How often the process had died while a handler had the job, before this record was written.
     pub(crate) prior_crashes: u32,
-    /// How long the job waits for its due time at most, whatever the wall clock does. None: it is due
-    /// at that time by the wall clock.
+    /// Longest time that the job waits for its due time, whatever the wall clock does. None: it is
+    /// due at that time by the wall clock.
     pub(crate) delay: Option<Duration>,
     /// When the job was first enqueued, if not when this record was.
     pub(crate) first_failure: Option<Timestamp>,
@@ -211,7 +210,7 @@ const FIELD_HEADER_BYTES: usize = 3;
 impl Meta {
     /// The encoded fields. Reasons that would not fit `limit` bytes are left out, oldest first.
     pub(crate) fn encode(&self, limit: usize) -> Vec<u8> {
-        // Most have no more.
+        // Most records need no more.
         let mut bytes = Vec::with_capacity(64);
         bytes.extend_from_slice(&NewMeta::new(self.max_attempts, self.delay));
         let words = [
@@ -301,7 +300,8 @@ impl Meta {
     }
 }
 
-/// The encoded metadata of a new job: what its producer asks for. On the stack, as each of them pays for it.
+/// The encoded metadata of a new job: the options of its producer. On the stack, because every
+/// enqueue pays for it.
 pub(crate) struct NewMeta {
     bytes: [u8; Self::MAX_BYTES],
     len: usize,
@@ -391,7 +391,8 @@ mod tests {
                 let header =
                     Header::from_words(flipped[0] as u32, flipped[1], flipped[2], flipped[3]);
                 if header == good {
-                    // The bit is none of the header's: the upper half of `len`, or flags.
+                    // The bit is not part of the decoded header: it is in the upper half of `len`,
+                    // or in the flags.
                     assert!(word == 0 && bit >= 32 || word == 1 && (40..48).contains(&bit));
                     continue;
                 }

@@ -1,4 +1,4 @@
-//! The records in a segment's file: writing them, finding them, reading them.
+//! The records in a segment's file: writing, finding and reading them.
 
 #![allow(unsafe_code)]
 use std::sync::atomic::Ordering;
@@ -25,12 +25,12 @@ impl Records {
         Ok(Self { file })
     }
 
-    /// Reads the whole file in.
+    /// Reads the whole file into memory.
     pub(crate) fn read_in(&self) -> Result<(), StorageError> {
         self.file.read_in(self.file.len())
     }
 
-    /// Writes the header, but for the seal.
+    /// Writes the header, except for the seal.
     pub(crate) fn restore_header(&self, identity: &Identity) {
         let bytes = identity.encode(FileKind::Segment);
         write_header(&self.file, &bytes[..header::SEAL_OFFSET]);
@@ -61,7 +61,7 @@ impl Records {
         )
     }
 
-    /// Units that are mapped.
+    /// How many units are mapped.
     pub(crate) fn units(&self) -> u32 {
         (self.file.len() / UNIT) as u32
     }
@@ -75,14 +75,14 @@ impl Records {
 
     /// The whole file.
     ///
-    /// For scans of a segment that was found at open: no producer can write to it, and whoever
-    /// mends it is alone with it and holds no slice meanwhile.
+    /// For scans of a segment that was found at open: no producer can write to it, and code that
+    /// mends it has it to itself and holds no slice meanwhile.
     pub(crate) fn bytes(&self) -> &[u8] {
         // SAFETY: nobody writes, by this function's contract.
         unsafe { self.file.bytes(0, self.file.len()) }
     }
 
-    /// What stands behind the header of a record of `len` bytes, but for the first `from` bytes.
+    /// The bytes behind the header of a record of `len` bytes, without the first `from` of them.
     #[inline]
     pub(super) fn content(&self, units: u32, from: usize, len: u32) -> &[u8] {
         let start = RECORD_HEADER_BYTES + from;
@@ -94,9 +94,10 @@ impl Records {
         }
     }
 
-    /// What may be a record at `units`, by its header alone, and fits below `end`.
+    /// The record at `units` if its header is plausible and it fits below `end`; the check value is
+    /// not verified.
     ///
-    /// For scans, as [`bytes`](Self::bytes), or of a committed record.
+    /// For scans, like [`bytes`](Self::bytes), or for a committed record.
     pub(crate) fn plausible_record(&self, units: u32, end: u32) -> Option<Record<'_>> {
         let end = end.min(self.units());
         if units >= end || end - units < HEADER_UNITS {
@@ -112,15 +113,15 @@ impl Records {
         })
     }
 
-    /// The record at `units`, if there is a whole, valid one below `end`; for scans, as above.
+    /// The record at `units`, if there is a complete, valid one below `end`; for scans, as above.
     pub(crate) fn valid_record(&self, units: u32, end: u32, salt: u64) -> Option<Record<'_>> {
         let record = self.plausible_record(units, end)?;
         let check = record.header.check(salt, record.meta(), record.payload());
         (record.stored_check() == check).then_some(record)
     }
 
-    /// Covers the units `[from, to)` of a found segment by a pad, or by zeros where a pad would
-    /// not fit.
+    /// Covers the units `[from, to)` of a segment found at open with a pad, or with zeros where a
+    /// pad would not fit.
     pub(crate) fn cover(&self, from: u32, to: u32, index: u32, salt: u64) {
         if to - from < HEADER_UNITS {
             for units in from..to {
@@ -161,7 +162,7 @@ impl<'a> Record<'a> {
         })
     }
 
-    /// The record of a lease: committed.
+    /// The committed record of a lease.
     #[inline]
     pub(super) fn committed(records: &'a Records, units: u32) -> Self {
         Self {
@@ -202,7 +203,7 @@ impl<'a> Record<'a> {
         self.records.content(self.units, 0, self.header.len)
     }
 
-    /// The check value that stands in its header.
+    /// The check value stored in its header.
     pub(crate) fn stored_check(&self) -> u32 {
         self.records
             .file
@@ -211,7 +212,7 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Stores a file header. Nobody else has seen the mapping yet.
+/// Stores a file header. No other thread has seen the mapping yet.
 pub(super) fn write_header(file: &MappedFile, bytes: &[u8]) {
     for (word, chunk) in bytes.as_chunks::<8>().0.iter().enumerate() {
         file.word64(8 * word)
@@ -272,6 +273,6 @@ pub(super) fn write_record_header(
     words
         .due_at
         .store(header.due_at.as_nanos(), Ordering::Relaxed);
-    // Release: whoever sees the length, with the Acquire in `commit_word`, sees the record.
+    // Release: a thread that sees the length, with the Acquire in `commit_word`, sees the record.
     words.len.store(header.len, Ordering::Release);
 }

@@ -1,11 +1,12 @@
-//! What compaction needs of a log: which segments are kept by jobs that wait, and room to move these
-//! to when there is none.
+//! The log's part of compaction: finds segments that only waiting jobs keep, and provides room to
+//! move those jobs to when there is no other.
 //!
-//! That room is one segment that producers cannot take: of `max_bytes` for the whole queue, or else a
-//! spare segment of each stripe that has jobs in the timer, as only files that are there are
-//! sure to be had on a full disk. It is used when producers have no room: it becomes the active
-//! segment with the moved jobs in it from the start. Whatever happens meanwhile it is one segment with
-//! all of them, or none; and what they leave behind is more than it takes.
+//! That room is one segment that producers cannot take. With `max_bytes`, there is one for the
+//! whole queue; otherwise, each stripe that has jobs in the timer keeps a spare segment, since on a
+//! full disk only existing files are sure to be available. The reserve is used when producers have
+//! no room: it becomes the active segment, with the moved jobs in it from the start. After any
+//! crash, it is one segment with all of them, or none; and the jobs' old segments free more than it
+//! takes.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +20,7 @@ use crate::Sequence;
 use crate::log::pinned::Pinned;
 use crate::storage::StorageError;
 
-/// Most bytes of metadata that the record of a moved job has.
+/// Most bytes of metadata in the record of a moved job.
 pub(crate) const MOVED_META_BYTES: usize = 51;
 
 /// A full segment in which every job is done or waits.
@@ -28,9 +29,9 @@ pub(crate) struct Left {
     pub(crate) base: Sequence,
     /// Jobs that wait.
     pub(crate) jobs: u32,
-    /// Most bytes of records that they are once they are moved.
+    /// Most bytes of records that these jobs take once they are moved.
     pub(crate) bytes: u64,
-    /// Bytes of files that go with them.
+    /// Bytes of files that the move frees.
     pub(crate) frees: u64,
 }
 
@@ -39,17 +40,17 @@ impl Log {
         self.config.segment_size
     }
 
-    /// The full segments that jobs in the timer keep, and nothing else, where `most` bytes would do
-    /// for these jobs. `waiting` says how many jobs of a segment are in the timer.
+    /// The full segments that are kept only by jobs in the timer, and whose jobs fit into `most`
+    /// bytes. `waiting` returns how many jobs of a segment are in the timer.
     pub(crate) fn left(&self, most: u64, waiting: impl Fn(Sequence) -> u32) -> Vec<Left> {
         let segments: Vec<_> = self.segments.read().awake().cloned().collect();
         let left_of = |segment: &Arc<Segment>| {
             let end = segment.closed()?;
-            // (Where the last ordinals are missing, the cursor's index stays behind.)
+            // (If the last ordinals are missing, the cursor's index stays behind.)
             if segment.claimed().units != end.units
                 || segment.is_unscanned()
                 || segment.is_complete()
-                // What moves on must be where it was, durably.
+                // A job can only move on once its last settlement is durable.
                 || !segment.owes_nothing()
             {
                 return None;
@@ -82,8 +83,8 @@ impl Log {
         ack::file_bytes(segment::capacity_of(self.config.segment_size))
     }
 
-    /// Bytes of records that the active segment still takes; None if it is full, or not every record
-    /// would fit.
+    /// Bytes of records that still fit the active segment; None if it is full, or has no room for
+    /// the largest record.
     pub(crate) fn room_left(&self) -> Option<u64> {
         let active = self.active();
         let size = self.config.segment_size;
@@ -91,7 +92,7 @@ impl Log {
         (active.closed().is_none() && room >= size / 4).then_some(room)
     }
 
-    /// Room is short, in this stripe or another one of the queue.
+    /// Whether room is short, in this stripe or another one of the queue.
     pub(crate) fn is_short(&self) -> bool {
         self.config.budget.is_short()
     }
@@ -100,12 +101,12 @@ impl Log {
         self.config.budget.note_room();
     }
 
-    /// Whether there is no limit but the disk.
+    /// Whether there is no limit other than the disk.
     pub(crate) fn is_limited_by_disk(&self) -> bool {
         !self.config.budget.is_limited()
     }
 
-    /// A job of this stripe is about to wait in the timer.
+    /// Records that a job of this stripe is about to wait in the timer.
     #[inline]
     pub(crate) fn note_waiting(&self) {
         // Relaxed: a hint, as below.
@@ -114,8 +115,8 @@ impl Log {
         }
     }
 
-    /// Whether jobs of this stripe wait in the timer. If none does, the segment in reserve is one
-    /// like others.
+    /// Sets whether jobs of this stripe wait in the timer. If none does, the reserve segment may be
+    /// used like any other.
     pub(crate) fn set_waiting(&self, has_waiting: bool) {
         self.has_waiting.store(has_waiting, Ordering::Relaxed);
         let reserved = match has_waiting {
@@ -127,7 +128,7 @@ impl Log {
         }
     }
 
-    /// Whether a segment is to be put into reserve.
+    /// Whether a segment should be put into reserve.
     pub(super) fn wants_reserve(&self, next: &Next) -> bool {
         next.reserved.is_none()
             && !next.closed
@@ -153,14 +154,14 @@ impl Log {
 
     fn create_spare(&self, next: &mut Next) -> Result<Spare, StorageError> {
         let base = next.base;
-        // Its name is that of no segment to come, nor of another spare.
+        // The base is given to no later segment and no other spare, so the name is unique.
         next.base = base.plus(segment::capacity_of(self.config.segment_size));
         let paths = spare::waiting(&Paths::new(&self.names, base));
         Spare::create(&paths, self.config.segment_size)
             .inspect_err(|_| next.take_back(base, &paths))
     }
 
-    /// Whether there is something in reserve, and nothing that producers could have.
+    /// Whether there is a reserve segment, and no segment that producers could have.
     pub(crate) fn has_reserve(&self) -> bool {
         let next = self.next.lock();
         let has_spare = !next.spares.is_empty() || next.reserved.is_some();
@@ -168,9 +169,8 @@ impl Log {
         !next.closed && next.prepared.is_none() && may_have
     }
 
-    /// Makes a segment that has these records already the active one, with what is in reserve. Each
-    /// of the records names what it settles. None if producers have room, or if there is nothing in
-    /// reserve.
+    /// Makes a segment of the reserve the active one, with these records already in it. Each of the
+    /// records names what it settles. None if producers have room, or if there is no reserve.
     pub(crate) fn roll_into_reserve(
         &self,
         records: &[NewRecord<'_>],
@@ -209,7 +209,7 @@ impl Log {
         let unsettled = segment.owing(records.len() as u64);
         let before = self.make_active(&mut next, &segment);
         drop(next);
-        // Nobody appends to it any more, full or not.
+        // Nothing is appended to it any more, whether it is full or not.
         before.note_full();
         before.close_now();
         (self.config.kick)();
@@ -217,7 +217,7 @@ impl Log {
     }
 }
 
-/// Most bytes of records that the jobs of a segment are once they are moved.
+/// Most bytes of records that the jobs of a segment take once they are moved.
 fn bytes_moved(pinned: &Pinned) -> u64 {
     let bytes_of = |len: usize, meta_len: u16| {
         let len = len - usize::from(meta_len) + MOVED_META_BYTES;

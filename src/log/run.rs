@@ -1,4 +1,4 @@
-//! Claims: the next committed records of a segment become runs, and those become leases.
+//! Claims: take the next committed records of a segment as runs, which are then turned into leases.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,22 +12,22 @@ use super::record::{self, HEADER_UNITS, KIND_JOB, META_LEN_SHIFT, UNIT};
 use super::segment::Segment;
 use super::tail::Position;
 
-/// What a claim found.
+/// The result of a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Claim {
-    /// Runs were added. `caught_up`: the next record is not committed yet, rather than that the claim was
-    /// large enough.
+    /// Runs were added. `caught_up`: the claim ended because the next record is not committed yet,
+    /// not because it was large enough.
     Taken { caught_up: bool },
     /// Nothing is committed past the cursor.
     Empty,
-    /// Everything is claimed and nothing can follow.
+    /// Everything is claimed and no record can follow.
     Exhausted,
 }
 
 /// Most jobs in a run: what a crossbeam deque holds without growing, and two ack words.
 pub(crate) const RUN_JOBS: u32 = 64;
 
-/// A stretch of records that a claim walked over.
+/// A stretch of records that a claim has walked over.
 struct Walked {
     from: Position,
     to: Position,
@@ -36,8 +36,8 @@ struct Walked {
 }
 
 impl Pinned {
-    /// Takes up to `max_jobs` committed records, or about `max_bytes`, and adds the runs that they
-    /// are to `runs`. With `counted`, each of their leases will own a share of the mappings.
+    /// Claims up to `max_jobs` committed records, or about `max_bytes`, and adds them to `runs`.
+    /// With `counted`, each of their leases will own a share of the mappings.
     pub(crate) fn claim(
         &self,
         max_jobs: u32,
@@ -60,10 +60,10 @@ impl Pinned {
         let max_units = u32::try_from(max_bytes / UNIT).unwrap_or(u32::MAX).max(1);
         loop {
             let from = segment.cursor.position();
-            // Looked at before the walk: what was committed before the close is then seen.
+            // Read before the walk, so that the walk sees what was committed before the close.
             let closed = segment.tail.closed();
             let end = closed.map_or_else(|| self.maps().records.units(), |end| end.units);
-            // Up to a whole ack word, so that the ackers of two claims meet in no word.
+            // Up to a whole ack word, so that ackers of two claims share no word.
             let last = from.index.saturating_add(max_jobs.max(1));
             let last = match last - last % ack::RECORDS_PER_WORD {
                 aligned if aligned > from.index => aligned,
@@ -77,7 +77,7 @@ impl Pinned {
                 && let Some(run) = self.walk_run(to, last, end_units, end)
             {
                 to = run.to;
-                // A run keeps its segment only if there is a record in it that is not done.
+                // A run can only keep its segment if one of its records is not done.
                 if run.live > 0 {
                     runs.push(Run {
                         hold: hold(),
@@ -88,8 +88,8 @@ impl Pinned {
                 }
             }
             if closed.is_some() && to.units < end && end - to.units < HEADER_UNITS {
-                // What is left is too short for a record. The cursor passes it, so that nobody
-                // takes it for work.
+                // The rest is too short for a record. The cursor passes it, so that it does not
+                // look like work.
                 to.units = end;
             }
             if to == from {
@@ -109,8 +109,8 @@ impl Pinned {
         }
     }
 
-    /// Walks committed records from `from` on, to the end of a run; None if there is none. Those
-    /// count that start before `end_units`; the segment's own end is `end`.
+    /// Walks committed records from `from` on, to the end of a run; None if there is none. Records
+    /// that start before `end_units` count; the segment's own end is `end`.
     #[inline]
     fn walk_run(&self, from: Position, last: u32, end_units: u32, end: u32) -> Option<Walked> {
         let records = &self.maps().records;
@@ -124,8 +124,8 @@ impl Pinned {
                 break;
             }
             if recovered {
-                // There may be pads, and gaps in the ordinals. Only an earlier process can have
-                // acked what is past the cursor.
+                // There may be pads, and gaps in the ordinals. Records past the cursor can only
+                // have been acked by an earlier process.
                 let header = records.header(to.units);
                 if header.kind == KIND_JOB {
                     to.index = header.index + 1;
@@ -141,13 +141,13 @@ impl Pinned {
     }
 }
 
-/// Claimed records that nobody has a lease of yet: at most [`RUN_JOBS`], in log order.
+/// Claimed records that have no leases yet: at most [`RUN_JOBS`], in log order.
 #[must_use]
 pub(crate) struct Run {
     hold: Hold,
     from: Position,
     to_units: u32,
-    /// Those that are not done.
+    /// How many of them are not done.
     jobs: u32,
 }
 
@@ -157,13 +157,13 @@ impl Run {
         u64::from(self.jobs)
     }
 
-    /// Makes the leases, in log order. `is_ready` of a lease says that the job can be delivered as it
-    /// is: it has no due time, and was not found at open.
+    /// Makes the leases, in log order. `is_ready` tells of a lease that its job can be delivered
+    /// immediately: it has no due time, and was not found at open.
     #[inline]
     pub(crate) fn expand(self, mut each: impl FnMut(Lease, bool)) {
         let (segment, maps) = (self.hold.segment(), self.hold.maps());
-        // Both stay locals: as arguments they would be taken to be valid until the end, and after the
-        // last lease is let go the segment may be retired.
+        // Both stay locals: as arguments they would be assumed valid until the end, and after the
+        // last lease is handed out the segment may be retired.
         let records = &maps.records;
         let mut at = self.from;
         if !segment.recovered {
@@ -176,13 +176,13 @@ impl Run {
                 let lease = Lease::new(self.hold.clone(), at, is_bare);
                 at.units = next;
                 at.index += 1;
-                // Whoever gets it may ack it at once. The segment is not complete all the same,
-                // before the next one has a lease.
+                // The receiver may ack it at once. The segment is still not complete before the
+                // next one has a lease.
                 each(lease, is_due);
             }
             return;
         }
-        // A lease is let go only when the next one is made: whoever gets it may ack it at once,
+        // A lease is handed out only when the next one is made: its receiver may ack it at once,
         // and without another record that is not done the segment might be complete.
         let mut previous: Option<Lease> = None;
         while at.units < self.to_units {
@@ -202,10 +202,10 @@ impl Run {
     }
 }
 
-/// Claims in one step, for tests of what is below the dispatch.
+/// Claims in one step, for tests below the dispatch.
 #[cfg(test)]
 impl Pinned {
-    /// As a stripe has a segment that is about to be claimed from.
+    /// In the state of a segment that is about to be claimed from.
     pub(crate) fn to_claim(segment: &Arc<Segment>) -> Self {
         segment.begin_use().unwrap();
         segment.pin().unwrap()

@@ -1,8 +1,8 @@
-//! The segments of a stripe's log in order, and which of them there is anything to do for.
+//! The segments of a stripe's log in order, and which of them need attention.
 //!
-//! A segment is *at rest* if it is sealed and waits to be claimed from: nothing in it changes, so
-//! flushes, maintenance and statistics pass it over, however many there are. Whoever is about to change
-//! something in one wakes it first.
+//! A segment is *at rest* if it is sealed and waits to be claimed from. Nothing in it changes, so
+//! flushes, maintenance and statistics skip it, and their cost does not depend on how many such
+//! segments there are. A segment must be woken before anything in it is changed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Deref;
@@ -15,12 +15,12 @@ use crate::Sequence;
 /// The segments of a log, oldest first; the last is the active one.
 pub(super) struct Segments {
     all: VecDeque<Arc<Segment>>,
-    /// Those that are not at rest.
+    /// The segments that are not at rest.
     awake: BTreeMap<Sequence, Arc<Segment>>,
-    /// Those at rest of which acks may not be durable: an earlier process made them, or they are
+    /// Segments at rest whose acks may not be durable: an earlier process made them, or they hold
     /// letters that were purged.
     unflushed: BTreeMap<Sequence, Arc<Segment>>,
-    /// What those at rest hold.
+    /// The sum of what the segments at rest hold.
     resting: LogStats,
 }
 
@@ -40,35 +40,35 @@ impl Segments {
         self.all.push_back(segment);
     }
 
-    /// Takes out a segment that is awake.
+    /// Removes a segment that is awake.
     pub(super) fn remove(&mut self, gone: &Segment) {
         self.awake.remove(&gone.base());
         let at = self.all.partition_point(|one| one.base() < gone.base());
         self.all.remove(at);
     }
 
-    /// Those that are not at rest, oldest first.
+    /// The segments that are not at rest, oldest first.
     pub(super) fn awake(&self) -> impl Iterator<Item = &Arc<Segment>> {
         self.awake.values()
     }
 
-    /// Those that a flush has to look at; `acks_too`: of acks, too.
+    /// The segments that a flush has to look at; with `acks_too`, also for acks.
     pub(super) fn to_flush(&self, acks_too: bool) -> Vec<Arc<Segment>> {
         let unflushed = self.unflushed.values().filter(|_| acks_too);
         self.awake().chain(unflushed).cloned().collect()
     }
 
-    /// After a flush of acks.
+    /// Called after a flush of acks.
     pub(super) fn note_flushed(&mut self) {
         self.unflushed.retain(|_, one| !one.are_acks_flushed());
     }
 
-    /// What the segments at rest hold.
+    /// The sum of what the segments at rest hold.
     pub(super) fn resting(&self) -> &LogStats {
         &self.resting
     }
 
-    /// Puts a segment to rest in which nothing changes until it is woken.
+    /// Puts to rest a segment in which nothing changes until it is woken.
     pub(super) fn rest(&mut self, segment: &Arc<Segment>) {
         if self.awake.remove(&segment.base()).is_some() {
             self.resting.add(&LogStats::of_resting(segment));
@@ -81,7 +81,7 @@ impl Segments {
     /// Wakes a segment, before anything in it changes.
     pub(super) fn wake(&mut self, segment: &Arc<Segment>) {
         let base = segment.base();
-        // One that is gone stays so.
+        // A segment that was removed is not added again.
         if !self.awake.contains_key(&base) && self.contains(segment) {
             self.resting.subtract(&LogStats::of_resting(segment));
             self.unflushed.remove(&base);

@@ -1,12 +1,12 @@
-//! Spare segments: the files of a retired one, emptied, from which the next one is made.
+//! Spare segments: the emptied files of a retired segment, from which the next one is made.
 //!
-//! New files cost the kernel a page to find, to zero, to map and to account for, for each 4 KiB
-//! that goes through the log; files that are used again cost their zeroing, in pages that are
-//! mapped already and mostly in the cache.
+//! For each 4 KiB that goes through the log, new files cost the kernel a page to find, zero, map
+//! and account for. Reused files only cost the zeroing, of pages that are already mapped and mostly
+//! in the cache.
 //!
-//! While it waits, a spare has names of its own, which the next open removes. It is zero but for
-//! its headers before it gets its new names, and its new salt makes whatever a power cut brings
-//! back of its past fail every check.
+//! While a spare waits, its files have names of their own, which the next open removes. Everything
+//! but its headers is zero before it gets its new names, and its new salt makes any old contents
+//! that a power cut brings back fail every check.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,19 +26,19 @@ use crate::time;
 const SEGMENT_SUFFIX: &str = "spare";
 const ACK_SUFFIX: &str = "spare-ack";
 
-/// How many segments a stripe should have, in use and in reserve: what it lately needed, and one
-/// more. Files are made, and their space is given back, only when that changes.
+/// How many segments a stripe should have, in use and in reserve: as many as it recently needed,
+/// and one more. Files are created, and their space is freed, only when that number changes.
 pub(super) struct Spares {
     wanted: usize,
-    /// When it was last as large as wanted.
+    /// When the pool last needed to be as large as wanted.
     needed_at: Instant,
-    /// Space is limited: more than the smallest pool may be what another stripe needs.
+    /// Whether space is limited: another stripe may need whatever exceeds the smallest pool.
     limited: bool,
 }
 
-/// The segment appended to, the one before, which is about to be done, and the next one.
+/// The segment appended to, the one before it, which is about to be complete, and the next one.
 const SMALLEST_POOL: usize = 3;
-/// For how long a pool stays as large as it was needed.
+/// How long a pool stays as large as it was needed.
 const POOL_MEMORY: Duration = Duration::from_secs(1);
 
 impl Spares {
@@ -58,7 +58,7 @@ impl Spares {
         }
     }
 
-    /// How many there should be, when this many are in use.
+    /// How many segments there should be when this many are in use.
     pub(super) fn wanted(&self, in_use: usize) -> usize {
         if self.limited {
             SMALLEST_POOL
@@ -69,7 +69,7 @@ impl Spares {
         }
     }
 
-    /// After how long a pool of this size is to be looked at again.
+    /// When a pool of this size should be checked again.
     pub(super) fn look_again(&self, size: usize) -> Option<Duration> {
         (size > SMALLEST_POOL).then_some(POOL_MEMORY)
     }
@@ -78,7 +78,7 @@ impl Spares {
 /// The mapped files of a retired segment, all zero.
 pub(super) struct Spare(Maps);
 
-/// The names under which the files of a segment wait.
+/// The names under which the files of a spare segment wait.
 pub(super) fn waiting(paths: &Paths) -> Paths {
     Paths {
         segment: paths.segment.with_extension(SEGMENT_SUFFIX),
@@ -86,7 +86,7 @@ pub(super) fn waiting(paths: &Paths) -> Paths {
     }
 }
 
-/// The files of an earlier process's spares.
+/// The files of spares that an earlier process left.
 pub(super) fn left_in(directory: &Names) -> Result<Vec<Entry>, StorageError> {
     let names = directory.directory().list()?;
     let is_spare = |name: &&String| {
@@ -103,7 +103,7 @@ pub(super) fn left_in(directory: &Names) -> Result<Vec<Entry>, StorageError> {
 }
 
 impl Spare {
-    /// Empties the files, which were renamed to `paths` and are zero already from `end` on.
+    /// Empties the files, which were renamed to `paths` and are already zero from `end` on.
     pub(super) fn clean(mut maps: Maps, end: Position, paths: Paths) -> Self {
         maps.records.file.moved_to(paths.segment);
         maps.acks.file.moved_to(paths.ack);
@@ -112,8 +112,8 @@ impl Spare {
         Self(maps)
     }
 
-    /// Creates the files of one. Their blocks are allocated, and not in the page cache. Leaves nothing
-    /// behind on failure.
+    /// Creates the files of a spare. Their blocks are allocated, but not in the page cache. Leaves
+    /// nothing behind on failure.
     pub(super) fn create(paths: &Paths, segment_size: u64) -> Result<Self, StorageError> {
         const COLD: u64 = 1;
         let capacity = segment::capacity_of(segment_size);
@@ -126,7 +126,7 @@ impl Spare {
         }))
     }
 
-    /// Makes it the segment of this identity. Leaves nothing behind on failure.
+    /// Turns it into the segment of this identity. Leaves nothing behind on failure.
     pub(super) fn into_segment(
         self,
         names: &Arc<Names>,
@@ -140,8 +140,8 @@ impl Spare {
         })
     }
 
-    /// Makes it the segment of this identity that begins with these records. After a crash it is
-    /// there with all of them, or is not there. Leaves nothing behind on failure.
+    /// Turns it into the segment of this identity that begins with these records. After a crash it
+    /// exists with all of them, or does not exist. Leaves nothing behind on failure.
     pub(super) fn into_segment_with(
         self,
         names: &Arc<Names>,
@@ -153,7 +153,7 @@ impl Spare {
             for file in [&maps.records.file, &maps.acks.file] {
                 file.flush()?;
             }
-            // The acks first: beside records, a file of them that is missing would be a loss.
+            // The ack file first: records without an ack file would count as a loss of acks.
             maps.acks.file.rename(&paths.ack)?;
             maps.records.file.rename(&paths.segment)?;
             Ok(end)
@@ -173,7 +173,7 @@ impl Spare {
             Ok(tail) => Ok(Segment::from_spare(identity, self.0, tail, paths, names)),
             Err(error) => {
                 self.remove();
-                // What was said to have failed may have been done all the same, and a segment with
+                // An operation that reported failure may still have been done, and a segment with
                 // copies of jobs must not be found beside the jobs.
                 for entry in [&paths.segment, &paths.ack] {
                     if let Err(error) = entry.remove() {
@@ -185,7 +185,7 @@ impl Spare {
         }
     }
 
-    /// Gives its space back. Files that stay are removed by the next open.
+    /// Frees its space. Files that stay are removed by the next open.
     pub(super) fn remove(self) {
         let Self(maps) = self;
         for file in [&maps.records.file, &maps.acks.file] {
@@ -197,7 +197,7 @@ impl Spare {
 }
 
 impl AckFile {
-    /// Zeroes the header and all that is kept of the records below `end`.
+    /// Zeroes the header and everything that concerns the records below `end`.
     fn zero_up_to(&mut self, end: u32) {
         let [words, counts] = ack::used_ranges(self.capacity(), end);
         self.file.zero(words.start, words.len());

@@ -1,4 +1,4 @@
-//! What a stripe's log holds.
+//! Statistics of a stripe's log.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,13 +9,13 @@ use super::{DEAD_ORIGIN, Log};
 use crate::Timestamp;
 use crate::log::pinned::Pinned;
 
-/// Most segments that a look for the first job of some kind goes through: where all jobs of the
-/// first ones are delayed, for one.
+/// Most segments that a search for the first job of some kind goes through. This matters, for
+/// example, where all jobs of the first ones are delayed.
 const MOST_SEGMENTS: usize = 1024;
-/// Most records of a stripe that are looked at for one that waits for a consumer.
+/// Most records of a stripe that are searched for one that waits for a consumer.
 const MOST_LOOKED_AT: u32 = 4096;
 
-/// What a stripe holds, for statistics. All but `bytes` and `segments` in jobs.
+/// The contents of a stripe, for statistics. Counts jobs, except `bytes` and `segments`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LogStats {
     /// Not done.
@@ -33,7 +33,7 @@ pub(crate) struct LogStats {
 }
 
 impl LogStats {
-    /// What a segment holds that is sealed and that nothing was claimed from.
+    /// The contents of a segment that is sealed and that nothing was claimed from.
     pub(super) fn of_resting(segment: &Segment) -> Self {
         let reached = segment.reached();
         let live = u64::from(reached.index.saturating_sub(segment.not_acked()));
@@ -78,12 +78,12 @@ impl LogStats {
 }
 
 impl Log {
-    /// What the stripe holds. Costs a look at each ack word of the segments that consumers have
-    /// reached, and nothing for those at rest behind them.
+    /// The contents of the stripe. Reads each ack word of the segments that consumers have reached,
+    /// and costs nothing for the segments at rest behind them.
     pub(crate) fn stats(&self) -> LogStats {
         let (segments, mut stats) = {
             let segments = self.segments.read();
-            // With the list locked: a segment is in the list or in these, never in both.
+            // With the list locked: a segment is in the list or in these counts, never in both.
             let mut stats = LogStats {
                 appended: self.retired_appended.load(Ordering::Relaxed),
                 done: self.retired_done.load(Ordering::Relaxed),
@@ -104,8 +104,8 @@ impl Log {
                 }
                 Some(pinned) => {
                     let done = pinned.done_within(0, reached);
-                    // After the look at what is done, which is claimed before: so that no more
-                    // jobs are unclaimed than live.
+                    // Read after the count of done jobs, which were claimed before that, so that no
+                    // more jobs are unclaimed than live.
                     let claimed = segment.claimed().index.min(reached);
                     let done_after = if segment.is_recovered() {
                         pinned.done_within(claimed, reached)
@@ -137,8 +137,8 @@ impl Log {
         stats
     }
 
-    /// When the oldest job that is not done was enqueued. Neither scans nor waits: where somebody
-    /// else is at it, or the first job is damaged, what comes after counts.
+    /// The time at which the oldest job that is not done was enqueued. Neither scans nor waits:
+    /// where another thread is at work, or the first job is damaged, the next one counts.
     pub(crate) fn oldest_enqueued_at(&self) -> Option<Timestamp> {
         let may_have = |_: &Segment| true;
         self.find_in_order(may_have, |segment| match segment {
@@ -147,9 +147,9 @@ impl Log {
         })
     }
 
-    /// Since when the first job has been due that waits for its first handler. Looks, as
-    /// [`oldest_enqueued_at`](Self::oldest_enqueued_at) does, at so many records only: delayed jobs
-    /// that no consumer has come to may hide one behind them.
+    /// Since when the first job has been due that waits for its first handler. Works like
+    /// [`oldest_enqueued_at`](Self::oldest_enqueued_at), but searches a limited number of records:
+    /// delayed jobs that no consumer has reached may hide such a job behind them.
     pub(crate) fn waiting_since(&self, now: Timestamp) -> Option<Timestamp> {
         let mut budget = MOST_LOOKED_AT;
         self.find_in_order(Segment::may_have_waiting, |segment| match segment {
@@ -160,8 +160,8 @@ impl Log {
         })
     }
 
-    /// What is found in the first segment in which it is. One after the other: not all need be
-    /// looked at.
+    /// The result from the first segment that has one. Segments are examined one after the other,
+    /// since not all may be needed.
     fn find_in_order(
         &self,
         may_have: impl Fn(&Segment) -> bool,
@@ -189,11 +189,12 @@ impl Log {
         if !segment.is_unscanned() {
             return find(Looked::At(&segment.look().ok()??));
         }
-        // No job of it can be done before it is scanned, so the first look serves for all.
+        // No job of it can be done before it is scanned, so the first result is valid for all
+        // calls.
         if let Some(first) = segment.first_job.get() {
             return find(Looked::Ahead(first.as_ref()?));
         }
-        // Held so that nobody mends what is looked at.
+        // Locked so that the segment is not mended during the search.
         let _step = self.step.try_lock()?;
         let pinned = segment.look().ok()??;
         if segment.is_unscanned() {
@@ -205,9 +206,9 @@ impl Log {
     }
 }
 
-/// What a look at the log finds of a segment.
+/// The state in which a search finds a segment.
 enum Looked<'a> {
     At(&'a Pinned),
-    /// It is to be scanned before it is read from; its first job that is not done.
+    /// The segment must be scanned before it is read from; this is its first job that is not done.
     Ahead(&'a Header),
 }

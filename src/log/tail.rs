@@ -1,5 +1,5 @@
 //! The two ends of a segment: the tail where producers reserve, and the cursor where consumers
-//! claim. Nothing here touches the records themselves, so that loom can check it whole.
+//! claim. Nothing here touches the records themselves, so that loom can check this file completely.
 //!
 //! The packed tail, reserved by one fetch-and-add and closed by the one reservation that crosses
 //! the end, follows Aeron's log buffers (Thompson, Montgomery et al., real-logic/aeron).
@@ -8,12 +8,12 @@ use crossbeam_utils::CachePadded;
 
 use crate::sync::{AtomicU64, Ordering, yield_now};
 
-/// Bits of a packed position that count units; the index has the others.
+/// Bits of a packed position that count units; the remaining bits hold the index.
 ///
 /// The largest segment, of 1 GiB, has 2^27 units and 2^25 records. The sum of a tail and of every
 /// reservation that was refused and not yet taken back must stay below 2^38 units, or the tail
-/// would wrap around and hand out units a second time: even at 2^27 units a reservation, that takes
-/// over two thousand threads at once between two neighbouring lines of `reserve`.
+/// would wrap around and hand out units a second time. Even at 2^27 units per reservation, that
+/// takes over two thousand threads at once between two adjacent lines of `reserve`.
 const UNITS_BITS: u32 = 38;
 const UNITS_MASK: u64 = (1 << UNITS_BITS) - 1;
 
@@ -25,7 +25,7 @@ pub(crate) struct Position {
 }
 
 impl Position {
-    /// Of a word that does not lie past the end of a segment.
+    /// Unpacks a word that does not lie past the end of a segment.
     #[inline]
     pub(super) fn unpack(word: u64) -> Self {
         Self {
@@ -40,12 +40,12 @@ impl Position {
     }
 }
 
-/// What became of a reservation.
+/// The result of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reserved {
     /// The caller alone owns the records and units from here on, and must commit them.
     At(Position),
-    /// The reservation did not fit and closed the segment; this happens to exactly one caller.
+    /// The reservation did not fit and closed the segment; exactly one caller gets this.
     Closing(Position),
     /// The segment is closed, or about to be.
     Closed,
@@ -54,10 +54,10 @@ pub(crate) enum Reserved {
 /// No position packs to this: its units are far below `UNITS_MASK`.
 const OPEN: u64 = u64::MAX;
 
-/// Where producers reserve.
+/// The end of a segment at which producers reserve.
 pub(crate) struct Tail {
     next: CachePadded<AtomicU64>,
-    /// The final position, once closed. On a line of its own, read by everyone, written once.
+    /// The final position, once closed. On a cache line of its own, read by everyone, written once.
     closed: CachePadded<AtomicU64>,
     end_units: u32,
 }
@@ -86,7 +86,7 @@ impl Tail {
     /// The caller that gets [`Reserved::Closing`] must call [`close`](Self::close).
     #[inline(always)]
     pub(crate) fn reserve(&self, records: u32, units: u32) -> Reserved {
-        // Relaxed: only saves refused callers the fetch-and-add, which decides.
+        // Relaxed: this only saves refused callers the fetch-and-add, which decides.
         if self.closed.load(Ordering::Relaxed) != OPEN {
             return Reserved::Closed;
         }
@@ -96,12 +96,12 @@ impl Tail {
         }
         .pack();
         // Acquire pairs with the Release of the read-modify-write in `reserved_past`, see there.
-        // What this one publishes is its value alone; the record is published by its commit word.
+        // This one publishes only its own value; the record is published by its commit word.
         let word = self.next.fetch_add(step, Ordering::Acquire);
         if self.is_past_end(word) {
-            // Taken back, for the tail not to wrap around however often callers come before
+            // Taken back, so that the tail does not wrap around however often callers come before
             // `closed` is set. It stays past the end: the closing reservation is never taken back,
-            // and no subtraction comes before its own addition. Relaxed as nobody learns from it.
+            // and no subtraction comes before its own addition. Relaxed, as nobody learns from it.
             self.next.fetch_sub(step, Ordering::Relaxed);
             return Reserved::Closed;
         }
@@ -113,7 +113,7 @@ impl Tail {
         }
     }
 
-    /// Whether a value of `next` says that a reservation has crossed the end.
+    /// Whether this value of `next` shows that a reservation has crossed the end.
     #[inline]
     fn is_past_end(&self, word: u64) -> bool {
         word & UNITS_MASK > u64::from(self.end_units)
@@ -121,15 +121,15 @@ impl Tail {
 
     /// Publishes the final position.
     pub(crate) fn close(&self, end: Position) {
-        // Release pairs with the Acquire in `closed`: who sees the end sees what its closer did
-        // before, so also its last records.
+        // Release pairs with the Acquire in `closed`: a thread that sees the end sees what its
+        // closer did before, including its last records.
         self.closed.store(end.pack(), Ordering::Release);
     }
 
-    /// Closes the tail where it stands, unless a reservation has closed it or is about to.
+    /// Closes the tail at its current position, unless a reservation has closed it or is about to.
     /// Returns the final position if this call closed it.
     pub(crate) fn close_now(&self) -> Option<Position> {
-        // One unit more than can ever fit: this reservation crosses the end unless one has.
+        // One unit more than can ever fit: this reservation crosses the end unless another one has.
         match self.reserve(0, self.end_units + 1) {
             Reserved::Closing(position) => {
                 self.close(position);
@@ -149,7 +149,7 @@ impl Tail {
         }
     }
 
-    /// How far reservations have come: what is below is or will be committed.
+    /// How far reservations have come: everything below is or will be committed.
     pub(crate) fn reached(&self) -> Position {
         loop {
             if let Some(end) = self.closed() {
@@ -160,37 +160,37 @@ impl Tail {
             if !self.is_past_end(word) {
                 return Position::unpack(word);
             }
-            // Somebody is between the reservation that crossed the end and `close`, and alone
-            // knows the end. The tail's own value counts reservations that came to nothing.
+            // Another thread is between the reservation that crossed the end and `close`, and only
+            // it knows the end. The tail's own value counts reservations that were refused.
             yield_now();
         }
     }
 
     /// Whether a reservation was ever made past `position`, for a consumer that is about to sleep.
     ///
-    /// A read-modify-write rather than a load, so that it takes its place among the producers'
-    /// own in the tail's modification order. Either it comes after a producer's reservation and
-    /// sees it, or it comes before, and then that producer, whose reservation acquires from this
-    /// release (through the read-modify-writes between them, if any), sees the consumer's
-    /// registration as a sleeper when it looks for sleepers.
+    /// This is a read-modify-write rather than a load, so that it takes its place among the
+    /// producers' own in the tail's modification order. Either it comes after a producer's
+    /// reservation and sees it, or it comes before. In that case the producer, whose reservation
+    /// acquires from this release (through the read-modify-writes between them, if any), sees the
+    /// consumer's registration as a sleeper when it looks for sleepers.
     ///
-    /// The same holds for the reservation that closes the tail, and so for all that its caller
-    /// does afterwards.
+    /// The same holds for the reservation that closes the tail, and so for everything that its
+    /// caller does afterwards.
     pub(crate) fn reserved_past(&self, position: Position) -> bool {
-        // Release pairs with the Acquire in `reserve`, see above. (The fence in `register` would do,
-        // too, but of a Relaxed addition of zero compilers make a load.) Of the producers' side
-        // nothing but the value is learned; a record is published by its commit word.
+        // Release pairs with the Acquire in `reserve`, see above. (The fence in `register` would be
+        // enough, too, but compilers turn a Relaxed addition of zero into a load.) From the
+        // producers' side only the value is learned; a record is published by its commit word.
         let word = self.next.fetch_add(0, Ordering::Release);
         let reached = match self.closed() {
             Some(end) => u64::from(end.units),
-            // Past the end until `close`: the consumer looks again rather than sleep.
+            // Past the end until `close`: the consumer looks again rather than sleeping.
             None => word & UNITS_MASK,
         };
         reached > u64::from(position.units)
     }
 }
 
-/// Where consumers claim.
+/// The end of a segment at which consumers claim.
 pub(crate) struct Cursor {
     next: CachePadded<AtomicU64>,
 }
@@ -204,16 +204,16 @@ impl Cursor {
 
     #[inline]
     pub(crate) fn position(&self) -> Position {
-        // Acquire pairs with the Release of `advance`: who sees the cursor past a record may
-        // conclude that its claimer saw it committed.
+        // Acquire pairs with the Release of `advance`: a thread that sees the cursor past a record
+        // may conclude that its claimer saw it committed.
         Position::unpack(self.next.load(Ordering::Acquire))
     }
 
-    /// Takes everything from `from` up to `to`, if nobody else has.
+    /// Claims everything from `from` up to `to`, if no other thread has.
     #[inline]
     pub(crate) fn advance(&self, from: Position, to: Position) -> bool {
         // Release pairs with the Acquire in `position`. Relaxed on failure: the caller reads the
-        // position again. No position comes back, as every advance adds units.
+        // position again. No position occurs twice, as every advance adds units.
         self.next
             .compare_exchange(from.pack(), to.pack(), Ordering::Release, Ordering::Relaxed)
             .is_ok()
@@ -262,7 +262,7 @@ mod tests {
         let tail = Tail::open(START, end_units);
         assert_eq!(tail.reserve(1, end_units), Reserved::Closing(START));
         for _ in 0..1_000 {
-            // What `reserve` adds, before it takes it back.
+            // The addition in `reserve`, before it is taken back.
             let refused = at(1 << 23, end_units);
             tail.next.fetch_add(refused.pack(), Ordering::Relaxed);
             assert_eq!(tail.reserve(1, 4), Reserved::Closed);

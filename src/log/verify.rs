@@ -1,4 +1,4 @@
-//! Whether every record still passes its check.
+//! Verification: whether every record still passes its check.
 use super::Log;
 use super::pinned::Pinned;
 use super::record::{KIND_JOB, UNIT};
@@ -7,8 +7,8 @@ use super::segment::START;
 use crate::storage::StorageError;
 
 impl Log {
-    /// Checks every committed record. Damage in segments that were not checked before is set
-    /// aside; in others it is only reported, as somebody may be reading there.
+    /// Checks every committed record. Damage in segments that were not checked before is
+    /// quarantined; in others it is only reported, because they may be being read.
     pub(crate) fn verify(&self) -> Result<VerifyReport, StorageError> {
         let mut report = VerifyReport::default();
         let mut after = None;

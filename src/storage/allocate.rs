@@ -1,4 +1,4 @@
-//! Room on the disk before it is needed: files whose every byte is backed by allocated blocks.
+//! Allocation of disk space ahead of need: files whose every byte is backed by allocated blocks.
 
 use std::fs::File;
 use std::io::{self, BufReader, Seek};
@@ -12,8 +12,8 @@ use super::{Entry, Operation, Stream};
 use crate::events::event;
 use crate::storage::mapped;
 
-/// Has Btrfs write changes of a new, empty file to the blocks that it has, as others do, rather than to
-/// new ones, which a full disk does not have. Its own checksums are given up with that.
+/// Makes Btrfs write changes of a new, empty file in place, as other file systems do, and not to
+/// new blocks, which a full disk does not have. This disables Btrfs's own checksums for the file.
 fn write_in_place(file: &File) {
     const BTRFS: u32 = 0x9123_683e;
     let is_btrfs = fstatfs(file).is_ok_and(|system| system.f_type as u32 == BTRFS);
@@ -31,38 +31,38 @@ impl Entry {
         let file = self.create(OFlags::RDWR | OFlags::EXCL)?;
         write_in_place(&file);
         self.allocate(&file, FallocateFlags::empty(), len)
-            // Where they are allocated already: page by page, as faults of a mapping come, the page
-            // cache takes about three times as long to fill (measured on ext4) as in writes of many
-            // pages.
+            // Zeros are written even if the blocks are allocated: filling the page cache page by
+            // page, as the faults of a mapping do, takes about three times as long (measured on
+            // ext4) as writes of many pages.
             .and_then(|is_allocated| {
                 let written = if is_allocated { cached.min(len) } else { len };
                 self.write_zeros(&file, written)
             })
             .inspect_err(|_| {
-                // The reason for the failure matters more than what became of the file.
+                // The reason for the failure matters more than whether the file could be removed.
                 let _ = self.remove();
             })?;
         Ok(file)
     }
 
-    /// Has blocks of its own allocated for the holes in the first `len` bytes of a file that is at
-    /// least that long, and for what it shares with another file, of which it is a copy. What is in
-    /// it stays as it is.
+    /// Allocates blocks of its own for the holes in the first `len` bytes of a file that is at
+    /// least that long, and for the parts that it, as a copy, shares with another file. The
+    /// contents stay the same.
     pub(crate) fn back_with_blocks(&self, len: u64) -> Result<()> {
         let file = self.open_read_write()?;
-        // A full XFS allocates nothing, not even what is there.
+        // A full XFS refuses any allocation, even of blocks that are already there.
         if self.has_blocks_of_its_own(&file, len) {
             return Ok(());
         }
         let own = FallocateFlags::UNSHARE_RANGE | FallocateFlags::KEEP_SIZE;
         if !self.allocate(&file, own, len)? {
-            // A file system that cannot allocate ahead has had its blocks written.
+            // On a file system that cannot allocate ahead, the blocks were written.
             self.allocate(&file, FallocateFlags::KEEP_SIZE, len)?;
         }
         Ok(())
     }
 
-    /// False if it is not known.
+    /// False if that is unknown.
     fn has_blocks_of_its_own(&self, file: &File, len: u64) -> bool {
         let look = || mapped::has_blocks_of_its_own(file, len);
         Operation::Inspect
@@ -70,8 +70,8 @@ impl Entry {
             .unwrap_or(false)
     }
 
-    /// Whether the process may make files of this length. Asked before any is made, as the answer
-    /// to trying is a signal that ends the process.
+    /// Whether the process may create files of this length. Checked before any file is created,
+    /// because exceeding the limit raises a signal that ends the process.
     pub(crate) fn fits_file_size_limit(&self, len: u64) -> Result<()> {
         match getrlimit(Resource::Fsize).current {
             Some(limit) if limit < len => {
@@ -82,8 +82,8 @@ impl Entry {
         }
     }
 
-    /// Returns false on file systems that cannot allocate ahead; written zeros are allocated blocks
-    /// too.
+    /// Allocates blocks. Returns false on file systems that cannot allocate ahead; there, written
+    /// zeros are allocated blocks too.
     fn allocate(&self, file: &File, flags: FallocateFlags, len: u64) -> Result<bool> {
         let fallocate = || Ok(rustix::fs::fallocate(file, flags, 0, len)?);
         match Operation::Allocate.run(self.path(), fallocate) {
@@ -93,9 +93,10 @@ impl Entry {
     }
 
     fn write_zeros(&self, file: &File, len: u64) -> Result<()> {
-        // The page cache keeps what one write brings as one folio if it can, and writes a folio back as
-        // a whole: with chunks of 1 MiB, each flush of a few records wrote 1 MiB (ext4, Linux 6.18) and
-        // took up to twice as long as with these. Smaller ones make no flush faster and new files slower.
+        // The page cache keeps the data of one write in one folio if it can, and writes a folio
+        // back as a whole. With chunks of 1 MiB, each flush of a few records wrote 1 MiB (ext4,
+        // Linux 6.18) and took up to twice as long as with this size. Smaller chunks make no flush
+        // faster and new files slower.
         const CHUNK: usize = 64 * 1024;
         let zeros = vec![0u8; CHUNK.min(usize::try_from(len).unwrap_or(CHUNK))];
         let mut left = len;
@@ -107,10 +108,10 @@ impl Entry {
         Ok(())
     }
 
-    /// Has the bytes of a file from `offset` on in the page cache.
+    /// Reads the bytes of a file from `offset` on into the page cache.
     ///
-    /// Read one after the other, the kernel takes them up in larger pieces than it does when a mapping
-    /// faults for them, and two to five times as fast (measured on ext4).
+    /// Sequential reads make the kernel load larger pieces than faults of a mapping do, two to five
+    /// times as fast (measured on ext4).
     pub(crate) fn read_into_cache(&self, offset: u64) -> Result<()> {
         const PIECE: usize = 64 * 1024;
         let mut file = self.open(OFlags::RDONLY)?;

@@ -1,6 +1,6 @@
-//! A directory that is held open: all that is done to what is in it is done through its
-//! descriptor. A queue whose directory is moved, or whose process changes its working directory,
-//! goes on with its own files, and another queue that takes its old path is not touched.
+//! A directory that is held open: every operation on its contents goes through its descriptor. If a
+//! queue's directory is moved, or its process changes the working directory, the queue continues
+//! with its own files, and another queue that takes the old path is not touched.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,7 +18,7 @@ use super::{Entry, Operation, StorageError};
 #[derive(Debug)]
 pub(crate) struct Directory {
     handle: OwnedFd,
-    /// What it was called when it was opened, for messages.
+    /// The path with which it was opened, for messages.
     path: PathBuf,
     /// The permissions of files that are created in it, less the umask.
     file_mode: Mode,
@@ -31,14 +31,15 @@ const DIRECTORY: OFlags = OFlags::RDONLY
 /// Payloads are private unless the user asks for other permissions.
 const PRIVATE: Mode = Mode::from_raw_mode(0o600);
 
-/// The permissions of a directory whose files have these: who may read a file may look it up.
+/// The permissions of a directory for files with these permissions: whoever may read a file may
+/// look it up.
 fn directory_mode(file_mode: Mode) -> Mode {
     let readers = file_mode.as_raw_mode() & 0o444;
     Mode::from_raw_mode(file_mode.as_raw_mode() | readers >> 2)
 }
 
 impl Directory {
-    /// Opens a directory; None if there is nothing of that name.
+    /// Opens a directory; None if the name does not exist.
     pub(crate) fn open(path: &Path) -> Result<Option<Self>> {
         let handle = Operation::Open.run(path, || {
             Ok(rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty())?)
@@ -50,8 +51,8 @@ impl Directory {
         }))
     }
 
-    /// Has files, and directories, be created in it with these permissions, less the umask; and so in
-    /// the directories in it.
+    /// Sets the permissions, less the umask, of files and directories that are created in it and in
+    /// its subdirectories.
     pub(crate) fn with_file_mode(self, mode: u32) -> Self {
         Self {
             file_mode: Mode::from_raw_mode(mode),
@@ -59,9 +60,9 @@ impl Directory {
         }
     }
 
-    /// Opens a directory in this one; None if there is nothing of that name.
+    /// Opens a directory in this one; None if the name does not exist.
     ///
-    /// A symbolic link is refused: what is behind it could be another queue's as well.
+    /// A symbolic link is refused: its target could also be another queue's directory.
     pub(crate) fn subdirectory(&self, name: &str) -> Result<Option<Self>> {
         let path = self.path.join(name);
         let flags = DIRECTORY | OFlags::NOFOLLOW;
@@ -98,18 +99,18 @@ impl Directory {
         })
     }
 
-    /// What the directory was called when it was opened.
+    /// The path with which the directory was opened.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The name of a file in it, whether there is one or not.
+    /// A name in the directory, whether or not there is such a file.
     pub(crate) fn entry(self: &Arc<Self>, name: &str) -> Entry {
         Entry::new(self, self.path.join(name))
     }
 
-    /// Flushes the names in it: a file created, renamed or removed in it is durably so only after
-    /// this. Needs no further descriptor.
+    /// Flushes the names in it: creating, renaming or removing a file is durable only after this.
+    /// Needs no further descriptor.
     pub(crate) fn flush(&self) -> Result<()> {
         let flush = || Ok(rustix::fs::fsync(&self.handle)?);
         Operation::FlushDirectory.run(&self.path, flush)
@@ -134,7 +135,7 @@ impl Directory {
         parent.flush()
     }
 
-    /// Takes the lock of this directory, whatever it is called; false if somebody else has it. It is
+    /// Locks this directory, whatever its path; false if another process has the lock. The lock is
     /// held until [`unlock`](Self::unlock), or until the process has died.
     pub(crate) fn try_lock(&self) -> Result<bool> {
         let lock = FlockOperation::NonBlockingLockExclusive;
@@ -145,13 +146,14 @@ impl Directory {
         })
     }
 
-    /// Gives the lock up, also if a child process has a copy of the descriptor.
+    /// Releases the lock, even if a child process has a copy of the descriptor.
     pub(crate) fn unlock(&self) {
-        // The descriptor is valid, so the lock goes.
+        // The descriptor is valid, so this releases the lock.
         let _ = rustix::fs::flock(&self.handle, FlockOperation::Unlock);
     }
 
-    /// The names in it, sorted. Names that are not Unicode are none of ours, and are not exact.
+    /// The names in it, sorted. Names that are not Unicode are not this library's, and are
+    /// converted lossily.
     pub(crate) fn list(&self) -> Result<Vec<String>> {
         let mut names = Operation::List.run(&self.path, || {
             let mut names = Vec::new();
@@ -174,7 +176,7 @@ impl Directory {
         at: &Entry,
         flags: OFlags,
     ) -> Result<File> {
-        // A pipe of that name must not make an open wait.
+        // A FIFO of that name must not make an open wait.
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         operation.run(at.path(), || {
             let file = rustix::fs::openat(&self.handle, at.name(), flags, self.file_mode)?;
@@ -213,13 +215,13 @@ impl Directory {
     }
 }
 
-/// Whether it is a file with bytes of its own.
+/// Whether it is a regular file.
 pub(super) fn is_regular(found: &Stat) -> bool {
     FileType::from_raw_mode(found.st_mode) == FileType::RegularFile
 }
 
-/// Creates a directory for files with these permissions, and those above it, unless it exists, and
-/// opens it; the name of each one that was made is then durable.
+/// Opens a directory for files with these permissions. Creates it and missing directories above it;
+/// the name of each one created is then durable.
 pub(crate) fn create_directories(path: &Path, file_mode: u32) -> Result<Directory> {
     let mut to_make = vec![path];
     while let Some(&next) = to_make.last() {
@@ -239,7 +241,7 @@ pub(crate) fn create_directories(path: &Path, file_mode: u32) -> Result<Director
     opened.ok_or_else(|| StorageError::new(Operation::Open.verb(), path, Errno::NOENT.into()))
 }
 
-/// Creates a directory unless it exists; false if the one above it does not exist.
+/// Creates a directory unless it exists; false if its parent does not exist.
 fn make_directory(path: &Path, mode: Mode) -> Result<bool> {
     let make = || Ok(rustix::fs::mkdirat(CWD, path, mode)?);
     let Err(error) = Operation::CreateDirectory.run(path, make) else {
@@ -254,10 +256,10 @@ fn make_directory(path: &Path, mode: Mode) -> Result<bool> {
     };
     match (error.io_error().kind(), is_directory(path)) {
         (_, Ok(Some(true))) => Ok(true),
-        // With the parent there, another attempt would end as this one did: the working directory was
-        // deleted, or the file system makes no directories.
+        // If the parent exists, another attempt would fail in the same way: the working directory
+        // was deleted, or the file system has no directories.
         (io::ErrorKind::NotFound, _) if is_directory(parent_of(path))?.is_none() => Ok(false),
-        // What is wrong is that it cannot be looked at.
+        // The actual problem is that it cannot be inspected.
         (io::ErrorKind::AlreadyExists, Err(unknown)) => Err(unknown),
         (kind @ io::ErrorKind::AlreadyExists, Ok(None)) if path.is_symlink() => {
             let dangling = "a symbolic link of that name leads nowhere";
@@ -272,7 +274,7 @@ fn make_directory(path: &Path, mode: Mode) -> Result<bool> {
     }
 }
 
-/// The directory that a file or directory is in.
+/// The directory that contains a file or directory.
 fn parent_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
@@ -281,7 +283,7 @@ fn parent_of(path: &Path) -> &Path {
     }
 }
 
-/// A path that means the same whatever becomes of the working directory.
+/// The absolute path, which does not depend on the working directory.
 pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).context("find", path)
 }

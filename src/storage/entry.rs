@@ -1,4 +1,5 @@
-//! A file by its name in a directory that is held open: reading, replacing, renaming, removing.
+//! An entry: a file name in a directory that is held open, with operations to read, replace, rename
+//! and remove the file.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,7 +12,7 @@ use super::directory::is_regular;
 use super::error::{Context, Result, if_exists};
 use super::{Directory, Operation, Stream};
 
-/// A name in a directory, and what there is of that name.
+/// A name in a directory, and the file of that name if there is one.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     directory: Arc<Directory>,
@@ -19,7 +20,7 @@ pub(crate) struct Entry {
     path: PathBuf,
 }
 
-/// What stands at a name.
+/// What a name refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A regular file of this length.
@@ -49,7 +50,7 @@ impl Entry {
         &self.path
     }
 
-    /// Another name in the same directory.
+    /// The same name with another extension.
     pub(crate) fn with_extension(&self, extension: &str) -> Self {
         Self::new(&self.directory, self.path.with_extension(extension))
     }
@@ -67,23 +68,23 @@ impl Entry {
         self.open(OFlags::RDWR)
     }
 
-    /// Writes to a file of that name, at its start or after what was written before.
+    /// Writes at the current offset of an open file of that name.
     pub(crate) fn write_all(&self, file: &File, bytes: &[u8]) -> Result<()> {
         let written = Stream(file, &self.path).write_all(bytes);
         written.context(Operation::Write.verb(), &self.path)
     }
 
-    /// Creates a file that is only a name; one that is there already stays.
+    /// Creates an empty file; an existing one stays.
     pub(crate) fn create_empty(&self) -> Result<()> {
         self.create(OFlags::WRONLY).map(|_| ())
     }
 
-    /// Opens a file to write, creating it if there is none; what is in it stays.
+    /// Opens a file to write, creating it if it does not exist; its contents stay.
     pub(crate) fn create_or_open(&self) -> Result<File> {
         self.create(OFlags::WRONLY)
     }
 
-    /// Gives a file another name, durable only with its directory.
+    /// Renames a file; this is durable only when its directory is flushed.
     pub(crate) fn rename(&self, to: &Self) -> Result<()> {
         self.directory.rename(self, to)
     }
@@ -97,7 +98,7 @@ impl Entry {
         if_exists(self.open(OFlags::WRONLY))
     }
 
-    /// Shortens a file, if it exists, or lengthens it by a hole.
+    /// Truncates a file, if it exists, or extends it by a hole.
     pub(crate) fn truncate(&self, len: u64) -> Result<()> {
         match self.open_to_write()? {
             Some(file) => Operation::Truncate.run(&self.path, || file.set_len(len)),
@@ -110,7 +111,7 @@ impl Entry {
         self.open(OFlags::RDONLY)
     }
 
-    /// Makes what was written to a file so far durable, also what was written through a mapping.
+    /// Makes all writes to a file so far durable, including those through a mapping.
     pub(crate) fn flush(&self, file: &File) -> Result<()> {
         Operation::Flush.run(&self.path, || file.sync_all())
     }
@@ -136,14 +137,14 @@ impl Entry {
         Ok(Some(bytes))
     }
 
-    /// The whole of a small file, or None if it does not exist. Of a file too large to be one of
-    /// ours, only the start.
+    /// The whole of a small file, or None if it does not exist. If a file is larger than any such
+    /// file of this library, only its start.
     pub(crate) fn read_if_exists(&self) -> Result<Option<Vec<u8>>> {
         const LARGEST_SMALL_FILE: u64 = 64 * 1024;
         self.read_start(LARGEST_SMALL_FILE)
     }
 
-    /// What there is of that name.
+    /// What the name refers to; None if it does not exist.
     pub(crate) fn kind(&self) -> Result<Option<Kind>> {
         let found = self.directory.inspect(self)?;
         Ok(found.map(|found| match u64::try_from(found.st_size) {
@@ -160,8 +161,8 @@ impl Entry {
         })
     }
 
-    /// Replaces the file by `bytes` in one step that a crash leaves either done or not: write a
-    /// temporary file, flush it, rename it over, flush the directory.
+    /// Replaces the file with `bytes` atomically, so that a crash leaves either the old or the new
+    /// contents: write a temporary file, flush it, rename it over the old one, flush the directory.
     pub(crate) fn replace(&self, bytes: &[u8]) -> Result<()> {
         self.fits_file_size_limit(bytes.len() as u64)?;
         let temporary = self.with_extension("tmp");
@@ -172,13 +173,13 @@ impl Entry {
             temporary.rename(self)
         };
         write().inspect_err(|_| {
-            // It may take up what is left of a full disk.
+            // It may take up the last space on a full disk.
             let _ = temporary.remove();
         })?;
         self.directory.flush()
     }
 
-    /// Whether a file has exactly this content, and can be read.
+    /// Whether a file can be read and has exactly this content.
     pub(crate) fn has_content(&self, bytes: &[u8]) -> bool {
         let Ok(file) = self.open(OFlags::RDONLY) else {
             return false;

@@ -1,5 +1,5 @@
-//! What unit tests do to the file system: have calls fail or fall short, note which calls are made,
-//! and look at the files between any two operations.
+//! Fault injection for unit tests: makes file system calls fail or fall short, records the calls
+//! that are made, and shows the files between any two operations.
 
 use std::cell::RefCell;
 use std::io;
@@ -18,30 +18,30 @@ thread_local! {
     static OBSERVER: RefCell<Option<(PathBuf, Observer)>> = const { RefCell::new(None) };
 }
 
-/// When an operation is observed.
+/// The moment at which an operation is observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Moment {
-    /// An error from the observer is the operation's.
+    /// If the observer returns an error, the operation fails with it.
     Before,
     After,
 }
 
-/// Called before and after each creation, truncation, renaming, removal and flush of what is below
-/// a directory.
+/// Called before and after each creation, truncation, renaming, removal and flush below a
+/// directory.
 pub(crate) type Observer = Box<dyn FnMut(Operation, &Path, Moment) -> io::Result<()>>;
 
-/// What is done to a call.
+/// The effect on a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
-    /// It is not made, and fails.
+    /// The call is not made, and fails.
     Fail(Errno),
-    /// It is made, and fails all the same.
+    /// The call is made, and fails nevertheless.
     FailAfter(Errno),
-    /// It reads or writes half of what it should.
+    /// The call reads or writes half of its bytes.
     Short,
 }
 
-/// Some calls of one operation, by their number from 0, and what is done to them.
+/// Some calls of one operation, numbered from 0, and the effect on them.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) operation: Operation,
@@ -49,7 +49,7 @@ pub(crate) struct Plan {
     pub(crate) effect: Effect,
 }
 
-/// A call that was made, or would have been.
+/// A call that was made, or that a fault prevented.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) operation: Operation,
@@ -57,21 +57,21 @@ pub(crate) struct Call {
     pub(crate) effect: Option<Effect>,
 }
 
-/// Calls are watched, and things done to them, until this is dropped.
+/// Watches calls and injects faults until it is dropped.
 #[must_use]
 pub(crate) struct Fault(u64);
 
 struct State {
     id: u64,
     path: PathBuf,
-    /// It is about this path alone, and not about what is below it.
+    /// Whether only this path is concerned, and not what is below it.
     is_exact: bool,
     /// How many calls each plan has seen.
     plans: Vec<(Plan, usize)>,
     calls: Vec<Call>,
 }
 
-/// Has flushes of a file or directory fail.
+/// Makes flushes of a file or directory fail.
 pub(crate) fn fail_flushes(path: impl AsRef<Path>) -> Fault {
     let plan = |operation| Plan {
         operation,
@@ -82,7 +82,7 @@ pub(crate) fn fail_flushes(path: impl AsRef<Path>) -> Fault {
     Fault::begin(path.as_ref(), true, plans.into())
 }
 
-/// Has the disk be full for new files below a directory.
+/// Makes the disk appear full to new files below a directory.
 pub(crate) fn fill_disk(dir: &Path) -> Fault {
     let plan = Plan {
         operation: Operation::Create,
@@ -92,7 +92,7 @@ pub(crate) fn fill_disk(dir: &Path) -> Fault {
     watch(dir, vec![plan])
 }
 
-/// Watches all calls below a directory, and does to them what is planned.
+/// Watches all calls below a directory, and applies the planned effects to them.
 pub(crate) fn watch(dir: &Path, plans: Vec<Plan>) -> Fault {
     Fault::begin(dir, false, plans)
 }
@@ -117,12 +117,12 @@ impl Fault {
         run(state.expect("it lives as long as its guard"))
     }
 
-    /// Does nothing to further calls, and goes on watching them.
+    /// Ends the effects on further calls, but keeps watching them.
     pub(crate) fn lift(&self) {
         self.with(|state| state.plans.clear());
     }
 
-    /// The calls since the last look.
+    /// The calls since the last time this was called.
     pub(crate) fn take_calls(&self) -> Vec<Call> {
         self.with(|state| std::mem::take(&mut state.calls))
     }
@@ -143,7 +143,7 @@ impl State {
         }
     }
 
-    /// What is to be done to the next call.
+    /// The effect on the next call.
     fn effect(&self, operation: Operation) -> Option<Effect> {
         let mut plans = self.plans.iter();
         let hit =
@@ -165,13 +165,13 @@ impl State {
     }
 }
 
-/// Calls an observer of this thread's operations from now on; returns the one there was. The
-/// operations that an observer does itself are not observed, unless it sets another.
+/// Sets the observer of this thread's operations; returns the previous one. The operations of an
+/// observer itself are not observed, unless it sets another one.
 pub(crate) fn observe(observer: Option<(PathBuf, Observer)>) -> Option<(PathBuf, Observer)> {
     OBSERVER.replace(observer)
 }
 
-/// How many of `len` bytes the next read or write is to be asked for.
+/// How many of `len` bytes the next read or write asks for.
 pub(super) fn length(operation: Operation, path: &Path, len: usize) -> usize {
     let faults = FAULTS.lock();
     let mut about = faults.iter().filter(|state| state.is_about(path));
@@ -204,7 +204,7 @@ pub(super) fn around<T>(
         }
         Some(Effect::Short) | None => call(),
     };
-    // It has happened.
+    // The operation has happened.
     let _ = tell(operation, path, Moment::After);
     result
 }

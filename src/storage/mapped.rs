@@ -1,12 +1,12 @@
-//! The only memory mappings of the crate: a file whose every byte is backed by allocated blocks,
-//! seen as atomics and as bytes.
+//! Mapped files, the only memory mappings of the crate: a file whose every byte is backed by
+//! allocated blocks, accessed as atomics and as bytes.
 //!
 //! Everything that the log stores goes through here: words by atomics, payloads by
-//! [`MappedFile::copy_in`]. What may be read when is the segment layer's protocol (a commit word
-//! is stored last, with Release); this file only upholds that an access lies inside the mapping
-//! and is aligned.
+//! [`MappedFile::copy_in`]. The segment layer's protocol decides what may be read when (a commit
+//! word is stored last, with Release). This file only ensures that an access lies inside the
+//! mapping and is aligned.
 //!
-//! A mapping keeps no file descriptor: it holds on to its file by itself, and a long backlog has
+//! A mapping keeps no file descriptor: it keeps its file alive by itself, and a long backlog has
 //! more segments than a process may have open files.
 
 #![allow(unsafe_code)]
@@ -26,10 +26,10 @@ use crate::events::event;
 use crate::storage::mappings::{Counted, Purpose};
 use crate::storage::{Entry, Operation, StorageError};
 
-/// No page is smaller.
+/// The smallest page size.
 const SMALLEST_PAGE: usize = 4096;
 
-/// The header of a record, where it stands; the layout is in `log/record.rs`.
+/// The header of a record in the mapping; the layout is in `log/record.rs`.
 #[repr(C)]
 pub(crate) struct RecordWords {
     pub(crate) len: AtomicU32,
@@ -42,14 +42,14 @@ pub(crate) struct RecordWords {
 /// A file mapped shared and writable.
 pub(crate) struct MappedFile {
     map: MmapRaw,
-    /// After `map`, so that it is unmapped when it is not counted any more.
+    /// After `map`, so that the file is unmapped before it is no longer counted.
     _counted: Counted,
     entry: Entry,
 }
 
 impl MappedFile {
     /// Creates a file with `len` allocated, zeroed bytes and maps it. The first store to each of
-    /// the first `warm` bytes costs no page fault; to those after, it does until
+    /// the first `warm` bytes causes no page fault; stores to later bytes do until
     /// [`prefault_from`](Self::prefault_from).
     ///
     /// The file must not exist; nothing is left behind on failure.
@@ -61,15 +61,15 @@ impl MappedFile {
                 let warm = 0..warm.min(mapped.len());
                 if !mapped.prefault(warm.clone())? {
                     for page in warm.step_by(SMALLEST_PAGE) {
-                        // All is zero, and nobody else has seen it. (A read-modify-write that
-                        // changes nothing is left out by compilers.)
+                        // All bytes are zero, and no other thread has seen them. (Compilers leave
+                        // out a read-modify-write that changes nothing.)
                         mapped.word32(page).store(0, Ordering::Relaxed);
                     }
                 }
                 Ok(mapped)
             })
             .inspect_err(|_| {
-                // Nobody has seen the file yet; if it stays, the next open finds it.
+                // The file is not in use yet; if it stays, the next open finds it.
                 let _ = entry.remove();
             })
     }
@@ -80,7 +80,7 @@ impl MappedFile {
         Self::map(&entry.open_read_write()?, entry, len, purpose)
     }
 
-    /// Bytes in memory in the place of a file's.
+    /// Bytes in memory in place of a file's.
     #[cfg(fuzzing)]
     pub(crate) fn in_memory(bytes: &[u8]) -> Self {
         let mut map = MmapOptions::new()
@@ -111,7 +111,7 @@ impl MappedFile {
         })
     }
 
-    /// Bytes mapped.
+    /// How many bytes are mapped.
     pub(crate) fn len(&self) -> usize {
         self.map.len()
     }
@@ -120,14 +120,14 @@ impl MappedFile {
         &self.entry
     }
 
-    /// Gives the file another name, replacing a file that has it.
+    /// Renames the file, replacing an existing file of that name.
     pub(crate) fn rename(&mut self, to: &Entry) -> Result<(), StorageError> {
         self.entry.rename(to)?;
         self.moved_to(to.clone());
         Ok(())
     }
 
-    /// Takes note that the file was renamed.
+    /// Records that the file was renamed.
     pub(crate) fn moved_to(&mut self, entry: Entry) {
         self.entry = entry;
     }
@@ -135,21 +135,21 @@ impl MappedFile {
     /// Zeroes the bytes `[offset, offset + len)`.
     pub(crate) fn zero(&mut self, offset: usize, len: usize) {
         let pointer = self.pointer(offset, len, 1);
-        // SAFETY: inside the mapping, and `self` is borrowed exclusively, so nobody has a
-        // reference into it.
+        // SAFETY: inside the mapping, and `self` is borrowed exclusively, so nobody has a reference
+        // into it.
         unsafe { pointer.write_bytes(0, len) }
     }
 
-    /// Makes what was stored so far durable, with what is needed to read it back.
+    /// Makes everything stored so far durable, with the metadata needed to read it back.
     pub(crate) fn flush(&self) -> Result<(), StorageError> {
         Operation::Flush.run(self.entry.path(), || self.map.flush())
     }
 
-    /// Makes the pages from `offset` on present and writable, whoever else uses them meanwhile. On
-    /// a kernel that cannot, they stay as they are.
+    /// Makes the pages from `offset` on present and writable, while other threads may use them. On
+    /// a kernel that cannot do this, they stay as they are.
     pub(crate) fn prefault_from(&self, offset: u64) -> Result<(), StorageError> {
         if let Err(error) = self.entry.read_into_cache(offset) {
-            // It only takes longer, then.
+            // The prefault then just takes longer.
             event!(debug, %error, "not read ahead of a prefault");
         }
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
@@ -174,7 +174,7 @@ impl MappedFile {
         }
     }
 
-    /// Reads the pages of the first `len` bytes in, so that a sector that cannot be read is an
+    /// Reads the pages of the first `len` bytes into memory, so that an unreadable sector is an
     /// error here rather than a signal later.
     pub(crate) fn read_in(&self, len: usize) -> Result<(), StorageError> {
         let advise = || self.map.advise_range(Advice::PopulateRead, 0, len);
@@ -188,13 +188,13 @@ impl MappedFile {
         result: io::Result<()>,
     ) -> Result<(), StorageError> {
         match result {
-            // What an access to such a page would raise a signal for.
+            // An access to such a page would raise a signal.
             Err(error) if is_bad_page(&error) => Err(StorageError::new(
                 operation.verb(),
                 self.entry.path(),
                 error,
             )),
-            // The kernel does not know the call, or is short of memory: accesses fault as ever.
+            // The kernel does not know the call, or is short of memory: accesses fault as usual.
             Err(error) => {
                 let path = self.entry.path().to_path_buf();
                 event!(debug, path = %path.display(), ?operation, %error, "not populated");
@@ -233,7 +233,7 @@ impl MappedFile {
         unsafe { AtomicU64::from_ptr(pointer.cast()) }
     }
 
-    /// The five words of a record's header: one check for all of them.
+    /// The five words of a record's header, with one bounds check for all of them.
     #[inline]
     pub(crate) fn record_words(&self, offset: usize) -> &RecordWords {
         let pointer = self.pointer(offset, size_of::<RecordWords>(), align_of::<RecordWords>());
@@ -241,14 +241,14 @@ impl MappedFile {
         unsafe { &*pointer.cast::<RecordWords>() }
     }
 
-    /// Whether all is zero from `offset` on, a multiple of 8.
+    /// Whether all bytes from `offset`, a multiple of 8, are zero.
     pub(crate) fn is_zero_from(&self, offset: usize) -> bool {
         let len = self.len().saturating_sub(offset);
         let pointer = self.pointer(offset, len, align_of::<AtomicU64>());
         // SAFETY: as in `word64`, for each of them.
         let words = unsafe { std::slice::from_raw_parts(pointer.cast::<AtomicU64>(), len / 8) };
         words.iter().all(|word| word.load(Ordering::Relaxed) == 0)
-            // Files of ours end on a multiple of 4.
+            // This library's files end on a multiple of 4.
             && (len % 8 < 4 || self.word32(offset + len / 8 * 8).load(Ordering::Relaxed) == 0)
     }
 
@@ -278,10 +278,11 @@ impl MappedFile {
     }
 }
 
-/// Whether each of the first `len` bytes of a file has a block on the disk that no other file shares,
-/// so that a store to a mapping of it needs no other. An error where the file system does not tell.
+/// Whether each of the first `len` bytes of a file has a block on the disk that no other file
+/// shares, so that a store to a mapping of it needs no new block. An error if the file system does
+/// not tell.
 ///
-/// On a file system that writes each change to a new place this is no promise.
+/// On a copy-on-write file system this guarantees nothing.
 pub(crate) fn has_blocks_of_its_own(file: &File, len: u64) -> io::Result<bool> {
     /// `struct fiemap` of `linux/fiemap.h`, with room for some extents.
     #[repr(C)]
@@ -307,7 +308,7 @@ pub(crate) fn has_blocks_of_its_own(file: &File, len: u64) -> io::Result<bool> {
     const ROOM: usize = 32;
     const LAST: u32 = 0x1;
     const SHARED: u32 = 0x2000;
-    // Its number has the size of the structure without extents.
+    // The call number includes the size of the structure without extents.
     const CALL: Opcode = opcode::read_write::<[u8; 32]>(b'f', 11);
     let mut at = 0;
     while at < len {
@@ -320,7 +321,7 @@ pub(crate) fn has_blocks_of_its_own(file: &File, len: u64) -> io::Result<bool> {
             reserved: 0,
             extents: [Extent::default(); ROOM],
         };
-        // SAFETY: the kernel reads the fields before the extents and writes at most `room` of these,
+        // SAFETY: the kernel reads the fields before the extents and writes at most `room` extents,
         // all of which are plain numbers; the structure has that many and outlives the call.
         unsafe { ioctl::ioctl(file, Updater::<CALL, Fiemap>::new(&mut map))? };
         let found = &map.extents[..ROOM.min(map.mapped as usize)];
@@ -337,8 +338,8 @@ pub(crate) fn has_blocks_of_its_own(file: &File, len: u64) -> io::Result<bool> {
     Ok(at >= len)
 }
 
-/// What populating a mapping says of a page that is not there (past the file's end, or unreadable),
-/// and of one in memory that has failed.
+/// Whether the error of populating a mapping means that a page is not there (past the file's end,
+/// or unreadable), or is in memory that has failed.
 fn is_bad_page(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
@@ -357,7 +358,7 @@ mod tests {
         let path = dir.path().join("f");
         let mapped = MappedFile::create(Entry::at(&path), 4096, 4096).unwrap();
         mapped.word64(8).store(0x0102_0304, Ordering::Relaxed);
-        // SAFETY: this test is alone with the mapping.
+        // SAFETY: only this test uses the mapping.
         unsafe { mapped.copy_in(100, b"payload") };
         let read = std::fs::read(&path).unwrap();
         assert_eq!(read.len(), 4096);
@@ -385,7 +386,7 @@ mod tests {
         for (errno, is_bad) in [
             (Errno::FAULT, true),
             (Errno::HWPOISON, true),
-            // An older kernel, and one that is short of memory.
+            // An older kernel, and a kernel that is short of memory.
             (Errno::INVAL, false),
             (Errno::NOMEM, false),
         ] {

@@ -1,8 +1,8 @@
-//! How many files of queues this process has mapped, and how many it may have.
+//! Counts the files of queues that this process has mapped, and limits them.
 //!
-//! The kernel limits the mappings of a process (`vm.max_map_count`), and one that has reached the
-//! limit cannot allocate memory or start threads: it is aborted. So part of them is left to the
-//! rest of the process, and what does not get a mapping waits, as on a full disk.
+//! The kernel limits the mappings of a process (`vm.max_map_count`). A process that has reached the
+//! limit cannot allocate memory or start threads, and is aborted. So part of the mappings is left
+//! to the rest of the process, and whatever does not get a mapping waits, as on a full disk.
 
 use std::fmt;
 use std::io;
@@ -11,35 +11,35 @@ use std::sync::OnceLock;
 /// What a file is mapped for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// For as long as it is appended to, or jobs in it are in work or wait for their time.
+    /// For use: while it is appended to, or while jobs in it are being processed or wait to be due.
     Use,
-    /// For a moment: to look for something in it. Has room where the others have none left.
+    /// For a short lookup. May still get a mapping when `Use` gets none.
     Look,
 }
 
-/// Linux's default, for where the limit cannot be read.
+/// Linux's default, used if the limit cannot be read.
 const DEFAULT_MAX: usize = 65_530;
 
-/// The share of all mappings that [`Purpose::Use`] may take, [`Purpose::Look`] included.
+/// The share of all mappings that [`Purpose::Use`] may take, including [`Purpose::Look`].
 const SHARE_TO_USE: (usize, usize) = (3, 4);
-/// The share of all mappings that both may take.
+/// The share of all mappings that both purposes together may take.
 const SHARE_TO_LOOK: (usize, usize) = (7, 8);
-/// Up to this share of all mappings, segments that wait to be claimed stay mapped, which saves the
-/// claim from mapping them anew.
+/// Up to this share of all mappings, segments that wait to be claimed from stay mapped, so that the
+/// claim need not map them again.
 const SHARE_TO_WAIT: (usize, usize) = (1, 2);
 
-/// A mapping, counted.
+/// A counted mapping.
 #[derive(Debug)]
 pub(crate) struct Counted(());
 
 impl Counted {
-    /// Counts one more, if there may be one more.
+    /// Counts one more mapping, if the limit allows it.
     pub(crate) fn new(purpose: Purpose) -> io::Result<Self> {
         let share = match purpose {
             Purpose::Use => SHARE_TO_USE,
             Purpose::Look => SHARE_TO_LOOK,
         };
-        // Counted first, so that not even several threads at once get one too many.
+        // Counted before the check, so that several threads at once cannot exceed the limit.
         let counted = Self::unlimited();
         let mapped = count::now();
         if mapped > of_all(share) {
@@ -49,7 +49,7 @@ impl Counted {
         Ok(counted)
     }
 
-    /// Counts one that is not a file's.
+    /// Counts a mapping that is not a file's.
     pub(crate) fn unlimited() -> Self {
         count::add(1);
         Self(())
@@ -62,7 +62,7 @@ impl Drop for Counted {
     }
 }
 
-/// Whether there are so many mappings that segments which wait are not to have one.
+/// Whether there are so many mappings that segments which wait should not be mapped.
 pub(crate) fn are_many() -> bool {
     #[cfg(test)]
     if limited::are_many() {
@@ -124,7 +124,7 @@ mod count {
     }
 }
 
-/// In unit tests each thread has a count and a limit of its own.
+/// In unit tests each thread has its own count and limit.
 #[cfg(test)]
 mod count {
     use std::cell::Cell;
@@ -134,7 +134,7 @@ mod count {
     }
 
     pub(super) fn add(count: isize) {
-        // A thread that is ending counts no more.
+        // A thread that is ending does not count any more.
         let _ = COUNT.try_with(|all| all.set(all.get() + count));
     }
 
@@ -143,7 +143,7 @@ mod count {
     }
 }
 
-/// A lower limit, for tests of what runs in one thread.
+/// A lower limit, for tests within one thread.
 #[cfg(test)]
 pub(crate) mod limited {
     use std::cell::Cell;
@@ -153,7 +153,7 @@ pub(crate) mod limited {
         static ARE_MANY: Cell<bool> = const { Cell::new(false) };
     }
 
-    /// Has segments that wait in the calling thread's queues be unmapped, however many there are.
+    /// Makes the calling thread's queues unmap segments that wait, however many mappings there are.
     pub(crate) fn to_what_is_used(is_limited: bool) {
         ARE_MANY.set(is_limited);
     }
@@ -162,7 +162,7 @@ pub(crate) mod limited {
         ARE_MANY.get()
     }
 
-    /// Has the calling thread do with so many mappings; without a number, with as many as there are.
+    /// Limits the calling thread to this many mappings; None removes the limit.
     pub(crate) fn to(max: Option<usize>) {
         MAX.set(max);
     }

@@ -1,11 +1,11 @@
-//! Every file and directory operation of the crate, each with an error that says what was tried
-//! on which path.
+//! Storage: every file and directory operation of the crate. Each error says what was tried on
+//! which path.
 //!
-//! A queue works relative to directories that it holds open ([`Directory`]), with the names of
+//! A queue works relative to directories that it holds open ([`Directory`]), and with the names of
 //! files in them ([`Entry`]).
 //!
-//! This is the one seam between the log and the file system: every system call on a file or
-//! directory is an [`Operation`]. Unit tests count them, watch them, and have them fail, through
+//! This is the only seam between the log and the file system: every system call on a file or
+//! directory is an [`Operation`]. Unit tests count and watch them and make them fail, through
 //! `storage/faults.rs`.
 
 mod allocate;
@@ -44,7 +44,7 @@ pub(crate) enum Operation {
     Map,
     /// Makes the pages of a mapping present and writable.
     Prefault,
-    /// Reads the pages of a mapping in.
+    /// Reads the pages of a mapping into memory.
     ReadIn,
     Rename,
     Remove,
@@ -74,8 +74,8 @@ impl Operation {
         }
     }
 
-    /// Makes the call, and makes it again if a signal interrupted it: it has no result then, not
-    /// even that of a flush. Any other failure is one.
+    /// Makes the call, and repeats it while signals interrupt it: an interrupted call has no
+    /// result, not even a flush. Any other failure is final.
     pub(crate) fn attempt<T>(
         self,
         path: &Path,
@@ -89,7 +89,7 @@ impl Operation {
         }
     }
 
-    /// As [`attempt`](Self::attempt); the error says what was tried on which path.
+    /// Like [`attempt`](Self::attempt); the error says what was tried on which path.
     pub(crate) fn run<T>(self, path: &Path, call: impl FnMut() -> io::Result<T>) -> Result<T> {
         self.attempt(path, call).context(self.verb(), path)
     }
@@ -118,7 +118,7 @@ impl Write for Stream<'_> {
     }
 }
 
-/// Outside of unit tests nothing is done to calls.
+/// Outside of unit tests, no faults are injected.
 #[cfg(not(test))]
 mod faults {
     use super::{Operation, Path, io};

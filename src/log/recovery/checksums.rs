@@ -1,19 +1,19 @@
-//! CRC-32 of any part of a segment, at a cost that does not grow with the part.
+//! CRC-32 of any part of a segment, at a cost that does not grow with the part's length.
 //!
-//! A scan that has lost its place tries each unit as a record's start. Were each try to hash all
-//! that the supposed header claims to be its record's, a payload that is a list of such headers
-//! would make the scan quadratic. So the checksums of all prefixes that end on a block are
-//! computed once. With C(AB) the checksum of A followed by B, and |B| the bytes of B,
+//! A scan that has lost its place tries each unit as the start of a record. If each try hashed
+//! everything that the supposed header claims for its record, a payload that is a list of such
+//! headers would make the scan quadratic. So the checksums of all prefixes that end at a block
+//! boundary are computed once. With C(AB) the checksum of A followed by B, and |B| the bytes of B,
 //! C(AB) = C(A) * x^(8 |B|) + C(B), in polynomials over GF(2) modulo the CRC's: C(B) is the
 //! difference between two prefixes, the shorter one shifted.
 
 use crate::log::crc::{Crc32, times_x};
 
-/// Bytes between the prefixes that are kept. A checksum costs at most two of these to hash, and
-/// the prefixes of the largest segment take 4 MiB.
+/// Bytes between the prefixes that are kept. A checksum hashes at most two blocks, and the prefixes
+/// of the largest segment take 4 MiB.
 const BLOCK: usize = 1024;
 
-/// x^(8 * 2^k) modulo the polynomial, at k.
+/// x^(8 * 2^k) modulo the polynomial, at index k.
 const POWERS: [u32; 32] = {
     let mut powers = [0; 32];
     // x^8.
@@ -58,7 +58,7 @@ fn shift(checksum: u32, bytes: usize) -> u32 {
 pub(super) struct Checksums<'a> {
     bytes: &'a [u8],
     crc: Crc32,
-    /// Of the first n blocks, at n; computed when first needed.
+    /// The checksum of the first n blocks, at index n; computed when first needed.
     prefixes: Vec<u32>,
     /// Bytes hashed so far.
     #[cfg(any(test, fuzzing))]
@@ -97,7 +97,7 @@ impl<'a> Checksums<'a> {
         self.extend(self.prefixes[len / BLOCK], len - len % BLOCK, len)
     }
 
-    /// `checksum` with the bytes `[from, to)` appended to what it is of.
+    /// `checksum`, extended by the bytes `[from, to)`.
     fn extend(&mut self, checksum: u32, from: usize, to: usize) -> u32 {
         let bytes = self.part(from, to);
         let mut hasher = crc32fast::Hasher::new_with_initial(checksum);
@@ -105,7 +105,7 @@ impl<'a> Checksums<'a> {
         hasher.finalize()
     }
 
-    /// The bytes `[from, to)`, for which a checksum is to be computed.
+    /// The bytes `[from, to)`, about to be hashed.
     fn part(&mut self, from: usize, to: usize) -> &'a [u8] {
         #[cfg(any(test, fuzzing))]
         {

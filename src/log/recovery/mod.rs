@@ -1,6 +1,7 @@
-//! Recovery: from the files that a crash left to segments that can be walked plainly.
+//! Recovery: turns the files that a crash left into segments whose records can be walked without
+//! checks.
 //!
-//! Each segment is decided on by itself, by this table (first row that applies):
+//! Each segment is decided on separately, by this table (the first row that applies):
 //!
 //! | # | segment header | ack header | segment file | decision |
 //! |---|---|---|---|---|
@@ -12,21 +13,22 @@
 //! | 6 | valid | - | scanned, no record found, nothing damaged | `Nothing`; remove |
 //! | 7 | valid | - | any | `Scan` now |
 //!
-//! Rows 1 and 6 are reported if the segment was lost by others than this library, as its mark (see
-//! `mark.rs`) says; so is an ack file that stands alone, and row 5 without a seal. Row 5 with one is
-//! always reported. A segment that is no regular file is reported and left alone.
+//! Rows 1 and 6 are reported if the segment's mark (see `mark.rs`) shows that something other than
+//! this library lost it; so is an ack file without a segment, and row 5 without a seal. Row 5 with
+//! a seal is always reported. A segment that is not a regular file is reported and left alone.
 //!
-//! A header is valid if it checks, its base is the file's name and stripe, and its segment size is
-//! the manifest's. An ack file that is missing, short, or whose header does not match the segment's
-//! is made anew: its segment's jobs are redelivered. One that cannot be read is an error.
+//! A header is valid if its check matches, its base is the file's name and stripe, and its segment
+//! size is the manifest's. An ack file that is missing, short, or whose header does not match the
+//! segment's is rebuilt: its segment's jobs are redelivered. An ack file that cannot be read is an
+//! error.
 //!
-//! A scan keeps each valid record. Where there is none it looks for the next, unit by unit, and
-//! what lies between is quarantined (copied out, flushed, reported) unless it is all zero, then
-//! covered by a pad; the ordinals that went missing are marked done. A recovered segment is never
-//! appended to, so no stale byte and no stale ack can touch a new record.
+//! A scan keeps each valid record. Where there is none it looks for the next one, unit by unit.
+//! What lies between is quarantined (copied out, flushed, reported) unless it is all zero, then
+//! covered by a pad; the missing ordinals are marked done. A recovered segment is never appended
+//! to, so no stale byte and no stale ack can affect a new record.
 //!
-//! If the disk is too full for the quarantine, the segment is held back, unchanged, and mended
-//! when it is first claimed; those before it make room.
+//! If the disk is too full for the quarantine, the segment is held back, unchanged, and mended when
+//! it is first claimed from; consumers of the segments before it make room.
 
 mod checksums;
 #[cfg(fuzzing)]
@@ -58,17 +60,17 @@ use crate::storage::mappings::{self, Purpose};
 use crate::storage::{Directory, Entry, Kind, StorageError};
 use crate::{Sequence, Timestamp};
 
-/// Damaged regions of a segment that are copied out one by one. Of more than these one copy is
-/// made, from the first region to the last: a copy costs several flushes.
+/// Most damaged regions of a segment that are copied out separately. If there are more, a single
+/// copy from the first region to the last is made: each copy costs several flushes.
 const MAX_COPIES: usize = 32;
 
-/// The name of the directory for damaged bytes, in the queue's.
+/// The name of the directory for damaged bytes, in the queue's directory.
 const QUARANTINE: &str = "quarantine";
 
-/// What recovery needs to know and where it reports.
+/// The inputs of recovery, and its report.
 pub(crate) struct Recovery<'a> {
     pub(crate) segment_size: u64,
-    /// The directory of the queue, in which damaged bytes are set aside.
+    /// The directory of the queue, which the quarantine directory is in.
     pub(crate) queue: &'a Directory,
     pub(crate) report: RecoveryReport,
     pub(crate) progress: Option<&'a (dyn Fn(RecoveryProgress) + Send + Sync)>,
@@ -78,23 +80,24 @@ pub(crate) struct Recovery<'a> {
 /// The segments of one directory, oldest first.
 pub(crate) struct RecoveredLog {
     pub(crate) segments: Vec<Arc<Segment>>,
-    /// Segment files, also those that hold nothing.
+    /// The number of segment files, including those without contents.
     pub(crate) files: u64,
     /// The base that the next segment may have.
     pub(crate) next_base: Sequence,
-    /// Files that hold nothing.
+    /// Files without contents.
     pub(crate) leftovers: Vec<Paths>,
-    /// Files that hold nothing any more, as the report says. They go before the open returns, for
-    /// the next one not to report them again.
+    /// Files without contents that are mentioned in the report. They are removed before the open
+    /// returns, so that the next one does not report them again.
     pub(crate) reported: Vec<Paths>,
-    /// What records in the scanned segments settle, done records included. It is to be marked done,
-    /// durably, before any of these segments is sealed or retired, and after they were flushed.
+    /// What records in the scanned segments settle, including records that are done. It must be
+    /// marked done, durably, before any of these segments is sealed or retired, and after they were
+    /// flushed.
     pub(crate) settles: Vec<Sequence>,
     /// The segments with these records.
     pub(crate) settling: Vec<Arc<Segment>>,
 }
 
-/// What the header of an ack file says of its segment.
+/// The contents of an ack file's header that concern its segment.
 #[derive(Clone, Copy)]
 struct Copy {
     identity: Identity,
@@ -129,7 +132,7 @@ impl Recovery<'_> {
             log.next_base = base.plus(capacity);
             let file_len = match paths.segment.kind()? {
                 Some(Kind::File(len)) => len,
-                // It is not touched, so each open will say so.
+                // It is not touched, so each open reports it again.
                 Some(Kind::Other) => {
                     self.report_lost(&paths.segment, Damage::Missing);
                     continue;
@@ -183,7 +186,7 @@ impl Recovery<'_> {
         identity.base == base && identity.segment_size == self.segment_size
     }
 
-    /// What the header of an ack file says.
+    /// Decodes the header of an ack file.
     fn copy_of(&self, base: Sequence, header: &[u8]) -> Option<Copy> {
         let identity = Identity::decode(FileKind::Ack, header)?;
         self.is_ours(base, &identity).then(|| Copy {
@@ -192,7 +195,7 @@ impl Recovery<'_> {
         })
     }
 
-    /// Decides on one segment; None: it holds nothing (any more).
+    /// Decides on one segment; None if it has no contents (any more).
     fn recover_segment(
         &mut self,
         base: Sequence,
@@ -203,14 +206,14 @@ impl Recovery<'_> {
     ) -> Result<Option<Arc<Segment>>, StorageError> {
         let read = |entry: &Entry| entry.read_start(header::FILE_HEADER_BYTES as u64);
         let own_header = read(&paths.segment)?.unwrap_or_default();
-        // An ack file that cannot be read is not as good as none: it may be all there is of the
-        // header, and the disk may be well again next time.
+        // An ack file that cannot be read is an error, unlike a missing one: it may hold the only
+        // copy of the header, and the disk may work again next time.
         let copied_header = read(&paths.ack)?.unwrap_or_default();
         let own = Identity::decode(FileKind::Segment, &own_header);
         let own = own.filter(|identity| self.is_ours(base, identity));
         let copied = self.copy_of(base, &copied_header);
         let copy = copied.map(|copied| copied.identity);
-        // Nothing of ours is beyond the segment's size.
+        // This library writes nothing beyond the segment's size.
         let file_len = file_len.min(self.segment_size);
         let units = (file_len as usize / UNIT) as u32;
 
@@ -255,17 +258,18 @@ impl Recovery<'_> {
                 records.read_in()?;
                 let scan = self.scan(&records, ScanLimit::AtMost(limit), identity.salt);
                 self.report.bytes_scanned += file_len;
-                // Until it is sealed, a file is as long as it was made.
+                // Until it is sealed, a file has the length with which it was created.
                 let len = seal.map_or(self.segment_size, |end| u64::from(end.units) * UNIT as u64);
                 if file_len < len {
-                    // A file that was never flushed may be left so by a power cut.
+                    // A power cut may leave a file that was never flushed like this.
                     let mark = copied.and_then(|copied| copied.mark);
                     if seal.is_some() || matches!(mark, Some(Mark::Relied | Mark::Fresh)) {
                         let offset = u64::from(scan.end.units) * UNIT as u64;
                         self.report_cut(&paths.segment, offset, len);
                     }
                     if seal.is_none() {
-                        // So that it is not reported again. What is no whole unit is no record.
+                        // So that it is not reported again. A partial unit at the end holds no
+                        // record.
                         let whole = u64::from(units) * UNIT as u64;
                         paths.segment.fits_file_size_limit(len)?;
                         paths.segment.truncate(whole)?;
@@ -274,7 +278,7 @@ impl Recovery<'_> {
                 }
                 let is_hole = |region: &Region| region.kind == RegionKind::Hole;
                 if scan.end.index == 0 && scan.regions.iter().all(is_hole) {
-                    // Pads say that what was there has been reported.
+                    // Pads mean that what they cover has been reported.
                     if scan.end != START {
                         self.finish(paths, copied)?;
                     } else if file_len == len && self.is_lost(paths, copied)? {
@@ -306,7 +310,7 @@ impl Recovery<'_> {
                 .back_with_blocks(header::FILE_HEADER_BYTES as u64)?;
         }
         if own.is_none() {
-            // Row 3. The seal is not part of the copy and keeps its own check.
+            // Row 3. The seal is not part of the copy and has its own check.
             paths.segment.back_with_blocks(file_len)?;
             records.restore_header(&identity);
             let path = paths.segment.path().to_path_buf();
@@ -351,7 +355,7 @@ impl Recovery<'_> {
         });
     }
 
-    /// Reports a directory of which nothing is left, not even its name.
+    /// Reports a directory that is missing, name and all.
     pub(crate) fn report_lost_directory(&mut self, path: PathBuf) {
         let shown = path.display().to_string();
         event!(warn, path = %shown, "made a directory anew that was lost");
@@ -375,9 +379,9 @@ impl Recovery<'_> {
         });
     }
 
-    /// Whether a segment in which there is nothing, or that is not there, was lost by others than
-    /// this library: its ack file says that a record of it was durable; or tells of jobs that are not
-    /// all done, since when no power cut can have taken them.
+    /// Whether a segment that is empty or missing was lost for a reason other than this library:
+    /// its ack file says that a record of it was durable; or shows jobs that are not all done in
+    /// files that no power cut can have affected since.
     fn is_lost(&self, paths: &Paths, copied: Option<Copy>) -> Result<bool, StorageError> {
         let identity = match copied {
             Some(Copy {
@@ -394,7 +398,7 @@ impl Recovery<'_> {
         Ok(acks.is_some_and(|acks| acks.tells_of_jobs()))
     }
 
-    /// Notes durably that nothing in a segment is needed, before its file goes.
+    /// Marks durably that nothing in a segment is needed, before its file is removed.
     fn finish(&self, paths: &Paths, copied: Option<Copy>) -> Result<(), StorageError> {
         match copied {
             Some(Copy { identity, .. }) => match self.ack_file(paths, identity)? {
@@ -405,7 +409,7 @@ impl Recovery<'_> {
         }
     }
 
-    /// The ack file of this identity, if it is whole and can be read.
+    /// The ack file of this identity, if it is complete and can be read.
     fn ack_file(&self, paths: &Paths, identity: Identity) -> Result<Option<AckFile>, StorageError> {
         let capacity = segment::capacity_of(self.segment_size);
         let len = ack::file_bytes(capacity);
@@ -419,7 +423,7 @@ impl Recovery<'_> {
         Ok(Some(AckFile::new(file, capacity, identity.salt)))
     }
 
-    /// The ack file of a segment, made anew if it is not valid.
+    /// The ack file of a segment, rebuilt if it is not valid.
     fn open_acks(
         &mut self,
         paths: &Paths,
@@ -435,12 +439,12 @@ impl Recovery<'_> {
             // A copy of a queue may have holes where the original had zeros.
             paths.ack.back_with_blocks(len)?;
             let file = MappedFile::open(paths.ack.clone(), len, Purpose::Look)?;
-            // The counts of a long backlog are left until they are needed.
+            // The delivery words of a long backlog are not read until they are needed.
             let [words, _] = ack::used_ranges(capacity, records);
             file.read_in(words.end)?;
             let acks = AckFile::new(file, capacity, identity.salt);
             if copied.mark.is_none() {
-                // From here on, files are as they are left.
+                // From here on, files stay as a process leaves them.
                 acks.mark_fresh();
             }
             return Ok(acks);
@@ -452,8 +456,8 @@ impl Recovery<'_> {
         segment::create_ack_file(&paths.ack, identity, capacity, Warm::All)
     }
 
-    /// Scans a segment that is [unscanned](Segment::is_unscanned), and mends what it finds.
-    /// Returns how many jobs that were not done are missing, and whether that made the segment complete.
+    /// Scans a segment that is [unscanned](Segment::is_unscanned), and mends what it finds. Returns
+    /// how many jobs that were not done are missing, and whether that made the segment complete.
     pub(crate) fn scan_later(&mut self, pinned: &Pinned) -> Result<(u64, bool), StorageError> {
         let segment = pinned.segment();
         let Some(end) = segment.closed() else {
@@ -530,10 +534,10 @@ impl Recovery<'_> {
     }
 
     /// Copies damaged regions (offset, length, damage) of a file, and what lies between them, into
-    /// the quarantine directory, durably, with a text that says where they are from.
+    /// the quarantine directory, durably, with a text file that says where they come from.
     ///
-    /// Done again with the same bytes, after a crash, it leaves one copy; with others it leaves
-    /// the earlier copy alone.
+    /// Repeating this with the same bytes, after a crash, leaves one copy; with other bytes it
+    /// leaves the earlier copy alone.
     fn set_aside(
         &mut self,
         base: Sequence,
@@ -583,7 +587,7 @@ impl Recovery<'_> {
     }
 }
 
-/// Where the copy of these bytes is to be, and whether it is there already.
+/// Where to copy these bytes, and whether the copy exists already.
 fn copy_entry(
     quarantine: &Arc<Directory>,
     base: Sequence,
@@ -603,8 +607,8 @@ fn copy_entry(
     Ok((copy, false))
 }
 
-/// The base in a file's name, within its stripe. Names that this library cannot have given are
-/// left out, among them bases too high for their segment's sequences to be within the stripe.
+/// The base in a file's name, within its stripe. None for names that this library cannot have
+/// given, including bases so high that their segment's sequences would leave the stripe.
 fn base_of(name: &str, suffix: &str, capacity: u32) -> Option<u64> {
     let digits = name.strip_suffix(suffix)?;
     if digits.len() != 20 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -622,8 +626,9 @@ pub(crate) fn count_segments(names: &[String], capacity: u32) -> u64 {
     bases.count() as u64
 }
 
-/// Counts a crash for each job that a handler had when an earlier process died, once: a process that
-/// closes the queue leaves none, and those of this one come after the scan that calls this.
+/// Counts a crash for each job that a handler had when an earlier process died, exactly once: a
+/// process that closes the queue leaves no running bits, and this process sets its own only after
+/// the scan that calls this.
 fn count_crashes(acks: &AckFile, records: u32) {
     acks.update_running(records, Deliveries::crashed);
 }

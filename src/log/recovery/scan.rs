@@ -1,4 +1,4 @@
-//! The scan of a segment: which of its bytes are valid records, and what lies between them.
+//! The scan of a segment: finds its valid records, and what lies between them.
 //!
 //! It only reads. Its time is linear in the segment's size, whatever the bytes are.
 
@@ -19,18 +19,17 @@ pub(super) enum ScanLimit {
     Exactly(Position),
 }
 
-/// What a walk over a segment found: valid records up to `end`, but for the regions and ordinals
-/// listed.
+/// The result of a scan: valid records up to `end`, except for the regions and ordinals listed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Scan {
-    /// After the last valid record or region.
+    /// The position after the last valid record or region.
     pub(super) end: Position,
     pub(super) regions: Vec<Region>,
     /// Ordinals `[from, to)` without a record.
     pub(super) missing: Vec<(u32, u32)>,
-    /// What records settle.
+    /// What the records settle.
     pub(super) settles: Vec<Sequence>,
-    /// Bytes hashed to find all this.
+    /// Bytes hashed during the scan.
     #[cfg(fuzzing)]
     pub(super) hashed: usize,
 }
@@ -40,9 +39,9 @@ pub(super) struct Scan {
 pub(super) struct Region {
     pub(super) from: u32,
     pub(super) to: u32,
-    /// The ordinal that the next record has at least.
+    /// The lowest ordinal that the next record can have.
     pub(super) index: u32,
-    /// What is wrong with it.
+    /// The kind of damage.
     pub(super) kind: RegionKind,
 }
 
@@ -57,7 +56,7 @@ pub(super) enum RegionKind {
 }
 
 impl Scan {
-    /// Walks the units of a segment up to the limit, for records of at most `max_record` bytes.
+    /// Scans the units of a segment up to the limit, for records of at most `max_record` bytes.
     pub(super) fn run(records: &Records, limit: ScanLimit, salt: u64, max_record: usize) -> Self {
         let (ScanLimit::AtMost(end) | ScanLimit::Exactly(end)) = limit;
         let mut scanner = Scanner {
@@ -94,11 +93,11 @@ struct Scanner<'a> {
     max_record: usize,
     limit: Position,
     is_exact: bool,
-    /// Records that may have been lost since the last valid one: at most one for each smallest
-    /// record that fits the pads and regions passed since. With `scan.end.index`, it bounds the
-    /// ordinals to what fits the bytes, whatever the headers say.
+    /// Most records that may have been lost since the last valid one: one for each smallest record
+    /// that fits the pads and regions passed since. With `scan.end.index`, it limits the ordinals
+    /// to what fits the bytes, whatever the headers say.
     lost: u32,
-    /// All units from here on are zero; looked for when the records first end.
+    /// All units from here on are zero; computed when the first invalid record is found.
     written: Option<u32>,
     scan: Scan,
 }
@@ -112,7 +111,7 @@ impl<'a> Scanner<'a> {
                 continue;
             }
             let written = self.written();
-            // Nothing shorter than a header can be between two records.
+            // No gap between two records is shorter than a header.
             let next = (at.saturating_add(HEADER_UNITS)..written).find(|&candidate| {
                 let reach = self.lost + (candidate - at) / HEADER_UNITS;
                 // A record's first word holds its length.
@@ -134,11 +133,11 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Where the last unit ends that is not zero.
+    /// The end of the last unit that is not zero.
     fn written(&mut self) -> u32 {
         let find = || {
             let bytes = &self.records.bytes()[..self.limit.units as usize * UNIT];
-            // Mostly zeros: passed over in large steps first, as memory is read faster forwards.
+            // Mostly zeros: skipped in large steps first, because memory is read faster forwards.
             let bytes = without_zeros(without_zeros(bytes, 1 << 20), 4096);
             let end = (bytes.len() / UNIT) as u32;
             let last = (0..end).rev().find(|&units| self.records.unit(units) != 0);
@@ -147,7 +146,8 @@ impl<'a> Scanner<'a> {
         *self.written.get_or_insert_with(find)
     }
 
-    /// The record at `at`, if it is valid and can be the next when up to `lost` were lost.
+    /// The record at `at`, if it is valid and can be the next one after at most `lost` lost
+    /// records.
     fn valid_record(&mut self, at: u32, lost: u32) -> Option<Record<'a>> {
         let record = self.records.plausible_record(at, self.limit.units)?;
         let header = record.header();
@@ -171,7 +171,8 @@ impl<'a> Scanner<'a> {
         is_counted && header.index >= next && header.index - next <= lost
     }
 
-    /// Nobody appends a longer job. Its letter, or its copy in another segment, might not fit one.
+    /// Whether the length is allowed. No longer job is ever appended: its letter, or its copy in
+    /// another segment, might not fit.
     fn may_be_so_long(&self, header: &Header) -> bool {
         header.kind != KIND_JOB || header.len as usize <= self.max_record
     }
@@ -195,12 +196,12 @@ impl<'a> Scanner<'a> {
         scan.end.units += units;
     }
 
-    /// Notes that there is no valid record before `to`.
+    /// Records that there is no valid record before `to`.
     fn pass(&mut self, to: u32) {
         let from = self.scan.end.units;
         let is_zero = (from..to).all(|units| self.records.unit(units) == 0);
         if is_zero && to - from < HEADER_UNITS {
-            // What an earlier recovery left at the end of a file, too short for a pad.
+            // An earlier recovery left these zeros at the end of a file, where a pad did not fit.
             self.scan.end.units = to;
             return;
         }
@@ -222,8 +223,8 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// The bytes without the zeros at their end, as far as these fill blocks of that size, counted from
-/// the end; the first may be shorter.
+/// The bytes without the zero blocks of this size at their end. Blocks are counted from the end;
+/// the first may be shorter.
 fn without_zeros(bytes: &[u8], block: usize) -> &[u8] {
     // Without a branch for each byte, and no further than to the first page that is not zero.
     let is_zero = |page: &[u8]| page.iter().fold(0, |all, byte| all | byte) == 0;

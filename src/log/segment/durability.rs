@@ -1,4 +1,4 @@
-//! Making a segment durable: its records, its acks, its names, and the seal.
+//! Durability of a segment: flushing its records, its acks and its names, and writing the seal.
 #![deny(unsafe_code)]
 
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use crate::log::records::Record;
 use crate::storage::StorageError;
 
 impl Segment {
-    /// Makes every record committed before this call durable, sharing one flush with whoever asks
-    /// at the same time; with `acks_too`, the acks as well.
+    /// Makes every record committed before this call durable, sharing one flush with concurrent
+    /// callers; with `acks_too`, the acks as well.
     ///
-    /// Records, acks and names are flushed apart, and a failure of one is final for that one:
-    /// every later call returns it again.
+    /// Records, acks and names are flushed separately, and a failed flush of one of them is final:
+    /// every later call for it returns the same error.
     pub(crate) fn flush(&self, acks_too: bool) -> Result<(), Arc<StorageError>> {
         let maps = self.maps();
         if maps.is_none() && self.is_retired() {
@@ -32,7 +32,7 @@ impl Segment {
         mut maps: Option<Arc<Maps>>,
         mut acks_too: bool,
     ) -> Result<(), Arc<StorageError>> {
-        // SeqCst, as the load in `was_flushed`: a flush that returned before is seen.
+        // SeqCst, like the load in `was_flushed`: a flush that returned before is seen.
         self.flushed.store(true, Ordering::SeqCst);
         if !self.is_settled() {
             let looked = match maps {
@@ -43,10 +43,10 @@ impl Segment {
                 return Ok(());
             };
             let Maps { records, acks } = &*looked;
-            // One without records may be flushed ahead of need, and nobody relies on it.
+            // A segment without records may be flushed ahead of need, and no caller relies on that.
             let has_record = Record::at(records, START.units).is_some();
             self.records_gate.flush(|| {
-                // Nothing can follow what is there now.
+                // If so, no record can follow what is there now.
                 let is_whole = !self.is_unscanned() && self.is_committed();
                 records.file.flush()?;
                 if is_whole {
@@ -55,7 +55,7 @@ impl Segment {
                 Ok(())
             })?;
             self.flush_names()?;
-            // Not before the records and their names are durable, as the mark says that they are.
+            // Only after the records and their names are durable, because the mark states that.
             if has_record && acks.mark_relied() {
                 self.deliveries_changed.note_end();
                 acks_too = true;
@@ -73,15 +73,16 @@ impl Segment {
             return Ok(());
         }
         let entry = &self.paths.ack;
-        // Somebody may be looking at it.
+        // A lookup may have it mapped.
         let shared = self.mapping.shared();
         let mapped = maps.or(shared.as_deref());
         let file = match mapped {
             Some(_) => None,
-            // Before the flush is asked for: that it cannot be opened is no failed flush.
+            // Opened before the flush is requested: a failure to open the file is not a failed
+            // flush.
             None => match entry.open_to_flush() {
                 Ok(file) => Some(file),
-                // It was retired meanwhile.
+                // It was retired in the meantime.
                 Err(error) if self.is_complete() && is_missing(&error) => return Ok(()),
                 Err(error) => return Err(Arc::new(error)),
             },
@@ -91,7 +92,7 @@ impl Segment {
             (None, Some(file)) => entry.flush(file),
             (None, None) => Ok(()),
         };
-        // Nobody acks in one that waits, but by `mark_done`, which counts.
+        // In a segment that waits, only `mark_done` marks records done, and it counts them.
         let done = || {
             maps.map_or_else(
                 || self.not_acked(),
@@ -103,8 +104,9 @@ impl Segment {
             .flush(|| self.flushed_acks.flush(deliveries, done, flush))
     }
 
-    /// Notes that all its jobs are done, durably if anything of it was relied on, or `durably`
-    /// anyway. Before its files are emptied, renamed or removed, for that not to look like a loss.
+    /// Marks all its jobs as done, before its files are emptied, renamed or removed, so that this
+    /// does not look like a loss. The mark is made durable if a record was relied on, or if
+    /// `durably` is set.
     pub(crate) fn finish(&self, durably: bool) -> Result<(), Arc<StorageError>> {
         debug_assert!(self.is_complete());
         let Some(maps) = self.maps_to_look().map_err(Arc::new)? else {
@@ -126,12 +128,12 @@ impl Segment {
                 .covers(&self.deliveries_changed, self.not_acked())
     }
 
-    /// Whether a flush has begun, so that what is on disk may be relied on.
+    /// Whether a flush has begun, so that data on disk may be relied on.
     pub(crate) fn was_flushed(&self) -> bool {
         self.flushed.load(Ordering::SeqCst)
     }
 
-    /// Takes note that something in its records was mended, which is not durable yet.
+    /// Records that its records were mended, and that this is not durable yet.
     pub(crate) fn note_mended(&self) {
         self.settled.store(false, Ordering::Release);
     }
@@ -150,11 +152,11 @@ impl Segment {
         Ok(())
     }
 
-    /// Flushes the records, then writes the seal, flushes it, and gives back the unused end of
-    /// the file: in this order, so that a seal on disk proves its records.
+    /// Flushes the records, then writes the seal, flushes it, and frees the unused end of the file:
+    /// in this order, so that a seal on disk proves its records.
     ///
-    /// The segment is full, and every record committed. A failed flush is returned before the
-    /// seal is written, and so does every later attempt.
+    /// The segment is full, and every record committed. If a flush fails, this returns the error
+    /// before it writes the seal, and so does every later attempt.
     pub(crate) fn seal(&self) -> Result<(), Arc<StorageError>> {
         let (Some(end), Some(maps)) = (self.closed(), self.maps_to_look()?) else {
             return Ok(());
@@ -170,20 +172,20 @@ impl Segment {
             .store(check, Ordering::Relaxed);
         let sealed = self.records_gate.flush(|| records.flush());
         sealed.inspect_err(|error| {
-            // Not settled: later flushes find the failure at the gate.
+            // Not settled any more, so that later flushes meet the failure at the gate.
             self.settled.store(false, Ordering::Release);
             self.names.poison().note(error);
         })?;
         // One unit more than is used: a walk that began before the segment was closed looks for a
-        // commit word at its end. Nobody touches the mapping beyond that. What was found at open was
-        // closed, and may be no longer than its records.
+        // commit word at its end. Nothing touches the mapping beyond that. A segment found at open
+        // was already closed, and its file may be no longer than its records.
         let kept = (u64::from(end.units) + u64::from(!self.recovered)) * UNIT as u64;
         if let Err(error) = self
             .paths
             .segment
             .truncate(kept.min(self.identity.segment_size))
         {
-            // The seal holds for a longer file too; only its space stays taken.
+            // The seal is valid for a longer file too; the file only takes more space.
             event!(debug, %error, "a sealed segment keeps its unused end");
         }
         self.sealed.store(true, Ordering::Release);

@@ -1,4 +1,4 @@
-//! The files of a segment, and how they are made and mapped.
+//! The files of a segment: creating, mapping and emptying them.
 use crate::Sequence;
 use crate::log::ack::{self, AckFile};
 use crate::log::crc::Crc32;
@@ -14,8 +14,8 @@ use super::START;
 
 /// The two mappings of a segment.
 ///
-/// Aligned, so that what every append reads is not on the line of the count of shares, which every
-/// claim changes.
+/// Aligned, so that the fields that every append reads are not on the cache line of the share
+/// count, which every claim changes.
 #[repr(align(128))]
 pub(crate) struct Maps {
     pub(crate) records: Records,
@@ -23,14 +23,14 @@ pub(crate) struct Maps {
 }
 
 impl Maps {
-    /// Writes the headers of a new segment into files that are all zero.
+    /// Writes the headers of a new segment into all-zero files.
     pub(crate) fn write_headers(&self, identity: &Identity) {
         write_header(&self.records.file, &identity.encode(FileKind::Segment));
         write_header(&self.acks.file, &identity.encode(FileKind::Ack));
         self.acks.mark_fresh();
     }
 
-    /// Writes records into a new segment that nobody else has seen, from its start on; they fit it.
+    /// Writes records, which must fit, at the start of a new segment that no other thread has seen.
     /// Returns where they end.
     pub(crate) fn write_records(&mut self, salt: u64, records: &[NewRecord<'_>]) -> Position {
         let crc = Crc32::new();
@@ -51,16 +51,16 @@ impl Maps {
     }
 }
 
-/// How much of a new segment's files is in the page cache and mapped before anyone appends.
+/// How much of a new segment's files is in the page cache and mapped before the first append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Warm {
     All,
-    /// What the first records need, for an open not to wait for the rest, which
-    /// [`Segment::warm_up`] sees to.
+    /// What the first records need, so that an open does not wait for the rest, which
+    /// [`Segment::warm_up`] prefaults.
     Start,
 }
 
-/// Bytes of records of [`Warm::Start`]: at a million jobs of 64 B a second, what is enqueued in
+/// Bytes of records of [`Warm::Start`]: at a million jobs of 64 B per second, what is enqueued in
 /// two and a half milliseconds.
 const WARM_START: u64 = 256 * 1024;
 
@@ -75,8 +75,8 @@ impl Warm {
     fn acks(self) -> u64 {
         match self {
             Self::All => u64::MAX,
-            // The header. A page of acks is for over thirty thousand records, one of counts for a
-            // thousand.
+            // The header. A page of ack words covers over thirty thousand records, one of delivery
+            // words a thousand.
             Self::Start => 1,
         }
     }
@@ -98,8 +98,8 @@ impl Paths {
         }
     }
 
-    /// Gives the files' space back and keeps their names. The segment goes first, durably: when
-    /// it is empty, the ack file says nothing.
+    /// Frees the files' space and keeps their names. The segment is emptied first, durably: beside
+    /// an empty segment, the contents of the ack file do not matter.
     pub(crate) fn empty(&self) -> Result<(), StorageError> {
         self.segment.empty_durably()?;
         self.ack.truncate(0)

@@ -1,25 +1,27 @@
-//! A segment: a run of records in one mapped file, with the file of their acks beside it.
+//! A segment: a run of records in one mapped file, with their acks in a second file beside it.
 //!
-//! Life of a segment: *open* (producers reserve and commit), *full* (the tail is closed),
-//! *sealed* (flushed, its end written into the header, truncated), *claimed* from, *complete* (every
-//! record done, sealed or not), *retired* (unmapped and deleted). A segment that *waits* behind the
-//! one that is claimed from, and each one found sealed at open, need not be mapped until it is claimed from.
+//! A segment goes through these states: *open* (producers reserve and commit), *full* (the tail is
+//! closed), *sealed* (flushed, its end written into the header, truncated), *claimed* from,
+//! *complete* (every record done, sealed or not), *retired* (unmapped and deleted). A segment that
+//! *waits* behind the one that is claimed from, and each one found sealed at open, need not be
+//! mapped until it is claimed from.
 //!
 //! # What keeps the mapping alive
-//! The counters of a segment live on the heap; its two mappings are in [`Maps`], which
-//! [`Mapping`] hands out. They are dropped when nobody has a share of them after
-//! - [`Segment::retire`], which demands that the segment is complete, or
-//! - [`Segment::end_wait_use`], which demands that it is full, every record committed and durable, its
-//!   closer done, and, by its caller, that nothing was ever claimed from it and nobody begins to.
+//! The counters of a segment live on the heap. Its two mappings are in [`Maps`], which [`Mapping`]
+//! hands out. They are dropped when no share of them is left after
+//! - [`Segment::retire`], which requires that the segment is complete, or
+//! - [`Segment::end_wait_use`], which requires that it is full, every record is committed and
+//!   durable, and its closer is done; its caller ensures that nothing was ever claimed from it and
+//!   that nobody begins to.
 //!
-//! So the mappings may be used without a share by
+//! So these may use the mappings without a share:
 //! - the holder of a reservation: that record is not committed, and not done;
-//! - whoever closes it: before the close has been counted it is not complete, and the closer not
+//! - the closer: before the close has been counted the segment is not complete, and the closer not
 //!   done;
-//! - the holder of a claimed run or of a [`Lease`] in it: it was claimed from while it was mapped for
-//!   use (see [`Log::claim`](super::Log::claim)), and the record is not done.
+//! - the holder of a claimed run or of a [`Lease`] in it: it was claimed from while it was mapped
+//!   for use (see [`Log::claim`](super::Log::claim)), and the record is not done.
 //!
-//! Everybody else has a [`Pinned`], which owns a share.
+//! All other code uses a [`Pinned`], which owns a share.
 //!
 //! This file is the writing side; `pinned.rs`, `run.rs` and `lease.rs` read.
 
@@ -58,14 +60,15 @@ use crate::storage::{Entry, Operation, StorageError};
 use crate::time;
 use crate::{Sequence, Timestamp};
 
-/// Where the first record stands.
+/// The position of the first record.
 pub(crate) const START: Position = Position {
     index: 0,
     units: (header::FILE_HEADER_BYTES / UNIT) as u32,
 };
 
-/// Most records that a segment of `segment_size` bytes can hold. Also the distance between the
-/// bases of neighbours, so that a segment's name is known before its predecessor is full.
+/// Most records that a segment of `segment_size` bytes can hold. This is also the distance between
+/// the bases of consecutive segments, so that a segment's name is known before the one before it is
+/// full.
 pub(crate) fn capacity_of(segment_size: u64) -> u32 {
     ((segment_size as usize - header::FILE_HEADER_BYTES) / RECORD_HEADER_BYTES) as u32
 }
@@ -85,28 +88,28 @@ pub(crate) struct Segment {
     pub(super) deliveries_changed: DeliveriesChanged,
     names: Arc<Names>,
     owed: Owed,
-    /// Found at open, rather than created since.
+    /// Whether it was found at open, rather than created since.
     pub(super) recovered: bool,
     /// Records that are done without having been acked since the open: found done, or marked done
-    /// since by other means than a lease.
+    /// since then other than through a lease.
     pub(super) not_acked: AtomicU32,
-    /// To be checked record by record before anything is read from it: sealed by an earlier
-    /// process, or damaged in a way that could not be mended yet.
+    /// Whether it must be checked record by record before anything is read from it: it was sealed
+    /// by an earlier process, or is damaged in a way that could not be mended yet.
     unscanned: AtomicBool,
     sealed: AtomicBool,
-    /// When it was found full, if it was not found so at open.
+    /// When it was found full, unless that was at open.
     full_since: OnceLock<Instant>,
-    /// A flush has begun, so that what is on disk may be relied on.
+    /// Whether a flush has begun, so that data on disk may be relied on.
     flushed: AtomicBool,
-    /// All records that it will ever have are durable.
+    /// Whether all records that it will ever have are durable.
     settled: AtomicBool,
-    /// Some of its pages cannot be had.
+    /// Whether some of its pages cannot be made present.
     abandoned: AtomicBool,
-    /// The names of its files are durable.
+    /// Whether the names of its files are durable.
     named: AtomicBool,
-    /// A position with no job that is not done before it: where to look for the oldest.
+    /// All jobs before this position are done: where to look for the oldest one.
     pub(super) oldest: AtomicU32,
-    /// A position with no job before it that waits for its first handler, or will.
+    /// No job before this position waits for its first handler, or will.
     pub(super) waiting: AtomicU32,
     /// See [`left_bytes`](Self::left_bytes).
     left_bytes: Mutex<(u32, u64)>,
@@ -114,7 +117,7 @@ pub(crate) struct Segment {
     pub(super) first_job: OnceLock<Option<Header>>,
 }
 
-/// How a segment found at open begins its life in memory.
+/// The initial state in memory of a segment found at open.
 pub(crate) struct Found {
     pub(crate) end: Position,
     pub(crate) sealed: bool,
@@ -122,7 +125,7 @@ pub(crate) struct Found {
     pub(crate) done: Done,
 }
 
-/// What the ack file of a segment found at open says.
+/// The acks of a segment found at open.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Done {
     records: u32,
@@ -130,7 +133,7 @@ pub(crate) struct Done {
 }
 
 impl Done {
-    /// What it says of the first `records` records; the bits past them are set.
+    /// Counts the acks of the first `records` records; the bits past them are set.
     pub(crate) fn count(acks: &AckFile, records: u32) -> Self {
         let words = ack::words_for(records);
         let mut done = Self::default();
@@ -145,8 +148,8 @@ impl Done {
 }
 
 impl Segment {
-    /// Creates the files of a segment and prefaults them, as far as `warm` says. Their names are
-    /// made durable by the first flush. Leaves nothing behind on failure.
+    /// Creates the files of a segment and prefaults them as far as `warm` says. The first flush
+    /// makes their names durable. Leaves nothing behind on failure.
     pub(crate) fn create(
         names: &Arc<Names>,
         identity: Identity,
@@ -154,8 +157,8 @@ impl Segment {
     ) -> Result<Arc<Self>, StorageError> {
         let paths = Paths::new(names, identity.base);
         let capacity = capacity_of(identity.segment_size);
-        // The segment first: beside an empty segment, the file of its acks would look like what is
-        // left of records that were cut off.
+        // The segment file first: an ack file beside an empty segment would look like what is left
+        // of truncated records.
         let records = create_segment_file(&paths.segment, &identity, warm)?;
         let acks = create_ack_file(&paths.ack, &identity, capacity, warm).inspect_err(|_| {
             // A segment without records is removed by the next open.
@@ -172,7 +175,8 @@ impl Segment {
         ))
     }
 
-    /// Takes in the files of a spare, which have their names and headers, and records before `tail`.
+    /// Makes a segment of a spare's files, which have their names and headers, and records before
+    /// `tail`.
     pub(super) fn from_spare(
         identity: Identity,
         maps: Maps,
@@ -185,7 +189,7 @@ impl Segment {
         Self::assemble(identity, tail, Mapping::of(maps), paths, names, None)
     }
 
-    /// Takes in a segment found at open, whose files are whole. One that is sealed, and so durable,
+    /// Makes a segment of complete files found at open. A segment that is sealed, and so durable,
     /// is not mapped before it is claimed from.
     pub(crate) fn recover(
         identity: Identity,
@@ -208,7 +212,7 @@ impl Segment {
         )
     }
 
-    /// A segment without files that nothing is in and nothing fits, as if retired.
+    /// A placeholder without files, as if retired: it is empty, and nothing fits into it.
     pub(super) fn full(names: &Arc<Names>, base: Sequence) -> Arc<Self> {
         let identity = Identity {
             base,
@@ -277,7 +281,8 @@ impl Segment {
         })
     }
 
-    /// Prefaults what a creation with [`Warm::Start`] has not, while others use the segment.
+    /// Prefaults what a creation with [`Warm::Start`] has left out, while other threads use the
+    /// segment.
     pub(crate) fn warm_up(&self) -> Result<(), StorageError> {
         let Some(maps) = self.maps() else {
             return Ok(());
@@ -303,7 +308,7 @@ impl Segment {
         self.identity.base.plus(index)
     }
 
-    /// Found at open, rather than created since.
+    /// Whether it was found at open, rather than created since.
     pub(crate) fn is_recovered(&self) -> bool {
         self.recovered
     }
@@ -328,7 +333,7 @@ impl Segment {
         self.tail.reserved_past(self.cursor.position()) && !self.is_retired()
     }
 
-    /// Its mappings were given up.
+    /// Whether its mappings were given up.
     pub(crate) fn is_retired(&self) -> bool {
         self.mapping.is_retired()
     }
@@ -340,17 +345,18 @@ impl Segment {
 
     /// Whether it may have a job that waits for its first handler, or will.
     pub(super) fn may_have_waiting(&self) -> bool {
-        // Relaxed: it only grows.
+        // Relaxed: the value only grows.
         let passed = self.waiting.load(Ordering::Relaxed);
         self.closed().is_none_or(|end| passed < end.units)
     }
 
-    /// Takes note that it is full.
+    /// Records the time at which it was found full.
     pub(super) fn note_full(&self) {
         self.full_since.get_or_init(time::now);
     }
 
-    /// How long ago it was found full; for ever, if that was by an earlier process.
+    /// How long ago it was found full: `Duration::MAX` for a segment found at open, zero for one
+    /// that has not been found full yet.
     pub(super) fn full_for(&self) -> Duration {
         match self.full_since.get() {
             Some(since) => time::now().duration_since(*since),
@@ -368,11 +374,11 @@ impl Segment {
     }
 
     pub(crate) fn set_scanned(&self) {
-        // Release: what the scan mended is visible to whoever finds the flag down.
+        // Release: a thread that finds the flag cleared sees what the scan mended.
         self.unscanned.store(false, Ordering::Release);
     }
 
-    /// Every record is done and none can follow.
+    /// Whether every record is done and none can follow.
     pub(crate) fn is_complete(&self) -> bool {
         self.progress.is_complete()
     }
@@ -382,13 +388,13 @@ impl Segment {
         self.has_nothing_left() && self.owes_nothing()
     }
 
-    /// Whether there is neither a job in it nor damage that could not be set aside yet.
+    /// Whether it has neither unfinished jobs nor damage that could not be set aside yet.
     pub(super) fn has_nothing_left(&self) -> bool {
         self.is_complete() && (self.is_sealed() || !self.is_unscanned())
     }
 
-    /// Whether no record of it names a settlement that is not durable, for who has seen all of them
-    /// committed.
+    /// Whether no record of it names a settlement that is not durable, for a caller that has seen
+    /// all of them committed.
     pub(crate) fn owes_nothing(&self) -> bool {
         self.owed.is_nothing()
     }
@@ -409,7 +415,7 @@ impl Segment {
         }
     }
 
-    /// The bytes that so many jobs left in it come to, counted anew only when their number has changed.
+    /// The bytes of the jobs left in it; counted again only when their number has changed.
     pub(super) fn left_bytes(&self, jobs: u32, count: impl FnOnce() -> u64) -> u64 {
         let mut left = self.left_bytes.lock();
         if left.0 != jobs {
@@ -418,8 +424,8 @@ impl Segment {
         left.1
     }
 
-    /// Reserves records for all the payloads in one step and commits them in order. They have
-    /// everything else in common with `template`.
+    /// Reserves records for all payloads in one step and commits them in order. Everything else in
+    /// them is as in `template`.
     pub(crate) fn append_all(&self, template: &NewRecord<'_>, payloads: &[&[u8]]) -> Append {
         let records = || {
             payloads
@@ -454,7 +460,7 @@ impl Segment {
     fn commit(&self, position: Position, record: &NewRecord<'_>, content: u32) {
         // SAFETY: the caller holds the reservation of this record, which is not committed.
         let records = &unsafe { self.maps_in_use() }.records.file;
-        // SAFETY: the bytes of a reserved and uncommitted record are touched by nobody else.
+        // SAFETY: nobody else touches the bytes of a reserved and uncommitted record.
         unsafe { write_record(records, self.identity.salt, position, record, content) };
     }
 
@@ -470,12 +476,12 @@ impl Segment {
         self.progress.close(ack::words_for(end.index), filled)
     }
 
-    /// Closes the segment where it stands, for shutdown. Returns whether that made it complete.
+    /// Closes the segment at its current end, for shutdown. Returns whether that made it complete.
     pub(crate) fn close_now(&self) -> bool {
         match self.tail.close_now() {
             Some(end) => self.close(end),
             None => {
-                // Whoever crossed the end publishes it in a moment.
+                // The thread that crossed the end publishes it in a moment.
                 while self.closed().is_none() {
                     std::thread::yield_now();
                 }
@@ -499,28 +505,28 @@ impl Segment {
     pub(super) unsafe fn maps_in_use(&self) -> &Maps {
         let maps = self.mapping.raw();
         debug_assert!(!maps.is_null(), "not mapped");
-        // SAFETY: `Mapping` holds them, as it is mapped for use and stays so by this function's
-        // contract.
+        // SAFETY: `Mapping` holds them, as the segment is mapped for use and stays so by this
+        // function's contract.
         unsafe { &*maps }
     }
 
-    /// A share of the mappings, if it is mapped for use.
+    /// A share of the mappings, if the segment is mapped for use.
     pub(super) fn maps(&self) -> Option<Arc<Maps>> {
         self.mapping.used()
     }
 
-    /// A share of the mappings, which are made for the occasion if need be; None once retired.
+    /// A share of the mappings, which are made temporarily if needed; None once retired.
     pub(super) fn maps_to_look(&self) -> Result<Option<Arc<Maps>>, StorageError> {
         match self.mapping.look(|purpose| self.map(purpose)) {
-            // Its names go a moment before it is retired in memory.
+            // Its names are removed a moment before it is retired in memory.
             Err(error) if self.is_complete() && is_missing(&error) => Ok(None),
             looked => looked,
         }
     }
 
-    /// Has it mapped for use, unless it is retired.
+    /// Maps it for use, unless it is retired.
     pub(super) fn begin_use(&self) -> Result<(), StorageError> {
-        // A sector that cannot be read is an error here, and a signal later.
+        // A sector that cannot be read is an error here, but would be a signal later.
         let read_in = |maps: &Maps| match self.is_unscanned() {
             true => Ok(()),
             false => maps.records.read_in(),
@@ -532,22 +538,23 @@ impl Segment {
         self.mapping.is_used()
     }
 
-    /// Unmaps a segment that waits, if it can be. The caller has made sure that nothing was claimed
+    /// Unmaps a segment that waits, if possible. The caller has made sure that nothing was claimed
     /// from it, and that nobody begins to.
     ///
-    /// Only one whose records are durable, so that no flush of records needs what may not be had.
+    /// Only a segment with durable records is unmapped, so that no flush of records needs a mapping
+    /// that may not be available.
     pub(super) fn end_wait_use(self: &Arc<Self>) {
         if self.is_mapped() && self.is_settled() && self.progress.is_closed() {
             self.mapping.end_use();
         }
     }
 
-    /// Maps the files of a segment that is full.
+    /// Maps the files of a full segment.
     fn map(&self, purpose: Purpose) -> Result<Maps, StorageError> {
         let units = self.tail.reached().units;
         let capacity = capacity_of(self.identity.segment_size);
         let map = |entry: &Entry, len: u64| {
-            // Past the end of a file that somebody has cut off, an access would be a signal.
+            // An access past the end of a truncated file would raise a signal.
             if entry.file_len()?.is_none_or(|found| found < len) {
                 let cut = io::Error::new(io::ErrorKind::UnexpectedEof, "missing, or cut off");
                 return Err(StorageError::new(Operation::Map.verb(), entry.path(), cut));
@@ -562,13 +569,13 @@ impl Segment {
         })
     }
 
-    /// Gives up the mappings of a complete segment; they go when the last [`Pinned`] does.
+    /// Gives up the mappings of a complete segment; they are dropped with the last [`Pinned`].
     pub(crate) fn retire(&self) -> Option<Arc<Maps>> {
         assert!(self.is_complete(), "retired with jobs in it");
         self.mapping.retire()
     }
 
-    /// Whether its files can serve again: they are whole, and this process made them.
+    /// Whether its files can be reused: they are whole, and this process made them.
     pub(super) fn is_recyclable(&self) -> bool {
         let is_whole =
             |maps: Arc<Maps>| maps.records.file.len() as u64 == self.identity.segment_size;
@@ -578,8 +585,8 @@ impl Segment {
             && self.mapping.used().is_some_and(is_whole)
     }
 
-    /// Has the next append go on with another segment, and this one never used again: some of its
-    /// pages cannot be had. Returns whether that made it complete.
+    /// Makes the next append continue in another segment, and this one is never reused: some of its
+    /// pages cannot be made present. Returns whether that made it complete.
     pub(super) fn abandon(&self) -> bool {
         self.abandoned.store(true, Ordering::Release);
         self.note_full();
@@ -596,7 +603,7 @@ impl Segment {
             return false;
         };
         let Some(maps) = self.maps() else {
-            // One found at open is, and another was before it was unmapped.
+            // A segment found at open is, and any other was before it was unmapped.
             return !self.is_retired();
         };
         let mut units = START.units;
@@ -610,15 +617,15 @@ impl Segment {
     }
 }
 
-/// Whether a file was not there, or not as long as it was, when it was to be mapped.
+/// Whether a file was missing, or truncated, when it was to be mapped.
 fn is_missing(error: &StorageError) -> bool {
     let kind = error.io_error().kind();
     matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
 }
 
-/// What became of an append.
+/// The result of an append.
 pub(crate) enum Append {
-    /// Committed; the (first) record stands here.
+    /// Committed; this is the position of the (first) record.
     Done(Position),
     /// The segment is full. `complete`: finding that out made the segment complete.
     Full { complete: bool },

@@ -1,4 +1,5 @@
-//! Records that name what they settle: until that is durable, their segment is neither sealed nor retired.
+//! Unsettled records: they name what they settle, and until that is durable, their segment is
+//! neither sealed nor retired.
 #![deny(unsafe_code)]
 
 use std::sync::Arc;
@@ -6,8 +7,8 @@ use std::sync::Arc;
 use super::{Append, Segment};
 use crate::log::record::NewRecord;
 
-/// Records of a segment that name what they settle, and what they name is not durably settled. If
-/// this is dropped the segment is kept for the next open, which settles it.
+/// Records of a segment that name what they settle, while that is not durably settled. If this is
+/// dropped, the segment is kept for the next open, which settles it.
 #[must_use]
 pub(crate) struct Unsettled {
     segment: Arc<Segment>,
@@ -15,12 +16,13 @@ pub(crate) struct Unsettled {
 }
 
 impl Unsettled {
-    /// What the records name is durably settled, or they were not appended after all.
+    /// Called when what the records name is durably settled, or the records were not appended after
+    /// all.
     pub(crate) fn settle(self) {
         self.segment.owed.lower(self.records);
     }
 
-    /// Takes in another one's records, if they are in the same segment.
+    /// Adds another one's records, if they are in the same segment.
     pub(crate) fn merge(&mut self, other: Self) -> Option<Self> {
         if !Arc::ptr_eq(&self.segment, &other.segment) {
             return Some(other);
@@ -31,14 +33,14 @@ impl Unsettled {
 }
 
 impl Segment {
-    /// As [`append`](Self::append), of a record that names what it settles: until that is durable,
-    /// the segment is neither sealed nor retired.
+    /// Like [`append`](Self::append), for a record that names what it settles: until that is
+    /// durable, the segment is neither sealed nor retired.
     pub(crate) fn append_owing(self: &Arc<Self>, record: &NewRecord<'_>) -> (Append, Unsettled) {
         let unsettled = self.owing(1);
         (self.append(record), unsettled)
     }
 
-    /// So many records that are about to be there name what they settle.
+    /// Announces that this many records will be written that name what they settle.
     pub(crate) fn owing(self: &Arc<Self>, records: u64) -> Unsettled {
         self.owed.raise(records);
         Unsettled {
