@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Log;
+use super::records::Mender;
 use super::recovery::{Recovery, RecoveryReport};
 use super::segment::Segment;
 use crate::events::event;
@@ -54,7 +55,7 @@ impl Log {
     /// Moves on from a segment that has nothing left to claim, or makes it ready if it was not when
     /// the caller looked. Returns false if there is no segment to go on with.
     pub(super) fn step_from(&self, from: &Arc<Segment>, was_unready: bool) -> bool {
-        let _step = self.step.lock();
+        let mut step = self.step.lock();
         if self.claiming.load().base() != from.base() {
             return true;
         }
@@ -62,7 +63,7 @@ impl Log {
         // gone. Whether it is ready is not asked again: another thread may just have made it ready,
         // and then nothing has been claimed from it yet.
         if was_unready && !from.is_retired() && !from.has_nothing_left() {
-            return self.get_ready(from);
+            return self.get_ready(from, &mut step);
         }
         match self.segment_after(Some(from.base())) {
             Some(segment) => {
@@ -76,7 +77,7 @@ impl Log {
 
     /// Maps a segment for use and scans it. Returns false if that is not possible now. The caller
     /// holds `step`.
-    fn get_ready(&self, segment: &Arc<Segment>) -> bool {
+    fn get_ready(&self, segment: &Arc<Segment>, mender: &mut Mender) -> bool {
         if self.is_held_back() {
             return false;
         }
@@ -89,7 +90,9 @@ impl Log {
             self.take_in(Vec::new());
             segment.begin_use()
         });
-        let ready = mapped.map_err(Arc::new).and_then(|()| self.scan(segment));
+        let ready = mapped
+            .map_err(Arc::new)
+            .and_then(|()| self.scan(segment, mender));
         let is_ready = ready.is_ok();
         match ready {
             Ok(()) => self.end_hold_back(),
@@ -99,7 +102,11 @@ impl Log {
     }
 
     /// Checks a segment record by record, if that has not been done. The caller holds `step`.
-    pub(super) fn scan(&self, segment: &Arc<Segment>) -> Result<(), Arc<StorageError>> {
+    pub(super) fn scan(
+        &self,
+        segment: &Arc<Segment>,
+        mender: &mut Mender,
+    ) -> Result<(), Arc<StorageError>> {
         if !segment.is_unscanned() {
             return Ok(());
         }
@@ -118,7 +125,7 @@ impl Log {
             progress: None,
             segments_seen: 0,
         };
-        match recovery.scan_later(&pinned) {
+        match recovery.scan_later(&pinned, mender) {
             Ok((lost, complete)) => {
                 if !recovery.report.quarantined.is_empty() || recovery.report.holes > 0 {
                     segment.note_mended();

@@ -77,8 +77,8 @@ impl Log {
         segment: &Arc<Segment>,
     ) -> Result<Option<Pinned>, Arc<StorageError>> {
         if segment.is_unscanned() {
-            let _step = self.step.lock();
-            self.scan(segment)?;
+            let mut step = self.step.lock();
+            self.scan(segment, &mut step)?;
         }
         segment.look().map_err(Arc::new)
     }

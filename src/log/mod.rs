@@ -59,6 +59,7 @@ use self::limit::SequenceLimit;
 use self::maintenance::Graveyard;
 use self::names::Names;
 use self::poison::Poison;
+use self::records::Mender;
 use self::recovery::{Quarantined, Recovery};
 use self::segment::{Paths, Segment, Warm};
 use self::segments::Segments;
@@ -139,7 +140,7 @@ pub(crate) struct Log {
     /// The segment consumers claim from. Everything before it is claimed.
     claiming: ArcSwap<Segment>,
     /// Held to move `claiming` on, or to scan a segment.
-    step: Mutex<()>,
+    step: Mutex<Mender>,
     /// Set if the segment to be claimed from could not be made ready.
     held_back: Mutex<Option<HeldBack>>,
     /// The errors that keep segments from being ready.
@@ -281,7 +282,7 @@ impl Log {
             claiming: ArcSwap::from(Arc::clone(segments.front().unwrap_or(&active))),
             active: ArcSwap::from(active),
             segments: RwLock::new(Segments::new(segments)),
-            step: Mutex::new(()),
+            step: Mutex::new(Mender::new()),
             held_back: Mutex::new(None),
             failed_scans: Lasting::default(),
             failed_scan: OnceLock::new(),

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::ack::Deliveries;
 use super::record::{HEADER_UNITS, Header, KIND_JOB, UNIT};
-use super::records::Record;
+use super::records::{Mender, Record, SoleAccess};
 use super::segment::{self, Maps, START, Segment};
 use super::tail::Position;
 use crate::Timestamp;
@@ -149,10 +149,17 @@ impl Pinned {
         None
     }
 
-    /// The first job that is not done, in a segment that is unscanned and is not mended in the
-    /// meantime. Also None if that job is damaged, or cannot be found because of damage.
-    pub(crate) fn peek_first(&self) -> Option<Header> {
-        let records = &self.maps.records;
+    /// Access to all bytes of a segment that is unscanned.
+    pub(super) fn sole_access<'a>(&'a self, mender: &'a mut Mender) -> SoleAccess<'a> {
+        assert!(self.segment.is_unscanned(), "others may read it");
+        mender.sole_access(&self.maps.records)
+    }
+
+    /// The first job that is not done, in a segment that is unscanned. Also None if that job is
+    /// damaged, or cannot be found because of damage.
+    pub(super) fn peek_first(&self, mender: &mut Mender) -> Option<Header> {
+        let file = &self.maps.records.file;
+        let records = self.sole_access(mender);
         let Position { index, units: end } = self.segment.closed()?;
         let mut present = 0;
         // Reads the records up to there into memory, so that a bad sector is an error and not a
@@ -161,8 +168,8 @@ impl Pinned {
             let len = units.min(end) as usize * UNIT;
             if len > present {
                 // In growing steps: usually, the first record is enough.
-                present = len.max(2 * present).min(records.file.len());
-                records.file.read_in(present).ok()?;
+                present = len.max(2 * present).min(file.len());
+                file.read_in(present).ok()?;
             }
             Some(())
         };

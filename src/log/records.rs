@@ -73,32 +73,22 @@ impl Records {
             .load(Ordering::Relaxed)
     }
 
-    /// The whole file.
-    ///
-    /// For scans of a segment that was found at open: no producer can write to it, and code that
-    /// mends it has it to itself and holds no slice meanwhile.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: nobody writes, by this function's contract.
-        unsafe { self.file.bytes(0, self.file.len()) }
-    }
-
     /// The bytes behind the header of a record of `len` bytes, without the first `from` of them.
     #[inline]
     pub(super) fn content(&self, units: u32, from: usize, len: u32) -> &[u8] {
         let start = RECORD_HEADER_BYTES + from;
         // SAFETY: the record is committed, and the bytes of a committed record never change; or
-        // it is part of a scan, and then nobody writes, see `bytes`.
+        // it is from a `SoleAccess`, which is borrowed for as long as the record is, and then nobody
+        // stores to the file.
         unsafe {
             self.file
                 .bytes(units as usize * UNIT + start, len as usize - start)
         }
     }
 
-    /// The record at `units` if its header is plausible and it fits below `end`; the check value is
+    /// The header at `units`, if it is plausible and its record fits below `end`; the check value is
     /// not verified.
-    ///
-    /// For scans, like [`bytes`](Self::bytes), or for a committed record.
-    pub(crate) fn plausible_record(&self, units: u32, end: u32) -> Option<Record<'_>> {
+    fn plausible_header(&self, units: u32, end: u32) -> Option<Header> {
         let end = end.min(self.units());
         if units >= end || end - units < HEADER_UNITS {
             return None;
@@ -106,26 +96,79 @@ impl Records {
         let header = self.header(units);
         let flags = self.unit(units + 1) >> 40 & 0xff;
         let plausible = flags == 0 && header.is_plausible((end - units) as usize * UNIT);
-        plausible.then_some(Record {
-            records: self,
+        plausible.then_some(header)
+    }
+
+    /// Access to the bytes of a file that only the caller has mapped.
+    pub(crate) fn sole_access(&mut self) -> SoleAccess<'_> {
+        SoleAccess(self)
+    }
+}
+
+/// The right to read and mend the segments of a log that are still unscanned: one for each log, behind
+/// its lock `step`.
+pub(crate) struct Mender(());
+
+impl Mender {
+    pub(super) const fn new() -> Self {
+        Self(())
+    }
+
+    /// Access to the records of a segment that is unscanned. Its producers ended with the process that
+    /// wrote it, and no claim reads it before it is scanned.
+    pub(super) fn sole_access<'a>(&'a mut self, records: &'a Records) -> SoleAccess<'a> {
+        SoleAccess(records)
+    }
+}
+
+/// Access to all bytes of a file of records, which nobody else stores to or mends for as long as this
+/// lives: the file is not shared yet, or its log's [`Mender`] is borrowed.
+///
+/// What it hands out is gone before it changes anything, as that borrows it exclusively.
+pub(crate) struct SoleAccess<'a>(&'a Records);
+
+impl SoleAccess<'_> {
+    /// The whole file.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: nobody stores to the file, by this type's invariant.
+        unsafe { self.0.file.bytes(0, self.0.file.len()) }
+    }
+
+    /// The word at `units`.
+    pub(crate) fn unit(&self, units: u32) -> u64 {
+        self.0.unit(units)
+    }
+
+    /// The record at `units` if its header is plausible and it fits below `end`; the check value is
+    /// not verified.
+    pub(crate) fn plausible_record(&self, units: u32, end: u32) -> Option<Record<'_>> {
+        let header = self.0.plausible_header(units, end)?;
+        Some(Record {
+            records: self.0,
             units,
             header,
         })
     }
 
-    /// The record at `units`, if there is a complete, valid one below `end`; for scans, as above.
+    /// The record at `units`, if there is a complete, valid one below `end`.
     pub(crate) fn valid_record(&self, units: u32, end: u32, salt: u64) -> Option<Record<'_>> {
         let record = self.plausible_record(units, end)?;
-        let check = record.header.check(salt, record.meta(), record.payload());
-        (record.stored_check() == check).then_some(record)
+        record.has_valid_check(salt).then_some(record)
+    }
+
+    /// Writes a record's header again.
+    #[cfg(fuzzing)]
+    pub(crate) fn rewrite_header(&mut self, units: u32, header: &Header, check: u32) {
+        write_record_header(&self.0.file, units as usize * UNIT, header, check);
     }
 
     /// Covers the units `[from, to)` of a segment found at open with a pad, or with zeros where a
     /// pad would not fit.
-    pub(crate) fn cover(&self, from: u32, to: u32, index: u32, salt: u64) {
+    pub(crate) fn cover(&mut self, from: u32, to: u32, index: u32, salt: u64) {
         if to - from < HEADER_UNITS {
             for units in from..to {
-                self.file
+                self.0
+                    .file
                     .word64(units as usize * UNIT)
                     .store(0, Ordering::Relaxed);
             }
@@ -140,7 +183,7 @@ impl Records {
             due_at: Timestamp::ZERO,
         };
         let check = header.check(salt, b"", b"");
-        write_record_header(&self.file, from as usize * UNIT, &header, check);
+        write_record_header(&self.0.file, from as usize * UNIT, &header, check);
     }
 }
 
@@ -178,6 +221,16 @@ impl<'a> Record<'a> {
 
     pub(crate) fn units(&self) -> u32 {
         self.units
+    }
+
+    /// Whether it is still what was appended.
+    pub(crate) fn is_valid(&self, salt: u64) -> bool {
+        let plausible = self.records.plausible_header(self.units, self.next());
+        plausible.is_some() && self.has_valid_check(salt)
+    }
+
+    fn has_valid_check(&self, salt: u64) -> bool {
+        self.stored_check() == self.header.check(salt, self.meta(), self.payload())
     }
 
     /// Where the next record starts.

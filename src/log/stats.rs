@@ -195,10 +195,12 @@ impl Log {
             return find(Looked::Ahead(first.as_ref()?));
         }
         // Locked so that the segment is not mended during the search.
-        let _step = self.step.try_lock()?;
+        let mut step = self.step.try_lock()?;
         let pinned = segment.look().ok()??;
         if segment.is_unscanned() {
-            let first = segment.first_job.get_or_init(|| pinned.peek_first());
+            let first = segment
+                .first_job
+                .get_or_init(|| pinned.peek_first(&mut step));
             find(Looked::Ahead(first.as_ref()?))
         } else {
             find(Looked::At(&pinned))

@@ -29,11 +29,7 @@ fn check_records(pinned: &Pinned, report: &mut VerifyReport) {
     for record in pinned.records(START) {
         let bytes = (record.next() - record.units()) as u64 * UNIT as u64;
         let salt = segment.identity().salt;
-        if pinned
-            .maps()
-            .valid_record(record.units(), record.next(), salt)
-            .is_none()
-        {
+        if !record.is_valid(salt) {
             report.damaged.push(Quarantined {
                 path: segment.paths().segment.path().to_path_buf(),
                 offset: u64::from(record.units()) * UNIT as u64,

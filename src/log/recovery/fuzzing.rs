@@ -7,8 +7,7 @@ use super::scan::{RegionKind, Scan, ScanLimit};
 use super::{Damage, Position, Records, START, Sequence, check_acks, count_crashes, header};
 use crate::log::ack::AckFile;
 use crate::log::header::{FileKind, Identity};
-use crate::log::record::{FailureReason, KIND_JOB, MAX_META_BYTES, Meta, UNIT};
-use crate::log::records::write_record_header;
+use crate::log::record::{FailureReason, KIND_JOB, MAX_META_BYTES, Meta};
 use crate::storage::mapped::MappedFile;
 
 /// The header of a segment or an ack file.
@@ -83,30 +82,31 @@ pub fn scan(
     (index, units): (u32, u32),
     is_sealed: bool,
 ) -> Scanned {
-    let records = Records {
+    let mut records = Records {
         file: MappedFile::in_memory(segment),
     };
+    let mut access = records.sole_access();
     let limit = Position { index, units };
     let limit = if is_sealed {
         ScanLimit::Exactly(limit)
     } else {
         ScanLimit::AtMost(limit)
     };
-    let scan = Scan::run(&records, limit, salt, max_record);
+    let scan = Scan::run(&access, limit, salt, max_record);
     for region in &scan.regions {
-        records.cover(region.from, region.to, region.index, salt);
+        access.cover(region.from, region.to, region.index, salt);
     }
-    let covered = records.bytes().to_vec();
+    let covered = access.bytes().to_vec();
     let mut jobs = Vec::new();
     let mut at = START.units;
-    while let Some(record) = records.valid_record(at, scan.end.units, salt) {
+    while let Some(record) = access.valid_record(at, scan.end.units, salt) {
         let header = *record.header();
         if header.kind == KIND_JOB {
             jobs.push((header.index, at));
         }
         let check = header.check(salt, record.meta(), record.payload());
         let next = record.next();
-        write_record_header(&records.file, at as usize * UNIT, &header, check);
+        access.rewrite_header(at, &header, check);
         at = next;
     }
     let gaps = scan.regions.iter().map(|region| Gap {
@@ -126,7 +126,7 @@ pub fn scan(
         settles: scan.settles.into_iter().map(Sequence::get).collect(),
         hashed: scan.hashed,
         covered,
-        rewritten: records.bytes().to_vec(),
+        rewritten: records.sole_access().bytes().to_vec(),
         jobs,
         walked_to: at,
     }
@@ -193,7 +193,7 @@ pub fn acks(file: &[u8], salt: u64, capacity: u32, records: u32) -> Acks {
             acks.set(index);
         }
     }
-    let finished = Records { file: acks.file }.bytes().to_vec();
+    let finished = Records { file: acks.file }.sole_access().bytes().to_vec();
     Acks {
         found,
         reset,

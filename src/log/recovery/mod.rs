@@ -30,42 +30,35 @@
 //! If the disk is too full for the quarantine, the segment is held back, unchanged, and mended when
 //! it is first claimed from; consumers of the segments before it make room.
 
+mod acks;
 mod checksums;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod quarantine;
 mod report;
 mod scan;
 #[cfg(test)]
 mod tests;
 
 use std::ffi::OsStr;
-use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use self::acks::{check_acks, count_crashes};
 pub use self::report::{Damage, Quarantined, RecoveryProgress, RecoveryReport, VerifyReport};
 use self::scan::{Region, RegionKind, Scan, ScanLimit};
-use super::ack::{self, AckFile, Deliveries, RECORDS_PER_WORD};
 use super::header::{self, FileKind, Identity};
 use super::mark::Mark;
 use super::names::Names;
 use super::record::{HEADER_UNITS, UNIT};
-use super::segment::{self, Done, Found, Maps, Paths, START, Segment, Warm};
+use super::segment::{self, Done, Found, Maps, Paths, START, Segment};
 use super::tail::Position;
+use crate::Sequence;
 use crate::events::event;
 use crate::log::pinned::Pinned;
-use crate::log::records::Records;
-use crate::storage::mapped::MappedFile;
+use crate::log::records::{Mender, Records, SoleAccess};
 use crate::storage::mappings::{self, Purpose};
 use crate::storage::{Directory, Entry, Kind, StorageError};
-use crate::{Sequence, Timestamp};
-
-/// Most damaged regions of a segment that are copied out separately. If there are more, a single
-/// copy from the first region to the last is made: each copy costs several flushes.
-const MAX_COPIES: usize = 32;
-
-/// The name of the directory for damaged bytes, in the queue's directory.
-const QUARANTINE: &str = "quarantine";
 
 /// The inputs of recovery, and its report.
 pub(crate) struct Recovery<'a> {
@@ -220,15 +213,16 @@ impl Recovery<'_> {
         let Some(identity) = own.or(copy.filter(|_| units >= START.units)) else {
             // Rows 1 and 2.
             if file_len > 0 {
-                let records = Records::open(paths.segment.clone(), file_len, Purpose::Look)?;
+                let mut records = Records::open(paths.segment.clone(), file_len, Purpose::Look)?;
                 records.read_in()?;
-                if records.bytes().iter().any(|&byte| byte != 0) {
+                let access = records.sole_access();
+                if access.bytes().iter().any(|&byte| byte != 0) {
                     let damage = match copy {
                         Some(_) => Damage::Truncated,
                         None => Damage::Header,
                     };
-                    let whole = [(0, records.bytes().len() as u64, damage)];
-                    self.set_aside(base, &paths.segment, records.bytes(), &whole)?;
+                    let whole = [(0, access.bytes().len() as u64, damage)];
+                    self.set_aside(base, &paths.segment, access.bytes(), &whole)?;
                     return Ok(None);
                 }
             }
@@ -238,7 +232,7 @@ impl Recovery<'_> {
             return Ok(None);
         };
         let len = u64::from(units) * UNIT as u64;
-        let records = Records::open(paths.segment.clone(), len, Purpose::Look)?;
+        let mut records = Records::open(paths.segment.clone(), len, Purpose::Look)?;
         let capacity = segment::capacity_of(self.segment_size);
         let seal = header::decode_seal(identity.salt, &own_header).filter(|end| {
             let all_units = (self.segment_size as usize / UNIT) as u32;
@@ -256,7 +250,8 @@ impl Recovery<'_> {
                     units,
                 };
                 records.read_in()?;
-                let scan = self.scan(&records, ScanLimit::AtMost(limit), identity.salt);
+                let mut access = records.sole_access();
+                let scan = self.scan(&access, ScanLimit::AtMost(limit), identity.salt);
                 self.report.bytes_scanned += file_len;
                 // Until it is sealed, a file has the length with which it was created.
                 let len = seal.map_or(self.segment_size, |end| u64::from(end.units) * UNIT as u64);
@@ -288,18 +283,23 @@ impl Recovery<'_> {
                 }
                 self.report.scanned += 1;
                 settles.extend(scan.settles);
-                let unscanned =
-                    match self.mend(base, &paths.segment, &records, identity.salt, &scan.regions) {
-                        Ok(()) => {
-                            missing = scan.missing;
-                            false
-                        }
-                        Err(error) if error.is_full() => {
-                            event!(error, %error, "a damaged segment is held back");
-                            true
-                        }
-                        Err(error) => return Err(error),
-                    };
+                let unscanned = match self.mend(
+                    base,
+                    &paths.segment,
+                    &mut access,
+                    identity.salt,
+                    &scan.regions,
+                ) {
+                    Ok(()) => {
+                        missing = scan.missing;
+                        false
+                    }
+                    Err(error) if error.is_full() => {
+                        event!(error, %error, "a damaged segment is held back");
+                        true
+                    }
+                    Err(error) => return Err(error),
+                };
                 (scan.end, false, unscanned)
             }
         };
@@ -409,56 +409,13 @@ impl Recovery<'_> {
         }
     }
 
-    /// The ack file of this identity, if it is complete and can be read.
-    fn ack_file(&self, paths: &Paths, identity: Identity) -> Result<Option<AckFile>, StorageError> {
-        let capacity = segment::capacity_of(self.segment_size);
-        let len = ack::file_bytes(capacity);
-        if paths.ack.file_len()?.is_none_or(|found| found < len) {
-            return Ok(None);
-        }
-        let file = MappedFile::open(paths.ack.clone(), len, Purpose::Look)?;
-        if file.read_in(file.len()).is_err() {
-            return Ok(None);
-        }
-        Ok(Some(AckFile::new(file, capacity, identity.salt)))
-    }
-
-    /// The ack file of a segment, rebuilt if it is not valid.
-    fn open_acks(
-        &mut self,
-        paths: &Paths,
-        identity: &Identity,
-        copied: Option<Copy>,
-        records: u32,
-    ) -> Result<AckFile, StorageError> {
-        let capacity = segment::capacity_of(self.segment_size);
-        let len = ack::file_bytes(capacity);
-        if let Some(copied) = copied
-            && paths.ack.file_len()?.is_some_and(|found| found >= len)
-        {
-            // A copy of a queue may have holes where the original had zeros.
-            paths.ack.back_with_blocks(len)?;
-            let file = MappedFile::open(paths.ack.clone(), len, Purpose::Look)?;
-            // The delivery words of a long backlog are not read until they are needed.
-            let [words, _] = ack::used_ranges(capacity, records);
-            file.read_in(words.end)?;
-            let acks = AckFile::new(file, capacity, identity.salt);
-            if copied.mark.is_none() {
-                // From here on, files stay as a process leaves them.
-                acks.mark_fresh();
-            }
-            return Ok(acks);
-        }
-        let path = paths.ack.path().to_path_buf();
-        self.report.ack_files_rebuilt.push(path.clone());
-        event!(warn, path = %path.display(), "made an ack file anew");
-        paths.ack.remove()?;
-        segment::create_ack_file(&paths.ack, identity, capacity, Warm::All)
-    }
-
     /// Scans a segment that is [unscanned](Segment::is_unscanned), and mends what it finds. Returns
     /// how many jobs that were not done are missing, and whether that made the segment complete.
-    pub(crate) fn scan_later(&mut self, pinned: &Pinned) -> Result<(u64, bool), StorageError> {
+    pub(crate) fn scan_later(
+        &mut self,
+        pinned: &Pinned,
+        mender: &mut Mender,
+    ) -> Result<(u64, bool), StorageError> {
         let segment = pinned.segment();
         let Some(end) = segment.closed() else {
             return Ok((0, false));
@@ -468,13 +425,13 @@ impl Recovery<'_> {
         } else {
             ScanLimit::AtMost(end)
         };
-        let records = &pinned.maps().records;
-        records.read_in()?;
+        pinned.maps().records.read_in()?;
         let salt = segment.identity().salt;
-        let scan = self.scan(records, limit, salt);
+        let mut access = pinned.sole_access(mender);
+        let scan = self.scan(&access, limit, salt);
         self.report.bytes_scanned += u64::from(end.units) * UNIT as u64;
         let entry = &segment.paths().segment;
-        self.mend(segment.base(), entry, records, salt, &scan.regions)?;
+        self.mend(segment.base(), entry, &mut access, salt, &scan.regions)?;
         let (mut lost, mut complete) = (0, false);
         for index in scan.missing.into_iter().flat_map(|(from, to)| from..to) {
             if let Some(completes) = pinned.mark_done(index) {
@@ -487,124 +444,10 @@ impl Recovery<'_> {
         Ok((lost, complete))
     }
 
-    fn scan(&self, records: &Records, limit: ScanLimit, salt: u64) -> Scan {
+    fn scan(&self, records: &SoleAccess<'_>, limit: ScanLimit, salt: u64) -> Scan {
         let max_record = super::max_record_bytes(self.segment_size);
         Scan::run(records, limit, salt, max_record)
     }
-
-    /// Sets the damaged regions of a scan aside, and covers them and the holes.
-    fn mend(
-        &mut self,
-        base: Sequence,
-        entry: &Entry,
-        records: &Records,
-        salt: u64,
-        regions: &[Region],
-    ) -> Result<(), StorageError> {
-        if regions.is_empty() {
-            return Ok(());
-        }
-        let damaged: Vec<_> = regions
-            .iter()
-            .filter_map(|region| {
-                let damage = match region.kind {
-                    RegionKind::Hole => return None,
-                    RegionKind::Uncommitted => Damage::Uncommitted,
-                    RegionKind::Invalid => Damage::Checksum,
-                };
-                let offset = u64::from(region.from) * UNIT as u64;
-                let len = u64::from(region.to - region.from) * UNIT as u64;
-                Some((offset, len, damage))
-            })
-            .collect();
-        let copies = if damaged.len() > MAX_COPIES {
-            damaged.len()
-        } else {
-            1
-        };
-        for regions in damaged.chunks(copies) {
-            self.set_aside(base, entry, records.bytes(), regions)?;
-        }
-        entry.back_with_blocks(records.bytes().len() as u64)?;
-        for region in regions {
-            self.report.holes += u64::from(region.kind == RegionKind::Hole);
-            records.cover(region.from, region.to, region.index, salt);
-        }
-        Ok(())
-    }
-
-    /// Copies damaged regions (offset, length, damage) of a file, and what lies between them, into
-    /// the quarantine directory, durably, with a text file that says where they come from.
-    ///
-    /// Repeating this with the same bytes, after a crash, leaves one copy; with other bytes it
-    /// leaves the earlier copy alone.
-    fn set_aside(
-        &mut self,
-        base: Sequence,
-        entry: &Entry,
-        file: &[u8],
-        regions: &[(u64, u64, Damage)],
-    ) -> Result<(), StorageError> {
-        let (Some(first), Some(last)) = (regions.first(), regions.last()) else {
-            return Ok(());
-        };
-        let (offset, end) = (first.0, last.0 + last.1);
-        let bytes = &file[offset as usize..end as usize];
-        let path = entry.path();
-        let quarantine = Arc::new(self.queue.create_subdirectory(QUARANTINE)?);
-        self.queue.flush()?;
-        let (copy, is_there) = copy_entry(&quarantine, base, offset, bytes)?;
-        if !is_there {
-            copy.replace(bytes)?;
-        }
-        let mut text = format!(
-            "file: {}\noffset: {offset}\nlength: {}\nfound: {} ns since the Unix epoch\n",
-            path.display(),
-            bytes.len(),
-            Timestamp::now().as_nanos(),
-        );
-        for (offset, len, damage) in regions {
-            // Writing to a string does not fail.
-            let _ = writeln!(text, "at {offset}, {len} bytes: {damage}");
-        }
-        copy.with_extension("txt").replace(text.as_bytes())?;
-        let (from, to) = (path.to_path_buf(), copy.path().to_path_buf());
-        let (len, damage, regions_in_all) = (bytes.len(), first.2, regions.len());
-        event!(
-            warn, path = %from.display(), offset, len, %damage, regions = regions_in_all,
-            copy = %to.display(), "set damaged bytes aside"
-        );
-        for &(offset, len, damage) in regions {
-            self.report.quarantined.push(Quarantined {
-                path: path.to_path_buf(),
-                offset,
-                len,
-                damage,
-                copy: Some(copy.path().to_path_buf()),
-            });
-        }
-        Ok(())
-    }
-}
-
-/// Where to copy these bytes, and whether the copy exists already.
-fn copy_entry(
-    quarantine: &Arc<Directory>,
-    base: Sequence,
-    offset: u64,
-    bytes: &[u8],
-) -> Result<(Entry, bool), StorageError> {
-    let name = format!("{:02}-{:020}-{offset}", base.stripe(), base.within_stripe());
-    let mut copy = quarantine.entry(&format!("{name}.bin"));
-    let mut earlier = 0;
-    while copy.kind()?.is_some() {
-        if copy.has_content(bytes) {
-            return Ok((copy, true));
-        }
-        earlier += 1;
-        copy = quarantine.entry(&format!("{name}-{earlier}.bin"));
-    }
-    Ok((copy, false))
 }
 
 /// The base in a file's name, within its stripe. None for names that this library cannot have
@@ -624,28 +467,4 @@ pub(crate) fn count_segments(names: &[String], capacity: u32) -> u64 {
         .iter()
         .filter_map(|name| base_of(name, ".seg", capacity));
     bases.count() as u64
-}
-
-/// Counts a crash for each job that a handler had when an earlier process died, exactly once: a
-/// process that closes the queue leaves no running bits, and this process sets its own only after
-/// the scan that calls this.
-fn count_crashes(acks: &AckFile, records: u32) {
-    acks.update_running(records, Deliveries::crashed);
-}
-
-/// Resets the ack words that fail their check and sets the bits past the last record. Returns how
-/// many were reset.
-fn check_acks(acks: &AckFile, records: u32) -> u64 {
-    let mut reset = 0;
-    for word in 0..ack::words_for(records) {
-        let bits = acks.checked_bits(word);
-        reset += u64::from(bits.is_none());
-        let held = records - word * RECORDS_PER_WORD;
-        let past = u32::MAX.checked_shl(held).unwrap_or(0);
-        let wanted = bits.unwrap_or(0) | past;
-        if bits != Some(wanted) {
-            acks.store_bits(word, wanted);
-        }
-    }
-    reset
 }

@@ -6,7 +6,7 @@ use super::checksums::Checksums;
 use crate::Sequence;
 use crate::log::record::{self, HEADER_UNITS, Header, KIND_JOB, Meta, RECORD_HEADER_BYTES, UNIT};
 use crate::log::records::Record;
-use crate::log::records::Records;
+use crate::log::records::SoleAccess;
 use crate::log::segment::START;
 use crate::log::tail::Position;
 
@@ -57,7 +57,12 @@ pub(super) enum RegionKind {
 
 impl Scan {
     /// Scans the units of a segment up to the limit, for records of at most `max_record` bytes.
-    pub(super) fn run(records: &Records, limit: ScanLimit, salt: u64, max_record: usize) -> Self {
+    pub(super) fn run(
+        records: &SoleAccess<'_>,
+        limit: ScanLimit,
+        salt: u64,
+        max_record: usize,
+    ) -> Self {
         let (ScanLimit::AtMost(end) | ScanLimit::Exactly(end)) = limit;
         let mut scanner = Scanner {
             records,
@@ -87,7 +92,7 @@ impl Scan {
 }
 
 struct Scanner<'a> {
-    records: &'a Records,
+    records: &'a SoleAccess<'a>,
     checksums: Checksums<'a>,
     salt: u64,
     max_record: usize,

@@ -5,7 +5,7 @@ use crate::log::crc::Crc32;
 use crate::log::header::{FileKind, Identity};
 use crate::log::names::Names;
 use crate::log::record::{self, NewRecord};
-use crate::log::records::{Record, Records, write_header, write_record};
+use crate::log::records::{Records, write_header, write_record};
 use crate::log::tail::Position;
 use crate::storage::mapped::MappedFile;
 use crate::storage::{Entry, StorageError};
@@ -43,11 +43,6 @@ impl Maps {
             end.units += record::units_of(record.len());
         }
         end
-    }
-
-    /// See [`Records::valid_record`].
-    pub(crate) fn valid_record(&self, units: u32, end: u32, salt: u64) -> Option<Record<'_>> {
-        self.records.valid_record(units, end, salt)
     }
 }
 

@@ -5,6 +5,7 @@ use super::*;
 use crate::Timestamp;
 use crate::log::lease::Lease;
 use crate::log::pinned::Pinned;
+use crate::log::records::Mender;
 use crate::log::recovery::{Damage, Recovery, RecoveryReport};
 use crate::log::run::Claim;
 use crate::storage::{Directory, faults};
@@ -401,7 +402,9 @@ fn records_that_a_seal_proves_and_that_are_gone_are_damage_and_no_claim_waits_fo
         progress: None,
         segments_seen: 0,
     };
-    recovery.scan_later(&Pinned::to_claim(&segment)).unwrap();
+    recovery
+        .scan_later(&Pinned::to_claim(&segment), &mut Mender::new())
+        .unwrap();
     segment.set_scanned();
     let found: Vec<_> = recovery.report.quarantined.iter().collect();
     assert_eq!(found.len(), 2);

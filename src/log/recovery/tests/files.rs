@@ -133,9 +133,15 @@ fn a_damaged_segment_is_held_back_while_the_quarantine_does_not_fit_the_disk() {
     assert_eq!(fs::read(&fixture.paths.segment).unwrap(), before);
     let queue = directory(fixture.dir.path());
     let mut later = recovery(&queue);
-    assert!(later.scan_later(&Pinned::to_claim(segment)).is_err());
+    assert!(
+        later
+            .scan_later(&Pinned::to_claim(segment), &mut Mender::new())
+            .is_err()
+    );
     drop(fault);
-    later.scan_later(&Pinned::to_claim(segment)).unwrap();
+    later
+        .scan_later(&Pinned::to_claim(segment), &mut Mender::new())
+        .unwrap();
     segment.set_scanned();
     assert_eq!(later.report.quarantined.len(), 1);
     assert_eq!(jobs(segment), [job(0, b"one"), job(2, b"three")]);
@@ -369,7 +375,9 @@ fn arbitrary_bytes_in_any_file_never_panic_and_never_block() {
             if segment.is_unscanned() {
                 let queue = directory(fixture.dir.path());
                 let pinned = Pinned::to_claim(segment);
-                recovery(&queue).scan_later(&pinned).unwrap();
+                recovery(&queue)
+                    .scan_later(&pinned, &mut Mender::new())
+                    .unwrap();
                 segment.set_scanned();
             }
             for (index, payload) in jobs(segment) {

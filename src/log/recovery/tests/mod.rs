@@ -10,12 +10,15 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use super::*;
+use crate::Timestamp;
+use crate::log::ack::{self, AckFile};
 use crate::log::mark;
 use crate::log::record::{Header, KIND_JOB, Meta, NewRecord, RECORD_HEADER_BYTES};
 use crate::log::run::Claim;
 use crate::log::segment::{Append, Warm};
 use crate::storage::Operation;
 use crate::storage::faults::{self, Effect, Plan};
+use crate::storage::mapped::MappedFile;
 
 const SIZE: u64 = 16384;
 

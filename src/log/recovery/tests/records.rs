@@ -114,7 +114,7 @@ fn bytes_in_the_last_units_of_a_file_are_quarantined_and_no_claim_waits_for_them
     let mut later = recovery(&queue);
     assert!(log.segments[0].is_sealed());
     later
-        .scan_later(&Pinned::to_claim(&log.segments[0]))
+        .scan_later(&Pinned::to_claim(&log.segments[0]), &mut Mender::new())
         .unwrap();
     assert!(later.report.is_clean());
 }
@@ -134,7 +134,7 @@ fn a_pad_at_the_end_is_no_damage_because_the_job_before_it_was_lost() {
     let mut later = recovery(&queue);
     assert!(log.segments[0].is_sealed());
     later
-        .scan_later(&Pinned::to_claim(&log.segments[0]))
+        .scan_later(&Pinned::to_claim(&log.segments[0]), &mut Mender::new())
         .unwrap();
     assert_eq!(later.report.quarantined, []);
     log.segments[0].set_scanned();
@@ -162,7 +162,7 @@ fn bytes_after_the_end_that_a_seal_names_are_never_looked_at() {
     let queue = directory(fixture.dir.path());
     let mut later = recovery(&queue);
     later
-        .scan_later(&Pinned::to_claim(&log.segments[0]))
+        .scan_later(&Pinned::to_claim(&log.segments[0]), &mut Mender::new())
         .unwrap();
     log.segments[0].set_scanned();
     assert!(later.report.is_clean());
@@ -185,7 +185,7 @@ fn a_seal_that_names_fewer_records_than_there_are_cannot_complete_a_segment_with
     let queue = directory(fixture.dir.path());
     let mut later = recovery(&queue);
     later
-        .scan_later(&Pinned::to_claim(&log.segments[0]))
+        .scan_later(&Pinned::to_claim(&log.segments[0]), &mut Mender::new())
         .unwrap();
     log.segments[0].set_scanned();
     assert_eq!(later.report.quarantined.len(), 1);
@@ -303,12 +303,17 @@ fn a_payload_of_fake_headers_is_no_record_and_hides_none_after_it() {
     };
     bytes.extend_from_slice(&encode(&record, 1, &[5; 8]));
     fs::write(&path, &bytes).unwrap();
-    let records = Records::open(Entry::at(&path), bytes.len() as u64, Purpose::Look).unwrap();
+    let mut records = Records::open(Entry::at(&path), bytes.len() as u64, Purpose::Look).unwrap();
     let limit = Position {
         index: segment::capacity_of(bytes.len() as u64),
         units: (bytes.len() / UNIT) as u32,
     };
-    let scan = Scan::run(&records, ScanLimit::AtMost(limit), 1, usize::MAX);
+    let scan = Scan::run(
+        &records.sole_access(),
+        ScanLimit::AtMost(limit),
+        1,
+        usize::MAX,
+    );
     assert_eq!(
         scan.end,
         Position {
