@@ -81,6 +81,29 @@ impl AsRef<Dispatch> for Handle {
     }
 }
 
+/// A job of which four fill a segment.
+const LARGE: NewRecord<'_> = NewRecord {
+    enqueued_at: Timestamp::ZERO,
+    due_at: Timestamp::ZERO,
+    meta: b"",
+    payload: &[7; 15_000],
+};
+
+/// Fills a segment with four jobs, of which one waits for an hour and the others are done.
+fn leave_one_waiting(dispatch: &Handle, consumer: &Source<Handle>) -> Sequence {
+    for _ in 0..4 {
+        dispatch.0.stripes()[0].append_shared(&LARGE).unwrap();
+    }
+    let first = consumer.try_next().unwrap();
+    let job = first.job();
+    let hour = Some(Duration::from_secs(3600));
+    assert!(dispatch.0.retry(first, 1, hour, false));
+    while let Some(lease) = consumer.try_next() {
+        lease.ack();
+    }
+    job
+}
+
 #[test]
 fn whoever_claims_more_than_the_first_run_wakes_another_even_if_that_run_is_one_job() {
     let dir = tempfile::tempdir().unwrap();
@@ -325,25 +348,7 @@ fn where_room_is_short_waiting_jobs_begin_the_segment_in_reserve() {
     let dispatch = Handle(dispatch(dir.path()));
     let consumer = Source::new(dispatch.clone());
     let stripe = &dispatch.0.stripes()[0];
-    let large = NewRecord {
-        enqueued_at: Timestamp::ZERO,
-        due_at: Timestamp::ZERO,
-        meta: b"",
-        payload: &[7; 15_000],
-    };
-    let mut jobs = Vec::new();
-    for _ in 0..2 {
-        for _ in 0..4 {
-            stripe.append_shared(&large).unwrap();
-        }
-        let first = consumer.try_next().unwrap();
-        jobs.push(first.job());
-        let hour = Some(Duration::from_secs(3600));
-        assert!(dispatch.0.retry(first, 1, hour, false));
-        while let Some(lease) = consumer.try_next() {
-            lease.ack();
-        }
-    }
+    let jobs = [(); 2].map(|()| leave_one_waiting(&dispatch, &consumer));
     // The second one is not full, and takes no more of these.
     let before = stripe.active().base();
     assert!(!dispatch.0.compact(false).unwrap());
@@ -410,22 +415,9 @@ fn copies_that_could_not_be_flushed_are_brought_to_a_consumer_all_the_same() {
     let dispatch = Handle(dispatch(dir.path()));
     let consumer = Source::new(dispatch.clone());
     let stripe = &dispatch.0.stripes()[0];
-    let large = NewRecord {
-        enqueued_at: Timestamp::ZERO,
-        due_at: Timestamp::ZERO,
-        meta: b"",
-        payload: &[7; 15_000],
-    };
-    for _ in 0..4 {
-        stripe.append_shared(&large).unwrap();
-    }
-    let first = consumer.try_next().unwrap();
-    let hour = Some(Duration::from_secs(3600));
-    assert!(dispatch.0.retry(first, 1, hour, false));
-    stripe.append_shared(&large).unwrap();
-    while let Some(lease) = consumer.try_next() {
-        lease.ack();
-    }
+    leave_one_waiting(&dispatch, &consumer);
+    stripe.append_shared(&LARGE).unwrap();
+    consumer.try_next().unwrap().ack();
     let _asleep = dispatch.0.sleepers.register();
     assert_eq!(dispatch.0.sleepers.asleep(), 1);
     let fault = faults::fail_flushes(stripe.active().paths().segment.path());
@@ -444,23 +436,10 @@ fn copies_owe_until_it_is_durable_that_the_jobs_are_done_where_they_were() {
     let dispatch = Handle(dispatch(dir.path()));
     let consumer = Source::new(dispatch.clone());
     let stripe = &dispatch.0.stripes()[0];
-    let large = NewRecord {
-        enqueued_at: Timestamp::ZERO,
-        due_at: Timestamp::ZERO,
-        meta: b"",
-        payload: &[7; 15_000],
-    };
     let old = stripe.active();
-    for _ in 0..4 {
-        stripe.append_shared(&large).unwrap();
-    }
-    let first = consumer.try_next().unwrap();
-    let hour = Some(Duration::from_secs(3600));
-    assert!(dispatch.0.retry(first, 1, hour, false));
-    stripe.append_shared(&large).unwrap();
-    while let Some(lease) = consumer.try_next() {
-        lease.ack();
-    }
+    leave_one_waiting(&dispatch, &consumer);
+    stripe.append_shared(&LARGE).unwrap();
+    consumer.try_next().unwrap().ack();
     stripe.flush(true).unwrap();
     let fault = faults::fail_flushes(old.paths().ack.path());
     assert!(dispatch.0.compact(true).is_err());
