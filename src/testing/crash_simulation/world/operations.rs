@@ -1,0 +1,291 @@
+//! What producers, consumers and the queue's threads do in the simulated process.
+
+use super::*;
+
+impl World {
+    pub(super) fn fail_a_flush(&self) {
+        let after = self.number(6);
+        self.shared.disk.borrow_mut().fail_a_flush(Some(after));
+    }
+
+    /// No new segment fits the disk from now on; or each does again.
+    pub(super) fn fill_disk(&self, is_full: bool) {
+        self.shared.disk.borrow_mut().fill(is_full);
+    }
+
+    pub(super) fn options(&self) -> EnqueueOptions {
+        let mut random = self.shared.random.borrow_mut();
+        let mut options = EnqueueOptions::new().durability(match random.u8(0..4) {
+            0 => Durability::Sync,
+            1 => Durability::Interval(Duration::from_millis(50)),
+            _ => Durability::Process,
+        });
+        if random.u8(0..3) == 0 {
+            options = options.delay(Duration::from_secs(random.u64(0..100)));
+        }
+        if random.u8(0..6) == 0 {
+            options = options.max_attempts(random.u8(1..3));
+        }
+        options
+    }
+
+    pub(super) fn enqueue(&self) {
+        let options = self.options();
+        let payload = truth::new_payload(&mut self.shared.random.borrow_mut());
+        self.enqueue_with(payload, &options);
+    }
+
+    /// A few segments are filled, of which all is done soon but for a job that waits for long.
+    pub(super) fn leave_few_waiting(&mut self) {
+        for _ in 0..=self.number(10) {
+            for _ in 0..4 {
+                let payload = truth::large_payload(&mut self.shared.random.borrow_mut());
+                self.enqueue_with(payload, &EnqueueOptions::new());
+            }
+            let delay = Duration::from_secs(20 + self.number(60) as u64);
+            let payload = truth::new_payload(&mut self.shared.random.borrow_mut());
+            self.enqueue_with(payload, &EnqueueOptions::new().delay(delay));
+        }
+        self.work_off();
+        self.wait();
+        self.run_maintenance();
+        if self.number(2) == 0 {
+            self.run_out_of_room();
+        }
+    }
+
+    /// There is no room on the disk, and so in the log, but for what comes from moving those that wait.
+    pub(super) fn run_out_of_room(&mut self) {
+        self.fill_disk(true);
+        for _ in 0..=self.number(6) {
+            for _ in 0..4 {
+                let payload = truth::large_payload(&mut self.shared.random.borrow_mut());
+                self.enqueue_with(payload, &EnqueueOptions::new());
+            }
+            self.work_off();
+        }
+        let stays_full = self.number(4) == 0;
+        self.fill_disk(stays_full);
+    }
+
+    pub(super) fn enqueue_with(&self, payload: Payload, options: &EnqueueOptions) {
+        let running = self.running();
+        let stripe = self.number(running.dispatch().stripes().len());
+        let is_sync = options.durability == Some(Durability::Sync);
+        let mark = {
+            let mut truth = self.shared.truth.borrow_mut();
+            truth.begin(Doing::Enqueue(vec![payload.clone()]));
+            truth.mark(Some(stripe as u8))
+        };
+        let place = Place::on(&running.dispatch().stripes()[stripe]);
+        let result = running.enqueue_with(place, payload.as_ref(), options);
+        let mut truth = self.shared.truth.borrow_mut();
+        match result {
+            Ok(job) => {
+                truth.note_enqueued(job.sequence(), payload, is_sync);
+                if is_sync {
+                    truth.note_records_flushed(&mark);
+                }
+            }
+            Err(EnqueueError::NotDurable { job, .. }) => {
+                truth.note_enqueued(job.sequence(), payload, false);
+                truth.is_poisoned = true;
+            }
+            Err(error) if is_no_room(&error) => {}
+            Err(error) => expect_poison(&mut truth, &running, &error),
+        }
+    }
+
+    pub(super) fn enqueue_batch(&self) {
+        let options = self.options();
+        let payloads: Vec<_> = (0..=self.number(12))
+            .map(|_| truth::new_payload(&mut self.shared.random.borrow_mut()))
+            .collect();
+        let running = self.running();
+        let stripe = self.number(running.dispatch().stripes().len());
+        let is_sync = options.durability == Some(Durability::Sync);
+        let mark = {
+            let mut truth = self.shared.truth.borrow_mut();
+            truth.begin(Doing::Enqueue(payloads.clone()));
+            truth.mark(Some(stripe as u8))
+        };
+        let place = Place::on(&running.dispatch().stripes()[stripe]);
+        let result = running.enqueue_batch(place, &payloads, &options);
+        let mut truth = self.shared.truth.borrow_mut();
+        let (jobs, error) = match result {
+            Ok(jobs) => (jobs, None),
+            Err(error) => (error.enqueued, Some(error.error)),
+        };
+        let is_durable = is_sync && !matches!(error, Some(EnqueueError::NotDurable { .. }));
+        for (job, payload) in jobs.into_iter().zip(payloads) {
+            truth.note_enqueued(job.sequence(), payload, is_durable);
+        }
+        match error {
+            None if is_sync => truth.note_records_flushed(&mark),
+            None => {}
+            Some(error) if is_no_room(&error) => {}
+            Some(EnqueueError::NotDurable { .. }) => truth.is_poisoned = true,
+            Some(error) => expect_poison(&mut truth, &running, &error),
+        }
+    }
+
+    /// A worker begins to deliver a few jobs.
+    pub(super) fn take(&self) {
+        let running = self.running();
+        let consumer = &self.consumers[self.number(CONSUMERS)];
+        for _ in 0..=self.number(12) {
+            let Some(lease) = consumer.try_next() else {
+                break;
+            };
+            let job = lease.job();
+            let payload = lease.record().payload().to_vec();
+            // It may be dead instead.
+            let had = lease.deliveries();
+            let may_have_ended = match lease.is_recovered() {
+                true => had.failed() + had.crashes() > 0 || lease.has_meta(),
+                // It may have been moved since.
+                false => {
+                    let prior = lease.meta();
+                    prior.prior_attempts + prior.prior_crashes > 0
+                }
+            };
+            // Not delivered if it is done: a handler that was late has acked it.
+            if may_have_ended && !lease.is_done() {
+                self.shared.truth.borrow_mut().note_dying(job);
+            }
+            let Some((lease, attempt, delivery)) = running.begin(lease) else {
+                continue;
+            };
+            let mut truth = self.shared.truth.borrow_mut();
+            truth.note_delivered(job, attempt, &payload);
+            self.shared.in_hand.borrow_mut().push(InHand {
+                lease,
+                job,
+                attempt,
+                delivery,
+                begun_at: stopped::now().unwrap_or_default(),
+                has_timed_out: false,
+            });
+        }
+    }
+
+    /// Workers are done with some of their jobs.
+    pub(super) fn settle_some(&self) {
+        let running = self.running();
+        let count = self.number(1 + self.shared.in_hand.borrow().len());
+        for _ in 0..count {
+            let Some(one) = self.shared.take_in_hand() else {
+                break;
+            };
+            let then = match self.number(16) {
+                0 | 1 => Verdict::DeadLetter,
+                2 | 3 => Verdict::Retry,
+                4 => Verdict::RetryAfter(Duration::from_secs(self.number(50) as u64)),
+                _ => {
+                    self.shared.ack(&running, one);
+                    continue;
+                }
+            };
+            self.fail(&running, one, then);
+        }
+    }
+
+    pub(super) fn fail(&self, running: &Running, one: InHand, verdict: Verdict) {
+        let is_last = !running
+            .dispatch()
+            .may_retry(&one.lease, one.attempt.number());
+        let mut truth = self.shared.truth.borrow_mut();
+        if !one.lease.is_done() && (is_last || matches!(verdict, Verdict::DeadLetter)) {
+            truth.note_dying(one.job);
+        }
+        truth.note_handled(one.job, !one.has_timed_out);
+        drop(truth);
+        let failure = Failure {
+            verdict,
+            reason: "it failed".into(),
+        };
+        running.fail(one.lease, one.delivery, one.attempt, failure);
+    }
+
+    pub(super) fn flush(&self) {
+        let running = self.running();
+        let mark = {
+            let mut truth = self.shared.truth.borrow_mut();
+            truth.begin(Doing::Maintenance);
+            truth.mark(None)
+        };
+        let result = running.flush();
+        let mut truth = self.shared.truth.borrow_mut();
+        match result {
+            Ok(()) => truth.note_all_flushed(&mark),
+            Err(error) => {
+                assert!(running.poison().is_some(), "{error}");
+                truth.is_poisoned = true;
+            }
+        }
+    }
+
+    /// The threads of the queue do what they have to.
+    pub(super) fn run_maintenance(&mut self) {
+        let running = self.running();
+        running.turn_timer();
+        if let Some(timeout) = self.shared.setup.lease_timeout {
+            self.note_timeouts(timeout);
+            // Any job in a worker's hands may have timed out in its last attempt.
+            let in_hand = self.shared.in_hand.borrow();
+            let mut truth = self.shared.truth.borrow_mut();
+            // But for those that another lease of theirs has done.
+            for one in in_hand.iter().filter(|one| !one.lease.is_done()) {
+                if !running
+                    .dispatch()
+                    .may_retry(&one.lease, one.attempt.number())
+                {
+                    truth.note_dying(one.job);
+                }
+            }
+        }
+        self.shared.truth.borrow_mut().begin(Doing::Maintenance);
+        if let Some(wake) = running.signal.take() {
+            self.maintenance.turn(&running, &wake);
+        }
+        let is_poisoned = running.poison().is_some();
+        self.shared.truth.borrow_mut().is_poisoned |= is_poisoned;
+        let (has, counted) = running.space();
+        assert!(
+            is_poisoned || counted == has,
+            "{counted} bytes counted of {has}"
+        );
+    }
+
+    /// What the timer thread has found.
+    pub(super) fn note_timeouts(&self, timeout: Duration) {
+        let now = stopped::now().unwrap_or_default();
+        for one in self.shared.in_hand.borrow_mut().iter_mut() {
+            if !one.has_timed_out && one.begun_at + timeout <= now {
+                one.has_timed_out = true;
+                self.shared.truth.borrow_mut().note_timed_out(one.job);
+            }
+        }
+    }
+
+    /// Time passes.
+    pub(super) fn wait(&self) {
+        let now = stopped::now().unwrap_or_default();
+        let pause = [1, 60, 300, 1_500, 30_000, 90_000][self.number(6)];
+        stopped::set(Some(now + Duration::from_millis(pause)));
+        // Somebody is always waiting for something.
+        self.running().signal.kick();
+    }
+}
+
+pub(super) fn is_no_room(error: &EnqueueError) -> bool {
+    matches!(
+        error,
+        EnqueueError::Full { .. } | EnqueueError::StorageFull(_)
+    )
+}
+
+fn expect_poison(truth: &mut Truth, running: &Running, error: &EnqueueError) {
+    assert!(running.poison().is_some(), "{error}");
+    truth.is_poisoned = true;
+}

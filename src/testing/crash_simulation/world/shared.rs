@@ -1,0 +1,171 @@
+//! What the world shares with the observer of its file operations: the disk, the truth, and the checks
+//! after a crash at any of them.
+
+use super::*;
+
+impl Shared {
+    pub(super) fn take_in_hand(&self) -> Option<InHand> {
+        let mut in_hand = self.in_hand.borrow_mut();
+        let at = self.random.borrow_mut().usize(0..in_hand.len().max(1));
+        (at < in_hand.len()).then(|| in_hand.swap_remove(at))
+    }
+
+    pub(super) fn ack(&self, running: &Running, one: InHand) {
+        let dead = running.dead();
+        let is_withdrawn = one.has_timed_out && dead.may_be_withdrawn(&one.lease);
+        if is_withdrawn
+            && (self.truth.borrow().is_about_letter_of(one.job) || !dead.log().is_step_free())
+        {
+            // Either may come first, or this one has to wait for the other.
+            return self.in_hand.borrow_mut().push(one);
+        }
+        // Another lease may have done it, after this one's time was up.
+        let was_done = one.lease.is_done();
+        running.ack(one.lease, one.delivery, one.attempt);
+        let mut truth = self.truth.borrow_mut();
+        if !was_done {
+            truth.note_acked(one.job);
+        }
+        if is_withdrawn {
+            truth.note_withdrawn(one.job);
+        }
+        truth.note_handled(one.job, false);
+    }
+
+    /// What happens at an operation: others go on meanwhile, and there may be a crash.
+    pub(super) fn watch(
+        &self,
+        operation: Operation,
+        path: &Path,
+        moment: Moment,
+    ) -> std::io::Result<()> {
+        let noted = self.disk.borrow_mut().note(operation, path, moment);
+        if self.disk.borrow().has_failed() && self.frozen.borrow().is_none() {
+            *self.frozen.borrow_mut() = Some(self.seals());
+        }
+        noted?;
+        self.check_frozen();
+        if self.random.borrow_mut().u8(0..3) == 0 {
+            self.go_on_beside();
+        }
+        // Rather where something is on its way from one place to another.
+        let often = if self.is_settling(path) { 4 } else { 1 };
+        let crashes = [(Crash::Kill, often), (Crash::PowerCut, 3 * often)];
+        for (crash, often) in crashes {
+            if self.random.borrow_mut().u8(0..120) < often {
+                let copy = scratch();
+                let disk = self.leave(crash, copy.path());
+                self.check(copy.path(), disk, crash);
+            }
+        }
+        let crash = match self.random.borrow_mut().u16(0..600 / u16::from(often)) {
+            0 => Crash::PowerCut,
+            // After a failed flush, a kill says nothing of what the disk has.
+            1 if !self.disk.borrow().has_failed() => Crash::Kill,
+            _ => return Ok(()),
+        };
+        if !self.truth.borrow().is_recovering {
+            let left = scratch();
+            *self.interrupted.borrow_mut() = Some(Interrupted {
+                disk: self.leave(crash, left.path()),
+                left,
+                truth: self.truth.borrow().clone(),
+                crash,
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether a letter, a replay or a job that compaction moves may be on its way.
+    pub(super) fn is_settling(&self, path: &Path) -> bool {
+        let is_of_letters = path.components().any(|part| part.as_os_str() == "dead");
+        let is_moving = || {
+            let running = self.running.borrow();
+            running.as_ref().is_some_and(|running| {
+                let moved = running.dispatch().moved();
+                moved.copied > moved.moved
+            })
+        };
+        let is_in_reserve = path
+            .extension()
+            .is_some_and(|extension| extension == "spare" || extension == "spare-ack");
+        is_of_letters || is_in_reserve || self.truth.borrow().is_about_letters() || is_moving()
+    }
+
+    pub(super) fn leave(&self, crash: Crash, to: &Path) -> Disk {
+        let mut disk = self.disk.borrow_mut();
+        match crash {
+            Crash::Kill => disk.leave_after_a_kill(to),
+            Crash::PowerCut => disk.leave_after_a_power_cut(to),
+        }
+    }
+
+    /// The segments that have records, and their seals.
+    pub(super) fn seals(&self) -> Seals {
+        let files = self.disk.borrow().files_that_end_in(".seg");
+        let has_records =
+            |bytes: &[u8]| bytes.iter().skip(FILE_HEADER_BYTES).any(|&byte| byte != 0);
+        files
+            .into_iter()
+            .filter(|(_, bytes)| has_records(bytes))
+            .map(|(path, bytes)| (path, bytes[SEAL_OFFSET..FILE_HEADER_BYTES].to_vec()))
+            .collect()
+    }
+
+    /// After a failed flush nothing is sealed, retired or emptied.
+    pub(super) fn check_frozen(&self) {
+        if let Some(frozen) = &*self.frozen.borrow() {
+            let seals = self.seals();
+            for (path, seal) in frozen {
+                assert_eq!(
+                    seals.get(path),
+                    Some(seal),
+                    "{} after a failed flush",
+                    path.display()
+                );
+            }
+        }
+    }
+
+    /// What other threads can do while one is at a file: whatever takes no lock.
+    pub(super) fn go_on_beside(&self) {
+        let Some(running) = self.running.borrow().as_ref().map(Arc::clone) else {
+            return;
+        };
+        if running.is_closed() {
+            return;
+        }
+        for stripe in running.dispatch().stripes() {
+            let payload = truth::new_payload(&mut self.random.borrow_mut());
+            if stripe.has_room_for(payload.as_ref().len()) && self.random.borrow_mut().bool() {
+                let job = running.enqueue(Place::on(stripe), payload.as_ref());
+                let job = job.expect("there is room");
+                self.truth
+                    .borrow_mut()
+                    .note_enqueued(job.sequence(), payload, false);
+            }
+        }
+        if self.random.borrow_mut().bool()
+            && let Some(one) = self.take_in_hand()
+        {
+            self.ack(&running, one);
+        }
+    }
+
+    /// Opens what a crash left, and demands that it is what was promised. Returns what is there.
+    pub(super) fn check(&self, dir: &Path, disk: Disk, crash: Crash) -> Found {
+        let truth = self.truth.borrow().clone();
+        let check = Check {
+            setup: &self.setup,
+            dir,
+            truth: &truth,
+            crash,
+            disk,
+            depth: 0,
+            words_reset: 0,
+        };
+        let (cuts, found) = check.run(&mut self.random.borrow_mut());
+        self.cuts.set(self.cuts.get() + cuts);
+        found
+    }
+}
