@@ -1,0 +1,222 @@
+//! What must be found after a crash, and what is true from then on.
+
+use super::*;
+
+impl Truth {
+    /// Demands that what is found keeps every promise.
+    pub(in super::super) fn check(&self, found: &Found, crash: Crash) {
+        let Found { jobs, letters, .. } = found;
+        let mut new_of_letter: BTreeMap<Sequence, u32> = BTreeMap::new();
+        // What a torn ack word cost.
+        let mut come_again = BTreeSet::new();
+        let mut unknown = Vec::new();
+        let mut seen = BTreeSet::new();
+        for one in jobs {
+            let job = one.job;
+            let Some(known) = self.jobs.get(&job) else {
+                unknown.push(one);
+                continue;
+            };
+            assert_eq!(one.payload, known.payload, "{job}: another payload");
+            if !seen.insert(job) {
+                assert!(crash == Crash::PowerCut, "{job} is there twice");
+                come_again.insert(job);
+            }
+            assert!(
+                known.end.is_none() || crash == Crash::PowerCut,
+                "{job} has ended, {:?}, and is there after a kill",
+                known.end
+            );
+            let was_running = match crash {
+                Crash::Kill => known.handlers > 0,
+                Crash::PowerCut => known.was_begun,
+            };
+            let most = (known.failed, known.crashes + u32::from(was_running));
+            assert!(
+                one.failed <= most.0 && one.crashes <= most.1,
+                "{one:?} has failed attempts and crashes of {most:?} after a {crash:?}: {known:?}"
+            );
+            if crash == Crash::Kill {
+                assert_eq!((one.failed, one.crashes), most, "deliveries of {job}");
+            }
+        }
+        let mut enqueued = match &self.doing {
+            Doing::Enqueue(payloads) => payloads.clone(),
+            _ => Vec::new(),
+        };
+        for one in unknown {
+            let before = self.highest_before.get(&one.job.stripe());
+            let is_new = before.is_none_or(|&before| before < one.job);
+            let is_payload = |payload: &Payload| is_new && *payload == one.payload;
+            let replayed = match &self.doing {
+                // Of several with the same payload, one that has no job yet.
+                Doing::Replay(doing) => doing
+                    .iter()
+                    .filter(|letter| is_payload(&self.letters[letter].payload))
+                    .min_by_key(|letter| {
+                        let is_there = letters.iter().any(|one| one.sequence == **letter);
+                        new_of_letter.get(letter).copied().unwrap_or(0) + u32::from(is_there)
+                    }),
+                _ => None,
+            };
+            if let Some(at) = enqueued.iter().position(is_payload) {
+                enqueued.swap_remove(at);
+            } else if let Some(letter) = replayed {
+                *new_of_letter.entry(*letter).or_default() += 1;
+            } else {
+                let given = self.highest.get(&one.job.stripe());
+                assert!(
+                    crash == Crash::PowerCut && given.is_some_and(|&given| one.job <= given),
+                    "{} was never enqueued",
+                    one.job
+                );
+                come_again.insert(one.job);
+            }
+        }
+        let mut dead = BTreeMap::new();
+        for one in letters {
+            let letter = one.sequence;
+            match self.letters.get(&letter) {
+                Some(known) => {
+                    assert_eq!(one.payload, known.payload, "letter {letter}");
+                }
+                None if self.letter_payload(one).is_some() => {}
+                None if crash == Crash::PowerCut && self.purged.contains_key(&letter) => {}
+                None => {
+                    assert!(
+                        crash == Crash::PowerCut,
+                        "letter {letter} of {} is not one",
+                        one.job
+                    );
+                    come_again.insert(letter);
+                }
+            }
+            // A letter and its job are never both there, but for what a torn ack word cost.
+            let known = self.jobs.get(&one.job);
+            let is_beside = known.is_some_and(|job| job.is_beside_its_letter);
+            if seen.contains(&one.job) && !is_beside {
+                assert!(crash == Crash::PowerCut, "{} has a letter", one.job);
+                come_again.insert(one.job);
+            }
+            let other = dead.insert(one.job, letter);
+            assert!(
+                other.is_none() || is_beside || come_again.contains(&letter),
+                "two letters of {}",
+                one.job
+            );
+        }
+        let most = found.words_reset * u64::from(RECORDS_PER_WORD);
+        assert!(
+            come_again.len() as u64 <= most,
+            "had ended durably, and came again: {come_again:?}"
+        );
+        for (job, known) in &self.jobs {
+            let is_promised = known.end.is_none()
+                && !known.is_withdrawn
+                && (known.is_durable || crash == Crash::Kill);
+            let is_there = seen.contains(job) || (known.may_die && dead.contains_key(job));
+            assert!(
+                is_there || !is_promised,
+                "{job} is lost in a {crash:?}: durable {}, failed {}, may die {}; dead: {dead:?}; {:?}",
+                known.is_durable,
+                known.failed,
+                known.may_die,
+                self.doing
+            );
+        }
+        for (letter, known) in &self.letters {
+            if !known.is_durable && crash == Crash::PowerCut {
+                continue;
+            }
+            let is_there = letters.iter().any(|one| one.sequence == *letter);
+            if let Some(job) = known.withheld_for {
+                let is_job = seen.contains(&job) || dead.contains_key(&job);
+                assert!(
+                    !(is_there && is_job),
+                    "letter {letter} and its replay {job}"
+                );
+                let is_over = self.jobs.get(&job).is_none_or(|job| job.end.is_some());
+                assert!(is_there || is_job || is_over, "neither {letter} nor {job}");
+                continue;
+            }
+            match &self.doing {
+                Doing::Replay(doing) if doing.contains(letter) => {
+                    let jobs = new_of_letter.get(letter).copied().unwrap_or(0);
+                    assert_eq!(
+                        u32::from(is_there) + jobs,
+                        1,
+                        "a replay of letter {letter}: there: {is_there}, jobs: {jobs}"
+                    );
+                }
+                Doing::Purge(doing) if doing.contains(letter) => {}
+                _ if known.is_withdrawn => {}
+                _ => assert!(is_there, "letter {letter} of {} is lost", known.job),
+            }
+        }
+    }
+
+    /// Goes on after a crash with what was found. After a power cut, all of that is durable; after a
+    /// kill, so is what the open settles before it returns: each letter, and each job that a letter
+    /// was replayed as.
+    pub(in super::super) fn go_on(&mut self, found: &Found, crash: Crash) {
+        let was_doing = std::mem::take(&mut self.doing);
+        self.is_poisoned = false;
+        let old = self.clone();
+        self.letters.clear();
+        if crash == Crash::PowerCut {
+            self.jobs.clear();
+            self.purged.clear();
+        } else {
+            // What is gone has ended, and a power cut may still bring it back.
+            for job in self.jobs.values_mut() {
+                let end = match job.is_withdrawn {
+                    // Its letter may come back that nobody has seen.
+                    true => End::Acked,
+                    false => End::Dead,
+                };
+                job.end.get_or_insert(end);
+            }
+            let is_purged = |letter: &Sequence| match &was_doing {
+                Doing::Purge(letters) => letters.contains(letter),
+                _ => false,
+            };
+            let letters = old.letters.iter();
+            let began = letters.filter(|(letter, one)| is_purged(letter) || one.is_withdrawn);
+            self.purged
+                .extend(began.map(|(letter, one)| (*letter, one.clone())));
+        }
+        for one in &found.jobs {
+            let known = old.jobs.get(&one.job);
+            let is_replay = known.is_none() && matches!(was_doing, Doing::Replay(_));
+            let new = Job {
+                payload: one.payload.clone(),
+                is_durable: crash == Crash::PowerCut
+                    || is_replay
+                    || known.is_some_and(|job| job.is_durable),
+                failed: one.failed,
+                crashes: one.crashes,
+                handlers: 0,
+                is_suspect: false,
+                was_begun: crash == Crash::Kill && known.is_some_and(|job| job.was_begun),
+                may_die: known.is_some_and(|job| job.may_die),
+                is_withdrawn: false,
+                end: None,
+                is_beside_its_letter: found.letters.iter().any(|letter| letter.job == one.job),
+            };
+            let highest = self.highest.entry(one.job.stripe()).or_insert(one.job);
+            *highest = one.job.max(*highest);
+            self.jobs.insert(one.job, new);
+        }
+        for one in &found.letters {
+            let new = Letter {
+                job: one.job,
+                payload: one.payload.clone(),
+                is_durable: true,
+                withheld_for: None,
+                is_withdrawn: false,
+            };
+            self.letters.insert(one.sequence, new);
+            self.purged.remove(&one.sequence);
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! What was asked of a queue and what it promised; and whether what is found in it after a crash
+//! keeps the promises.
+
+mod check;
+mod letters;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::rc::Rc;
+
+use fastrand::Rng;
+
+use crate::Sequence;
+use crate::engine::delivery::Attempt;
+use crate::log::ack::RECORDS_PER_WORD;
+
+/// The bytes of a payload; too many to print.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Payload(Rc<[u8]>);
+
+impl Payload {
+    pub(super) fn new(bytes: &[u8]) -> Self {
+        Self(bytes.into())
+    }
+}
+
+impl AsRef<[u8]> for Payload {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let start = &self.0[..self.0.len().min(4)];
+        write!(f, "{} bytes, {start:02x?}...", self.0.len())
+    }
+}
+
+/// A payload like no other, unless it is short.
+pub(super) fn new_payload(random: &mut Rng) -> Payload {
+    let len = match random.u8(0..8) {
+        0 => random.usize(0..12),
+        1..4 => random.usize(0..3500),
+        _ => random.usize(0..1200),
+    };
+    let mut bytes = vec![0; len];
+    // Some end as if they had never been written.
+    match random.u8(0..8) {
+        0 => random.fill(&mut bytes[..len / 2]),
+        _ => random.fill(&mut bytes),
+    }
+    Payload::new(&bytes)
+}
+
+/// One of which a few fill a segment.
+pub(super) fn large_payload(random: &mut Rng) -> Payload {
+    let bytes: Vec<_> = (0..3500).map(|_| random.u8(..)).collect();
+    Payload::new(&bytes)
+}
+
+/// How a queue ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Crash {
+    /// The process died. The page cache is what it was.
+    Kill,
+    PowerCut,
+}
+
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Acked,
+    /// Its letter is durable.
+    Dead,
+}
+
+#[derive(Clone, Debug)]
+struct Job {
+    payload: Payload,
+    is_durable: bool,
+    /// Failed attempts.
+    failed: u32,
+    /// How often it was in a handler in a crash.
+    crashes: u32,
+    /// Handlers that have it.
+    handlers: u32,
+    /// It has a crash, and its delivery has not timed out in this process.
+    is_suspect: bool,
+    /// One has had it since what is said of deliveries was durable, so that a power cut may have
+    /// that one still at it.
+    was_begun: bool,
+    /// Its last attempt has failed, or is about to.
+    may_die: bool,
+    /// Acked late, when it was dead or about to be: its letter is withdrawn.
+    is_withdrawn: bool,
+    end: Option<End>,
+    /// A torn ack word has brought it back beside its letter.
+    is_beside_its_letter: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Letter {
+    job: Sequence,
+    payload: Payload,
+    is_durable: bool,
+    /// The job that it was replayed as, which could not be flushed: exactly one of the two is there
+    /// after a crash.
+    withheld_for: Option<Sequence>,
+    /// Its job was acked late: it goes with the next look at letters.
+    is_withdrawn: bool,
+}
+
+/// What has begun and has not returned.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Doing {
+    #[default]
+    Nothing,
+    Enqueue(Vec<Payload>),
+    Replay(Vec<Sequence>),
+    Purge(Vec<Sequence>),
+    Maintenance,
+}
+
+/// What was asked, and what was promised.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Truth {
+    jobs: BTreeMap<Sequence, Job>,
+    letters: BTreeMap<Sequence, Letter>,
+    /// Letters that were purged, though not durably so.
+    purged: BTreeMap<Sequence, Letter>,
+    doing: Doing,
+    highest: BTreeMap<u8, Sequence>,
+    /// The highest when what is done began.
+    highest_before: BTreeMap<u8, Sequence>,
+    /// Letters are durable before their jobs are done, unless a flush has failed.
+    pub(super) is_poisoned: bool,
+    /// From a power cut, which may have left damage that is not mended yet.
+    pub(super) is_recovering: bool,
+}
+
+/// What a flush, once it returns, makes durable.
+pub(super) struct Mark {
+    jobs: Vec<Sequence>,
+    ended: Vec<Sequence>,
+    letters: Vec<Sequence>,
+    purged: Vec<Sequence>,
+    /// Jobs that no handler has.
+    idle: Vec<Sequence>,
+}
+
+impl Truth {
+    /// Whether letters are replayed or purged.
+    pub(super) fn is_about_letters(&self) -> bool {
+        match &self.doing {
+            Doing::Replay(letters) | Doing::Purge(letters) => !letters.is_empty(),
+            _ => false,
+        }
+    }
+
+    fn job(&mut self, job: Sequence) -> &mut Job {
+        self.jobs.get_mut(&job).expect("a job that was enqueued")
+    }
+
+    pub(super) fn begin(&mut self, doing: Doing) {
+        self.doing = doing;
+        self.highest_before.clone_from(&self.highest);
+    }
+
+    pub(super) fn note_enqueued(&mut self, job: Sequence, payload: Payload, is_durable: bool) {
+        let highest = self.highest.entry(job.stripe()).or_insert(job);
+        *highest = job.max(*highest);
+        let new = Job {
+            payload,
+            is_durable,
+            failed: 0,
+            crashes: 0,
+            handlers: 0,
+            is_suspect: false,
+            was_begun: false,
+            may_die: false,
+            is_withdrawn: false,
+            end: None,
+            is_beside_its_letter: false,
+        };
+        let old = self.jobs.insert(job, new);
+        assert!(old.is_none(), "{job} was given twice");
+    }
+
+    /// A job that is about to be delivered.
+    pub(super) fn note_delivered(&mut self, job: Sequence, attempt: Attempt, payload: &[u8]) {
+        let is_alone = self
+            .jobs
+            .iter()
+            .all(|(other, known)| *other == job || !known.is_suspect || known.handlers == 0);
+        let known = self.job(job);
+        assert_eq!(payload, known.payload.as_ref(), "{job} has another payload");
+        assert_eq!(attempt.number(), known.failed + 1, "attempts of {job}");
+        if known.is_suspect {
+            assert!(is_alone, "{job} is delivered beside another suspect");
+        }
+        known.handlers += 1;
+        known.was_begun = true;
+    }
+
+    /// A handler is done with a job, with another failed attempt or without.
+    pub(super) fn note_handled(&mut self, job: Sequence, has_failed: bool) {
+        // What is acked and flushed is forgotten, though another handler may be late with it.
+        if let Some(known) = self.jobs.get_mut(&job) {
+            known.handlers -= 1;
+            // One that failed stays one.
+            known.is_suspect &= has_failed;
+            known.failed += u32::from(has_failed);
+        }
+    }
+
+    /// The handler's time is up: its attempt has failed.
+    pub(super) fn note_timed_out(&mut self, job: Sequence) {
+        if let Some(known) = self.jobs.get_mut(&job) {
+            known.failed += 1;
+            known.is_suspect = false;
+        }
+    }
+
+    /// The queue was opened.
+    pub(super) fn note_opened(&mut self) {
+        for known in self.jobs.values_mut() {
+            known.is_suspect = known.crashes > 0;
+        }
+    }
+
+    /// The queue is about to be closed: whatever handlers do now, it is no crash.
+    pub(super) fn note_closing(&mut self) {
+        for known in self.jobs.values_mut() {
+            known.handlers = 0;
+        }
+    }
+
+    pub(super) fn note_acked(&mut self, job: Sequence) {
+        self.job(job).end.get_or_insert(End::Acked);
+    }
+
+    /// A handler whose time was up has acked a job that is dead or dying.
+    pub(super) fn note_withdrawn(&mut self, job: Sequence) {
+        if let Some(known) = self.jobs.get_mut(&job) {
+            known.is_withdrawn = true;
+        }
+        let letters = self.letters.values_mut();
+        for letter in letters.filter(|letter| letter.job == job) {
+            letter.is_withdrawn = true;
+        }
+    }
+
+    /// Whether the letter of a job is being replayed or purged.
+    pub(super) fn is_about_letter_of(&self, job: Sequence) -> bool {
+        match &self.doing {
+            Doing::Replay(letters) | Doing::Purge(letters) => letters
+                .iter()
+                .any(|letter| self.letters.get(letter).is_some_and(|one| one.job == job)),
+            _ => false,
+        }
+    }
+
+    pub(super) fn note_dying(&mut self, job: Sequence) {
+        self.job(job).may_die = true;
+    }
+
+    /// Demands that a sequence was never given before.
+    pub(super) fn check_is_new(&self, job: Sequence) {
+        let given = self.highest.get(&job.stripe());
+        assert!(
+            given.is_none_or(|&given| given < job),
+            "{job} was given before"
+        );
+    }
+
+    /// All that a flush which starts now makes durable when it returns.
+    pub(super) fn mark(&self, stripe: Option<u8>) -> Mark {
+        let jobs = self.jobs.iter();
+        let of_stripe = move |job: &Sequence| stripe.is_none_or(|one| job.stripe() == one);
+        let pick = |picks: fn(&Job) -> bool| {
+            jobs.clone()
+                .filter(|(job, known)| of_stripe(job) && picks(known))
+                .map(|(job, _)| *job)
+                .collect()
+        };
+        Mark {
+            jobs: pick(|_| true),
+            ended: pick(|job| job.end.is_some()),
+            letters: self.letters(),
+            purged: self.purged.keys().copied().collect(),
+            idle: pick(|job| job.handlers == 0),
+        }
+    }
+
+    pub(super) fn note_records_flushed(&mut self, mark: &Mark) {
+        for job in &mark.jobs {
+            if let Some(job) = self.jobs.get_mut(job) {
+                job.is_durable = true;
+            }
+        }
+    }
+
+    pub(super) fn note_all_flushed(&mut self, mark: &Mark) {
+        self.note_records_flushed(mark);
+        for letter in &mark.purged {
+            self.purged.remove(letter);
+        }
+        for job in &mark.idle {
+            if let Some(job) = self.jobs.get_mut(job) {
+                job.was_begun = job.handlers > 0;
+            }
+        }
+        for letter in &mark.letters {
+            if let Some(letter) = self.letters.get_mut(letter) {
+                letter.is_durable = true;
+            }
+        }
+        for job in &mark.ended {
+            // It must never be seen again, as a job that was never enqueued must not.
+            self.jobs.remove(job);
+        }
+    }
+}
+
+/// A job that is in a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FoundJob {
+    pub(super) job: Sequence,
+    pub(super) payload: Payload,
+    pub(super) failed: u32,
+    pub(super) crashes: u32,
+}
+
+/// A letter that is in a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FoundLetter {
+    pub(super) sequence: Sequence,
+    pub(super) job: Sequence,
+    pub(super) payload: Payload,
+}
+
+/// What is in a queue.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) jobs: Vec<FoundJob>,
+    pub(super) letters: Vec<FoundLetter>,
+    /// Ack words that recovery could not read.
+    pub(super) words_reset: u64,
+}
