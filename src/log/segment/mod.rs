@@ -27,8 +27,10 @@
 
 #![allow(unsafe_code)]
 
+mod append;
 mod durability;
 mod files;
+mod making;
 #[cfg(test)]
 mod tests;
 mod unsettled;
@@ -38,8 +40,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+pub(crate) use self::append::Append;
 use self::files::create_segment_file;
 pub(crate) use self::files::{Maps, Paths, Warm, create_ack_file};
+pub(crate) use self::making::{Done, Found};
 pub(crate) use self::unsettled::Unsettled;
 use super::ack::{self, AckFile};
 use super::crc::Crc32;
@@ -117,181 +121,7 @@ pub(crate) struct Segment {
     pub(super) first_job: OnceLock<Option<Header>>,
 }
 
-/// The initial state in memory of a segment found at open.
-pub(crate) struct Found {
-    pub(crate) end: Position,
-    pub(crate) sealed: bool,
-    pub(crate) unscanned: bool,
-    pub(crate) done: Done,
-}
-
-/// The acks of a segment found at open.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Done {
-    records: u32,
-    full_words: u32,
-}
-
-impl Done {
-    /// Counts the acks of the first `records` records; the bits past them are set.
-    pub(crate) fn count(acks: &AckFile, records: u32) -> Self {
-        let words = ack::words_for(records);
-        let mut done = Self::default();
-        for bits in (0..words).map(|word| acks.done_bits(word)) {
-            done.full_words += u32::from(bits == u32::MAX);
-            done.records += bits.count_ones();
-        }
-        let past = words * ack::RECORDS_PER_WORD - records;
-        done.records = done.records.saturating_sub(past);
-        done
-    }
-}
-
 impl Segment {
-    /// Creates the files of a segment and prefaults them as far as `warm` says. The first flush
-    /// makes their names durable. Leaves nothing behind on failure.
-    pub(crate) fn create(
-        names: &Arc<Names>,
-        identity: Identity,
-        warm: Warm,
-    ) -> Result<Arc<Self>, StorageError> {
-        let paths = Paths::new(names, identity.base);
-        let capacity = capacity_of(identity.segment_size);
-        // The segment file first: an ack file beside an empty segment would look like what is left
-        // of truncated records.
-        let records = create_segment_file(&paths.segment, &identity, warm)?;
-        let acks = create_ack_file(&paths.ack, &identity, capacity, warm).inspect_err(|_| {
-            // A segment without records is removed by the next open.
-            let _ = paths.segment.remove();
-        })?;
-        let end_units = (identity.segment_size as usize / UNIT) as u32;
-        Ok(Self::assemble(
-            identity,
-            Tail::open(START, end_units),
-            Mapping::of(Maps { records, acks }),
-            paths,
-            names,
-            None,
-        ))
-    }
-
-    /// Makes a segment of a spare's files, which have their names and headers, and records before
-    /// `tail`.
-    pub(super) fn from_spare(
-        identity: Identity,
-        maps: Maps,
-        tail: Position,
-        paths: Paths,
-        names: &Arc<Names>,
-    ) -> Arc<Self> {
-        let end_units = (identity.segment_size as usize / UNIT) as u32;
-        let tail = Tail::open(tail, end_units);
-        Self::assemble(identity, tail, Mapping::of(maps), paths, names, None)
-    }
-
-    /// Makes a segment of complete files found at open. A segment that is sealed, and so durable,
-    /// is not mapped before it is claimed from.
-    pub(crate) fn recover(
-        identity: Identity,
-        maps: Maps,
-        paths: Paths,
-        names: &Arc<Names>,
-        found: &Found,
-    ) -> Arc<Self> {
-        let mapping = match found.sealed {
-            true => Mapping::absent(),
-            false => Mapping::of(maps),
-        };
-        Self::assemble(
-            identity,
-            Tail::closed_at(found.end),
-            mapping,
-            paths,
-            names,
-            Some(found),
-        )
-    }
-
-    /// A placeholder without files, as if retired: it is empty, and nothing fits into it.
-    pub(super) fn full(names: &Arc<Names>, base: Sequence) -> Arc<Self> {
-        let identity = Identity {
-            base,
-            segment_size: 0,
-            created_at: Timestamp::ZERO,
-            salt: 0,
-        };
-        let found = Found {
-            end: START,
-            sealed: false,
-            unscanned: false,
-            done: Done::default(),
-        };
-        let tail = Tail::closed_at(START);
-        let paths = Paths::new(names, base);
-        Self::assemble(
-            identity,
-            tail,
-            Mapping::retired(),
-            paths,
-            names,
-            Some(&found),
-        )
-    }
-
-    fn assemble(
-        identity: Identity,
-        tail: Tail,
-        mapping: Mapping,
-        paths: Paths,
-        names: &Arc<Names>,
-        found: Option<&Found>,
-    ) -> Arc<Self> {
-        let progress = found.map_or_else(Progress::open, |found| {
-            let words = ack::words_for(found.end.index);
-            Progress::closed(words, found.done.full_words)
-        });
-        let done_at_open = found.map_or(0, |found| found.done.records);
-        Arc::new(Self {
-            identity,
-            crc: Crc32::new(),
-            tail,
-            cursor: Cursor::new(START),
-            progress,
-            mapping,
-            paths,
-            records_gate: FlushGate::new(),
-            acks_gate: FlushGate::new(),
-            flushed_acks: FlushedAcks::new(),
-            deliveries_changed: DeliveriesChanged::new(),
-            names: Arc::clone(names),
-            owed: Owed::nothing(),
-            recovered: found.is_some(),
-            not_acked: AtomicU32::new(done_at_open),
-            unscanned: AtomicBool::new(found.is_some_and(|found| found.unscanned)),
-            sealed: AtomicBool::new(found.is_some_and(|found| found.sealed)),
-            full_since: OnceLock::new(),
-            flushed: AtomicBool::new(found.is_some()),
-            settled: AtomicBool::new(found.is_some_and(|found| found.sealed)),
-            abandoned: AtomicBool::new(false),
-            named: AtomicBool::new(found.is_some_and(|found| found.sealed)),
-            oldest: AtomicU32::new(START.units),
-            waiting: AtomicU32::new(START.units),
-            left_bytes: Mutex::default(),
-            first_job: OnceLock::new(),
-        })
-    }
-
-    /// Prefaults what a creation with [`Warm::Start`] has left out, while other threads use the
-    /// segment.
-    pub(crate) fn warm_up(&self) -> Result<(), StorageError> {
-        let Some(maps) = self.maps() else {
-            return Ok(());
-        };
-        let Maps { records, acks } = &*maps;
-        records.file.prefault_from(Warm::Start.records())?;
-        acks.file.prefault_from(0)
-    }
-
     pub(crate) fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -399,22 +229,6 @@ impl Segment {
         self.owed.is_nothing()
     }
 
-    /// Reserves and commits one record.
-    #[inline(always)]
-    pub(crate) fn append(&self, record: &NewRecord<'_>) -> Append {
-        let content = self.content_check(record);
-        match self.tail.reserve(1, record::units_of(record.len())) {
-            Reserved::At(position) => {
-                self.commit(position, record, content);
-                Append::Done(position)
-            }
-            Reserved::Closing(position) => Append::Full {
-                complete: self.close(position),
-            },
-            Reserved::Closed => Append::Full { complete: false },
-        }
-    }
-
     /// The bytes of the jobs left in it; counted again only when their number has changed.
     pub(super) fn left_bytes(&self, jobs: u32, count: impl FnOnce() -> u64) -> u64 {
         let mut left = self.left_bytes.lock();
@@ -422,72 +236,6 @@ impl Segment {
             *left = (jobs, count());
         }
         left.1
-    }
-
-    /// Reserves records for all payloads in one step and commits them in order. Everything else in
-    /// them is as in `template`.
-    pub(crate) fn append_all(&self, template: &NewRecord<'_>, payloads: &[&[u8]]) -> Append {
-        let records = || {
-            payloads
-                .iter()
-                .map(|payload| template.with_payload(payload))
-        };
-        let units = |record: &NewRecord<'_>| record::units_of(record.len());
-        let all_units = records().map(|record| units(&record)).sum();
-        match self.tail.reserve(payloads.len() as u32, all_units) {
-            Reserved::At(first) => {
-                let mut position = first;
-                for record in records() {
-                    self.commit(position, &record, self.content_check(&record));
-                    position.index += 1;
-                    position.units += units(&record);
-                }
-                Append::Done(first)
-            }
-            Reserved::Closing(position) => Append::Full {
-                complete: self.close(position),
-            },
-            Reserved::Closed => Append::Full { complete: false },
-        }
-    }
-
-    #[inline(always)]
-    fn content_check(&self, record: &NewRecord<'_>) -> u32 {
-        record::content_check(&self.crc, record.meta, record.payload)
-    }
-
-    #[inline(always)]
-    fn commit(&self, position: Position, record: &NewRecord<'_>, content: u32) {
-        // SAFETY: the caller holds the reservation of this record, which is not committed.
-        let records = &unsafe { self.maps_in_use() }.records.file;
-        // SAFETY: nobody else touches the bytes of a reserved and uncommitted record.
-        unsafe { write_record(records, self.identity.salt, position, record, content) };
-    }
-
-    /// Publishes the end. Returns whether that made the segment complete.
-    fn close(&self, end: Position) -> bool {
-        self.tail.close(end);
-        // SAFETY: the closer is not done before `progress.close` below has counted the close.
-        let acks = &unsafe { self.maps_in_use() }.acks;
-        let mut filled = 0;
-        for index in end.index..ack::words_for(end.index) * ack::RECORDS_PER_WORD {
-            filled += u32::from(acks.set_once(index));
-        }
-        self.progress.close(ack::words_for(end.index), filled)
-    }
-
-    /// Closes the segment at its current end, for shutdown. Returns whether that made it complete.
-    pub(crate) fn close_now(&self) -> bool {
-        match self.tail.close_now() {
-            Some(end) => self.close(end),
-            None => {
-                // The thread that crossed the end publishes it in a moment.
-                while self.closed().is_none() {
-                    std::thread::yield_now();
-                }
-                false
-            }
-        }
     }
 
     /// Counts an ack word that the caller has filled. Returns whether that completed the segment.
@@ -621,12 +369,4 @@ impl Segment {
 fn is_missing(error: &StorageError) -> bool {
     let kind = error.io_error().kind();
     matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
-}
-
-/// The result of an append.
-pub(crate) enum Append {
-    /// Committed; this is the position of the (first) record.
-    Done(Position),
-    /// The segment is full. `complete`: finding that out made the segment complete.
-    Full { complete: bool },
 }
