@@ -50,11 +50,6 @@ macro_rules! id {
             pub(crate) const fn of(sequence: Sequence) -> Self {
                 Self(sequence)
             }
-
-            #[allow(dead_code)]
-            pub(crate) const fn sequence(self) -> Sequence {
-                self.0
-            }
         }
 
         impl fmt::Display for $name {
@@ -143,6 +138,11 @@ impl JobId {
     pub const fn stripe(self) -> u8 {
         self.0.stripe()
     }
+
+    #[cfg(test)]
+    pub(crate) const fn sequence(self) -> Sequence {
+        self.0
+    }
 }
 
 id! {
@@ -163,6 +163,12 @@ id! {
     /// # Ok::<(), logmill::ParseIdError>(())
     /// ```
     LetterId: a "letter" such as "255-7", if |stripe| stripe == LETTERS
+}
+
+impl LetterId {
+    pub(crate) const fn sequence(self) -> Sequence {
+        self.0
+    }
 }
 
 #[cfg(test)]
