@@ -3,7 +3,6 @@
 //!
 //! A subscriber for all threads is for the whole process, so most of this runs in child processes.
 
-use std::fs;
 use std::panic::panic_any;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -53,8 +52,8 @@ fn queue() -> Option<Queue> {
 fn use_a_queue_in_trouble(dir: &Path) {
     let queue = open(builder(dir.join("queue")).retry(RetryPolicy::none()));
     *QUEUE.lock().unwrap() = Some(queue.clone());
-    fs::remove_dir_all(dir.join("queue/dead")).unwrap();
-    fs::remove_dir_all(dir.join("queue/log/00")).unwrap();
+    remove_live_directory(&dir.join("queue/dead"));
+    remove_live_directory(&dir.join("queue/log/00"));
     let consumer = queue.consumer();
     queue.enqueue(b"dies").unwrap();
     consumer.next_timeout(PATIENCE).unwrap().retry("no use");
@@ -173,7 +172,7 @@ pub(crate) fn close_at_events(dir: &Path) {
             match thread {
                 "logmill-timer" => std::mem::forget(queue.consumer().next().unwrap()),
                 "logmill-maintenance" => {
-                    fs::remove_dir_all(dir.join("dead")).unwrap();
+                    remove_live_directory(&dir.join("dead"));
                     queue.consumer().next().unwrap().dead_letter("no use");
                 }
                 _ => {

@@ -64,6 +64,19 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Removes a directory of an open queue, whose threads may make files in it meanwhile.
+pub(crate) fn remove_live_directory(path: &Path) {
+    eventually("the directory is removed", || {
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => false,
+            removed => {
+                removed.unwrap();
+                true
+            }
+        }
+    });
+}
+
 /// A job as it was delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Delivered {
