@@ -5,6 +5,7 @@ use anyhow::Result;
 use crate::conditions::Conditions;
 use crate::contender::Outcome;
 use crate::context::{Context, Pace};
+use crate::figure;
 use crate::groups::Group;
 use crate::output::Output;
 use crate::report::{self, Raw, RawGroup};
@@ -69,6 +70,11 @@ pub fn run(args: &Args) -> Result<()> {
         let body = report::group(&done.outcomes, &done.verdicts);
         (done.group.name().to_owned(), body)
     }));
+    for done in &done {
+        if let Some(picture) = figure::draw(&done.outcomes) {
+            args.output.write_picture(figure::FILE_NAME, &picture)?;
+        }
+    }
     args.output.write_blocks(&blocks)
 }
 

@@ -9,6 +9,7 @@ mod conditions;
 mod contender;
 mod context;
 mod docs;
+mod figure;
 mod format;
 mod groups;
 mod latency;
