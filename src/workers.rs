@@ -68,7 +68,7 @@ struct State {
 impl Pool {
     /// Whether the calling thread is a worker of this pool, and so runs a handler.
     fn is_own(&self) -> bool {
-        worker::Worker::is_current_in(std::ptr::from_ref(self).addr())
+        worker::WorkerMark::is_current_in(std::ptr::from_ref(self).addr())
     }
 }
 
@@ -211,7 +211,7 @@ where
 {
     /// Runs jobs until the pool is stopped or the queue is closed.
     fn live(self) {
-        worker::Worker::mark(&self.running, Arc::as_ptr(&self.alive.0).addr());
+        worker::WorkerMark::mark(&self.running, Arc::as_ptr(&self.alive.0).addr());
         // No code of this library is expected to panic here. If it does, the other workers go on,
         // and an event reports it.
         if let Err(panic) = user_code::call(|| self.work()) {

@@ -480,7 +480,7 @@ impl Victim {
         if stolen.is_ok() {
             return true;
         }
-        // `Place::note_empty`, and what follows it.
+        // `ConsumerPlace::note_empty`, and what follows it.
         self.marks.clear(5);
         if self.jobs.load(Ordering::Relaxed) > 0 {
             self.marks.set(5);

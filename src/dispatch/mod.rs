@@ -27,7 +27,7 @@ use std::time::Duration;
 use crossbeam_deque::Steal;
 
 use self::came_back::CameBack;
-use self::registry::{Place, Registry};
+use self::registry::{ConsumerPlace, Registry};
 use self::source::{Deques, Looking, Turn};
 use self::suspects::Suspects;
 use self::timer::{Now, Timer, When};
@@ -240,8 +240,8 @@ impl Dispatch {
             let run = match own.pop_run() {
                 Some(run) => run,
                 None => match self.find_elsewhere(own, patient) {
-                    Some(Found::Run(run)) => run,
-                    Some(Found::Lease(lease)) => {
+                    Some(Work::Run(run)) => run,
+                    Some(Work::Lease(lease)) => {
                         own.turn.set(Turn::CameBack);
                         return Some(lease);
                     }
@@ -266,13 +266,13 @@ impl Dispatch {
     }
 
     /// Finds new jobs outside the consumer's deques: in the logs, or in other consumers' deques.
-    fn find_elsewhere(&self, own: &Deques, patient: bool) -> Option<Found> {
+    fn find_elsewhere(&self, own: &Deques, patient: bool) -> Option<Work> {
         let steals_first = own.steals_first();
         let stolen = if steals_first { self.steal(own) } else { None };
         stolen
             .or_else(|| match patient && own.keeps_distance() {
                 true => None,
-                false => self.claim(own).map(Found::Run),
+                false => self.claim(own).map(Work::Run),
             })
             .or_else(|| match steals_first {
                 true => None,
@@ -355,19 +355,19 @@ impl Dispatch {
     }
 
     /// Steals a run, or else leases, from another consumer.
-    fn steal(&self, own: &Deques) -> Option<Found> {
+    fn steal(&self, own: &Deques) -> Option<Work> {
         self.consumers
             .marked_after(own.place)
             .find_map(|place| self.steal_from(place, own))
     }
 
-    fn steal_from(&self, place: Place<'_>, own: &Deques) -> Option<Found> {
+    fn steal_from(&self, place: ConsumerPlace<'_>, own: &Deques) -> Option<Work> {
         if let Some(other) = &*place.thief() {
-            let run = steal(|| other.steal_run()).map(Found::Run);
+            let run = steal(|| other.steal_run()).map(Work::Run);
             let found = run.or_else(|| {
                 let lease = steal(|| other.leases.steal_batch_and_pop(&own.leases))?;
                 self.offer(own, 0);
-                Some(Found::Lease(lease))
+                Some(Work::Lease(lease))
             });
             if found.is_some() {
                 if other.has_work() {
@@ -495,7 +495,7 @@ impl Dispatch {
 }
 
 /// What a consumer finds outside its own deques.
-enum Found {
+enum Work {
     Run(Run),
     Lease(Lease),
 }

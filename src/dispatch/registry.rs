@@ -57,12 +57,12 @@ impl Group {
 
 /// A consumer that may have jobs to steal.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct ConsumerPlace<'a> {
     group: &'a Group,
     bit: u32,
 }
 
-impl Place<'_> {
+impl ConsumerPlace<'_> {
     /// The stealing ends of the consumer's deques; None if it is gone.
     pub(super) fn thief(&self) -> RwLockReadGuard<'_, Option<Thief>> {
         self.group.thieves[self.bit as usize].read()
@@ -130,7 +130,7 @@ impl Registry {
 
     /// Consumers that may have jobs to steal, starting behind `place`, so that thieves start at
     /// different places.
-    pub(super) fn marked_after(&self, place: usize) -> impl Iterator<Item = Place<'_>> {
+    pub(super) fn marked_after(&self, place: usize) -> impl Iterator<Item = ConsumerPlace<'_>> {
         let levels = self.levels.iter().take_while(|level| level.get().is_some());
         let groups = (1 << levels.count()) - 1;
         let first = place / GROUP;
@@ -143,7 +143,7 @@ impl Registry {
             .filter_map(|(number, mask)| Some((self.group(number)?, mask)))
             .flat_map(|(group, mask)| {
                 let marked = group.marks.get() & mask;
-                bits(marked).map(move |bit| Place { group, bit })
+                bits(marked).map(move |bit| ConsumerPlace { group, bit })
             })
             .inspect(|_| self.count_visit())
     }

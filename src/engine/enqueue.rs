@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Engine;
-use super::worker::Worker;
+use super::worker::WorkerMark;
 use crate::error::{BatchError, EnqueueError};
 use crate::log::record::{NewMeta, NewRecord, RECORD_HEADER_BYTES};
 use crate::log::segment::Segment;
@@ -262,7 +262,7 @@ impl Engine {
         }
         // A deadline that overflows `Instant` means no deadline.
         let deadline = Instant::now().checked_add(wait);
-        if deadline.is_none() && Worker::is_current_of(self) {
+        if deadline.is_none() && WorkerMark::is_current_of(self) {
             // All workers might be waiting like this, each with a job that takes the room.
             return first.map_err(|full| EnqueueError::WaitInHandler { full: full.into() });
         }

@@ -6,16 +6,16 @@ use super::Engine;
 
 /// What the thread is a worker of, by address; 0 if it is not a worker.
 #[derive(Clone, Copy)]
-pub(crate) struct Worker {
+pub(crate) struct WorkerMark {
     pool: usize,
     queue: usize,
 }
 
 thread_local! {
-    static CURRENT: Cell<Worker> = const { Cell::new(Worker { pool: 0, queue: 0 }) };
+    static CURRENT: Cell<WorkerMark> = const { Cell::new(WorkerMark { pool: 0, queue: 0 }) };
 }
 
-impl Worker {
+impl WorkerMark {
     /// Marks the calling thread as a worker of a pool, identified by its address.
     pub(crate) fn mark(queue: &Engine, pool: usize) {
         let queue = std::ptr::from_ref(queue).addr();

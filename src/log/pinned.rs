@@ -33,9 +33,10 @@ impl Pinned {
         &self.maps
     }
 
-    /// The record at `units`, if one is committed there. Not for unscanned segments.
-    #[inline]
+    /// The record at `units`, if one is committed there. The segment has been scanned: before that,
+    /// lengths may be damaged, and bytes may change under the reader.
     pub(crate) fn record(&self, units: u32) -> Option<Record<'_>> {
+        assert!(!self.segment.is_unscanned(), "read before it is scanned");
         Record::at(&self.maps.records, units)
     }
 

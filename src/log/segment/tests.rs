@@ -1,3 +1,5 @@
+//! A segment from its creation to its retirement, and what claims, acks, flushes and seals do to it.
+
 use std::fs;
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! A stripe's log from open to close: rolling, retiring, sealing, a full disk, statistics.
+//! What the tests of a stripe's log share.
 
 mod checking;
 mod emptying;

@@ -1,4 +1,4 @@
-//! Each row of the decision table, and what a scan makes of damage.
+//! What the tests of recovery share.
 
 mod files;
 mod records;

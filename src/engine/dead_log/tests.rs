@@ -1,0 +1,241 @@
+//! Letters that cannot be written or flushed, and late acks of jobs that die.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::dead_letters::DeadLetters;
+use crate::dispatch::lease_timeouts::Delivery;
+use crate::dispatch::source::Source;
+use crate::engine::Running;
+use crate::engine::delivery::Attempt;
+use crate::engine::enqueue::Place;
+use crate::storage::Operation;
+use crate::storage::faults::{self, Moment};
+use crate::time::stopped;
+use crate::{DeadLetterError, Queue, RetryPolicy};
+
+const LEASE: Duration = Duration::from_millis(1);
+
+fn open(dir: &TempDir) -> (Arc<Running>, u64) {
+    let builder = Queue::builder(dir.path())
+        .stripes(1)
+        .segment_size(16 * 1024)
+        .retry(RetryPolicy::none())
+        .lease_timeout(LEASE);
+    let (running, report) = Running::open_idle(&builder).unwrap();
+    (Arc::new(running), report.jobs)
+}
+
+/// A delivery whose job is dying because its lease has timed out, while its handler still has
+/// it.
+fn late(
+    running: &Running,
+    consumer: &Source<Arc<Running>>,
+    now: &mut Duration,
+) -> (Lease, Attempt, Delivery) {
+    let stripe = &running.dispatch().stripes()[0];
+    running.enqueue(Place::on(stripe), b"job").unwrap();
+    let begun = running.begin(consumer.try_next().unwrap()).unwrap();
+    *now += LEASE;
+    stopped::set(Some(*now));
+    running.turn_timer();
+    assert_eq!(running.dead().stats().letters, 1);
+    begun
+}
+
+#[test]
+fn a_job_that_is_acked_while_its_letter_fails_to_be_written_is_done() {
+    let mut now = Duration::from_secs(1_000_000);
+    stopped::set(Some(now));
+    let dir = tempfile::tempdir().unwrap();
+    let running = open(&dir).0;
+    let consumer = Source::new(Arc::clone(&running));
+    let mut late = Some(late(&running, &consumer, &mut now));
+    let observer = {
+        let running = Arc::clone(&running);
+        move |_, _: &Path, _| {
+            if let Some((lease, attempt, delivery)) = late.take() {
+                running.ack(lease, delivery, attempt);
+            }
+            Err(io::ErrorKind::StorageFull.into())
+        }
+    };
+    faults::observe(Some((dir.path().join("dead"), Box::new(observer))));
+    assert!(running.write_letters().unwrap_err().is_full());
+    faults::observe(None);
+    let stats = running.stats();
+    assert_eq!((stats.acked, stats.dead_lettered), (1, 0), "{stats:?}");
+    assert_eq!((stats.dead, stats.depth()), (0, 0), "{stats:?}");
+    running.write_letters().unwrap();
+    assert_eq!(running.dead().log().stats().live, 0);
+    drop(consumer);
+    running.die();
+    drop(running);
+    assert_eq!(open(&dir).1, 0);
+    stopped::set(None);
+}
+
+#[test]
+fn a_letter_that_is_withdrawn_while_its_replay_fails_is_not_counted_as_withheld() {
+    let mut now = Duration::from_secs(1_000_000);
+    stopped::set(Some(now));
+    let dir = tempfile::tempdir().unwrap();
+    let running = open(&dir).0;
+    let consumer = Source::new(Arc::clone(&running));
+    let mut late = Some(late(&running, &consumer, &mut now));
+    let letters = DeadLetters::new(Arc::clone(&running));
+    let letter = letters.iter().next().unwrap().id();
+    let observer = {
+        let running = Arc::clone(&running);
+        move |operation, _: &Path, _| {
+            if operation != Operation::Flush {
+                return Ok(());
+            }
+            if let Some((lease, attempt, delivery)) = late.take() {
+                running.ack(lease, delivery, attempt);
+            }
+            Err(io::ErrorKind::Other.into())
+        }
+    };
+    faults::observe(Some((dir.path().join("log"), Box::new(observer))));
+    let error = letters.replay(letter).unwrap_err();
+    faults::observe(None);
+    assert!(
+        matches!(error, DeadLetterError::NotDurable { .. }),
+        "{error}"
+    );
+    assert_eq!((letters.len(), letters.iter().count()), (0, 0));
+    stopped::set(None);
+}
+
+#[test]
+fn a_late_ack_leaves_no_letter_that_is_written_at_the_very_moment() {
+    let mut now = Duration::from_secs(1_000_000);
+    stopped::set(Some(now));
+    let dir = tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap();
+    let running = open(&dir).0;
+    let consumer = Source::new(Arc::clone(&running));
+    // Close to the moment at which the writer asks whether a handler has the job.
+    let is_flushed = Arc::new(AtomicBool::new(false));
+    let observer = {
+        let is_flushed = Arc::clone(&is_flushed);
+        move |_, _: &Path, moment| {
+            is_flushed.store(moment == Moment::After, Ordering::Release);
+            Ok(())
+        }
+    };
+    faults::observe(Some((dir.path().join("dead"), Box::new(observer))));
+    for round in 0..4000 {
+        let (lease, attempt, delivery) = late(&running, &consumer, &mut now);
+        is_flushed.store(false, Ordering::Relaxed);
+        thread::scope(|scope| {
+            let handler = scope.spawn(|| {
+                while !is_flushed.load(Ordering::Acquire) {
+                    std::hint::spin_loop();
+                }
+                for _ in 0..round % 100 {
+                    std::hint::spin_loop();
+                }
+                running.ack(lease, delivery, attempt);
+            });
+            running.write_letters().unwrap();
+            handler.join().unwrap();
+        });
+        assert_eq!(running.dead().stats().letters, 0, "round {round}");
+    }
+    faults::observe(None);
+    stopped::set(None);
+}
+
+#[test]
+fn the_end_of_one_handler_does_not_let_the_letter_be_forgotten_that_another_may_withdraw() {
+    let mut now = Duration::from_secs(1_000_000);
+    stopped::set(Some(now));
+    let dir = tempfile::tempdir().unwrap();
+    let running = open(&dir).0;
+    let consumer = Source::new(Arc::clone(&running));
+    let (lease, attempt, delivery) = late(&running, &consumer, &mut now);
+    running.write_letters().unwrap();
+    let leases = running.leases().unwrap();
+    let has_handler = || leases.has_handler(lease.sequence());
+    running.dead().end_late(lease.job(), has_handler);
+    running.ack(lease, delivery, attempt);
+    assert_eq!(running.dead().stats().letters, 0);
+    stopped::set(None);
+}
+
+#[test]
+fn whatever_handlers_do_late_no_letter_stays_of_a_job_that_was_acked() {
+    const JOBS: usize = 12_000;
+    const HANDLERS: u64 = 6;
+    let dir = tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap();
+    let policy = RetryPolicy::fixed(Duration::from_micros(300)).max_attempts(2);
+    let builder = Queue::builder(dir.path()).stripes(1).retry(policy);
+    let queue = builder.lease_timeout(LEASE).open().unwrap().0;
+    let acked = Mutex::new(HashSet::new());
+    let is_over = AtomicBool::new(false);
+    let handle = &|seed| {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let consumer = queue.consumer();
+        let mut held = Vec::new();
+        while !is_over.load(Ordering::Relaxed) {
+            held.extend(consumer.next_timeout(LEASE / 5));
+            if held.is_empty() || held.len() <= 6 && random.u8(0..4) > 0 {
+                continue;
+            }
+            let job = held.swap_remove(random.usize(0..held.len()));
+            let id = job.id();
+            match random.u8(0..10) {
+                0..3 => {
+                    job.ack();
+                    acked.lock().insert(id);
+                }
+                _ => job.retry("it failed"),
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for seed in 0..HANDLERS {
+            scope.spawn(move || (*handle)(seed));
+        }
+        // Writes letters all the time.
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                queue.dead_letters().iter().for_each(drop);
+            }
+        });
+        for number in 0..JOBS {
+            queue.enqueue(b"job").unwrap();
+            if number % 20 == 0 {
+                thread::sleep(LEASE / 2);
+            }
+        }
+        while queue.stats().depth() > 0 {
+            thread::sleep(LEASE);
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    let acked = std::mem::take(&mut *acked.lock());
+    let dead: HashSet<_> = queue
+        .dead_letters()
+        .iter()
+        .map(|one| one.job_id())
+        .collect();
+    assert!(dead.is_disjoint(&acked));
+    assert_eq!(dead.len() + acked.len(), JOBS);
+    let dead_log = queue.engine().dead();
+    assert_eq!(dead_log.stats().letters, dead.len() as u64);
+    let waiting = dead_log.waiting.lock();
+    assert!(waiting.late.is_empty() && waiting.acked.is_empty() && waiting.dying.is_empty());
+    assert_eq!((waiting.unwritten, dead_log.failures.jobs().len()), (0, 0));
+}
