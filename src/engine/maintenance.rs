@@ -272,6 +272,26 @@ mod tests {
     use crate::time::stopped;
     use crate::{Builder, Consumer};
 
+    /// Runs like the thread for so many seconds of a stopped clock; returns how many turns it took.
+    fn turns_in(
+        seconds: u64,
+        now: &mut Duration,
+        maintenance: &mut Maintenance,
+        running: &Running,
+    ) -> u32 {
+        let end = *now + Duration::from_secs(seconds);
+        let mut turns = 0;
+        while *now < end {
+            maintenance.turn(running, &Wake { flush: false });
+            turns += 1;
+            let next = maintenance.deadline(running);
+            let pause = next.map(|next| next.duration_since(time::now()));
+            *now += pause.unwrap_or(end - *now).max(Duration::from_millis(1));
+            stopped::set(Some(*now));
+        }
+        turns
+    }
+
     #[test]
     fn maintenance_comes_to_rest_though_jobs_wait_also_after_a_failed_flush_and_once_closed() {
         let dir = tempfile::tempdir().unwrap();
@@ -285,19 +305,7 @@ mod tests {
         let consumer = Consumer::new(Arc::clone(&running));
         assert!(consumer.try_next().is_none());
         let mut maintenance = Maintenance::new();
-        let mut turns_in = |seconds| {
-            let end = now + Duration::from_secs(seconds);
-            let mut turns = 0;
-            while now < end {
-                maintenance.turn(&running, &Wake { flush: false });
-                turns += 1;
-                let next = maintenance.deadline(&running);
-                let pause = next.map(|next| next.duration_since(time::now()));
-                now += pause.unwrap_or(end - now).max(Duration::from_millis(1));
-                stopped::set(Some(now));
-            }
-            turns
-        };
+        let mut turns_in = |seconds| turns_in(seconds, &mut now, &mut maintenance, &running);
         // One turn per second, and a few for the segments to be prepared.
         assert!(turns_in(10) < 40);
         let stripe = &running.dispatch().stripes()[0];
@@ -323,17 +331,9 @@ mod tests {
         consumer.try_next().unwrap().dead_letter("no use");
         let full = faults::fill_disk(&dir.path().join("dead"));
         let mut maintenance = Maintenance::new();
-        // Like the thread, on a separate clock.
         let mut told_in = |seconds: u64| {
-            let end = now + Duration::from_secs(seconds);
             let mut told = recorded::during(|| {
-                while now < end {
-                    maintenance.turn(&running, &Wake { flush: false });
-                    let next = maintenance.deadline(&running);
-                    let pause = next.map(|next| next.duration_since(time::now()));
-                    now += pause.unwrap_or(end - now).max(Duration::from_millis(1));
-                    stopped::set(Some(now));
-                }
+                turns_in(seconds, &mut now, &mut maintenance, &running);
             });
             told.retain(|event| event.contains("maintenance"));
             told

@@ -5,12 +5,7 @@ use super::*;
 #[test]
 fn a_segment_that_another_has_scanned_meanwhile_is_claimed_from_and_not_passed_over() {
     let fixture = Fixture::new();
-    {
-        let stripe = fixture.open();
-        append(&stripe, b"one");
-        stripe.close();
-        stripe.seal(true).unwrap();
-    }
+    fixture.seal_jobs(&[b"one"]);
     let stripe = fixture.open();
     // A consumer looks, and finds that it is to be scanned ...
     let segment = stripe.claiming.load_full();
@@ -46,13 +41,7 @@ fn a_sealed_segment_that_is_done_is_retired_unread_and_claims_go_past_it() {
 #[test]
 fn a_damaged_segment_that_cannot_be_set_aside_is_held_back_and_consumers_may_sleep() {
     let fixture = Fixture::new();
-    {
-        let stripe = fixture.open();
-        append(&stripe, b"first");
-        append(&stripe, b"second");
-        stripe.close();
-        stripe.seal(true).unwrap();
-    }
+    fixture.seal_jobs(&[b"first", b"second"]);
     let path = fixture.dir().join(format!("{:020}.seg", 0));
     let mut bytes = fs::read(&path).unwrap();
     bytes[64 + 32] ^= 1;
@@ -135,13 +124,7 @@ fn a_segment_that_cannot_be_renamed_to_wait_does_not_lose_its_acks() {
 #[test]
 fn a_segment_whose_last_job_was_lost_to_damage_can_be_compacted_as_any_other() {
     let fixture = Fixture::new();
-    {
-        let stripe = fixture.open();
-        append(&stripe, b"waits");
-        append(&stripe, b"lost");
-        stripe.close();
-        stripe.seal(true).unwrap();
-    }
+    fixture.seal_jobs(&[b"waits", b"lost"]);
     let path = fixture.dir().join(format!("{:020}.seg", 0));
     let mut bytes = fs::read(&path).unwrap();
     let at = bytes.windows(4).position(|bytes| bytes == b"lost").unwrap();
@@ -154,5 +137,3 @@ fn a_segment_whose_last_job_was_lost_to_damage_can_be_compacted_as_any_other() {
     assert_eq!(left.len(), 1);
     assert_eq!((left[0].base, left[0].jobs), (origin(), 1));
 }
-
-// Space.

@@ -310,5 +310,3 @@ fn a_new_log_on_a_full_disk_is_an_error() {
     let _fault = faults::fill_disk(&fixture.dir());
     assert!(fixture.try_open().err().unwrap().is_full());
 }
-
-// Statistics.

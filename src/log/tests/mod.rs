@@ -37,6 +37,16 @@ struct Fixture {
 }
 
 impl Fixture {
+    /// Leaves a closed log whose only segment is sealed and has these jobs.
+    fn seal_jobs(&self, jobs: &[&[u8]]) {
+        let stripe = self.open();
+        for job in jobs {
+            append(&stripe, job);
+        }
+        stripe.close();
+        stripe.seal(true).unwrap();
+    }
+
     fn new() -> Self {
         Self {
             root: tempfile::tempdir().unwrap(),

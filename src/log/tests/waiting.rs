@@ -164,12 +164,7 @@ fn fill_and_leave_unsealed(fixture: &Fixture) {
 #[test]
 fn a_segment_that_cannot_be_mapped_for_a_claim_waits_and_is_claimed_from_later() {
     let fixture = Fixture::new();
-    {
-        let stripe = fixture.open();
-        append(&stripe, b"job");
-        stripe.close();
-        stripe.seal(true).unwrap();
-    }
+    fixture.seal_jobs(&[b"job"]);
     let stripe = fixture.open();
     for (operation, errno) in [
         (Operation::Map, Errno::NOMEM),

@@ -148,5 +148,3 @@ fn job(index: u32, payload: &[u8]) -> (u32, Vec<u8>) {
 fn offset(n: usize) -> usize {
     header::FILE_HEADER_BYTES + n * (RECORD_HEADER_BYTES + 8)
 }
-
-// The decision table.

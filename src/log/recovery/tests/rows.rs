@@ -276,5 +276,3 @@ fn row_7_a_segment_that_is_not_sealed_is_scanned_and_closed_for_appends() {
     assert!(matches!(segment.append(&record), Append::Full { .. }));
     assert_eq!(jobs(segment), [job(0, b"one"), job(1, b"two")]);
 }
-
-// Ack files.
