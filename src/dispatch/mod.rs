@@ -9,6 +9,7 @@
 
 mod came_back;
 mod compaction;
+mod finding;
 pub(crate) mod lease_timeouts;
 #[cfg(all(loom, test))]
 mod loom_models;
@@ -24,11 +25,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crossbeam_deque::Steal;
-
 use self::came_back::CameBack;
-use self::registry::{ConsumerPlace, Registry};
-use self::source::{Deques, Looking, Turn};
+use self::registry::Registry;
+use self::source::{Deques, Looking};
 use self::suspects::Suspects;
 use self::timer::{Now, Timer, When};
 use crate::RetryPolicy;
@@ -37,7 +36,6 @@ use crate::events::Mutex;
 use crate::log::Log;
 use crate::log::lease::Lease;
 use crate::log::record::Meta;
-use crate::log::run::Claim;
 use crate::log::run::Run;
 use crate::log::segment::Unsettled;
 use crate::time::Clock;
@@ -184,135 +182,6 @@ impl Dispatch {
         }
     }
 
-    /// The next job for the consumer that owns the deques, without a search elsewhere.
-    #[inline]
-    fn find_at_hand(&self, own: &Deques) -> Option<Lease> {
-        match self.came_back.is_empty() {
-            // Turns only matter once something came back.
-            true => own.leases.pop(),
-            false => self.find_in_turn(own),
-        }
-    }
-
-    fn find_in_turn(&self, own: &Deques) -> Option<Lease> {
-        if own.turn.get() == Turn::CameBack
-            && let Some(lease) = self.take_back(own)
-        {
-            return Some(lease);
-        }
-        if let Some(lease) = own.pop_lease() {
-            return Some(lease);
-        }
-        let is_all_there_is = !self.came_back.is_empty()
-            && !own.has_runs()
-            && !self.suspects.can_take()
-            // This check costs less than a claim that finds nothing.
-            && !self.may_have_new(own);
-        if is_all_there_is {
-            self.take_back(own)
-        } else {
-            None
-        }
-    }
-
-    /// The next job for the consumer that owns the deques. A suspect comes first, because only one
-    /// runs at a time, but a consumer takes no two suspects in a row while there are other jobs.
-    fn find(&self, own: &Deques, patient: bool) -> Option<Lease> {
-        if !own.had_suspect.get()
-            && let Some(lease) = self.suspects.take()
-        {
-            own.had_suspect.set(true);
-            return Some(lease);
-        }
-        own.had_suspect.set(false);
-        self.find_ordinary(own, patient)
-            .or_else(|| self.suspects.take())
-    }
-
-    /// A job that came back and a new job in turn. New jobs are looked for in the consumer's own
-    /// deques, then in the logs, and then in other consumers' deques. `patient` callers skip the
-    /// logs while they should keep their distance from a producer.
-    fn find_ordinary(&self, own: &Deques, patient: bool) -> Option<Lease> {
-        loop {
-            if let Some(lease) = self.find_in_turn(own) {
-                return Some(lease);
-            }
-            let run = match own.pop_run() {
-                Some(run) => run,
-                None => match self.find_elsewhere(own, patient) {
-                    Some(Work::Run(run)) => run,
-                    Some(Work::Lease(lease)) => {
-                        own.turn.set(Turn::CameBack);
-                        return Some(lease);
-                    }
-                    None => return self.take_back(own),
-                },
-            };
-            self.expand(run, own);
-            if let Some(lease) = own.pop_lease() {
-                return Some(lease);
-            }
-            // No job of the run is due. Jobs that came back do not wait until all such runs are
-            // expanded.
-            own.turn.set(Turn::CameBack);
-        }
-    }
-
-    /// Takes a job that came back. One at a time: the rest of a batch would wait behind a slow job.
-    fn take_back(&self, own: &Deques) -> Option<Lease> {
-        let lease = steal(|| self.came_back.steal())?;
-        own.turn.set(Turn::New);
-        Some(lease)
-    }
-
-    /// Finds new jobs outside the consumer's deques: in the logs, or in other consumers' deques.
-    fn find_elsewhere(&self, own: &Deques, patient: bool) -> Option<Work> {
-        let steals_first = own.steals_first();
-        let stolen = if steals_first { self.steal(own) } else { None };
-        stolen
-            .or_else(|| match patient && own.keeps_distance() {
-                true => None,
-                false => self.claim(own).map(Work::Run),
-            })
-            .or_else(|| match steals_first {
-                true => None,
-                false => self.steal(own),
-            })
-    }
-
-    /// Claims runs into the deques, from the home stripe or else from the next ones; returns the
-    /// first run.
-    fn claim(&self, own: &Deques) -> Option<Run> {
-        // The vector is taken out of its cell: a subscriber may have this very consumer look for a
-        // job.
-        let mut claimed = own.claimed.take();
-        let first = self.claim_into(own, &mut claimed);
-        own.claimed.set(claimed);
-        first
-    }
-
-    fn claim_into(&self, own: &Deques, claimed: &mut Vec<Run>) -> Option<Run> {
-        let stripes = self.stripes.len();
-        let first = own.first_stripe();
-        for at in 0..stripes {
-            let stripe = &self.stripes[(first + at) % stripes];
-            match stripe.claim(CLAIM_JOBS, CLAIM_BYTES, self.counted, claimed) {
-                Claim::Taken { caught_up } => {
-                    own.note_claim(claimed.iter().map(Run::jobs).sum(), caught_up);
-                    let mut runs = claimed.drain(..);
-                    let first = runs.next();
-                    for run in runs {
-                        own.push_run(run);
-                    }
-                    return first;
-                }
-                Claim::Empty | Claim::Exhausted => {}
-            }
-        }
-        own.note_claim(0, true);
-        None
-    }
-
     /// Turns a run into leases: those that are due go into the deque, others into the timer.
     fn expand(&self, run: Run, own: &Deques) {
         self.make_leases(run, |lease| own.leases.push(lease));
@@ -340,47 +209,6 @@ impl Dispatch {
                 self.inject_all(due);
             }
         }
-    }
-
-    /// Marks the deques, and wakes a consumer to steal, if they hold more than the next `taken`
-    /// jobs. That consumer wakes another one in the same way.
-    ///
-    /// This also wakes consumers that looked while jobs were on their way into the deques and saw
-    /// them nowhere.
-    fn offer(&self, own: &Deques, taken: usize) {
-        if own.leases.len() > taken || own.has_runs() {
-            self.consumers.mark(own.place);
-            self.sleepers.notify_fenced(1);
-        }
-    }
-
-    /// Steals a run, or else leases, from another consumer.
-    fn steal(&self, own: &Deques) -> Option<Work> {
-        self.consumers
-            .marked_after(own.place)
-            .find_map(|place| self.steal_from(place, own))
-    }
-
-    fn steal_from(&self, place: ConsumerPlace<'_>, own: &Deques) -> Option<Work> {
-        if let Some(other) = &*place.thief() {
-            let run = steal(|| other.steal_run()).map(Work::Run);
-            let found = run.or_else(|| {
-                let lease = steal(|| other.leases.steal_batch_and_pop(&own.leases))?;
-                self.offer(own, 0);
-                Some(Work::Lease(lease))
-            });
-            if found.is_some() {
-                if other.has_work() {
-                    self.sleepers.notify_fenced(1);
-                }
-                return found;
-            }
-        }
-        if !place.note_empty() {
-            // Others may have looked before the bit was set again.
-            self.sleepers.notify_fenced(1);
-        }
-        None
     }
 
     /// Decides where a claimed job goes: into `waiting` if it is not due yet, to the other suspects
@@ -485,28 +313,5 @@ impl Dispatch {
             || self.suspects.can_take()
             || self.stripes.iter().any(Log::may_have_work)
             || self.consumers.has_work()
-    }
-
-    /// Whether there may be new jobs in the logs or in other consumers' deques.
-    fn may_have_new(&self, own: &Deques) -> bool {
-        let mut marked = self.consumers.marked_after(own.place);
-        self.stripes.iter().any(Log::may_have_work) || marked.next().is_some()
-    }
-}
-
-/// What a consumer finds outside its own deques.
-enum Work {
-    Run(Run),
-    Lease(Lease),
-}
-
-/// Repeats an operation for as long as it loses races.
-fn steal<T>(mut attempt: impl FnMut() -> Steal<T>) -> Option<T> {
-    loop {
-        match attempt() {
-            Steal::Success(value) => return Some(value),
-            Steal::Empty => return None,
-            Steal::Retry => std::hint::spin_loop(),
-        }
     }
 }
