@@ -47,7 +47,7 @@ mod loom_models {
     use crate::log::tail::{Position, Reserved, Tail};
     use crate::sync::model::{check, concurrently};
 
-    /// A segment with room for one record, which names a settlement.
+    /// A model of a segment with room for one record, which names a settlement.
     struct Segment {
         owed: Owed,
         tail: Tail,
