@@ -464,7 +464,7 @@ impl Victim {
         Arc::new(victim)
     }
 
-    /// Models `Dispatch::share`. The consumer takes no job after that.
+    /// Models `Dispatch::offer`, of a consumer that takes no job after that.
     fn share(&self) {
         // Relaxed, here and below: the fences alone must be enough.
         self.jobs.fetch_add(1, Ordering::Relaxed);

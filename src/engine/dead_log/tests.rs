@@ -1,4 +1,4 @@
-//! Letters that cannot be written or flushed, and late acks of jobs that die.
+//! Tests of letters that cannot be written or flushed, and of late acks of jobs that die.
 
 use std::io;
 use std::path::Path;
@@ -123,7 +123,8 @@ fn a_late_ack_leaves_no_letter_that_is_written_at_the_very_moment() {
         .unwrap();
     let running = open(&dir).0;
     let consumer = Source::new(Arc::clone(&running));
-    // Close to the moment at which the writer asks whether a handler has the job.
+    // The ack comes close to the moment at which the writer of letters asks whether a handler has
+    // the job.
     let is_flushed = Arc::new(AtomicBool::new(false));
     let observer = {
         let is_flushed = Arc::clone(&is_flushed);
@@ -208,7 +209,7 @@ fn whatever_handlers_do_late_no_letter_stays_of_a_job_that_was_acked() {
         for seed in 0..HANDLERS {
             scope.spawn(move || (*handle)(seed));
         }
-        // Writes letters all the time.
+        // Writes letters all the time, as each look at letters does.
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
                 queue.dead_letters().iter().for_each(drop);
