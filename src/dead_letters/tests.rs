@@ -134,7 +134,7 @@ fn after_a_failed_flush_letters_are_neither_replayed_nor_purged() {
 }
 
 #[test]
-fn an_open_flushes_what_names_a_letter_before_it_marks_the_letter_and_flushes_that() {
+fn an_open_flushes_the_job_that_names_a_letter_before_it_flushes_the_mark_of_the_letter() {
     let (dir, queue, letter) = queue_with_letter();
     let before = copy_of(dir.path());
     queue.dead_letters().replay(letter).unwrap();
@@ -163,7 +163,7 @@ fn an_open_flushes_what_names_a_letter_before_it_marks_the_letter_and_flushes_th
 }
 
 #[test]
-fn a_job_that_is_there_beside_its_letter_is_settled_and_dies_only_once() {
+fn a_job_found_beside_its_letter_is_settled_and_dies_only_once() {
     let dir = tempfile::tempdir().unwrap();
     let (queue, _) = builder(dir.path()).open().unwrap();
     queue.enqueue(b"one").unwrap();
@@ -192,7 +192,7 @@ fn a_job_that_is_there_beside_its_letter_is_settled_and_dies_only_once() {
 }
 
 #[test]
-fn letters_let_their_segments_go_once_their_jobs_are_durably_done() {
+fn segments_of_purged_letters_are_removed_once_their_jobs_are_durably_done() {
     let dir = tempfile::tempdir().unwrap();
     let (queue, _) = builder(dir.path()).open().unwrap();
     let consumer = queue.consumer();

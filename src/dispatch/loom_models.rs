@@ -272,7 +272,7 @@ fn two_consumers_that_fall_asleep_are_woken_for_an_injected_job_each() {
 #[test]
 fn stopping_wakes_every_sleeper() {
     check(Some(3), || {
-        // A job stands for the flag. Nobody takes it.
+        // A job stands for the flag, and is never taken.
         let queue = Injector::new();
         let sleep_until_stopped = |queue: &Injector| {
             let is_stopped = || queue.jobs.load(Ordering::Relaxed) > 0;

@@ -43,7 +43,7 @@ fn a_consumer_asleep_is_woken_when_a_damaged_segment_can_be_tried_again() {
 }
 
 #[test]
-fn a_failed_flush_that_no_caller_was_told_of_refuses_durable_enqueues_all_the_same() {
+fn durable_enqueues_are_refused_after_a_failed_flush_that_no_caller_was_told_of() {
     let enqueue = |running: &Running, payload: &[u8], durability| {
         let place = enqueue::Place::of_this_thread(running);
         let options = EnqueueOptions::new().durability(durability);
@@ -83,7 +83,7 @@ fn a_failed_flush_that_no_caller_was_told_of_refuses_durable_enqueues_all_the_sa
 }
 
 #[test]
-fn a_directory_that_cannot_be_looked_at_is_not_taken_for_a_new_queue() {
+fn a_directory_that_cannot_be_inspected_is_not_treated_as_a_new_queue() {
     let dir = tempfile::tempdir().unwrap();
     let builder = Builder::new(dir.path());
     drop(Running::open(&builder).unwrap());
@@ -175,7 +175,7 @@ fn a_job_that_was_moved_after_its_last_attempt_is_dead_and_not_delivered() {
 }
 
 #[test]
-fn letters_that_do_not_fit_the_disk_keep_no_job_from_being_flushed() {
+fn jobs_are_flushed_although_letters_do_not_fit_the_disk() {
     let dir = tempfile::tempdir().unwrap();
     let mut builder = Builder::new(dir.path());
     builder = builder.stripes(1).segment_size(16 * 1024);
@@ -200,7 +200,7 @@ fn letters_that_do_not_fit_the_disk_keep_no_job_from_being_flushed() {
 }
 
 #[test]
-fn maintenance_notes_a_failed_flush_though_something_else_has_failed_before() {
+fn maintenance_notes_a_failed_flush_although_something_else_has_failed_before() {
     let dir = tempfile::tempdir().unwrap();
     let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
     let running = Arc::new(Running::open_idle(&builder).unwrap().0);

@@ -239,7 +239,7 @@ fn closing_for_shutdown_and_reservations_that_cross_the_end_make_one_closer() {
 }
 
 #[test]
-fn how_far_reservations_have_come_never_passes_the_end() {
+fn reservations_never_seem_to_reach_past_the_end() {
     check(None, || {
         let area = Arc::new(Area::new(2));
         let append = |area: &Area| {
@@ -322,7 +322,7 @@ fn a_segment_is_not_exhausted_before_its_last_record_is_committed_and_claimed() 
 }
 
 #[test]
-fn whoever_sees_the_cursor_past_a_record_sees_the_record() {
+fn a_thread_that_sees_the_cursor_past_a_record_sees_the_record() {
     check(None, || {
         let area = Arc::new(Area::new(3));
         concurrently(
@@ -347,7 +347,7 @@ fn whoever_sees_the_cursor_past_a_record_sees_the_record() {
 }
 
 #[test]
-fn whoever_sees_the_end_of_a_segment_sees_the_records_of_the_one_who_closed_it() {
+fn a_thread_that_sees_the_end_of_a_segment_sees_the_records_of_the_thread_that_closed_it() {
     check(None, || {
         let area = Arc::new(Area::new(2));
         concurrently(
@@ -442,7 +442,7 @@ fn a_caller_returns_after_a_flush_that_began_after_it_asked() {
 }
 
 #[test]
-fn a_failed_flush_fails_everybody_who_waits_and_every_later_call() {
+fn a_failed_flush_fails_every_caller_that_waits_and_every_later_call() {
     check(Some(4), || {
         let file = File::new(0);
         for result in file.write_and_flush_thrice() {
@@ -454,7 +454,7 @@ fn a_failed_flush_fails_everybody_who_waits_and_every_later_call() {
 }
 
 #[test]
-fn a_flush_that_fails_after_a_good_one_fails_everybody_it_was_to_serve() {
+fn a_flush_that_fails_after_a_good_one_fails_every_caller_that_it_would_cover() {
     check(Some(3), || {
         let file = File::new(1);
         let results = file.write_and_flush_thrice();
@@ -534,7 +534,7 @@ impl AckFile {
 }
 
 #[test]
-fn a_flush_passes_over_no_ack_that_came_before_it() {
+fn a_flush_skips_no_ack_that_came_before_it() {
     check(Some(3), || {
         concurrently(
             &AckFile::new(),
@@ -548,7 +548,7 @@ fn a_flush_passes_over_no_ack_that_came_before_it() {
 }
 
 #[test]
-fn a_flush_passes_over_no_delivery_that_ended_before_it() {
+fn a_flush_skips_no_delivery_that_ended_before_it() {
     check(Some(3), || {
         concurrently(
             &AckFile::new(),
@@ -628,7 +628,7 @@ impl Acked {
 }
 
 #[test]
-fn one_party_learns_that_a_segment_is_complete_and_nobody_uses_it_once_retired() {
+fn one_thread_learns_that_a_segment_is_complete_and_none_uses_it_once_retired() {
     check(Some(4), || {
         let segment = Acked::new();
         let [acker, other, closer, retired] = concurrently(
@@ -647,7 +647,7 @@ fn one_party_learns_that_a_segment_is_complete_and_nobody_uses_it_once_retired()
 }
 
 #[test]
-fn whoever_learns_that_a_segment_is_complete_may_unmap_it() {
+fn the_thread_that_learns_that_a_segment_is_complete_may_unmap_it() {
     check(None, || {
         let segment = Acked::new();
         concurrently(

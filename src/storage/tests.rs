@@ -186,7 +186,7 @@ fn short_reads_and_writes_are_continued() {
 }
 
 #[test]
-fn nothing_stays_of_a_file_without_its_blocks() {
+fn nothing_is_left_of_a_file_whose_blocks_cannot_be_allocated() {
     for operation in [Operation::Create, Operation::Allocate, Operation::Write] {
         let (root, path, entry) = file();
         let plan = plan(operation, 1, Effect::Fail(Errno::DQUOT));

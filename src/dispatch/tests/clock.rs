@@ -141,7 +141,7 @@ fn a_delay_asked_for_before_the_epoch_is_kept() {
 }
 
 #[test]
-fn a_clock_set_forward_ends_a_delay_that_nobody_has_come_to_and_no_other() {
+fn a_clock_set_forward_ends_a_delay_only_if_no_consumer_has_come_to_the_job() {
     let fixture = Fixture::new();
     fixture.enqueue(AFTER_A_SECOND());
     assert!(!fixture.delivers());

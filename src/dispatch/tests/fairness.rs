@@ -42,7 +42,7 @@ fn append_new(dispatch: &Dispatch, jobs: u32) -> Sequence {
 }
 
 #[test]
-fn while_both_wait_a_consumer_takes_one_that_came_back_and_one_that_is_new_in_turn() {
+fn while_both_wait_a_consumer_takes_jobs_that_came_back_and_new_jobs_in_turn() {
     let dir = tempfile::tempdir().unwrap();
     let dispatch = Handle(dispatch(dir.path()));
     let consumer = Source::new(dispatch.clone());
@@ -108,7 +108,7 @@ fn new_jobs_that_never_end_hold_up_none_that_came_back() {
 }
 
 #[test]
-fn what_a_consumer_gave_back_and_new_jobs_are_taken_in_turn() {
+fn jobs_that_a_consumer_gave_back_and_new_jobs_are_taken_in_turn() {
     let dir = tempfile::tempdir().unwrap();
     let dispatch = Handle(dispatch(dir.path()));
     append(&dispatch.0, 101);
@@ -142,7 +142,7 @@ fn jobs_that_are_not_due_hold_up_none_that_came_back() {
 }
 
 #[test]
-fn what_a_stuck_consumer_has_claimed_does_not_wait_for_the_end_of_a_backlog() {
+fn jobs_claimed_by_a_stuck_consumer_do_not_wait_for_the_end_of_a_backlog() {
     let dir = tempfile::tempdir().unwrap();
     let dispatch = Handle(dispatch(dir.path()));
     append(&dispatch.0, 256);

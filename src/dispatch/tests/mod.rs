@@ -290,7 +290,7 @@ fn a_moved_job_keeps_its_failed_attempts_and_crashes_and_is_a_suspect_again() {
 }
 
 #[test]
-fn compaction_leaves_a_job_where_it_is_that_a_handler_may_still_ack() {
+fn compaction_does_not_move_a_job_that_a_handler_may_still_ack() {
     let dir = tempfile::tempdir().unwrap();
     // With a lease timeout, a job that has timed out waits for its retry while a handler still has
     // it.
@@ -345,7 +345,7 @@ fn compaction_leaves_a_job_where_it_is_that_a_handler_may_still_ack() {
 }
 
 #[test]
-fn where_room_is_short_waiting_jobs_begin_the_segment_in_reserve() {
+fn where_room_is_short_waiting_jobs_are_moved_into_the_reserve_segment() {
     let dir = tempfile::tempdir().unwrap();
     let dispatch = Handle(dispatch(dir.path()));
     let consumer = Source::new(dispatch.clone());
@@ -371,7 +371,7 @@ fn where_room_is_short_waiting_jobs_begin_the_segment_in_reserve() {
 }
 
 #[test]
-fn nothing_stays_of_copies_whose_segment_could_not_be_renamed_whatever_the_rename_has_done() {
+fn nothing_is_left_of_copies_whose_segment_could_not_be_renamed_whatever_the_rename_has_done() {
     let effects = [Effect::Fail(Errno::IO), Effect::FailAfter(Errno::IO)];
     for (effect, call) in effects
         .into_iter()
@@ -412,7 +412,7 @@ fn nothing_stays_of_copies_whose_segment_could_not_be_renamed_whatever_the_renam
 }
 
 #[test]
-fn copies_that_could_not_be_flushed_are_brought_to_a_consumer_all_the_same() {
+fn copies_that_could_not_be_flushed_are_still_brought_to_a_consumer() {
     let dir = tempfile::tempdir().unwrap();
     let dispatch = Handle(dispatch(dir.path()));
     let consumer = Source::new(dispatch.clone());
@@ -434,7 +434,7 @@ fn copies_that_could_not_be_flushed_are_brought_to_a_consumer_all_the_same() {
 /// A segment may be sealed at any moment, and an open does not look for settlements in a sealed
 /// segment.
 #[test]
-fn copies_owe_until_it_is_durable_that_the_jobs_are_done_where_they_were() {
+fn copies_owe_a_settlement_until_the_old_records_are_durably_done() {
     let dir = tempfile::tempdir().unwrap();
     let dispatch = Handle(dispatch(dir.path()));
     let consumer = Source::new(dispatch.clone());

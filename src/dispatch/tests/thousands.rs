@@ -18,7 +18,7 @@ fn consumers(dispatch: &Handle, count: usize) -> Vec<Source<Handle>> {
 }
 
 #[test]
-fn idle_consumers_cost_nobody_a_visit() {
+fn idle_consumers_add_no_visits() {
     let cost = |count| {
         let dir = tempfile::tempdir().unwrap();
         let dispatch = Handle(dispatch(dir.path()));

@@ -41,8 +41,7 @@ fn a_failed_flush_of_names_is_final_for_all_segments_of_the_log() {
 }
 
 #[test]
-fn after_a_failed_flush_nothing_is_sealed_retired_or_emptied_and_jobs_go_through_as_long_as_there_is_room()
- {
+fn after_a_failed_flush_nothing_is_sealed_retired_or_emptied_and_jobs_go_on_while_there_is_room() {
     let fixture = Fixture {
         max_bytes: Some(6 * SIZE),
         ..Fixture::new()

@@ -95,7 +95,7 @@ fn new_files_take_the_place_of_a_spare_that_cannot_be_renamed_and_nothing_is_lef
 }
 
 #[test]
-fn on_a_full_disk_a_log_that_is_all_done_makes_room_for_its_next_segment() {
+fn on_a_full_disk_a_log_whose_jobs_are_all_done_makes_room_for_its_next_segment() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
     fill_segments(&stripe, 1);

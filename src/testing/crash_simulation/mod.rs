@@ -105,7 +105,7 @@ fn run_until(enough: u64) {
 }
 
 #[test]
-fn every_promise_is_kept_by_whatever_a_crash_at_any_file_operation_leaves() {
+fn every_promise_is_kept_after_a_crash_at_any_file_operation() {
     run_until(number_from("LOGMILL_CUTS").unwrap_or(3_000));
 }
 

@@ -63,7 +63,7 @@ fn after_a_failed_flush(dir: &Path) -> (Queue, JobId) {
 }
 
 #[test]
-fn a_sync_enqueue_whose_flush_fails_says_so_and_its_job_is_delivered_all_the_same() {
+fn a_sync_enqueue_whose_flush_fails_says_so_and_its_job_is_still_delivered() {
     let dir = tempfile::tempdir().unwrap();
     let (queue, sequence) = after_a_failed_flush(dir.path());
     let consumer = queue.consumer();

@@ -53,7 +53,7 @@ fn a_changed_byte_of_a_segment_loses_at_most_the_job_it_is_in_and_says_so() {
 }
 
 #[test]
-fn a_hole_is_passed_and_counted_and_is_not_damage() {
+fn a_hole_is_skipped_and_counted_and_is_not_damage() {
     let fixture = Fixture::open(&[b"one", b"two", b"three"]);
     fixture.change_segment(|bytes| bytes[offset(1)..offset(2)].fill(0));
     let (log, report) = fixture.recover();
