@@ -1,7 +1,7 @@
-//! Delivery when it is not plain: handlers that take unevenly long, jobs that fail and come back,
-//! jobs that die, jobs that are due later.
+//! Benchmarks of delivery beyond the simple case: handlers of uneven length, jobs that fail and are
+//! retried, jobs that die, and delayed jobs.
 //!
-//! `cargo bench --bench delivery`. All of it with `Durability::Process`. Jobs have 64 bytes.
+//! `cargo bench --bench delivery`. All with `Durability::Process` and jobs of 64 bytes.
 
 mod common;
 
@@ -18,14 +18,14 @@ use logmill::{EnqueueOptions, Queue, RetryPolicy};
 
 const SIZE: usize = 64;
 
-/// Rounds of a short handler, about half a microsecond.
+/// Rounds of a short handler, which takes about half a microsecond.
 const SHORT: u32 = 400;
 /// How much longer a long handler takes.
 const LONG_FACTOR: u32 = 100;
-/// One job of so many has a long handler: one for each claim of the greatest length.
+/// One job of this many has a long handler: one for each claim of the greatest length.
 const LONG_EVERY: u64 = 256;
 
-/// What a handler does: something that takes as long on any core, and that no core can do for two.
+/// The work of a handler. It takes equally long on every core, and two cores cannot share it.
 fn handle(payload: &[u8]) {
     let rounds = SHORT * if payload[0] == 1 { LONG_FACTOR } else { 1 };
     let mut value = 1u64;
@@ -35,14 +35,14 @@ fn handle(payload: &[u8]) {
     black_box(value);
 }
 
-/// The jobs, one after the other.
+/// The payloads of the jobs, in order.
 fn uneven(jobs: u64) -> impl Iterator<Item = [u8; SIZE]> {
     (0..jobs).map(|job| [u8::from(job % LONG_EVERY == 0); SIZE])
 }
 
-/// One producer, and consumers of whom some are held up by long handlers while others must take
-/// over what they have claimed. `alone` is the handlers' own time, on one thread without a queue:
-/// half of it is the least that two cores could take.
+/// One producer, and consumers of which some are held up by long handlers, while others must take
+/// over the jobs that those have claimed. `alone` is the time of the handlers by themselves, on one
+/// thread without a queue: half of it is the least that two cores could take.
 fn stealing(criterion: &mut Criterion) {
     const RUN: u64 = 50_000;
     let mut group = criterion.benchmark_group("stealing");
@@ -113,7 +113,7 @@ fn stealing(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Every job fails three times, comes back at once, and is acked. The time is that of a job: an
+/// Every job fails three times, is retried at once, and is then acked. The time is per job: an
 /// enqueue, four deliveries, three failures with a reason, an ack.
 fn retry_storm(criterion: &mut Criterion) {
     const RUN: u64 = 20_000;
@@ -151,8 +151,8 @@ fn retry_storm(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Every job is declared dead at its first delivery. Until the last letter is written and flushed,
-/// and its job done; without the enqueueing and the purge.
+/// Every job is declared dead at its first delivery. Timed until the last letter is written and
+/// flushed and its job marked done, without the enqueues and the purge.
 fn dead_lettering(criterion: &mut Criterion) {
     const RUN: u64 = 10_000;
     let mut group = criterion.benchmark_group("dead-lettering");
@@ -168,7 +168,7 @@ fn dead_lettering(criterion: &mut Criterion) {
                 let start = Instant::now();
                 for _ in 0..jobs {
                     let job = consumer.next().expect("open");
-                    job.dead_letter("of no use");
+                    job.dead_letter("not retryable");
                 }
                 while letters.len() < jobs {
                     thread::yield_now();
@@ -182,8 +182,8 @@ fn dead_lettering(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Jobs with a delay, from the first enqueue until the last one is acked, so that the delay itself
-/// is in it once: each goes to the timer when it is claimed, and comes back from there.
+/// Jobs with a delay, from the first enqueue until the last ack, so the delay itself is included
+/// once. Each job goes to the timer when it is claimed, and comes back from there.
 fn delayed(criterion: &mut Criterion) {
     const RUN: u64 = 200_000;
     const DELAY: Duration = Duration::from_millis(5);

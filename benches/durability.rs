@@ -1,9 +1,9 @@
-//! What durability costs: enqueues that return after a flush, which producers share, and flushes in
-//! the background, beside what the disk needs for a write and a flush.
+//! Benchmarks of the cost of durability: enqueues that return after a flush, which producers share,
+//! and flushes in the background, compared with a plain write and flush.
 //!
-//! `cargo bench --bench durability`. It is the disk that is measured, so it must be one: the queue
-//! is below the build directory, or in `LOGMILL_BENCH_DIR`. Jobs have 64 bytes, and the plain writes
-//! the 96 of such a job's record.
+//! `cargo bench --bench durability`. This measures the disk, so the queue must be on one: it is
+//! below the build directory, or in `LOGMILL_BENCH_DIR`. Jobs have 64 bytes, and the plain writes
+//! 96, the length of such a job's record.
 
 mod common;
 
@@ -21,14 +21,14 @@ use logmill::Durability;
 const PAYLOAD: [u8; 64] = [7; 64];
 const RECORD: [u8; 96] = [7; 96];
 
-/// Producers on one stripe, each of whom waits for the flush of each of its jobs:
-/// `Durability::Sync`. The time is that of a job, all producers together.
+/// Producers on one stripe with `Durability::Sync`: each waits for the flush of each of its jobs.
+/// The time is per job, over all producers.
 fn sync(criterion: &mut Criterion) {
     let mut group = group(criterion, "sync");
     for producers in [1, 8, 64] {
         let queue = OnceCell::new();
-        // So that each producer has some, and the first flushes, with few to share them, do not
-        // count for much.
+        // Enough jobs for each producer, so that the first flushes, which few producers share,
+        // matter little.
         let run = 50 * producers as u64;
         group.bench_function(format!("{producers}-producers"), |bencher| {
             let (queue, _) = queue
@@ -75,7 +75,7 @@ fn sync(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// One producer; what it enqueues is flushed within an interval, by another thread.
+/// One producer with `Durability::Interval`: another thread flushes its jobs.
 fn interval(criterion: &mut Criterion) {
     let mut group = group(criterion, "interval");
     for millis in [1, 10, 100] {
@@ -100,9 +100,9 @@ fn interval(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What the disk needs: one thread that writes 96 bytes and flushes them with `fdatasync`, again
-/// and again. `in-place` writes to a file whose blocks are there and written, as logmill's are, so
-/// that the flush has nothing but the data to write; `append` lets the file grow.
+/// The bare cost of the disk: one thread that repeatedly writes 96 bytes and flushes them with
+/// `fdatasync`. `in-place` writes to a file whose blocks are allocated and written, like those of
+/// logmill, so that only the data has to be flushed. With `append` the file grows.
 fn plain(criterion: &mut Criterion) {
     let mut group = group(criterion, "write-and-fdatasync");
     for (name, blocks) in [("in-place", 8 * 1024 * 1024), ("append", 0)] {

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Instructions for each job, by function and by source file: those that 100,000 more jobs take, in
+# Counts instructions per job, by function and by source file: those that 100,000 more jobs take, in
 # the thread that enqueues and takes them. Needs valgrind.
 #
-# Valgrind shows the program neither AVX-512 nor the vDSO. So where the processor has AVX-512 and
-# VPCLMULQDQ, the checksum takes fewer instructions than are shown here; and the clock is read by a
-# system call, of which nothing is counted but the call.
+# Valgrind offers the program neither AVX-512 nor the vDSO. So where the processor has AVX-512 and
+# VPCLMULQDQ, the checksum takes fewer instructions than shown here. And the clock is read by a
+# system call, of which only the call itself is counted.
 #
 #   benches/instructions.sh [arguments of benches/steady, such as --burst 1 or --payload 1024]
 set -euo pipefail
@@ -13,13 +13,14 @@ cd "$(dirname "$0")/.."
 few=20000
 many=120000
 
-# With debug information, and a rustix that does not look for the vDSO where valgrind has none.
+# Built with debug information, and with a rustix that does not look for the vDSO, which valgrind
+# does not have.
 cargo build --quiet --locked --profile bench -p steady --features rustix/use-libc-auxv
 scratch=$(mktemp -d)
 trap 'rm -r "$scratch"' EXIT
 
-# The instructions that so many jobs take below a function of the example, by source file and
-# function, tab-separated and sorted.
+# Prints the instructions that this many jobs take below a function of benches/steady, by source
+# file and function, tab-separated and sorted.
 count() {
     local function=$1
     shift

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# System calls for each job: those that a million more jobs make, all threads of the process
-# together, so that what opening and closing the queue takes falls out. Needs strace.
+# Counts system calls per job: those that a million more jobs make, over all threads of the process,
+# so that the calls for opening and closing the queue cancel out. Needs strace.
 #
 #   benches/syscalls.sh [arguments of benches/steady, such as --burst 1 or --payload 1024]
 set -euo pipefail
@@ -13,7 +13,7 @@ cargo build --quiet --locked --profile bench -p steady
 scratch=$(mktemp -d)
 trap 'rm -r "$scratch"' EXIT
 
-# The names of the system calls that so many jobs make, and how often, sorted by name.
+# Prints the system calls that this many jobs make, and how often each is made, sorted by name.
 count() {
     strace --follow-forks --summary-only --output "$scratch/summary" \
         "${CARGO_TARGET_DIR:-target}/release/steady" "$@"

@@ -1,16 +1,16 @@
-//! Jobs through logmill, beside messages through an in-memory channel: `crossbeam_channel`'s
-//! unbounded one, each message a freshly allocated `Vec<u8>`.
+//! Benchmarks of throughput: jobs through logmill, compared with messages through an unbounded
+//! in-memory channel of `crossbeam_channel`, each message a freshly allocated `Vec<u8>`.
 //!
 //! The channel loses its messages with the process; logmill's jobs (`Durability::Process`) survive
-//! `kill -9`. Both sides touch every payload they receive. `cargo bench --bench throughput`; the
-//! ratios within one run are what counts.
+//! `kill -9`. Both sides touch every payload that they receive. `cargo bench --bench throughput`;
+//! only ratios within one run are meaningful.
 //!
-//! The allocator is told to keep what is freed, so that a large message does not pay for page faults
-//! that a small one does not have.
+//! The allocator is told to keep freed memory, so that large messages do not pay for page faults
+//! that small ones do not have.
 //!
-//! A queue is used for all measurements of its kind, so that they are of a queue in steady state,
-//! with segment files to use again. Segments have their default size of 8 MiB. With payloads of 1
-//! MiB that is 7 jobs a segment, and an eighth of each is left empty.
+//! One queue serves all measurements of a kind, so that it is in a steady state, with segment files
+//! to reuse. Segments have the default size of 8 MiB. With payloads of 1 MiB that is 7 jobs per
+//! segment, and an eighth of each segment stays empty.
 
 mod common;
 
@@ -26,10 +26,10 @@ use crossbeam_channel::{Receiver, unbounded};
 use logmill::Queue;
 
 const SIZES: [usize; 5] = [16, 64, 1024, 16 * 1024, 1024 * 1024];
-/// Jobs in a batch, and the sizes that are measured.
+/// Jobs in a batch, and below, the payload sizes that are measured with batches.
 const BATCH: usize = 64;
 const BATCHED_SIZES: [usize; 2] = [64, 1024];
-/// From this size on, throughput is in bytes.
+/// From this size on, throughput is given in bytes.
 const LARGE: usize = 16 * 1024;
 
 fn name_of(size: usize) -> String {
@@ -48,7 +48,7 @@ fn throughput_of(size: usize, jobs: usize) -> Throughput {
     }
 }
 
-/// What one producer pays for a job, with nobody consuming meanwhile.
+/// The cost of an enqueue for one producer, while nothing consumes.
 fn enqueue(criterion: &mut Criterion) {
     for size in SIZES {
         let mut group = criterion.benchmark_group(format!("enqueue/{}", name_of(size)));
@@ -86,7 +86,7 @@ fn enqueue(criterion: &mut Criterion) {
     }
 }
 
-/// The same with 64 jobs a call. A channel has no such call, so its messages are sent one by one.
+/// The same with 64 jobs per call. A channel has no such call, so its messages are sent one by one.
 fn enqueue_batch(criterion: &mut Criterion) {
     for size in BATCHED_SIZES {
         let name = format!("enqueue-batch-of-{BATCH}/{}", name_of(size));
@@ -137,7 +137,7 @@ fn receive(receiver: &Receiver<Vec<u8>>, messages: u64) {
     }
 }
 
-/// Two producers on two stripes at once, with nobody consuming meanwhile.
+/// Two producers on two stripes at once, while nothing consumes.
 fn enqueue_from_two(criterion: &mut Criterion) {
     const PRODUCERS: usize = 2;
     for size in BATCHED_SIZES {
@@ -157,7 +157,7 @@ fn enqueue_from_two(criterion: &mut Criterion) {
                         PRODUCERS,
                         0,
                         |thread| {
-                            // The next one made is on the next stripe.
+                            // The next producer is on the next stripe.
                             let mut producer = queue.producer();
                             for _ in 0..share(jobs, PRODUCERS, thread) {
                                 producer.enqueue(black_box(&payload)).expect("enqueued");
@@ -193,7 +193,7 @@ fn enqueue_from_two(criterion: &mut Criterion) {
     }
 }
 
-/// Producers and consumers at once: from the first send until the last job is acked, or the last
+/// Producers and consumers at once: from the first send until the last job is acked or the last
 /// message received.
 fn end_to_end(criterion: &mut Criterion) {
     for threads in [1, 2, 4] {
@@ -248,7 +248,7 @@ fn through_logmill(queue: &Queue, threads: usize, size: usize, jobs: u64) -> Dur
 
 fn through_channel(threads: usize, size: usize, jobs: u64) -> Duration {
     let (sender, receiver) = unbounded::<Vec<u8>>();
-    // Each is taken, and dropped, by its thread.
+    // Each thread takes one sender and drops it at its end.
     let senders: Vec<_> = (0..threads)
         .map(|_| Mutex::new(Some(sender.clone())))
         .collect();
@@ -265,7 +265,7 @@ fn through_channel(threads: usize, size: usize, jobs: u64) -> Duration {
             }
         },
         || {
-            // Ends when the last sender is gone.
+            // Ends when the last sender is dropped.
             for message in &receiver {
                 black_box(message[size - 1]);
             }

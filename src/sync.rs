@@ -17,7 +17,7 @@ pub(crate) use loom::sync::{
 #[cfg(loom)]
 pub(crate) use loom::thread::yield_now;
 
-/// What the models of the protocols are run with.
+/// Runs the loom models of the protocols.
 #[cfg(all(loom, test))]
 pub(crate) mod model {
     use std::sync::Arc;
@@ -25,19 +25,20 @@ pub(crate) mod model {
     use loom::sync::atomic::{AtomicUsize, Ordering};
     use loom::thread;
 
-    /// Checks a model in every interleaving that matters; with a bound, in those with at most so
-    /// many switches from one thread to another that could go on.
+    /// Checks a model in all interleavings, except those that loom regards as equivalent to one
+    /// that it has checked. With a bound, checks those with at most that many preemptions: switches
+    /// away from a thread that could go on.
     pub(crate) fn check(bound: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = bound;
         builder.check(model);
     }
 
-    /// Runs each body in a thread, the last in the caller's.
+    /// Runs each body in a thread of its own, except the last, which runs in the caller's thread.
     ///
-    /// Loom tries another order where an operation conflicts with the latest one on the same
-    /// object, and so overlooks a conflict with an earlier one. The counter, which all threads
-    /// add to first, has it at least begin them in every order.
+    /// Loom tries another order only where an operation conflicts with the latest one on the same
+    /// object, and so misses conflicts with earlier ones. All threads first add to a counter, so
+    /// that loom begins them in every order at least.
     pub(crate) fn concurrently<S: 'static, T: 'static, const N: usize>(
         shared: &Arc<S>,
         bodies: [fn(&S) -> T; N],

@@ -1,13 +1,13 @@
-//! Modules depend on those below them only.
+//! Checks that each module of the library depends only on modules below it.
 //!
-//! Reads the `use` lines and paths of the library, tests left out, and demands that each names a module that
-//! is further down in [`LAYERS`] than its own.
+//! Reads the `use` lines and paths of the library, without its tests. Each must name a module that
+//! is further down in [`LAYERS`] than the module that it is in.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// The modules of the crate, the uppermost first. Those in a row do not know each other.
+/// The modules of the crate, top layer first. Modules of the same layer do not use each other.
 const LAYERS: &[&[&str]] = &[
     &["queue"],
     &["consumer", "dead_letters", "producer", "workers"],
@@ -28,7 +28,7 @@ fn layer_of(module: &str) -> usize {
     layer.unwrap_or_else(|| panic!("{module} is in no layer"))
 }
 
-/// The file without comments, and without its tests, which come last.
+/// The content of a file without comments, and without its tests, which come last.
 fn code_of(file: &Path) -> String {
     let text = fs::read_to_string(file).expect("a source file");
     let lines = text.lines();
@@ -52,7 +52,7 @@ fn source_files(dir: &Path, files: &mut Vec<std::path::PathBuf>) {
     }
 }
 
-/// The module that each name is from which the crate's root exports.
+/// The names that the crate root exports, each with its module.
 fn exports(root: &str) -> Vec<(String, String)> {
     let mut exports = Vec::new();
     let uses = root.split("use ").skip(1);
@@ -69,7 +69,7 @@ fn exports(root: &str) -> Vec<(String, String)> {
     exports
 }
 
-/// What follows `crate::`, each time.
+/// The names that follow `crate::`.
 fn names_in(code: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for rest in code.split("crate::").skip(1) {
@@ -88,7 +88,7 @@ fn names_in(code: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn modules_know_only_those_below_them() {
+fn modules_use_only_modules_below_them() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let exports = exports(&code_of(&root.join("lib.rs")));
     let mut files = Vec::new();
@@ -110,7 +110,7 @@ fn modules_know_only_those_below_them() {
                 let is_below = layer_of(other) > layer_of(&own);
                 assert!(
                     is_below,
-                    "{} uses {other}, which is not below",
+                    "{} uses {other}, which is not in a lower layer",
                     file.display()
                 );
             }

@@ -1,7 +1,7 @@
-//! What the suites share: scratch directories, threads that start together, and runs of a length
-//! that keeps time and disk use within bounds.
+//! Helpers that the benchmark suites share: scratch directories, threads that start together, and
+//! runs of a length that keeps time and disk use within bounds.
 
-// Each suite uses a part of it.
+// Each suite uses only some of them.
 #![allow(dead_code)]
 
 use std::env;
@@ -17,42 +17,42 @@ use logmill::{Builder, Consumer, Job, Queue};
 use tempfile::TempDir;
 
 /// Jobs that are enqueued before the untimed drain, so that neither side's backlog grows without
-/// bound. Across a few bursts every segment boundary is inside the timed part.
+/// bound. Over a few bursts, every segment boundary falls into the timed part.
 const BURST: u64 = 50_000;
-/// Jobs that a timed run of several threads has, so that starting threads does not count.
+/// Jobs in a timed run of several threads, so many that the start of the threads does not matter.
 const RUN: u64 = 500_000;
-/// Most bytes of payload in a burst.
+/// The most bytes of payload in a burst.
 const BURST_BYTES: u64 = 64 * 1024 * 1024;
-/// Most bytes of payload in a run: about what can be waiting, in memory or on the disk, if the
-/// producers outrun the consumers.
+/// The most bytes of payload in a run: about what may have to wait, in memory or on the disk, if
+/// the producers outrun the consumers.
 const RUN_BYTES: u64 = 512 * 1024 * 1024;
 
-/// Jobs of this size in a burst.
+/// The number of jobs of this size in a burst.
 pub(crate) fn burst_of(size: usize) -> u64 {
     BURST.min(BURST_BYTES / size as u64)
 }
 
-/// Jobs of this size in a run.
+/// The number of jobs of this size in a run.
 pub(crate) fn run_of(size: usize) -> u64 {
     RUN.min(RUN_BYTES / size as u64)
 }
 
-/// A directory on the disk that the build is on, or in `LOGMILL_BENCH_DIR`: the usual place for
-/// temporary files may be in memory, where no flush costs anything.
+/// A directory on the disk of the build, or in `LOGMILL_BENCH_DIR`. The usual place for temporary
+/// files may be in memory, where flushes cost nothing.
 pub(crate) fn scratch() -> TempDir {
     let parent = env::var_os("LOGMILL_BENCH_DIR").unwrap_or(env!("CARGO_TARGET_TMPDIR").into());
     tempfile::tempdir_in(parent).expect("a scratch directory")
 }
 
-/// Has the C library's allocator keep the memory that is freed, by starting this program once more
-/// with glibc's settings for that.
+/// Makes the C library's allocator keep freed memory, by starting this program again with glibc's
+/// settings for that.
 ///
-/// By default it gives much of it back to the kernel after each burst of large messages, and the
-/// next burst takes a page fault for each 4 KiB, which would be most of what is measured.
+/// By default the allocator gives much of it back to the kernel after each burst of large messages.
+/// Then the next burst takes a page fault for each 4 KiB, which would be most of the measured time.
 pub(crate) fn keep_freed_memory() {
     const SETTINGS: [(&str, &str); 2] = [
         ("MALLOC_TRIM_THRESHOLD_", "17179869184"),
-        // The most that it takes.
+        // The largest value that glibc accepts.
         ("MALLOC_MMAP_THRESHOLD_", "33554432"),
     ];
     if SETTINGS.iter().all(|(name, _)| env::var_os(name).is_some()) {
@@ -60,23 +60,23 @@ pub(crate) fn keep_freed_memory() {
     }
     let mut again = Command::new(env::current_exe().expect("known"));
     let error = again.args(env::args_os().skip(1)).envs(SETTINGS).exec();
-    panic!("not started again: {error}");
+    panic!("cannot start this program again: {error}");
 }
 
-/// A new queue in a directory of its own, which outlives it.
+/// Opens a new queue in its own directory, which lasts longer than the queue.
 pub(crate) fn open(with: impl FnOnce(Builder) -> Builder) -> (Queue, TempDir) {
     let dir = scratch();
     (open_in(dir.path(), with), dir)
 }
 
-/// The queue in this directory, in which nothing may be damaged.
+/// Opens the queue in this directory; it must be undamaged.
 pub(crate) fn open_in(dir: &Path, with: impl FnOnce(Builder) -> Builder) -> Queue {
     let (queue, report) = with(Queue::builder(dir)).open().expect("a queue");
     assert!(report.is_clean(), "{report:?}");
     queue
 }
 
-/// Takes so many jobs and acks them.
+/// Takes and acks this many jobs.
 pub(crate) fn drain(consumer: &Consumer, jobs: u64) {
     for _ in 0..jobs {
         if let Some(job) = consumer.next() {
@@ -85,7 +85,7 @@ pub(crate) fn drain(consumer: &Consumer, jobs: u64) {
     }
 }
 
-/// Times `calls` calls of `send`, in bursts, without what `drain` takes after each burst.
+/// Times `calls` calls of `send`, in bursts. The drain after each burst is not timed.
 pub(crate) fn timed_bursts(
     calls: u64,
     burst: u64,
@@ -107,16 +107,16 @@ pub(crate) fn timed_bursts(
     time
 }
 
-/// Does as many runs of `run` jobs as have the jobs asked for, one at least, and scales their time
-/// to that number.
+/// Makes enough runs of `run` jobs for the number of jobs asked for, at least one, and scales their
+/// time to that number.
 pub(crate) fn scaled(jobs: u64, run: u64, mut timed_run: impl FnMut(u64) -> Duration) -> Duration {
     let runs = jobs.div_ceil(run).max(1);
     let time: Duration = (0..runs).map(|_| timed_run(run)).sum();
     time.mul_f64(jobs as f64 / (runs * run) as f64)
 }
 
-/// Starts producers and consumers together, and returns the time from the first one's start to the
-/// last one's end.
+/// Starts producers and consumers together, and returns the time from the first start to the last
+/// end.
 pub(crate) fn timed_threads(
     producers: usize,
     consumers: usize,
@@ -124,7 +124,7 @@ pub(crate) fn timed_threads(
     consume: impl Fn() + Sync,
 ) -> Duration {
     let start_line = Barrier::new(producers + consumers);
-    // By the threads' own clocks: this one may be waiting for a core when they start.
+    // The threads read the clock, since this thread may be waiting for a core when they start.
     let timed = |work: &dyn Fn()| {
         start_line.wait();
         let start = Instant::now();
@@ -148,7 +148,7 @@ pub(crate) fn timed_threads(
     })
 }
 
-/// The share of a thread: the first one takes what does not divide.
+/// The share of a thread: the first one also gets the remainder.
 pub(crate) fn share(jobs: u64, threads: usize, thread: usize) -> u64 {
     let each = jobs / threads as u64;
     if thread == 0 {
@@ -158,8 +158,8 @@ pub(crate) fn share(jobs: u64, threads: usize, thread: usize) -> u64 {
     }
 }
 
-/// One of several consumers: settles jobs until all of them together have acked `jobs`. `settle`
-/// says whether it acked the job.
+/// The work of one of several consumers: settles jobs until all consumers together have acked
+/// `jobs`. `settle` returns whether it acked the job.
 pub(crate) fn consume_until(
     consumer: &Consumer,
     acked: &AtomicU64,
@@ -171,7 +171,7 @@ pub(crate) fn consume_until(
         while let Some(job) = consumer.next_timeout(Duration::from_micros(200)) {
             own += u64::from(settle(job));
         }
-        // Relaxed: a count, which orders nothing.
+        // Relaxed: the count orders nothing.
         let all = acked.fetch_add(own, Ordering::Relaxed) + own;
         own = 0;
         if all == jobs {

@@ -1,4 +1,4 @@
-//! Tells the program which compiler built it, for the conditions in its report.
+//! Records the compiler version, for the conditions in the program's report.
 
 use std::process::Command;
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the servers that logmill is compared with (Debian). The program starts instances of its own.
+# Installs the servers that logmill is compared with (Debian). The benchmark starts its own
+# instances.
 set -euo pipefail
 
 missing=()

@@ -1,4 +1,4 @@
-//! Queue directories with a backlog, as they are left by a close or a kill, and copies to work on.
+//! Queue directories with a backlog, as a close or a kill leaves them, and copies to work on.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::child;
 use crate::common::scratch;
 
-/// The default size of segments. A file that is shorter is sealed.
+/// The default segment size. A shorter segment file is a sealed one.
 const SEGMENT_SIZE: u64 = 8 * 1024 * 1024;
 
 /// How the process that made the backlog ended.
@@ -20,18 +20,18 @@ pub(crate) enum End {
     Killed,
 }
 
-/// A queue directory that nothing is changed in.
+/// A queue directory that is never changed.
 pub(crate) struct Backlog(TempDir);
 
 impl Backlog {
-    /// Has a child process enqueue these jobs, and close the queue or be killed.
+    /// Starts a child process that enqueues these jobs, and then closes the queue or is killed.
     pub(crate) fn new(jobs: u64, payload: usize, end: End) -> Self {
         let dir = scratch();
         child::fill(dir.path(), jobs, payload, end);
         Self(dir)
     }
 
-    /// What an open finds.
+    /// Describes what an open of the backlog finds.
     pub(crate) fn describe(&self) -> String {
         let copy = Copy::of(self);
         let (_queue, report) = Queue::builder(copy.path()).open().expect("a queue");
@@ -43,14 +43,14 @@ impl Backlog {
     }
 }
 
-/// A copy of a backlog to work on. Sealed segments are the same files: they are only read, and
-/// deleted once they are done.
+/// A copy of a backlog to work on. It shares the files of sealed segments, which are only read, and
+/// deleted when they are done.
 pub(crate) struct Copy(TempDir);
 
 impl Copy {
     pub(crate) fn of(backlog: &Backlog) -> Self {
         let copy = scratch();
-        // It has no files, and an open reports it lost if it is not there.
+        // This directory has no files to copy, but a missing one is reported as lost.
         fs::create_dir(copy.path().join("dead")).expect("created");
         for_each_file(backlog.0.path(), Path::new(""), &mut |relative| {
             let (from, to) = (backlog.0.path().join(relative), copy.path().join(relative));
@@ -69,7 +69,7 @@ impl Copy {
         self.0.path()
     }
 
-    /// Writes back what is dirty, since that cannot be dropped.
+    /// Writes dirty pages back first, since those cannot be dropped.
     pub(crate) fn drop_from_page_cache(&self) {
         for_each_file(self.path(), Path::new(""), &mut |relative| {
             let file = File::open(self.path().join(relative)).expect("readable");
@@ -79,7 +79,7 @@ impl Copy {
     }
 }
 
-/// The segment files below a queue's directory, opened to be read.
+/// The segment files below a queue's directory, opened for reading.
 pub(crate) fn segment_files(dir: &Path) -> Vec<File> {
     let mut files = Vec::new();
     for_each_file(dir, Path::new(""), &mut |relative| {
@@ -94,7 +94,7 @@ fn has_extension(path: &Path, extension: &str) -> bool {
     path.extension().is_some_and(|found| found == extension)
 }
 
-/// Calls `each` with the path of every file below `root`/`relative`, relative to `root`.
+/// Calls `each` with the path of every file below `root`/`relative`, given relative to `root`.
 fn for_each_file(root: &Path, relative: &Path, each: &mut impl FnMut(&Path)) {
     for entry in fs::read_dir(root.join(relative)).expect("listed") {
         let entry = entry.expect("an entry");

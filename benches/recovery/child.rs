@@ -1,4 +1,4 @@
-//! Child processes: this benchmark, started again to play a part.
+//! Child processes: this benchmark, started again in a role.
 
 use std::env;
 use std::fs;
@@ -22,9 +22,9 @@ pub(crate) enum Role {
     Fill,
     /// Enqueues a backlog and waits to be killed.
     FillAndWait,
-    /// Drains the queue and tells how long that took.
+    /// Drains the queue and prints how long that took.
     Drain,
-    /// Reads the segment files and tells how long that took.
+    /// Reads the segment files and prints how long that took.
     Read,
 }
 
@@ -35,17 +35,18 @@ const ROLES: [(Role, &str); 4] = [
     (Role::Read, "read"),
 ];
 
-/// The role, the queue's directory, and what else the role needs, one variable each.
+/// The environment variables that set the role, the directory of the queue, and the parameters of
+/// the role.
 const ROLE: &str = "LOGMILL_BENCH_ROLE";
 const DIR: &str = "LOGMILL_BENCH_QUEUE";
 const JOBS: &str = "LOGMILL_BENCH_JOBS";
 const PAYLOAD: &str = "LOGMILL_BENCH_PAYLOAD";
 const JOIN: &str = "LOGMILL_BENCH_JOIN";
 
-/// What a child says when it is done, with a number of nanoseconds.
+/// A child prints this when it is done, followed by a number of nanoseconds.
 const DONE: &str = "done ";
 
-/// Has a child make a backlog in `dir`.
+/// Makes a backlog in `dir`, in a child process.
 pub(crate) fn fill(dir: &Path, jobs: u64, payload: usize, end: End) {
     let role = match end {
         End::Closed => Role::Fill,
@@ -62,8 +63,8 @@ pub(crate) fn fill(dir: &Path, jobs: u64, payload: usize, end: End) {
     child.wait().expect("waitable");
 }
 
-/// Has a child do something with the queue in `dir`, within a bound on its memory if there is one,
-/// and returns how long that took.
+/// Runs a role on the queue in `dir` in a child process, with its memory bounded if a bound is
+/// given; returns how long that took.
 pub(crate) fn timed(role: Role, dir: &Path, bound: Option<&Bound>) -> Duration {
     let mut command = command(role, dir);
     if let Some(bound) = bound {
@@ -91,15 +92,15 @@ fn wait_for_done(child: &mut Child) -> Duration {
     Duration::from_nanos(nanos.and_then(|nanos| nanos.parse().ok()).expect("done"))
 }
 
-/// In a child: plays its part. Returns whether this is a child.
+/// Runs the role if this is a child process. Returns whether it is one.
 pub(crate) fn play() -> bool {
     let Ok(role) = env::var(ROLE) else {
         return false;
     };
     set_parent_process_death_signal(Some(Signal::KILL)).expect("permitted");
     if let Some(members) = env::var_os(JOIN) {
-        // 0 is whoever writes it.
-        fs::write(members, "0").expect("let in");
+        // 0 stands for the process that writes it.
+        fs::write(members, "0").expect("joined the cgroup");
     }
     let dir = env::var_os(DIR).expect("given");
     let dir = Path::new(&dir);

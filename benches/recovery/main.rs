@@ -1,19 +1,20 @@
-//! How long it takes to open a queue that was closed, and one whose process was killed; and to
-//! drain a backlog that memory does not hold.
+//! Benchmarks of recovery: the time to open a queue that was closed or whose process was killed,
+//! and to drain a backlog larger than memory.
 //!
-//! `cargo bench --bench recovery`. The backlogs are made once, by child processes, and take about
-//! 2.5 GiB on the disk meanwhile; each measurement works on a copy that shares their sealed
-//! segments. The 1 GiB backlog is of jobs of 1 KiB, the small one of 10,000 jobs of 64 B.
+//! `cargo bench --bench recovery`. Child processes make the backlogs once; they take about 2.5 GiB
+//! on the disk during the run. Each measurement works on a copy that shares their sealed segments.
+//! The 1 GiB backlog has jobs of 1 KiB, the small one 10,000 jobs of 64 B.
 //!
-//! - **open**: `Builder::open` alone, with the files in the page cache, as they are after a process
-//!   has died. How much of a killed queue has to be scanned is printed: segments are sealed some
-//!   200 ms after they are full, and as fast as the disk takes them, and the child enqueues as fast
+//! - **open**: only `Builder::open`, with the files in the page cache, as they are after a process
+//!   has died. How much of a killed queue has to be scanned is printed: segments are sealed about
+//!   200 ms after they are full, and as fast as the disk permits, while the child enqueues as fast
 //!   as it can until it is killed.
 //! - **drain**: from the first claim until the last of 1 GiB of jobs is acked, by one consumer in a
-//!   child process. *cached*: all files are in the page cache. *cold*: none is at first. *bounded*:
-//!   none is, and the child is in a memory cgroup of 256 MiB, page cache included; left out, with
-//!   a word, where no such group can be made (it needs root, mostly). *plain-read*: the segment
-//!   files read from end to end in 1 MiB pieces, under the same bound; what the disk needs alone.
+//!   child process. *cached*: all files are in the page cache. *cold*: no file is in it at first.
+//!   *bounded*: as cold, with the child in a memory cgroup of 256 MiB that includes page cache;
+//!   skipped with a message where no such group can be made, which usually needs root.
+//!   *plain-read*: the segment files read from end to end in 1 MiB pieces under the same bound, to
+//!   show what the disk alone needs.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -75,7 +76,7 @@ fn drain(criterion: &mut Criterion) {
     let backlog = LazyCell::new(|| Backlog::new(GIB / 1024, 1024, End::Closed));
     let bound = Bound::new(BOUND);
     if bound.is_none() {
-        eprintln!("no memory cgroup can be made here, so nothing bounds the page cache");
+        eprintln!("no memory cgroup can be made here, so the bounded measurements are skipped");
     }
     let cases = [
         ("cached", Role::Drain, false, None),

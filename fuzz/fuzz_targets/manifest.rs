@@ -1,4 +1,4 @@
-//! See `logmill_fuzz::manifest`.
+//! Fuzz target: the bytes of a MANIFEST, see `logmill_fuzz::manifest`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| logmill_fuzz::manifest(bytes));

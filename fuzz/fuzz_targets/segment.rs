@@ -1,4 +1,4 @@
-//! See `logmill_fuzz::segment`.
+//! Fuzz target: the bytes of a segment file, see `logmill_fuzz::segment`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| logmill_fuzz::segment(bytes));

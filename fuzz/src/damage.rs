@@ -1,4 +1,5 @@
-//! The bytes of a segment file or an ack file, in a queue that is good otherwise.
+//! The targets `segment` and `ack`: arbitrary bytes in a segment file or an ack file of an
+//! otherwise good queue.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -11,31 +12,31 @@ use crate::format::{self, Acks, End, FILE_HEADER, Job, Segment};
 use crate::good_queue::{ACKED, JOBS, LOG, PAYLOADS, good_queue};
 use crate::{SEGMENT_SIZE, builder, directory, is_one_in};
 
-/// Far more than a few jobs take.
+/// Far longer than a few jobs take.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// What a retry policy allows if nothing is said.
+/// The attempts that a default retry policy allows.
 const POLICY_LIMIT: u8 = 5;
 const CRASHES_LIMIT: u32 = 3;
 
-/// A due time from here on is past the end of any test.
+/// A due time this far ahead is past the end of any test.
 const FAR: Duration = Duration::from_secs(3600);
 
-// What the first byte of an input says.
+// The flags in the first byte of an input.
 /// The file is replaced by the bytes, not overwritten from some offset on.
 const REPLACE: u8 = 1;
 /// The queue was closed, so that the segment is sealed.
 const SEALED: u8 = 2;
-/// The checks in the file are made to fit, see `format.rs`: what is wrong with it is not found by
-/// them.
+/// The checks in the file are recomputed, see `format.rs`, so that they do not reveal the damage.
 const MEND: u8 = 4;
 
-/// The bytes of a segment file. The first byte says what is done with the segment of a good queue,
-/// see [`REPLACE`] and the flags after it; the next two are the offset to overwrite from.
+/// Tests bytes of a segment file. The first byte has flags, see [`REPLACE`] and those after it, for
+/// what is done to the segment of a good queue. The next two bytes are the offset to overwrite
+/// from.
 pub fn segment(bytes: &[u8]) {
     damage_one_file(bytes, File::Segment);
 }
 
-/// The bytes of an ack file; as [`segment`].
+/// Tests bytes of an ack file, as [`segment`] does.
 pub fn ack(bytes: &[u8]) {
     damage_one_file(bytes, File::Ack);
 }
@@ -78,7 +79,7 @@ fn damage_one_file(bytes: &[u8], which: File) {
         before.check_against_what_was_enqueued(which);
     }
     let first = deliver(dir.path(), &before, |at| at % 2 == 0);
-    // Whatever was found, it is settled: what was not acked is there, and nothing else.
+    // Everything found is settled: the jobs that were not acked are there, and nothing else.
     let after = Log::read(dir.path());
     assert_eq!(after.live(), first.left, "{:?}", first.report);
     assert_eq!(after.damage(), [], "{:?}", first.report);
@@ -114,10 +115,10 @@ fn mend(file: &mut Vec<u8>, which: File) {
     }
 }
 
-/// Ids and payloads of jobs, with attempts and crashes, in order.
+/// Ids and payloads of jobs, with attempts and crashes, in order of the ids.
 type Jobs = Vec<(u64, Vec<u8>, (u32, u32))>;
 
-/// What is in the directory of a log, by [`format`].
+/// The content of a log's directory, as read by [`format`].
 struct Log {
     segments: Vec<Segment>,
     read_at: u64,
@@ -168,7 +169,7 @@ impl Log {
             .collect()
     }
 
-    /// Whether a job becomes due about now, so that it can be delivered or not.
+    /// Whether a job becomes due about now, so that either outcome would be correct.
     fn is_due_soon(&self) -> bool {
         let soon = self.read_at..self.read_at + FAR.as_nanos() as u64;
         self.jobs(|job| soon.contains(&job.due_at)).next().is_some()
@@ -178,15 +179,18 @@ impl Log {
         job.due_at > self.read_at
     }
 
-    /// Unless the checks were mended, damage costs jobs of a segment, and acks of an ack file, and
-    /// nothing else changes.
+    /// Unless checks were recomputed, damage to a segment can only lose jobs, and damage to an ack
+    /// file can only lose acks.
     fn check_against_what_was_enqueued(&self, which: File) {
         let live = self.live();
         let is_enqueued = |(id, payload, _): &(u64, Vec<u8>, (u32, u32))| {
             let is_new = which == File::Ack || *id >= ACKED as u64;
             is_new && *id < JOBS as u64 && *payload == PAYLOADS[*id as usize % PAYLOADS.len()]
         };
-        assert!(live.iter().all(is_enqueued), "never enqueued: {live:?}");
+        assert!(
+            live.iter().all(is_enqueued),
+            "a job was never enqueued: {live:?}"
+        );
         if which == File::Ack {
             let is_there = |id: u64| live.iter().any(|job| job.0 == id);
             assert!(
@@ -210,15 +214,15 @@ fn so_far<'a>(jobs: impl Iterator<Item = &'a Job>) -> Jobs {
     }))
 }
 
-/// What became of the jobs of a queue.
+/// What happened to the jobs of a queue.
 struct Deliveries {
     report: RecoveryReport,
-    /// Those that were left as they were, as if the process had ended.
+    /// Jobs that were not acked, as if the process had ended.
     left: Jobs,
 }
 
-/// Opens the queue and takes all jobs there are, which must be those of `log`, and one more. Acks
-/// those that `acks` says.
+/// Opens the queue and takes all jobs, which must be those of `log` and a new one. Acks the jobs
+/// that `acks` selects.
 fn deliver(dir: &Path, log: &Log, acks: impl Fn(usize) -> bool) -> Deliveries {
     let has_died = |job: &Job| {
         let limit = u32::from(job.max_attempts.unwrap_or(POLICY_LIMIT));
@@ -245,11 +249,11 @@ fn deliver(dir: &Path, log: &Log, acks: impl Fn(usize) -> bool) -> Deliveries {
         };
         let (id, payload) = (job.id().get(), job.payload().to_vec());
         let found = (id, payload.clone(), (job.attempts(), job.crashes()));
-        // While a job with a crash is held, no other one is delivered.
+        // A job with a crash is acked, since no other such job is delivered while one is held.
         if job.id() == new || job.crashes() > 0 || acks(delivered.len()) {
             job.ack();
         } else {
-            // The queue is closed properly.
+            // The close ends the delivery without a crash.
             left.push((id, payload, (job.attempts() - 1, job.crashes())));
             std::mem::forget(job);
         }
@@ -272,7 +276,7 @@ fn deliver(dir: &Path, log: &Log, acks: impl Fn(usize) -> bool) -> Deliveries {
     let stats = queue.stats();
     assert_eq!(stats.delayed, delayed.len() as u64, "{stats:?}");
     assert_eq!(stats.in_flight, left.len() as u64, "{stats:?}");
-    // A job that has a letter already gets no other.
+    // A job that already has a letter gets no second one.
     let has_letter = |id: u64| letters.iter().any(|letter| letter.0 == id);
     let written: Vec<_> = died.into_iter().filter(|job| !has_letter(job.0)).collect();
     letters.extend(written);
@@ -298,17 +302,17 @@ fn letters(queue: &Queue) -> Jobs {
     }))
 }
 
-/// What is damaged is reported, and nothing else; and there is a copy of all of it.
+/// Checks that exactly the damaged regions are reported, and that there is a copy of each.
 fn check_quarantine(queue: &Queue, report: &RecoveryReport, log: &Log) {
     let mut at_open = Vec::new();
-    // There is at most one segment with damage in it.
+    // At most one segment has damage.
     let mut later = 0..=0;
     for segment in &log.segments {
         let regions = segment.damage.len() as u64;
         if !segment.is_sealed {
             at_open.extend(segment.damage.iter().copied());
         } else if segment.is_complete {
-            // It may be gone before anybody looks at it.
+            // The segment may be removed before anything reads it.
             later = 0..=regions;
         } else {
             later = regions..=regions;
@@ -320,7 +324,7 @@ fn check_quarantine(queue: &Queue, report: &RecoveryReport, log: &Log) {
         .collect();
     assert_eq!(reported, at_open);
     assert!(later.contains(&queue.stats().quarantined), "{later:?}");
-    // One copy can be of several regions, and of what lies between.
+    // A copy may cover several regions and the bytes between them.
     let mut copies: BTreeMap<&Path, (u64, u64)> = BTreeMap::new();
     for one in &report.quarantined {
         if let Some(copy) = &one.copy {

@@ -1,9 +1,9 @@
-//! The file format, written a second time from docs/DESIGN.md: what the bytes of a MANIFEST, a
-//! segment and an ack file mean, and what their checks have to be.
+//! A second implementation of the file format, from docs/DESIGN.md: what the bytes of a MANIFEST, a
+//! segment and an ack file mean, and what their checks must be.
 //!
-//! Plain and slow, and shares nothing with the library, so that what the two agree on is in the
-//! text, and no mistake of one is in the other. It serves to predict what the library makes of some
-//! bytes, and to mend checks in them, so that a fuzzer gets past these.
+//! It is plain and slow, and shares no code with the library. So what the two agree on is what the
+//! document says, and a mistake in one is not in the other. It predicts what the library makes of
+//! some bytes, and recomputes checks in them, so that a fuzzer gets past these.
 
 mod acks;
 mod record;
@@ -18,9 +18,9 @@ pub use segment::{Job, Segment};
 pub const UNIT: usize = 8;
 pub const FILE_HEADER: usize = 64;
 pub const RECORD_HEADER: usize = 32;
-/// Units of the smallest record.
+/// The size of the smallest record, in units.
 pub const RECORD_UNITS: u32 = (RECORD_HEADER / UNIT) as u32;
-/// Where the first record stands, in units.
+/// The place of the first record, in units.
 pub const FIRST: u32 = (FILE_HEADER / UNIT) as u32;
 
 pub const SEGMENT_MAGIC: [u8; 8] = *b"logmillS";
@@ -38,7 +38,7 @@ pub fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
 
-/// What a MANIFEST says.
+/// The content of a MANIFEST.
 #[derive(Debug)]
 pub enum Manifest {
     Corrupt,
@@ -68,7 +68,7 @@ pub fn manifest(bytes: &[u8]) -> Manifest {
     }
 }
 
-/// Makes the check of a MANIFEST fit it, if it has its length.
+/// Recomputes the check of a MANIFEST, if it has the right length.
 pub fn mend_manifest(bytes: &mut [u8]) {
     if bytes.len() == 36 {
         let check = crc32fast::hash(&bytes[..32]);
@@ -76,7 +76,7 @@ pub fn mend_manifest(bytes: &mut [u8]) {
     }
 }
 
-/// What the headers of a segment and of its ack file say.
+/// The fields that the headers of a segment and of its ack file share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub base: u64,
@@ -102,7 +102,7 @@ fn header_check(file: &[u8]) -> u32 {
     crc32fast::hash(&[&file[..12], &file[16..48]].concat())
 }
 
-/// Makes the check of a file's header fit it.
+/// Recomputes the check of a file's header.
 pub fn mend_header(file: &mut [u8]) {
     if file.len() >= FILE_HEADER {
         let check = header_check(file);
@@ -110,12 +110,12 @@ pub fn mend_header(file: &mut [u8]) {
     }
 }
 
-/// The longest record that a queue with this segment size writes.
+/// The length of the longest record that a queue with this segment size writes.
 pub fn max_record(segment_size: usize) -> usize {
     ((segment_size - FILE_HEADER) / 4).min(16 << 20)
 }
 
-/// Where the records of a segment end.
+/// The place where the records of a segment end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
     pub records: u32,
@@ -123,7 +123,7 @@ pub struct End {
 }
 
 impl End {
-    /// The most that fits a segment, or a part of one, of so many bytes.
+    /// The most records and units that fit this many bytes of a segment.
     pub fn of_bytes(len: usize) -> Self {
         Self {
             records: ((len - FILE_HEADER) / RECORD_HEADER) as u32,
@@ -131,14 +131,14 @@ impl End {
         }
     }
 
-    /// Whether so many records fit so many units, and these a segment of this size.
+    /// Whether this many records fit this many units, and these units a segment of this size.
     pub fn is_possible(&self, segment_size: usize) -> bool {
         let most = Self::of_bytes(segment_size).units;
         (FIRST..=most).contains(&self.units) && self.records <= (self.units - FIRST) / RECORD_UNITS
     }
 }
 
-/// The end that the seal of a segment with this salt says, if it is sealed.
+/// The end of the records according to the seal, if a segment with this salt is sealed.
 pub fn seal(file: &[u8], salt: u64) -> Option<End> {
     let end = End {
         records: u32_at(file, 48),
@@ -151,7 +151,7 @@ fn seal_check(file: &[u8], salt: u64) -> u32 {
     crc32fast::hash(&[&salt.to_le_bytes(), &file[48..56]].concat())
 }
 
-/// Makes the check of a seal fit it, if there is one.
+/// Recomputes the check of a seal, if there is a seal.
 pub fn mend_seal(file: &mut [u8]) {
     if file.len() >= FILE_HEADER && u32_at(file, 52) != 0 {
         let check = seal_check(file, u64_at(file, 40));

@@ -1,4 +1,4 @@
-//! The queue that [`damage`](crate::damage) damages: a few jobs, some of them done.
+//! The queue that [`damage`](crate::damage) damages: it has a few jobs, some of which are done.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,12 @@ use crate::{SEGMENT_SIZE, builder, directory, files};
 
 pub const JOBS: usize = 40;
 pub const ACKED: usize = 10;
-/// Some end in zeros, as if they had never been written; that of the last job, the fourth, does.
+/// Some payloads end in zeros, which look like space that was never written. The last job has the
+/// fourth payload, which does.
 pub const PAYLOADS: [&[u8]; 6] = [b"", b"one", &[7; 300], &[0; 16], b"a second job", &[0; 200]];
 
-/// In place of what is random or a time in the files of the good queue, so that an input means the
-/// same in each process.
+/// Replaces the random values and times in the files of the good queue, so that an input has the
+/// same effect in each process.
 const SALT: u64 = 0x1122_3344_5566_7788;
 const PAST: u64 = 1_700_000_000_000_000_000;
 
@@ -24,7 +25,7 @@ const PAST: u64 = 1_700_000_000_000_000_000;
 pub struct Files {
     pub segment: Vec<u8>,
     pub ack: Vec<u8>,
-    /// All others, with their paths within the queue.
+    /// All other files, with their paths within the queue.
     others: Vec<(PathBuf, Vec<u8>)>,
 }
 
@@ -44,13 +45,13 @@ impl Files {
     }
 }
 
-/// The files of a queue with a few jobs, and of one that was closed.
+/// The files of a queue with a few jobs, which a process closed (`sealed`) or left by dying.
 pub fn good_queue(sealed: bool) -> &'static Files {
     static FILES: [OnceLock<Files>; 2] = [OnceLock::new(), OnceLock::new()];
     FILES[usize::from(sealed)].get_or_init(|| make_queue(sealed))
 }
 
-/// The files of a queue of which a process has left a few jobs; if not `sealed`, by dying.
+/// Makes such a queue.
 fn make_queue(sealed: bool) -> Files {
     let living = directory();
     let (queue, _) = builder(living.path()).open().expect("opened");
@@ -66,8 +67,8 @@ fn make_queue(sealed: bool) -> Files {
         drop(consumer);
         queue.close().expect("closed");
     }
-    // What a crash would leave: the files of the open queue. Those of the dead letter log and of
-    // the next segment hold nothing yet, and take time to recover.
+    // Copies the files of the open queue, as a crash would leave them. The files of the dead letter
+    // log and of the next segment are left out: they are empty and take time to recover.
     let copy = directory();
     files::copy_when_quiet(living.path(), copy.path());
     let read = |path: &Path| fs::read(copy.path().join(path)).expect("read");
@@ -88,8 +89,8 @@ fn make_queue(sealed: bool) -> Files {
 }
 
 impl Files {
-    /// Gives the files a salt and times of ours. What was in them, and is then, must be what was
-    /// enqueued and acked.
+    /// Gives the files a fixed salt and fixed times. Checks, before and after, that they contain
+    /// exactly what was enqueued and acked.
     fn make_the_same_in_each_process(&mut self) {
         self.check();
         let capacity = End::of_bytes(SEGMENT_SIZE as usize).records;

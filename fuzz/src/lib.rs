@@ -1,12 +1,13 @@
-//! The bodies of the fuzz targets: each takes bytes that anybody could have written, and demands
-//! that there is no panic and no hang, and that the library makes of them just what a second
-//! implementation of the format does, or the model.
+//! The bodies of the fuzz targets. Each takes arbitrary bytes and checks that the library neither
+//! panics nor hangs, and that it agrees with a second implementation of the format, or with the
+//! model.
 //!
-//! `cargo +nightly fuzz run segment --features libfuzzer` fuzzes; `cargo test`, in this directory,
-//! runs the bodies over the corpus, with the stable toolchain.
+//! `cargo +nightly fuzz run segment --features libfuzzer` fuzzes a target. `cargo test` in this
+//! directory runs the bodies over the corpus, with the stable toolchain.
 
 mod damage;
-// The model-based test's own model and driver, so that there is one notion of the contract.
+// The model and its driver are shared with the model test, so that there is one definition of the
+// contract.
 #[path = "../../tests/model/driver.rs"]
 mod driver;
 #[path = "../../tests/model/files.rs"]
@@ -17,7 +18,7 @@ mod manifest;
 #[path = "../../tests/model/model.rs"]
 mod model;
 #[path = "../../tests/model/operation.rs"]
-#[expect(dead_code, reason = "pauses of seconds are not for a fuzzer")]
+#[expect(dead_code, reason = "the fuzzer never pauses for seconds")]
 mod operation;
 mod operations;
 mod record;
@@ -35,7 +36,7 @@ pub use record::record;
 const STRIPES: usize = 1;
 const SEGMENT_SIZE: u64 = 16 * 1024;
 
-/// In memory, if there is such a file system: a fuzzer's time is not for flushes.
+/// A directory in memory, if there is such a file system, so that flushes take no time.
 fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
@@ -49,8 +50,8 @@ fn builder(dir: &Path) -> logmill::Builder {
         .retry(RetryPolicy::fixed(Duration::ZERO))
 }
 
-/// Whether an input gets the checks that take long: one in so many under a fuzzer, which prefers
-/// no input for it, and all of them without.
+/// Whether an input gets the slow checks: one input of this many under a fuzzer, chosen by a hash
+/// so that the fuzzer does not prefer them; all inputs otherwise.
 fn is_one_in(inputs: u32, bytes: &[u8]) -> bool {
     !cfg!(feature = "libfuzzer") || crc32fast::hash(bytes).is_multiple_of(inputs)
 }

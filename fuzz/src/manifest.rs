@@ -1,4 +1,4 @@
-//! The bytes of a MANIFEST.
+//! The target `manifest`: arbitrary bytes in a MANIFEST.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use logmill::OpenError;
 use crate::format::{self, Manifest};
 use crate::{SEGMENT_SIZE, STRIPES, builder, directory};
 
-/// The bytes of a MANIFEST, as they are and with a check that fits.
+/// Tests the bytes of a MANIFEST, once as they are and once with a correct check.
 pub fn manifest(bytes: &[u8]) {
     open_with(bytes);
     let mut mended = bytes.to_vec();

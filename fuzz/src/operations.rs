@@ -1,4 +1,5 @@
-//! Bytes as a sequence of operations on a queue, for the model's driver.
+//! The target `operations`: turns bytes into operations on a queue, and runs them with the driver
+//! of the model.
 
 use std::time::Duration;
 
@@ -8,12 +9,12 @@ use logmill::Durability;
 use crate::driver;
 use crate::operation::{Due, Held, Limit, Operation, Outcome, Setup, Size};
 
-/// Most operations of a case.
+/// The most operations in a case.
 const MOST: usize = 200;
-/// Most of them that end the process. Each takes as long as all others of a case together.
+/// The most operations that end the process; each takes as long as all others of a case together.
 const MOST_ENDS: usize = 10;
 
-/// A structure-aware sequence of operations, compared with the model after each.
+/// Tests a sequence of operations, comparing the queue with the model after each.
 pub fn operations(bytes: &[u8]) {
     let mut bytes = Unstructured::new(bytes);
     let Ok(setup) = setup(&mut bytes) else {

@@ -1,5 +1,5 @@
-//! Records, headers, metadata and acks as bytes in memory: what the library decodes, and makes of
-//! them, without a file or a thread.
+//! The target `record`: records, headers, metadata and acks as bytes in memory. Checks what the
+//! library decodes, and encodes again, without files or threads.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -11,30 +11,32 @@ use crate::format::{
 };
 use crate::is_one_in;
 
-// What the first byte of an input says.
-/// The checks are made to fit, see `format.rs`.
+// The flags in the first byte of an input.
+/// The checks are recomputed, see `format.rs`.
 const MEND: u8 = 1;
 /// The bytes are those of an ack file.
 const ACK: u8 = 2;
 
-/// Bytes of the longest record that is one.
+/// The longest valid record, in bytes.
 const MAX_RECORD: usize = 1024;
-/// Bytes of a segment, and there of a record, large enough for hashing in quadratic time to show.
+/// The size of a segment, and of its longest record, that is large enough for quadratic hashing to
+/// show.
 const LARGE: usize = 64 * 1024;
-/// Bytes that a scan may hash for each place where a record can start: the two blocks of
-/// `checksums.rs`, to look for a record. To take it, they are hashed again.
+/// The most bytes that a scan may hash for each place where a record can start: two blocks, see
+/// `src/log/recovery/checksums.rs`, while it looks for a record, and the same bytes again when it
+/// takes the record.
 const MOST_HASHED: usize = 2 * 1024;
 
-/// The bytes of a segment or an ack file, header included, after a byte of flags.
+/// Tests the bytes of a segment or an ack file with its header, after a byte of flags.
 pub fn record(bytes: &[u8]) {
     check(bytes, None);
-    // A hundred times as long and more, so rarely.
+    // This takes at least a hundred times as long, so it is done rarely.
     if is_one_in(256, bytes) {
         check(bytes, Some(LARGE));
     }
 }
 
-/// With a size, the records are repeated up to it.
+/// Checks the bytes; with a size, the records are repeated up to that size.
 fn check(bytes: &[u8], size: Option<usize>) {
     let Some((&flags, bytes)) = bytes.split_first() else {
         return;
@@ -57,14 +59,14 @@ fn check(bytes: &[u8], size: Option<usize>) {
         let records = file.split_off(FILE_HEADER);
         file.extend(records.into_iter().cycle().take(size - FILE_HEADER));
     }
-    // A segment file ends with a whole unit, as far as anybody looks.
+    // The library reads only whole units of a segment file.
     file.truncate(file.len() / UNIT * UNIT);
     if flags & MEND != 0 {
         let salt = format::u64_at(&file, 40);
         format::mend_seal(&mut file);
         format::mend_records(&mut file, salt);
     }
-    // Without the limit, time that is linear has to come from the scan alone.
+    // Records may be as long as the segment, so that only the scan itself keeps the time linear.
     let max_record = if size.is_some() { LARGE } else { MAX_RECORD };
     check_segment(&file, max_record);
 }
@@ -119,18 +121,18 @@ fn check_segment(file: &[u8], max_record: usize) {
     }
     assert_eq!(found.settles, settles);
 
-    // Bytes that were no record are covered; all others are as they were, and what is decoded of
-    // them is encoded as it was.
+    // Bytes without a record are covered and all others unchanged, and what was decoded from them
+    // is encoded in the same way.
     assert!(found.covered == found.rewritten);
-    // The segment is sealed then, and it stays at that.
+    // A second scan, of the segment as it is then sealed, finds the same.
     let again = fuzzing::scan(&found.covered, salt, max_record, found.end, true);
     assert_eq!(again.gaps, [], "{:?}", found.gaps);
     assert_eq!(again.jobs, found.jobs);
     assert_eq!(again.missing, found.missing);
 }
 
-/// Records and gaps follow each other without a gap or an overlap, ordinals grow, and what is
-/// neither a record nor missing is not there.
+/// Checks that records and gaps follow each other without space or overlap, that ordinals grow, and
+/// that each ordinal below the end has a record or is missing.
 fn check_tiles(file: &[u8], found: &fuzzing::Scanned, end: End, is_sealed: bool) {
     let salt = format::u64_at(file, 40);
     let mut gaps = found.gaps.iter().peekable();
@@ -154,7 +156,7 @@ fn check_tiles(file: &[u8], found: &fuzzing::Scanned, end: End, is_sealed: bool)
             }
             at += record.units();
         } else {
-            // Too little for a record, at the end.
+            // The rest at the end is too short for a record.
             assert!(end.units - at < RECORD_UNITS);
             at = end.units;
         }
@@ -193,7 +195,8 @@ fn check_meta(bytes: &[u8]) -> Fields {
         assert_eq!(found.at, UNIX_EPOCH + Duration::from_nanos(*at));
         assert_eq!(found.reason, *reason);
     }
-    // Text that was no UTF-8 may have become too long; then the oldest reasons are left out.
+    // Text that was not UTF-8 may have become too long when decoded; then the oldest reasons are
+    // dropped.
     let mut again = fuzzing::meta(&encoded).0;
     let left_out = found.reasons.len() - again.reasons.len();
     let text: usize = found
@@ -210,7 +213,7 @@ fn check_meta(bytes: &[u8]) -> Fields {
 }
 
 fn check_acks(file: Vec<u8>, is_mended: bool) {
-    // As many records as the bytes have room for.
+    // The number of records for which the bytes have room.
     let capacity =
         (0..).take_while(|&capacity| Acks::<Vec<u8>>::file_bytes(capacity) <= file.len());
     let capacity = capacity.last().unwrap_or(0);
@@ -223,7 +226,7 @@ fn check_acks(file: Vec<u8>, is_mended: bool) {
     if is_mended {
         acks.mend();
     }
-    // The records of the segment, of which there are as many or fewer.
+    // The number of records in the segment: that number or fewer.
     let records = format::u32_at(&acks.file, 48).min(capacity);
     let found = fuzzing::acks(&acks.file, salt, capacity, records);
     let expected = (0..records).map(|index| {
@@ -236,7 +239,8 @@ fn check_acks(file: Vec<u8>, is_mended: bool) {
     let reset = words.clone().filter(|&index| !acks.checks(index)).count();
     assert_eq!(found.reset, reset as u64);
 
-    // The process has died; each job is delivered once more, fails, is delivered, and acked.
+    // The library treats the process as dead; then each job is delivered once more, fails, is
+    // delivered again, and is acked.
     for (index, &(is_done, _)) in (0..).zip(&found.found) {
         if !is_done {
             let mut deliveries = acks.deliveries(index).after_a_crash();

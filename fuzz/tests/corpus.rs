@@ -1,4 +1,4 @@
-//! Runs each fuzz target over its corpus: seeds, and whatever was once found.
+//! Runs each fuzz target over its corpus: the seeds and all inputs that a fuzzer found.
 
 use std::fs;
 use std::path::Path;
@@ -18,17 +18,17 @@ fn run(target: &str, body: fn(&[u8])) {
 }
 
 #[test]
-fn records_and_acks_are_decoded_as_the_guide_says() {
+fn records_and_acks_are_decoded_as_the_format_says() {
     run("record", logmill_fuzz::record);
 }
 
 #[test]
-fn of_any_segment_bytes_the_jobs_that_check_are_delivered_and_nothing_else() {
+fn only_jobs_that_pass_their_checks_are_delivered_from_any_segment_bytes() {
     run("segment", logmill_fuzz::segment);
 }
 
 #[test]
-fn of_any_ack_bytes_the_acks_that_check_count_and_nothing_else() {
+fn only_acks_that_pass_their_checks_count_in_any_ack_bytes() {
     run("ack", logmill_fuzz::ack);
 }
 

@@ -1,11 +1,11 @@
-//! Writes the seeds of the targets whose inputs are laid out by hand.
+//! Writes the seeds of the targets whose inputs have a layout made by hand.
 
 use std::fs;
 use std::path::Path;
 
 const MEND: u8 = 1;
 const ACK: u8 = 2;
-/// A check that is not made to fit.
+/// A check that the targets do not recompute.
 const LEFT_WRONG: u32 = u32::MAX;
 const SALT: u64 = 0x1122_3344_5566_7788;
 const PAST: u64 = 1_700_000_000_000_000_000;
@@ -18,10 +18,10 @@ fn write(target: &str, name: &str, bytes: &[u8]) {
     fs::write(dir.join(name), bytes).unwrap();
 }
 
-/// What hits the header, the records and the end of the files, of a queue that died and of one that
-/// was closed.
+/// Seeds that hit the header, the records and the end of the files, of a queue that died and of one
+/// that was closed.
 #[test]
-#[ignore = "only when the form of the inputs changes"]
+#[ignore = "run only when the layout of the inputs changes"]
 fn of_segment_and_ack() {
     let changes: [(&str, &[u8]); 5] = [
         ("byte", &[0x55]),
@@ -58,7 +58,7 @@ fn of_segment_and_ack() {
             }
         }
     }
-    // Bytes that check, but for what the library did not write.
+    // Bytes that pass their checks, with content that the library never writes.
     const MEND: u8 = 4;
     for (name, file) in segments() {
         for sealed in [0, 2] {
@@ -66,8 +66,8 @@ fn of_segment_and_ack() {
             write("segment", &format!("forged-{name}-{sealed}"), &input);
         }
     }
-    // The last delivery of a job whose letter would not fit a segment. Another salt than the ack
-    // file's, so that it is not done.
+    // The last delivery of a job whose letter would not fit a segment. Its salt differs from that
+    // of the ack file, so that the job is not done.
     let meta = [field(1, &[1]), field(4, &1u32.to_le_bytes())].concat();
     let mut long = record(0, &meta, b"");
     long[..4].copy_from_slice(&(16 * 1024 - 64u32).to_le_bytes());
@@ -81,7 +81,8 @@ fn of_segment_and_ack() {
             192 + 4 * 10,
             &[4, 0, 0, 0, 5, 0, 0, 0, 255, 0, 0, 0],
         ),
-        // In a handler, after no, two and most crashes, and after a failed attempt; then three crashes.
+        // Deliveries in a handler, after no crash, two and the most crashes, and after a failed
+        // attempt; then a job with three crashes.
         (
             "crashes",
             192 + 4 * 10,
@@ -96,7 +97,7 @@ fn of_segment_and_ack() {
 }
 
 #[test]
-#[ignore = "only when the form of the inputs changes"]
+#[ignore = "run only when the layout of the inputs changes"]
 fn of_record() {
     for (name, file) in segments() {
         write("record", name, &[&[MEND], file.as_slice()].concat());
@@ -114,7 +115,7 @@ fn of_record() {
     write("record", "garbage", &[&[0], garbage.as_slice()].concat());
 }
 
-/// Segments whose checks are still to be made.
+/// Segments whose checks are not computed yet.
 fn segments() -> Vec<(&'static str, Vec<u8>)> {
     let word = |word: u64| word.to_le_bytes().to_vec();
     let meta = [
@@ -152,7 +153,7 @@ fn segments() -> Vec<(&'static str, Vec<u8>)> {
     let sealed_more = header(b"logmillS", 9, units + 5);
     let one = record(0, b"", b"");
     let far = [record(2, b"", b"x"), record(5, b"", b"far")].concat();
-    // What a scan that has lost its place takes for records that are as long as can be.
+    // Bytes that a scan which has lost its place takes for records of the greatest possible length.
     let mut list = record(0, b"", b"");
     list[..8].copy_from_slice(&[0, 0x80, 0, 0, 0xff, 0xff, 0xff, 0xff]);
     vec![

@@ -1,5 +1,5 @@
-//! Replays and purges whose flushes fail, and moves that a crash interrupts: exactly one of letter and
-//! job is left.
+//! Tests of replays and purges whose flushes fail or that a crash interrupts: exactly one of letter
+//! and job is left.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::storage::faults;
 use crate::testing::crash_simulation::copy_tree;
 use crate::{Builder, DeadLetterError, Durability, EnqueueOptions, LetterId, Queue, RetryPolicy};
 
-/// No wait lasts as long.
+/// Far longer than any wait takes.
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn builder(dir: &Path) -> Builder {
@@ -21,7 +21,7 @@ fn builder(dir: &Path) -> Builder {
         .retry(RetryPolicy::none())
 }
 
-/// A queue with a letter, all of it durable.
+/// A queue with one letter, which is durable.
 fn queue_with_letter() -> (TempDir, Queue, LetterId) {
     let dir = tempfile::tempdir().unwrap();
     let (queue, _) = builder(dir.path()).open().unwrap();
@@ -40,14 +40,14 @@ fn copy_of(dir: &Path) -> TempDir {
     copy
 }
 
-/// Has `to` be what `from` is, below the directory of this name.
+/// Replaces the directory `name` of `to` by a copy of that of `from`.
 fn put_back(name: &str, from: &Path, to: &Path) {
     std::fs::remove_dir_all(to.join(name)).unwrap();
     std::fs::create_dir(to.join(name)).unwrap();
     copy_tree(&from.join(name), &to.join(name));
 }
 
-/// Letters and jobs of a queue.
+/// How many letters and jobs a queue has.
 fn counts(dir: &Path) -> (u64, u64) {
     let (queue, report) = builder(dir).open().unwrap();
     assert!(report.is_clean(), "{report:?}");
@@ -73,17 +73,17 @@ fn a_replay_whose_job_cannot_be_flushed_leaves_the_letter_to_the_next_open() {
     let consumer = queue.consumer();
     let job = consumer.next_timeout(LIMIT).unwrap();
     assert_eq!((job.id(), job.payload()), (replayed[0], &b"precious"[..]));
-    // Nor does it become another letter, which might be durable while the job is not.
+    // Nor is another letter written for it, which might be durable while the job is not.
     job.dead_letter("again");
     assert_eq!((letters.len(), letters.iter().count()), (1, 0));
     drop(consumer);
     drop(letters);
     assert!(queue.close().is_err());
-    // Now the power fails. Whatever was not flushed of the jobs is lost, and what was done to the
-    // letters has come to the disk by itself.
+    // A power cut. What was not flushed of the jobs is lost, and what was done to the letters has
+    // reached the disk on its own.
     put_back("dead", dir.path(), disk.path());
     assert_eq!(counts(disk.path()), (1, 0));
-    // Should the job have come to the disk as well, it is the one.
+    // If the job has reached the disk as well, it is the one that is left.
     put_back("log", dir.path(), disk.path());
     assert_eq!(counts(disk.path()), (0, 1));
 }
@@ -99,7 +99,7 @@ fn a_replay_whose_mark_cannot_be_flushed_is_settled_by_the_next_open() {
     assert!(queue.flush().is_err());
     drop((fault, dead));
     assert!(queue.close().is_err());
-    // The power fails, and the mark is lost.
+    // A power cut, in which the mark is lost.
     put_back("dead", disk.path(), dir.path());
     let (queue, report) = builder(dir.path()).open().unwrap();
     assert_eq!(
@@ -134,11 +134,11 @@ fn after_a_failed_flush_letters_are_neither_replayed_nor_purged() {
 }
 
 #[test]
-fn an_open_flushes_what_names_a_letter_before_it_marks_the_letter_and_flushes_that() {
+fn an_open_flushes_the_job_that_names_a_letter_before_it_flushes_the_mark_of_the_letter() {
     let (dir, queue, letter) = queue_with_letter();
     let before = copy_of(dir.path());
     queue.dead_letters().replay(letter).unwrap();
-    // A kill after the job was appended, or after the letter was marked: neither may be durable.
+    // A kill after the job was appended, or after the letter was marked. Neither need be durable.
     for is_marked in [false, true] {
         let killed = copy_of(dir.path());
         if !is_marked {
@@ -163,7 +163,7 @@ fn an_open_flushes_what_names_a_letter_before_it_marks_the_letter_and_flushes_th
 }
 
 #[test]
-fn a_job_that_is_there_beside_its_letter_is_settled_and_dies_only_once() {
+fn a_job_found_beside_its_letter_is_settled_and_dies_only_once() {
     let dir = tempfile::tempdir().unwrap();
     let (queue, _) = builder(dir.path()).open().unwrap();
     queue.enqueue(b"one").unwrap();
@@ -173,7 +173,7 @@ fn a_job_that_is_there_beside_its_letter_is_settled_and_dies_only_once() {
     let consumer = queue.consumer();
     consumer.try_next().unwrap().dead_letter("its death");
     assert_eq!(queue.dead_letters().iter().count(), 1);
-    // The power fails before the job's ack is flushed. The letter is durable.
+    // A power cut before the job's ack is flushed. The letter is durable.
     put_back("dead", dir.path(), disk.path());
     let (queue, report) = builder(disk.path()).open().unwrap();
     assert_eq!(
@@ -192,7 +192,7 @@ fn a_job_that_is_there_beside_its_letter_is_settled_and_dies_only_once() {
 }
 
 #[test]
-fn letters_let_their_segments_go_once_their_jobs_are_durably_done() {
+fn segments_of_purged_letters_are_removed_once_their_jobs_are_durably_done() {
     let dir = tempfile::tempdir().unwrap();
     let (queue, _) = builder(dir.path()).open().unwrap();
     let consumer = queue.consumer();

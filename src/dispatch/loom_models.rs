@@ -1,12 +1,13 @@
-//! Models of how consumers sleep and are woken; see `log/loom_models.rs` for how to run them. A
-//! lost wake-up is a deadlock here, which loom reports.
+//! Loom models of how consumers sleep and are woken, of stealing, and of suspects. They are run as
+//! those of `log/loom_models.rs`.
 //!
-//! The event count, the tail and the cursor are the real ones. There are no deadlines: they would
-//! hide a lost wake-up.
+//! A lost wake-up is a deadlock, which loom reports. No sleeper has a deadline, as that would hide
+//! a lost wake-up. The types under test are the real ones: the event count, the tail, the cursor,
+//! the marks and the suspects.
 //!
-//! Loom's SeqCst fences synchronize with each other, which the language's do not. Nothing here
-//! leans on that: what the fences let a consumer see is one flag or pointer, and what that stands
-//! for comes by the flag's own Acquire, or by the lock of the event count.
+//! In loom, SeqCst fences synchronize with each other, which those of the language do not. No model
+//! relies on that. What the fences let a consumer see is a single flag or pointer. The data that it
+//! stands for is published by the Acquire of that flag, or by the lock of the event count.
 
 use std::sync::Arc;
 
@@ -21,11 +22,11 @@ use crate::sync::model::{check, concurrently};
 
 const START: Position = Position { index: 0, units: 0 };
 
-/// A segment of one-unit records.
+/// A model of a segment, with records of one unit each.
 struct Segment {
     tail: Tail,
     cursor: Cursor,
-    /// By unit: whether a record is committed there.
+    /// For each unit: 1 if a record is committed there, else 0.
     commit_words: Vec<AtomicU32>,
 }
 
@@ -38,7 +39,7 @@ impl Segment {
         }
     }
 
-    /// `Segment::append`. Returns false if the segment is full.
+    /// Models `Segment::append`. Returns false if the segment is full.
     fn append(&self) -> bool {
         match self.tail.reserve(1, 1) {
             Reserved::At(position) => {
@@ -53,7 +54,7 @@ impl Segment {
         }
     }
 
-    /// `Pinned::claim`, of one record.
+    /// Models `Pinned::claim` of one record.
     fn claim(&self) -> bool {
         loop {
             let from = self.cursor.position();
@@ -73,16 +74,17 @@ impl Segment {
         }
     }
 
-    /// `Segment::may_have_work`.
+    /// Models `Segment::may_have_work`.
     fn may_have_work(&self) -> bool {
         self.tail.reserved_past(self.cursor.position())
     }
 }
 
-/// `Source::wait`: sleeps until `take` has found something, or until a look before falling asleep
-/// says that something is on its way.
+/// Models `Source::wait`: sleeps until `take` has found work, or until the last look before falling
+/// asleep finds that there may be some.
 ///
-/// Then the consumer stays awake and would look again; not to model that keeps the models finite.
+/// In the latter case a real consumer would stay awake and look again. That is left out, to keep
+/// the models finite.
 fn sleep(sleepers: &EventCount, take: impl Fn() -> bool, may_have_work: impl Fn() -> bool) {
     while !take() {
         let registered = sleepers.register();
@@ -94,6 +96,7 @@ fn sleep(sleepers: &EventCount, take: impl Fn() -> bool, may_have_work: impl Fn(
     }
 }
 
+/// A model of a queue with one segment.
 struct Queue {
     segment: Segment,
     sleepers: EventCount,
@@ -197,7 +200,7 @@ fn a_permit_meant_for_a_consumer_that_does_not_sleep_after_all_is_not_lost() {
             [
                 |queue| {
                     let registered = queue.sleepers.register();
-                    // It has found other work, and does not come back for long.
+                    // It has found other work, and does not look again.
                     queue.sleepers.cancel(registered);
                 },
                 Queue::sleep,
@@ -208,7 +211,7 @@ fn a_permit_meant_for_a_consumer_that_does_not_sleep_after_all_is_not_lost() {
     });
 }
 
-/// Work that does not come through a tail: the injector, a flag.
+/// A model of work that does not come through a tail: jobs in the injector, or a flag.
 struct Injector {
     jobs: AtomicUsize,
     sleepers: EventCount,
@@ -222,7 +225,7 @@ impl Injector {
         })
     }
 
-    /// Relaxed, here and below: the fences alone must do.
+    /// Relaxed, here and in `sleep`: the fences alone must be enough.
     fn inject(&self) {
         self.jobs.fetch_add(1, Ordering::Relaxed);
         self.sleepers.notify_fenced(1);
@@ -269,7 +272,7 @@ fn two_consumers_that_fall_asleep_are_woken_for_an_injected_job_each() {
 #[test]
 fn stopping_wakes_every_sleeper() {
     check(Some(3), || {
-        // The flag is set once there is a "job"; nobody takes it away.
+        // A job stands for the flag, and is never taken.
         let queue = Injector::new();
         let sleep_until_stopped = |queue: &Injector| {
             let is_stopped = || queue.jobs.load(Ordering::Relaxed) > 0;
@@ -304,7 +307,7 @@ fn stopping_some_sleepers_reaches_them_though_others_go_to_sleep_meanwhile() {
             &pools,
             [
                 |pools| {
-                    // It takes no jobs, so that only the news can end its sleep.
+                    // This one takes no jobs, so that only the stop can end its sleep.
                     let is_stopped = || pools.is_stopped.load(Ordering::Relaxed) == 1;
                     sleep(&pools.injector.sleepers, is_stopped, is_stopped);
                 },
@@ -320,7 +323,7 @@ fn stopping_some_sleepers_reaches_them_though_others_go_to_sleep_meanwhile() {
     });
 }
 
-/// A segment that is full, and the one that a roll makes active.
+/// A model of a stripe: a full segment, and the one that a roll makes active.
 struct Log {
     segments: [Segment; 2],
     active: AtomicUsize,
@@ -334,19 +337,19 @@ impl Log {
             active: AtomicUsize::new(0),
             sleepers: EventCount::new(),
         };
-        // Full, closed and claimed, and nobody has rolled yet.
+        // The first segment is full, closed and claimed, and nobody has rolled yet.
         assert!(!stripe.segments[0].append());
         Arc::new(stripe)
     }
 
-    /// `Log::roll`.
+    /// Models `Log::roll`.
     fn roll(&self) {
-        // `ArcSwap` releases and acquires as well.
+        // As `ArcSwap` in the real log, which releases here and acquires in the loads.
         self.sleepers
             .publish(|| self.active.store(1, Ordering::Release));
     }
 
-    /// `Log::append_shared`, if the segment that it finds has room.
+    /// Models `Log::append_shared`, but returns false if the active segment has no room.
     fn try_enqueue(&self) -> bool {
         let active = self.active.load(Ordering::Acquire);
         let appended = self.segments[active].append();
@@ -356,7 +359,8 @@ impl Log {
         appended
     }
 
-    /// Claims from the active segment, as all are that come before it.
+    /// Sleeps until there is a record in the active segment. The one before it has no unclaimed
+    /// records.
     fn sleep(&self) {
         let claiming = || &self.segments[self.active.load(Ordering::Acquire)];
         let may_have_work = || {
@@ -440,7 +444,8 @@ fn a_consumer_of_a_full_segment_is_woken_for_records_of_producers_that_did_and_d
     });
 }
 
-/// A consumer that can be stolen from: its deque, and the bit that says whether to look there.
+/// A model of a consumer that others can steal from: its deque, and the mark that tells them to
+/// look there.
 struct Victim {
     jobs: AtomicUsize,
     marks: Marks,
@@ -448,7 +453,7 @@ struct Victim {
 }
 
 impl Victim {
-    /// With a mark that is left from earlier jobs.
+    /// A consumer without jobs, whose mark is still set from earlier ones.
     fn new() -> Arc<Self> {
         let victim = Self {
             jobs: AtomicUsize::new(0),
@@ -459,15 +464,15 @@ impl Victim {
         Arc::new(victim)
     }
 
-    /// `Dispatch::share`, of a consumer that then is stuck.
+    /// Models `Dispatch::offer`, of a consumer that takes no job after that.
     fn share(&self) {
-        // Relaxed, here and below: the fences alone must do.
+        // Relaxed, here and below: the fences alone must be enough.
         self.jobs.fetch_add(1, Ordering::Relaxed);
         self.marks.set(5);
         self.sleepers.notify_fenced(1);
     }
 
-    /// `Dispatch::steal`.
+    /// Models `Dispatch::steal`.
     fn steal(&self) -> bool {
         if self.marks.get() & 1 << 5 == 0 {
             return false;
@@ -480,7 +485,7 @@ impl Victim {
         if stolen.is_ok() {
             return true;
         }
-        // `ConsumerPlace::note_empty`, and what follows it.
+        // As `ConsumerPlace::note_empty` and what follows it.
         self.marks.clear(5);
         if self.jobs.load(Ordering::Relaxed) > 0 {
             self.marks.set(5);
@@ -519,7 +524,7 @@ fn a_job_to_steal_is_not_lost_to_a_consumer_that_saw_none_and_took_the_mark_off(
                 Victim::sleep,
             ],
         );
-        // What nobody took is found by whoever looks.
+        // Any job that is left can be found by stealing.
         while victim.steal() {}
         assert_eq!(victim.jobs.load(Ordering::Relaxed), 0);
         assert!(victim.sleepers.is_quiet());
@@ -541,11 +546,11 @@ fn two_consumers_that_fall_asleep_are_woken_to_steal_a_job_each() {
     });
 }
 
-/// Two suspects, and consumers that take and settle one each.
+/// A model of suspects, which consumers take and settle one at a time.
 struct Gate {
     suspects: Suspects<u32>,
     sleepers: EventCount,
-    /// Suspects that a handler has.
+    /// How many suspects a handler has.
     at_work: AtomicUsize,
 }
 
@@ -558,19 +563,19 @@ impl Gate {
         })
     }
 
-    /// `Dispatch::add_suspect`.
+    /// Models `Dispatch::add_suspect`.
     fn add(&self, number: u32) {
         if self.suspects.add(1, Sequence::new(number.into()), number) {
             self.sleepers.notify_fenced(1);
         }
     }
 
-    /// A delivery, and `Dispatch::end_suspect`.
+    /// Models a delivery and `Dispatch::end_suspect`. Returns whether there was a suspect to take.
     fn handle(&self) -> bool {
         let taken = self.suspects.take().is_some();
         if taken {
             let before = self.at_work.fetch_add(1, Ordering::Relaxed);
-            assert_eq!(before, 0, "two suspects at a time");
+            assert_eq!(before, 0, "two suspects in handlers at the same time");
             self.at_work.fetch_sub(1, Ordering::Relaxed);
             if self.suspects.end() {
                 self.sleepers.notify_fenced(1);
@@ -579,7 +584,8 @@ impl Gate {
         taken
     }
 
-    /// `Source::wait`, as [`sleep`], but goes on looking: what it saw may be another's by then.
+    /// Models `Source::wait` as [`sleep`] does, but goes on looking, since another consumer may
+    /// have taken the suspect that it saw.
     fn wait(&self) {
         while !self.handle() {
             let registered = self.sleepers.register();

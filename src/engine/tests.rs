@@ -1,4 +1,4 @@
-//! Opening, closing and flushing, where something fails on the way.
+//! Tests of opening, closing and flushing a queue when something fails on the way.
 
 use std::thread;
 use std::time::Duration;
@@ -27,7 +27,7 @@ fn a_consumer_asleep_is_woken_when_a_damaged_segment_can_be_tried_again() {
     let mut bytes = std::fs::read(&segment).unwrap();
     bytes[200] ^= 1;
     std::fs::write(&segment, bytes).unwrap();
-    // What is damaged cannot be set aside yet.
+    // The damaged bytes cannot be set aside yet.
     let full = faults::fill_disk(&dir.path().join("quarantine"));
     let running = Arc::new(Running::open(&builder).unwrap().0);
     let consumer = crate::Consumer::new(Arc::clone(&running));
@@ -43,7 +43,7 @@ fn a_consumer_asleep_is_woken_when_a_damaged_segment_can_be_tried_again() {
 }
 
 #[test]
-fn a_failed_flush_that_no_caller_was_told_of_refuses_durable_enqueues_all_the_same() {
+fn durable_enqueues_are_refused_after_a_failed_flush_that_no_caller_was_told_of() {
     let enqueue = |running: &Running, payload: &[u8], durability| {
         let place = enqueue::Place::of_this_thread(running);
         let options = EnqueueOptions::new().durability(durability);
@@ -64,10 +64,10 @@ fn a_failed_flush_that_no_caller_was_told_of_refuses_durable_enqueues_all_the_sa
         std::os::unix::fs::FileExt::write_all_at(&file, b"x", 200).unwrap();
         enqueue(&running, &[7; 10], Durability::Sync).unwrap();
         let fault = faults::fail_flushes(dir.path().join(failing));
-        // Has damaged bytes set aside.
+        // This claim sets the damaged bytes aside.
         let consumer = crate::Consumer::new(Arc::clone(&running));
         assert_eq!(consumer.try_next().is_some(), failing != "quarantine");
-        // Raises the limit of sequences, and only hopes to.
+        // Enough rolls that the limit of sequences has to be raised. Any of these calls may fail.
         for _ in 0..64 {
             let stripe = &running.dispatch().stripes()[0];
             stripe.prepare();
@@ -83,7 +83,7 @@ fn a_failed_flush_that_no_caller_was_told_of_refuses_durable_enqueues_all_the_sa
 }
 
 #[test]
-fn a_directory_that_cannot_be_looked_at_is_not_taken_for_a_new_queue() {
+fn a_directory_that_cannot_be_inspected_is_not_treated_as_a_new_queue() {
     let dir = tempfile::tempdir().unwrap();
     let builder = Builder::new(dir.path());
     drop(Running::open(&builder).unwrap());
@@ -175,7 +175,7 @@ fn a_job_that_was_moved_after_its_last_attempt_is_dead_and_not_delivered() {
 }
 
 #[test]
-fn letters_that_do_not_fit_the_disk_keep_no_job_from_being_flushed() {
+fn jobs_are_flushed_although_letters_do_not_fit_the_disk() {
     let dir = tempfile::tempdir().unwrap();
     let mut builder = Builder::new(dir.path());
     builder = builder.stripes(1).segment_size(16 * 1024);
@@ -193,14 +193,14 @@ fn letters_that_do_not_fit_the_disk_keep_no_job_from_being_flushed() {
     let error = running.flush().unwrap_err();
     assert!(error.is_full(), "{error}");
     assert!(running.poison().is_none());
-    // So this one is reached.
+    // So the flush comes to this failure.
     let _failing = faults::fail_flushes(stripe.active().paths().segment.path());
     assert!(running.flush().unwrap_err().is_failed_flush());
     assert!(running.poison().is_some());
 }
 
 #[test]
-fn maintenance_notes_a_failed_flush_though_something_else_has_failed_before() {
+fn maintenance_notes_a_failed_flush_although_something_else_has_failed_before() {
     let dir = tempfile::tempdir().unwrap();
     let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
     let running = Arc::new(Running::open_idle(&builder).unwrap().0);
@@ -209,7 +209,8 @@ fn maintenance_notes_a_failed_flush_though_something_else_has_failed_before() {
     let consumer = crate::Consumer::new(Arc::clone(&running));
     consumer.try_next().unwrap().dead_letter("of no use");
     stripe.flush(false).unwrap();
-    // The letter does not fit the disk, and the segment that is prepared cannot be flushed.
+    // The letter does not fit the disk, and the segment that maintenance prepares cannot be
+    // flushed.
     let _full = faults::fill_disk(&dir.path().join("dead"));
     let next = crate::log::segment::capacity_of(16 * 1024);
     let next = dir.path().join(format!("log/00/{next:020}.seg"));
@@ -218,6 +219,6 @@ fn maintenance_notes_a_failed_flush_though_something_else_has_failed_before() {
     while let Some(wake) = running.signal.take() {
         maintenance.turn(&running, &wake);
     }
-    let poison = running.poison().expect("noted");
+    let poison = running.poison().expect("the failed flush was noted");
     assert_eq!(poison.path(), next);
 }

@@ -1,13 +1,15 @@
-//! Models of the log's protocols, which loom runs in every interleaving that matters, with every
-//! value that the memory model lets a load see:
+//! Loom models of the log's protocols: appending, claiming, flushing, acks and retirement.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test --release --lib loom
 //! ```
 //!
-//! The tail, the cursor, the progress and the flush gate are the real ones. What lies in a mapping
-//! is modelled, with the orderings of `segment.rs` and `ack.rs`: the words by loom's atomics, the
-//! bytes by loom's cells, which report an access that does not happen after the store it sees.
+//! Loom runs each model in all interleavings, or in those with few preemptions, and with every
+//! value that the memory model lets a load see. The types under test are the real ones: the tail,
+//! the cursor, the progress, the flush gate, and the notes of what is flushed of an ack file. What
+//! lies in a mapping is modelled with the orderings of `segment/` and `ack/`: the words by loom's
+//! atomics, and the bytes by loom's cells, which report an access that does not happen after the
+//! store whose value it sees.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, PoisonError};
@@ -22,16 +24,16 @@ use super::progress::Progress;
 use super::tail::{Cursor, Position, Reserved, Tail};
 use crate::sync::model::{check, concurrently};
 
-/// As in a file: unit 0 is the header's.
+/// Where the first record starts. As in a file, unit 0 holds the header.
 const START: Position = Position { index: 0, units: 1 };
 
-/// A segment. A record is its length in units, each of which holds the record's name.
+/// A model of a segment. The payload of a record is its name, repeated in each of its units.
 struct Area {
     tail: Tail,
     cursor: Cursor,
-    /// By unit: 0, or the length of the record that starts here.
+    /// For each unit: 0, or the length in units of the record that starts there.
     commit_words: Vec<AtomicU32>,
-    /// By unit.
+    /// For each unit: the name of the record that it belongs to.
     payload: Vec<Cell<u32>>,
 }
 
@@ -45,13 +47,14 @@ impl Area {
         }
     }
 
-    /// `Segment::append`.
+    /// Models `Segment::append`.
     fn append(&self, name: u32, len: u32) -> Reserved {
         let reserved = self.tail.reserve(1, len);
         match reserved {
             Reserved::At(position) => {
                 for unit in position.units..position.units + len {
-                    // If two reservations overlap, this is a race, or finds the other's name.
+                    // If two reservations overlapped, loom would report a race, or this would find
+                    // the name of the other record.
                     assert_eq!(self.payload[unit as usize].replace(name), 0);
                 }
                 self.commit_words[position.units as usize].store(len, Ordering::Release);
@@ -62,7 +65,8 @@ impl Area {
         reserved
     }
 
-    /// `Pinned::record`: the name and length of the record at `units`, if one is committed there.
+    /// Models `Pinned::record`. Returns the name and length of the record at `units`, if one is
+    /// committed there.
     fn record(&self, units: u32) -> Option<(u32, u32)> {
         let len = self.commit_words[units as usize].load(Ordering::Acquire);
         (len != 0).then(|| {
@@ -75,13 +79,14 @@ impl Area {
         })
     }
 
-    /// Where a walk stops, at the latest.
+    /// The end of the segment: where it was closed, or else its size.
     fn end(&self) -> u32 {
         let closed = self.tail.closed().map(|end| end.units);
         closed.unwrap_or(self.commit_words.len() as u32)
     }
 
-    /// `Pinned::records`: the names of all committed records up to the first that is not.
+    /// Models `Pinned::records`. Returns the names of the records up to the first that is not
+    /// committed.
     fn walk(&self) -> Vec<u32> {
         let end = self.end();
         let mut names = Vec::new();
@@ -96,7 +101,7 @@ impl Area {
         names
     }
 
-    /// `Pinned::claim`, of at most `max` records; their names.
+    /// Models `Pinned::claim` of at most `max` records. Returns their names.
     fn claim(&self, max: usize) -> Vec<u32> {
         loop {
             let from = self.cursor.position();
@@ -114,7 +119,7 @@ impl Area {
             }
             if to == from {
                 if closed.is_some_and(|closed| from.units >= closed.units) {
-                    // Exhausted, which it stays.
+                    // The segment is exhausted, and stays so.
                     assert_eq!(closed, Some(self.cursor.position()));
                 }
                 return names;
@@ -130,7 +135,7 @@ impl Area {
     }
 }
 
-/// A stripe: a segment and the one that follows.
+/// A model of a stripe: a segment and the next one.
 struct ModelLog {
     segments: [Area; 2],
     active: AtomicUsize,
@@ -148,7 +153,7 @@ impl ModelLog {
         }
     }
 
-    /// `Log::append`, and `Log::roll` when the segment is full.
+    /// Models `Log::append`, and `Log::roll` when the segment is full.
     fn append(&self, cached: &mut usize, name: u32, len: u32) {
         loop {
             match self.segments[*cached].append(name, len) {
@@ -170,7 +175,8 @@ impl ModelLog {
 #[test]
 fn no_record_is_lost_and_none_overlaps_when_two_producers_meet_the_end() {
     check(None, || {
-        // Units 1 to 3: the four records, of 6 units, go past it in any order.
+        // There is room in units 1 to 3. The four records have 6 units, so they pass the end in
+        // whatever order they come.
         let log = Arc::new(ModelLog::new(4));
         concurrently(
             &log,
@@ -197,7 +203,7 @@ fn no_record_is_lost_and_none_overlaps_when_two_producers_meet_the_end() {
         let place = |name| names.iter().position(|&other| other == name);
         assert!(
             place(1) < place(2) && place(3) < place(4),
-            "first in, first out"
+            "the records of a producer are out of order"
         );
         names.sort_unstable();
         assert_eq!(names, [1, 2, 3, 4]);
@@ -233,7 +239,7 @@ fn closing_for_shutdown_and_reservations_that_cross_the_end_make_one_closer() {
 }
 
 #[test]
-fn how_far_reservations_have_come_never_passes_the_end() {
+fn reservations_never_seem_to_reach_past_the_end() {
     check(None, || {
         let area = Arc::new(Area::new(2));
         let append = |area: &Area| {
@@ -296,7 +302,7 @@ fn every_record_is_claimed_once_and_in_order_and_then_the_segment_is_exhausted()
         let mut names = [ones, twos].concat();
         names.sort_unstable();
         assert_eq!(names.len(), early);
-        // What is left comes after what was taken.
+        // The records that were not claimed come after those that were.
         assert_eq!([names, rest].concat(), [1, 2]);
     });
 }
@@ -316,7 +322,7 @@ fn a_segment_is_not_exhausted_before_its_last_record_is_committed_and_claimed() 
 }
 
 #[test]
-fn whoever_sees_the_cursor_past_a_record_sees_the_record() {
+fn a_thread_that_sees_the_cursor_past_a_record_sees_the_record() {
     check(None, || {
         let area = Arc::new(Area::new(3));
         concurrently(
@@ -341,7 +347,7 @@ fn whoever_sees_the_cursor_past_a_record_sees_the_record() {
 }
 
 #[test]
-fn whoever_sees_the_end_of_a_segment_sees_the_records_of_the_one_who_closed_it() {
+fn a_thread_that_sees_the_end_of_a_segment_sees_the_records_of_the_thread_that_closed_it() {
     check(None, || {
         let area = Arc::new(Area::new(2));
         concurrently(
@@ -361,13 +367,13 @@ fn whoever_sees_the_end_of_a_segment_sees_the_records_of_the_one_who_closed_it()
     });
 }
 
-/// A file of one bit per record, and what of it has reached the disk.
+/// A model of a file that has one bit per record: the bits written, and those that are durable.
 struct File {
     written: AtomicU32,
     durable: AtomicU32,
     flushes: AtomicUsize,
     gate: FlushGate<usize>,
-    /// Flushes that succeed; the next fails.
+    /// How many flushes succeed before one fails.
     good: usize,
 }
 
@@ -384,8 +390,8 @@ impl File {
         })
     }
 
-    /// Relaxed throughout: what a flush sees, and that its caller sees it done, is the gate's
-    /// business.
+    /// Relaxed throughout, so that only the gate can make a flush see what was written before it,
+    /// and its caller see what it made durable.
     fn flush(&self) -> Flushed {
         self.gate.flush(|| {
             let flush = self.flushes.fetch_add(1, Ordering::Relaxed);
@@ -406,7 +412,7 @@ impl File {
             assert_ne!(
                 durable & 1 << record,
                 0,
-                "no flush began after the caller asked"
+                "flush returned Ok, but the record is not durable"
             );
         }
         result
@@ -436,7 +442,7 @@ fn a_caller_returns_after_a_flush_that_began_after_it_asked() {
 }
 
 #[test]
-fn a_failed_flush_fails_everybody_who_waits_and_every_later_call() {
+fn a_failed_flush_fails_every_caller_that_waits_and_every_later_call() {
     check(Some(4), || {
         let file = File::new(0);
         for result in file.write_and_flush_thrice() {
@@ -448,7 +454,7 @@ fn a_failed_flush_fails_everybody_who_waits_and_every_later_call() {
 }
 
 #[test]
-fn a_flush_that_fails_after_a_good_one_fails_everybody_it_was_to_serve() {
+fn a_flush_that_fails_after_a_good_one_fails_every_caller_that_it_would_cover() {
     check(Some(3), || {
         let file = File::new(1);
         let results = file.write_and_flush_thrice();
@@ -469,7 +475,7 @@ fn callers_that_waited_for_a_flush_that_panics_run_another() {
             [
                 |file| {
                     let flush = || file.gate.flush(|| resume_unwind(Box::new(())));
-                    // Returns if another's flush served it.
+                    // If the flush of another caller covers this one, its own does not run.
                     let _ = catch_unwind(AssertUnwindSafe(flush));
                 },
                 |file| assert_eq!(file.write_and_flush(0), Ok(())),
@@ -479,7 +485,7 @@ fn callers_that_waited_for_a_flush_that_panics_run_another() {
     });
 }
 
-/// An ack file of two records: done bits, and a delivery word.
+/// A model of an ack file with the done bits of two records and one delivery word.
 struct AckFile {
     done: AtomicU32,
     word: AtomicU32,
@@ -503,7 +509,7 @@ impl AckFile {
         })
     }
 
-    /// `Segment::flush`. What is stored goes to the disk as the flush finds it.
+    /// Models `Segment::flush`. The flush makes durable what it finds in memory.
     fn flush(&self) {
         let done = || self.done.load(Ordering::Acquire).count_ones();
         let flush = || {
@@ -523,12 +529,12 @@ impl AckFile {
         self.done.fetch_add(1 << index, Ordering::AcqRel);
         self.flush();
         let durable = self.durable_done.load(Ordering::Relaxed);
-        assert_ne!(durable & 1 << index, 0, "an ack was passed over");
+        assert_ne!(durable & 1 << index, 0, "the flush skipped an ack");
     }
 }
 
 #[test]
-fn a_flush_passes_over_no_ack_that_came_before_it() {
+fn a_flush_skips_no_ack_that_came_before_it() {
     check(Some(3), || {
         concurrently(
             &AckFile::new(),
@@ -542,7 +548,7 @@ fn a_flush_passes_over_no_ack_that_came_before_it() {
 }
 
 #[test]
-fn a_flush_passes_over_no_delivery_that_ended_before_it() {
+fn a_flush_skips_no_delivery_that_ended_before_it() {
     check(Some(3), || {
         concurrently(
             &AckFile::new(),
@@ -561,15 +567,15 @@ fn a_flush_passes_over_no_delivery_that_ended_before_it() {
     });
 }
 
-/// Records per ack word: two instead of 32.
+/// Records per ack word in the models. Real ack words have 32.
 const RECORDS_PER_WORD: u32 = 2;
 
-/// A segment of three records, from its ackers' side.
+/// A model of the acks of a segment that has three records.
 struct Acked {
     progress: Progress,
     ack_words: [AtomicU64; 2],
-    /// Whether the mapping that holds the ack words is there. Stored to when it goes: a use that
-    /// is not over by then is a race, a later one finds it false.
+    /// Whether the ack words are mapped. Unmapping stores to it: loom reports a use that is still
+    /// going on as a race, and a later use finds `false`.
     mapped: Cell<bool>,
 }
 
@@ -582,9 +588,9 @@ impl Acked {
         })
     }
 
-    /// `AckFile::set_once`.
+    /// Models `AckFile::set_once`.
     fn set_once(&self, index: u32) -> bool {
-        assert!(self.mapped.get(), "used after it was unmapped");
+        assert!(self.mapped.get(), "ack words used after they were unmapped");
         let step = 1 << (index % RECORDS_PER_WORD);
         let word = &self.ack_words[(index / RECORDS_PER_WORD) as usize];
         let old = word.fetch_add(step, Ordering::AcqRel);
@@ -592,12 +598,12 @@ impl Acked {
         old | step == (1 << RECORDS_PER_WORD) - 1
     }
 
-    /// `Lease::ack`.
+    /// Models `Lease::ack`.
     fn ack(&self, index: u32) -> bool {
         self.set_once(index) && self.progress.count_full_words(1)
     }
 
-    /// `Segment::close`.
+    /// Models `Segment::close`.
     fn close(&self, end: u32) -> bool {
         let words = end.div_ceil(RECORDS_PER_WORD);
         let mut filled = 0;
@@ -607,7 +613,7 @@ impl Acked {
         self.progress.close(words, filled)
     }
 
-    /// `Log::reclaim`.
+    /// Models `Log::reclaim`.
     fn retire_if_complete(&self) -> bool {
         let complete = self.progress.is_complete();
         if complete {
@@ -622,7 +628,7 @@ impl Acked {
 }
 
 #[test]
-fn one_party_learns_that_a_segment_is_complete_and_nobody_uses_it_once_retired() {
+fn one_thread_learns_that_a_segment_is_complete_and_none_uses_it_once_retired() {
     check(Some(4), || {
         let segment = Acked::new();
         let [acker, other, closer, retired] = concurrently(
@@ -631,7 +637,7 @@ fn one_party_learns_that_a_segment_is_complete_and_nobody_uses_it_once_retired()
                 |segment| usize::from(segment.ack(0)) + usize::from(segment.ack(2)),
                 |segment| usize::from(segment.ack(1)),
                 |segment| usize::from(segment.close(3)),
-                // Looks at any time, as the maintenance thread does.
+                // May look at any time, like the maintenance thread.
                 |segment| usize::from(segment.retire_if_complete()),
             ],
         );
@@ -641,7 +647,7 @@ fn one_party_learns_that_a_segment_is_complete_and_nobody_uses_it_once_retired()
 }
 
 #[test]
-fn whoever_learns_that_a_segment_is_complete_may_unmap_it() {
+fn the_thread_that_learns_that_a_segment_is_complete_may_unmap_it() {
     check(None, || {
         let segment = Acked::new();
         concurrently(

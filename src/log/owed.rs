@@ -47,7 +47,7 @@ mod loom_models {
     use crate::log::tail::{Position, Reserved, Tail};
     use crate::sync::model::{check, concurrently};
 
-    /// A segment with room for one record, which names a settlement.
+    /// A model of a segment with room for one record, which names a settlement.
     struct Segment {
         owed: Owed,
         tail: Tail,
@@ -56,7 +56,7 @@ mod loom_models {
     }
 
     #[test]
-    fn whoever_seals_a_segment_finds_what_its_records_name_settled() {
+    fn a_thread_that_seals_a_segment_finds_the_settlements_of_its_records_made() {
         check(None, || {
             let segment = Arc::new(Segment {
                 owed: Owed::nothing(),

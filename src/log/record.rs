@@ -159,15 +159,20 @@ impl<'a> NewRecord<'a> {
     }
 }
 
-/// One failed attempt of a job.
+/// Why an attempt of a job failed, and when; from
+/// [`DeadLetter::reasons`](crate::DeadLetter::reasons).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailureReason {
-    /// Which attempt failed; the first is 1.
+    /// The number of the attempt that failed, from 1.
     pub attempt: u32,
-    /// When it failed, to the kernel's clock tick (1 to 10 ms).
+    /// When it failed, accurate to the kernel's clock tick (1 to 10 ms).
+    ///
+    /// If the process died, this is when a later process came to deliver the job again.
     pub at: SystemTime,
-    /// The handler's error, a panic's message, or another reason that ended the attempt: a lease
-    /// that timed out, a job that was dropped, the death of the process.
+    /// Why the attempt failed: the handler's error, the message of its panic, or another cause.
+    ///
+    /// Other causes are a lease that timed out, a [`Job`](crate::Job) that was dropped, and the
+    /// death of the process.
     pub reason: String,
 }
 

@@ -1,4 +1,4 @@
-//! Directories and files, and what is made of calls that fail or fall short.
+//! Tests of operations on directories and files, also when calls fail or are cut short.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::MetadataExt;
@@ -14,7 +14,7 @@ fn list(path: &Path) -> Vec<String> {
     directory.unwrap().list().unwrap()
 }
 
-/// A directory, and the name of a file in it.
+/// A directory, and the path and entry of a file in it that does not exist yet.
 fn file() -> (tempfile::TempDir, PathBuf, Entry) {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("f");
@@ -48,7 +48,7 @@ fn a_symbolic_link_that_leads_nowhere_is_named() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_looked_at_is_not_said_to_be_in_the_way() {
+fn a_directory_that_cannot_be_inspected_is_not_reported_as_being_in_the_way() {
     let root = tempfile::tempdir().unwrap();
     let plan = plan(Operation::Inspect, 1, Effect::Fail(Errno::IO));
     let _fault = faults::watch(root.path(), vec![plan]);
@@ -109,7 +109,7 @@ fn a_replacement_that_fails_leaves_the_old_file_and_no_other() {
     }
 }
 
-/// What is done to each of an operation's calls, or to the first one only.
+/// A fault that applies to the first `calls` calls of an operation.
 fn plan(operation: Operation, calls: usize, effect: Effect) -> Plan {
     let calls = 0..calls;
     Plan {
@@ -154,12 +154,12 @@ fn calls_that_a_signal_interrupts_are_made_again() {
     for operation in operations {
         let mut of_it = calls.iter().filter(|call| call.operation == operation);
         assert_eq!(of_it.next().unwrap().effect, Some(interrupted));
-        assert!(of_it.next().is_some(), "{operation:?} was given up");
+        assert!(of_it.next().is_some(), "{operation:?} was not tried again");
     }
 }
 
 #[test]
-fn short_reads_and_writes_are_gone_on_with() {
+fn short_reads_and_writes_are_continued() {
     let (root, path, entry) = file();
     let content = [7; 1000];
     let short = |operation| plan(operation, usize::MAX, Effect::Short);
@@ -172,7 +172,7 @@ fn short_reads_and_writes_are_gone_on_with() {
     assert!(entry.has_content(&content));
     assert_eq!(entry.read_start(500).unwrap().unwrap(), content[..500]);
     assert!(fault.take_calls().len() > 10);
-    // Nor is a disk that becomes full in the middle of a write taken for one that did not.
+    // A disk that becomes full in the middle of a write is an error.
     let full = Plan {
         operation: Operation::Write,
         calls: 1..usize::MAX,
@@ -186,7 +186,7 @@ fn short_reads_and_writes_are_gone_on_with() {
 }
 
 #[test]
-fn nothing_stays_of_a_file_without_its_blocks() {
+fn nothing_is_left_of_a_file_whose_blocks_cannot_be_allocated() {
     for operation in [Operation::Create, Operation::Allocate, Operation::Write] {
         let (root, path, entry) = file();
         let plan = plan(operation, 1, Effect::Fail(Errno::DQUOT));
@@ -222,7 +222,7 @@ fn a_rename_that_fails_after_it_was_done_leaves_one_of_the_two_files() {
 }
 
 #[test]
-fn a_flush_that_lacks_space_is_a_failed_flush_and_no_full_disk() {
+fn a_flush_that_lacks_space_is_a_failed_flush_and_not_a_full_disk() {
     let root = tempfile::tempdir().unwrap();
     let full = Effect::Fail(Errno::NOSPC);
     let plan = plan(Operation::FlushDirectory, 1, full);
@@ -233,7 +233,7 @@ fn a_flush_that_lacks_space_is_a_failed_flush_and_no_full_disk() {
 }
 
 #[test]
-fn of_a_file_too_large_to_be_ours_only_the_start_is_read() {
+fn only_the_start_of_a_file_is_read_that_is_too_large_to_belong_to_a_queue() {
     let (_root, path, entry) = file();
     assert_eq!(entry.read_if_exists().unwrap(), None);
     File::create(&path).unwrap().set_len(1 << 40).unwrap();

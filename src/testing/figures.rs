@@ -1,9 +1,11 @@
-//! The figures of a queue, checked after every step of a random life: whatever becomes of a job, it
-//! is counted exactly once, and the room that it takes from `max_depth` is given back exactly once, as
-//! is what each segment file takes from `max_bytes`.
+//! Checks the statistics of a queue after every step of a random sequence of operations, a *life*.
 //!
-//! A seed decides on everything. The clock stands still within a step, and nothing runs in the
-//! background, so that the figures must be exact rather than right within a moment.
+//! Each job must be counted exactly once, whatever happens to it. The room that it takes from
+//! `max_depth` must be given back exactly once, and so must what each segment file takes from
+//! `max_bytes`.
+//!
+//! A seed determines the whole life. The clock stands still within a step and nothing runs in the
+//! background, so the figures must be exact at every step.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +33,7 @@ use crate::storage::faults;
 use crate::time::stopped;
 use crate::{DeadLetterError, EnqueueError, EnqueueOptions, JobId, RetryPolicy, Sequence};
 
-/// So many lives, unless `LOGMILL_SEEDS` says otherwise.
+/// How many lives there are, unless `LOGMILL_SEEDS` says otherwise.
 const SEEDS: u64 = 10;
 const STEPS: usize = 600;
 const CONSUMERS: usize = 2;
@@ -39,29 +41,29 @@ const SEGMENT_SIZE: u64 = 16 * 1024;
 const MAX_DEPTH: u64 = 60;
 const MAX_ATTEMPTS: u8 = 3;
 const LEASE_TIMEOUT: Duration = Duration::from_millis(30);
-/// So long that compaction moves the job.
+/// A delay so long that compaction moves the job.
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A job in a handler.
+/// A job that a handler has.
 struct Held {
     job: Sequence,
     lease: Lease,
     attempt: Attempt,
     delivery: Delivery,
     since: Duration,
-    /// It has timed out, or another handler has acked the job.
+    /// Whether it has timed out, or another handler has acked the job.
     is_late: bool,
 }
 
-/// What became of a job that is neither acked nor dead.
+/// The state of a job that is neither acked nor a letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Live,
-    /// Its letter is to be written.
+    /// Dead, but its letter is not written yet.
     Dying,
 }
 
-/// What must have been counted since the open.
+/// The counts that the statistics must show since the open.
 #[derive(Default)]
 struct Counts {
     recovered: u64,
@@ -77,17 +79,18 @@ struct Life {
     has_leases: bool,
     max_bytes: Option<u64>,
     backoff: Duration,
-    /// None while it is closed.
+    /// `None` while the queue is closed.
     open: Option<Arc<Running>>,
     consumers: Vec<Source<Arc<Running>>>,
     maintenance: Maintenance,
     held: Vec<Held>,
-    /// Those lost to damage among them, as nobody knows which they are.
+    /// All jobs that are neither acked nor letters. It includes those lost to damage, as the test
+    /// does not know which they are.
     jobs: BTreeMap<Sequence, State>,
-    /// Jobs lost to damage before this open.
+    /// How many jobs were lost to damage before this open.
     lost_before: u64,
     is_damaged: bool,
-    /// The jobs of those that are there.
+    /// The jobs that there are letters of.
     letters: BTreeSet<Sequence>,
     counts: Counts,
 }
@@ -102,7 +105,7 @@ impl Life {
             .unwrap();
         let has_leases = random.bool();
         let backoff = Duration::from_millis(random.u64(0..2) * 20);
-        // As little as there can be, and more.
+        // From the least that is allowed upwards.
         let max_bytes = random.bool().then(|| random.u64(6..9) * SEGMENT_SIZE);
         let running = open(&dir, has_leases, backoff, max_bytes).0;
         let mut life = Self {
@@ -228,7 +231,7 @@ impl Life {
         self.take_with(at);
     }
 
-    /// Returns whether there was one.
+    /// Takes a job with a consumer, and returns whether there was one.
     fn take_with(&mut self, consumer: usize) -> bool {
         let Some(lease) = self.consumers[consumer].try_next() else {
             let stats = self.running().stats();
@@ -251,8 +254,9 @@ impl Life {
                     is_late: false,
                 });
             }
-            // It was acked late, or it had no attempt left when the queue was opened.
+            // The job was acked late.
             None if !self.jobs.contains_key(&job) => {}
+            // It had no attempt left when the queue was opened.
             None => self.note_death(job),
         }
         true
@@ -275,13 +279,13 @@ impl Life {
         let job = held.job;
         match self.jobs.remove(&job) {
             Some(State::Live) => self.counts.acked += 1,
-            // Before its letter was written, so there will be none.
+            // Acked before its letter was written, which is then never written.
             Some(State::Dying) => {
                 self.counts.acked += 1;
                 self.counts.dead_lettered -= 1;
                 assert!(held.is_late);
             }
-            // Acked by another handler, or dead, and then its letter is withdrawn.
+            // Acked by another handler, or a letter, which is then withdrawn.
             None => {
                 assert!(held.is_late);
                 self.letters.remove(&job);
@@ -360,7 +364,7 @@ impl Life {
         }
     }
 
-    /// The letters of all that have died are written.
+    /// Records that the letters of all dead jobs are written.
     fn note_letters(&mut self) {
         let dead = self.jobs.extract_if(.., |_, state| *state == State::Dying);
         self.letters.extend(dead.map(|(job, _)| job));
@@ -399,7 +403,7 @@ impl Life {
         picks
     }
 
-    /// Most of what is there is done, so that segments are retired and compacted.
+    /// Completes most jobs, so that segments are retired and compacted.
     fn work_off(&mut self) {
         for _ in 0..2 * MAX_DEPTH {
             if !self.take_with(0) {
@@ -420,7 +424,7 @@ impl Life {
         let lost = self.lost_before + self.running().stats().lost;
         if self.random.bool() {
             self.running().die();
-            // Their letters were not written.
+            // Jobs whose letters were not written are delivered again.
             self.jobs
                 .values_mut()
                 .for_each(|state| *state = State::Live);
@@ -435,7 +439,7 @@ impl Life {
         let left = self.jobs.len() as u64 - lost;
         assert!(
             jobs == left || is_damaged && jobs < left,
-            "{jobs} of {left}"
+            "{jobs} jobs were found of {left}"
         );
         self.lost_before = self.jobs.len() as u64 - jobs;
         self.counts = Counts {
@@ -446,7 +450,7 @@ impl Life {
         self.register_consumers();
     }
 
-    /// Changes bytes in a segment.
+    /// Flips bits in a random segment, and returns whether it did.
     fn damage(&mut self) -> bool {
         let stripe = self
             .dir
@@ -508,7 +512,7 @@ impl Life {
         for job in self.running().dead().failures.jobs() {
             assert!(
                 self.jobs.contains_key(&job),
-                "failures of {job}, which has ended"
+                "failures of {job} are remembered, but it has ended"
             );
         }
         let is_known = stats.oldest.is_some();
@@ -552,7 +556,7 @@ fn figures_add_up_after_every_step_of_a_random_life() {
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| life.step()));
             if let Err(panic) = result {
                 eprintln!("figures: seed {seed} has failed at step {step}");
-                // What it would do as it goes is of no interest any more.
+                // Dropping it would close the queue, which is of no use after a failure.
                 mem::forget(life);
                 std::panic::resume_unwind(panic);
             }
@@ -565,7 +569,7 @@ fn figures_add_up_after_every_step_of_a_random_life() {
 #[test]
 fn jobs_that_compaction_moves_stay_delayed() {
     let mut lives = (0..).map(Life::new);
-    // What is in flight is counted apart with the former; and there must be room.
+    // With lease timeouts, jobs in flight are counted elsewhere; `max_bytes` could leave no room.
     let is_plain = |life: &Life| !life.has_leases && life.max_bytes.is_none();
     let life = lives.find(is_plain).unwrap();
     let running = life.running();
@@ -588,7 +592,7 @@ fn jobs_that_compaction_moves_stay_delayed() {
         let (running, looks) = (Arc::clone(&running), Rc::clone(&looks));
         move |_, _: &Path, _| {
             let stats = running.stats();
-            // A copy is ready until a consumer has come to it.
+            // Until a consumer has come to a copy, it counts as ready.
             assert_eq!((stats.depth(), stats.in_flight), (delayed, 0), "{stats:?}");
             looks.set(looks.get() + 1);
             Ok(())
@@ -600,7 +604,7 @@ fn jobs_that_compaction_moves_stay_delayed() {
     faults::observe(None);
     result.unwrap();
     assert!(running.dispatch().moved().moved > 4);
-    // While it made another segment, and at its flushes.
+    // The observer was called while compaction made another segment and flushed.
     assert!(looks.get() > 4);
     stopped::set(None);
 }

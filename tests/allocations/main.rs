@@ -1,17 +1,17 @@
-//! Whether jobs cost allocations: what the heap is asked for while jobs go through a queue that
-//! has been warmed up.
+//! Measures whether jobs cost allocations: counts what the heap is asked for while jobs go through
+//! a queue that is warmed up.
 //!
-//! What is counted are the calls to the global allocator by *all* threads of this process, those of
-//! the queue included, so there is one test at a time.
+//! The calls to the global allocator by *all* threads of this process are counted, including the
+//! queue's own, so only one test runs at a time.
 //!
-//! - **Within a segment** nothing at all is allocated. The queue's own threads are no part of what a
-//!   call does, yet may wake up meanwhile, so a window is tried again if there was something: one
-//!   window of 100,000 jobs without any allocation proves that no call on the way of these jobs
-//!   allocates, since they all take the same way.
-//! - **Across segments** there may be some for each step to the next one, whichever thread makes it,
-//!   and none for each job: the bound is for each segment, and far below one for each job.
+//! - **Within a segment** nothing is allocated. The queue's own threads are not part of a call, but
+//!   may wake up meanwhile, so a window with allocations is tried again. One window of 100,000 jobs
+//!   without any allocation proves that no call on the way of these jobs allocates, since all of
+//!   them take the same way.
+//! - **Across segments** each step to the next segment may allocate, on whichever thread, and no
+//!   job does: the bound is per segment, far below one allocation per job.
 //!
-//! What a batch and a retry allocate is printed (`--nocapture`), and not bounded.
+//! What a batch and a retry allocate is printed (`--nocapture`), but not bounded.
 
 use std::alloc::System;
 use std::hint::black_box;
@@ -24,20 +24,20 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 #[global_allocator]
 static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Jobs of a window.
+/// Jobs in a window.
 const JOBS: u64 = 100_000;
 const PAYLOAD: [u8; 64] = [7; 64];
-/// Jobs that are enqueued before they are delivered: more than one claim takes.
+/// Jobs enqueued before they are delivered: more than one claim takes.
 const BURST: u64 = 1_000;
-/// Room for the warm-up and all windows: 96 bytes a job.
+/// Room for the warm-up and all windows, at 96 bytes per job.
 const ROOMY: u64 = 64 * 1024 * 1024;
 const WINDOWS: usize = 5;
-/// About 10,900 jobs.
+/// Room for about 10,900 jobs.
 const SMALL: u64 = 1024 * 1024;
-/// Most allocations for each step to another segment.
+/// The most allocations for each step to another segment.
 const MOST_PER_SEGMENT: u64 = 60;
 
-/// One test at a time, as they count what all threads do.
+/// Lets one test run at a time, since each counts what all threads do.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock()
@@ -52,7 +52,7 @@ fn open(segment_size: u64, with: impl FnOnce(Builder) -> Builder) -> (tempfile::
     (dir, queue)
 }
 
-/// Calls to the allocator during `work`, those that grow a block included.
+/// Counts the calls to the allocator during `work`, including those that grow a block.
 fn allocations(work: impl FnOnce()) -> u64 {
     let asked = || {
         let stats = HEAP.stats();
@@ -63,7 +63,7 @@ fn allocations(work: impl FnOnce()) -> u64 {
     asked() - before
 }
 
-/// Enqueues, and counts the segments by the gaps that they leave in the sequences.
+/// Checks enqueues, and counts segments by the gaps between ids.
 struct Steps {
     last: Option<JobId>,
     segments: u64,
@@ -89,7 +89,7 @@ impl Steps {
     }
 }
 
-/// A way for jobs through the queue, to be taken `JOBS` times.
+/// A way of jobs through the queue, taken `JOBS` times.
 type Way = fn(&Queue, &mut Producer, &Consumer, &mut Steps);
 
 fn in_bursts(
@@ -183,7 +183,7 @@ fn across_segments_allocations_are_bounded_for_each_segment() {
         let segments = steps.segments;
         println!("{name}: {count} allocations for {JOBS} jobs across {segments} segments");
         assert!(segments >= 9, "{segments}");
-        // One more, for what had begun before the window.
+        // One more segment, for steps that had begun before the window.
         let most = MOST_PER_SEGMENT * (segments + 1);
         assert!(count <= most, "{name}: {count} is more than {most}");
     }
@@ -199,7 +199,7 @@ fn what_batches_and_retries_allocate() {
     const ROUNDS: u64 = 1_000;
     const BATCH: usize = 64;
     let payloads = [PAYLOAD; BATCH];
-    // The first round of each is the warm-up.
+    // The first round is the warm-up.
     for round in ["warm-up", "measured"] {
         let batches = allocations(|| {
             for _ in 0..ROUNDS {

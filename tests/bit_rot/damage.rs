@@ -1,4 +1,4 @@
-//! The damages: what may happen to a byte of a file, and all the cases there are.
+//! The kinds of damage, and the cases: every damage to every byte of every file.
 
 use std::fmt;
 use std::ops::Range;
@@ -8,15 +8,15 @@ use crate::sample::{Files, Sample};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
-    /// One bit is another.
+    /// One bit of the byte is flipped.
     Flip,
-    /// The file ends before the byte.
+    /// The file is cut off before the byte.
     Cut,
-    /// The byte is 0xff.
+    /// The byte becomes 0xff.
     Ones,
-    /// The sector of 512 bytes that begins here is zero.
+    /// The 512-byte sector that begins at the byte becomes zero.
     ZeroSector,
-    /// The page of 4 KiB that begins here is zero.
+    /// The 4 KiB page that begins at the byte becomes zero.
     ZeroPage,
 }
 
@@ -29,7 +29,7 @@ impl Kind {
         Self::ZeroPage,
     ];
 
-    /// Bytes from one place to the next.
+    /// The distance in bytes between two cases.
     fn step(self) -> usize {
         match self {
             Self::Flip | Self::Cut | Self::Ones => 1,
@@ -45,7 +45,7 @@ pub(crate) struct Case<'a> {
     pub file: &'a Path,
     pub kind: Kind,
     pub offset: usize,
-    /// For [`Kind::Flip`].
+    /// The bit that [`Kind::Flip`] flips.
     bit: u32,
 }
 
@@ -61,8 +61,8 @@ impl fmt::Display for Case<'_> {
 }
 
 impl<'a> Case<'a> {
-    /// Every damage to every byte of every file. Of the bits of a byte one is flipped, each in
-    /// turn, or all.
+    /// Every damage to every byte of every file. With `all_bits`, each bit of a byte is flipped in
+    /// a case of its own; otherwise one bit, which differs from byte to byte.
     pub(crate) fn all(files: &'a Files, all_bits: bool) -> Vec<Self> {
         let mut cases = Vec::new();
         for (file, bytes) in files {
@@ -85,7 +85,7 @@ impl<'a> Case<'a> {
         cases
     }
 
-    /// What the damage makes of the file; None: nothing else than it was.
+    /// The damaged file, or `None` if the damage changes nothing.
     pub(crate) fn change(&self, sample: &'a Sample) -> Option<Change<'a>> {
         let before = &sample.files[self.file];
         let mut after = before.clone();
@@ -112,12 +112,12 @@ pub(crate) struct Change<'a> {
 }
 
 impl Change<'_> {
-    /// Whether one of these bytes is another or gone.
+    /// Whether one of these bytes was changed or cut off.
     pub(crate) fn hits(&self, mut range: Range<usize>) -> bool {
         range.any(|at| self.before.get(at) != self.after.get(at))
     }
 
-    /// Whether these bytes, as far as there are any, are zero now.
+    /// Whether these bytes, as far as they still exist, are zero after the damage.
     pub(crate) fn is_zero(&self, range: Range<usize>) -> bool {
         let end = range.end.min(self.after.len());
         let rest = self.after.get(range.start..end).unwrap_or_default();

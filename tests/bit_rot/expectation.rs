@@ -1,5 +1,5 @@
-//! What must come of a damage: which records may be lost and must be reported, and what every other
-//! job and letter is to be.
+//! Predicts the effect of a damage: which records may be lost and must be reported, and what must
+//! become of all other jobs and letters.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -11,38 +11,40 @@ use crate::damage::Change;
 use crate::layout::{Acks, Deliveries, HEADER_BYTES, IDENTITY, Segment};
 use crate::sample::{Job, Sample};
 
-/// By what a job is known in a letter that is yet to be written: its id, payload, and failed
+/// Identifies a letter that is yet to be written: the id of its job, the payload, and the failed
 /// attempts.
 pub(crate) type NewLetter = (Place, Vec<u8>, u32);
 
-/// What is delivered of a job: its payload, which attempt it is, and its crashes.
+/// What is delivered of a job: its payload, the number of the attempt, and its crashes.
 pub(crate) type Delivery = (Vec<u8>, u32, u32);
 
-/// What opening and draining the damaged queue must find.
+/// What must be found when the damaged queue is opened and drained.
 #[derive(Default)]
 pub(crate) struct Expectation {
     pub delivered: BTreeMap<Place, Delivery>,
-    /// Of the delivered, those that had been acked or dead.
+    /// How many of the delivered jobs had been acked or dead.
     pub again: usize,
     /// Jobs that are not due.
     pub far: u64,
     pub letters: BTreeSet<Place>,
-    /// Jobs that have used up their attempts.
+    /// Jobs that have used up their attempts, so they become letters.
     pub new_letters: BTreeSet<NewLetter>,
-    /// The records that are damaged, in the damaged file.
+    /// The damaged records of the damaged file.
     pub lost: Vec<Lost>,
     pub is_header_mended: bool,
     pub is_ack_file_rebuilt: bool,
     pub ack_words_reset: u64,
-    /// Jobs and letters that come back, and that a letter or a replayed job names.
+    /// Jobs and letters that lost their done bits, and that recovery marks done again because a
+    /// letter or a replayed job names them.
     pub settled: u64,
 }
 
-/// A record that is damaged.
+/// A damaged record.
 pub(crate) struct Lost {
     pub bytes: Range<usize>,
-    /// In a segment that is not sealed, zeros are taken for what was never written: at the end
-    /// of the records they say nothing, and between two records they are counted as a hole.
+    /// Whether the record is all zeros in an unsealed segment. Zeros look like space that was never
+    /// written: after the last record they are not reported, and between records they count as a
+    /// hole.
     pub zero: Option<Zero>,
 }
 
@@ -52,7 +54,7 @@ pub(crate) enum Zero {
     BetweenRecords,
 }
 
-/// What is known of the records of a segment after its ack file was damaged.
+/// What a damaged ack file no longer says about the records of its segment.
 #[derive(Default)]
 struct Forgotten {
     done: BTreeSet<Place>,
@@ -60,8 +62,8 @@ struct Forgotten {
 }
 
 impl Expectation {
-    /// Of the queue as it was (None), or with a damage to a segment, an ack file, or a file that
-    /// does not matter.
+    /// The expectation for the undamaged queue (`None`), or after a damage to a segment, an ack
+    /// file, or a file that does not matter.
     pub(crate) fn after(sample: &Sample, change: Option<&Change<'_>>) -> Self {
         let mut expected = Self::default();
         let mut lost = BTreeSet::new();
@@ -119,10 +121,10 @@ impl Expectation {
         let segment = segment_of(sample, &change.file.with_extension("seg"));
         let records = segment.records.len();
         let is_rebuilt = change.hits(IDENTITY) || change.is_cut_before(Acks::BYTES);
-        // An ack file without records is removed with its segment.
+        // An ack file of a segment without records is removed with its segment.
         self.is_ack_file_rebuilt = is_rebuilt && records > 0;
         if !is_rebuilt {
-            // A word that is zero says that nothing is done, and passes.
+            // A word of zeros passes its check, and says that no job is done.
             let words = Acks::words(records);
             let reset =
                 words.filter(|word| change.hits(word.clone()) && !change.is_zero(word.clone()));
@@ -144,7 +146,8 @@ impl Expectation {
             if lost.contains(&sequence) || (letter.is_done && !forgotten.done.contains(&sequence)) {
                 continue;
             }
-            // The job that stands for it is in a segment that is scanned at open.
+            // The job that replaced the letter is in a segment that is scanned at open, which marks
+            // the letter done again.
             let replays = sample
                 .jobs
                 .values()
@@ -176,7 +179,7 @@ impl Expectation {
                 let letter = (sequence, job.payload.clone(), deliveries.failed);
                 self.new_letters.insert(letter);
             } else {
-                // A process has died that had it in its hands.
+                // A handler had the job when the process died.
                 let crashes = deliveries.crashes + u32::from(deliveries.is_running);
                 let delivery = (job.payload.clone(), deliveries.failed + 1, crashes);
                 self.delivered.insert(sequence, delivery);
@@ -190,7 +193,8 @@ fn is_used_up(job: &Job, failed: u32) -> bool {
     failed > 0 && job.limit.is_some_and(|limit| failed >= limit)
 }
 
-/// Whether a letter that an open scans is about this job, be it done or not.
+/// Whether a letter in an unsealed segment, which an open scans, names this job. Done letters
+/// count, too.
 fn is_named_by_a_letter(sample: &Sample, job: Place) -> bool {
     let segments = sample.files.iter().filter(|(path, _)| {
         path.starts_with("dead") && path.extension().is_some_and(|extension| extension == "seg")

@@ -1,16 +1,16 @@
-//! Which byte of which file belongs to what: the layout of section 3 of the guide, read anew from
-//! its tables and not through the library.
+//! Which byte of a file belongs to which field: the layout of section 3 of docs/DESIGN.md,
+//! implemented from its tables without the library.
 
 use std::ops::Range;
 
 pub(crate) const SEGMENT_SIZE: usize = 16 * 1024;
 pub(crate) const HEADER_BYTES: usize = 64;
-/// Where a record stands: the number of a job's or a letter's id.
+/// The place of a record in the log: the number of a job's or a letter's id.
 pub(crate) type Place = u64;
 
-/// What a header's check covers, and the check.
+/// The bytes that a header's check covers, and the check itself.
 pub(crate) const IDENTITY: Range<usize> = 0..48;
-/// The version of a MANIFEST.
+/// The version field of a MANIFEST.
 pub(crate) const MANIFEST_VERSION: Range<usize> = 8..12;
 
 const RECORD_HEADER_BYTES: usize = 32;
@@ -20,16 +20,16 @@ const DELIVERIES: usize = HEADER_BYTES + 8 * MOST_RECORDS.div_ceil(RECORDS_PER_W
 
 /// A segment file, undamaged.
 pub(crate) struct Segment {
-    /// The seal, if there is one, stands here and says where the records end.
+    /// Whether there is a seal, which says where the records end.
     pub is_sealed: bool,
     pub records: Vec<Record>,
 }
 
 pub(crate) struct Record {
     pub sequence: Place,
-    /// Header, metadata and payload.
+    /// The bytes of the record: header, metadata and payload.
     pub bytes: Range<usize>,
-    /// As `bytes`, up to the next multiple of 8.
+    /// The same bytes, up to the next multiple of 8.
     pub units: Range<usize>,
     pub payload: Range<usize>,
 }
@@ -66,7 +66,7 @@ impl Segment {
     }
 }
 
-/// What a delivery word says of a job.
+/// What a delivery word says about a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Deliveries {
     pub failed: u32,
@@ -86,7 +86,7 @@ impl Acks {
         at..at + 8
     }
 
-    /// The words of so many records.
+    /// The words of this many records.
     pub(crate) fn words(records: usize) -> impl Iterator<Item = Range<usize>> {
         (0..records).step_by(RECORDS_PER_WORD).map(Self::word)
     }

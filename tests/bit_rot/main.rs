@@ -1,14 +1,19 @@
-//! Bit rot: a small queue is damaged at every byte of every one of its files, each time on a fresh
-//! copy. Whatever is damaged, every other job is delivered with its exact payload, and what is lost
-//! is reported and set aside.
+//! Bit rot: damages each byte of each file of a small queue in turn, each time in a fresh copy.
+//! Whatever is damaged, every other job must be delivered with its exact payload, and what is lost
+//! must be reported and set aside.
 //!
-//! What CI runs is a part of the cases, and another part of each kind. All of them:
-//! `cargo test --release --test bit_rot -- --ignored --nocapture`.
+//! By default a part of the cases runs, a different part for each kind of damage. This runs all of
+//! them:
+//!
+//! `cargo test --release --test bit_rot -- --ignored --nocapture`
 
 mod damage;
 mod expectation;
 #[path = "../model/files.rs"]
-#[expect(dead_code, reason = "the model also copies queues that are at work")]
+#[expect(
+    dead_code,
+    reason = "only the model copies queues with background work in progress"
+)]
 mod files;
 mod layout;
 mod sample;
@@ -27,9 +32,9 @@ use sample::Sample;
 use trial::Outcome;
 
 const THREADS: usize = 2;
-/// Of so many cases the short form tries one.
+/// The short form tries one case of this many.
 const STRIDE: usize = 97;
-/// After so many failures the rest is not tried.
+/// A thread stops at a failure once there are this many.
 const MOST_FAILURES: usize = 20;
 
 #[test]
@@ -40,7 +45,7 @@ fn what_is_damaged_anywhere_is_reported_and_all_else_is_whole() {
     let cases: Vec<_> = Case::all(&sample.files, false)
         .into_iter()
         .filter(|case| {
-            // Each kind begins at another offset.
+            // Each kind of damage starts at a different offset.
             let next = residues.len() * STRIDE / Kind::ALL.len();
             let turn = residues.entry(case.kind).or_insert(next);
             *turn += 1;
@@ -58,7 +63,7 @@ fn what_is_damaged_at_any_byte_is_reported_and_all_else_is_whole() {
     try_all(&sample, &Case::all(&sample.files, true));
 }
 
-/// Tries the cases, prints what came of them, and fails if one of them has.
+/// Runs the cases, prints the outcomes, and fails if a case or a thread of a queue has failed.
 fn try_all(sample: &Sample, cases: &[Case<'_>]) {
     static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
     let report = std::panic::take_hook();
@@ -136,7 +141,7 @@ impl Row {
 
 fn print(table: &BTreeMap<(&Path, Kind), Row>) {
     println!(
-        "| file | damage | cases | no change | refused | reported | regions | records damaged | of these zero and unreported | done jobs and letters again |"
+        "| file | damage | cases | no change | refused | reported | regions | records damaged | of these, zero and unreported | done jobs and letters again |"
     );
     println!("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|");
     for ((file, kind), Row { cases, sum }) in table {

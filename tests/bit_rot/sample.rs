@@ -1,5 +1,5 @@
-//! The queue directory that is damaged: what a process that died has left in it, and what is known
-//! of each job and letter.
+//! Makes the queue directory that the cases damage, as a process that died left it, and keeps what
+//! is known of each job and letter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,9 +14,10 @@ use tempfile::TempDir;
 use crate::files;
 use crate::layout::{Acks, Deliveries, SEGMENT_SIZE, Segment};
 
-/// Far more than anything here takes.
+/// Far longer than anything here takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// Jobs that nobody was to touch become due after this, or on a slow machine later.
+/// The delay of jobs that must not be delivered while the sample is made. It is doubled on a slow
+/// machine.
 const SOON: Duration = Duration::from_secs(2);
 const FAR: Duration = Duration::from_secs(24 * 3600);
 
@@ -24,7 +25,7 @@ pub(crate) type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 pub(crate) struct Sample {
     soon: Duration,
-    /// By their paths within the queue directory.
+    /// The files, by their paths within the queue directory.
     pub files: Files,
     pub jobs: BTreeMap<Place, Job>,
     pub letters: BTreeMap<Place, Letter>,
@@ -34,11 +35,11 @@ pub(crate) struct Job {
     pub payload: Vec<u8>,
     pub is_done: bool,
     pub deliveries: Deliveries,
-    /// The first process closed the queue while a handler had it.
+    /// A handler had it when the first process closed the queue.
     was_held: bool,
-    /// Its own limit of attempts; the queue has none.
+    /// The attempts that the job itself allows; the queue sets no limit.
     pub limit: Option<u32>,
-    /// It is not due for long.
+    /// It has a long delay.
     pub is_far: bool,
     pub replay_of: Option<Place>,
 }
@@ -49,14 +50,14 @@ pub(crate) struct Letter {
     pub is_done: bool,
 }
 
-/// What becomes of a job.
+/// What happens to a job.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Ack,
     RetryAndAck,
-    /// Is left in the handler's hands, once it was delivered so often.
+    /// Is delivered this often; its handler still has it when the process ends.
     Hold(u32),
-    /// Is left there by its last attempt.
+    /// Its handler still has it, in its last attempt, when the process ends.
     HoldLast,
     Bury,
     /// Fails until its attempts are used up.
@@ -68,7 +69,7 @@ enum Fate {
 
 use Fate::{Ack, Bury, Exhaust, Hold, HoldLast, RetryAndAck, Wait, WaitLong};
 
-/// The jobs of the first process, which closes the queue: they are in a sealed segment.
+/// The jobs of the first process, which closes the queue, so that they are in a sealed segment.
 const FIRST: [Fate; 10] = [
     Ack,
     Hold(1),
@@ -81,7 +82,7 @@ const FIRST: [Fate; 10] = [
     WaitLong,
     Ack,
 ];
-/// The jobs of the second process, which dies: they are in a segment that is not.
+/// The jobs of the second process, which dies, so that they are in an unsealed segment.
 const SECOND: [Fate; 10] = [
     Ack,
     HoldLast,
@@ -94,7 +95,7 @@ const SECOND: [Fate; 10] = [
     Bury,
     Hold(1),
 ];
-/// More than an ack word is for.
+/// More jobs than fit one ack word.
 const JOBS: usize = 36;
 
 impl Sample {
@@ -102,7 +103,7 @@ impl Sample {
         let mut soon = SOON;
         loop {
             if let Some(sample) = Self::make_before(soon) {
-                // Now they are due.
+                // From here on the delayed jobs are due.
                 thread::sleep(soon);
                 return sample;
             }
@@ -110,7 +111,7 @@ impl Sample {
         }
     }
 
-    /// None: it took so long that jobs became due.
+    /// Returns `None` if it took so long that delayed jobs became due.
     fn make_before(soon: Duration) -> Option<Self> {
         let living = directory();
         let mut sample = Self {
@@ -123,17 +124,17 @@ impl Sample {
         sample.live_through(&queue, &FIRST)?;
         queue.close().unwrap();
         for job in sample.jobs.values_mut().filter(|job| !job.is_done) {
-            // It is in no handler's hands any more, and that is no crash.
+            // After a close no handler has the job, and it gets no crash.
             job.was_held = std::mem::take(&mut job.deliveries.is_running);
         }
         let queue = open(living.path());
         sample.live_through(&queue, &SECOND)?;
         sample.take_letters(&queue);
-        // The replays are not the last records.
+        // Further records follow those of the replayed jobs.
         for at in 0..3 {
             sample.enqueue(&queue, Wait, payload(at));
         }
-        // The maintenance prepares the next segment.
+        // Waits until the maintenance thread has prepared the next segment.
         let start = Instant::now();
         while whole_ack_files(&living.path().join("log/00")) < 3 {
             assert!(start.elapsed() < PATIENCE);
@@ -176,7 +177,8 @@ impl Sample {
         sequence
     }
 
-    /// Enqueues jobs, and handles them until each is where its fate leads it. None: too slow.
+    /// Enqueues jobs, and handles them until each has met its fate. Returns `None` if that took too
+    /// long.
     fn live_through(&mut self, queue: &Queue, fates: &[Fate]) -> Option<()> {
         let mut destined = BTreeMap::new();
         for (at, &fate) in fates.iter().cycle().take(JOBS).enumerate() {
@@ -195,7 +197,7 @@ impl Sample {
             let known = self.jobs.get_mut(&sequence).expect("it was enqueued");
             assert_eq!((attempts, job.crashes()), (known.deliveries.failed + 1, 0));
             known.deliveries.is_running = true;
-            // A job of the first process, in the second one's hands, is one that was held.
+            // A job of the first process that is delivered again was held by a handler there.
             let fate = match destined.get(&sequence) {
                 Some(&fate) => fate,
                 None if !known.was_held => Wait,
@@ -247,7 +249,7 @@ impl Sample {
         Some(())
     }
 
-    /// Takes note of the letters, and purges and replays some of each process.
+    /// Notes the letters, and purges and replays some of those of each process.
     fn take_letters(&mut self, queue: &Queue) {
         let letters = queue.dead_letters();
         for letter in letters.iter() {
@@ -278,7 +280,7 @@ impl Sample {
         }
     }
 
-    /// The files are what they are meant to be, and the layout is what they are read by.
+    /// Checks, with the layout, that the files have the jobs and letters that they should have.
     fn check(&self) {
         let mut jobs = BTreeMap::new();
         let mut letters = BTreeMap::new();
@@ -331,7 +333,7 @@ impl Sample {
     }
 }
 
-/// Of many lengths; some empty, some all zero, some that end in zeros.
+/// Payloads of many lengths: some are empty, some all zeros, some end in zeros.
 fn payload(at: usize) -> Vec<u8> {
     const LENGTHS: [usize; 9] = [0, 40, 1, 300, 8, 16, 63, 7, 120];
     let len = LENGTHS[at % LENGTHS.len()];
@@ -357,14 +359,14 @@ fn open(dir: &Path) -> Queue {
     queue
 }
 
-/// In memory, if there is such a file system.
+/// A directory in memory, if there is such a file system.
 pub(crate) fn directory() -> TempDir {
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
         .unwrap()
 }
 
-/// The files below a directory.
+/// Reads the files below a directory.
 pub(crate) fn read_all(root: &Path) -> Files {
     let mut files = Files::new();
     let mut directories = vec![root.to_path_buf()];
@@ -382,7 +384,7 @@ pub(crate) fn read_all(root: &Path) -> Files {
     files
 }
 
-/// The ack files that have their header: it is the last thing that is written of a new segment.
+/// Counts the ack files with a header, which is the last thing that is written of a new segment.
 fn whole_ack_files(dir: &Path) -> usize {
     let entries = fs::read_dir(dir).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());

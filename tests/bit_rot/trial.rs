@@ -1,5 +1,5 @@
-//! One trial: a copy of the queue with one damage in it is opened, drained, looked at, closed, and
-//! all that once more; and everything must be as expected.
+//! Runs one case: opens a copy of the queue with one damage, drains it, verifies it and closes it,
+//! then does all of that again. Everything must be as expected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,30 +14,31 @@ use crate::expectation::{Delivery, Expectation, Lost, Zero};
 use crate::layout::MANIFEST_VERSION;
 use crate::sample::{Files, PATIENCE, Sample, builder, directory, read_all};
 
-/// What a damage came to.
+/// The outcome of a damage.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outcome {
-    /// Nothing: the file was as before.
+    /// The damage did not change the file.
     pub unchanged: usize,
     /// The queue could not be opened.
     pub refused: usize,
     /// Something was reported.
     pub reported: usize,
-    /// Regions set aside.
+    /// Regions that were set aside.
     pub regions: usize,
     /// Records that were damaged.
     pub lost: usize,
-    /// Of these, records that were not reported: they are zero, in a segment that is not sealed.
+    /// Damaged records that were not reported, because they are zero and in an unsealed segment.
     pub unreported: usize,
-    /// Jobs that were delivered though they had been acked or dead, and letters that were done.
+    /// Jobs that were delivered although they had been acked or dead, and letters that were back
+    /// although they had been done.
     pub again: usize,
 }
 
-/// What one opening of the queue came to.
+/// What was found when the queue was opened and drained.
 struct Opening {
     report: RecoveryReport,
     delivered: BTreeMap<Place, Delivery>,
-    /// Of the delivered, those that were not acked.
+    /// Jobs that were delivered but not acked.
     held: BTreeMap<Place, Delivery>,
     letters: Vec<DeadLetter>,
     stats: Stats,
@@ -45,7 +46,7 @@ struct Opening {
     regions: Vec<Quarantined>,
 }
 
-/// Tries a damage, or the sample as it is.
+/// Tries a damage, or the undamaged sample.
 pub(crate) fn run(sample: &Sample, case: Option<&Case<'_>>) -> Outcome {
     let change = case.map(|case| case.change(sample));
     if matches!(change, Some(None)) {
@@ -83,7 +84,7 @@ pub(crate) fn run(sample: &Sample, case: Option<&Case<'_>>) -> Outcome {
     let report = &second.report;
     assert!(report.is_clean() && report.holes == 0, "{report:?}");
     assert!(second.regions.is_empty(), "{:?}", second.regions);
-    // The first opening was closed properly: it had no failed attempts, and no crash.
+    // The first opening ended with a close, so its held jobs have no failed attempt and no crash.
     assert_eq!(second.delivered, first.held);
     assert_eq!(second.letters, first.letters);
     assert_eq!(second.stats.delayed, expected.far);
@@ -120,7 +121,7 @@ fn lay_out(files: &Files, change: Option<&Change<'_>>, dir: &Path) {
     }
 }
 
-/// A damaged MANIFEST is an error of its own type, and nothing is touched.
+/// Checks that a damaged MANIFEST gets an error of its own type, and that nothing is changed.
 fn check_refusal(dir: &Path, change: &Change<'_>) {
     let before = read_all(dir);
     match builder(dir).open() {
@@ -129,18 +130,18 @@ fn check_refusal(dir: &Path, change: &Change<'_>) {
         }
         Err(OpenError::ManifestCorrupt { .. }) => {}
         Err(error) => panic!("{error}"),
-        Ok(_) => panic!("opened in spite of a damaged MANIFEST"),
+        Ok(_) => panic!("opened although the MANIFEST is damaged"),
     }
     assert!(read_all(dir) == before, "a refused directory was changed");
 }
 
-/// Opens the queue, takes all jobs there are, acks half of them, and closes it.
+/// Opens the queue, takes all jobs, acks about half of them, and closes it.
 fn open_and_drain(dir: &Path, sample: &Sample) -> Opening {
     let (queue, report) = builder(dir).open().expect("damage is no error");
     let new = queue.enqueue(b"new").unwrap();
     assert!(
         !sample.jobs.contains_key(&new.get()),
-        "{new} was given out twice"
+        "the id {new} was given out twice"
     );
     let consumer = queue.consumer();
     let mut delivered = BTreeMap::new();
@@ -154,8 +155,9 @@ fn open_and_drain(dir: &Path, sample: &Sample) -> Opening {
             let before = delivered.insert(sequence, delivery.clone());
             assert_eq!(before, None, "{sequence} was delivered twice");
             match known {
-                // What has attempts of its own would be dead instead of delivered again, and while a
-                // job with a crash is held, no other one is delivered.
+                // These jobs stay held. Jobs with their own limit are not, since they would be dead
+                // instead of delivered again. Neither are jobs with a crash, since no other such
+                // job is delivered meanwhile.
                 Some(known) if known.limit.is_none() && job.crashes() == 0 && sequence % 2 == 0 => {
                     held.insert(sequence, delivery);
                     std::mem::forget(job);
@@ -192,7 +194,7 @@ fn close(queue: Queue) {
     queue.close().expect("closed");
 }
 
-/// The jobs, the letters, and the report but for the regions.
+/// Checks the jobs, the letters, and the recovery report except for the regions.
 fn check(sample: &Sample, expected: &Expectation, found: &Opening) {
     assert_eq!(found.delivered, expected.delivered);
     assert_eq!(found.stats.delayed, expected.far);
@@ -230,8 +232,8 @@ fn check(sample: &Sample, expected: &Expectation, found: &Opening) {
     );
 }
 
-/// Each damaged record is in a region that was reported, and its bytes are set aside; no region is
-/// without damage. Returns how many records are not reported, as they must not be.
+/// Checks that each damaged record is in a reported region and its bytes are set aside, and that no
+/// region is undamaged. Returns how many records are lost without a report, as they should be.
 fn check_regions(
     dir: &Path,
     change: &Change<'_>,
@@ -260,18 +262,18 @@ fn check_regions(
             (region.offset + region.len) as usize,
         );
         let is_rest = matches!(region.damage, Damage::Truncated | Damage::Header);
-        // Of a record that is cut off, a part is left.
+        // A record that was cut off may leave a part.
         let mut lost = expected.lost.iter();
         let is_part = lost.any(|lost| lost.bytes.start < to && from < lost.bytes.end);
         assert!(
             is_rest || is_part || change.hits(from..to),
-            "nothing is wrong with {region:?}"
+            "nothing is damaged in {region:?}"
         );
         if let Some(copy) = &region.copy {
             let copied = fs::read(copy).expect("set aside");
             assert!(
                 copied == change.after[from..to],
-                "another copy than {region:?}"
+                "the copy differs from {region:?}"
             );
         }
     }
@@ -287,16 +289,16 @@ fn check_regions(
     missed.len()
 }
 
-/// Whether a record's loss was reported, and whatever there is of it set aside.
+/// Whether the loss of a record was reported, and what is left of it was set aside.
 fn is_reported(change: &Change<'_>, regions: &[Quarantined], lost: &Lost) -> bool {
     let is_in = |region: &Quarantined, at: usize| {
         let from = region.offset as usize;
-        // Of what is cut off nobody knows the end.
+        // The end of what was cut off is unknown.
         let is_rest = matches!(region.damage, Damage::Truncated | Damage::Header);
         at >= from && (is_rest || at < from + region.len as usize)
     };
     let is_copied = |at: usize| {
-        // What is cut off within 8 bytes is not set aside from there on.
+        // A record that was cut off is set aside only up to the last multiple of 8 bytes.
         let units = &change.after[..change.after.len() / 8 * 8];
         let byte = units.get(at).copied().unwrap_or(0);
         let mut copies = regions.iter().filter(|region| region.copy.is_some());
@@ -306,7 +308,7 @@ fn is_reported(change: &Change<'_>, regions: &[Quarantined], lost: &Lost) -> boo
     lost.bytes.clone().any(is_named) && lost.bytes.clone().all(is_copied)
 }
 
-/// What is in quarantine.
+/// The files in quarantine.
 fn aside(dir: &Path) -> Files {
     let quarantine = dir.join("quarantine");
     if quarantine.exists() {

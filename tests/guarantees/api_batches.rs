@@ -1,4 +1,4 @@
-//! Batches: order, partial failure, and batches larger than a segment.
+//! Tests of batches: order, partial failure, and batches larger than a segment.
 
 use std::thread;
 use std::time::Duration;
@@ -33,7 +33,7 @@ fn a_batch_keeps_its_order_and_returns_a_sequence_for_each() {
 fn a_batch_larger_than_a_segment_is_enqueued_whole_and_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
-    // About five segments.
+    // These fill about five segments.
     let sequences = queue.enqueue_batch(&numbers(0, 300, 1000)).unwrap();
     assert!(sequences.is_sorted_by(|a, b| a < b));
     assert!(segment_files(dir.path()).len() >= 5);
@@ -52,7 +52,7 @@ fn a_batch_of_the_largest_payloads_is_enqueued() {
 }
 
 #[test]
-fn an_empty_batch_is_nothing() {
+fn an_empty_batch_enqueues_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()).durability(Durability::Sync));
     assert_eq!(queue.enqueue_batch::<&[u8]>(&[]).unwrap(), []);
@@ -82,13 +82,13 @@ fn a_batch_beyond_max_depth_is_enqueued_as_far_as_there_is_room() {
     let delivered = drain(&queue);
     assert!(
         delivered.iter().map(Delivered::number).eq(0..10),
-        "the first ones of the batch"
+        "only the first jobs of the batch are enqueued"
     );
     assert!(delivered[4..].iter().map(|job| job.sequence).eq(enqueued));
 }
 
 #[test]
-fn a_batch_may_wait_for_room_and_may_be_larger_than_max_depth_then() {
+fn a_batch_that_waits_for_room_may_be_larger_than_max_depth() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()).max_depth(10));
     let waiting = EnqueueOptions::new().wait_forever();
@@ -139,7 +139,9 @@ fn options_hold_for_each_job_of_a_batch() {
     for job in consumer.next_batch(5, PATIENCE) {
         job.retry("no");
     }
-    eventually("each was its only attempt", || queue.stats().dead == 5);
+    eventually("each job is dead after its only attempt", || {
+        queue.stats().dead == 5
+    });
     let delayed = EnqueueOptions::new().delay(Duration::from_secs(3600));
     queue
         .enqueue_batch_with(&numbers(5, 9, 8), delayed)

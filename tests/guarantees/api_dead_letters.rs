@@ -1,5 +1,4 @@
-//! Dead letters: looking at them, replaying and purging them, in one process and across the death
-//! of one.
+//! Tests of dead letters: listing, replaying and purging them, in one process and across its death.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -16,7 +15,7 @@ fn policy() -> RetryPolicy {
     RetryPolicy::fixed(Duration::ZERO).max_attempts(3)
 }
 
-/// Makes letters of the numbers in `from..to`, and returns their jobs' ids.
+/// Makes dead letters of jobs that carry the numbers in `from..to`; returns the ids of the jobs.
 fn make_letters(queue: &Queue, from: u64, to: u64) -> Vec<JobId> {
     let before = queue.stats().dead;
     let consumer = queue.consumer();
@@ -55,7 +54,7 @@ fn letters_are_listed_oldest_first_and_found_by_their_id() {
     let queue = open(builder(dir.path()).retry(policy()));
     assert!(queue.dead_letters().is_empty());
     assert_eq!(letters(&queue), []);
-    // More than one segment of the dead letter log.
+    // These fill more than one segment of the dead letter log.
     let jobs = make_letters(&queue, 0, 500);
     let found = letters(&queue);
     assert_eq!(numbers(&found), (0..500).collect::<Vec<_>>());
@@ -97,7 +96,11 @@ fn a_replay_makes_one_new_job_with_all_its_attempts_before_it() {
     for attempt in 1..=3 {
         let delivered = consumer.next_timeout(PATIENCE).unwrap();
         assert_eq!(delivered.id(), job);
-        assert_eq!(delivered.attempts(), attempt, "it starts anew");
+        assert_eq!(
+            delivered.attempts(),
+            attempt,
+            "a replayed job counts its attempts from 1"
+        );
         assert_eq!(number_in(delivered.payload()), 1);
         delivered.retry("still no use");
     }
@@ -139,7 +142,7 @@ fn letters_can_be_picked_for_replay_and_for_purging() {
     let delivered = drain(&queue);
     assert!(
         delivered.iter().map(|job| job.sequence).eq(replayed),
-        "in the order of the letters"
+        "new jobs are not in the order of their letters"
     );
     assert!(
         delivered
@@ -277,7 +280,7 @@ fn concurrent_replays_and_purges_settle_each_letter_once() {
     assert_eq!(
         delivered.iter().collect::<HashSet<_>>().len() as u64,
         replayed,
-        "replayed twice"
+        "a letter was replayed twice"
     );
     assert!(queue.dead_letters().is_empty());
 }
@@ -296,9 +299,11 @@ fn a_replay_that_is_killed_anywhere_makes_exactly_one_job_of_each_letter() {
     let queue_dir = dir.path().join("queue");
     let mut random = fastrand::Rng::new();
     let mut begun = 0;
-    // Kills between the first letter and the last; a kill may also come too early or too late.
+    // How many kills hit a replay between its first letter and its last; others come too early or
+    // too late.
     let mut amid = 0;
-    // How long a replay takes depends on the machine, so this follows from what the kills hit.
+    // The longest delay before a kill, in µs. How long a replay takes depends on the machine, so
+    // the delay adapts to what the kills hit.
     let mut longest = 15_000;
     while amid < 5 {
         let queue = open_after_kill(builder(&queue_dir).retry(policy()));

@@ -1,4 +1,4 @@
-//! Options: those that cannot be are typed errors, and nothing is created or changed.
+//! Tests of options: invalid ones are typed errors, and nothing is created or changed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use logmill::{Builder, Durability, EnqueueError, EnqueueOptions, OpenError, Queu
 
 use crate::support::*;
 
-/// Sets an option.
+/// Sets one option.
 type Set = fn(Builder) -> Builder;
 
 #[test]
@@ -53,10 +53,7 @@ fn options_out_of_range_are_errors_that_name_the_option_and_create_nothing() {
             matches!(error, OpenError::InvalidOption { option, .. } if option == name),
             "{error}"
         );
-        assert!(
-            !path.exists(),
-            "{name} was refused and left something behind"
-        );
+        assert!(!path.exists(), "{name} was refused, but files were created");
     }
     let error = Queue::builder("").open().expect_err("no path");
     assert!(
@@ -176,7 +173,7 @@ fn a_path_that_is_no_directory_is_an_error_that_names_what_is_in_the_way() {
         }
     }
     assert_eq!(fs::read(&file).unwrap(), b"mine");
-    // Where nothing can be made though the parent is there.
+    // The parent exists, but no directory can be created in it.
     let error = builder("/proc/self/queue")
         .open()
         .expect_err("no directory");
@@ -184,10 +181,10 @@ fn a_path_that_is_no_directory_is_an_error_that_names_what_is_in_the_way() {
 }
 
 #[test]
-fn files_are_the_owners_alone_unless_asked_otherwise() {
+fn only_the_owner_can_read_the_files_unless_file_mode_says_otherwise() {
     use std::os::unix::fs::PermissionsExt;
     let mode_of = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    // The umask may take away from what is asked.
+    // The umask may clear bits of the requested mode.
     let probe = tempfile::tempdir().unwrap();
     fs::write(probe.path().join("probe"), b"").unwrap();
     let umask = 0o666 & !mode_of(&probe.path().join("probe"));
@@ -200,7 +197,11 @@ fn files_are_the_owners_alone_unless_asked_otherwise() {
         }
         let queue = open(options);
         queue.enqueue(b"job").unwrap();
-        queue.consumer().next().unwrap().dead_letter("of no use");
+        queue
+            .consumer()
+            .next()
+            .unwrap()
+            .dead_letter("not retryable");
         queue.flush().unwrap();
         assert_eq!(mode_of(&path), directory & !umask);
         for (name, content) in listing(&path) {
@@ -237,7 +238,7 @@ fn an_error_shows_its_cause_once() {
         logmill::DeadLetterError::from(EnqueueError::Closed).into(),
     ];
     for error in errors {
-        // With all of its sources, and without.
+        // The alternate form of `anyhow` prints all sources, the plain one prints none.
         assert_eq!(format!("{error:#}"), error.to_string());
     }
     assert!(storage().to_string().contains("os error"));

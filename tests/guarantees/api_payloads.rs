@@ -1,4 +1,4 @@
-//! Payloads: of every size that is allowed, and the first that is not.
+//! Tests of payloads: every allowed size works, and the first larger one is refused.
 
 use logmill::{EnqueueError, Queue};
 
@@ -10,7 +10,7 @@ fn pattern(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn payloads_of_every_allowed_size_come_out_as_they_went_in() {
+fn payloads_of_every_allowed_size_are_delivered_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     let max = queue.max_payload();
@@ -55,7 +55,7 @@ fn a_payload_larger_than_the_limit_is_refused_and_the_error_says_the_limit() {
         }
     }
     assert_eq!(queue.stats().depth(), 0);
-    // It left nothing behind.
+    // The refused enqueue left nothing behind.
     queue.enqueue(&pattern(max)).unwrap();
     assert_eq!(drain_payloads(&queue), [pattern(max)]);
 }
@@ -89,11 +89,11 @@ fn the_largest_payload_can_become_a_letter_with_its_reason() {
         .next_timeout(PATIENCE)
         .unwrap()
         .dead_letter(&reason);
-    eventually("it has left the log", || queue.stats().depth() == 0);
+    eventually("the job has left the log", || queue.stats().depth() == 0);
     let letter = queue.dead_letters().iter().next().expect("a letter");
     assert!(letter.payload() == payload);
     assert_eq!(letter.attempts(), 1);
-    // And back again.
+    // A replay makes a job of the letter again.
     queue.dead_letters().replay(letter.id()).unwrap();
     assert!(drain_payloads(&queue) == [payload]);
 }

@@ -1,4 +1,4 @@
-//! Statistics: what a look at the queue shows at each step of a job's life.
+//! Tests of statistics: what `Stats` shows at each step of a job's life.
 
 use std::fs;
 use std::thread;
@@ -8,7 +8,8 @@ use logmill::{EnqueueOptions, Queue, RetryPolicy, Stats};
 
 use crate::support::*;
 
-/// Ready, delayed, in flight, dead; enqueued, acked, retried, dead-lettered.
+/// The figures of `Stats`: ready, delayed, in flight, dead; enqueued, acked, retried,
+/// dead-lettered.
 type Figures = ([u64; 4], [u64; 4]);
 
 fn figures(stats: &Stats) -> Figures {
@@ -49,7 +50,7 @@ fn stats_follow_jobs_through_their_lives() {
     assert_eq!(now(), ([2, 1, 1, 0], [5, 1, 2, 0]));
     jobs.next().unwrap().dead_letter("no use");
     drop(jobs);
-    // The letter shows at once; the job leaves the log with the next flush.
+    // `Stats` counts the letter at once; the job leaves the log with the next flush.
     assert_eq!(now(), ([2, 1, 0, 1], [5, 1, 2, 1]));
     queue.flush().unwrap();
     assert_eq!(now(), ([2, 1, 0, 1], [5, 1, 2, 1]));
@@ -58,10 +59,10 @@ fn stats_follow_jobs_through_their_lives() {
     let hour = EnqueueOptions::new().delay(Duration::from_secs(3600));
     queue.enqueue_with(b"delayed", hour).unwrap();
     assert_eq!(queue.stats().depth(), 4);
-    // Whoever claims next finds it delayed.
+    // The next claim finds that it is delayed.
     let last = consumer.next_batch(10, PATIENCE);
     assert_eq!(last.len(), 2);
-    eventually("the delayed one is met", || {
+    eventually("the delayed job is claimed", || {
         now() == ([0, 2, 2, 1], [6, 1, 2, 1])
     });
     for job in last {
@@ -78,7 +79,7 @@ fn stats_follow_jobs_through_their_lives() {
     drop(consumer);
     queue.close().unwrap();
 
-    // Counters start anew; what is in the queue does not.
+    // The counters start again from zero; the jobs and letters of the queue remain.
     let queue = open(builder(dir.path()).retry(policy()));
     let stats = queue.stats();
     assert_eq!((stats.depth(), stats.dead), (3, 0));
@@ -123,7 +124,9 @@ fn stats_add_up_over_many_segments_and_stripes() {
             assert_eq!((stats.acked, stats.depth()), (acked, 900 - acked));
         }
     }
-    eventually("the segments are gone", || queue.stats().segments <= 3 + 1);
+    eventually("the segments are retired", || {
+        queue.stats().segments <= 3 + 1
+    });
     let stats = queue.stats();
     assert_eq!((stats.enqueued, stats.acked, stats.depth()), (900, 900, 0));
 }
@@ -134,17 +137,17 @@ fn the_age_of_the_oldest_job_grows_until_it_is_settled() {
     let queue = open(builder(dir.path()).stripes(2));
     let oldest = || queue.stats().oldest;
     assert_eq!(oldest(), None);
-    // On different stripes, so that the oldest is looked for in all of them.
+    // On different stripes, because `Stats` compares the oldest jobs of all stripes.
     let (mut one, mut two) = (queue.producer(), queue.producer());
     one.enqueue(b"old").unwrap();
     let first = oldest().expect("there is a job");
-    eventually("it ages", || {
+    eventually("its age grows", || {
         oldest().is_some_and(|age| age > first + Duration::from_millis(50))
     });
     two.enqueue(b"young").unwrap();
     assert!(
         oldest() > Some(first + Duration::from_millis(50)),
-        "the older one counts"
+        "a younger job is counted as the oldest"
     );
 
     let consumer = queue.consumer();
@@ -159,7 +162,7 @@ fn the_age_of_the_oldest_job_grows_until_it_is_settled() {
             young = Some(job);
         }
     }
-    let age = oldest().expect("the young one is left");
+    let age = oldest().expect("the younger job is left");
     let young_for = young.as_ref().unwrap().enqueued_at().elapsed().unwrap();
     assert!(age <= young_for, "{age:?} is older than the only job");
     young.unwrap().ack();
@@ -171,7 +174,7 @@ fn the_age_of_the_oldest_job_is_known_after_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     queue.enqueue(b"old").unwrap();
-    eventually("it ages", || {
+    eventually("its age grows", || {
         queue.stats().oldest > Some(Duration::from_millis(30))
     });
     let age = queue.stats().oldest;
@@ -207,7 +210,7 @@ fn jobs_found_at_open_are_counted_apart() {
     assert_adds_up(&stats);
 }
 
-/// A queue with four jobs, which is all that `max_depth` allows, of which three are damaged.
+/// A queue at its `max_depth` of four jobs, of which three are damaged.
 fn with_damaged_jobs(dir: &std::path::Path) -> Queue {
     let builder = || builder(dir).max_depth(4);
     let queue = open(builder());
@@ -217,18 +220,18 @@ fn with_damaged_jobs(dir: &std::path::Path) -> Queue {
     queue.close().unwrap();
     edit(&segment_files(dir)[0], |bytes| {
         for record in [0, 1, 3] {
-            // Past the header of the file, in the payload of the record.
+            // Skips the header of the file, and damages the payload of the record.
             bytes[64 + record * 136 + 32 + 50] ^= 1;
         }
     });
     let (queue, report) = open_any(builder());
-    // Sealed, so it is checked when it is claimed from.
+    // The segment is sealed, so its records are checked only when they are claimed.
     assert_eq!((report.jobs, report.quarantined.len()), (4, 0));
     queue
 }
 
 #[test]
-fn jobs_found_damaged_give_their_room_back() {
+fn damaged_jobs_give_back_the_room_they_took_from_max_depth() {
     let dir = tempfile::tempdir().unwrap();
     let queue = with_damaged_jobs(dir.path());
     assert!(queue.enqueue(b"no room").is_err());
@@ -258,13 +261,13 @@ fn jobs_found_damaged_give_their_room_back() {
 }
 
 #[test]
-fn a_look_at_the_figures_changes_nothing() {
+fn reading_the_statistics_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let queue = with_damaged_jobs(dir.path());
     let stats = queue.stats();
     assert_eq!((stats.depth(), stats.quarantined, stats.lost), (4, 0, 0));
     assert!(!dir.path().join("quarantine").exists());
-    // A damaged job tells no time.
+    // The time of a damaged job is unknown.
     assert_eq!(stats.oldest, None);
     assert!(queue.consumer().try_next().is_some());
     let stats = queue.stats();

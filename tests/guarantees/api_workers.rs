@@ -1,4 +1,4 @@
-//! The worker pool and the end of a queue: shutdown, close, and what is left when they are over.
+//! Tests of the worker pool and of the end of a queue: shutdown, close, and which jobs remain.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,7 +27,9 @@ fn shutdown_lets_running_jobs_finish_and_leaves_the_others_in_the_queue() {
             .workers(2)
             .run(move |job: &Job<'_>| {
                 begun.send(number_in(job.payload())).unwrap();
-                eventually("the test lets go", || release.load(Ordering::Relaxed));
+                eventually("the test releases the handlers", || {
+                    release.load(Ordering::Relaxed)
+                });
                 finished.fetch_add(1, Ordering::Relaxed);
                 Ok::<(), Failure>(())
             })
@@ -37,21 +39,24 @@ fn shutdown_lets_running_jobs_finish_and_leaves_the_others_in_the_queue() {
         .map(|_| is_begun.recv_timeout(PATIENCE).unwrap())
         .collect();
     let shutdown = thread::spawn(move || workers.shutdown(PATIENCE));
-    // The pool is stopping or about to; its jobs end some time after.
+    // Gives the shutdown time to begin while the handlers still run.
     thread::sleep(Duration::from_millis(50));
-    assert!(!shutdown.is_finished(), "it waits for the running jobs");
+    assert!(
+        !shutdown.is_finished(),
+        "shutdown did not wait for the running jobs"
+    );
     release.store(true, Ordering::Relaxed);
     let report = shutdown.join().unwrap();
     assert!(report.finished_in_time);
     assert_eq!(report.still_running, []);
 
-    // A worker that had seen no stop yet may have begun one more, and finished it.
+    // A worker that had not yet seen the stop may have begun and finished one more job.
     running.extend(is_begun.try_iter());
     assert_eq!(finished.load(Ordering::Relaxed), running.len() as u64);
     let left = drain(&queue);
     assert!(
         left.iter().all(|job| job.attempts == 1),
-        "what was claimed and not begun is untried"
+        "a job that no handler began has a failed attempt"
     );
     let mut all: Vec<_> = left.iter().map(Delivered::number).chain(running).collect();
     all.sort_unstable();
@@ -70,7 +75,9 @@ fn past_the_deadline_shutdown_says_which_jobs_are_still_running() {
         .workers(3)
         .run(move |_: &Job<'_>| {
             begun.send(()).unwrap();
-            eventually("the test lets go", || released.load(Ordering::Relaxed));
+            eventually("the test releases the handler", || {
+                released.load(Ordering::Relaxed)
+            });
             Ok::<(), Failure>(())
         })
         .unwrap();
@@ -80,7 +87,7 @@ fn past_the_deadline_shutdown_says_which_jobs_are_still_running() {
     assert_eq!(report.still_running, [stuck]);
     assert_eq!(queue.stats().in_flight, 1);
 
-    // The handler goes on, and its job is done when it ends.
+    // The handler continues after the deadline, and its job is acked when it ends.
     release.store(true, Ordering::Relaxed);
     eventually("the job is done", || queue.stats().acked == 1);
     assert_eq!(queue.stats().depth(), 0);
@@ -104,7 +111,7 @@ fn a_shutdown_of_idle_workers_is_over_at_once_and_new_workers_can_follow() {
 }
 
 #[test]
-fn a_pool_that_is_dropped_stops() {
+fn dropping_a_pool_stops_it() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     let handler = Arc::new(());
@@ -148,9 +155,9 @@ fn worker_threads_have_the_name_they_were_given() {
 }
 
 #[test]
-fn what_is_to_follow_is_said_below_code_that_knows_nothing_of_jobs() {
+fn a_failure_passes_through_code_that_only_adds_context_to_errors() {
     let dir = tempfile::tempdir().unwrap();
-    // A policy that would bring nothing back in time.
+    // Without the failure's own delay, no retry would come in time.
     let hour = RetryPolicy::fixed(Duration::from_secs(3600));
     let queue = open(builder(dir.path()).retry(hour));
     fn below(job: &Job<'_>) -> anyhow::Result<()> {
@@ -169,7 +176,7 @@ fn what_is_to_follow_is_said_below_code_that_knows_nothing_of_jobs() {
         )
         .unwrap();
     queue.enqueue(b"by a worker").unwrap();
-    eventually("it is dead", || queue.dead_letters().len() == 1);
+    eventually("the job is dead", || queue.dead_letters().len() == 1);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
     queue.enqueue(b"by hand").unwrap();
     let consumer = queue.consumer();
@@ -224,7 +231,7 @@ fn after_close_consumers_get_nothing_and_those_that_wait_wake_up() {
         })
         .collect();
     let consumer = queue.consumer();
-    // Long enough for them to be asleep, most likely; either way they must end.
+    // Most likely they are asleep after this time; the test holds either way.
     thread::sleep(Duration::from_millis(20));
     queue.close().unwrap();
     for waiting in waiting {
@@ -237,7 +244,7 @@ fn after_close_consumers_get_nothing_and_those_that_wait_wake_up() {
 }
 
 #[test]
-fn close_ends_the_waiting_for_room() {
+fn close_ends_enqueues_that_wait_for_room() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()).max_depth(1));
     queue.enqueue(b"the one").unwrap();
@@ -248,7 +255,7 @@ fn close_ends_the_waiting_for_room() {
     });
     thread::sleep(Duration::from_millis(20));
     queue.close().unwrap();
-    eventually("it waits no more", || waiter.is_finished());
+    eventually("the waiting enqueue returns", || waiter.is_finished());
     let error = waiter.join().unwrap().unwrap_err();
     assert!(matches!(error, EnqueueError::Closed), "{error}");
 }
@@ -304,7 +311,7 @@ fn close_while_workers_run_loses_nothing() {
             Ok::<(), Failure>(())
         })
         .unwrap();
-    eventually("some are done", || counts.of(200) == 1);
+    eventually("some jobs are done", || counts.of(200) == 1);
     queue.close().unwrap();
     assert!(workers.shutdown(PATIENCE).finished_in_time);
     let queue = open(builder(dir.path()));
@@ -315,7 +322,7 @@ fn close_while_workers_run_loses_nothing() {
 }
 
 #[test]
-fn enqueueing_and_closing_at_once_gives_ok_only_to_what_is_kept() {
+fn an_enqueue_beside_a_close_returns_ok_only_if_the_job_is_kept() {
     for _ in 0..20 {
         let dir = tempfile::tempdir().unwrap();
         let queue = open(builder(dir.path()).stripes(2));

@@ -1,9 +1,9 @@
-//! Guarantee 1, at least once: a job whose enqueue returned `Ok` is delivered until it is acked
-//! or in the dead letter log.
+//! Tests of guarantee 1, at least once: a job whose enqueue returned `Ok` is delivered until it is
+//! acked or in the dead letter log.
 //!
-//! With `Process` durability that survives `kill -9`, which is what the children here die of. A
-//! power cut cannot be had in a test of the public interface; that `Sync` flushes before it
-//! returns, and `Interval` in the background, is shown in `g8_failed_flush` by flushes that fail.
+//! The children here die of `kill -9`, which jobs with `Process` durability survive. A test of the
+//! public API cannot cut the power. That `Sync` flushes before it returns, and `Interval` in the
+//! background, shows in `src/testing/fault_injection/`, where flushes fail.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -66,20 +66,20 @@ fn a_million_jobs_of_eight_producers_are_each_acked_once_by_four_workers() {
         .collect();
     assert_eq!(
         delivered_as, sequences,
-        "a job was delivered under another sequence"
+        "a job was delivered with a different id than its enqueue returned"
     );
     let distinct: HashSet<u64> = sequences.into_iter().collect();
-    assert_eq!(distinct.len() as u64, JOBS, "two jobs got one sequence");
+    assert_eq!(distinct.len() as u64, JOBS, "two jobs have the same id");
     let stats = queue.stats();
     assert_eq!((stats.enqueued, stats.acked), (JOBS, JOBS));
     assert_eq!((stats.retried, stats.dead_lettered, stats.dead), (0, 0, 0));
 }
 
 #[test]
-fn what_was_not_acked_is_there_after_close_and_reopen_and_what_was_is_not() {
+fn jobs_that_were_not_acked_are_there_after_a_reopen_and_acked_ones_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
-    // Ten segments, of which every third job is acked.
+    // These fill ten segments; every third job is acked.
     let mut kept = Vec::new();
     let mut enqueued_at = Vec::new();
     let consumer = queue.consumer();
@@ -98,7 +98,8 @@ fn what_was_not_acked_is_there_after_close_and_reopen_and_what_was_is_not() {
     drop(consumer);
     queue.close().unwrap();
 
-    // The hour of backoff is the earlier process's choice; this one's policy says at once.
+    // The backoff of an hour ended with the earlier process. A failed job that is found at open
+    // backs off by the policy of this process, which retries at once.
     let (queue, report) = open_any(builder(dir.path()));
     assert!(report.is_clean(), "{report:?}");
     assert_eq!(report.jobs, kept.len() as u64);
@@ -142,7 +143,7 @@ fn jobs_of_every_durability_are_there_after_reopen() {
             });
         }
     });
-    // As a crash would leave it, and as an orderly end does.
+    // Once as a crash leaves the directory, and once as a close does.
     let crashed = crash_copy(dir.path());
     queue.close().unwrap();
     for path in [crashed.path(), dir.path()] {
@@ -168,10 +169,11 @@ fn a_process_that_exits_without_closing_loses_nothing() {
 }
 
 const KILLED_PRODUCERS: u64 = 4;
-/// Numbers of one producer start at its own multiple of this, so that all are distinct.
+/// The numbers of each producer start at its own multiple of this, so that all are distinct.
 const PRODUCER_RANGE: u64 = 1 << 32;
 
-/// Child: producers that note each number before and after its enqueue, for ever.
+/// Child: producers that note each number before and after its enqueue, until the process is
+/// killed.
 pub(crate) fn enqueue_until_killed(dir: &Path) {
     let queue = open_after_kill(builder(dir.join("queue")).stripes(2));
     produce_for_ever(&queue, dir);
@@ -204,7 +206,7 @@ fn noted(dir: &Path, what: &str) -> HashSet<u64> {
 #[test]
 fn every_job_whose_enqueue_returned_survives_kill_nine() {
     let dir = tempfile::tempdir().unwrap();
-    // Each child opens what the one before it left.
+    // Each child opens the queue that the one before it left.
     for round in 1..=4 {
         let mut child = Child::start("enqueue", dir.path());
         child.wait_until("the child enqueues", || {
@@ -228,7 +230,7 @@ fn every_job_whose_enqueue_returned_survives_kill_nine() {
     assert_eq!(invented, [], "delivered and never enqueued");
 }
 
-/// Child: as [`enqueue_until_killed`], and two consumers, which note each number when it is
+/// Child: as [`enqueue_until_killed`], with two consumers that note each number when it is
 /// delivered, and again when its ack has returned.
 pub(crate) fn work_until_killed(dir: &Path) {
     let queue = open_after_kill(builder(dir.join("queue")).stripes(2));
@@ -249,7 +251,7 @@ pub(crate) fn work_until_killed(dir: &Path) {
 }
 
 #[test]
-fn an_ack_that_returned_survives_kill_nine_and_what_was_in_work_comes_back() {
+fn an_ack_that_returned_survives_kill_nine_and_jobs_in_handlers_come_back() {
     let dir = tempfile::tempdir().unwrap();
     for round in 1..=4 {
         let mut child = Child::start("work", dir.path());
@@ -275,7 +277,8 @@ fn an_ack_that_returned_survives_kill_nine_and_what_was_in_work_comes_back() {
         .copied()
         .collect();
     assert_eq!(lost, [], "enqueued and lost");
-    // Each kill can hit two jobs in work, one a consumer, which then come back once.
+    // A kill can hit one job in each of the two consumers, and each of these is delivered once
+    // more.
     let distinct: HashSet<u64> = delivered.iter().copied().collect();
     let repeats = delivered.len() - distinct.len();
     assert!(

@@ -1,5 +1,5 @@
-//! Guarantee 2, of jobs that a handler has when the process dies: the culprit ends in the dead letter
-//! log, and those that ran beside it are delivered.
+//! Tests of guarantee 2 for jobs that a handler has when the process dies: the poison job ends in
+//! the dead letter log, and jobs that ran beside it are delivered.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::support::{
     open_any, payload_of,
 };
 
-/// A queue with these jobs that a process has closed.
+/// A queue directory with these jobs, closed.
 fn closed_queue(payloads: &[&[u8]]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
@@ -28,7 +28,7 @@ fn closed_queue(payloads: &[&[u8]]) -> TempDir {
     dir
 }
 
-/// What a crash leaves of a process that has opened the queue and has so many jobs in its hands.
+/// A copy of the directory of a process that crashes while its handlers have this many jobs.
 fn crash_with(builder: Builder, jobs: usize) -> TempDir {
     let queue = open_any(builder).0;
     let consumer = queue.consumer();
@@ -46,7 +46,7 @@ fn at_once() -> RetryPolicy {
     RetryPolicy::fixed(Duration::ZERO)
 }
 
-/// Child: eight workers. A poison job takes the process down while the others are at work.
+/// Child: eight workers; a poison job aborts the process while the others are at work.
 pub(crate) fn work_beside_poison(dir: &Path) {
     let mut builder = builder(dir.join("queue")).retry(at_once());
     if dir.join("leased").exists() {
@@ -70,12 +70,12 @@ pub(crate) fn work_beside_poison(dir: &Path) {
         process::abort();
     };
     let workers = queue.workers(8).run(handler).unwrap();
-    eventually("nothing is left", || queue.stats().depth() == 0);
+    eventually("the queue is empty", || queue.stats().depth() == 0);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
     queue.close().unwrap();
 }
 
-/// Has children work until one comes to its end; returns how many died.
+/// Starts one child after the other until one completes its role; returns how many died.
 fn work_until_done(dir: &Path) -> usize {
     for deaths in 0..20 {
         let mut child = Child::start("poison", dir);
@@ -83,7 +83,7 @@ fn work_until_done(dir: &Path) -> usize {
             return deaths;
         }
     }
-    panic!("the poison goes on for ever");
+    panic!("the poison job never died");
 }
 
 const INNOCENTS: u64 = 14;
@@ -106,7 +106,7 @@ fn check_innocents(dir: &Path) {
 }
 
 #[test]
-fn of_the_jobs_beside_a_poison_job_none_is_dead_but_it() {
+fn a_poison_job_dies_and_jobs_that_ran_beside_it_do_not() {
     for poison in [
         &[&b"poison"[..]][..],
         &[b"poison", b"poison two"],
@@ -121,7 +121,7 @@ fn of_the_jobs_beside_a_poison_job_none_is_dead_but_it() {
         enqueue_more_innocents(&queue);
         queue.close().unwrap();
         let deaths = work_until_done(dir.path());
-        // Two that died together at first have each two more to die by.
+        // If two poison jobs share their first crash, each still needs two crashes alone.
         assert!((2 * poison.len() + 1..=3 * poison.len()).contains(&deaths));
         check_innocents(dir.path());
         let queue = open(builder(dir.path().join("queue")));
@@ -137,7 +137,7 @@ fn of_the_jobs_beside_a_poison_job_none_is_dead_but_it() {
 }
 
 #[test]
-fn poison_that_may_be_tried_for_ever_or_is_delayed_or_outlives_its_lease_is_dead_all_the_same() {
+fn poison_with_unlimited_attempts_a_delay_or_an_expired_lease_dies_too() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("leased"), "").unwrap();
     let queue = open(builder(dir.path().join("queue")).stripes(1));
@@ -159,7 +159,7 @@ fn poison_that_may_be_tried_for_ever_or_is_delayed_or_outlives_its_lease_is_dead
     assert!(dead.iter().all(|letter| letter.crashes() == 3), "{dead:?}");
 }
 
-/// Child: closes the queue and ends while handlers have jobs, as a service that is deployed anew.
+/// Child: closes the queue and exits while handlers have jobs, like a service that is redeployed.
 pub(crate) fn end_while_handlers_work(dir: &Path) {
     let queue = open(builder(dir.join("queue")));
     let at_work = Arc::new(AtomicUsize::new(0));
@@ -174,9 +174,11 @@ pub(crate) fn end_while_handlers_work(dir: &Path) {
             }
         });
     }
-    eventually("all are at work", || at_work.load(Ordering::SeqCst) == 4);
+    eventually("all handlers have a job", || {
+        at_work.load(Ordering::SeqCst) == 4
+    });
     queue.close().unwrap();
-    // Nothing is dropped, and no handler comes back.
+    // Exits without dropping anything; no handler returns.
     process::exit(7);
 }
 
@@ -271,7 +273,7 @@ fn a_crash_is_counted_once_however_often_the_queue_is_opened_before_its_job_is_c
 fn drain_with_crashes(queue: &Queue) -> Vec<(Vec<u8>, u32, u32)> {
     let consumer = queue.consumer();
     let mut found = Vec::new();
-    eventually("nothing is left", || {
+    eventually("the queue is empty", || {
         while let Some(job) = consumer.try_next() {
             found.push((job.payload().to_vec(), job.attempts(), job.crashes()));
             job.ack();
@@ -298,18 +300,18 @@ fn jobs_with_a_crash_are_delivered_one_at_a_time_and_others_beside_them() {
         [b"a", b"d", b"e", b"f"].map(|one| one.to_vec()).into()
     );
     assert!(other.try_next().is_none());
-    // Those that wait for their turn are ready.
+    // Suspects that wait for their turn count as ready.
     let stats = queue.stats();
     assert_eq!((stats.ready, stats.delayed, stats.in_flight), (2, 0, 4));
     let at = batch.iter().position(|job| job.payload() == b"a").unwrap();
     let suspect = batch.remove(at);
     assert_eq!((suspect.attempts(), suspect.crashes()), (1, 1));
-    // It comes back behind the others, and is a suspect still.
+    // The retried job goes behind the other suspects, and is still one itself.
     suspect.retry("not the culprit");
     let second = other.try_next().unwrap();
     assert_eq!(second.payload(), b"b");
     assert!(other.try_next().is_none());
-    // Also one that is dropped has ended.
+    // Dropping the job also ends its delivery.
     drop(second);
     for payload in [b"c", b"a", b"b"] {
         let next = consumer.try_next().unwrap();
@@ -331,7 +333,7 @@ fn a_suspect_that_fails_again_and_again_holds_up_nobody() {
     for _ in 0..20 {
         queue.enqueue(b"new").unwrap();
     }
-    // The suspects, what fails though it is none, and new ones.
+    // Suspects, new jobs that fail once, and new jobs compete for one consumer.
     let mut acked = Vec::new();
     for _ in 0..200 {
         let job = consumer.next_timeout(PATIENCE).unwrap();
@@ -364,7 +366,8 @@ fn a_consumer_asleep_is_woken_when_the_handler_of_a_suspect_ends() {
     for end in ends {
         let dir = closed_queue(&[b"a", b"b"]);
         let left = crash_with(builder(dir.path()), 2);
-        // Nothing else wakes anybody.
+        // With this policy no retry becomes due, so only the end of the handler can wake the
+        // consumer.
         let policy = RetryPolicy::fixed(Duration::from_secs(3600));
         let queue = open_any(builder(left.path()).retry(policy)).0;
         let consumer = queue.consumer();
@@ -372,7 +375,7 @@ fn a_consumer_asleep_is_woken_when_the_handler_of_a_suspect_ends() {
         assert_eq!(first.payload(), b"a");
         let other = queue.consumer();
         let (delivered, is_delivered) = mpsc::channel();
-        // Without a deadline, at which it would look for itself.
+        // `next` has no deadline, after which the consumer would look again without being woken.
         thread::spawn(move || {
             let job = other.next().unwrap();
             delivered.send(job.payload().to_vec()).unwrap();
@@ -386,12 +389,12 @@ fn a_consumer_asleep_is_woken_when_the_handler_of_a_suspect_ends() {
 }
 
 #[test]
-fn suspects_of_a_consumer_that_is_gone_are_delivered_to_others() {
+fn suspects_of_a_dropped_consumer_are_delivered_to_others() {
     let dir = closed_queue(&[b"a", b"b", b"c"]);
     let left = crash_with(builder(dir.path()), 3);
     let queue = open_any(builder(left.path())).0;
     let first = queue.consumer();
-    // It has claimed them all.
+    // The first consumer claims all of them.
     first.try_next().unwrap().ack();
     drop(first);
     assert_eq!(drain(&queue).len(), 2);
@@ -430,13 +433,13 @@ fn a_second_crash_backs_off_as_a_failure_does_and_a_first_one_does_not() {
 }
 
 #[test]
-fn a_suspect_that_has_backed_off_is_one_still() {
+fn a_suspect_is_still_a_suspect_after_its_backoff() {
     let policy = || RetryPolicy::fixed(Duration::from_millis(20));
     let dir = closed_queue(&[b"a", b"b"]);
     let once = crash_with(builder(dir.path()).retry(policy()), 2);
     let queue = open_any(builder(once.path()).retry(policy())).0;
     let consumer = queue.consumer();
-    // The second crash of one of them.
+    // One of them gets its second crash.
     let job = consumer.try_next().unwrap();
     let twice = crash_copy(queue.path());
     job.ack();
@@ -444,7 +447,7 @@ fn a_suspect_that_has_backed_off_is_one_still() {
     let consumer = queue.consumer();
     let first = consumer.try_next().unwrap();
     assert_eq!((first.payload(), first.crashes()), (&b"b"[..], 1));
-    eventually("the other one is due", || queue.stats().ready == 1);
+    eventually("the other suspect is due", || queue.stats().ready == 1);
     assert!(consumer.try_next().is_none());
     first.ack();
     let second = consumer.next_timeout(PATIENCE).unwrap();
@@ -453,7 +456,7 @@ fn a_suspect_that_has_backed_off_is_one_still() {
 }
 
 #[test]
-fn after_as_many_crashes_as_its_limit_a_job_is_a_letter_and_its_replay_begins_anew() {
+fn after_as_many_crashes_as_its_limit_a_job_is_a_letter_and_its_replay_starts_from_zero() {
     for limit in [1, 2, MAX_CRASHES] {
         let policy = || at_once().unlimited_attempts().max_crashes(limit);
         let mut dir = closed_queue(&[b"job"]);
@@ -469,12 +472,12 @@ fn after_as_many_crashes_as_its_limit_a_job_is_a_letter_and_its_replay_begins_an
         }
         let queue = open_any(builder(dir.path()).retry(policy())).0;
         let consumer = queue.consumer();
-        eventually("it is dead", || {
+        eventually("the job is dead", || {
             assert!(consumer.try_next().is_none());
             queue.stats().dead == 1
         });
         let [letter] = &letters(&queue)[..] else {
-            panic!("letters of one job")
+            panic!("not exactly one letter of the job")
         };
         assert_eq!((letter.attempts(), letter.crashes()), (0, limit.into()));
         let [reason] = letter.reasons() else {
@@ -495,5 +498,5 @@ fn without_retries_one_crash_is_the_end() {
     let left = crash_with(builder(dir.path()).retry(RetryPolicy::none()), 1);
     let queue = open_any(builder(left.path()).retry(RetryPolicy::none())).0;
     assert!(queue.consumer().try_next().is_none());
-    eventually("it is dead", || letters(&queue).len() == 1);
+    eventually("the job is dead", || letters(&queue).len() == 1);
 }

@@ -1,5 +1,5 @@
-//! Guarantee 2, a poison job cannot loop for ever: it is dead after its attempts, whether its
-//! handler returns an error, panics, drops the job, or takes the process down with it.
+//! Tests of guarantee 2, a poison job cannot loop for ever: it dies after its attempts, whether its
+//! handler returns an error, panics, drops the job, or kills the process.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -29,7 +29,7 @@ fn the_letter_of(queue: &Queue, job: JobId) -> DeadLetter {
         .iter()
         .filter(|letter| letter.job_id() == job)
         .collect();
-    assert_eq!(letters.len(), 1, "letters of one job");
+    assert_eq!(letters.len(), 1, "not exactly one letter of the job");
     letters.into_iter().next().unwrap()
 }
 
@@ -60,8 +60,12 @@ fn a_job_that_always_fails_is_dead_after_exactly_max_attempts() {
             Err::<(), _>("as always")
         })
         .unwrap();
-    eventually("all are dead", || queue.stats().dead == jobs.len() as u64);
-    eventually("the dead have left the log", || queue.stats().depth() == 0);
+    eventually("all jobs are dead", || {
+        queue.stats().dead == jobs.len() as u64
+    });
+    eventually("the dead jobs have left the log", || {
+        queue.stats().depth() == 0
+    });
     assert!(workers.shutdown(PATIENCE).finished_in_time);
 
     for (job, limit) in jobs {
@@ -85,7 +89,7 @@ fn a_job_that_always_fails_is_dead_after_exactly_max_attempts() {
 fn a_letter_keeps_payload_attempts_reasons_and_times() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()).retry(RetryPolicy::fixed(Duration::ZERO).max_attempts(4)));
-    // To a tick of the kernel's clock.
+    // The kernel's clock may lag by a tick.
     let before = SystemTime::now() - Duration::from_millis(10);
     let job = queue.enqueue(b"the payload").unwrap();
     let enqueued_at = {
@@ -169,7 +173,7 @@ fn do_not_retry_means_dead_at_once() {
         .workers(1)
         .run(|_: &Job<'_>| Err::<(), _>(Failure::dead_letter("no use either")))
         .unwrap();
-    eventually("both are dead", || queue.stats().dead == 2);
+    eventually("both jobs are dead", || queue.stats().dead == 2);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
     for (job, reason) in [(by_hand, "no use"), (by_worker, "no use either")] {
         let letter = the_letter_of(&queue, job);
@@ -184,7 +188,7 @@ fn do_not_retry_means_dead_at_once() {
 fn a_failure_may_name_its_own_delay_and_counts_as_an_attempt() {
     let delay = Duration::from_millis(60);
     let dir = tempfile::tempdir().unwrap();
-    // The policy's own backoff would outlast the test.
+    // The policy's own backoff is longer than the test.
     let policy = RetryPolicy::fixed(Duration::from_secs(3600)).max_attempts(2);
     let queue = open(builder(dir.path()).retry(policy));
     let job = queue.enqueue(b"slow down").unwrap();
@@ -197,7 +201,7 @@ fn a_failure_may_name_its_own_delay_and_counts_as_an_attempt() {
             Err::<(), _>(Failure::retry_after(delay, "not so fast"))
         })
         .unwrap();
-    eventually("it is dead", || queue.stats().dead == 1);
+    eventually("the job is dead", || queue.stats().dead == 1);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
     let times = times.lock().unwrap();
     assert_eq!(times.len(), 2);
@@ -225,8 +229,8 @@ fn a_panic_is_a_failed_attempt_with_its_message_and_the_worker_goes_on() {
     let formatted = queue.enqueue(b"formatted").unwrap();
     let other = queue.enqueue(b"other").unwrap();
     queue.enqueue(b"harmless").unwrap();
-    eventually("the harmless one is acked", || queue.stats().acked == 1);
-    eventually("the others are dead", || queue.stats().dead == 3);
+    eventually("the harmless job is acked", || queue.stats().acked == 1);
+    eventually("the other jobs are dead", || queue.stats().dead == 3);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
     let reason_of = |job| the_letter_of(&queue, job).reasons()[0].reason.clone();
     assert_eq!(reason_of(literal), "a literal");
@@ -245,7 +249,7 @@ fn a_dropped_job_is_a_retry() {
         assert_eq!(job.attempts(), attempt);
         drop(job);
     }
-    eventually("it is dead", || queue.stats().dead == 1);
+    eventually("the job is dead", || queue.stats().dead == 1);
     let letter = the_letter_of(&queue, job);
     assert!(
         letter
@@ -313,13 +317,13 @@ fn abort_policy() -> RetryPolicy {
     RetryPolicy::fixed(Duration::ZERO).max_attempts(4)
 }
 
-/// Child: works on everything; a poison job takes the process down.
+/// Child: works on all jobs; a poison job aborts the process.
 pub(crate) fn abort_on_poison(dir: &Path) {
     let queue = open(builder(dir.join("queue")).retry(abort_policy()));
     let mut harmless = Journal::append_to(&dir.join("harmless"));
     let mut poisonous = Journal::append_to(&dir.join("poisonous"));
     let consumer = queue.consumer();
-    eventually("nothing is left", || {
+    eventually("the queue is empty", || {
         while let Some(job) = consumer.try_next() {
             if job.payload().starts_with(b"poison") {
                 poisonous.note(job.id().get());
@@ -357,7 +361,7 @@ fn a_poison_job_that_aborts_the_process_reaches_the_dead_letter_log() {
         aborts += 1;
         assert!(
             aborts <= 6,
-            "the poison goes on for ever\n{}",
+            "the poison jobs never died\n{}",
             child.stderr()
         );
     }
@@ -365,7 +369,8 @@ fn a_poison_job_that_aborts_the_process_reaches_the_dead_letter_log() {
     let poisonous = Journal::read(&dir.path().join("poisonous"));
     let count = |job: JobId| poisonous.iter().filter(|&&one| one == job.get()).count();
     assert_eq!((count(by_default), count(unlimited)), (3, 3));
-    // Jobs that were claimed together with the poison had done nothing: no attempt is counted.
+    // Jobs that were only claimed together with the poison were in no handler, so no attempt is
+    // counted.
     assert_eq!(Journal::read(&dir.path().join("harmless")), [1; 20]);
 
     let queue = open(builder(&queue_dir));
@@ -382,12 +387,12 @@ fn a_poison_job_that_aborts_the_process_reaches_the_dead_letter_log() {
     }
 }
 
-/// Child: fails every job for good.
+/// Child: makes a dead letter of every job.
 pub(crate) fn bury_all(dir: &Path) {
     let queue = open_after_kill(builder(dir.join("queue")));
     let consumer = queue.consumer();
     Journal::append_to(&dir.join("begun")).note(1);
-    eventually("nothing is left", || {
+    eventually("the queue is empty", || {
         while let Some(job) = consumer.try_next() {
             let number = number_in(job.payload());
             job.dead_letter(format!("no use for {number}"));
@@ -397,7 +402,7 @@ pub(crate) fn bury_all(dir: &Path) {
 }
 
 #[test]
-fn a_death_that_is_cut_short_by_kill_nine_makes_one_letter() {
+fn a_death_that_kill_nine_interrupts_makes_one_letter() {
     const JOBS: u64 = 1500;
     let dir = tempfile::tempdir().unwrap();
     let queue_dir = dir.path().join("queue");
@@ -409,10 +414,10 @@ fn a_death_that_is_cut_short_by_kill_nine_makes_one_letter() {
     let mut random = fastrand::Rng::new();
     for round in 1_usize.. {
         let mut child = Child::start("bury", dir.path());
-        child.wait_until("it begins", || {
+        child.wait_until("the child begins", || {
             Journal::read(&dir.path().join("begun")).len() == round
         });
-        // Later and later, so that it comes to an end.
+        // The delay grows from round to round, so that a child completes in the end.
         thread::sleep(Duration::from_micros(
             random.u64(..5_000 + 2_000 * round as u64),
         ));
@@ -421,7 +426,7 @@ fn a_death_that_is_cut_short_by_kill_nine_makes_one_letter() {
         let letters: Vec<_> = queue.dead_letters().iter().collect();
         let jobs: HashSet<_> = letters.iter().map(DeadLetter::job_id).collect();
         assert_eq!(jobs.len(), letters.len(), "two letters of one job");
-        // A job whose letter was written, and which is not marked done yet, counts as both.
+        // A job whose letter is written but which is not marked done yet counts as both.
         let stats = queue.stats();
         assert!(stats.depth() + stats.dead >= JOBS, "{stats:?}");
         if letters.len() as u64 == JOBS && stats.depth() == 0 {

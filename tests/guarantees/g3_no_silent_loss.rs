@@ -1,7 +1,8 @@
-//! Guarantee 3, nothing is lost silently: a record that fails its check is never delivered, and
-//! never skipped without a trace. It is copied to quarantine, counted and reported. A dead letter
-//! keeps its payload, attempts, reasons and times until someone purges it (the keeping is tested
-//! in `g2_no_poison`, the purging in `api_dead_letters`).
+//! Tests of guarantee 3, nothing is lost silently: a record that fails its check is never
+//! delivered; its bytes are copied to quarantine, and it is counted and reported.
+//!
+//! A dead letter keeps its payload, attempts, reasons and times until it is purged: `g2_no_poison`
+//! tests that it keeps them, and `api_dead_letters` tests the purge.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use crate::support::*;
 const JOBS: u64 = 30;
 const VICTIM: u64 = 11;
 
-/// The payload of job `number`, which stands nowhere else.
+/// The payload of job `number`, which occurs nowhere else in the files.
 fn payload(number: u64) -> Vec<u8> {
     payload_of(0x5eed_0000_0000 + number, 48)
 }
@@ -29,7 +30,7 @@ fn survivors() -> Vec<Vec<u8>> {
     survivors
 }
 
-/// A queue whose only segment is as a crash leaves it: unsealed.
+/// A queue whose only segment is unsealed, as a crash leaves it.
 fn unsealed() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
@@ -50,7 +51,7 @@ fn sealed() -> TempDir {
     dir
 }
 
-/// Flips a bit in the victim's payload; returns the file and the byte.
+/// Flips a bit in the victim's payload; returns the file and the offset of the byte.
 fn flip_in_victim(queue_dir: &Path) -> (PathBuf, usize) {
     let path = segment_containing(queue_dir, &payload(VICTIM));
     let at = offset_of(&path, &payload(VICTIM)) + 20;
@@ -58,7 +59,8 @@ fn flip_in_victim(queue_dir: &Path) -> (PathBuf, usize) {
     (path, at)
 }
 
-/// Checks that `found` covers the byte at `at`, and that the copy has the bytes as they were found.
+/// Checks that `found` covers the byte at `at`, and that the copy in quarantine has the original
+/// bytes.
 fn assert_set_aside(found: &Quarantined, before: &[u8], at: usize) {
     let (from, len) = (found.offset as usize, found.len as usize);
     assert!((from..from + len).contains(&at), "{at} is not in {found:?}");
@@ -84,7 +86,8 @@ fn a_flipped_bit_in_an_unsealed_segment_is_quarantined_and_in_the_report() {
     assert_eq!(drain_payloads(&queue), survivors());
     queue.close().unwrap();
 
-    // It was mended: the next open has nothing to report, and still does not deliver it.
+    // Recovery covered the damage: the next open has nothing to report, and does not deliver the
+    // job.
     let queue = open(builder(dir.path()));
     assert_eq!(drain(&queue), []);
 }
@@ -95,7 +98,7 @@ fn a_flipped_bit_in_a_sealed_segment_is_quarantined_when_the_segment_is_first_cl
     let (path, at) = flip_in_victim(dir.path());
     let before = fs::read(&path).unwrap();
 
-    // A seal is trusted at open, which need not read every segment.
+    // An open trusts seals, so it does not read every segment.
     let (queue, report) = open_any(builder(dir.path()));
     assert_eq!((report.sealed, report.scanned, report.jobs), (1, 0, JOBS));
     assert!(report.is_clean(), "{report:?}");
@@ -120,14 +123,14 @@ fn verify_finds_a_flipped_bit_before_anything_is_claimed() {
     assert_eq!(drain_payloads(&queue), survivors());
 }
 
-/// Whatever byte of a record is damaged, that record is not delivered, is reported, and all
-/// others are delivered.
+/// Damages each byte of a record in turn, and checks that this record is reported and not
+/// delivered, and that all others are delivered.
 fn every_byte_of_a_record(damaged_before_open: TempDir) {
     let pristine = damaged_before_open;
     let path = segment_containing(pristine.path(), &payload(VICTIM));
     let inner = path.strip_prefix(pristine.path()).unwrap();
     let end = offset_of(&path, &payload(VICTIM)) + payload(VICTIM).len();
-    // From the end of the payload before, so the header of the record is covered too.
+    // Starts at the end of the previous payload, to include the header of the record.
     let start = offset_of(&path, &payload(VICTIM - 1)) + payload(VICTIM - 1).len();
     for at in start..end {
         let dir = crash_copy(pristine.path());
@@ -136,7 +139,10 @@ fn every_byte_of_a_record(damaged_before_open: TempDir) {
         assert_eq!(drain_payloads(&queue), survivors(), "byte {at}");
         let found = queue.verify().unwrap().damaged;
         let traces = report.quarantined.len() + found.len();
-        assert!(traces > 0, "no trace of byte {at}: {report:?}");
+        assert!(
+            traces > 0,
+            "damage to byte {at} was not reported: {report:?}"
+        );
     }
 }
 
@@ -165,7 +171,7 @@ fn a_record_that_lost_its_length_is_set_aside_as_uncommitted() {
 }
 
 #[test]
-fn a_stretch_of_garbage_costs_the_records_it_hits_and_no_other() {
+fn a_stretch_of_garbage_costs_only_the_records_that_it_hits() {
     let dir = unsealed();
     let path = segment_containing(dir.path(), &payload(VICTIM));
     let from = offset_of(&path, &payload(10)) + 5;
@@ -215,10 +221,10 @@ fn a_sealed_segment_that_is_cut_off_is_reported_and_what_is_left_of_it_delivered
 }
 
 #[test]
-fn a_segment_header_is_mended_from_the_ack_file_and_that_is_reported() {
+fn a_segment_header_is_mended_from_the_ack_file_and_reported() {
     for dir in [unsealed(), sealed()] {
         let path = segment_containing(dir.path(), &payload(0));
-        // The last two thirds of the header are covered by the first's check; the rest is the seal.
+        // Bytes 0 to 48 are the header's identity and its check; the seal follows.
         edit(&path, |bytes| bytes[..48].fill(0xee));
         let (queue, report) = open_any(builder(dir.path()));
         assert_eq!(report.headers_mended, [path]);
@@ -242,7 +248,7 @@ fn a_segment_without_any_valid_header_is_set_aside_whole_and_the_others_delivere
     let lost: Vec<u64> = (0..200)
         .filter(|&number| contains(&before, &payload_of(number, 1000)))
         .collect();
-    assert!(lost.len() > 10, "the segment held jobs");
+    assert!(lost.len() > 10, "the segment had jobs");
 
     let (queue, report) = open_any(builder(dir.path()));
     assert_eq!(report.quarantined.len(), 1, "{report:?}");
@@ -335,8 +341,12 @@ fn files_and_directories_that_are_lost_are_reported_once() {
         for number in 0..300 {
             queue.enqueue(&payload_of(number, 1000)).unwrap();
         }
-        queue.consumer().next().unwrap().dead_letter("of no use");
-        // None of these has ever been delivered.
+        queue
+            .consumer()
+            .next()
+            .unwrap()
+            .dead_letter("not retryable");
+        // Only the job that became a letter was ever delivered.
         queue.close().unwrap();
         let lost = loss(dir.path());
         let (queue, report) = open_any(builder(dir.path()));

@@ -1,6 +1,6 @@
-//! Guarantee 4, an ack is never invented, a duplicate never needless: without a crash, a lease
-//! timeout or a failure a job is delivered once, however long it is delayed, backs off or runs. A
-//! missing, torn or corrupt ack file costs redelivery, never a job.
+//! Tests of guarantee 4, an ack is never invented, a duplicate never needless: without a crash, a
+//! lease timeout or a failure, a job is delivered once, however long it is delayed, backs off or
+//! runs. A missing, torn or corrupt ack file costs redeliveries, never a job.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::support::*;
 
 const JOBS: u64 = 200;
 
-/// A closed queue of which every job with an even number is acked, and its ack file.
+/// A closed queue in which every job with an even number is acked, and the path of its ack file.
 fn half_acked() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
@@ -76,7 +76,7 @@ fn a_deleted_ack_file_costs_redelivery_and_is_reported() {
     assert_eq!(
         drain(&open(builder(dir.path()))),
         [],
-        "acked with the new file"
+        "acks in the rebuilt file were lost"
     );
 }
 
@@ -112,7 +112,7 @@ fn scribbles_on_an_ack_file_cost_redelivery_and_never_a_job() {
     for round in 0..60 {
         let dir = crash_copy(pristine.path());
         let from = if round % 2 == 0 {
-            // Among the bits in use.
+            // Within the words that are in use.
             64 + random.usize(..JOBS as usize / 32 * 8)
         } else {
             random.usize(..len)
@@ -131,7 +131,7 @@ fn scribbles_on_an_ack_file_cost_redelivery_and_never_a_job() {
         if delivered != odd() {
             assert!(
                 !report.is_clean(),
-                "redelivered and not reported: {context}"
+                "redelivered without a report: {context}"
             );
         }
     }
@@ -141,7 +141,7 @@ fn scribbles_on_an_ack_file_cost_redelivery_and_never_a_job() {
 fn a_flipped_ack_bit_brings_a_job_back_and_never_loses_one() {
     let (pristine, ack) = half_acked();
     let inner = ack.strip_prefix(pristine.path()).unwrap();
-    // The word of the first 32 jobs, and its check.
+    // The ack word of the first 32 jobs has 32 done bits and their check.
     for bit in 0..64 {
         let dir = crash_copy(pristine.path());
         edit(&dir.path().join(inner), |bytes| {
@@ -154,13 +154,13 @@ fn a_flipped_ack_bit_brings_a_job_back_and_never_loses_one() {
 }
 
 #[test]
-fn an_ack_file_of_another_segment_is_not_believed() {
+fn an_ack_file_of_another_segment_is_not_used() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     for number in 0..200 {
         queue.enqueue(&payload_of(number, 1000)).unwrap();
     }
-    // All but the last of the first segment's jobs are acked.
+    // Acks most of the jobs of the first segment.
     let consumer = queue.consumer();
     let acked = 60;
     for _ in 0..acked {
@@ -179,15 +179,15 @@ fn an_ack_file_of_another_segment_is_not_believed() {
     assert_eq!(drain_numbers(&queue), (acked..200).collect::<Vec<_>>());
 }
 
-/// Long enough for no handler that does nothing to be suspected, on however busy a machine.
+/// Long enough that a handler which does nothing never times out, however busy the machine is.
 const LEASE: Duration = Duration::from_millis(250);
 
 fn with_lease(dir: &Path) -> Queue {
     open(builder(dir).lease_timeout(LEASE))
 }
 
-/// Runs workers that count the deliveries of each number until the marker, which is due long
-/// after the others, is through; checks that each was delivered as often as it should.
+/// Runs workers until a marker job that is due long after the others is done, and checks that each
+/// job was delivered exactly once.
 fn assert_delivered_once_until_the_marker(queue: &Queue, jobs: u64) {
     let marker = payload_of(jobs, 8);
     let options = EnqueueOptions::new().delay(4 * LEASE);
@@ -201,7 +201,7 @@ fn assert_delivered_once_until_the_marker(queue: &Queue, jobs: u64) {
             Ok::<(), Failure>(())
         })
         .unwrap();
-    eventually("the marker is through", || queue.stats().depth() == 0);
+    eventually("the marker is done", || queue.stats().depth() == 0);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
     assert_eq!(counts.not_once(), []);
     assert_eq!(queue.stats().retried, 0);
@@ -239,9 +239,9 @@ fn a_backoff_longer_than_the_lease_timeout_causes_no_second_delivery() {
             Ok(())
         })
         .unwrap();
-    eventually("the marker is through", || queue.stats().depth() == 0);
+    eventually("the marker is done", || queue.stats().depth() == 0);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
-    // Two failures and a success; the backoffs between them are no leases.
+    // Two failures and a success; the backoffs between them do not count as leases.
     assert_eq!((counts.of(0), counts.of(1)), (3, 1));
     assert_eq!(queue.stats().retried, 2);
 }
@@ -253,8 +253,8 @@ fn a_backlog_older_than_the_lease_timeout_causes_no_second_delivery() {
     for number in 0..500 {
         queue.enqueue(&payload_of(number, 8)).unwrap();
     }
-    // The consumer claims a run of jobs with the first; the others wait in its hands meanwhile,
-    // which is not a delivery.
+    // With the first job the consumer claims a run of jobs. Those that wait in its deque are not
+    // delivered, so their leases have not begun.
     let consumer = queue.consumer();
     let first = consumer.next_timeout(PATIENCE).unwrap();
     assert_eq!(number_in(first.payload()), 0);
@@ -269,7 +269,7 @@ fn a_backlog_older_than_the_lease_timeout_causes_no_second_delivery() {
 }
 
 #[test]
-fn a_handler_may_take_for_ever_without_a_lease_timeout() {
+fn without_a_lease_timeout_a_handler_may_take_any_time() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     queue.enqueue(b"slow").unwrap();
@@ -291,20 +291,20 @@ fn a_handler_stuck_past_the_lease_timeout_has_its_job_redelivered_and_both_may_f
     assert_eq!(late.attempts(), 1);
     let second = other.next_timeout(PATIENCE).expect("redelivered");
     assert_eq!((second.id(), second.attempts()), (sequence, 2));
-    // Both deliveries run at this point, and both can read their payload.
+    // Both deliveries are running, and both can read the payload.
     assert_eq!(number_in(late.payload()), 5);
     assert_eq!(number_in(second.payload()), 5);
 
     second.ack();
     assert_eq!(queue.stats().acked, 1);
-    // The segment is of no further use to anyone but the late delivery, which can still read.
+    // Only the late delivery still needs the segment, and it can still read its payload.
     for number in 0..300 {
         queue.enqueue(&payload_of(number, 1000)).unwrap();
     }
     for _ in 0..300 {
         other.next_timeout(PATIENCE).unwrap().ack();
     }
-    eventually("its segment is deleted", || {
+    eventually("the segments are retired", || {
         segment_files(dir.path()).len() <= 2
     });
     assert_eq!(number_in(late.payload()), 5);
@@ -326,14 +326,14 @@ fn a_late_ack_completes_the_job_once() {
     assert_eq!((queue.stats().acked, queue.stats().depth()), (1, 0));
     second.ack();
     assert_eq!((queue.stats().acked, queue.stats().depth()), (1, 0));
-    // The space is free for new jobs, none of which is taken for the old one.
+    // The space is free for new jobs, and no new job is mistaken for the old one.
     queue.enqueue(b"another").unwrap();
     assert_eq!(drain_payloads(&queue), [b"another"]);
     assert_eq!(queue.stats().acked, 2);
 }
 
 #[test]
-fn a_job_acked_late_waits_for_no_retry_and_keeps_no_space() {
+fn a_job_acked_late_is_not_retried_and_frees_its_space() {
     let dir = tempfile::tempdir().unwrap();
     let policy = RetryPolicy::fixed(Duration::from_secs(3600));
     let queue = open(builder(dir.path()).lease_timeout(LEASE).retry(policy));
@@ -343,12 +343,12 @@ fn a_job_acked_late_waits_for_no_retry_and_keeps_no_space() {
     let consumer = queue.consumer();
     let jobs = consumer.next_batch(40, PATIENCE);
     assert_eq!((jobs.len(), queue.stats().in_flight), (40, 40));
-    eventually("all have timed out", || queue.stats().delayed == 40);
+    eventually("all jobs have timed out", || queue.stats().delayed == 40);
     jobs.into_iter().for_each(Job::ack);
     let stats = queue.stats();
     assert_eq!((stats.acked, stats.depth(), stats.delayed), (40, 0, 0));
     assert_eq!(stats.oldest, None);
-    eventually("their segments are gone", || {
+    eventually("their segments are retired", || {
         segment_files(dir.path()).len() <= 2
     });
 }
@@ -365,12 +365,12 @@ fn a_late_ack_of_a_dead_job_withdraws_its_letter() {
     let slow = consumer.next_timeout(PATIENCE).unwrap();
     let stuck = consumer.next_timeout(PATIENCE).unwrap();
     let dead = consumer.next_timeout(PATIENCE).unwrap();
-    eventually("all have timed out", || queue.stats().dead == 3);
-    // Has the letters written.
+    eventually("all jobs have timed out", || queue.stats().dead == 3);
+    // Listing the letters makes the queue write them.
     assert_eq!(queue.dead_letters().iter().count(), 3);
     slow.ack();
     assert_eq!((queue.stats().dead, queue.dead_letters().len()), (2, 2));
-    // Too late for the ack of what an operator has replayed.
+    // Once the letter is replayed, a late ack has no effect.
     let letters = queue.dead_letters();
     let replayed = letters.replay_where(|letter| letter.payload() == b"stuck");
     assert_eq!(replayed.unwrap().len(), 1);
@@ -397,7 +397,7 @@ fn a_late_failure_has_no_effect() {
     let (stuck, other) = (queue.consumer(), queue.consumer());
     let late = stuck.next_timeout(PATIENCE).unwrap();
     let second = other.next_timeout(PATIENCE).expect("redelivered");
-    late.dead_letter("too late to say so");
+    late.dead_letter("too late");
     second.ack();
     let stats = queue.stats();
     assert_eq!((stats.acked, stats.depth(), stats.dead), (1, 0, 0));
@@ -414,11 +414,13 @@ fn a_job_whose_every_lease_times_out_is_dead_after_max_attempts() {
     let workers = queue
         .workers(3)
         .run(move |_: &Job<'_>| {
-            eventually("the test lets go", || released.load(Ordering::Relaxed));
+            eventually("the test releases the handlers", || {
+                released.load(Ordering::Relaxed)
+            });
             Err::<(), _>("late")
         })
         .unwrap();
-    eventually("it is dead", || queue.stats().dead == 1);
+    eventually("the job is dead", || queue.stats().dead == 1);
     release.store(true, Ordering::Relaxed);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
     let letter = queue.dead_letters().iter().next().unwrap();
@@ -430,5 +432,5 @@ fn a_job_whose_every_lease_times_out_is_dead_after_max_attempts() {
             .all(|one| one.reason.contains("lease")),
         "{letter:?}"
     );
-    eventually("it has left the log", || queue.stats().depth() == 0);
+    eventually("the job has left the log", || queue.stats().depth() == 0);
 }

@@ -1,5 +1,6 @@
-//! Guarantee 5, order: jobs of one producer are claimed in the order they were enqueued, and over
-//! the whole queue with one stripe. Delayed jobs come when they are due, and not before.
+//! Tests of guarantee 5, order: jobs of one producer are claimed in the order in which they were
+//! enqueued, and so are all jobs of a queue with one stripe. Delayed jobs are delivered when they
+//! are due, not earlier.
 
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -9,7 +10,7 @@ use logmill::{EnqueueOptions, JobId, Queue, RetryPolicy};
 use crate::support::*;
 
 #[test]
-fn jobs_of_one_producer_come_in_their_order() {
+fn jobs_of_one_producer_are_delivered_in_order() {
     const PRODUCERS: u64 = 4;
     const EACH: u64 = 3000;
     let dir = tempfile::tempdir().unwrap();
@@ -24,7 +25,7 @@ fn jobs_of_one_producer_come_in_their_order() {
             })
         })
         .collect();
-    // While they enqueue: runs are claimed from the tail of each log.
+    // Consumes while the producers enqueue, so that runs are claimed close behind them.
     let consumer = queue.consumer();
     let mut next: Vec<u64> = (0..PRODUCERS).map(|at| at * EACH).collect();
     for _ in 0..PRODUCERS * EACH {
@@ -42,13 +43,16 @@ fn jobs_of_one_producer_come_in_their_order() {
 }
 
 #[test]
-fn jobs_that_a_thread_enqueues_through_the_queue_itself_come_in_their_order() {
+fn jobs_that_a_thread_enqueues_through_the_queue_are_delivered_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()).stripes(3));
     let sequences: Vec<_> = (0..2000)
         .map(|n| queue.enqueue(&payload_of(n, 100)).unwrap())
         .collect();
-    assert!(sequences.is_sorted(), "the sequences of one thread grow");
+    assert!(
+        sequences.is_sorted(),
+        "the ids of one thread are not in order"
+    );
     let delivered: Vec<_> = drain(&queue).iter().map(|job| job.sequence).collect();
     assert_eq!(delivered, sequences);
 }
@@ -62,7 +66,7 @@ fn producers_and_threads_of_two_queues_use_every_stripe_of_both() {
         used[at][usize::from(sequence.stripe())] += 1;
     };
     for _ in 0..8 {
-        // Both producers before either is used, as in a thread that has one for each queue.
+        // Creates both producers before either is used, like a thread that has one for each queue.
         let mut producers = queues.each_ref().map(Queue::producer);
         for (at, producer) in producers.iter_mut().enumerate() {
             note(at, producer.enqueue(b"by a producer").unwrap());
@@ -93,7 +97,10 @@ fn a_queue_of_one_stripe_is_first_in_first_out() {
                 let mut last = None;
                 for number in at * EACH..(at + 1) * EACH {
                     let sequence = queue.enqueue(&payload_of(number, 100)).unwrap();
-                    assert!(Some(sequence) > last, "a sequence did not grow");
+                    assert!(
+                        Some(sequence) > last,
+                        "an id is not greater than the one before"
+                    );
                     last = Some(sequence);
                 }
             });
@@ -144,7 +151,7 @@ fn sequences_are_never_given_out_twice_even_after_their_jobs_are_gone() {
     }
 }
 
-/// Takes everything and checks that no job is delivered before its time.
+/// Takes all jobs, and checks that none is delivered before its due time.
 fn assert_none_is_early(queue: &Queue, due: &[(JobId, Instant)]) -> Vec<JobId> {
     let consumer = queue.consumer();
     let mut order = Vec::new();
@@ -168,7 +175,7 @@ fn a_delayed_job_is_not_delivered_early() {
     let queue = open(builder(dir.path()));
     let mut due = Vec::new();
     for step in 0..60 {
-        // At odd moments between two ticks of the kernel's clock, and in no order.
+        // Between two ticks of the kernel's clock, and not in the order of enqueueing.
         let delay = Duration::from_micros(20_000 + step * 7919 % 30_000);
         let before = Instant::now();
         let options = EnqueueOptions::new().delay(delay);
@@ -182,7 +189,7 @@ fn a_delayed_job_is_not_delivered_early() {
 }
 
 #[test]
-fn delayed_jobs_come_in_the_order_of_their_due_times() {
+fn delayed_jobs_are_delivered_in_the_order_of_their_due_times() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     let start = Instant::now();
@@ -225,7 +232,7 @@ fn a_due_time_in_the_past_is_at_once_and_keeps_its_place() {
     expected.push(queue.enqueue_with(b"no delay", zero).unwrap());
     let consumer = queue.consumer();
     for sequence in expected {
-        let job = consumer.try_next().expect("due at once");
+        let job = consumer.try_next().expect("a job that is due at once");
         assert_eq!(job.id(), sequence);
         job.ack();
     }
@@ -250,8 +257,8 @@ fn a_due_time_in_the_future_is_kept_across_reopening() {
     queue.close().unwrap();
     for path in [crashed.path(), dir.path()] {
         let due_at = if path == dir.path() {
-            // Due while nobody had the queue open.
-            eventually("it is due", || SystemTime::now() > due_at);
+            // It becomes due while no process has the queue open.
+            eventually("the due time has passed", || SystemTime::now() > due_at);
             due_at
         } else {
             due_at

@@ -1,6 +1,8 @@
-//! Guarantee 6, progress: a handler that is stuck, jobs that fail or are delayed, a flood of new jobs
-//! and a consumer that is asleep hold up nobody else, and every job finds a consumer. (That enqueue and ack wait
-//! for no other thread shows in the code and in the loom models, not in a test from outside.)
+//! Tests of guarantee 6, progress: a stuck handler, jobs that fail or are delayed, a flood of new
+//! jobs, and a consumer that is asleep hold up nobody else, and every job finds a consumer.
+//!
+//! A test of the public API cannot show that enqueue and ack wait for no other thread; the loom
+//! models check that.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -24,14 +26,17 @@ fn a_stuck_handler_holds_up_no_other_job() {
             .workers(2)
             .run(move |job: &Job<'_>| {
                 if job.payload() == b"stuck" {
-                    eventually("the test lets go", || !stuck.load(Ordering::Relaxed));
+                    eventually("the test releases the handler", || {
+                        !stuck.load(Ordering::Relaxed)
+                    });
                 }
                 done.fetch_add(1, Ordering::Relaxed);
                 Ok::<(), Failure>(())
             })
             .unwrap()
     };
-    // In the first of many segments. What its worker had claimed with it gets stolen.
+    // The stuck job is in the first of many segments. The jobs that its worker claimed with it are
+    // stolen.
     let payloads: Vec<_> = (0..300).map(|number| payload_of(number, 100)).collect();
     let mut first = vec![b"stuck".to_vec()];
     first.extend(payloads);
@@ -39,15 +44,15 @@ fn a_stuck_handler_holds_up_no_other_job() {
     for number in 0..JOBS {
         queue.enqueue(&payload_of(number, 100)).unwrap();
     }
-    eventually("all others are done", || {
+    eventually("all other jobs are done", || {
         done.load(Ordering::Relaxed) == JOBS + 300
     });
-    eventually("only its own segment is kept", || {
+    eventually("the other segments are retired", || {
         segment_files(dir.path()).len() <= 3
     });
     assert_eq!(queue.stats().in_flight, 1);
     stuck.store(false, Ordering::Relaxed);
-    eventually("it is done too", || queue.stats().depth() == 0);
+    eventually("the stuck job is done too", || queue.stats().depth() == 0);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
 }
 
@@ -66,7 +71,7 @@ fn a_lone_job_wakes_a_consumer_that_is_asleep() {
     });
     let mut random = fastrand::Rng::with_seed(3);
     for number in 0..1500 {
-        // Around the time that it takes a consumer to give up looking and go to sleep.
+        // About the time after which a consumer stops looking and goes to sleep.
         if number % 3 > 0 {
             thread::sleep(Duration::from_micros(random.u64(..200)));
         }
@@ -98,7 +103,7 @@ fn a_delayed_job_and_a_failed_one_wake_a_consumer_that_is_asleep() {
 }
 
 #[test]
-fn jobs_that_fail_again_and_again_hold_up_no_new_job() {
+fn jobs_that_keep_failing_do_not_hold_up_new_jobs() {
     const FAILING: u64 = 100;
     let dir = tempfile::tempdir().unwrap();
     let policy = RetryPolicy::fixed(Duration::ZERO).unlimited_attempts();
@@ -107,7 +112,7 @@ fn jobs_that_fail_again_and_again_hold_up_no_new_job() {
         queue.enqueue(&payload_of(number, 8)).unwrap();
     }
     let consumers = [queue.consumer(), queue.consumer()];
-    // How many of `deliveries` to each consumer were no failures.
+    // Makes this many deliveries to each consumer; returns how many of the jobs were new.
     let deliver = |deliveries| {
         let mut new = 0;
         for _ in 0..deliveries {
@@ -127,14 +132,14 @@ fn jobs_that_fail_again_and_again_hold_up_no_new_job() {
     for number in 0..40 {
         queue.enqueue(&payload_of(FAILING + number, 8)).unwrap();
     }
-    // Of every two jobs that a consumer takes one is new, for as long as there are any.
+    // While new jobs wait, every other job that a consumer takes is new.
     assert!(deliver(30) >= 28, "new jobs waited for those that fail");
     deliver(30);
     assert_eq!(queue.stats().depth(), FAILING);
 }
 
 #[test]
-fn new_jobs_hold_up_none_that_is_due_again() {
+fn new_jobs_do_not_hold_up_jobs_that_are_due_again() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     let consumer = queue.consumer();
@@ -146,7 +151,7 @@ fn new_jobs_hold_up_none_that_is_due_again() {
         if job.attempts() == 1 && round % 2 == 0 {
             let number = number_in(job.payload());
             job.retry("once more");
-            // One that was claimed before the failure may come first.
+            // A new job that was claimed before the failure may come first.
             let came = [(); 2].map(|()| {
                 let job = consumer.next_timeout(PATIENCE).unwrap();
                 let came = (number_in(job.payload()), job.attempts());
@@ -161,13 +166,13 @@ fn new_jobs_hold_up_none_that_is_due_again() {
 }
 
 #[test]
-fn what_one_consumer_has_claimed_another_can_take() {
+fn a_consumer_can_take_jobs_that_another_one_has_claimed() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     for number in 0..100 {
         queue.enqueue(&payload_of(number, 8)).unwrap();
     }
-    // The first claims a run of jobs, and then sits on the first of them.
+    // The first consumer claims a run of jobs, and then holds the first of them.
     let (busy, idle) = (queue.consumer(), queue.consumer());
     let held = busy.next_timeout(PATIENCE).unwrap();
     let mut taken = Vec::new();
@@ -183,25 +188,25 @@ fn what_one_consumer_has_claimed_another_can_take() {
 }
 
 #[test]
-fn a_consumer_that_goes_gives_back_what_it_has_claimed() {
+fn a_dropped_consumer_gives_back_the_jobs_it_claimed() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     for number in 0..100 {
         queue.enqueue(&payload_of(number, 8)).unwrap();
     }
-    // Each claims a run of jobs, of which it takes one.
+    // Each consumer claims a run of jobs and takes one of them.
     let mut numbers = Vec::new();
     for _ in 0..10 {
         let consumer = queue.consumer();
         let job = consumer.next_timeout(PATIENCE).unwrap();
         numbers.push(number_in(job.payload()));
-        assert_eq!(job.attempts(), 1, "giving back is no attempt");
+        assert_eq!(job.attempts(), 1, "giving a job back counted as an attempt");
         job.ack();
     }
     let rest = drain(&queue);
     assert!(
         rest.iter().all(|job| job.attempts == 1),
-        "giving back is no attempt"
+        "giving a job back counted as an attempt"
     );
     numbers.extend(rest.iter().map(Delivered::number));
     numbers.sort_unstable();
@@ -209,12 +214,12 @@ fn a_consumer_that_goes_gives_back_what_it_has_claimed() {
 }
 
 #[test]
-fn delayed_jobs_hold_up_no_other_and_keep_few_segments() {
+fn delayed_jobs_hold_up_no_others_and_keep_few_segments() {
     const JOBS: u64 = 4000;
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     let consumer = queue.consumer();
-    // One in each segment or so; the log goes through about sixty.
+    // About one delayed job in each segment; the log goes through about sixty segments.
     let mut delayed = 0;
     for number in 0..JOBS {
         if number % 60 == 0 {
@@ -230,12 +235,13 @@ fn delayed_jobs_hold_up_no_other_and_keep_few_segments() {
             job.ack();
         }
     }
-    // They fit two segments; a few may be left that are not worth moving out of.
+    // The delayed jobs fit two segments. A few segments may remain that are not worth compacting.
     eventually("the delayed jobs are moved together", || {
         segment_files(dir.path()).len() <= 12
     });
-    // While jobs are moved they are counted twice, and until they are claimed again as ready.
-    eventually("they are what is left", || {
+    // A job that is being moved counts twice for a moment, and then as ready until it is claimed
+    // again.
+    eventually("only the delayed jobs are left", || {
         assert!(consumer.try_next().is_none());
         let stats = queue.stats();
         (stats.depth(), stats.delayed) == (delayed, delayed)
@@ -245,8 +251,8 @@ fn delayed_jobs_hold_up_no_other_and_keep_few_segments() {
 }
 
 #[test]
-fn jobs_that_were_moved_to_free_their_segments_keep_their_identity() {
-    // Jobs that are due within ten seconds are not worth moving.
+fn jobs_that_compaction_moves_keep_their_identity() {
+    // Jobs that are due within ten seconds are not moved.
     let far = Duration::from_secs(16);
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
@@ -270,7 +276,7 @@ fn jobs_that_were_moved_to_free_their_segments_keep_their_identity() {
         }
     }
     let before = segment_files(dir.path()).len();
-    eventually("they are moved", || {
+    eventually("the jobs are moved", || {
         segment_files(dir.path()).len() < before / 2
     });
     let mut delivered = Vec::new();
@@ -304,7 +310,7 @@ fn thousands_of_workers_do_every_job_and_end() {
                 return Err("once more");
             }
             if number % 5 == 1 {
-                // For others to be busy at the same time.
+                // Keeps the worker busy, so that others are busy at the same time.
                 thread::sleep(Duration::from_millis(1));
             }
             done.count(number);
@@ -317,14 +323,14 @@ fn thousands_of_workers_do_every_job_and_end() {
     }
     let batch: Vec<_> = (JOBS / 2..JOBS).map(|n| payload_of(n, 100)).collect();
     queue.enqueue_batch(&batch).unwrap();
-    eventually("all are done", || queue.stats().depth() == 0);
+    eventually("all jobs are done", || queue.stats().depth() == 0);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
     assert_eq!(done.not_once(), [], "a job was lost, or done twice");
     queue.close().unwrap();
 }
 
 #[test]
-fn what_thousands_of_stuck_consumers_have_claimed_others_can_take() {
+fn a_consumer_can_take_jobs_that_thousands_of_stuck_consumers_have_claimed() {
     const STUCK: u64 = 3000;
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
@@ -335,7 +341,7 @@ fn what_thousands_of_stuck_consumers_have_claimed_others_can_take() {
             for _ in 0..2 {
                 queue.enqueue(b"job").unwrap();
             }
-            // Claims both.
+            // Claims both jobs and takes one.
             consumer.next_timeout(PATIENCE).unwrap()
         })
         .collect();

@@ -1,7 +1,7 @@
-//! Guarantee 6, of `tracing` subscribers: they may use, close and drop the queue that tells them
-//! something, and panic. And what they are told of jobs.
+//! Tests of guarantee 6 for `tracing` subscribers: they may use, close and drop the queue that
+//! raises an event, and they may panic. Also tests which events jobs raise.
 //!
-//! A subscriber for all threads is for the whole process, so most of this runs in child processes.
+//! A global subscriber holds for the whole process, so most of these tests run in child processes.
 
 use std::panic::panic_any;
 use std::path::Path;
@@ -34,12 +34,12 @@ fn play(role: &str) {
     Child::start(role, dir.path()).finish();
 }
 
-/// Has a function called for each event of every thread.
+/// Calls a function for each event of every thread.
 fn subscribe(act: impl Fn(&tracing::Event<'_>) + Send + Sync + 'static) {
     tracing::subscriber::set_global_default(Subscriber(act)).unwrap();
 }
 
-/// The queue, where the subscriber finds it.
+/// The queue, for use by the subscriber.
 static QUEUE: Mutex<Option<Queue>> = Mutex::new(None);
 static EVENTS: AtomicU64 = AtomicU64::new(0);
 
@@ -47,8 +47,9 @@ fn queue() -> Option<Queue> {
     QUEUE.lock().unwrap().clone()
 }
 
-/// Has the queue raise events wherever it can while it is open: there is no room for letters and
-/// further segments. Jobs fail, die, are enqueued until that is impossible, and acked.
+/// Makes an open queue raise as many kinds of events as possible: its directories are removed, so
+/// there is no room for letters and more segments. Jobs fail, die, are acked, and are enqueued
+/// until that is impossible.
 fn use_a_queue_in_trouble(dir: &Path) {
     let queue = open(builder(dir.join("queue")).retry(RetryPolicy::none()));
     *QUEUE.lock().unwrap() = Some(queue.clone());
@@ -62,7 +63,7 @@ fn use_a_queue_in_trouble(dir: &Path) {
         refused += u64::from(queue.enqueue(&payload_of(number, 1000)).is_err());
         if number % 8 == 0 {
             queue.dead_letters().iter().count();
-            // Both of which may fail.
+            // Both calls may fail.
             let _ = queue.flush();
             let waiting = EnqueueOptions::new().wait(Duration::from_micros(1));
             let _ = queue.enqueue_with(b"more", waiting);
@@ -75,10 +76,10 @@ fn use_a_queue_in_trouble(dir: &Path) {
     }
     assert!(refused > 0);
     assert!(queue.stats().acked > 50);
-    eventually("there are events", || EVENTS.load(Ordering::Relaxed) > 10);
+    eventually("events are raised", || EVENTS.load(Ordering::Relaxed) > 10);
     drop(QUEUE.lock().unwrap().take());
     drop(consumer);
-    // It cannot be closed cleanly; that it says so is enough.
+    // A clean close is impossible; it must only return.
     let _ = queue.close();
 }
 
@@ -118,7 +119,7 @@ pub(crate) fn panic_at_events(dir: &Path) {
     for payload in ["bad", "bad", "bad", "good"] {
         queue.enqueue(payload.as_bytes()).unwrap();
     }
-    eventually("all are settled", || queue.stats().depth() == 0);
+    eventually("all jobs are settled", || queue.stats().depth() == 0);
     assert_eq!((queue.stats().acked, queue.dead_letters().len()), (1, 3));
     assert_eq!(workers.alive(), 2);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
@@ -137,7 +138,8 @@ impl Drop for Bomb {
 
 type Act = fn(Queue);
 
-/// What the subscriber does with the queue, on which thread, once everything else has let go of it.
+/// What the subscriber does with the queue, and on which thread, once all other handles are
+/// dropped.
 static ACT: Mutex<Option<(&str, Act)>> = Mutex::new(None);
 static IS_LAST: AtomicBool = AtomicBool::new(false);
 
@@ -146,7 +148,9 @@ pub(crate) fn close_at_events(dir: &Path) {
         let this = thread::current().name().unwrap_or_default().to_owned();
         let act = ACT.lock().unwrap().take_if(|(thread, _)| this == *thread);
         if let Some((_, act)) = act {
-            eventually("the others have let go", || IS_LAST.load(Ordering::Relaxed));
+            eventually("all other handles are dropped", || {
+                IS_LAST.load(Ordering::Relaxed)
+            });
             let queue = QUEUE.lock().unwrap().take();
             act(queue.unwrap());
         }
@@ -155,7 +159,7 @@ pub(crate) fn close_at_events(dir: &Path) {
         drop,
         |queue| queue.close().unwrap(),
         |queue| {
-            // Closed by one, dropped by another.
+            // One handle closes the queue, another one is dropped last.
             let other = queue.clone();
             let _ = queue.close();
             drop(other);
@@ -195,7 +199,7 @@ pub(crate) fn close_at_events(dir: &Path) {
     }
 }
 
-/// The events of a thread while it runs `code`: level, message, and other fields.
+/// The events that a thread raises while it runs `code`: level, message, and other fields.
 fn events_of(code: impl FnOnce()) -> Vec<String> {
     let events: Arc<Mutex<Vec<String>>> = Arc::default();
     let told = Arc::clone(&events);
@@ -214,7 +218,7 @@ fn events_of(code: impl FnOnce()) -> Vec<String> {
 }
 
 #[test]
-fn each_failure_and_each_death_is_told_once_with_id_attempts_and_reason() {
+fn each_failure_and_each_death_raises_one_event_with_id_attempts_and_reason() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()).retry(RetryPolicy::fixed(Duration::ZERO).max_attempts(2)));
     let consumer = queue.consumer();
@@ -250,7 +254,7 @@ fn a_subscriber_may_take_jobs_with_the_consumer_that_is_looking_for_one() {
         queue.enqueue(&payload_of(number, 1000)).unwrap();
     }
     queue.close().unwrap();
-    // Told when its segment is first claimed from.
+    // This damage raises an event when the segment is first claimed from.
     edit(&segment_files(dir.path())[1], |bytes| bytes[500] ^= 1);
     let queue = open(builder(dir.path()));
     let taken = Arc::new(AtomicU64::new(0));

@@ -1,6 +1,6 @@
-//! Guarantee 6, of code that is the user's: whatever a handler, an error, a backoff function, a
-//! filter or a subscriber does, it ends no thread of the queue's, blocks nobody else, and leaves every
-//! job settled once.
+//! Tests of guarantee 6 for user code: whatever a handler, an error, a backoff function, a filter
+//! or a subscriber does, it ends no thread of the queue, blocks nobody else, and leaves every job
+//! settled once.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
@@ -15,7 +15,7 @@ use logmill::{
 
 use crate::support::*;
 
-/// Panics when it is dropped, with another one as the payload.
+/// Panics when it is dropped, with a payload that panics when it is dropped, this many times.
 struct Bomb(u32);
 
 impl Drop for Bomb {
@@ -26,7 +26,7 @@ impl Drop for Bomb {
     }
 }
 
-/// An error that is no good as one.
+/// Ways in which an error or a panic misbehaves.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Evil {
     DisplayFails,
@@ -72,7 +72,7 @@ fn evil(evil: Evil) -> Result<(), Error> {
     }
 }
 
-/// An error whose conversion panics.
+/// An error whose conversion to `Failure` panics.
 struct NoFailure;
 
 impl From<NoFailure> for Failure {
@@ -81,8 +81,8 @@ impl From<NoFailure> for Failure {
     }
 }
 
-/// Enqueues more bad jobs than the pool has workers, and then good ones, which must be done and the
-/// others be letters.
+/// Enqueues more bad jobs than the pool has workers, then good ones. The good ones must be acked,
+/// and the bad ones must become letters.
 fn survives_bad_jobs<E: Into<Failure> + 'static>(
     bad: impl Fn() -> Result<(), E> + Send + Sync + 'static,
 ) {
@@ -98,7 +98,7 @@ fn survives_bad_jobs<E: Into<Failure> + 'static>(
     for payload in ["bad", "bad", "bad", "good", "good"] {
         queue.enqueue(payload.as_bytes()).unwrap();
     }
-    eventually("all are settled", || queue.stats().depth() == 0);
+    eventually("all jobs are settled", || queue.stats().depth() == 0);
     assert_eq!((queue.stats().acked, queue.dead_letters().len()), (2, 3));
     assert!(
         queue
@@ -121,7 +121,7 @@ fn no_error_and_no_panic_of_a_handler_ends_its_worker() {
 }
 
 #[test]
-fn a_reason_that_cannot_be_displayed_settles_the_job_as_it_was_asked_to() {
+fn a_job_is_settled_as_asked_even_if_its_reason_cannot_be_displayed() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     let consumer = queue.consumer();
@@ -151,7 +151,7 @@ fn a_reason_that_cannot_be_displayed_settles_the_job_as_it_was_asked_to() {
 }
 
 #[test]
-fn a_job_whose_failure_panics_when_it_is_made_is_settled_once() {
+fn a_job_whose_conversion_to_a_failure_panics_is_settled_once() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     let consumer = queue.consumer();
@@ -166,7 +166,7 @@ fn a_job_whose_failure_panics_when_it_is_made_is_settled_once() {
 }
 
 #[test]
-fn after_shutdown_and_close_the_directory_can_be_opened_again_always() {
+fn the_directory_can_be_opened_again_after_every_shutdown_and_close() {
     let dir = tempfile::tempdir().unwrap();
     for round in 0..50 {
         let queue = open(builder(dir.path()));
@@ -200,7 +200,7 @@ impl Drop for Slow {
 }
 
 #[test]
-fn a_handler_whose_drop_panics_keeps_no_pool_from_ending() {
+fn a_pool_ends_even_if_dropping_its_handler_panics() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     let held = (Bomb(2), Slow, queue.clone());
@@ -245,16 +245,16 @@ fn a_backoff_function_may_panic_use_the_queue_and_panic_again_when_dropped() {
     open(builder(dir.path()));
 }
 
-/// Works a bad job off.
+/// Runs a worker until a bad job is settled.
 fn survive(queue: &Queue, handler: fn(&Job<'_>) -> Result<(), &'static str>) {
     let workers = queue.workers(1).run(handler).unwrap();
     queue.enqueue(b"bad").unwrap();
-    eventually("all are settled", || queue.stats().depth() == 0);
+    eventually("all jobs are settled", || queue.stats().depth() == 0);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
 }
 
-/// Runs a pool of two whose handler is given what `prepare` makes of the pool, for its one job, and
-/// does something with it. Returns what that gave.
+/// Runs a pool of two workers and one job. Its handler calls `act` with what `prepare` makes of the
+/// queue and the pool; returns what `act` returned.
 fn from_inside<T: Send + 'static, R: Send + 'static>(
     queue: Queue,
     prepare: impl FnOnce(Queue, Workers) -> T,
@@ -293,7 +293,8 @@ fn a_handler_may_drop_its_pool_and_the_last_queue() {
     eventually_opens(dir.path());
 }
 
-/// Waits until a queue that nobody else holds is closed; it must be so cleanly, and hold nothing.
+/// Waits until the queue is closed by the last handle elsewhere; it must have been closed cleanly,
+/// with no jobs left.
 fn eventually_opens(path: &std::path::Path) {
     let mut opened = None;
     eventually("the queue is closed", || match builder(path).open() {
@@ -315,7 +316,7 @@ fn a_handler_that_shuts_its_own_pool_down_waits_for_the_others_only() {
     let report: ShutdownReport = from_inside(
         open(builder(dir.path())),
         |_, workers| workers,
-        // For ever, were it to wait for itself.
+        // It would never return if it waited for itself.
         |workers| workers.shutdown(Duration::MAX),
     );
     assert!(!report.finished_in_time);
@@ -341,7 +342,7 @@ fn a_handler_may_close_its_queue() {
 }
 
 #[test]
-fn the_last_handle_may_be_dropped_by_the_thread_that_a_lease_timeout_is_noticed_on() {
+fn the_thread_that_notices_a_lease_timeout_may_drop_the_last_handle() {
     let dir = tempfile::tempdir().unwrap();
     let slot: Arc<Mutex<Option<Queue>>> = Arc::default();
     let (used, bomb) = (Arc::clone(&slot), Bomb(2));
@@ -390,7 +391,7 @@ fn a_pool_that_cannot_be_started_is_an_error() {
     open(builder(dir.path()));
 }
 
-/// A payload that panics when it is looked at, or is another one each time.
+/// A payload whose `as_ref` panics, or returns something else each time.
 struct Payload {
     panics: bool,
     looks: std::cell::Cell<usize>,
@@ -406,7 +407,7 @@ impl AsRef<[u8]> for Payload {
 }
 
 #[test]
-fn a_payload_that_panics_enqueues_nothing_and_one_that_changes_is_looked_at_once() {
+fn a_payload_that_panics_enqueues_nothing_and_one_that_changes_is_read_once() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()).max_depth(4));
     let payloads = |panics: &[bool]| -> Vec<_> {
@@ -435,7 +436,7 @@ fn a_filter_of_letters_may_panic_and_may_use_the_queue() {
     let consumer = queue.consumer();
     for number in 0..5 {
         queue.enqueue(&payload_of(number, 8)).unwrap();
-        consumer.next().unwrap().dead_letter("of no use");
+        consumer.next().unwrap().dead_letter("not retryable");
     }
     let letters = queue.dead_letters();
     let on_the_fourth = |letter: &logmill::DeadLetter| {
@@ -444,7 +445,7 @@ fn a_filter_of_letters_may_panic_and_may_use_the_queue() {
     };
     catch_unwind(AssertUnwindSafe(|| letters.replay_where(on_the_fourth))).unwrap_err();
     assert_eq!((letters.len(), queue.stats().depth()), (5, 0));
-    // Each is purged or replayed by the filter, so that nothing is left to do for its caller.
+    // The filter purges or replays each letter itself, so nothing is left for its caller to replay.
     let mut odd = false;
     let replayed = letters.replay_where(|letter| {
         odd = !odd;
@@ -462,7 +463,7 @@ fn a_filter_of_letters_may_panic_and_may_use_the_queue() {
     queue.enqueue(b"dies").unwrap();
     while let Some(job) = consumer.try_next() {
         match job.payload() {
-            b"dies" => job.dead_letter("of no use"),
+            b"dies" => job.dead_letter("not retryable"),
             _ => job.ack(),
         }
     }
@@ -497,7 +498,7 @@ fn a_progress_function_may_panic_and_may_open_the_queue_which_is_locked() {
 }
 
 #[test]
-fn a_job_that_is_leaked_comes_again_when_the_queue_is_opened_again() {
+fn a_leaked_job_is_delivered_again_when_the_queue_is_reopened() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     queue.enqueue(b"leaked").unwrap();
@@ -507,7 +508,7 @@ fn a_job_that_is_leaked_comes_again_when_the_queue_is_opened_again() {
     assert_eq!(queue.stats().in_flight, 1);
     queue.close().unwrap();
     let queue = open(builder(dir.path()));
-    // That it was leaked is no failure, and the queue was closed: no crash.
+    // Leaking a job is not a failure, and the queue was closed, so there is no crash either.
     let consumer = queue.consumer();
     let again = consumer.next().unwrap();
     assert_eq!((again.attempts(), again.crashes()), (1, 0));
@@ -522,7 +523,7 @@ fn a_handler_does_not_wait_for_ever_for_room_in_its_own_queue() {
     let (tell, told) = mpsc::channel();
     let handler = move |job: &Job<'_>| {
         let briefly = EnqueueOptions::new().wait(Duration::from_millis(1));
-        // Both workers have a job, and these two are all that there is room for.
+        // Both workers have a job, and these two jobs fill the queue.
         met.wait();
         let results = [EnqueueOptions::new().wait_forever(), briefly].map(|options| {
             let one = enqueuing.enqueue_with(b"more", options).unwrap_err();
@@ -535,9 +536,9 @@ fn a_handler_does_not_wait_for_ever_for_room_in_its_own_queue() {
         tell.send(results).unwrap();
         met.wait();
         match job.payload() {
-            // What gives up a job has room for another.
+            // The two ways to end a job, each of which makes room for another one.
             b"handed on" => Ok(()),
-            _ => Err(Failure::dead_letter("of no use")),
+            _ => Err(Failure::dead_letter("not retryable")),
         }
     };
     queue.enqueue_batch(&[&b"handed on"[..], b"dies"]).unwrap();
@@ -557,10 +558,10 @@ fn a_handler_does_not_wait_for_ever_for_room_in_its_own_queue() {
             );
         }
     }
-    eventually("both are settled", || queue.stats().depth() == 0);
+    eventually("both jobs are settled", || queue.stats().depth() == 0);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
 
-    // In a handler of another queue it may.
+    // A handler of another queue may wait for room in this one.
     let patiently = EnqueueOptions::new().wait(PATIENCE);
     queue.enqueue_batch_with(&[b"1", b"2"], patiently).unwrap();
     let other = open(builder(other_dir.path()));

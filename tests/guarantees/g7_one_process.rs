@@ -1,5 +1,5 @@
-//! Guarantee 7, one process owns a queue directory: a second open gets a typed error that names
-//! the holder, whether it is another process or the same one.
+//! Tests of guarantee 7, one process owns a queue directory: a second open gets a typed error that
+//! names the holder, whether it comes from another process or from the same one.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ use logmill::OpenError;
 
 use crate::support::*;
 
-/// Checks that the queue is held by the process with this id.
+/// Checks that opening the queue fails because the process with this id holds it.
 fn assert_held_by(queue_dir: &Path, pid: u32) {
     let error = builder(queue_dir).open().expect_err("the queue is held");
     assert!(error.to_string().contains(&pid.to_string()), "{error}");
@@ -35,7 +35,7 @@ fn a_second_open_in_the_same_process_is_refused_until_the_first_is_closed() {
 
     let queue = open(builder(dir.path()));
     assert_held_by(dir.path(), process::id());
-    // Dropping the last handle is as good as closing.
+    // Dropping the last handle closes the queue, too.
     let other = queue.clone();
     drop(queue);
     assert_held_by(dir.path(), process::id());
@@ -89,7 +89,7 @@ fn a_queue_held_by_another_process_is_refused_until_that_process_is_dead() {
     let dir = tempfile::tempdir().unwrap();
     let queue_dir = dir.path().join("queue");
     let mut child = Child::start("hold", dir.path());
-    child.wait_until("the child holds it", || {
+    child.wait_until("the child has the queue open", || {
         !Journal::read(&dir.path().join("held")).is_empty()
     });
     assert_held_by(&queue_dir, child.pid());
@@ -100,14 +100,14 @@ fn a_queue_held_by_another_process_is_refused_until_that_process_is_dead() {
 
 #[test]
 fn a_closed_queue_can_be_opened_at_once_even_while_processes_are_started() {
-    // A process that is just being started has a copy of every file descriptor for a moment.
+    // A process that is being started has a copy of every file descriptor for a moment.
     let dir = tempfile::tempdir().unwrap();
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
                 let status = Command::new("true").status();
-                assert!(status.expect("it starts").success());
+                assert!(status.expect("the process starts").success());
             }
         });
         let mut opened = Ok(());
@@ -123,7 +123,7 @@ fn a_closed_queue_can_be_opened_at_once_even_while_processes_are_started() {
 }
 
 #[test]
-fn whoever_waits_for_the_lock_gets_it_when_it_is_free() {
+fn an_open_that_waits_for_the_lock_gets_it_when_it_is_free() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     queue.enqueue(b"job").unwrap();
@@ -132,7 +132,7 @@ fn whoever_waits_for_the_lock_gets_it_when_it_is_free() {
     assert!(matches!(refused, Err(OpenError::Locked { .. })));
     thread::scope(|scope| {
         let waiter = scope.spawn(|| open(builder(dir.path()).wait_for_lock(PATIENCE)));
-        // As a deploy does.
+        // The old process of a deployment closes the queue a little later.
         thread::sleep(short);
         queue.close().unwrap();
         assert_eq!(drain_payloads(&waiter.join().unwrap()), [b"job"]);
@@ -140,7 +140,7 @@ fn whoever_waits_for_the_lock_gets_it_when_it_is_free() {
 }
 
 #[test]
-fn of_many_that_create_a_queue_at_once_one_gets_it_and_the_others_are_told_that_it_is_locked() {
+fn of_several_opens_that_create_a_queue_at_once_one_succeeds_and_the_others_get_locked() {
     for _ in 0..50 {
         let dir = tempfile::tempdir().unwrap();
         let queue_dir = dir.path().join("queue");
@@ -162,7 +162,7 @@ fn of_many_that_create_a_queue_at_once_one_gets_it_and_the_others_are_told_that_
 }
 
 #[test]
-fn deleting_the_lock_file_lets_nobody_in() {
+fn deleting_the_lock_file_does_not_unlock_the_queue() {
     let dir = tempfile::tempdir().unwrap();
     let _queue = open(builder(dir.path()));
     fs::remove_file(dir.path().join("LOCK")).unwrap();
@@ -171,7 +171,7 @@ fn deleting_the_lock_file_lets_nobody_in() {
 }
 
 #[test]
-fn a_queue_that_is_moved_goes_on_with_its_own_files_and_leaves_those_at_its_old_place_alone() {
+fn a_queue_whose_directory_is_moved_keeps_using_its_own_files_and_leaves_the_old_path_alone() {
     let root = tempfile::tempdir().unwrap();
     let (old, new) = (root.path().join("old"), root.path().join("new"));
     let moved = open(builder(&old));
@@ -181,7 +181,7 @@ fn a_queue_that_is_moved_goes_on_with_its_own_files_and_leaves_those_at_its_old_
     for number in 1000..1300 {
         other.enqueue(&payload_of(number, 1000)).unwrap();
     }
-    // Both roll, retire and remove files of the same names.
+    // Both queues roll, and retire and remove files of the same names.
     for number in 1..1000 {
         moved.enqueue(&payload_of(number, 1000)).unwrap();
         if number % 100 == 0 {

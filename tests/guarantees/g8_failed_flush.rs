@@ -1,8 +1,8 @@
-//! Guarantee 8, a failed flush is final, and nothing else is: what is no failed flush ends with its
-//! cause.
+//! Tests of guarantee 8, a failed flush is final, from the side that the public API can reach:
+//! flushes that do not fail leave the queue usable.
 //!
-//! No flush can be made to fail from outside; what follows when one does is tested where calls can
-//! be, in `src/failing_disks/flushes.rs`.
+//! A test of the public API cannot make a flush fail. What follows a failed flush is tested in
+//! `src/testing/fault_injection/flushes.rs`.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ fn sync() -> EnqueueOptions {
 }
 
 #[test]
-fn without_a_failure_sync_enqueues_and_flushes_go_on() {
+fn sync_enqueues_and_flushes_succeed_again_and_again() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     for _ in 0..20 {
@@ -26,7 +26,7 @@ fn without_a_failure_sync_enqueues_and_flushes_go_on() {
 }
 
 #[test]
-fn a_directory_that_is_moved_away_keeps_no_flush_from_being_made() {
+fn flushes_succeed_although_the_directory_of_a_stripe_is_moved_away() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     let (from, to) = (dir.path().join("log/00"), dir.path().join("log/away"));

@@ -1,5 +1,5 @@
-//! Guarantee 9, where it is the address space that is short rather than the disk (`RLIMIT_AS`): a
-//! backlog needs none, and what does waits for it.
+//! Tests of guarantee 9 where the address space is short (`RLIMIT_AS`) rather than the disk: a
+//! backlog needs no address space, and an enqueue that does need some can wait for it.
 
 use std::env;
 use std::fs;
@@ -13,9 +13,10 @@ use crate::support::*;
 
 const LARGE_SEGMENT: u64 = 1024 * 1024;
 const LEN: usize = 50_000;
-/// Beyond what the process has when its queue is open: some fifteen segments with their ack files.
+/// Address space on top of what the process uses with the queue open: about fifteen segments with
+/// their ack files.
 const ROOM: u64 = 16 * LARGE_SEGMENT;
-/// Over forty segments of them.
+/// These jobs fill over forty segments.
 const JOBS: u64 = 900;
 
 #[test]
@@ -25,12 +26,12 @@ fn a_backlog_may_be_larger_than_the_address_space() {
     Child::start_under(command, "short of address space", dir.path()).finish();
 }
 
-/// Child: the limit is the whole process's.
+/// Child: sets the limit for its whole process, and enqueues a backlog beyond it.
 pub(crate) fn exceed_the_address_space(dir: &Path) {
     let small = builder(dir.join("queue")).segment_size(LARGE_SEGMENT);
     let queue = open(small.clone());
     let consumer = queue.consumer();
-    // What the threads allocate lazily is there from here on.
+    // Makes the threads allocate before the limit is set what they allocate lazily.
     queue.enqueue(&payload_of(JOBS, LEN)).unwrap();
     consumer.next_timeout(PATIENCE).unwrap().ack();
     drop(consumer);
@@ -49,7 +50,7 @@ pub(crate) fn exceed_the_address_space(dir: &Path) {
             queue.enqueue_with(&payload, waiting).unwrap();
         }
     }
-    eprintln!("{refused} had to wait");
+    eprintln!("{refused} enqueues had to wait");
     assert_eq!(queue.stats().ready, JOBS);
     queue.close().unwrap();
     let queue = open(small);

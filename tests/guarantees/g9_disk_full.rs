@@ -1,11 +1,11 @@
-//! Guarantee 9, a full disk is an error, not a signal: an enqueue gets `StorageFull`, consumers go
-//! on, segments whose jobs are done free their space, and enqueueing works again by itself. The
-//! limits a user can set, `max_depth` and `max_bytes`, behave in the same way.
+//! Tests of guarantee 9, a full disk is an error, not a signal: an enqueue gets `StorageFull`,
+//! consumers go on, segments whose jobs are done free their space, and then enqueues succeed again.
+//! The limits `max_depth` and `max_bytes` behave in the same way.
 //!
-//! A disk that is really full is a tmpfs of 1 MiB, mounted by a child process in a mount namespace
-//! of its own; that takes root, or user namespaces. Where neither is permitted, that test says so
-//! and checks nothing. The other means needs no permission and is always tested: a child with a
-//! limit on the size of files (`RLIMIT_FSIZE`), which makes the allocation of a segment fail too.
+//! The full disk is a tmpfs of 1 MiB that a child process mounts in its own mount namespace. That
+//! takes root or user namespaces; where neither is permitted, these tests say so and check nothing.
+//! A child with a limit on the size of files (`RLIMIT_FSIZE`) needs no permission, and is tested
+//! everywhere: that limit makes the allocation of a segment fail, too.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -27,7 +27,7 @@ use crate::support::*;
 
 const LEN: usize = 1000;
 
-/// Enqueues numbers from `next` on until there is no room, and returns how the last one failed.
+/// Enqueues numbers from `next` on until there is no room; returns the error of the last enqueue.
 fn fill(queue: &Queue, next: &mut u64) -> EnqueueError {
     loop {
         match queue.enqueue(&payload_of(*next, LEN)) {
@@ -42,7 +42,8 @@ fn assert_storage_full(error: &EnqueueError) {
     assert!(error.is_full());
 }
 
-/// A command that runs what is added to it in a mount namespace of its own, if that is permitted.
+/// A command that runs its further arguments in a new mount namespace, or why that is not
+/// permitted.
 fn in_mount_namespace() -> Result<Command, String> {
     let mut refusals = String::new();
     for options in [&["--mount"][..], &["--user", "--map-root-user", "--mount"]] {
@@ -60,12 +61,12 @@ fn in_mount_namespace() -> Result<Command, String> {
     Err(refusals)
 }
 
-/// Has a child play a role in a mount namespace of its own; says so if that is not permitted.
+/// Runs a child in a role in a new mount namespace; prints `SKIPPED` if that is not permitted.
 pub(crate) fn on_a_small_file_system(role: &str) {
     let mut command = match in_mount_namespace() {
         Ok(command) => command,
         Err(why) => {
-            // Not `eprintln`, which the test harness keeps to itself.
+            // The test harness captures `eprintln`, but not this.
             let _ = writeln!(
                 io::stderr(),
                 "SKIPPED, no file system can be mounted here: {why}"
@@ -76,11 +77,11 @@ pub(crate) fn on_a_small_file_system(role: &str) {
     let dir = tempfile::tempdir().unwrap();
     command.arg(env::current_exe().unwrap());
     Child::start_under(command, role, dir.path()).finish();
-    // Else the child had nothing mounted, and filled the file system of everybody.
+    // Otherwise the child did not mount anything, and filled the file system of the machine.
     assert_eq!(fs::read_dir(dir.path().join("small")).unwrap().count(), 0);
 }
 
-/// In a child, in a mount namespace: mounts a file system of 1 MiB, and returns where.
+/// In a child, in a mount namespace: mounts a file system of 1 MiB; returns its path.
 pub(crate) fn mount_small(dir: &Path) -> PathBuf {
     let small = dir.join("small");
     fs::create_dir(&small).unwrap();
@@ -89,7 +90,7 @@ pub(crate) fn mount_small(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_full_disk_is_an_error_and_enqueueing_recovers_by_itself() {
+fn a_full_disk_is_an_error_until_space_is_freed() {
     on_a_small_file_system("fill");
 }
 
@@ -99,7 +100,7 @@ pub(crate) fn fill_a_small_file_system(dir: &Path) {
     let queue_dir = small.join("queue");
     let queue = open(builder(&queue_dir));
 
-    // Filling it up is an error, each time.
+    // Each enqueue into a full queue is an error.
     let mut next = 0;
     assert_storage_full(&fill(&queue, &mut next));
     assert_storage_full(&fill(&queue, &mut next));
@@ -117,12 +118,14 @@ pub(crate) fn fill_a_small_file_system(dir: &Path) {
     assert_storage_full(&error.error);
     assert_eq!(error.enqueued, []);
 
-    // Consumers go on, and what they free is used again.
+    // Consumers go on, and the space that they free is used again.
     let consumer = queue.consumer();
     let mut delivered = 0;
     for _ in 0..3 {
         while queue.enqueue(&payload_of(next, LEN)).is_err() {
-            let job = consumer.next_timeout(PATIENCE).expect("consumers go on");
+            let job = consumer
+                .next_timeout(PATIENCE)
+                .expect("a job, although the disk is full");
             assert_eq!(number_in(job.payload()), delivered);
             delivered += 1;
             job.ack();
@@ -131,7 +134,7 @@ pub(crate) fn fill_a_small_file_system(dir: &Path) {
         assert_storage_full(&fill(&queue, &mut next));
     }
 
-    // Whoever waits for room gets it.
+    // An enqueue that waits for room gets it when jobs are acked.
     let waiting = EnqueueOptions::new().wait_forever();
     thread::scope(|scope| {
         let waiter = scope.spawn(|| queue.enqueue_with(&payload_of(next, LEN), waiting));
@@ -146,7 +149,7 @@ pub(crate) fn fill_a_small_file_system(dir: &Path) {
     });
     next += 1;
 
-    // So does whoever waits while somebody else frees space.
+    // Enqueues also succeed again when another program frees the space that it used.
     drop(consumer);
     let left = drain_numbers(&queue);
     assert_eq!(left, (delivered..next).collect::<Vec<_>>());
@@ -164,7 +167,7 @@ pub(crate) fn fill_a_small_file_system(dir: &Path) {
     assert_storage_full(&fill(&queue, &mut next));
     fs::remove_file(&ballast).unwrap();
     drop(file);
-    eventually("enqueueing works", || {
+    eventually("an enqueue succeeds again", || {
         queue.enqueue(&payload_of(next, LEN)).is_ok()
     });
     next += 1;
@@ -176,7 +179,7 @@ fn a_queue_on_a_full_disk_can_be_reopened_and_drained() {
     on_a_small_file_system("reopen");
 }
 
-/// Child, in a mount namespace: a queue that a crash or a close leaves on a full file system.
+/// Child, in a mount namespace: reopens a queue that a crash or a close left on a full file system.
 pub(crate) fn reopen_on_a_full_file_system(dir: &Path) {
     let small = mount_small(dir);
     let (queue_dir, kept) = (small.join("queue"), dir.join("kept"));
@@ -192,14 +195,16 @@ pub(crate) fn reopen_on_a_full_file_system(dir: &Path) {
             fs::remove_dir_all(&queue_dir).unwrap();
             copy_tree(&kept, &queue_dir);
         }
-        // Whatever became free is taken by others.
+        // Another file takes all the space that became free.
         let ballast = small.join("ballast");
         let mut file = fs::File::create(&ballast).unwrap();
         io::copy(&mut io::repeat(1), &mut file).unwrap_err();
         drop(file);
         let queue = open(builder(&queue_dir));
         assert_eq!(drain_numbers(&queue), (0..next).collect::<Vec<_>>());
-        eventually("enqueueing works", || queue.enqueue(b"room again").is_ok());
+        eventually("an enqueue succeeds again", || {
+            queue.enqueue(b"room again").is_ok()
+        });
         assert_eq!(drain_payloads(&queue), [b"room again"]);
         queue.close().unwrap();
         fs::remove_file(&ballast).unwrap();
@@ -207,15 +212,15 @@ pub(crate) fn reopen_on_a_full_file_system(dir: &Path) {
 }
 
 #[test]
-fn a_file_size_limit_is_an_error_and_enqueueing_recovers_by_itself() {
-    // In a child, as the limit is the whole process's. It would end by a signal (SIGXFSZ) if a file
-    // were made that is too large.
+fn a_file_size_limit_is_an_error_until_it_is_raised() {
+    // In a child, since the limit holds for the whole process. A write past the limit would end it
+    // by SIGXFSZ.
     let dir = tempfile::tempdir().unwrap();
     let command = Command::new(env::current_exe().unwrap());
     Child::start_under(command, "hit the limit", dir.path()).finish();
 }
 
-/// Child: no file may be as large as a segment.
+/// Child: sets a limit below the size of a segment.
 pub(crate) fn hit_the_file_size_limit(dir: &Path) {
     let queue_dir = dir.join("queue");
     let queue = open(builder(&queue_dir));
@@ -227,9 +232,12 @@ pub(crate) fn hit_the_file_size_limit(dir: &Path) {
     let mut next = 0;
     assert_storage_full(&fill(&queue, &mut next));
     assert_storage_full(&fill(&queue, &mut next));
-    assert!(next > 30, "what was allocated before was used");
+    assert!(
+        next > 30,
+        "the segments allocated before the limit were not used"
+    );
     let numbers = drain_numbers(&queue);
-    assert_eq!(numbers, (0..next).collect::<Vec<_>>(), "consumers go on");
+    assert_eq!(numbers, (0..next).collect::<Vec<_>>(), "jobs were lost");
 
     let waiting = EnqueueOptions::new().wait_forever();
     thread::scope(|scope| {
@@ -240,7 +248,7 @@ pub(crate) fn hit_the_file_size_limit(dir: &Path) {
     assert_eq!(drain_numbers(&queue), [next]);
     next += 1;
 
-    // A crash at such a moment leaves nothing that stands in the way.
+    // A crash under the limit leaves no file that prevents an open.
     setrlimit(Resource::Fsize, limited).unwrap();
     let first = next;
     assert_storage_full(&fill(&queue, &mut next));
@@ -251,7 +259,7 @@ pub(crate) fn hit_the_file_size_limit(dir: &Path) {
 }
 
 #[test]
-fn max_depth_refuses_what_is_beyond_it_until_a_job_is_settled() {
+fn max_depth_refuses_further_jobs_until_one_is_settled() {
     let dir = tempfile::tempdir().unwrap();
     let policy = RetryPolicy::fixed(Duration::ZERO).max_attempts(2);
     let queue = open(builder(dir.path()).max_depth(3).retry(policy));
@@ -273,15 +281,11 @@ fn max_depth_refuses_what_is_beyond_it_until_a_job_is_settled() {
     for _ in 0..2 {
         queue.enqueue(&payload).unwrap();
     }
-    // A job that is delayed counts like any other.
+    // A delayed job counts like any other.
     let delayed = EnqueueOptions::new().delay(Duration::from_secs(3600));
     queue.enqueue_with(&payload, delayed).unwrap();
     refused(&payload);
-    assert_eq!(
-        payload,
-        payload_of(7, 100),
-        "a refused payload is untouched"
-    );
+    assert_eq!(payload, payload_of(7, 100), "a refused payload was changed");
     payload.push(0);
 
     let consumer = queue.consumer();
@@ -296,13 +300,13 @@ fn max_depth_refuses_what_is_beyond_it_until_a_job_is_settled() {
     consumer
         .next_timeout(PATIENCE)
         .unwrap()
-        .dead_letter("no use");
+        .dead_letter("not retryable");
     eventually("a death makes room", || queue.enqueue(b"for one").is_ok());
     refused(b"and not for two");
 }
 
 #[test]
-fn max_depth_counts_what_an_earlier_process_left() {
+fn max_depth_counts_jobs_of_an_earlier_process() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     for number in 0..200 {
@@ -424,7 +428,7 @@ fn max_bytes_refuses_another_segment_until_one_is_done() {
     });
 }
 
-/// The sequence of the first job in a segment file, which is its name.
+/// The sequence of the first job in a segment file, taken from the file's name.
 fn base_of(segment: &Path) -> u64 {
     segment
         .file_stem()
@@ -435,8 +439,8 @@ fn base_of(segment: &Path) -> u64 {
         .unwrap()
 }
 
-/// The segments of stripe 0 that take space on disk, by name, now: those in use, those that are
-/// prepared, and those that are kept to be used again.
+/// The names of the segments of stripe 0 that take space on disk at this moment: those in use,
+/// those prepared, and those kept for reuse.
 pub(crate) fn segments_on_disk(queue_dir: &Path) -> BTreeSet<OsString> {
     let entries = fs::read_dir(queue_dir.join("log/00")).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
@@ -451,14 +455,14 @@ pub(crate) fn segments_on_disk(queue_dir: &Path) -> BTreeSet<OsString> {
 
 #[test]
 fn a_queue_that_keeps_up_stays_within_three_segments() {
-    // "Keeps up" here: a job is acked before the next is enqueued, and the maintenance thread is done
-    // with the last roll before the next one. There are then the active segment, the one prepared
-    // for later, and at a roll the one that is about to be deleted.
+    // "Keeps up" means: each job is acked before the next one is enqueued, and the maintenance
+    // thread has finished one roll before the next. Then there are the active segment, the prepared
+    // one, and during a roll also the one that is about to be deleted.
     const SEGMENTS: usize = 100;
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     let consumer = queue.consumer();
-    // Four fit a segment.
+    // Four of these fill a segment.
     let payload = vec![7; queue.max_payload()];
     let mut most = 0;
     let mut look = || most = most.max(segments_on_disk(dir.path()).len());
@@ -468,7 +472,7 @@ fn a_queue_that_keeps_up_stays_within_three_segments() {
         look();
         consumer.next_timeout(PATIENCE).unwrap().ack();
         eventually(
-            "the active segment and the next one are there, and no other",
+            "only the active segment and the prepared one are left",
             || {
                 look();
                 let (begun, ahead): (Vec<_>, Vec<_>) = segment_files(dir.path())
@@ -515,7 +519,8 @@ fn max_bytes_is_never_exceeded_at_whatever_pace() {
         scope.spawn(|| {
             let mut looks = 0;
             while !done.load(Ordering::Relaxed) || looks < 10 {
-                // Names are never used twice: what both lists have was there between them, at once.
+                // No name is used twice, so the segments that are in both lists existed together
+                // between the two.
                 let before = segments_on_disk(dir.path());
                 let mut at_once = segments_on_disk(dir.path());
                 at_once.retain(|name| before.contains(name));
@@ -528,13 +533,13 @@ fn max_bytes_is_never_exceeded_at_whatever_pace() {
         }
         done.store(true, Ordering::Relaxed);
     });
-    eventually("all are through", || queue.stats().depth() == 0);
+    eventually("all jobs are done", || queue.stats().depth() == 0);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
     assert_eq!(counts.not_once(), []);
 }
 
 #[test]
-fn the_files_of_a_segment_go_when_its_last_job_is_acked() {
+fn the_files_of_a_segment_are_removed_when_its_last_job_is_acked() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     for number in 0..300 {
@@ -549,14 +554,14 @@ fn the_files_of_a_segment_go_when_its_last_job_is_acked() {
     for _ in 1..300 {
         consumer.next_timeout(PATIENCE).unwrap().ack();
     }
-    // All but the first, of which one job is not acked, and the two that are still to be filled.
-    eventually("the others are gone", || {
+    // The first segment remains, in which one job is not acked, and the two that are not full yet.
+    eventually("the other segments are removed", || {
         segment_files(dir.path()).len() == 3
     });
     assert!(full[0].exists());
     first.ack();
-    eventually("so is the first", || !full[0].exists());
-    eventually("with its ack file", || {
+    eventually("the first segment is removed", || !full[0].exists());
+    eventually("its ack file is removed", || {
         !full[0].with_extension("ack").exists()
     });
     let left = listing(&dir.path().join("log"));

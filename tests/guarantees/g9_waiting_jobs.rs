@@ -1,6 +1,6 @@
-//! Guarantee 9, jobs that wait take no more room than they need: a queue at `max_bytes`, or on a full
-//! disk, goes on though a few delayed jobs are in each of its segments, and what restarts leave of
-//! segments with a delayed job each is merged.
+//! Tests of guarantee 9 for jobs that wait: they take no more room than they need. A queue at
+//! `max_bytes` or on a full disk goes on although each of its segments has a few delayed jobs, and
+//! segments with one delayed job each, left by restarts, are merged.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use logmill::{Consumer, EnqueueError, EnqueueOptions, JobId, Queue};
 use crate::g9_disk_full::{mount_small, on_a_small_file_system, segments_on_disk};
 use crate::support::*;
 
-/// Longer than any test.
+/// A delay longer than any test.
 const LATER: Duration = Duration::from_secs(24 * 3600);
 const LEN: usize = 3000;
 const DELAYED: &[u8] = b"tomorrow";
 
-/// A producer of jobs that are done at once, with one now and then that waits for long.
+/// A producer of jobs that are acked at once, and of a long-delayed job now and then.
 struct Mixed {
     queue: Queue,
     consumer: Consumer,
@@ -49,30 +49,32 @@ impl Mixed {
 
     fn consume(&self) {
         while let Some(job) = self.consumer.try_next() {
-            assert_ne!(job.payload(), DELAYED, "it came early");
+            assert_ne!(job.payload(), DELAYED, "a delayed job came early");
             job.ack();
         }
     }
 
-    /// Enqueues without waiting for room, until there is none.
+    /// Enqueues up to `most` jobs without waiting for room, and returns the error if one is
+    /// refused.
     fn fill(&mut self, most: u64) -> Option<EnqueueError> {
         (0..most).find_map(|_| self.enqueue(EnqueueOptions::new()).err())
     }
 
-    /// Enqueues so many that each segment is filled several times.
+    /// Enqueues enough jobs to fill each segment several times.
     fn go_on(&mut self) {
         let waiting = EnqueueOptions::new().wait(PATIENCE);
-        // Jobs that nobody has claimed are not known to wait.
+        // Only jobs that were claimed are known to be delayed.
         self.consume();
         for _ in 0..1000 {
             self.enqueue(waiting).unwrap();
         }
     }
 
-    /// All delayed jobs are in the queue, and nothing else; also when it is opened again.
+    /// Checks that all delayed jobs are in the queue and nothing else is, also when it is opened
+    /// again.
     fn check(self, reopen: impl FnOnce() -> Queue) {
         let jobs = self.delayed.len() as u64;
-        eventually("all others are done", || {
+        eventually("all other jobs are done", || {
             self.consume();
             self.queue.stats().depth() == jobs
         });
@@ -88,7 +90,7 @@ impl Mixed {
 }
 
 #[test]
-fn a_queue_at_max_bytes_goes_on_though_jobs_that_wait_are_in_each_segment() {
+fn a_queue_at_max_bytes_goes_on_with_delayed_jobs_in_each_segment() {
     for segments in [3, 4, 8] {
         let dir = tempfile::tempdir().unwrap();
         let builder = || builder(dir.path()).max_bytes(segments * SEGMENT);
@@ -101,7 +103,7 @@ fn a_queue_at_max_bytes_goes_on_though_jobs_that_wait_are_in_each_segment() {
 }
 
 #[test]
-fn a_full_disk_with_jobs_that_wait_in_each_segment_takes_more() {
+fn a_queue_on_a_full_disk_goes_on_with_delayed_jobs_in_each_segment() {
     on_a_small_file_system("delay");
 }
 
@@ -115,7 +117,7 @@ pub(crate) fn delay_on_a_small_file_system(dir: &Path) {
 }
 
 #[test]
-fn segments_that_restarts_leave_with_a_delayed_job_each_are_merged() {
+fn segments_with_one_delayed_job_each_are_merged() {
     const RESTARTS: usize = 100;
     let dir = tempfile::tempdir().unwrap();
     let mut jobs = Vec::new();
@@ -128,9 +130,10 @@ fn segments_that_restarts_leave_with_a_delayed_job_each_are_merged() {
     assert_eq!(segments_on_disk(dir.path()).len(), RESTARTS);
     let queue = open(builder(dir.path()));
     let consumer = queue.consumer();
-    // Into one that is appended to; the next one is prepared, and another one in reserve. Up to three are
-    // too few to be merged, where maintenance comes while they are claimed.
-    eventually("they are merged", || {
+    // They are merged into one active segment; another one is prepared and one is in reserve. Up to
+    // three segments with delayed jobs may remain, too few to be merged, if maintenance runs while
+    // they are claimed.
+    eventually("the segments are merged", || {
         assert!(consumer.try_next().is_none());
         segments_on_disk(dir.path()).len() <= 3 + 3
     });

@@ -1,5 +1,5 @@
-//! The contract, tested through the public interface: a module for each guarantee, and one for
-//! each part of the interface that no guarantee covers.
+//! Tests of the documented guarantees, through the public API: a module for each guarantee
+//! (`g1_...` to `g9_...`), for each part of the API (`api_...`), and for recovery.
 
 mod api_batches;
 mod api_dead_letters;
@@ -24,9 +24,9 @@ mod g9_waiting_jobs;
 mod recovery;
 mod support;
 
-/// Where child processes start, see [`support::Child`]. Does nothing in a test run.
+/// The entry point of child processes, see [`support::Child`]. Does nothing in a normal test run.
 #[test]
-#[ignore = "the entry of child processes, not a test"]
+#[ignore = "the entry point of child processes, not a test"]
 fn child() {
     support::play_role(&[
         ("enqueue", g1_at_least_once::enqueue_until_killed),

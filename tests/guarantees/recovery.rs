@@ -1,5 +1,6 @@
-//! Opening what a crash, a torn write or somebody else left: no file has to be removed by hand
-//! before a queue opens, and a directory that is not a queue is refused and left as it is.
+//! Tests of recovery: opening a queue after a crash, a torn write, or changes by others. No file
+//! has to be removed by hand before a queue opens, and a directory that is not a queue is refused
+//! and left as it is.
 
 use std::fs;
 use std::path::Path;
@@ -32,8 +33,8 @@ fn crashed() -> TempDir {
     crash_copy(dir.path())
 }
 
-/// Opens the queue in `dir`, checks that all jobs and letters are there and that it works, and
-/// that the next open finds nothing amiss.
+/// Opens the queue in `dir`, and checks that all jobs and letters are there, that it works, and
+/// that the next open reports nothing.
 fn assert_whole(dir: &Path, context: &str) {
     let (queue, report) = open_any(builder(dir).retry(policy()));
     assert_eq!(report.jobs, JOBS, "{context}: {report:?}");
@@ -65,7 +66,7 @@ fn assert_whole(dir: &Path, context: &str) {
     );
 }
 
-/// The name that the next segment in `dir` would have, or could.
+/// A name that a later segment in `dir` may have.
 fn next_name(dir: &Path) -> String {
     let last = files(dir, "seg").pop().expect("a segment");
     let base: u64 = last.file_stem().unwrap().to_str().unwrap().parse().unwrap();
@@ -73,14 +74,15 @@ fn next_name(dir: &Path) -> String {
 }
 
 #[test]
-fn a_crash_alone_leaves_a_queue_whole() {
+fn a_crash_alone_leaves_all_jobs_and_letters() {
     assert_whole(crashed().path(), "nothing but a crash");
 }
 
 #[test]
 fn a_segment_that_was_being_created_does_not_stop_the_queue_from_opening() {
     let pristine = crashed();
-    // The segment file and its ack file, None: not there. All zeros: nothing can be in it.
+    // Lengths of the segment file and its ack file, which are all zeros; `None` means that there is
+    // no such file.
     let cases: [(&str, Option<usize>, Option<usize>); 9] = [
         ("empty segment file", Some(0), None),
         ("short segment file", Some(10), None),
@@ -133,7 +135,7 @@ fn a_segment_with_a_torn_header_is_set_aside_and_reported() {
 }
 
 #[test]
-fn a_last_segment_cut_off_anywhere_costs_what_was_cut_off_and_no_more() {
+fn a_last_segment_cut_off_anywhere_loses_only_what_was_cut_off() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     let payload = |number| payload_of(0x1234_5678_9abc_de00 + number, 40);
@@ -146,7 +148,7 @@ fn a_last_segment_cut_off_anywhere_costs_what_was_cut_off_and_no_more() {
     let ends: Vec<_> = (0..20)
         .map(|n| offset_of(&path, &payload(n)) + 40)
         .collect();
-    // In each word of a record, at odd places too, and around the ends.
+    // At many offsets within one record, and around the ends of records.
     let mut cuts: Vec<usize> = (ends[16]..=ends[17]).step_by(5).collect();
     cuts.extend([0, 1, 63, 64, 65, 64 + 31, 64 + 32]);
     cuts.extend([ends[0] - 1, ends[0], ends[19], ends[19] + 1]);
@@ -157,7 +159,7 @@ fn a_last_segment_cut_off_anywhere_costs_what_was_cut_off_and_no_more() {
                 let len = bytes.len();
                 bytes.truncate(cut);
                 if let Some(fill) = fill {
-                    // As when a page never reached the disk, though the file's length did.
+                    // As if pages never reached the disk although the file's length did.
                     bytes.resize(len, fill);
                 }
             });
@@ -177,7 +179,7 @@ fn a_last_segment_cut_off_anywhere_costs_what_was_cut_off_and_no_more() {
 }
 
 #[test]
-fn leftovers_of_a_replaced_manifest_and_files_of_others_are_no_obstacle() {
+fn leftovers_of_a_replaced_manifest_and_foreign_files_do_not_prevent_an_open() {
     let dir = crashed();
     fs::write(dir.path().join("MANIFEST.tmp"), b"half a man").unwrap();
     fs::write(dir.path().join("README"), b"do not delete").unwrap();
@@ -204,7 +206,7 @@ fn leftovers_of_a_replaced_manifest_and_files_of_others_are_no_obstacle() {
 }
 
 #[test]
-fn a_creation_that_was_cut_short_is_begun_again() {
+fn an_interrupted_creation_is_started_again() {
     let cases: [(&str, &[&str]); 6] = [
         ("nothing was created", &[]),
         ("only the lock file", &["LOCK"]),
@@ -232,7 +234,7 @@ fn a_creation_that_was_cut_short_is_begun_again() {
 fn assert_refused(dir: &Path, context: &str) -> OpenError {
     let before = listing(dir);
     let error = Queue::builder(dir).open().expect_err(context);
-    assert_eq!(listing(dir), before, "{context}: something was changed");
+    assert_eq!(listing(dir), before, "{context}: files were changed");
     error
 }
 
@@ -302,7 +304,7 @@ fn a_directory_without_a_manifest_that_is_not_empty_is_refused_and_not_touched()
 }
 
 #[test]
-fn a_manifest_put_back_gives_everything_back() {
+fn a_queue_whose_manifest_is_restored_has_all_its_jobs() {
     let dir = crashed();
     let manifest = dir.path().join("MANIFEST");
     let kept = fs::read(&manifest).unwrap();

@@ -1,5 +1,5 @@
-//! What the tests share: queues in scratch directories, polling, crashes, child processes, and
-//! damage to files.
+//! Helpers that the tests share: queues in scratch directories, polling, crashes, child processes,
+//! and damage to files.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -15,13 +15,13 @@ use logmill::{Builder, Damage, JobId, Queue, RecoveryReport, RetryPolicy};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use tempfile::TempDir;
 
-/// Small, so that a test crosses many segments with little work.
+/// Small, so that a test fills many segments with little work.
 pub(crate) const SEGMENT: u64 = 64 * 1024;
 
-/// How long a test waits for what must happen. Nothing but a failing test ever waits this long.
+/// How long a test waits for something that must happen. Only a failing test waits this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A queue of one stripe and small segments, whose failed jobs come back at once.
+/// A queue of one stripe and small segments, whose failed jobs are retried at once.
 pub(crate) fn builder(path: impl AsRef<Path>) -> Builder {
     Queue::builder(path)
         .stripes(1)
@@ -36,8 +36,8 @@ pub(crate) fn open(builder: Builder) -> Queue {
     queue
 }
 
-/// Opens a queue whose process was killed: there may be records that were being written, but no
-/// damage.
+/// Opens a queue whose process was killed: records that were being written may be reported as
+/// uncommitted, but there is no damage.
 pub(crate) fn open_after_kill(builder: Builder) -> Queue {
     let (queue, mut report) = open_any(builder);
     report
@@ -55,7 +55,7 @@ pub(crate) fn open_any(builder: Builder) -> (Queue, RecoveryReport) {
     }
 }
 
-/// Waits for a condition that must come true.
+/// Waits until the condition is true, and fails if that takes longer than [`PATIENCE`].
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
@@ -64,7 +64,7 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Removes a directory of an open queue, whose threads may make files in it meanwhile.
+/// Removes a directory of an open queue, whose threads may create files in it meanwhile.
 pub(crate) fn remove_live_directory(path: &Path) {
     eventually("the directory is removed", || {
         match fs::remove_dir_all(path) {
@@ -86,13 +86,13 @@ pub(crate) struct Delivered {
 }
 
 impl Delivered {
-    /// The payload, for tests whose payloads are numbers.
+    /// The number in the payload, for tests whose payloads are made by [`payload_of`].
     pub(crate) fn number(&self) -> u64 {
         number_in(&self.payload)
     }
 }
 
-/// Takes and acks every job, until the queue holds none.
+/// Takes and acks every job, until the queue is empty.
 pub(crate) fn drain(queue: &Queue) -> Vec<Delivered> {
     let consumer = queue.consumer();
     let mut delivered = Vec::new();
@@ -124,7 +124,7 @@ pub(crate) fn drain_numbers(queue: &Queue) -> Vec<u64> {
     numbers
 }
 
-/// A payload that carries a number, of `len` bytes, every one of which depends on the number.
+/// A payload of `len` bytes that repeats a number, so every byte depends on the number.
 pub(crate) fn payload_of(number: u64, len: usize) -> Vec<u8> {
     number
         .to_le_bytes()
@@ -135,7 +135,7 @@ pub(crate) fn payload_of(number: u64, len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// The number that [`payload_of`] was made from; panics if any byte is off.
+/// The number that [`payload_of`] was given; panics if any byte differs.
 pub(crate) fn number_in(payload: &[u8]) -> u64 {
     let number = u64::from_le_bytes(*payload.first_chunk().expect("at least 8 bytes"));
     assert_eq!(
@@ -146,7 +146,7 @@ pub(crate) fn number_in(payload: &[u8]) -> u64 {
     number
 }
 
-/// How often each number was counted.
+/// Counts how often each number occurred.
 pub(crate) struct Counts(Vec<AtomicU64>);
 
 impl Counts {
@@ -172,7 +172,7 @@ impl Counts {
     }
 }
 
-/// The paths of the files in `dir` with this extension, sorted; none if there is no directory.
+/// The paths of the files in `dir` with this extension, sorted; empty if there is no directory.
 pub(crate) fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else {
         return Vec::new();
@@ -209,15 +209,15 @@ pub(crate) fn listing(dir: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     found
 }
 
-/// What `kill -9` would leave of an open queue at this moment: a copy of its directory as it
-/// stands, in which nothing was closed, sealed or tidied up. The queue must be at rest.
+/// A copy of the directory of an open queue, as `kill -9` would leave it: nothing is closed, sealed
+/// or tidied up. The queue must be idle.
 pub(crate) fn crash_copy(queue_dir: &Path) -> TempDir {
     let copy = tempfile::tempdir().expect("a scratch directory");
     copy_tree(queue_dir, copy.path());
     copy
 }
 
-/// Copies a directory. A file that is removed meanwhile is left out.
+/// Copies a directory. Skips files that are removed meanwhile.
 pub(crate) fn copy_tree(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("create");
     for entry in fs::read_dir(from).expect("readable") {
@@ -238,12 +238,12 @@ pub(crate) fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     fs::write(path, bytes).expect("writable");
 }
 
-/// Whether `needle` is among these bytes.
+/// Whether the bytes contain `needle`.
 pub(crate) fn contains(bytes: &[u8], needle: &[u8]) -> bool {
     bytes.windows(needle.len()).any(|window| window == needle)
 }
 
-/// Where `needle` stands in a file; it must be there once.
+/// The offset of `needle` in a file that contains it exactly once.
 pub(crate) fn offset_of(path: &Path, needle: &[u8]) -> usize {
     let bytes = fs::read(path).expect("readable");
     let mut found = bytes
@@ -272,7 +272,8 @@ pub(crate) fn segment_containing(queue_dir: &Path, needle: &[u8]) -> PathBuf {
         .expect("the bytes are in a segment")
 }
 
-/// A file of numbers, each added with one `write`, so that it survives whoever writes it.
+/// A file of numbers, each appended with one `write`, so that what was noted survives the death of
+/// its writer.
 pub(crate) struct Journal(File);
 
 impl Journal {
@@ -285,7 +286,7 @@ impl Journal {
         self.0.write_all(&number.to_le_bytes()).expect("writable");
     }
 
-    /// What was noted so far; nothing if there is no such file.
+    /// The numbers noted so far; empty if there is no such file.
     pub(crate) fn read(path: &Path) -> Vec<u64> {
         let bytes = fs::read(path).unwrap_or_default();
         bytes
@@ -300,10 +301,10 @@ impl Journal {
 const CHILD_ROLE: &str = "LOGMILL_TEST_CHILD_ROLE";
 const CHILD_DIR: &str = "LOGMILL_TEST_CHILD_DIR";
 
-/// What a child process does in the directory it is given.
+/// What a child process does in the directory that it is given.
 pub(crate) type Role = fn(&Path);
 
-/// In a child process: plays the role that the parent asked for.
+/// In a child process: runs the role that the parent asked for.
 pub(crate) fn play_role(roles: &[(&str, Role)]) {
     let (Ok(role), Some(dir)) = (env::var(CHILD_ROLE), env::var_os(CHILD_DIR)) else {
         return;
@@ -312,21 +313,23 @@ pub(crate) fn play_role(roles: &[(&str, Role)]) {
     let known = roles.iter().find(|(name, _)| *name == role);
     let (_, play) = known.unwrap_or_else(|| panic!("no role {role}"));
     play(Path::new(&dir));
-    // Not back to the test harness, so that a child that never played is told from one that did.
+    // Exits here instead of returning to the test harness: its exit code would not tell whether the
+    // role was run.
     process::exit(PLAYED);
 }
 
-/// Exit code of a child that played its role to the end.
+/// Exit code of a child that completed its role.
 const PLAYED: i32 = 42;
 
-/// A child process: this test binary, playing a role. Killed when dropped.
+/// A child process that runs this test binary in a role. Killed when dropped.
 pub(crate) struct Child {
     process: process::Child,
     stderr: PathBuf,
 }
 
 impl Child {
-    /// Starts a child in `dir`, which holds the queue directory and whatever else they share.
+    /// Starts a child in `dir`, which has the queue directory and the files that parent and child
+    /// share.
     pub(crate) fn start(role: &str, dir: &Path) -> Self {
         let exe = env::current_exe().expect("known");
         Self::start_under(Command::new(exe), role, dir)
@@ -351,7 +354,7 @@ impl Child {
         self.process.id()
     }
 
-    /// Waits for something that the child does. Fails at once if the child ends.
+    /// Waits for a condition that the child brings about. Fails at once if the child ends.
     pub(crate) fn wait_until(&mut self, what: &str, mut condition: impl FnMut() -> bool) {
         eventually(what, || {
             let ended = self.process.try_wait().expect("waitable");
@@ -375,13 +378,13 @@ impl Child {
         self.process.wait().expect("waitable");
     }
 
-    /// Waits for its end.
+    /// Waits until it ends.
     pub(crate) fn end(&mut self) -> ExitStatus {
         eventually("the child ends", || self.has_ended());
         self.process.wait().expect("waitable")
     }
 
-    /// Waits until it has played its role to the end.
+    /// Waits until it has completed its role.
     pub(crate) fn finish(&mut self) {
         let status = self.end();
         assert!(has_played(status), "{status}\n{}", self.stderr());
@@ -394,18 +397,18 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // It may have ended long ago.
+        // It may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// Whether a child ended because its role did.
+/// Whether a child ended by completing its role.
 pub(crate) fn has_played(status: ExitStatus) -> bool {
     status.code() == Some(PLAYED)
 }
 
-/// A subscriber that has a function called for each event.
+/// A `tracing` subscriber that calls a function for each event.
 pub(crate) struct Subscriber<F>(pub F);
 
 impl<F: Fn(&tracing::Event<'_>) + 'static> tracing::Subscriber for Subscriber<F> {

@@ -1,4 +1,4 @@
-//! What a run of the harness did, in numbers.
+//! Counts what a run of the harness did and found.
 
 use std::fmt;
 
@@ -6,21 +6,21 @@ use std::fmt;
 pub(crate) struct Figures {
     pub directories: u64,
     pub kills: u64,
-    /// Of the kills: before the child had begun to open the queue, and while it was at that.
+    /// Kills before the child had begun to open the queue, and while it was opening the queue.
     pub kills_before_open: u64,
     pub kills_in_open: u64,
-    /// While it was closing the queue.
+    /// Kills while the child was closing the queue.
     pub kills_in_close: u64,
-    /// By the child's own hand, in the middle of a job.
+    /// Kills by a poison job, which kills its own process.
     pub kills_by_poison: u64,
     pub kills_while_stopped: u64,
-    /// Stops (SIGSTOP), and refusals of a second open meanwhile.
+    /// Stops (SIGSTOP), and how often a second open was refused during a stop.
     pub stops: u64,
     pub locked: u64,
     pub orderly_ends: u64,
     pub inspections: u64,
 
-    /// Calls that returned.
+    /// Enqueues that returned a job.
     pub enqueued: u64,
     pub refused: u64,
     pub delivered: u64,
@@ -28,21 +28,21 @@ pub(crate) struct Figures {
     pub replayed: u64,
     pub purged: u64,
     pub flushes: u64,
-    /// Letters seen for the first time.
+    /// Letters, each counted when it is first seen.
     pub letters: u64,
-    /// Enqueues that a kill interrupted, and those of them whose job was there.
+    /// Enqueues that a kill interrupted, and how many of these had enqueued their job.
     pub in_flight: u64,
     pub in_flight_kept: u64,
     /// Acks that a kill interrupted.
     pub acks_in_flight: u64,
-    /// Jobs found beside their letter.
+    /// Jobs found together with their letter.
     pub overlaps: u64,
-    /// Letters that were not their job's first.
+    /// Letters that were not the first of their job.
     pub second_letters: u64,
-    /// Deliveries that were counted and not noted.
+    /// Deliveries that the queue counted but the child did not come to note.
     pub unnoted: u64,
 
-    /// What inspections found.
+    /// What the inspections found.
     pub jobs_found: u64,
     pub most_jobs_found: u64,
     pub letters_found: u64,

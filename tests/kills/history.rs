@@ -1,5 +1,5 @@
-//! What must be true of a queue, derived from the journals of those who were killed and from what
-//! was found after each kill, and never from the queue's own files.
+//! Derives what must be true of a queue from the journals of the killed children and from what was
+//! found after each kill, never from the queue's own files.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,7 +18,7 @@ enum Call {
 }
 
 impl Call {
-    /// Another thread may have been first.
+    /// Does nothing if another thread has already begun or finished the call.
     fn begin(&mut self) {
         if *self == Self::NotBegun {
             *self = Self::Begun;
@@ -26,32 +26,32 @@ impl Call {
     }
 }
 
-/// What is known of the tasks, jobs and letters of a queue. A task is what was to be enqueued: it
-/// is one job, and one more for each replay of a letter.
+/// What is known of the tasks, jobs and letters of a queue. A task is something to be enqueued: it
+/// becomes one job, and one more for each replay of a letter.
 #[derive(Default)]
 pub(crate) struct History {
     tasks: HashMap<u64, TaskState>,
     jobs: HashMap<u64, JobState>,
     letters: HashMap<u64, LetterState>,
-    /// Tasks that something happened to since the last inspection.
+    /// Tasks that changed since the last inspection.
     touched: HashSet<u64>,
-    /// Jobs and letters that were not gone for good at the last inspection.
+    /// Jobs and letters that were still there at the last inspection, or may come back.
     unsettled_jobs: HashSet<u64>,
     unsettled_letters: HashSet<u64>,
-    /// Producers some of whose enqueues may have been refused.
+    /// Producers under `max_depth` or `max_bytes`: some of their enqueues may have been refused.
     limited: HashSet<u64>,
-    /// Deliveries that may have been counted and not noted since the last inspection.
+    /// How many deliveries since the last inspection may have been counted but not noted.
     may_be_unnoted: u64,
-    /// Attempts may have failed by lease timeouts, which nobody noted, since then.
+    /// Since the last inspection, lease timeouts may have failed attempts, which no journal notes.
     may_time_out: bool,
-    /// Jobs that replays of several letters returned.
+    /// The jobs that replays of several letters returned.
     replayed: Vec<u64>,
 }
 
 #[derive(Debug, Default)]
 struct TaskState {
     returned: Option<u64>,
-    /// It is known not to be in the queue, and so it never will be.
+    /// The task is known not to be in the queue, so it must never appear there.
     refused: bool,
     jobs: Vec<u64>,
     letters: Vec<u64>,
@@ -60,27 +60,28 @@ struct TaskState {
 #[derive(Debug, Default)]
 struct JobState {
     task: u64,
-    /// Failed attempts, as far as is known.
+    /// Failed attempts, as far as they are known.
     failed: u32,
     crashes: u32,
-    /// Attempts that were delivered, and after how many crashes.
+    /// The deliveries that were noted: the attempt, and the crashes before it.
     noted: Vec<(u32, u32)>,
-    /// Handlers that have it.
+    /// How many handlers have the job.
     handlers: u32,
-    /// Of these, one has begun to say that it failed.
+    /// How far one of these handlers is in reporting a failure.
     failure: Call,
-    /// A lease timeout may have failed its attempts in this process.
+    /// In this process, a lease timeout may have failed attempts of the job.
     may_time_out: bool,
     ack: Call,
-    /// Attempts at which a consumer declared it dead.
+    /// The attempts in which a consumer declared the job dead.
     deaths: Vec<u32>,
-    /// Its consumer has handed it over to the dead letter log, in this process.
+    /// In this process, its consumer has handed the job over to the dead letter log.
     is_dead: bool,
-    /// Its death was flushed: the letter is there and the job is not.
+    /// The death was flushed, so the letter is there and the job is not.
     buried: bool,
-    /// It was there although its letter was: killed in between. It may get another one.
+    /// A kill between letter and ack left both the job and its letter. The job may get another
+    /// letter.
     outlived_its_letter: bool,
-    /// It was found to be gone.
+    /// The job was found to be gone.
     settled: bool,
     letters: Vec<u64>,
 }
@@ -92,12 +93,12 @@ struct LetterState {
     attempts: u32,
     crashes: u32,
     removal: Call,
-    /// It was found to be gone.
+    /// The letter was found to be gone.
     settled: bool,
 }
 
 impl JobState {
-    /// A handler said that its attempt failed.
+    /// A handler has reported that its attempt failed.
     fn end_failure(&mut self) {
         if self.failure == Call::Begun {
             self.failure = Call::NotBegun;
@@ -106,8 +107,8 @@ impl JobState {
         }
     }
 
-    /// The process has ended, and this was found of the job. Returns whether a handler must have
-    /// had it that did not come to note it.
+    /// The process has ended, and `found` is what an inspection found of the job. Returns whether a
+    /// handler must have had the job without noting it.
     fn end_with_the_process(&mut self, found: &FoundJob, may_time_out: bool) -> bool {
         let (failed, crashes) = (found.failed, found.crashes);
         let known = (self.failed, self.crashes);
@@ -116,7 +117,7 @@ impl JobState {
         let now = (failed, crashes);
         let mut is_unnoted = false;
         let is_possible = if may_time_out {
-            // Attempts may have failed by themselves.
+            // Lease timeouts may have failed attempts.
             failed >= known.0 && (known.1..=was_running.1).contains(&crashes)
         } else if self.failure == Call::Begun {
             now == was_running || now == has_failed
@@ -137,7 +138,7 @@ impl JobState {
 }
 
 impl History {
-    /// Takes in what a child noted until it ended.
+    /// Processes what a child noted until it ended.
     pub(crate) fn read(&mut self, load: &Load, notes: &[Note], figures: &mut Figures) {
         self.may_be_unnoted += load.most_unnoted();
         self.may_time_out |= load.lease_timeout.is_some();
@@ -162,13 +163,16 @@ impl History {
                     let last = last_of_producer.insert(Task::producer_of(id), job);
                     assert!(
                         last.is_none_or(|last| last >> 56 == job >> 56 && last < job),
-                        "jobs of one producer are {last:x?} and then {job:x}"
+                        "one producer got job {last:x?} and then {job:x}"
                     );
                     figures.enqueued += 1;
                 }
                 Event::EnqueueRefused { id } => {
                     let task = self.task(id);
-                    assert!(task.jobs.is_empty(), "refused and there: {id:x} {task:?}");
+                    assert!(
+                        task.jobs.is_empty(),
+                        "{id:x} was refused, but is in the queue: {task:?}"
+                    );
                     task.refused = true;
                     figures.refused += 1;
                 }
@@ -186,18 +190,19 @@ impl History {
                     );
                     assert_eq!(crashes, state.crashes, "crashes of {job:x}: {state:?}");
                     if load.lease_timeout.is_some() {
-                        // Two threads may have it, and note in any order.
+                        // Two threads may have the job, and note it in any order.
                         state.failed = state.failed.max(attempt - 1);
                         state.may_time_out = true;
                     } else {
-                        // Another thread's end of the attempt before may not be noted.
+                        // The end of the previous attempt may not be noted yet, if another thread
+                        // had it.
                         let is_failing = u32::from(state.failure == Call::Begun);
                         let expected = state.failed + is_failing + 1;
                         assert_eq!(attempt, expected, "attempts at {job:x}: {state:?}");
                         state.end_failure();
                         assert!(
                             state.ack != Call::Returned && !state.is_dead,
-                            "settled and delivered again: {job:x} {state:?}"
+                            "delivered again after it was settled: {job:x} {state:?}"
                         );
                     }
                     state.noted.push((attempt, crashes));
@@ -209,7 +214,7 @@ impl History {
                         let last = last_delivered.insert(job >> 56, job);
                         assert!(
                             last.is_none_or(|last| last < job),
-                            "the only consumer got {last:x?} and then {job:x}"
+                            "out of order: the only consumer got {last:x?} and then {job:x}"
                         );
                     }
                 }
@@ -227,7 +232,7 @@ impl History {
                 }
                 Event::DeathReturned { job } => {
                     self.known_job(job).end_failure();
-                    // Of a job that has timed out it means nothing.
+                    // After a lease timeout, this note proves nothing.
                     if load.lease_timeout.is_none() {
                         self.known_job(job).is_dead = true;
                         deaths.push((note.tick, job));
@@ -274,7 +279,7 @@ impl History {
                 }
             }
         }
-        // A death that was not flushed ends with the process.
+        // A death that was not flushed is lost with the process.
         for (_, job) in deaths {
             self.known_job(job).is_dead = false;
         }
@@ -290,7 +295,7 @@ impl History {
             .count() as u64;
     }
 
-    /// Takes in what was found after that. Panics if the queue broke its word.
+    /// Compares what an inspection found with the history. Panics if a guarantee was broken.
     pub(crate) fn check(&mut self, found: &Inspection, figures: &mut Figures) {
         let letters: HashSet<u64> = found.letters.iter().map(|letter| letter.sequence).collect();
         let jobs: HashSet<u64> = found.letters.iter().map(|letter| letter.job).collect();
@@ -304,7 +309,7 @@ impl History {
             let state = self.known_letter(letter.sequence);
             assert!(
                 state.removal != Call::Returned,
-                "removed and there: {:x} {state:?}",
+                "a removed letter is still there: {:x} {state:?}",
                 letter.sequence
             );
         }
@@ -319,9 +324,12 @@ impl History {
             let state = self.job(sequence, job.task);
             assert!(
                 state.ack != Call::Returned,
-                "acked and there: {sequence:x} {state:?}"
+                "an acked job is still there: {sequence:x} {state:?}"
             );
-            assert!(!state.buried, "buried and there: {sequence:x} {state:?}");
+            assert!(
+                !state.buried,
+                "a dead job is still there: {sequence:x} {state:?}"
+            );
             unnoted += u64::from(state.end_with_the_process(job, may_time_out));
             state.outlived_its_letter |= !state.letters.is_empty();
             figures.overlaps += u64::from(!state.letters.is_empty());
@@ -329,7 +337,7 @@ impl History {
         figures.unnoted += unnoted;
         assert!(
             unnoted <= self.may_be_unnoted,
-            "{unnoted} deliveries that nobody saw, {} consumers",
+            "{unnoted} deliveries were counted but not noted, at most {} are possible",
             self.may_be_unnoted
         );
         self.check_hidden(found, &present, figures);
@@ -338,16 +346,19 @@ impl History {
         self.check_producers();
         self.check_tasks(figures);
         for job in std::mem::take(&mut self.replayed) {
-            assert!(self.jobs.contains_key(&job), "replayed and lost: {job:x}");
+            assert!(
+                self.jobs.contains_key(&job),
+                "a replayed job was lost: {job:x}"
+            );
         }
         self.may_be_unnoted = 0;
     }
 
-    /// A job that has a letter and has used up its attempts, before its death or since, may be
-    /// there: it is not delivered again. Inspections raise all limits but a task's own.
+    /// A job that has a letter and has used up its attempts may still be in the queue without being
+    /// delivered, since inspections raise all limits except those of single tasks.
     fn check_hidden(&mut self, found: &Inspection, present: &HashSet<u64>, figures: &mut Figures) {
         let hidden = found.live.checked_sub(found.jobs.len() as u64);
-        let hidden = hidden.expect("no more jobs than the report says");
+        let hidden = hidden.expect("the report counts all delivered jobs");
         let may_hide: HashSet<u64> = found
             .letters
             .iter()
@@ -357,7 +368,7 @@ impl History {
             .collect();
         assert!(
             hidden <= may_hide.len() as u64,
-            "{} jobs by the report, {} delivered, {} may hide",
+            "{} jobs in the report, {} delivered, {} may be undelivered",
             found.live,
             found.jobs.len(),
             may_hide.len()
@@ -370,7 +381,7 @@ impl History {
         }
     }
 
-    /// Jobs that are not there any more must have been acked, or must be letters.
+    /// Checks that jobs which are no longer there were acked or have letters.
     fn check_absent(&mut self, present: &HashSet<u64>) {
         let unsettled = std::mem::take(&mut self.unsettled_jobs);
         for sequence in unsettled {
@@ -385,10 +396,10 @@ impl History {
             );
             assert!(
                 !state.buried || !state.letters.is_empty(),
-                "no letter: {sequence:x} {state:?}"
+                "a dead job has no letter: {sequence:x} {state:?}"
             );
             if state.outlived_its_letter && state.ack == Call::NotBegun {
-                // It may be hidden, see above.
+                // It may still be there, see `check_hidden`.
                 self.unsettled_jobs.insert(sequence);
             } else {
                 state.settled = true;
@@ -396,7 +407,7 @@ impl History {
         }
     }
 
-    /// Letters that are not there any more must have been replayed or purged.
+    /// Checks that letters which are no longer there were replayed or purged.
     fn check_letters(&mut self, present: &HashSet<u64>) {
         let letters = &mut self.letters;
         self.unsettled_letters.retain(|sequence| {
@@ -411,7 +422,8 @@ impl History {
         });
     }
 
-    /// A producer enqueues one task after the other: if one was enqueued, so were those before.
+    /// A producer enqueues its tasks one after the other: if one is in the queue, so are those
+    /// before it.
     fn check_producers(&self) {
         let mut open: Vec<_> = self
             .touched
@@ -430,12 +442,12 @@ impl History {
                     || self.limited.contains(&producer)
                     || exists(before)
                     || !exists(after),
-                "{after:x} was enqueued, and {before:x} before it is lost"
+                "{before:x} is lost, although {after:x} after it was enqueued"
             );
         }
     }
 
-    /// Each replayed letter is exactly one job more.
+    /// Checks that each replayed letter became exactly one more job.
     fn check_tasks(&mut self, figures: &mut Figures) {
         for id in std::mem::take(&mut self.touched) {
             let task = &self.tasks[&id];
@@ -447,13 +459,13 @@ impl History {
             assert_eq!(
                 task.jobs.len(),
                 usize::from(enqueued) + replayed,
-                "jobs of {id:x}: {task:x?}, of which {replayed} letters were replayed"
+                "wrong number of jobs of {id:x}: {task:x?}, {replayed} of its letters were replayed"
             );
             if task.returned.is_none() && !task.refused {
                 figures.in_flight_kept += u64::from(enqueued);
                 let task = self.tasks.get_mut(&id).expect("known");
                 match task.jobs.first() {
-                    // From here on it is as good as returned.
+                    // The job is there, so the enqueue counts as returned from here on.
                     Some(&job) => task.returned = Some(job),
                     None => task.refused = true,
                 }
@@ -461,8 +473,8 @@ impl History {
         }
     }
 
-    /// Jobs that were neither delivered before nor delayed come in the order of their stripe, and
-    /// those of one producer in the order in which it enqueued them.
+    /// Checks that jobs which were not delivered before and not delayed come in the order of their
+    /// stripe, and those of one producer in the order in which it enqueued them.
     fn check_order(&self, found: &Inspection) {
         let mut last_of_stripe = HashMap::new();
         let mut last_of_producer = HashMap::new();
@@ -494,11 +506,11 @@ impl History {
         task.unwrap_or_else(|| panic!("{id:x} was never enqueued"))
     }
 
-    /// The job of this sequence, which is this task's.
+    /// The job with this sequence, which must belong to this task.
     fn job(&mut self, sequence: u64, id: u64) -> &mut JobState {
         if !self.jobs.contains_key(&sequence) {
             let task = self.task(id);
-            assert!(!task.refused, "{id:x} was refused, and is {sequence:x}");
+            assert!(!task.refused, "{id:x} was refused, but is job {sequence:x}");
             task.jobs.push(sequence);
             self.unsettled_jobs.insert(sequence);
             let job = JobState {
@@ -509,8 +521,14 @@ impl History {
         }
         self.touched.insert(id);
         let job = self.known_job(sequence);
-        assert_eq!(job.task, id, "two jobs got one sequence: {sequence:x}");
-        assert!(!job.settled, "it was gone: {sequence:x} {job:?}");
+        assert_eq!(
+            job.task, id,
+            "two jobs have the same sequence: {sequence:x}"
+        );
+        assert!(
+            !job.settled,
+            "a job came back after it was gone: {sequence:x} {job:?}"
+        );
         job
     }
 
@@ -526,12 +544,12 @@ impl History {
         assert_eq!(
             disposal,
             Disposal::of(letter),
-            "the harness disposes wrongly"
+            "the harness removed a letter in the wrong way"
         );
         self.known_letter(letter).removal.begin();
     }
 
-    /// Takes in that a letter was there.
+    /// Notes that a letter was there.
     fn see_letter(&mut self, letter: &FoundLetter, figures: &mut Figures) {
         let &FoundLetter {
             sequence: letter,
@@ -543,7 +561,7 @@ impl History {
         self.touched.insert(id);
         if !self.letters.contains_key(&letter) {
             let state = if self.jobs.get(&job).is_some_and(|job| job.settled) {
-                panic!("{job:x} was gone, and now there is letter {letter:x} of it");
+                panic!("letter {letter:x} appeared after its job {job:x} was gone");
             } else {
                 self.job(job, id)
             };
@@ -582,6 +600,9 @@ impl History {
             (job, id, attempts, crashes),
             "letter {letter:x} has changed"
         );
-        assert!(!state.settled, "letter {letter:x} was gone: {state:?}");
+        assert!(
+            !state.settled,
+            "letter {letter:x} came back after it was gone: {state:?}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What is in a queue directory: opened, looked at and drained by the parent.
+//! Inspects a queue directory from the parent process: opens the queue, lists its letters, and
+//! drains it.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -10,11 +11,11 @@ use logmill::{Builder, MAX_ATTEMPTS, MAX_CRASHES, Queue, RecoveryReport, RetryPo
 use crate::plan::{Shape, Task};
 use crate::support::{eventually, open_any};
 
-/// What was found.
+/// What an inspection found.
 pub(crate) struct Inspection {
-    /// Jobs there are by the report.
+    /// The number of jobs in the recovery report.
     pub live: u64,
-    /// The jobs, as they were delivered.
+    /// The jobs, as they were delivered or became letters during the inspection.
     pub jobs: Vec<FoundJob>,
     pub letters: Vec<FoundLetter>,
     pub report: RecoveryReport,
@@ -40,13 +41,13 @@ pub(crate) struct FoundLetter {
 }
 
 impl Inspection {
-    /// Opens the queue in `queue_dir`, at times more than once, and takes all there is.
+    /// Opens the queue in `queue_dir`, sometimes more than once, and takes all of its jobs.
     pub(crate) fn run(queue_dir: &Path, shape: Shape, was_closed: bool, rng: &mut Rng) -> Self {
         let builder = || builder(queue_dir, shape);
         let begun = Instant::now();
         let (mut queue, report) = open_any(builder());
         let open_took = begun.elapsed();
-        // A kill leaves records that were being written, and no other damage.
+        // A kill leaves no damage other than records that were being written.
         assert!(report.is_clean(), "{report:?}");
         if was_closed {
             assert_nothing_to_do(&report, shape);
@@ -68,7 +69,7 @@ impl Inspection {
         }
         let mut jobs = drain(&queue, shape);
         assert_eq!(queue.stats().quarantined, 0);
-        // Those that had used up their attempts are letters now, in this directory.
+        // Jobs that had used up their attempts have become letters in this directory.
         queue.flush().expect("flushed");
         let known: HashSet<u64> = letters.iter().map(|letter| letter.sequence).collect();
         let letters_now = self::letters(&queue, shape);
@@ -102,7 +103,7 @@ impl Inspection {
     }
 }
 
-/// A queue whose jobs come back at once, as long as their own limits let them.
+/// A queue whose jobs are retried at once, as far as their own limits permit.
 fn builder(queue_dir: &Path, shape: Shape) -> Builder {
     let retry = RetryPolicy::fixed(Duration::ZERO)
         .max_attempts(MAX_ATTEMPTS)
@@ -110,16 +111,16 @@ fn builder(queue_dir: &Path, shape: Shape) -> Builder {
     shape.builder(queue_dir).retry(retry)
 }
 
-/// The report of a queue that was closed.
+/// Checks the recovery report of a queue that was closed.
 fn assert_nothing_to_do(report: &RecoveryReport, shape: Shape) {
-    // The last segment of each log is not sealed if all in it is done.
+    // The last segment of each log is not sealed if all of its jobs are done.
     let logs = shape.stripes as u64 + 1;
     assert!(
         report.is_clean()
             && report.quarantined.is_empty()
             && report.scanned <= logs
             && (report.holes, report.settled) == (0, 0),
-        "closed, and yet: {report:?}"
+        "recovery had work to do after a close: {report:?}"
     );
 }
 

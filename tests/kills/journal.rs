@@ -1,5 +1,6 @@
-//! What a child writes down before and after each of its calls, in files that have nothing to do
-//! with the queue's: a `write` to a file opened for appending survives the death of its writer.
+//! The journals in which a child notes each of its calls, before and after the call. They are
+//! separate from the queue's files. A `write` to a file opened for appending survives the death of
+//! its writer.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -7,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What happened. `begins` is noted before a call, `returned` after it.
+/// What happened. An event that ends in `Begins` is noted before the call, one that ends in
+/// `Returned` after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     OpenBegins,
@@ -19,7 +21,7 @@ pub(crate) enum Event {
         id: u64,
         job: u64,
     },
-    /// It returned that there is no room, or that the queue is closed.
+    /// The enqueue found no room, or the queue closed.
     EnqueueRefused {
         id: u64,
     },
@@ -29,7 +31,7 @@ pub(crate) enum Event {
         attempt: u32,
         crashes: u32,
     },
-    /// A retry, or a drop.
+    /// A retry, or a dropped job.
     FailureBegins {
         job: u64,
     },
@@ -42,7 +44,7 @@ pub(crate) enum Event {
     AckReturned {
         job: u64,
     },
-    /// `Job::dead_letter`.
+    /// A call of `Job::dead_letter`.
     DeathBegins {
         job: u64,
         attempt: u32,
@@ -60,7 +62,7 @@ pub(crate) enum Event {
     ReplayBegins {
         letter: u64,
     },
-    /// The letter is 0 if it is one of several.
+    /// The letter is 0 if several were replayed in one call.
     ReplayReturned {
         letter: u64,
         job: u64,
@@ -71,7 +73,7 @@ pub(crate) enum Event {
     PurgeReturned {
         letter: u64,
     },
-    /// Of a flush or close that began at this tick.
+    /// A flush or close that began at this tick has returned.
     FlushReturned {
         began: u64,
     },
@@ -79,7 +81,7 @@ pub(crate) enum Event {
     CloseBegins,
 }
 
-/// An event, and when: events of all threads of a child are in the order of their ticks.
+/// An event and its time: ticks order the events of all threads of a child.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Note {
     pub tick: u64,
@@ -88,7 +90,7 @@ pub(crate) struct Note {
 
 const NOTE_BYTES: usize = 40;
 
-/// Attempts and crashes in one number.
+/// Packs attempts and crashes into one number.
 fn both(attempts: u32, crashes: u32) -> u32 {
     attempts | crashes << 16
 }
@@ -148,7 +150,7 @@ impl Note {
             .0
             .iter()
             .map(|word| u64::from_le_bytes(*word));
-        let mut next = || words.next().expect("five words");
+        let mut next = || words.next().expect("a note of five words");
         let (first, tick) = (next(), next());
         let (a, b, c) = (next(), next(), next());
         let small = (first >> 32) as u32;
@@ -187,13 +189,13 @@ impl Note {
             18 => Event::CloseBegins,
             19 => Event::FailureBegins { job: a },
             20 => Event::FailureReturned { job: a },
-            other => panic!("a journal with an event {other}"),
+            other => panic!("a journal has an unknown event {other}"),
         };
         Self { tick, event }
     }
 }
 
-/// The journals of one child: a file for each thread, and a clock that they share.
+/// The journals of one child: a file for each thread, and a clock that the threads share.
 #[derive(Clone)]
 pub(crate) struct Journals {
     dir: PathBuf,
@@ -211,7 +213,7 @@ impl Journals {
         }
     }
 
-    /// A journal for the calling thread.
+    /// Opens a journal for the calling thread.
     pub(crate) fn open(&self) -> Journal {
         let number = self.opened.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(number.to_string());
@@ -235,12 +237,13 @@ impl Journal {
         self.note_all([event])
     }
 
-    /// Notes events with one write; returns the last one's tick.
+    /// Notes events with one write; returns the tick of the last one.
     pub(crate) fn note_all(&mut self, events: impl IntoIterator<Item = Event>) -> u64 {
         let mut bytes = Vec::new();
         let mut last = 0;
         for event in events {
-            // A read-modify-write of one counter: what happens before is noted before.
+            // All ticks come from one counter, so an event that happens before another also has a
+            // smaller tick.
             last = self.ticks.fetch_add(1, Ordering::SeqCst);
             bytes.extend(Note { tick: last, event }.encode());
         }
@@ -255,10 +258,10 @@ pub(crate) fn noted_first(dir: &Path) -> u64 {
     file.map_or(0, |file| file.len() / NOTE_BYTES as u64)
 }
 
-/// What a child noted, in order. Its death may have torn the last note of each thread.
+/// Reads the notes of a child, in order. The last note of each thread may be torn by its death.
 pub(crate) fn read(dir: &Path) -> Vec<Note> {
     let mut notes = Vec::new();
-    // None, if the child died before its first note.
+    // There is no directory if the child died before its first note.
     for entry in fs::read_dir(dir).into_iter().flatten() {
         let bytes = fs::read(entry.expect("readable").path()).expect("readable");
         notes.extend(bytes.as_chunks().0.iter().map(Note::decode));

@@ -1,4 +1,5 @@
-//! The child: threads that put a queue under load and note what they do, until they are killed.
+//! The child process: its threads put a queue under load and note what they do, until they are
+//! killed.
 
 use std::cell::RefCell;
 use std::fs;
@@ -19,7 +20,7 @@ use crate::journal::{Event, Journal, Journals};
 use crate::plan::{Consumers, Disposal, GROUP, Kind, Load, Outcome, Shape, TAKEN, Task, rng};
 use crate::support::PATIENCE;
 
-/// What a child is told, in a file.
+/// The parameters of a child, which it reads from a file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Orders {
     pub seed: u64,
@@ -73,19 +74,19 @@ impl Orders {
     }
 }
 
-/// Where the queue is, in the directory that a child is given.
+/// The queue directory, within the directory of a child.
 pub(crate) fn queue_dir(dir: &Path) -> PathBuf {
     dir.join("queue")
 }
 
-/// Where a child's journals are.
+/// The directory of a child's journals.
 pub(crate) fn journal_dir(dir: &Path, generation: u64) -> PathBuf {
     dir.join(format!("journal-{generation}"))
 }
 
-/// Child: the load that the orders name.
+/// Child: runs the load that its orders describe.
 pub(crate) fn run(dir: &Path) {
-    // A thread that fails takes the others with it, so that the parent sees it.
+    // A panic in one thread ends the process, so that the parent notices.
     let print = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         print(panic);
@@ -144,10 +145,10 @@ pub(crate) fn run(dir: &Path) {
     journal.note(Event::FlushReturned { began });
 }
 
-/// Workers that note what they do.
+/// Starts workers that note what they do.
 fn pool(queue: &Queue, load: &Load, journals: &Journals, threads: usize) -> logmill::Workers {
     thread_local! {
-        /// A thread's journal, and what the end of the last handler began.
+        /// The journal of the thread, and the event to note once its last handler has ended.
         static JOURNAL: RefCell<Option<(Journal, Option<Event>)>> = const { RefCell::new(None) };
     }
     let journals = journals.clone();
@@ -168,7 +169,7 @@ fn pool(queue: &Queue, load: &Load, journals: &Journals, threads: usize) -> logm
                     *ended = Some(Event::AckReturned { job: sequence });
                     return Ok(());
                 }
-                Outcome::DeadLetter => return Err(Failure::dead_letter("of no use")),
+                Outcome::DeadLetter => return Err(Failure::dead_letter("not retryable")),
                 _ => *ended = Some(Event::FailureReturned { job: sequence }),
             }
             match outcome {
@@ -180,7 +181,7 @@ fn pool(queue: &Queue, load: &Load, journals: &Journals, threads: usize) -> logm
     queue.workers(threads).run(handler).expect("threads start")
 }
 
-/// What is to be noted of a delivered job, and its task.
+/// The event to note for a delivered job, and the id of its task.
 fn receive(job: &Job<'_>, shape: Shape) -> (Event, u64) {
     let task = Task::from_payload(job.payload(), shape);
     let delivered = Event::Delivered {
@@ -192,7 +193,7 @@ fn receive(job: &Job<'_>, shape: Shape) -> (Event, u64) {
     (delivered, task.id)
 }
 
-/// Does and notes what comes before a job is settled.
+/// Notes that a job is about to be settled, after what the outcome needs to happen before.
 fn begin(journal: &mut Journal, outcome: Outcome, job: &Job<'_>) {
     let sequence = job.id().get();
     match outcome {
@@ -221,7 +222,7 @@ fn begin(journal: &mut Journal, outcome: Outcome, job: &Job<'_>) {
     }
 }
 
-/// What a thread of the child has.
+/// What a thread of the child works with.
 struct Hand<'a> {
     queue: &'a Queue,
     load: &'a Load,
@@ -237,7 +238,8 @@ impl Hand<'_> {
 
     fn produce(mut self, number: u64) {
         let shape = self.load.shape;
-        // One thread through the queue, another by a handle: each stays on its stripe.
+        // Some producers enqueue through the queue, some through a handle; each stays on its
+        // stripe.
         let mut producer = self.rng.bool().then(|| self.queue.producer());
         let poison_at = match self.load.poison && number == 0 {
             true => self.rng.u64(..100),
@@ -293,7 +295,8 @@ impl Hand<'_> {
                         self.journal.note(returned(id, result));
                     }
                 }
-                // With few notes, so that a kill finds it enqueueing rather than noting.
+                // Notes only before and after the group, so that a kill is likely to hit an
+                // enqueue, not a note.
                 _ => {
                     self.journal.note_all(ids.iter().map(begins));
                     let results: Vec<_> = payloads.iter().map(|one| enqueue(one)).collect();
@@ -354,7 +357,7 @@ impl Hand<'_> {
                 self.journal.note(Event::AckReturned { job: sequence });
             }
             Outcome::DeadLetter => {
-                job.dead_letter("of no use");
+                job.dead_letter("not retryable");
                 self.journal.note(Event::DeathReturned { job: sequence });
             }
             Outcome::Retry => job.retry("not now"),
@@ -366,7 +369,7 @@ impl Hand<'_> {
         }
     }
 
-    /// Replays and purges letters, and flushes.
+    /// Replays and purges letters, flushes, and verifies the queue.
     fn keep(mut self) {
         let longest_pause = [1, 300, 4000][self.rng.usize(..3)];
         while self.goes_on() {
@@ -435,7 +438,7 @@ impl Hand<'_> {
     }
 }
 
-/// Picks the letters that are due for a disposal, and notes that it begins.
+/// A filter that picks the letters with the given disposal, and notes that it begins.
 fn beginning(journal: &mut Journal, shape: Shape) -> impl FnMut(&DeadLetter, Disposal) -> bool {
     move |letter, disposal| {
         let sequence = letter.id().get();
@@ -464,7 +467,7 @@ fn expect_no_room(error: EnqueueError) {
     assert!(is_expected, "{error}");
 }
 
-/// A replay or purge may find the letter gone, by another thread's hand, or no room.
+/// A replay or purge may find that another thread removed the letter, or that there is no room.
 fn expect_refusal(error: DeadLetterError) {
     match error {
         DeadLetterError::NotFound { .. } => {}

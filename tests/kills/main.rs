@@ -1,9 +1,11 @@
-//! Kill -9, again and again, of processes that put a queue under load. Each child goes on with
-//! what the one before it left, and after each kill a copy of the directory is held against the
-//! journals that the children wrote.
+//! Kills processes that put a queue under load, with `kill -9`, again and again. Each child
+//! continues with what the one before it left. After each kill, a copy of the directory is compared
+//! with the journals that the children wrote.
 //!
-//! `LOGMILL_KILLS` sets how many kills, `LOGMILL_SEED` repeats the loads and delays of a run, and
-//! `TMPDIR` says where: `LOGMILL_KILLS=1000 cargo test --release --test kills -- --nocapture`.
+//! `LOGMILL_KILLS` sets the number of kills, `LOGMILL_SEED` repeats the loads and delays of a run,
+//! and `TMPDIR` sets the place of the directories:
+//!
+//! `LOGMILL_KILLS=1000 cargo test --release --test kills -- --nocapture`
 
 mod figures;
 mod history;
@@ -13,7 +15,7 @@ mod load;
 mod plan;
 mod site;
 #[path = "../guarantees/support.rs"]
-#[allow(dead_code, reason = "much of it is for other tests")]
+#[allow(dead_code, reason = "other tests use the rest")]
 mod support;
 
 use std::env;
@@ -22,16 +24,16 @@ use std::time::Instant;
 use figures::Figures;
 use site::{Run, Site};
 
-/// Kills, if nothing else is asked for: for a run of half a minute.
+/// Number of kills by default, for a run of half a minute.
 const KILLS: u64 = 50;
-/// One kill in so many is the last in its directory.
+/// One kill in this many is the last one in its directory.
 const LAST: u32 = 15;
-/// Figures are printed after so many kills.
+/// Figures are printed after this many kills.
 const PRINTED: u64 = 50;
 
-/// Where child processes start, see [`support::Child`]. Does nothing in a test run.
+/// The entry point of child processes, see [`support::Child`]. Does nothing in a normal test run.
 #[test]
-#[ignore = "the entry of child processes, not a test"]
+#[ignore = "the entry point of child processes, not a test"]
 fn child() {
     support::play_role(&[("load", load::run)]);
 }

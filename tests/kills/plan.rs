@@ -1,5 +1,6 @@
-//! What is drawn before anything runs: the shape of a queue, the load of a child, and all there is
-//! to know of a task from its id, so that whoever meets a payload can check every byte of it.
+//! Draws everything that a run decides in advance: the shape of a queue, the load of a child, and
+//! the tasks. All properties of a task follow from its id, so that every byte of a delivered
+//! payload can be checked.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,13 +8,13 @@ use std::time::Duration;
 use fastrand::Rng;
 use logmill::{Builder, Durability, EnqueueOptions, Queue, RetryPolicy};
 
-/// Attempts of a task that has no limit of its own.
+/// Attempts of a task without a limit of its own.
 pub(crate) const ATTEMPTS: u8 = 4;
-/// Crashes that a task may be part of.
+/// Crashes after which a job is dead.
 pub(crate) const CRASHES: u8 = 3;
-/// Most tasks in a batch, and ids in a group whose options are the same.
+/// Largest number of tasks in a batch, and number of ids in a group with the same options.
 pub(crate) const GROUP: u64 = 64;
-/// Most jobs that a consumer takes at a time.
+/// Largest number of jobs that a consumer takes at a time.
 pub(crate) const TAKEN: usize = 8;
 
 /// A random source that depends on all of `numbers`.
@@ -26,7 +27,7 @@ fn millis(rng: &mut Rng, range: std::ops::Range<u64>) -> Duration {
     Duration::from_micros(rng.u64(range.start * 1000..range.end * 1000))
 }
 
-/// What is fixed when a queue is created.
+/// The options that are fixed when a queue is created.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub stripes: usize,
@@ -35,7 +36,7 @@ pub(crate) struct Shape {
 
 impl Shape {
     pub(crate) fn draw(rng: &mut Rng) -> Self {
-        // Small segments: rolls, retirement and recycling happen all the time.
+        // Small segments, so that rolls, retirement and recycling happen often.
         let sizes = [16, 16, 32, 64, 256];
         Self {
             stripes: rng.usize(1..=4),
@@ -49,7 +50,7 @@ impl Shape {
             .segment_size(self.segment_size)
     }
 
-    /// Longest payload: what `Queue::max_payload` says.
+    /// The longest payload, as `Queue::max_payload` reports it.
     fn max_payload(self) -> usize {
         self.segment_size as usize / 4 - 560
     }
@@ -59,18 +60,18 @@ impl Shape {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Consumers {
     None,
-    /// That many threads that take one or several jobs at a time.
+    /// This many threads, each with a consumer from which it takes one or several jobs at a time.
     ByHand(usize),
     Pool(usize),
 }
 
-/// Kinds of children.
+/// The kinds of children.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Usual,
-    /// It only enqueues, as much as it can.
+    /// Only enqueues, as much as it can.
     Fat,
-    /// It opens the queue, and does nothing more.
+    /// Opens the queue and does nothing else.
     Opening,
 }
 
@@ -82,18 +83,18 @@ pub(crate) struct Load {
     pub durability: Durability,
     pub producers: u64,
     pub consumers: Consumers,
-    /// Threads that replay and purge letters, and flush.
+    /// Number of threads that replay and purge letters, and flush.
     pub custodians: usize,
-    /// Producers pause while this many jobs are in the queue.
+    /// Producers pause while the queue has this many jobs.
     pub backlog: u64,
     pub lease_timeout: Option<Duration>,
     pub max_depth: Option<u64>,
     pub max_bytes: Option<u64>,
-    /// The child closes the queue and ends by itself after this time.
+    /// The child closes the queue and ends after this time, if it is not killed before.
     pub closes_after: Option<Duration>,
     /// One of the tasks kills the process that works on it.
     pub poison: bool,
-    /// What is common to its tasks: some of the bits below.
+    /// Properties that all of its tasks have: some of the bits of an id below.
     traits: u64,
 }
 
@@ -184,13 +185,13 @@ impl Load {
         builder
     }
 
-    /// The first id of a group of tasks, of one of the producers. The options are the same in a
-    /// group.
+    /// The first id of a group of tasks of one producer. All tasks of a group have the same
+    /// options.
     pub(crate) fn first_id(&self, producer: u64, group: u64) -> u64 {
         self.traits | (self.generation << 40) | (producer << 36) | (group * GROUP)
     }
 
-    /// Most deliveries that can have begun and not been noted when the child dies.
+    /// The largest number of deliveries that may have begun but not been noted when the child dies.
     pub(crate) fn most_unnoted(&self) -> u64 {
         match self.consumers {
             Consumers::None => 0,
@@ -199,13 +200,13 @@ impl Load {
         }
     }
 
-    /// Whether jobs that were never delivered before are delivered in the order of their stripe.
+    /// Whether jobs on their first delivery are delivered in the order of their stripe.
     pub(crate) fn delivers_in_order(&self) -> bool {
         matches!(self.consumers, Consumers::ByHand(1) | Consumers::Pool(1))
     }
 }
 
-/// What becomes of a job in a worker's hands.
+/// How an attempt at a job ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Ack,
@@ -224,14 +225,14 @@ pub(crate) struct Task {
     pub payload: Vec<u8>,
 }
 
-/// Bits of an id. It kills whoever works on it.
+/// A bit of an id: the task kills the process that works on it.
 const POISON: u64 = 1 << 63;
-/// It is likely to die.
+/// A bit of an id: the task is likely to die.
 const GRIM: u64 = 1 << 62;
-/// It is large.
+/// A bit of an id: the payload is large.
 const HEAVY: u64 = 1 << 61;
 
-/// Payloads repeat themselves after so many bytes, which is no multiple of anything.
+/// Payloads repeat after this many bytes, a prime number.
 const BLOCK: usize = 241;
 
 impl Task {
@@ -239,12 +240,12 @@ impl Task {
         POISON | id
     }
 
-    /// The child and the producer that a task is of.
+    /// Identifies the child and the producer of a task.
     pub(crate) fn producer_of(id: u64) -> u64 {
         (id & !(POISON | GRIM | HEAVY)) >> 36
     }
 
-    /// Where among the tasks of its producer it was enqueued.
+    /// The position of a task among the tasks of its producer.
     pub(crate) fn order(id: u64) -> u64 {
         id & ((1 << 36) - 1)
     }
@@ -267,7 +268,7 @@ impl Task {
         Self { id, payload }
     }
 
-    /// The task that has this payload; panics if any byte is off.
+    /// The task that has this payload; panics if any byte differs.
     pub(crate) fn from_payload(payload: &[u8], shape: Shape) -> Self {
         let id = payload.first_chunk().expect("a payload of 8 bytes or more");
         let task = Self::of(u64::from_le_bytes(*id), shape);
@@ -283,7 +284,7 @@ impl Task {
         rng(&[id / GROUP, 2])
     }
 
-    /// How long it waits before it is due.
+    /// The delay before the task is due.
     pub(crate) fn delay(id: u64) -> Duration {
         let mut rng = Self::options_rng(id);
         match rng.u32(..30) {
@@ -293,12 +294,12 @@ impl Task {
         }
     }
 
-    /// How often it may be delivered; None: without end.
+    /// How often the task may be delivered; `None`: without limit.
     pub(crate) fn limit(id: u64) -> Option<u8> {
         Self::own_limit(id).unwrap_or(Some(ATTEMPTS))
     }
 
-    /// The limit it has of its own.
+    /// The limit that the task itself sets, if it sets one.
     pub(crate) fn own_limit(id: u64) -> Option<Option<u8>> {
         if id & POISON != 0 {
             return Some(Some(2));
@@ -311,7 +312,7 @@ impl Task {
         }
     }
 
-    /// The options it is enqueued with.
+    /// The options with which the task is enqueued.
     pub(crate) fn options(id: u64) -> EnqueueOptions {
         let mut rng = rng(&[id / GROUP, 4]);
         let mut options = EnqueueOptions::new();
@@ -335,13 +336,14 @@ impl Task {
         options
     }
 
-    /// What becomes of this attempt at it.
+    /// How this attempt at the task ends.
     pub(crate) fn outcome(id: u64, attempt: u32) -> Outcome {
         if id & POISON != 0 {
             return Outcome::Kill;
         }
         let mut rng = rng(&[id, 5]);
-        // What is not settled by now is tried for ever otherwise.
+        // These outcomes are limited to the first attempt; otherwise tasks without a limit would
+        // never end.
         let first = attempt == 1;
         match rng.u32(..100) {
             0..8 if first => Outcome::Retry,
@@ -365,7 +367,7 @@ pub(crate) enum Disposal {
 }
 
 impl Disposal {
-    /// Of the letter of this sequence; always the same.
+    /// The disposal of the letter with this sequence; always the same one.
     pub(crate) fn of(letter: u64) -> Self {
         match rng(&[letter, 6]).u32(..20) {
             0 | 1 => Self::Keep,

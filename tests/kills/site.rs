@@ -1,4 +1,4 @@
-//! A queue directory in which child after child is killed, and what is done to each of them.
+//! A queue directory in which one child after the other is killed, and what is done to each child.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -20,16 +20,16 @@ use crate::load::{self, Orders};
 use crate::plan::{Kind, Load, Shape};
 use crate::support::{Child, PATIENCE, copy_tree, eventually, has_played};
 
-/// The latest kill of a child, in microseconds after its start.
+/// The latest time of a kill, in microseconds after the child's start.
 const LATEST_KILL: u64 = 300_000;
 /// More than any copy takes.
 const SCRATCH_ROOM: u64 = 512 * 1024 * 1024;
 
-/// What goes through all of a run.
+/// What lasts for the whole run.
 pub(crate) struct Run {
     pub seed: u64,
     pub rng: Rng,
-    /// How many there were.
+    /// Number of children so far.
     pub children: u64,
     pub figures: Figures,
 }
@@ -40,7 +40,7 @@ pub(crate) struct Site<'a> {
     shape: Shape,
     dir: TempDir,
     history: History,
-    /// How long it took to recover the queue, the last time.
+    /// How long the last open took.
     open_took: Duration,
     was_closed: bool,
 }
@@ -62,13 +62,13 @@ impl<'a> Site<'a> {
         &self.run.figures
     }
 
-    /// Whether it is time for another directory, once in `of` times.
+    /// Whether to go on with another directory, true once in `of` times.
     pub(crate) fn is_last(&mut self, of: u32) -> bool {
         self.run.rng.u32(..of) == 0
     }
 
-    /// Runs a child, or several that go on where nobody looked, and inspects a copy of what they
-    /// leave.
+    /// Runs one child, or several in a row without an inspection between them, and inspects a copy
+    /// of what they leave.
     pub(crate) fn go_on(&mut self) {
         if self.run.rng.u32(..16) == 0 {
             self.run_child(Kind::Fat);
@@ -87,12 +87,12 @@ impl<'a> Site<'a> {
         self.inspect(&copy);
     }
 
-    /// Inspects the directory itself.
+    /// Inspects the directory itself instead of a copy.
     pub(crate) fn finish(mut self) {
         self.inspect(&load::queue_dir(self.dir.path()));
     }
 
-    /// Runs a child until it is killed, or ends, and takes in what it noted.
+    /// Runs a child until it is killed or ends, and processes what it noted.
     fn run_child(&mut self, kind: Kind) {
         self.run.children += 1;
         let orders = Orders {
@@ -136,15 +136,15 @@ impl<'a> Site<'a> {
         figures.kills_in_close += u64::from(has(Event::CloseBegins));
     }
 
-    /// Waits until it is time to kill the child, or it has ended by itself; stops it meanwhile, at
-    /// times. Returns whether it is stopped.
+    /// Waits until it is time to kill the child, or until it has ended. Sometimes stops the child
+    /// in the meantime. Returns whether it is stopped.
     fn let_live(&mut self, child: &mut Child, load: &Load, kind: Kind) -> bool {
         let started = Instant::now();
         let journals = &load::journal_dir(self.dir.path(), load.generation);
         let rng = &mut self.run.rng;
         let noted = |notes| {
             move |child: &mut Child| {
-                eventually("the child comes this far", || {
+                eventually("the child notes enough", || {
                     journal::noted_first(journals) >= notes || child.has_ended()
                 });
                 started.elapsed()
@@ -152,12 +152,12 @@ impl<'a> Site<'a> {
         };
         let micros = |rng: &mut Rng, up_to| Duration::from_micros(rng.u64(..up_to));
         let life = match (kind, load.closes_after.is_some(), rng.u32(..20)) {
-            // Within an open.
+            // During an open.
             (Kind::Opening, ..) | (_, _, 0..2) => {
                 let within = self.open_took.mul_f64(1.5 * rng.f64());
                 noted(1)(child) + within
             }
-            // When it has come to its own end, or within the close before that.
+            // After the child has ended, or during the close before that.
             (_, true, 2..8) => PATIENCE,
             (_, true, 8..14) => noted(3)(child) + micros(rng, 5_000),
             // Before producers have to wait for consumers.
@@ -169,7 +169,7 @@ impl<'a> Site<'a> {
             let at = life
                 .min(Duration::from_micros(LATEST_KILL))
                 .mul_f64(rng.f64());
-            // Longer than a segment is full before it is sealed, at times.
+            // Sometimes longer than a segment stays full before it is sealed.
             let longest = if rng.bool() { 60_000 } else { 400_000 };
             let pause = Duration::from_micros(rng.u64(..longest));
             let is_last = rng.u32(..4) == 0;
@@ -193,13 +193,13 @@ impl<'a> Site<'a> {
         false
     }
 
-    /// Stops the child. If it has the queue open, nobody else can open it.
+    /// Stops the child with SIGSTOP. While it has the queue open, a second open must fail.
     fn stop(&mut self, child: &Child, journals: &Path) {
         send(child, Signal::STOP);
         let either = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         let status = waitid(WaitId::Pid(pid_of(child)), either).expect("waitable");
         if !status.is_some_and(|status| status.stopped()) {
-            // It has ended before.
+            // It has already ended.
             return;
         }
         self.run.figures.stops += 1;
@@ -209,7 +209,10 @@ impl<'a> Site<'a> {
         if notes.iter().any(is_open) && !notes.iter().any(is_closing) {
             let second = self.shape.builder(&load::queue_dir(self.dir.path())).open();
             let is_locked = matches!(second, Err(OpenError::Locked { .. }));
-            assert!(is_locked, "a stopped process lost its queue: {second:?}");
+            assert!(
+                is_locked,
+                "a second open succeeded beside a stopped process: {second:?}"
+            );
             self.run.figures.locked += 1;
         }
     }
@@ -253,8 +256,8 @@ impl Drop for Site<'_> {
     }
 }
 
-/// A directory for a copy that is to be inspected: in memory if there is room, as it makes no
-/// difference there that a disk takes its time to flush.
+/// A directory for a copy to inspect. It is in memory if there is room, since flushes are faster
+/// there and the result is the same.
 fn scratch() -> TempDir {
     let memory = Path::new("/dev/shm");
     let free = statvfs(memory).map_or(0, |memory| memory.f_bavail * memory.f_frsize);
@@ -266,7 +269,7 @@ fn scratch() -> TempDir {
     scratch.expect("a scratch directory")
 }
 
-/// Waits until so long after the start, or until the child has ended; returns whether it has.
+/// Waits until this long after the start, or until the child has ended; returns whether it has.
 fn wait(child: &mut Child, started: Instant, time: Duration) -> bool {
     loop {
         if child.has_ended() {
@@ -281,7 +284,7 @@ fn wait(child: &mut Child, started: Instant, time: Duration) -> bool {
 }
 
 fn send(child: &Child, signal: Signal) {
-    // A child that has ended is still to be waited for, so the signal is not another's.
+    // Until the parent has waited for the child, its process id cannot belong to another process.
     kill_process(pid_of(child), signal).expect("permitted");
 }
 

@@ -1,4 +1,4 @@
-//! Runs the operations of a case on a queue and on the model, and compares.
+//! Runs the operations of a case on a queue and on the model, and compares the two.
 
 use std::path::Path;
 use std::slice::Iter;
@@ -14,24 +14,24 @@ use super::files;
 use super::model::{Ending, Model};
 use super::operation::{Due, Held, Limit, Operation, Outcome, POLICY_LIMIT, Setup, Size};
 
-/// The smallest there is, so that segments fill up, are sealed and retired all the time.
+/// The smallest segment size, so that segments are filled, sealed and retired all the time.
 const SEGMENT_SIZE: u64 = 16 * 1024;
-/// A delay past the end of any test.
+/// A delay longer than any test.
 const FAR: Duration = Duration::from_secs(1_000_000);
 /// A lease timeout that no test reaches.
 const LONG_LEASE: Duration = Duration::from_secs(1_000_000);
-/// Far more than anything in the background takes.
+/// Far longer than anything in the background takes.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What handlers say when they fail.
+/// The reason that handlers give for a failure.
 const REASON: &str = "it did not work";
 
-/// Runs a case; panics where the queue does not keep its contract.
+/// Runs a case; panics where the queue breaks its contract.
 pub(crate) fn run(setup: Setup, operations: &[Operation]) {
     let root = directory();
     let mut case = Case {
         setup,
         model: Model::default(),
-        // The first one: there is nothing yet that an end could change.
+        // There is no job or letter yet, so any ending will do for the first session.
         ending: Ending::Closed,
     };
     let mut operations = operations.iter();
@@ -44,7 +44,8 @@ pub(crate) fn run(setup: Setup, operations: &[Operation]) {
             None => break,
         }
         if next.exists() {
-            // What the old process still did to its files is not what the new one finds.
+            // The next session opens the copy that the crash left; what the old process did later
+            // is dropped.
             std::fs::remove_dir_all(&path).unwrap();
             path = next;
         }
@@ -53,7 +54,8 @@ pub(crate) fn run(setup: Setup, operations: &[Operation]) {
     case.open(&path).close().unwrap();
 }
 
-/// In memory, if there is such a file system: what a flush costs is none of the model's business.
+/// A directory in memory, if there is such a file system, since flushes cost time there and the
+/// model does not depend on them.
 fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
@@ -67,14 +69,14 @@ struct Case {
     ending: Ending,
 }
 
-/// When a process dies.
+/// The moment at which a process dies.
 enum Crash {
     WhenQuiet,
     AtOnce,
     BetweenLettersAndAcks,
 }
 
-/// What a consumer stops for.
+/// Why a consumer stops.
 enum Stop {
     NewConsumer,
     Reopen(Held),
@@ -83,7 +85,7 @@ enum Stop {
 }
 
 impl Case {
-    /// Opens the queue, and checks what there is against what there was.
+    /// Opens the queue, and checks its jobs and letters against the model.
     fn open(&mut self, path: &Path) -> Queue {
         let mut builder = Queue::builder(path)
             .stripes(self.setup.stripes)
@@ -123,7 +125,8 @@ impl Case {
         queue
     }
 
-    /// Carries out operations up to the end of the process, or until there are none left.
+    /// Carries out operations until the process ends or no operations are left. Returns how it
+    /// ended.
     fn session(
         &mut self,
         queue: Queue,
@@ -151,7 +154,10 @@ impl Case {
                     queue.close().unwrap();
                     let refused = producer.enqueue(b"too late");
                     assert!(matches!(refused, Err(EnqueueError::Closed)), "{refused:?}");
-                    assert!(consumer.try_next().is_none(), "delivered after the close");
+                    assert!(
+                        consumer.try_next().is_none(),
+                        "a job was delivered after the close"
+                    );
                     if let Held::AckAfter = how {
                         for job in held.drain(..) {
                             self.settle(job, Outcome::Ack);
@@ -250,7 +256,11 @@ impl Case {
                     }
                     match error {
                         Some(error) => self.check_refusal(queue, payloads.as_slice(), &error),
-                        None => assert_eq!(payloads.len(), 0, "some were not enqueued"),
+                        None => assert_eq!(
+                            payloads.len(),
+                            0,
+                            "a batch returned `Ok` but did not enqueue all of its jobs"
+                        ),
                     }
                 }
                 Operation::Claim => self.claim(consumer, held),
@@ -344,7 +354,7 @@ impl Case {
         })
     }
 
-    /// Checks that there was reason to refuse the first of these payloads, or a replay.
+    /// Checks that there was a reason to refuse the first of these payloads, or a replay.
     fn check_refusal(&mut self, queue: &Queue, refused: &[Vec<u8>], error: &EnqueueError) {
         match error {
             EnqueueError::PayloadTooLarge { len, max } => {
@@ -364,8 +374,8 @@ impl Case {
         }
     }
 
-    /// After a job was let in. Before, a crash may have left more: jobs that took no room any more, as
-    /// they were dying, and whose letters were not written.
+    /// Checks `max_depth` after a job was accepted. An open after a crash may find more jobs: dying
+    /// jobs had already given their room back, but their letters were not written.
     fn check_depth(&self) {
         if let Some(max) = self.setup.max_depth {
             assert!(self.model.least_live() <= max, "{}", self.model.summary());
@@ -395,7 +405,8 @@ impl Case {
             }
             Outcome::RetryAfter(due) => {
                 let due = self.due(due);
-                // Asked before the call: the delay runs from some time after this.
+                // The model is told before the call, since it must not expect the job later than it
+                // is due.
                 self.model.failed(sequence, REASON, due);
                 job.retry_after(delay(due), REASON);
             }
@@ -494,7 +505,7 @@ impl Case {
         }
     }
 
-    /// Delivers all that is due, dead letters included, and checks that nothing else is there.
+    /// Replays and delivers everything that is due, and checks that nothing else is there.
     fn drain_everything(&mut self, queue: &Queue) {
         self.drain(queue, true);
         loop {
@@ -503,12 +514,12 @@ impl Case {
             self.drain(queue, false);
             let left = self.model.letters().len();
             if left == 0 || left == letters {
-                // What is left has no room: delayed jobs take all there is.
+                // There is no room for the remaining letters, because delayed jobs take it all.
                 assert!(left == 0 || self.setup.max_bytes || self.setup.max_depth.is_some());
                 break;
             }
         }
-        // Jobs that are moved meanwhile count as ready until a consumer finds that they are not due.
+        // Jobs that are being moved count as ready until a consumer finds that they are not due.
         let consumer = queue.consumer();
         let start = Instant::now();
         let stats = loop {
@@ -524,8 +535,8 @@ impl Case {
         assert_eq!(stats.delayed, self.model.delayed(), "{stats:?}");
     }
 
-    /// Takes all that is due. With `failing`, every third job fails until it is dead, or has been
-    /// delivered more often than a limit allows.
+    /// Takes all jobs that are due. With `failing`, every third job fails until it is dead, or
+    /// until it has had more deliveries than any limit allows.
     fn drain(&mut self, queue: &Queue, failing: bool) {
         let consumer = queue.consumer();
         self.model.consumer_changed();

@@ -1,4 +1,4 @@
-//! The state that a `kill -9` would leave: copies of the files of an open queue.
+//! Copies the files of an open queue, as a `kill -9` would leave them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
-/// Copies the files as they are at one moment, with nothing going on in the background.
+/// Copies the files at a moment when no background work is going on.
 ///
-/// Two collections in a row that agree are such a moment: what the background does to the files is
-/// never undone by it.
+/// Two reads in a row that agree prove such a moment, since background work never returns the files
+/// to an earlier state.
 pub(crate) fn copy_when_quiet(from: &Path, to: &Path) {
     let mut last = collect(from, |_| true);
     loop {
@@ -23,14 +23,18 @@ pub(crate) fn copy_when_quiet(from: &Path, to: &Path) {
     }
 }
 
-/// Copies the files while the background is at work on them.
+/// Copies the files while background work may change them.
 ///
-/// That takes time, so the copy may be of no one moment. It is one that could have been, all the
-/// same: ack files come first, as an ack is the last step, taken when the job has gone elsewhere;
-/// no file was deleted meanwhile, of which the rest might have gone to one copied before; and none
-/// was cut off while it was read, whose seal says so but came after the header had been read.
+/// Copying takes time, so the files may be from different moments. The copy is still a state that a
+/// process could have left:
 ///
-/// `between` is called when the ack files are copied.
+/// - Ack files are copied first. An ack is the last step, after the job has been moved elsewhere.
+/// - The copy is repeated if a file was deleted in the meantime, since its content might have moved
+///   to a file that was copied before.
+/// - A file that was cut off while it was read is read again: it would lack the seal, which is
+///   written after the header was read.
+///
+/// `between` is called when the ack files have been copied.
 pub(crate) fn copy_at_once(from: &Path, to: &Path, between: impl Fn()) {
     let is_ack = |path: &Path| path.extension().is_some_and(|extension| extension == "ack");
     loop {
@@ -55,7 +59,7 @@ fn collect(root: &Path, wanted: impl Fn(&Path) -> bool) -> Files {
                     let name = path.strip_prefix(root).unwrap().to_path_buf();
                     files.insert(name, bytes);
                 }
-                // Deleted since it was listed.
+                // The file was deleted after it was listed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => panic!("{}: {error}", path.display()),
             }
@@ -64,7 +68,7 @@ fn collect(root: &Path, wanted: impl Fn(&Path) -> bool) -> Files {
     files
 }
 
-/// Reads a file that keeps its length meanwhile.
+/// Reads a file, and again if its length changed meanwhile.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     loop {
         let len = fs::metadata(path)?.len();
@@ -91,7 +95,7 @@ fn list(root: &Path) -> BTreeSet<PathBuf> {
     files
 }
 
-/// Empty ones, too: where one is missing, what was in it is.
+/// Creates empty directories, too: a missing directory is reported as lost.
 fn make_directories(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {

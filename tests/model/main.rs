@@ -1,6 +1,6 @@
-//! Random operations on a queue, compared with a model of the contract: every job ever enqueued is
-//! at every moment exactly one of waiting, delayed, leased, done and dead, across restarts and
-//! crashes of the process, and is delivered accordingly.
+//! Runs random operations on a queue and compares it with a model of the contract: at every moment,
+//! every job ever enqueued is exactly one of waiting, delayed, leased, done and dead, across
+//! restarts and crashes of the process, and is delivered accordingly.
 
 mod driver;
 mod files;
@@ -137,8 +137,8 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
-/// Leaves a segment in which nothing is left but a few jobs that wait for long. If there are
-/// several, the queue moves these jobs out of there.
+/// Operations that leave a segment in which only a few long-delayed jobs are not done. Compaction
+/// moves these jobs if there are several such segments.
 fn filled_segment() -> impl Strategy<Value = Vec<Operation>> {
     let enqueue = |sizes, due, limit| Operation::EnqueueBatch {
         sizes,
@@ -169,8 +169,8 @@ fn filled_segment() -> impl Strategy<Value = Vec<Operation>> {
     })
 }
 
-/// Many such segments, and time for the queue to look at them. A crash while it moves the jobs may
-/// deliver them twice, so the only crashes are quiet ones.
+/// Many such segments, and time for compaction to find them. The only crashes are quiet ones, since
+/// a crash during a move may deliver the job twice.
 fn filled_segments() -> impl Strategy<Value = Vec<Operation>> {
     let end = prop_oneof![
         held().prop_map(Operation::Reopen),
@@ -188,7 +188,7 @@ fn filled_segments() -> impl Strategy<Value = Vec<Operation>> {
     })
 }
 
-/// Runs the cases asked for (`PROPTEST_CASES`), or this share of them.
+/// Runs the number of cases asked for (`PROPTEST_CASES`), divided by `share`.
 fn check(
     share: u32,
     setup: impl Strategy<Value = Setup>,
@@ -213,12 +213,12 @@ fn every_job_is_where_the_contract_says() {
 }
 
 #[test]
-fn jobs_that_are_moved_out_of_finished_segments_stay_what_they_are() {
+fn jobs_that_are_moved_out_of_finished_segments_keep_their_state() {
     let setup = setup().prop_map(|setup| Setup {
-        // Longer than what the queue lets jobs wait where they are.
+        // Longer than the delay from which on the queue moves a job.
         far: Some(Duration::from_secs(12)),
         ..setup
     });
-    // A case waits that long.
+    // Each case waits that long, so there are fewer of them.
     check(256, setup, filled_segments());
 }

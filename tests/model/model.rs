@@ -1,5 +1,5 @@
-//! The contract as plain data: what every job ever enqueued must be at this moment. Each method
-//! is told what the queue did, and panics if it may not have done that.
+//! The contract as plain data: the state that every job ever enqueued must have. Each method is
+//! told what the queue did, and panics if the contract does not allow it.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -9,43 +9,43 @@ use logmill::{DeadLetter, Job, JobId, LetterId, Stats};
 
 use super::operation::{Due, Limit, POLICY_LIMIT};
 
-/// What the queue says for a job that is dropped without a word.
+/// The reason that the queue records for a job that is dropped.
 const DROPPED: &str = "the job was dropped";
-/// Beside a payload up to this length there is room for all reasons of a case's jobs.
+/// With a payload up to this length, a letter has room for all reasons that a case produces.
 const ROOM_FOR_REASONS: usize = 2000;
-/// Crashes that the retry policy of the model's queues allows.
+/// Crashes after which a job is dead, under the retry policy of the model's queues.
 const MAX_CRASHES: u32 = 3;
-/// Most reasons that a letter keeps.
+/// The most reasons that a letter keeps.
 const MAX_REASONS: usize = 32;
 
 /// How the process that had the queue open ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Ending {
     Closed,
-    /// Flushed, and with nothing going on in the background.
+    /// Flushed, and without background work in progress.
     DiedQuietly,
     DiedAtOnce,
 }
 
-/// Where a job is.
+/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
-    /// Due. If it has no attempt left, it is not delivered but found to be dead at its turn.
+    /// Due. A job without attempts left is not delivered; a consumer that claims it makes it dead.
     Waiting,
-    /// Not due before this.
+    /// Not due before this time.
     Soon(Instant),
     /// Due in the far future.
     Delayed,
-    /// Failed, and to come back in the far future. Only the process knows.
+    /// Failed, with a backoff far into the future, which only the process knows.
     BackingOff,
-    /// Was backing off when the process ended: due at once, unless it has been moved along the
-    /// log together with its due time.
+    /// Was backing off when the process ended: due at once, unless compaction moved it, which also
+    /// recorded its due time.
     WaitingOrDelayed,
     /// The same, with a due time that comes soon.
     WaitingOrSoon,
     Leased,
     Done,
-    /// `settled`: also marked done in the log, so that it cannot come back.
+    /// `settled`: the job is also marked done in the log, so it cannot come back.
     Dead {
         settled: bool,
     },
@@ -54,22 +54,23 @@ enum Place {
 #[derive(Clone)]
 pub(crate) struct ModelJob {
     payload: Vec<u8>,
-    /// Attempts that have failed, and the one that a handler is at.
+    /// Attempts that failed, plus the one that a handler is working on.
     attempts: u32,
     crashes: u32,
-    /// It has a crash, and no handler has ended with it since the queue was opened: it is not
-    /// delivered while a handler has another one such.
+    /// It has a crash from an earlier process. It is not delivered while a handler has another
+    /// suspect.
     is_suspect: bool,
-    /// Attempts that it may have.
+    /// The most attempts that it may have.
     limit: Option<u32>,
     place: Place,
-    /// As the queue says; learnt from the first delivery.
+    /// As reported by the queue at the first delivery.
     enqueued_at: Option<SystemTime>,
-    /// Was due when it was enqueued, and has not failed: claimed in the order of the log.
+    /// It was due when it was enqueued and has not failed, so it is claimed in the order of the
+    /// log.
     in_order: bool,
-    /// A consumer that is gone may have claimed it and given it back, out of order.
+    /// A dropped consumer may have claimed it and given it back, out of order.
     given_back: bool,
-    /// What each failed attempt said, since the queue was opened.
+    /// The reasons of the attempts that failed since the queue was opened.
     reasons: Vec<(u32, String)>,
     letter: Option<LetterId>,
 }
@@ -155,23 +156,23 @@ struct Counters {
 #[derive(Default)]
 pub(crate) struct Model {
     jobs: BTreeMap<JobId, ModelJob>,
-    /// The letters that must be there.
+    /// The letters that must be in the queue.
     letters: BTreeMap<LetterId, Letter>,
-    /// The last sequence given in each stripe.
+    /// The latest sequence of each stripe.
     newest: BTreeMap<u8, JobId>,
     since_open: Counters,
     payloads: u64,
 }
 
 impl Model {
-    /// A payload that no other job of the case has, as far as its length allows.
+    /// A payload that no other job of the case has, unless it is too short for that.
     pub(crate) fn new_payload(&mut self, len: usize) -> Vec<u8> {
         self.payloads += 1;
         let mut word = self.payloads;
         let mut bytes = Vec::with_capacity(len + 8);
         while bytes.len() < len {
             bytes.extend_from_slice(&word.to_le_bytes());
-            // Every other payload ends in zeros, as if it had never been written.
+            // Every other payload ends in zeros, which look like space that was never written.
             word = if self.payloads.is_multiple_of(2) {
                 0
             } else {
@@ -182,7 +183,7 @@ impl Model {
         bytes
     }
 
-    /// A job was enqueued, by a call that began at `called`.
+    /// A job was enqueued by a call that began at `called`.
     pub(crate) fn enqueued(
         &mut self,
         sequence: JobId,
@@ -218,7 +219,7 @@ impl Model {
         self.jobs.insert(sequence, job);
     }
 
-    /// A consumer was given this job.
+    /// A consumer received this job.
     pub(crate) fn delivered(&mut self, delivery: &Job<'_>) {
         let sequence = delivery.id();
         let first_of_stripe = JobId::new(u64::from(sequence.stripe()) << 56);
@@ -233,19 +234,19 @@ impl Model {
         };
         assert!(
             !job.has_no_attempt_left(),
-            "{sequence} once too often: {job:?}"
+            "{sequence} was delivered more often than its limit: {job:?}"
         );
         assert!(
             !job.is_suspect || !has_leased_suspect,
-            "{sequence} beside another suspect: {job:?}"
+            "{sequence} was delivered beside another suspect: {job:?}"
         );
         match job.place {
             Place::Waiting if job.is_in_order() => {
-                assert_eq!(overtaken, None, "overtaken by {sequence}");
+                assert_eq!(overtaken, None, "a job was overtaken by {sequence}");
             }
             Place::Waiting | Place::WaitingOrDelayed | Place::WaitingOrSoon => {}
             Place::Soon(due) => assert!(due <= Instant::now(), "{sequence} came early"),
-            _ => panic!("{sequence} was delivered: {job:?}"),
+            _ => panic!("{sequence} was delivered in a wrong state: {job:?}"),
         }
         job.place = Place::Leased;
         job.attempts += 1;
@@ -256,14 +257,14 @@ impl Model {
         assert_eq!(delivery.enqueued_at(), enqueued_at, "{sequence}");
     }
 
-    /// Another consumer takes the place of the one so far.
+    /// The consumer was dropped, and another one takes its place.
     pub(crate) fn consumer_changed(&mut self) {
         for job in self.jobs.values_mut() {
             job.given_back = true;
         }
     }
 
-    /// A consumer was told that nothing is due.
+    /// A consumer found that nothing is due.
     pub(crate) fn nothing_was_due(&mut self) {
         let has_leased_suspect = self.has_leased_suspect();
         for (sequence, job) in &mut self.jobs {
@@ -285,7 +286,7 @@ impl Model {
         self.since_open.acked += 1;
     }
 
-    /// A held job is about to be given back with this reason, to come again when `due`.
+    /// A held job is about to fail with this reason, and to be retried when `due`.
     pub(crate) fn failed(&mut self, sequence: JobId, reason: &str, due: Due) {
         let now = Instant::now();
         let job = self.leased(sequence);
@@ -306,7 +307,7 @@ impl Model {
         self.failed(sequence, DROPPED, Due::AtOnce);
     }
 
-    /// A held job went to the dead letters.
+    /// A held job was declared dead.
     pub(crate) fn died(&mut self, sequence: JobId, reason: &str) {
         let job = self.leased(sequence);
         job.reasons.push((job.attempts, reason.to_owned()));
@@ -314,7 +315,7 @@ impl Model {
         self.since_open.dead_lettered += 1;
     }
 
-    /// A job whose handler ends.
+    /// The job, which a handler must have.
     fn leased(&mut self, sequence: JobId) -> &mut ModelJob {
         let Some(job) = self.jobs.get_mut(&sequence) else {
             panic!("{sequence} was never enqueued");
@@ -338,7 +339,7 @@ impl Model {
         self.enqueued(new, old.payload, Due::AtOnce, limit, Instant::now());
     }
 
-    /// A letter was deleted. Returns the job that it was of.
+    /// A letter was deleted. Returns its job.
     pub(crate) fn purged(&mut self, letter: LetterId) -> ModelJob {
         let facts = self.letters.remove(&letter).unwrap();
         let job = &self.jobs[&facts.job];
@@ -346,12 +347,13 @@ impl Model {
         job.clone()
     }
 
-    /// The letters that there must be, oldest first.
+    /// The letters that must be in the queue, oldest first.
     pub(crate) fn letters(&self) -> Vec<LetterId> {
         self.letters.keys().copied().collect()
     }
 
-    /// Compares with all letters there are, and takes in the new ones.
+    /// Compares the letters that were found with those of the model, and adds new ones to the
+    /// model.
     pub(crate) fn check_letters(&mut self, found: &[DeadLetter]) {
         assert!(found.is_sorted_by_key(DeadLetter::id), "{found:?}");
         for letter in found {
@@ -370,11 +372,11 @@ impl Model {
         assert_eq!(
             found.len(),
             self.letters.len(),
-            "letters are gone: {found:?}"
+            "letters are missing: {found:?}"
         );
         for (sequence, job) in &mut self.jobs {
             if let Place::Dead { settled } = &mut job.place {
-                // Who looks at the letters has those written that were not.
+                // Listing the letters makes the queue write those that were due.
                 *settled = true;
                 let has_letter = job.letter.is_some();
                 assert!(has_letter, "{sequence} is dead without a letter: {job:?}");
@@ -384,7 +386,7 @@ impl Model {
 
     fn take_in(&mut self, sequence: LetterId, letter: Letter) {
         let Some(job) = self.jobs.get_mut(&letter.job) else {
-            panic!("letter {sequence} of a job that never was: {letter:?}");
+            panic!("letter {sequence} of a job that was never enqueued: {letter:?}");
         };
         if job.has_died_waiting() {
             job.place = Place::Dead { settled: false };
@@ -394,7 +396,10 @@ impl Model {
             matches!(job.place, Place::Dead { .. }),
             "letter {sequence} of {job:?}"
         );
-        assert_eq!(job.letter, None, "letter {sequence} is a second one");
+        assert_eq!(
+            job.letter, None,
+            "letter {sequence} is the second one of its job"
+        );
         job.letter = Some(sequence);
         assert_eq!(
             (letter.attempts, letter.crashes),
@@ -410,14 +415,14 @@ impl Model {
         if let Some(((attempt, _), others)) = found.split_last()
             && found.len() > job.reasons.len()
         {
-            // Killed by one crash too many, in the attempt after those that failed, or found dead
-            // at open; the queue has its own words for that.
+            // The last reason is the queue's own: the job died of its last crash, in the attempt
+            // after those that failed, or it was found dead at open.
             let was_running = u32::from(job.crashes >= MAX_CRASHES);
             let expected = job.attempts + was_running;
             assert_eq!(*attempt, expected, "reasons in letter {sequence}");
             found = others;
         }
-        // A long payload leaves no room for all reasons: the oldest are left out.
+        // A long payload leaves no room for all reasons; the oldest ones are dropped.
         assert!(
             job.reasons.ends_with(found),
             "letter {sequence}: {letter:?} of {job:?}"
@@ -429,7 +434,7 @@ impl Model {
         self.letters.insert(sequence, letter);
     }
 
-    /// The queue was flushed, which settles all deaths so far.
+    /// The queue was flushed, which settles all deaths up to this point.
     pub(crate) fn flushed(&mut self) {
         for job in self.jobs.values_mut() {
             if let Place::Dead { settled } = &mut job.place {
@@ -438,7 +443,7 @@ impl Model {
         }
     }
 
-    /// The queue is opened again, and these letters are there.
+    /// The queue was opened again, and these letters were found.
     pub(crate) fn reopened(&mut self, found: &[DeadLetter], ending: Ending) {
         self.since_open = Counters::default();
         for (&sequence, job) in &mut self.jobs {
@@ -449,7 +454,7 @@ impl Model {
                     if has_letter || job.letter.is_some() {
                         Place::Dead { settled: true }
                     } else {
-                        // It died in memory only.
+                        // Its death was only in memory.
                         Place::Waiting
                     }
                 }
@@ -459,14 +464,14 @@ impl Model {
                     Place::Waiting
                 }
                 Place::BackingOff => Place::WaitingOrDelayed,
-                // The delay after a failure is known to the process only, unless the job was moved.
+                // The backoff is known to the process only, unless compaction moved the job.
                 Place::Soon(_) if job.attempts > 0 => Place::WaitingOrSoon,
                 other => other,
             };
             job.is_suspect = job.crashes > 0;
             job.in_order &= !job.is_suspect;
             if job.has_died_waiting() && has_letter {
-                // The letter is new, and settled with the process or by the open.
+                // The letter is new; its job was marked done by the process or by the open.
                 job.place = Place::Dead { settled: true };
             }
             let has_new_letter = found.iter().any(|letter| {
@@ -478,12 +483,12 @@ impl Model {
         }
     }
 
-    /// The open has found so many jobs.
+    /// The open reported this many jobs.
     pub(crate) fn found(&mut self, jobs: u64) {
         self.since_open.recovered = jobs;
     }
 
-    /// Whether the statistics are as they must be once the background is quiet.
+    /// Whether the statistics are correct, once background work has finished.
     pub(crate) fn agrees_with(&self, stats: &Stats) -> bool {
         stats.recovered == self.since_open.recovered
             && stats.recovered + stats.enqueued
@@ -499,7 +504,7 @@ impl Model {
             && stats.oldest.is_some() == (stats.depth() > 0)
     }
 
-    /// Where everything is that is not done, to print.
+    /// The state of all jobs that are not done, for messages.
     pub(crate) fn summary(&self) -> String {
         let mut text = format!("{:?}, live {}", self.since_open, self.live());
         for (sequence, job) in &self.jobs {
@@ -511,18 +516,18 @@ impl Model {
         text
     }
 
-    /// How many jobs are neither done nor dead.
+    /// The number of jobs that are neither done nor dead.
     pub(crate) fn live(&self) -> u64 {
         self.count(|place| !matches!(place, Place::Done | Place::Dead { .. }))
     }
 
-    /// How many jobs are certain to be neither done nor dead.
+    /// The number of jobs that are certainly neither done nor dead.
     pub(crate) fn least_live(&self) -> u64 {
         let dead = self.jobs.values().filter(|job| job.has_died_waiting());
         self.live() - dead.count() as u64
     }
 
-    /// Jobs that are due in the far future.
+    /// The number of jobs that are due in the far future.
     pub(crate) fn delayed(&self) -> u64 {
         self.count(|place| matches!(place, Place::Delayed | Place::BackingOff))
     }

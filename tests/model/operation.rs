@@ -1,7 +1,7 @@
 //! What a case does to a queue, and how the queue is set up.
 //!
-//! An operation that picks a held job or a letter does it by a number, taken modulo how many there
-//! are, so that every sequence of operations means something.
+//! An operation picks a held job or a letter by a number, modulo how many there are, so that every
+//! sequence of operations is valid.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use logmill::Durability;
 pub(crate) struct Setup {
     pub stripes: usize,
     pub durability: Durability,
-    /// With a lease timeout, though one that nobody reaches: leases are then kept differently.
+    /// Sets a lease timeout that no test reaches, since leases are then kept in a different way.
     pub lease_timeout: bool,
-    /// With the least `max_bytes` there can be, so that enqueueing is refused now and then.
+    /// Sets the smallest possible `max_bytes`, so that enqueues are refused now and then.
     pub max_bytes: bool,
     pub max_depth: Option<u64>,
-    /// How long "far" is, if a case is to wait for it.
+    /// How long a "far" delay is, if the case is to wait for its end.
     pub far: Option<Duration>,
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct Setup {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Size {
     Bytes(u8),
-    /// In 255ths of the longest payload.
+    /// A part of the longest payload, in 255ths.
     Part(u8),
     TooLarge,
 }
@@ -34,17 +34,17 @@ pub(crate) enum Size {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Due {
     AtOnce,
-    /// At a time that has passed.
+    /// A due time in the past.
     Past,
     Soon(Duration),
-    /// Not within any test, unless [`Setup::far`] says otherwise.
+    /// Later than the end of any test, unless [`Setup::far`] is set.
     Far,
 }
 
 /// How often a job may be delivered.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Limit {
-    /// As often as the queue's policy says, see [`POLICY_LIMIT`].
+    /// The limit of the queue's retry policy, see [`POLICY_LIMIT`].
     Policy,
     Of(u8),
     None,
@@ -53,7 +53,7 @@ pub(crate) enum Limit {
 /// Attempts of a job under the retry policy of the model's queues.
 pub(crate) const POLICY_LIMIT: u8 = 3;
 
-/// What becomes of a held job.
+/// How a held job ends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Outcome {
     Ack,
@@ -63,7 +63,7 @@ pub(crate) enum Outcome {
     DeadLetter,
 }
 
-/// What is done with the jobs that are held when a queue is closed.
+/// What happens to the held jobs when the queue is closed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Held {
     DropBefore,
@@ -77,7 +77,7 @@ pub(crate) enum Operation {
         size: Size,
         due: Due,
         limit: Limit,
-        /// Through the case's `Producer` rather than the queue.
+        /// Through the `Producer` of the case rather than through the queue.
         by_producer: bool,
     },
     EnqueueBatch {
@@ -93,7 +93,7 @@ pub(crate) enum Operation {
         outcome: Outcome,
     },
     SettleAll(Outcome),
-    /// Another consumer takes the place of the one so far.
+    /// Drops the consumer and makes another one.
     NewConsumer,
     Replay(u8),
     ReplayAll,
@@ -103,14 +103,14 @@ pub(crate) enum Operation {
     CheckLetters,
     Verify,
     Flush,
-    /// Time for what the queue does every second.
+    /// Waits long enough for the work that the queue does every second.
     Pause,
     Reopen(Held),
-    /// The process dies once nothing goes on in the background.
+    /// The process dies when no background work is in progress.
     CrashWhenQuiet,
-    /// The process dies at once, whatever goes on in the background.
+    /// The process dies at once, whatever background work is in progress.
     CrashAtOnce,
-    /// The process dies when the letters of all dead jobs are written, and none of these jobs is
+    /// The process dies when the letters of all dead jobs are written, but none of these jobs is
     /// marked done.
     CrashBetweenLettersAndAcks,
 }

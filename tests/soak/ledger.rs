@@ -1,5 +1,5 @@
-//! Who owes what: every job from its enqueue to its end, so that none is lost, none ends twice, and
-//! each is delivered with the payload that it was enqueued with.
+//! Accounts for every job from its enqueue to its end: no job is lost, none ends twice, and each is
+//! delivered with the payload with which it was enqueued.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use logmill::JobId;
 use parking_lot::Mutex;
 
-/// What two payloads are told apart by.
+/// A hash that identifies a payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Digest(u64);
 
@@ -19,24 +19,24 @@ impl Digest {
         Self(hasher.finish())
     }
 
-    /// One of `parts`, always the same for the same payload.
+    /// A number below `parts`, always the same for the same payload.
     pub(crate) fn part(self, parts: u64) -> u64 {
         self.0 % parts
     }
 }
 
-/// What one side said of a job of which the other has not spoken yet: a worker can be done with it
-/// before its producer knows its sequence.
+/// A job of which only one of the two sides is known: a worker can be done with a job before its
+/// producer knows the id.
 enum Entry {
     Enqueued(Digest),
     Ended(Digest),
 }
 
-/// The jobs of a queue that are not settled. A job is when it was enqueued and has ended: it was
-/// acked, or its letter was purged, or replayed as another job.
+/// The jobs of a queue that are not settled. A job is settled once it was enqueued and has ended:
+/// by an ack, or by the purge or replay of its letter.
 pub(crate) struct Ledger {
     open: Mutex<HashMap<JobId, Entry>>,
-    /// With lease timeouts a job may end twice: those that have.
+    /// Jobs that have ended, if lease timeouts permit a job to end twice.
     ended: Option<Mutex<HashMap<JobId, Digest>>>,
     violations: Mutex<Vec<String>>,
     pub counts: Counts,
@@ -45,17 +45,17 @@ pub(crate) struct Ledger {
 /// How often things happened.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
-    /// Jobs, replays among them.
+    /// Jobs, including replayed ones.
     pub enqueued: AtomicU64,
     pub acked: AtomicU64,
-    /// Attempts, in whatever way.
+    /// Failed attempts of any kind.
     pub failed: AtomicU64,
-    /// Letters, replayed or purged.
+    /// Letters that were replayed or purged.
     pub buried: AtomicU64,
 }
 
 impl Counts {
-    /// Adds those of another.
+    /// Adds the counts of another ledger.
     pub(crate) fn add(&self, other: &Self) {
         let sums = [
             (&self.enqueued, &other.enqueued),
@@ -143,17 +143,17 @@ impl Ledger {
         self.ended.is_some()
     }
 
-    /// Notes what must not be; a panic in a handler would pass for a failed attempt.
+    /// Records a violation. A panic would not do: in a handler it is just a failed attempt.
     pub(crate) fn complain(&self, violation: String) {
         self.violations.lock().push(violation);
     }
 
-    /// Jobs that are not settled.
+    /// The number of jobs that are not settled.
     pub(crate) fn len(&self) -> usize {
         self.open.lock().len()
     }
 
-    /// What must not be, and was: a few of each kind.
+    /// The violations: a few of each kind.
     pub(crate) fn violations(&self) -> Vec<String> {
         self.violations.lock().iter().take(10).cloned().collect()
     }

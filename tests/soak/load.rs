@@ -1,5 +1,5 @@
-//! The mixed load: one opening of the queue, with producers, workers, consumers, and whoever buries
-//! or revives the dead.
+//! The mixed load of one opening of the queue: producers, workers, consumers, and a thread that
+//! replays and purges dead letters.
 
 use std::panic::resume_unwind;
 use std::path::Path;
@@ -17,17 +17,17 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::ledger::{Digest, Ledger};
 use crate::usage::heap_blocks;
 
-/// How long whatever must happen may take.
+/// How long to wait for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(300);
 const STRIPES: usize = 2;
 const SEGMENT_SIZE: u64 = 256 * 1024;
-/// The part of a core that the load may take, in percent: the rest is somebody else's.
+/// Percentage of a core that the load may use; the rest is for other programs.
 const CORE_PERCENT: u32 = 35;
-/// A job of which the handler does not let go in time; only in queues with lease timeouts.
+/// The lease timeout, in runs that have one, and the time of a handler that exceeds it.
 const LEASE_TIMEOUT: Duration = Duration::from_millis(300);
 const TOO_LONG: Duration = Duration::from_millis(400);
 
-/// What one opening is to be like.
+/// The parameters of one opening.
 #[derive(Debug)]
 pub(crate) struct Plan {
     length: Duration,
@@ -38,7 +38,7 @@ pub(crate) struct Plan {
     max_depth: Option<u64>,
     max_bytes: Option<u64>,
     longest_delay: Duration,
-    /// At the end, every job is to be acked, and every letter gone.
+    /// At the end every job is acked, and every letter replayed or purged.
     pub drains: bool,
     end: End,
 }
@@ -48,7 +48,7 @@ pub(crate) struct Plan {
 enum End {
     ShutDownAndClose,
     CloseWhileAtWork,
-    /// Nobody waits for anybody.
+    /// All handles are dropped, without waiting for anything.
     Drop,
 }
 
@@ -68,7 +68,7 @@ impl Plan {
             max_depth: (fastrand::u8(..4) == 0).then(|| fastrand::u64(100..3000)),
             max_bytes: (fastrand::u8(..4) == 0)
                 .then(|| fastrand::u64(3..20) * STRIPES as u64 * SEGMENT_SIZE),
-            // Compaction is for jobs that wait for more than 10 s.
+            // Long enough for compaction, which moves jobs that wait for more than 10 s.
             longest_delay: around.mul_f64(0.7),
             drains: fastrand::u8(..3) > 0,
             end: one_of(&[
@@ -79,8 +79,7 @@ impl Plan {
         }
     }
 
-    /// Everything that can be there at once, to make what is kept for the next time as large as it
-    /// gets.
+    /// Uses everything at once, so that what is kept for reuse reaches its largest size.
     pub(crate) fn largest(around: Duration) -> Self {
         Self {
             producers: 3,
@@ -120,14 +119,14 @@ struct Load {
     ledger: Arc<Ledger>,
     plan: Plan,
     stop: AtomicBool,
-    /// Nobody enqueues for a while.
+    /// Producers pause while this is set.
     lull: AtomicBool,
     started: Instant,
     cpu_before: Duration,
 }
 
-/// Opens the queue, has it work as planned, and closes it. Returns how many blocks were live on the
-/// heap after it was drained, if it was.
+/// Opens the queue, runs the load as planned, and closes the queue. Returns the number of live heap
+/// blocks after the queue was drained, if it was.
 pub(crate) fn run(dir: &Path, plan: Plan, ledger: &Arc<Ledger>) -> Option<i64> {
     let (queue, report) = open(plan.builder(dir, ledger));
     assert!(report.is_clean() && report.holes == 0, "{report:?}");
@@ -206,8 +205,7 @@ pub(crate) fn run(dir: &Path, plan: Plan, ledger: &Arc<Ledger>) -> Option<i64> {
     blocks
 }
 
-/// Opens the queue once the last handle on it is gone: workers that were not waited for have one
-/// each until they end.
+/// Opens the queue once its last handle is dropped: workers that are still ending have one each.
 pub(crate) fn open(builder: Builder) -> (Queue, RecoveryReport) {
     let start = Instant::now();
     loop {
@@ -245,7 +243,7 @@ impl Load {
         cpu_time().saturating_sub(self.cpu_before) > budget
     }
 
-    /// One job, or a batch of them, in one of the ways there are.
+    /// Enqueues one job or a batch, in one of the possible ways.
     fn enqueue(&self, queue: &Queue, producer: &mut Producer) {
         let through_producer = fastrand::bool();
         let options = self.options();
@@ -311,7 +309,8 @@ impl Load {
         options
     }
 
-    /// Looks after the queue for as long as the opening lasts.
+    /// Replays, purges, verifies and flushes until the opening is over, and sometimes pauses
+    /// producers.
     fn oversee(&self, queue: &Queue) {
         while self.started.elapsed() < self.plan.length {
             self.lull.store(fastrand::u8(..4) == 0, Ordering::Relaxed);
@@ -330,7 +329,7 @@ impl Load {
         }
     }
 
-    /// Waits until every job is acked, its letter purged or replayed, and that one acked.
+    /// Waits until every job is acked and every letter is replayed or purged.
     fn drain(&self, queue: &Queue) {
         let start = Instant::now();
         while queue.stats().depth() > 0 || queue.stats().dead > 0 || self.ledger.len() > 0 {
@@ -348,7 +347,7 @@ impl Load {
         }
     }
 
-    /// Replays this part of the letters, and purges the rest.
+    /// Replays this share of the letters, and purges the rest.
     fn bury(&self, queue: &Queue, replayed: f64) {
         let letters = queue.dead_letters();
         let mut picked = Vec::new();
@@ -384,7 +383,7 @@ impl Load {
         }
     }
 
-    /// Replays or purges a letter by its id.
+    /// Replays or purges one letter by its id.
     fn bury_one(&self, queue: &Queue) {
         let letters = queue.dead_letters();
         let Some(letter) = letters.iter().next() else {
@@ -405,7 +404,7 @@ impl Load {
     }
 }
 
-/// The handler of the workers: mostly acks; else fails in every way there is.
+/// The handler of the workers: it mostly acks, and otherwise fails in every possible way.
 fn handler(ledger: Arc<Ledger>) -> impl Fn(&Job<'_>) -> Result<(), Failure> + Send + Sync {
     move |job| {
         let payload = Digest::of(job.payload());
@@ -418,13 +417,13 @@ fn handler(ledger: Arc<Ledger>) -> impl Fn(&Job<'_>) -> Result<(), Failure> + Se
             Verdict::Retry => Err(Failure::from("again")),
             Verdict::RetryAfter(delay) => Err(Failure::retry_after(delay, "later")),
             Verdict::DeadLetter => Err(Failure::dead_letter("never")),
-            // A panic that is part of the load, so that nobody is told.
+            // `resume_unwind` does not call the panic hook, so this panic prints nothing.
             Verdict::Drop => resume_unwind(Box::new("a panic")),
         }
     }
 }
 
-/// Takes jobs by hand until told to stop or the queue is closed.
+/// Takes jobs with a consumer until told to stop.
 fn consume(consumer: &Consumer, ledger: &Ledger, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let patience = Duration::from_millis(20);
@@ -434,7 +433,7 @@ fn consume(consumer: &Consumer, ledger: &Ledger, stop: &AtomicBool) {
             _ => Vec::from_iter(consumer.next_timeout(patience)),
         };
         if jobs.is_empty() {
-            // The queue may be closed already.
+            // If the queue is closed, the consumer returned at once.
             thread::sleep(Duration::from_millis(1));
         }
         for job in jobs {
@@ -454,7 +453,7 @@ fn consume(consumer: &Consumer, ledger: &Ledger, stop: &AtomicBool) {
     }
 }
 
-/// What a handler does before it says what became of the job.
+/// What a handler does before it settles the job.
 fn work(ledger: &Ledger) {
     if fastrand::u16(..1000) == 0 {
         let is_too_long = ledger.may_end_twice() && fastrand::u8(..4) == 0;
@@ -469,7 +468,7 @@ enum Verdict {
     Retry,
     RetryAfter(Duration),
     DeadLetter,
-    /// By a panic, where there is a pool that catches it.
+    /// Drops the job; in a pool, the handler panics.
     Drop,
 }
 
@@ -489,7 +488,7 @@ fn verdict(ledger: &Ledger, payload: Digest) -> Verdict {
     ])
 }
 
-/// Mostly small, of every length up to `max`; some of zeros.
+/// Payloads are mostly small, of every length up to `max`, and sometimes all zeros.
 fn payload(max: usize) -> Vec<u8> {
     let longest = one_of(&[(10, 7), (70, 300), (15, 4000), (1, max)]);
     let mut payload = vec![0; fastrand::usize(0..=longest)];
@@ -499,7 +498,7 @@ fn payload(max: usize) -> Vec<u8> {
     payload
 }
 
-/// One of these, as often as its weight says.
+/// One of these values, at random by weight.
 fn one_of<T: Clone>(weighted: &[(u32, T)]) -> T {
     let sum: u32 = weighted.iter().map(|(weight, _)| weight).sum();
     let mut at = fastrand::u32(..sum);
@@ -512,7 +511,7 @@ fn one_of<T: Clone>(weighted: &[(u32, T)]) -> T {
     unreachable!("below the sum of the weights")
 }
 
-/// Processor time that this process has taken.
+/// Processor time used by this process.
 fn cpu_time() -> Duration {
     clock_gettime(ClockId::ProcessCPUTime)
         .try_into()

@@ -1,12 +1,12 @@
-//! A mixed load on one queue for as long as one likes: does it lose anything, and does it give
-//! everything back?
+//! Soak test: a mixed load on one queue for as long as one likes, which must lose no job and leak
+//! nothing.
 //!
-//! The queue is opened, worked with, and closed or dropped, again and again; a cycle ends when it
+//! The queue is opened, used, and closed or dropped, again and again. A cycle ends when the queue
 //! has been drained and closed. Then every job must be accounted for, and the process and the
-//! directory must take no more than after the first cycles.
+//! directory must use no more than after the first cycles.
 //!
-//! The length in seconds is in `LOGMILL_SOAK_SECONDS`; without it, it is short. With `--nocapture`,
-//! the figures are printed.
+//! `LOGMILL_SOAK_SECONDS` sets the length in seconds; the default is short. `--nocapture` shows the
+//! figures.
 
 mod ledger;
 mod load;
@@ -22,29 +22,28 @@ use load::Plan;
 use usage::{MOST_BLOCKS_OF_OPEN_QUEUE, Usage};
 
 const SHORT: Duration = Duration::from_secs(12);
-/// An hour has so many openings, of half a minute each; a shorter run has as many short ones as
-/// fit.
+/// Number of openings in an hour, half a minute each. A shorter run has as many short ones as fit.
 const OPENINGS: u32 = 120;
 const SHORTEST_OPENING: Duration = Duration::from_millis(500);
-/// Cycles after which what is kept for the next time is there, and those that then say how much
-/// that is.
+/// After the first cycles, everything that is kept for reuse has been allocated; the next ones
+/// measure how much that is.
 const WARM_UP: usize = 2;
 const BASELINE: usize = 3;
 
 #[test]
-fn what_a_mixed_load_takes_it_gives_back_and_loses_nothing() {
+fn a_mixed_load_loses_no_job_and_leaks_nothing() {
     let length = env::var("LOGMILL_SOAK_SECONDS").map_or(SHORT, |seconds| {
         Duration::from_secs(seconds.parse().expect("a number of seconds"))
     });
     let opening = (length / OPENINGS).clamp(SHORTEST_OPENING, Duration::from_secs(30));
-    // On the disk that the build is on: what becomes of blocks is part of it.
+    // On the disk with the build directory, since disk use is measured, too.
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let empty = dir.path().join("empty");
     fill_and_empty(&empty);
     let empty = Usage::of(&empty, None, 0);
     let dir = dir.path().join("queue");
 
-    // All that will be needed, so that it does not grow with the cycles.
+    // Allocated in advance, so that it does not grow with the cycles.
     let mut cycles: Vec<Usage> = Vec::with_capacity(10_000);
     let counts = Counts::default();
     let mut openings = 0;
@@ -80,7 +79,7 @@ fn what_a_mixed_load_takes_it_gives_back_and_loses_nothing() {
         let excess = usage.excess(&baseline);
         assert!(
             excess.is_empty(),
-            "after {} more cycles: {excess:?}",
+            "above the baseline after {} more cycles: {excess:?}",
             at + 1
         );
     }
@@ -89,26 +88,26 @@ fn what_a_mixed_load_takes_it_gives_back_and_loses_nothing() {
         assert_eq!(
             usage.of_queue(),
             empty.of_queue(),
-            "an empty queue takes {empty:?}"
+            "more than a new empty queue uses: {empty:?}"
         );
     }
 }
 
-/// Leaves a closed queue that had a job and a letter, and has none.
+/// Leaves a closed queue that is empty after a job and a letter.
 fn fill_and_empty(dir: &Path) {
     let (queue, _) = load::open(load::builder(dir));
     queue.enqueue(b"job").unwrap();
     let consumer = queue.consumer();
-    consumer.next().unwrap().dead_letter("none needed");
+    consumer.next().unwrap().dead_letter("not retryable");
     drop(consumer);
     queue.flush().unwrap();
     assert_eq!(queue.dead_letters().purge_all().unwrap(), 1);
     queue.close().unwrap();
-    // The files of letters go with the next opening.
+    // The files of letters are removed by the next open.
     load::open(load::builder(dir)).0.close().unwrap();
 }
 
-/// Until the queue is closed, which is when the workers that were not waited for have ended.
+/// Opens the queue, which is possible once the last worker has ended, and checks that it is empty.
 fn wait_for_the_last_handle(dir: &Path, ledger: Arc<Ledger>) {
     let (queue, report) = load::open(load::builder(dir));
     assert!(report.is_clean(), "{report:?}");

@@ -1,4 +1,5 @@
-//! What this process and the queue directory take: memory, descriptors, mappings, threads, disk.
+//! Measures what this process and the queue directory use: memory, descriptors, mappings, threads,
+//! disk.
 
 use std::fmt::Write;
 use std::fs;
@@ -12,19 +13,18 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 #[global_allocator]
 static HEAP: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 
-/// For how long a thread that has done its work may take to be gone.
+/// How long a thread that has done its work may take to disappear.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// One figure, and by how much it may be above the baseline.
+/// A figure, and how far it may exceed the baseline.
 struct Figure {
     name: &'static str,
     slack: i64,
 }
 
-/// The slacks are for what comes and goes without being kept: of the heap, what `crossbeam-epoch`
-/// frees only when it is next used; of the mappings that are not the queue's, the stacks and arenas
-/// that the C library keeps for the next thread. Bytes that are on the heap and not live count as
-/// resident.
+/// The slacks allow for what varies without being leaked: on the heap, what `crossbeam-epoch` frees
+/// only when it is used again; among the mappings that are not the queue's, the stacks and arenas
+/// that the C library keeps for the next thread. Heap memory that is not live counts as resident.
 const FIGURES: [Figure; 10] = [
     figure("heap bytes", 32 * 1024),
     figure("heap blocks", 100),
@@ -38,24 +38,24 @@ const FIGURES: [Figure; 10] = [
     figure("heap blocks of an open queue", MOST_BLOCKS_OF_OPEN_QUEUE),
 ];
 
-/// A queue that is open and empty keeps as much as it ever needed, but in few blocks (in an hour, the
-/// most were 1,399); what it remembered of one job in a hundred would be thousands.
+/// An open and empty queue keeps as much as it ever needed, but in few blocks; in an hour the most
+/// were 1,399. If it remembered one job in a hundred, there would be thousands.
 pub(crate) const MOST_BLOCKS_OF_OPEN_QUEUE: i64 = 2000;
 
 const fn figure(name: &'static str, slack: i64) -> Figure {
     Figure { name, slack }
 }
 
-/// The figures of one moment, in the order of [`FIGURES`].
+/// The figures at one moment, in the order of [`FIGURES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Usage([i64; FIGURES.len()]);
 
 impl Usage {
-    /// What is taken while the queue in `dir` is closed, and how many more blocks there were on the
-    /// heap when it had been drained and was still open.
+    /// Measures while the queue in `dir` is closed. `blocks_while_open` is the number of heap
+    /// blocks when the queue was drained but still open.
     ///
-    /// A thread is a while longer in the kernel's list than whoever waits for its work knows of
-    /// it; so this waits until there are no more than `threads`.
+    /// The kernel lists a thread for a while after its work is done, so this waits until there are
+    /// at most `threads`.
     pub(crate) fn of(dir: &Path, threads: Option<usize>, blocks_while_open: i64) -> Self {
         let start = Instant::now();
         while threads.is_some_and(|threads| count("/proc/self/task") > threads)
@@ -63,7 +63,7 @@ impl Usage {
         {
             thread::sleep(Duration::from_millis(1));
         }
-        // First, as all that follows takes some for itself.
+        // The heap first, since the other measurements allocate.
         let heap = HEAP.stats();
         let blocks = heap_blocks();
         let of_usize = |figure: usize| figure as i64;
@@ -84,7 +84,7 @@ impl Usage {
         ])
     }
 
-    /// The higher of each figure.
+    /// The higher value of each figure.
     pub(crate) fn max(self, other: Self) -> Self {
         Self(std::array::from_fn(|at| self.0[at].max(other.0[at])))
     }
@@ -102,7 +102,7 @@ impl Usage {
         [self.0[3], self.0[7], self.0[8]]
     }
 
-    /// The figures that are further above the baseline than they may be.
+    /// The figures that exceed the baseline by more than their slack.
     pub(crate) fn excess(&self, baseline: &Self) -> Vec<String> {
         let figures = FIGURES.iter().zip(self.0.iter().zip(baseline.0));
         figures
@@ -112,7 +112,7 @@ impl Usage {
     }
 }
 
-/// Blocks on the heap that are live.
+/// The number of live blocks on the heap.
 pub(crate) fn heap_blocks() -> i64 {
     let heap = HEAP.stats();
     heap.allocations as i64 - heap.deallocations as i64
@@ -129,7 +129,7 @@ fn resident_kib() -> i64 {
     kib.expect("a size in kB").parse().expect("a number")
 }
 
-/// Files below `dir`, and the KiB of their blocks.
+/// The number of files below `dir`, and the KiB that their blocks use.
 fn disk_use(dir: &Path) -> (i64, i64) {
     let (mut files, mut blocks) = (0, 0);
     for entry in fs::read_dir(dir).expect("listed") {
@@ -147,7 +147,7 @@ fn disk_use(dir: &Path) -> (i64, i64) {
     (files, (blocks / 2) as i64)
 }
 
-/// A table of the figures: the least, the middle and the most, and the first and the last.
+/// A table of the figures: the least, the median and the most, and the first and the last.
 pub(crate) fn table(usages: &[Usage]) -> String {
     let mut table =
         String::from("| | min | median | max | first | last |\n|---|---:|---:|---:|---:|---:|\n");

@@ -1,4 +1,5 @@
-//! Everything in one run: what docs/BENCHMARKS.md is generated from.
+//! The `all` subcommand: all comparisons and latencies in one run, from which docs/BENCHMARKS.md is
+//! generated.
 
 use std::time::{Duration, Instant};
 
@@ -7,12 +8,12 @@ use anyhow::Result;
 use crate::output::Output;
 use crate::{compare, conditions, latency};
 
-/// For how long the machine is waited for to become quiet.
+/// How long to wait for the machine to become quiet.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A smoke run of some minutes: whether it works, not how fast it is
+    /// A smoke run of some minutes: shows that it works, not how fast it is
     #[arg(long)]
     quick: bool,
     #[command(flatten)]
@@ -27,7 +28,7 @@ pub fn run(args: Args) -> Result<()> {
     latency::run(&latency::Args::all(args.quick, args.output))
 }
 
-/// The load of the comparisons fades in a minute or two; that of others may not.
+/// The load of the comparisons fades in a minute or two; that of other programs may not.
 fn wait_until_quiet() {
     eprintln!("waiting for the machine to become quiet");
     let started = Instant::now();

@@ -1,4 +1,4 @@
-//! A child process that fills a queue and is killed: its queue is what a crash leaves.
+//! A child process that fills a queue and is killed, to leave a queue as a crash does.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read as _};
@@ -12,14 +12,14 @@ use logmill::Queue;
 
 use crate::peers::limit::record_bytes;
 
-/// What the child says once it is done filling.
+/// The child prints this when it has filled the queue.
 const FILLED: &str = "filled";
-/// For how long it may take to make a segment.
+/// How long the child may take to prepare a segment.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// For how long the file of acks, once it is there, may take to be made.
+/// How long the ack file, once it exists, may take to be complete.
 const SETTLING: Duration = Duration::from_millis(200);
 
-/// What to fill a queue of one stripe with.
+/// What a queue of one stripe is filled with.
 #[derive(clap::Args)]
 pub struct Fill {
     #[arg(long)]
@@ -36,7 +36,7 @@ pub struct Fill {
 
 pub type Args = Fill;
 
-/// The child's side.
+/// Runs in the child: fills the queue and waits to be killed.
 pub fn run(fill: &Args) -> Result<()> {
     let (queue, _) = Queue::builder(&fill.dir)
         .stripes(1)
@@ -47,7 +47,8 @@ pub fn run(fill: &Args) -> Result<()> {
     for _ in 0..fill.bytes / record_bytes(fill.payload) as u64 {
         producer.enqueue(&payload)?;
     }
-    // Until the maintenance thread has done what it does after an open: it makes a segment's acks last.
+    // Waits until the maintenance thread has prepared the next segment after the open; the ack file
+    // is made last.
     let deadline = Instant::now() + PATIENCE;
     while files(&fill.dir, "ack")?.len() < 2 {
         if Instant::now() > deadline {
@@ -57,12 +58,12 @@ pub fn run(fill: &Args) -> Result<()> {
     }
     thread::sleep(SETTLING);
     println!("{FILLED}");
-    // Ends if the parent is gone before it could kill.
+    // Returns if the parent ends before it kills this process.
     std::io::stdin().read_to_end(&mut Vec::new())?;
     std::process::exit(1);
 }
 
-/// The files of the segments of the only stripe.
+/// The segment files of the only stripe.
 pub fn segments(queue_dir: &Path) -> Result<Vec<PathBuf>> {
     files(queue_dir, "seg")
 }
@@ -78,7 +79,7 @@ fn files(queue_dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The parent's side: returns once the child has filled the queue and is dead.
+/// Runs in the parent: returns when the child has filled the queue and is dead.
 pub fn fill_and_kill(fill: &Fill) -> Result<()> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg("child")
@@ -95,7 +96,7 @@ pub fn fill_and_kill(fill: &Fill) -> Result<()> {
     if let Some(stdout) = child.stdout.take() {
         BufReader::new(stdout).read_line(&mut said)?;
     }
-    // SIGKILL.
+    // `kill` sends SIGKILL.
     child.kill()?;
     child.wait()?;
     if said.trim() != FILLED {

@@ -1,4 +1,4 @@
-//! Runs the groups one after the other, and writes the report after each.
+//! Runs the groups of comparisons in turn, and writes the report after each.
 
 use anyhow::Result;
 
@@ -16,7 +16,7 @@ pub struct Args {
     /// Only these groups [default: all]
     #[arg(long, value_name = "GROUP")]
     only: Vec<Group>,
-    /// A smoke run of a minute or two: whether it works, not how fast it is
+    /// A smoke run of a minute or two: shows that it works, not how fast it is
     #[arg(long)]
     quick: bool,
     #[command(flatten)]
@@ -62,7 +62,7 @@ pub fn run(args: &Args) -> Result<()> {
             outcomes,
             verdicts,
         });
-        // After each, so that a run that is broken off has its results so far.
+        // Written after each group, so that an interrupted run has its results so far.
         write(args, &context.pace, &conditions, &done)?;
     }
     let mut blocks = vec![("conditions".to_owned(), conditions.markdown())];

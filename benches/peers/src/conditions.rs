@@ -1,4 +1,4 @@
-//! Where and with what the figures were measured.
+//! The conditions of a measurement: machine, system and versions.
 
 use std::fs;
 use std::path::Path;
@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use crate::peers::servers;
 
-/// The versions of all libraries are in the lock file, which is built in.
+/// The lock file, with the versions of all libraries, compiled into the program.
 const LOCK: &str = include_str!("../Cargo.lock");
-/// Those that a reader wants to know.
+/// The libraries whose versions are reported.
 const PEERS: [&str; 8] = [
     "crossbeam-channel",
     "crossbeam-queue",
@@ -26,7 +26,7 @@ const PEERS: [&str; 8] = [
 pub struct Conditions(Vec<(&'static str, String)>);
 
 impl Conditions {
-    /// Of this machine, and of the file system that has this directory.
+    /// The conditions on this machine, and on the file system of this directory.
     pub fn of(data: &Path) -> Self {
         let missing = || "not installed".to_owned();
         let mut peers: Vec<String> = PEERS
@@ -73,7 +73,7 @@ pub fn cpu() -> String {
     let cache = fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index3/size")
         .map(|size| format!(", last-level cache {}", size.trim()))
         .unwrap_or_default();
-    // Set by hypervisors that say so.
+    // Hypervisors set this flag.
     let machine = if info.contains(" hypervisor") {
         ", virtual machine"
     } else {
@@ -95,7 +95,7 @@ fn memory() -> String {
         .unwrap_or_else(unknown)
 }
 
-/// Threads that ran or wanted to, over the last minute.
+/// The number of threads that ran or were ready to run, averaged over the last minute.
 pub fn load() -> String {
     fs::read_to_string("/proc/loadavg")
         .ok()
@@ -126,7 +126,7 @@ pub fn file_system(dir: &Path) -> String {
         .unwrap_or_else(unknown)
 }
 
-/// The type of the file system that is mounted where this path is.
+/// The type of the file system on which this path is.
 fn type_of_mount(mountinfo: &str, path: &Path) -> Option<String> {
     mountinfo
         .lines()
@@ -136,12 +136,12 @@ fn type_of_mount(mountinfo: &str, path: &Path) -> Option<String> {
             path.starts_with(point)
                 .then_some((point.components().count(), device.split(' ').next()?))
         })
-        // Of two on the same point the later one hides the other.
+        // Of two mounts at the same place, the later one hides the other.
         .max_by_key(|(depth, _)| *depth)
         .map(|(_, kind)| kind.to_owned())
 }
 
-/// The version that a lock file has for a package.
+/// The version of a package in a lock file.
 fn version_of(lock: &str, package: &str) -> Option<String> {
     let entry = format!("name = \"{package}\"\nversion = \"");
     let (_, rest) = lock.split_once(&entry)?;

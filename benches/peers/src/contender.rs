@@ -1,4 +1,4 @@
-//! A comparison: contenders that take turns, so that the machine's noise hits all of them.
+//! A comparison of contenders that take turns, so that noise of the machine affects all of them.
 
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use crate::context::Context;
 use crate::format::Unit;
 use crate::statistics::{Ratio, median};
 
-/// Runs this many jobs and says how long they took; what belongs to no job is not in it.
+/// Runs this many jobs and returns how long they took, without time that belongs to no job.
 pub type Jobs = Box<dyn FnMut(u64) -> Result<Duration>>;
-/// Measures once: a value for each of the comparison's figures.
+/// Measures once; returns a value for each of the comparison's figures.
 pub type Figures = Box<dyn FnMut() -> Result<Vec<f64>>>;
 
-/// A turn that took this share of its time at least tells how many jobs fit. A shorter one may have
-/// been mostly the start of its threads.
+/// A turn that took at least this share of its time shows how many jobs fit it. A shorter one may
+/// have been mostly the start of its threads.
 const LONG_ENOUGH: f64 = 0.5;
-/// How much longer the next try is, at most.
+/// The most by which the next trial may be longer.
 const GROWTH: f64 = 10.0;
 
-/// One that takes part.
+/// A contender in a comparison.
 pub struct Contender {
     name: &'static str,
     guarantee: &'static str,
@@ -35,12 +35,13 @@ enum Turn {
 }
 
 impl Contender {
-    /// One whose figure is the time for each job. If it could not be set up, the report says why.
+    /// A contender whose figure is the time per job. If it could not be set up, the report says
+    /// why.
     pub fn jobs(name: &'static str, guarantee: &'static str, jobs: Result<Jobs>) -> Self {
         Self::new(name, guarantee, jobs.map(Turn::Jobs))
     }
 
-    /// One that measures the comparison's figures itself.
+    /// A contender that measures the comparison's figures itself.
     pub fn figures(name: &'static str, guarantee: &'static str, figures: Result<Figures>) -> Self {
         Self::new(name, guarantee, figures.map(Turn::Figures))
     }
@@ -60,7 +61,7 @@ impl Contender {
         }
     }
 
-    /// The dropped round: finds out how many jobs make a turn.
+    /// The warm-up round, which is dropped: finds out how many jobs fill a turn.
     fn warm_up(&mut self, turn: Duration) -> Result<u64> {
         let run = match &mut self.turn {
             Turn::Jobs(run) => run,
@@ -89,17 +90,17 @@ impl Contender {
     }
 }
 
-/// Contenders for the same work. The first is the one that the others are set beside.
+/// Contenders for the same work. The others are compared with the first one.
 pub struct Comparison {
-    /// What targets name it by.
+    /// The name that targets use.
     pub name: String,
     pub title: String,
-    /// What a figure is, and what the reader should know.
+    /// What the figure is, and what the reader should know.
     pub note: String,
     pub unit: Unit,
-    /// The figures' headings. Ratios and targets are about the first of them.
+    /// The headings of the figures. Ratios and targets refer to the first one.
     pub figures: &'static [&'static str],
-    /// Rounds, where they are other than the pace's.
+    /// The number of rounds, if it differs from that of the pace.
     pub rounds: Option<usize>,
     pub contenders: Vec<Contender>,
 }
@@ -127,7 +128,7 @@ impl Comparison {
             .min(context.pace.pick(usize::MAX, 2));
         for round in 0..rounds {
             for turn in 0..contenders.len() {
-                // Another one begins in each round.
+                // Another contender begins each round.
                 let at = (round + turn) % contenders.len();
                 if rows[at].missing.is_some() {
                     continue;
@@ -157,7 +158,7 @@ impl Comparison {
     }
 }
 
-/// What came of a comparison.
+/// The results of a comparison.
 #[derive(Serialize)]
 pub struct Outcome {
     pub name: String,
@@ -174,13 +175,13 @@ impl Outcome {
     }
 }
 
-/// What came of one contender.
+/// The results of one contender.
 #[derive(Serialize)]
 pub struct Row {
     pub name: String,
     pub guarantee: String,
     pub jobs_a_round: u64,
-    /// For each round, a value for each figure.
+    /// A value for each figure, in each round.
     pub rounds: Vec<Vec<f64>>,
     /// Why there are no figures.
     pub missing: Option<String>,
@@ -204,7 +205,7 @@ impl Row {
         match result {
             Ok(value) => keep(self, value),
             Err(error) => {
-                // What it did before it failed is no basis for a ratio.
+                // The figures of a contender that failed are no basis for a ratio.
                 self.rounds.clear();
                 self.missing = Some(format!("failed: {error:#}"));
             }
@@ -215,7 +216,7 @@ impl Row {
         median(&self.column(figure))
     }
 
-    /// How many times this one's cost another one's is, round by round.
+    /// The ratio of this contender's cost to another one's, taken in each round.
     pub fn ratio_to(&self, other: &Self) -> Option<Ratio> {
         Ratio::of(&other.column(0), &self.column(0))
     }
@@ -256,7 +257,7 @@ mod tests {
         comparison.run(&context)
     }
 
-    /// Takes this long for each job, by its own account.
+    /// A contender that claims to take this long for each job.
     fn at(nanoseconds: u64) -> Result<Jobs> {
         Ok(Box::new(move |jobs| {
             Ok(Duration::from_nanos(nanoseconds * jobs))
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn who_cannot_be_set_up_or_fails_is_reported_and_the_others_go_on() {
+    fn a_contender_that_fails_is_reported_and_the_others_go_on() {
         let mut left = 2;
         let outcome = comparison(vec![
             Contender::jobs("missing", "", Err(anyhow!("not installed"))),

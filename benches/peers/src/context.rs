@@ -1,4 +1,4 @@
-//! What every group needs: a place for data, and how long to measure.
+//! What every group needs: a directory for data, and how long to measure.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -12,9 +12,9 @@ use tempfile::TempDir;
 pub struct Pace {
     /// Rounds that count; one more is run before them and dropped.
     pub rounds: usize,
-    /// How long a contender's turn takes, about.
+    /// About how long a contender's turn takes.
     pub turn: Duration,
-    /// Whether this is a smoke run, in which sizes and waits are cut down, too.
+    /// Whether this is a smoke run, which also reduces sizes and waits.
     pub quick: bool,
 }
 
@@ -30,7 +30,7 @@ impl Pace {
         quick: true,
     };
 
-    /// `full`, or `quick` in a smoke run.
+    /// Returns `quick` in a smoke run, else `full`.
     pub fn pick<T>(&self, full: T, quick: T) -> T {
         if self.quick { quick } else { full }
     }
@@ -47,8 +47,8 @@ impl Context {
         tempfile::tempdir_in(&self.data).context("making a data directory")
     }
 
-    /// Has the file system write out what is dirty, so that leftovers of one turn are not written
-    /// back in the next. If that fails, the turn is noisier, no more.
+    /// Makes the file system write out dirty data, so that data of one turn is not written during
+    /// the next. If that fails, the turn is only noisier.
     pub fn settle(&self) {
         if let Ok(dir) = File::open(&self.data) {
             let _ = rustix::fs::syncfs(&dir);

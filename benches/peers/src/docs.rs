@@ -1,6 +1,6 @@
-//! Generated blocks in a Markdown document: what stands between two markers is replaced.
+//! Replaces generated blocks in a Markdown document, each of which is between two markers.
 
-/// The document with the body of the block `name` replaced; None if it has no such block, or one
+/// The document with the body of the block `name` replaced; `None` if it has no such block, or one
 /// that does not end before the next begins.
 pub fn replace_block(document: &str, name: &str, body: &str) -> Option<String> {
     const END: &str = "<!-- end -->";

@@ -1,7 +1,7 @@
-//! The figure at the top of the README: what a job costs from enqueue to ack, as bars.
+//! The figure at the top of the README: the cost of a job from enqueue to ack, as bars.
 //!
-//! The axis is logarithmic, as the bars differ by thousands. There is no background, and the text is grey
-//! enough for a light page and a dark one.
+//! The axis is logarithmic, since the bars differ by factors of thousands. There is no background,
+//! and the grey of the text is readable on a light page and on a dark one.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,7 @@ pub const FILE_NAME: &str = "end-to-end.svg";
 
 /// The comparison that is drawn.
 const COMPARISON: &str = "end-to-end/1x1/64";
-/// Who is drawn of it, if there is a figure.
+/// The contenders that are drawn, if they have a figure.
 const DRAWN: [&str; 5] = [
     "logmill",
     "crossbeam channel",
@@ -24,16 +24,16 @@ const DRAWN: [&str; 5] = [
 const WIDTH: f64 = 760.0;
 const ROW: f64 = 34.0;
 const BAR: f64 = 20.0;
-/// Where the bars begin: behind the names.
+/// Where the bars begin, to the right of the names.
 const LEFT: f64 = 150.0;
-/// Room for a figure behind the longest bar.
+/// Room for a figure to the right of the longest bar.
 const RIGHT: f64 = 80.0;
 const TOP: f64 = 34.0;
 const TEXT: &str = "#7d8590";
 const OURS: &str = "#2f81f7";
 const OTHERS: &str = "#8b949e";
 
-/// The figure as SVG; None if the comparison was not made.
+/// The figure as SVG; `None` if the comparison was not run.
 pub fn draw(outcomes: &[Outcome]) -> Option<String> {
     let outcome = outcomes.iter().find(|outcome| outcome.name == COMPARISON)?;
     let bars: Vec<(&str, f64)> = DRAWN

@@ -1,10 +1,10 @@
-//! Figures as people read them.
+//! Formats figures for people.
 
 use serde::Serialize;
 
 use crate::statistics::Ratio;
 
-/// What a comparison's figures are. All are costs: less is better.
+/// The unit of a comparison's figures. All are costs: less is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unit {
@@ -38,7 +38,7 @@ pub fn ratio(ratio: Ratio) -> String {
     )
 }
 
-/// Three digits that count; whole numbers from 100 on, with commas.
+/// Three significant digits; from 100 on whole numbers, with commas.
 pub fn three_digits(value: f64) -> String {
     if value < 9.995 {
         format!("{value:.2}")

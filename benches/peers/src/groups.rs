@@ -1,4 +1,4 @@
-//! Groups of comparisons; each is run by itself with `--only`.
+//! The groups of comparisons; `--only` runs one of them alone.
 
 mod durable;
 mod end_to_end;
@@ -32,7 +32,7 @@ impl Group {
         Self::Idle,
     ];
 
-    /// Its name on the command line, in targets and in the document.
+    /// The name on the command line, in targets and in the document.
     pub fn name(self) -> &'static str {
         match self {
             Self::Enqueue => "enqueue",

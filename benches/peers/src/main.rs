@@ -1,4 +1,4 @@
-//! logmill beside other queues, databases and servers, and beside the limits of the machine.
+//! Compares logmill with other queues, databases and servers, and with the limits of the machine.
 //!
 //! Without a subcommand it runs all comparisons; see README.md.
 
@@ -33,7 +33,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Compares throughput, flushes, opens and idling (what happens without a subcommand)
+    /// Compares throughput, flushes, opens and idling (the default)
     Compare(compare::Args),
     /// Latency under a load of fixed rates: enqueue, and enqueue to handler
     Latency(latency::Args),

@@ -1,4 +1,4 @@
-//! Where data and results go: options that every subcommand has.
+//! The options of every subcommand that say where data and results go.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,9 @@ use tempfile::TempDir;
 
 use crate::docs;
 
-/// Where the results go by default.
+/// The default directory of the results.
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/results");
-/// Where the document's pictures are.
+/// The directory of the document's pictures.
 const PICTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/benchmarks");
 /// The document whose generated blocks can be replaced.
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/BENCHMARKS.md");
@@ -29,7 +29,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// A new directory for data, which is removed when it is dropped.
+    /// A new directory for data, removed when it is dropped.
     pub fn data(&self) -> anyhow::Result<TempDir> {
         let parent = match &self.dir {
             Some(dir) => dir.clone(),
@@ -50,7 +50,7 @@ impl Output {
         Ok(path)
     }
 
-    /// Writes a picture into the directory of results and, if that was asked for, beside the document.
+    /// Writes a picture into the directory of results and, if asked for, beside the document.
     pub fn write_picture(&self, name: &str, content: &str) -> anyhow::Result<()> {
         self.write(name, content)?;
         if self.write_docs {
@@ -61,8 +61,8 @@ impl Output {
         Ok(())
     }
 
-    /// Replaces these blocks (name, body) of the document, if that was asked for. A block that the
-    /// document does not have is left out, with a message.
+    /// Replaces these blocks (name, body) of the document, if asked for. Skips a block that the
+    /// document does not have, with a message.
     pub fn write_blocks(&self, blocks: &[(String, String)]) -> anyhow::Result<()> {
         if !self.write_docs {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Those who are compared, by kind.
+//! The contenders, by kind.
 
 pub mod databases;
 pub mod files;
@@ -12,16 +12,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-/// Jobs that are enqueued before an untimed drain, so that no backlog grows without bound. Across a
-/// few bursts every segment boundary is inside the timed part.
+/// Jobs that are enqueued before an untimed drain, so that no backlog grows without bound. Over a
+/// few bursts, every segment boundary falls into the timed part.
 pub const BURST: u64 = 50_000;
 
-/// Every payload of a comparison is of one size, and made before the clock starts.
+/// All payloads of a comparison have the same size, and are made before the clock starts.
 pub fn payload(size: usize) -> Vec<u8> {
     vec![7u8; size]
 }
 
-/// Times `send` (so many jobs in one go) in bursts, each followed by an untimed drain.
+/// Times `send`, which sends this many jobs, in bursts, each followed by an untimed drain.
 pub fn timed_bursts(
     jobs: u64,
     mut send: impl FnMut(u64) -> Result<()>,

@@ -1,4 +1,4 @@
-//! Outcomes as Markdown tables, and as JSON with every round.
+//! Formats outcomes as Markdown tables, and as JSON with every round.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use crate::contender::{Outcome, Row};
 use crate::format::ratio;
 use crate::targets::Verdict;
 
-/// All of a run, for the raw file.
+/// All results of a run, for the raw file.
 #[derive(Serialize)]
 pub struct Raw<'a> {
     pub conditions: &'a Conditions,
@@ -25,7 +25,7 @@ pub struct RawGroup<'a> {
     pub targets: &'a [Verdict],
 }
 
-/// A group's tables, and its targets below them.
+/// The tables of a group, with its targets below them.
 pub fn group(outcomes: &[Outcome], verdicts: &[Verdict]) -> String {
     let mut tables: Vec<String> = outcomes.iter().map(comparison).collect();
     if !verdicts.is_empty() {

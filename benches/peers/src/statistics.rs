@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// A ratio taken in each round: its median, and how far it went.
+/// A ratio that was taken in each round: its median and its range.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Ratio {
     pub median: f64,
@@ -11,7 +11,7 @@ pub struct Ratio {
 }
 
 impl Ratio {
-    /// Of the figures of two contenders, round by round. None without a round.
+    /// The ratio of two contenders' figures, round by round. `None` without a round.
     pub fn of(numerators: &[f64], denominators: &[f64]) -> Option<Self> {
         let ratios: Vec<f64> = numerators
             .iter()
@@ -26,7 +26,7 @@ impl Ratio {
     }
 }
 
-/// The middle, or the mean of the two in the middle. None of nothing.
+/// The middle value, or the mean of the two in the middle. `None` for no values.
 pub fn median(values: &[f64]) -> Option<f64> {
     let sorted = sorted(values);
     let half = sorted.len() / 2;
@@ -37,7 +37,7 @@ pub fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
-/// The smallest value that is not exceeded by this share of the values. None of nothing.
+/// The smallest value that at least this share of the values does not exceed. `None` for no values.
 pub fn quantile(values: &[f64], share: f64) -> Option<f64> {
     let sorted = sorted(values);
     let rank = (share * sorted.len() as f64).ceil() as usize;

@@ -1,4 +1,4 @@
-//! What logmill is meant to reach, and whether it did.
+//! The targets for logmill, and whether they are met.
 
 use serde::Serialize;
 
@@ -17,7 +17,7 @@ enum Bound {
     Faster(f64, &'static str),
     /// At most this many times as slow.
     Slower(f64, &'static str),
-    /// Below this figure, whatever the others do.
+    /// Below this figure, independent of other contenders.
     Below(f64),
 }
 
@@ -34,7 +34,7 @@ const fn target(comparison: &'static str, of: &'static str, bound: Bound) -> Tar
     }
 }
 
-/// All there are, in the order of the report.
+/// All targets, in the order of the report.
 #[rustfmt::skip]
 const TARGETS: &[Target] = &[
     target("enqueue/64", "logmill", Faster(1.5, "crossbeam channel")),
@@ -70,13 +70,13 @@ const TARGETS: &[Target] = &[
     target("idle/wake-up", "logmill", Slower(3.0, "park and unpark")),
 ];
 
-/// A target beside what was measured.
+/// A target with what was measured.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Verdict {
     pub comparison: String,
     pub target: String,
     pub measured: String,
-    /// None if it was not measured.
+    /// `None` if it was not measured.
     pub met: Option<bool>,
 }
 
@@ -123,7 +123,7 @@ impl Target {
         }
     }
 
-    /// What was measured, as text, and whether that is enough. The median decides.
+    /// The measured value as text, and whether it meets the target. The median decides.
     fn measure(&self, outcome: &Outcome) -> Option<(String, bool)> {
         let row = outcome.row(self.of)?;
         let against = |one: &Row, other: &Row| one.ratio_to(other);

@@ -1,4 +1,4 @@
-//! Producers and consumers that start together and are timed until the last of them ends.
+//! Runs producers and consumers that start together, and times them until the last one ends.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 
-/// Tells the others that one thread has failed, so that nobody waits for its jobs.
+/// Tells the other threads that one has failed, so that none waits for its jobs.
 pub struct Others<'a>(&'a AtomicBool);
 
 impl Others<'_> {
-    /// An error once another thread has failed. For loops that wait.
+    /// Returns an error once another thread has failed. For loops that wait.
     pub fn check(&self) -> Result<()> {
-        // Relaxed: nothing else is read because of it.
+        // Relaxed: no other data depends on it.
         if self.0.load(Ordering::Relaxed) {
             bail!("another thread failed");
         }
@@ -65,7 +65,7 @@ pub fn timed(
     })
 }
 
-/// Runs `run` once for each of the items, each in a thread of its own.
+/// Runs `run` once for each item, each in its own thread.
 pub fn timed_each<T: Send>(
     items: impl ExactSizeIterator<Item = T>,
     run: impl Fn(usize, T) -> Result<()> + Sync,
@@ -94,7 +94,7 @@ pub fn timed_each<T: Send>(
     })
 }
 
-/// The share of a thread: the first one takes what does not divide.
+/// The share of a thread: the first one also gets the remainder.
 pub fn share(jobs: u64, threads: usize, thread: usize) -> u64 {
     let each = jobs / threads as u64;
     if thread == 0 {

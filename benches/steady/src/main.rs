@@ -1,10 +1,10 @@
-//! A fixed number of jobs through a queue, on one thread, with nothing of a benchmark around it:
-//! for tools that count, such as strace and callgrind.
+//! Moves a fixed number of jobs through a queue on one thread, without a benchmark harness, for
+//! tools that count, such as strace and callgrind.
 //!
 //! Jobs are enqueued in bursts, and each burst is delivered and acked before the next: `--burst 1`
-//! is enqueue, next, ack, over and over; a burst of all jobs is a backlog and then its drain. The
-//! two halves are functions that are not inlined, so that a profile can be split at them.
-//! `benches/syscalls.sh` and `benches/instructions.sh` use it.
+//! repeats enqueue, next, ack; one burst of all jobs makes a backlog and then drains it. The two
+//! halves are functions that are not inlined, so that a profile can be split at them.
+//! `benches/syscalls.sh` and `benches/instructions.sh` use this program.
 
 use std::hint::black_box;
 
@@ -13,7 +13,7 @@ use logmill::{Consumer, Producer, Queue};
 
 #[derive(Parser)]
 struct Arguments {
-    /// How many jobs.
+    /// Number of jobs.
     jobs: u64,
     /// Jobs that are enqueued before they are delivered.
     #[arg(long, default_value_t = 256)]
@@ -21,7 +21,7 @@ struct Arguments {
     /// Bytes of a payload.
     #[arg(long, default_value_t = 64)]
     payload: usize,
-    /// Leaves the jobs in the queue.
+    /// Leave the jobs in the queue.
     #[arg(long)]
     enqueue_only: bool,
 }

@@ -1,8 +1,8 @@
-//! The ack file.
+//! The ack file, in the second implementation of the format.
 
 use super::{FILE_HEADER, put, u32_at, u64_at};
 
-/// What a delivery word says.
+/// The content of a delivery word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Deliveries {
     pub failed: u8,
@@ -11,7 +11,7 @@ pub struct Deliveries {
 }
 
 impl Deliveries {
-    /// By the bits of a word that are not its check.
+    /// Decodes the bits of a word other than its check.
     fn of(word: u32) -> Self {
         Self {
             failed: word as u8,
@@ -20,7 +20,7 @@ impl Deliveries {
         }
     }
 
-    /// The process has died.
+    /// The same deliveries after the process has died.
     pub fn after_a_crash(self) -> Self {
         Self {
             crashes: (self.crashes + u8::from(self.is_running)).min(15),
@@ -50,7 +50,7 @@ impl<B: AsRef<[u8]>> Acks<B> {
         Self::word_offset(0) + 8 * self.capacity.div_ceil(32) as usize + 4 * index as usize
     }
 
-    /// The word that says that just these records are done.
+    /// The word that marks exactly these records done.
     fn word(&self, done: u32) -> u64 {
         let key = self.salt as u32 | 1;
         let bits = (0..32u32).filter(|bit| done >> bit & 1 == 1);
@@ -71,7 +71,7 @@ impl<B: AsRef<[u8]>> Acks<B> {
         }
     }
 
-    /// Whether the word that this record is in passes its check.
+    /// Whether the word of this record passes its check.
     pub fn checks(&self, index: u32) -> bool {
         let word = u64_at(self.file.as_ref(), Self::word_offset(index));
         word == self.word(word as u32)
@@ -97,7 +97,7 @@ impl<B: AsRef<[u8]>> Acks<B> {
         u64_at(self.file.as_ref(), 48) == mark(self.salt, 1)
     }
 
-    /// Whether the mark says that files are as they were left since the machine started.
+    /// Whether the mark says that the files are as a process left them since the machine started.
     pub fn is_fresh(&self) -> bool {
         let id = std::fs::read("/proc/sys/kernel/random/boot_id").expect("read");
         let folded = id.iter().fold(0u64, |folded, &byte| {
@@ -106,8 +106,8 @@ impl<B: AsRef<[u8]>> Acks<B> {
         u64_at(self.file.as_ref(), 48) == mark(self.salt, folded | 4)
     }
 
-    /// Whether there is a trace of jobs that are not all done: an ack or a delivery after the words
-    /// in which all are.
+    /// Whether the file shows that there are jobs not all of which are done: an ack or a delivery
+    /// after the leading words in which all are done.
     pub fn tells_of_jobs(&self) -> bool {
         let is_full = |first: &u32| (*first..first + 32).all(|index| self.is_done(index));
         let words = (0..self.capacity).step_by(32);
@@ -120,7 +120,7 @@ impl<B: AsRef<[u8]>> Acks<B> {
 }
 
 impl<B: AsRef<[u8]> + AsMut<[u8]>> Acks<B> {
-    /// Sets the done bits of the 32 records that this one is among.
+    /// Sets the word that has the done bits of this record and 31 others.
     pub fn set_word(&mut self, index: u32, done: u32) {
         let word = self.word(done);
         put(
@@ -135,7 +135,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Acks<B> {
         put(self.file.as_mut(), at, &word.to_le_bytes());
     }
 
-    /// Makes the checks of all words fit them.
+    /// Recomputes the checks of all words.
     pub fn mend(&mut self) {
         for index in (0..self.capacity).step_by(32) {
             let done = u32_at(self.file.as_ref(), Self::word_offset(index));
@@ -148,7 +148,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Acks<B> {
     }
 }
 
-/// What a done bit adds to the upper half of its word, before the key.
+/// The summand of a done bit in the upper half of its word, before the key is applied.
 fn code(bit: u32) -> u32 {
     let z = (u64::from(bit) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,18 +1,18 @@
-//! A record and its metadata.
+//! A record and its metadata, in the second implementation of the format.
 
 use super::{FIRST, RECORD_HEADER, UNIT, put, u32_at, u64_at};
 
 const JOB: u8 = 1;
 const PAD: u8 = 2;
 
-/// What may be a record: it is whole, and its fields have values that they can have.
+/// Bytes that may be a record: all of it is there, and its fields have possible values.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
     pub bytes: &'a [u8],
 }
 
 impl<'a> Record<'a> {
-    /// The record at `unit`, if it ends before the unit `end`.
+    /// The record at `unit`, if it ends at or before the unit `end`.
     pub fn at(file: &'a [u8], unit: u32, end: u32) -> Option<Self> {
         let room = &file[unit as usize * UNIT..end as usize * UNIT];
         let len = u32_at(room.get(..RECORD_HEADER)?, 0) as usize;
@@ -76,11 +76,12 @@ impl<'a> Record<'a> {
     }
 }
 
-/// A check that [`mend_records`] leaves as it is, so that some bytes can have records of both kinds.
+/// A check that [`mend_records`] does not recompute, so that an input can have valid and invalid
+/// records.
 pub const LEFT_WRONG: u32 = u32::MAX;
 
-/// Makes the checks of a segment's records fit them: of what may be a record where the one before
-/// ends, or from 8 bytes to 8 bytes on, the next that may be one.
+/// Recomputes the checks of the records of a segment. A possible record is looked for where the
+/// previous one ends, and then every 8 bytes.
 pub fn mend_records(file: &mut [u8], salt: u64) {
     let end = (file.len() / UNIT) as u32;
     let mut at = FIRST;
@@ -98,7 +99,7 @@ pub fn mend_records(file: &mut [u8], salt: u64) {
     }
 }
 
-/// What metadata says.
+/// The content of the metadata.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Fields {
     /// 0: unlimited.
@@ -109,11 +110,12 @@ pub struct Fields {
     pub prior_crashes: u32,
     pub first_failure: Option<u64>,
     pub last_failure: Option<u64>,
-    /// Attempt, time and text.
+    /// Attempt, time and text of each reason.
     pub reasons: Vec<(u32, u64, String)>,
 }
 
-/// Of fields with one tag the last one counts; what has not the length of its type is no value.
+/// Decodes metadata. The last of several fields with one tag counts, and a field of the wrong
+/// length is ignored.
 pub fn fields(mut meta: &[u8]) -> Fields {
     let mut fields = Fields::default();
     while meta.len() >= 3 {

@@ -1,36 +1,36 @@
-//! The scan of a segment.
+//! The scan of a segment, in the second implementation of the format.
 
 use logmill::Damage;
 
 use super::{End, FIRST, RECORD_UNITS, Record, UNIT, u32_at, u64_at};
 
-/// Units `[from, to)` without a valid record.
+/// A region of units `[from, to)` without a valid record.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Gap {
     pub from: u32,
     pub to: u32,
-    /// The least ordinal that a record after it can have.
+    /// The smallest ordinal that a record after the region can have.
     pub next: u32,
-    /// None: a hole.
+    /// `None`: a hole.
     pub damage: Option<Damage>,
 }
 
-/// What a segment has in it.
+/// What a scan finds in a segment.
 #[derive(Debug)]
 pub struct Scan {
-    /// Ordinals of the jobs, and where they stand.
+    /// The ordinals of the jobs, and the units where they start.
     pub jobs: Vec<(u32, u32)>,
     pub gaps: Vec<Gap>,
-    /// Ordinals without a record.
+    /// The ordinals without a record.
     pub missing: Vec<u32>,
     pub end: End,
 }
 
-/// Looks for the records of a segment, of up to `max_record` bytes each. They end at `limit` at the
-/// latest; in a sealed segment there.
+/// Finds the records of a segment, of up to `max_record` bytes each. They end at `limit` in a
+/// sealed segment, and at or before `limit` in an unsealed one.
 ///
-/// A record's ordinal is at least that of the job before, plus one. It is more only if records may
-/// have been lost between: at most as many as fit the pads and gaps since that job.
+/// The ordinal of a record is at least that of the previous job plus one. It is more only if
+/// records may have been lost between: at most as many as fit the pads and gaps since that job.
 pub fn scan(file: &[u8], salt: u64, max_record: usize, limit: End, is_sealed: bool) -> Scan {
     let zero = |unit: u32| u64_at(file, unit as usize * UNIT) == 0;
     let valid = |at: u32, next: u32, lost: u32| {

@@ -1,4 +1,5 @@
-//! The two files of a segment together: what recovery decides on them.
+//! What recovery decides about the two files of a segment, in the second implementation of the
+//! format.
 
 use logmill::Damage;
 
@@ -7,34 +8,35 @@ use super::{
     fields, identity, max_record, scan, seal,
 };
 
-/// What is in the two files of a segment.
+/// The content of the two files of a segment.
 #[derive(Debug)]
 pub struct Segment {
-    /// The segment file.
+    /// The bytes of the segment file.
     pub file: Vec<u8>,
     pub is_sealed: bool,
-    /// All its records are done by what the ack file says, even those that are missing.
+    /// According to the ack file all records are done, including missing ones.
     pub is_complete: bool,
     pub damage: Vec<(u64, u64, Damage)>,
     /// Jobs that are not done.
     pub live: Vec<Job>,
-    /// The records that its jobs settle, done ones too, where an open looks for them.
+    /// The records that its jobs name as settled. An open looks for them, also if these jobs are
+    /// done.
     pub settles: Vec<u64>,
 }
 
 #[derive(Debug)]
 pub struct Job {
     pub id: u64,
-    /// Its place in the log.
+    /// The place of its record in the log.
     pub sequence: u64,
     pub payload: Vec<u8>,
-    /// Failed attempts that its metadata says.
+    /// Failed attempts according to its metadata.
     pub prior_attempts: u32,
-    /// Crashes that its metadata says.
+    /// Crashes according to its metadata.
     pub prior_crashes: u32,
-    /// Deliveries since, once the process is taken for dead.
+    /// Later deliveries, after the death of the process.
     pub deliveries: Deliveries,
-    /// 0: unlimited; None: as many as the queue allows.
+    /// 0: unlimited. `None`: as many as the queue allows.
     pub max_attempts: Option<u8>,
     pub due_at: u64,
 }
@@ -46,7 +48,7 @@ impl Job {
         self.prior_attempts.saturating_add(failed.into())
     }
 
-    /// Which attempt the next delivery is.
+    /// The number of the next attempt.
     pub fn next_attempt(&self) -> u32 {
         self.failed().saturating_add(1)
     }
@@ -59,7 +61,8 @@ impl Job {
 }
 
 impl Segment {
-    /// Decides by the table in DESIGN.md's chapter on recovery. `base` is the files' name.
+    /// Decides by the table in the section on recovery of DESIGN.md. `base` is from the name of the
+    /// files.
     pub fn read(base: u64, segment_size: usize, file: Vec<u8>, acks: &[u8]) -> Self {
         let is_ours = |id: &Identity| id.base == base && id.segment_size == segment_size as u64;
         let own = identity(SEGMENT_MAGIC, &file).filter(is_ours);
@@ -80,14 +83,14 @@ impl Segment {
             capacity,
             salt: id.salt,
         };
-        // Where nothing is found.
+        // Whether a segment without any records counts as lost.
         let is_relied_on = copy.is_some_and(|id| acks_of(id).is_relied_on());
         let is_fresh = copy.is_some_and(|id| acks_of(id).is_fresh());
         let is_lost = is_relied_on
             || is_fresh && copy.is_some_and(|id| is_whole && acks_of(id).tells_of_jobs());
         let all = (0, segment_size as u64, Damage::Truncated);
         let Some(identity) = own.or(copy.filter(|_| file.len() >= FILE_HEADER)) else {
-            // Rows 1 and 2.
+            // Rows 1 and 2 of the table.
             if file.iter().any(|&byte| byte != 0) {
                 let damage = match copy {
                     Some(_) => Damage::Truncated,
@@ -99,7 +102,7 @@ impl Segment {
             }
             return segment;
         };
-        // Row 3 needs no more: what follows does not look at the header's other words.
+        // Row 3 needs nothing more, since the code below uses no other words of the header.
         let salt = identity.salt;
         let most = End {
             records: capacity,
@@ -107,7 +110,7 @@ impl Segment {
         };
         let seal = seal(file, salt).filter(|end| end.is_possible(segment_size));
         let end = seal.filter(|end| end.units <= most.units);
-        // Row 4; or rows 5 to 7.
+        // Row 4, or else rows 5 to 7.
         segment.is_sealed = end.is_some();
         let max_record = max_record(segment_size);
         let end_or_most = end.unwrap_or(most);

@@ -1,4 +1,4 @@
-//! What becomes of delays and due times when the wall clock jumps: before a job is claimed, while it
+//! Tests of delays and due times when the wall clock jumps: before a job is claimed, while it
 //! waits, and across a restart.
 
 use std::sync::Arc;
@@ -15,21 +15,21 @@ use crate::{EnqueueOptions, JobId};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
-/// Of both clocks.
+/// What both clocks show at the start.
 const START: Duration = Duration::from_secs(1_000_000_000);
 const SECOND: Duration = Duration::from_secs(1);
 const AFTER_A_SECOND: EnqueueOptionsFn = || EnqueueOptions::new().delay(SECOND);
 
 type EnqueueOptionsFn = fn() -> EnqueueOptions;
 
-/// A queue without threads, and one who takes jobs from it.
+/// A queue without threads, and a consumer of it.
 struct Fixture {
     dir: TempDir,
     open: Option<(Arc<Running>, Source<Arc<Running>>)>,
 }
 
 impl Fixture {
-    /// At [`START`].
+    /// A new queue, with both clocks at [`START`].
     fn new() -> Self {
         stopped::set(Some(START));
         let mut fixture = Self {
@@ -62,7 +62,7 @@ impl Fixture {
             .unwrap()
     }
 
-    /// Whether a job is delivered; it is acked.
+    /// Whether a job is delivered. Acks it.
     fn delivers(&self) -> bool {
         let running = self.running();
         running.turn_timer();
@@ -82,11 +82,12 @@ impl Drop for Fixture {
     }
 }
 
-/// What both clocks show after so long.
+/// Sets both clocks to `time` after [`START`].
 fn pass(time: Duration) {
     stopped::set(Some(START + time));
 }
 
+/// Sets the monotonic clock to `time` after [`START`], and the wall clock to `wall`.
 fn pass_with_wall_at(time: Duration, wall: Duration) {
     pass(time);
     stopped::set_wall(wall);
@@ -100,14 +101,14 @@ fn at(time: Duration) -> SystemTime {
 fn a_delay_is_no_longer_than_asked_for_however_far_the_clock_is_set_back() {
     let fixture = Fixture::new();
     fixture.enqueue(AFTER_A_SECOND());
-    // Before a consumer comes to it, ...
+    // Set back before a consumer comes to the job.
     stopped::set_wall(START - DAY);
     assert!(!fixture.delivers());
     pass_with_wall_at(SECOND - Duration::from_millis(1), START - DAY);
     assert!(!fixture.delivers());
     pass_with_wall_at(SECOND, START - DAY);
     assert!(fixture.delivers());
-    // ... or after that.
+    // Set back after that.
     pass(Duration::ZERO);
     fixture.enqueue(AFTER_A_SECOND());
     assert!(!fixture.delivers());
@@ -131,7 +132,7 @@ fn a_delay_asked_for_while_the_clock_was_far_ahead_ends_after_the_restart_that_f
 #[test]
 fn a_delay_asked_for_before_the_epoch_is_kept() {
     let fixture = Fixture::new();
-    // The clock shows no time before that.
+    // A timestamp cannot be earlier than the epoch.
     stopped::set_wall(Duration::ZERO);
     fixture.enqueue(AFTER_A_SECOND());
     assert!(!fixture.delivers());
@@ -140,7 +141,7 @@ fn a_delay_asked_for_before_the_epoch_is_kept() {
 }
 
 #[test]
-fn a_clock_set_forward_ends_a_delay_that_nobody_has_come_to_and_no_other() {
+fn a_clock_set_forward_ends_a_delay_only_if_no_consumer_has_come_to_the_job() {
     let fixture = Fixture::new();
     fixture.enqueue(AFTER_A_SECOND());
     assert!(!fixture.delivers());
@@ -159,13 +160,13 @@ fn a_due_time_follows_the_clock_wherever_that_jumps() {
     let tomorrow = || EnqueueOptions::new().due_at(at(START + DAY));
     fixture.enqueue(tomorrow());
     assert!(!fixture.delivers());
-    // Set back while it waits: by then it would have been due.
+    // Set back while the job waits, which would have been due by then.
     pass_with_wall_at(DAY, START);
     assert!(!fixture.delivers());
     // And forward again.
     stopped::set_wall(START + DAY);
     assert!(fixture.delivers());
-    // Enqueued and claimed with a clock that is wrong, and then put right.
+    // The clock is wrong while the job is enqueued and claimed, and is then set right.
     pass(Duration::ZERO);
     stopped::set_wall(START - YEAR);
     fixture.enqueue(tomorrow());

@@ -1,12 +1,13 @@
-//! What came back, what is new and what a stuck consumer has claimed: none holds up the others.
+//! Tests that jobs that came back, new jobs, and jobs that a stuck consumer has claimed do not hold
+//! each other up.
 
 use super::*;
 
-/// Of jobs that were taken, one after the other: whether each came back.
+/// For each of the jobs taken, in order: whether it came back, or was new.
 struct Taken(Vec<bool>);
 
 impl Taken {
-    /// Takes `jobs` jobs; those below `first_new` came back.
+    /// Takes `jobs` jobs. Those below `first_new` count as come back.
     fn by(consumer: &Source<Handle>, jobs: usize, first_new: Sequence) -> Self {
         let take = |_| {
             let lease = consumer.try_next().expect("a job waits");
@@ -32,7 +33,7 @@ fn take(consumer: &Source<Handle>, jobs: u32) -> Vec<Lease> {
     leases
 }
 
-/// Appends jobs that nobody has seen yet; returns the first of them.
+/// Appends new jobs, and returns the sequence of the first.
 fn append_new(dispatch: &Dispatch, jobs: u32) -> Sequence {
     let first = dispatch.stripes()[0].active();
     let first = first.sequence(first.reached().index);
@@ -41,11 +42,11 @@ fn append_new(dispatch: &Dispatch, jobs: u32) -> Sequence {
 }
 
 #[test]
-fn while_both_wait_a_consumer_takes_one_that_came_back_and_one_that_is_new_in_turn() {
+fn while_both_wait_a_consumer_takes_jobs_that_came_back_and_new_jobs_in_turn() {
     let dir = tempfile::tempdir().unwrap();
     let dispatch = Handle(dispatch(dir.path()));
     let consumer = Source::new(dispatch.clone());
-    // New jobs of all sorts: made into leases, in claimed runs, in the log.
+    // New jobs in all places: leases of the consumer, claimed runs, and the log.
     for claimed in [0, 10, 60, 150] {
         append(&dispatch.0, 150 + claimed);
         let back = take(&consumer, 150);
@@ -79,7 +80,7 @@ fn jobs_that_come_back_again_and_again_hold_up_no_new_one() {
             }
         }
     }
-    assert_eq!(new, 30, "half of what three consumers took 20 times");
+    assert_eq!(new, 30, "half of the 60 jobs taken should be new");
     for lease in take(&consumers[0], 100) {
         lease.ack();
     }
@@ -92,7 +93,7 @@ fn new_jobs_that_never_end_hold_up_none_that_came_back() {
     let consumers: Vec<_> = (0..3).map(|_| Source::new(dispatch.clone())).collect();
     append(&dispatch.0, 30);
     let back = take(&consumers[0], 30);
-    // Each has claimed some, and there is always more.
+    // Each consumer has claimed some new jobs, and there are always more.
     let first_new = append_new(&dispatch.0, 1000);
     for consumer in &consumers {
         take(consumer, 1)
@@ -107,7 +108,7 @@ fn new_jobs_that_never_end_hold_up_none_that_came_back() {
 }
 
 #[test]
-fn what_a_consumer_gave_back_and_new_jobs_are_taken_in_turn() {
+fn jobs_that_a_consumer_gave_back_and_new_jobs_are_taken_in_turn() {
     let dir = tempfile::tempdir().unwrap();
     let dispatch = Handle(dispatch(dir.path()));
     append(&dispatch.0, 101);
@@ -132,13 +133,16 @@ fn jobs_that_are_not_due_hold_up_none_that_came_back() {
     dispatch.0.inject_all(back);
     for _ in 0..2 {
         consumer.try_next().unwrap().ack();
-        assert!(dispatch.0.timer.len() < 500, "all were claimed before it");
+        assert!(
+            dispatch.0.timer.len() < 500,
+            "all jobs that are not due were claimed before it"
+        );
     }
     assert!(consumer.try_next().is_none());
 }
 
 #[test]
-fn what_a_stuck_consumer_has_claimed_does_not_wait_for_the_end_of_a_backlog() {
+fn jobs_claimed_by_a_stuck_consumer_do_not_wait_for_the_end_of_a_backlog() {
     let dir = tempfile::tempdir().unwrap();
     let dispatch = Handle(dispatch(dir.path()));
     append(&dispatch.0, 256);
@@ -146,7 +150,7 @@ fn what_a_stuck_consumer_has_claimed_does_not_wait_for_the_end_of_a_backlog() {
     let held = stuck.try_next().unwrap();
     let behind = held.sequence().plus(255);
     let consumers = [(); 3].map(|()| Source::new(dispatch.clone()));
-    // Far more than is claimed at once, for as long as this takes.
+    // The backlog stays far longer than one claim.
     append(&dispatch.0, 3000);
     let mut left = 255;
     for _ in 0..60_000 {
@@ -160,6 +164,6 @@ fn what_a_stuck_consumer_has_claimed_does_not_wait_for_the_end_of_a_backlog() {
             lease.ack();
         }
     }
-    assert_eq!(left, 0, "some waited for the end of the backlog");
+    assert_eq!(left, 0, "claimed jobs waited for the end of the backlog");
     held.ack();
 }

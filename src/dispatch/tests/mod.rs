@@ -1,5 +1,5 @@
-//! Who is woken when there is more work than one consumer takes, who keeps a distance, and what
-//! compaction moves.
+//! Tests of which consumers are woken, of consumers that keep a distance from a producer, and of
+//! compaction.
 
 mod clock;
 mod fairness;
@@ -55,7 +55,7 @@ fn dispatch_of(dir: &Path, counted: bool) -> Arc<Dispatch> {
     Arc::new(Dispatch::new(stripes, sleepers, clock, retry, counted))
 }
 
-/// Appends jobs that are due at once and tells nobody.
+/// Appends jobs that are due at once, and wakes no consumer.
 fn append(dispatch: &Dispatch, jobs: u32) {
     append_due(dispatch, jobs, |_| Timestamp::ZERO);
 }
@@ -81,7 +81,7 @@ impl AsRef<Dispatch> for Handle {
     }
 }
 
-/// A job of which four fill a segment.
+/// A job so large that four fill a segment.
 const LARGE: NewRecord<'_> = NewRecord {
     enqueued_at: Timestamp::ZERO,
     due_at: Timestamp::ZERO,
@@ -89,7 +89,8 @@ const LARGE: NewRecord<'_> = NewRecord {
     payload: &[7; 15_000],
 };
 
-/// Fills a segment with four jobs, of which one waits for an hour and the others are done.
+/// Fills a segment with four jobs, delays the first by an hour and acks the others. Returns the
+/// first.
 fn leave_one_waiting(dispatch: &Handle, consumer: &Source<Handle>) -> Sequence {
     for _ in 0..4 {
         dispatch.0.stripes()[0].append_shared(&LARGE).unwrap();
@@ -105,7 +106,7 @@ fn leave_one_waiting(dispatch: &Handle, consumer: &Source<Handle>) -> Sequence {
 }
 
 #[test]
-fn whoever_claims_more_than_the_first_run_wakes_another_even_if_that_run_is_one_job() {
+fn a_consumer_that_claims_more_than_one_run_wakes_another_even_if_the_first_is_a_single_job() {
     let dir = tempfile::tempdir().unwrap();
     let dispatch = Handle(dispatch(dir.path()));
     let consumer = Source::new(dispatch.clone());
@@ -163,7 +164,7 @@ fn a_consumer_that_finds_one_job_wakes_nobody() {
 }
 
 #[test]
-fn who_keeps_a_distance_takes_what_came_back_and_claims_once_it_cannot_wait() {
+fn a_consumer_that_keeps_a_distance_takes_jobs_that_came_back_and_claims_when_its_time_is_up() {
     let dir = tempfile::tempdir().unwrap();
     let dispatch = Handle(dispatch(dir.path()));
     let consumer = Source::new(dispatch.clone());
@@ -187,7 +188,7 @@ fn who_keeps_a_distance_takes_what_came_back_and_claims_once_it_cannot_wait() {
 }
 
 #[test]
-fn who_claims_jobs_that_are_not_due_brings_those_back_that_are_by_now() {
+fn a_claim_of_jobs_that_are_not_due_brings_back_those_that_have_become_due() {
     const SECOND: Duration = Duration::from_secs(1);
     let start = 1000 * SECOND;
     stopped::set(Some(start));
@@ -202,7 +203,7 @@ fn who_claims_jobs_that_are_not_due_brings_those_back_that_are_by_now() {
     append_due_at(start + SECOND);
     assert!(consumer.try_next().is_none());
     stopped::set(Some(start + SECOND));
-    // Nobody runs the timer.
+    // The job is due, but the timer does not run.
     assert!(consumer.try_next().is_none());
     append_due_at(start + 2 * SECOND);
     consumer.try_next().unwrap().ack();
@@ -265,7 +266,7 @@ fn a_moved_job_keeps_its_failed_attempts_and_crashes_and_is_a_suspect_again() {
             lease.ack();
         }
     }
-    // Closes the last of them.
+    // Closes the last of these segments.
     append(&dispatch.0, 1);
     let large = NewRecord {
         enqueued_at: Timestamp::ZERO,
@@ -289,15 +290,16 @@ fn a_moved_job_keeps_its_failed_attempts_and_crashes_and_is_a_suspect_again() {
 }
 
 #[test]
-fn compaction_leaves_a_job_where_it_is_that_a_handler_may_still_ack() {
+fn compaction_does_not_move_a_job_that_a_handler_may_still_ack() {
     let dir = tempfile::tempdir().unwrap();
-    // As with a lease timeout: a job that timed out waits for its retry while a handler has it.
+    // With a lease timeout, a job that has timed out waits for its retry while a handler still has
+    // it.
     let dispatch = Handle(dispatch_of(dir.path(), true));
     let consumer = Source::new(dispatch.clone());
     let stripe = &dispatch.0.stripes()[0];
     let now = dispatch.0.clock.now();
     let later = When::After(now.saturating_add(Duration::from_secs(3600)));
-    // Few in a segment: of each, one in four waits for long.
+    // Each segment has four jobs, one of which is delayed.
     let large = NewRecord {
         enqueued_at: Timestamp::ZERO,
         due_at: Timestamp::ZERO,
@@ -322,7 +324,7 @@ fn compaction_leaves_a_job_where_it_is_that_a_handler_may_still_ack() {
             lease.ack();
         }
     }
-    // Closes the last of them.
+    // Closes the last of these segments.
     stripe.append_shared(&large).unwrap();
     consumer.try_next().unwrap().ack();
     let appended = stripe.stats().appended;
@@ -343,19 +345,19 @@ fn compaction_leaves_a_job_where_it_is_that_a_handler_may_still_ack() {
 }
 
 #[test]
-fn where_room_is_short_waiting_jobs_begin_the_segment_in_reserve() {
+fn where_room_is_short_waiting_jobs_are_moved_into_the_reserve_segment() {
     let dir = tempfile::tempdir().unwrap();
     let dispatch = Handle(dispatch(dir.path()));
     let consumer = Source::new(dispatch.clone());
     let stripe = &dispatch.0.stripes()[0];
     let jobs = [(); 2].map(|()| leave_one_waiting(&dispatch, &consumer));
-    // The second one is not full, and takes no more of these.
+    // The second segment is not full, but has no room for another of these jobs.
     let before = stripe.active().base();
     assert!(!dispatch.0.compact(false).unwrap());
     assert!(dispatch.0.compact(true).unwrap());
     assert!(stripe.active().base() > before);
     assert!(consumer.try_next().is_none());
-    // It was closed for that, and its job follows into what is left.
+    // The second segment was closed by that, so its job can move into the reserve segment, too.
     let reserved = stripe.active().base();
     assert!(dispatch.0.compact(true).unwrap());
     assert_eq!(stripe.active().base(), reserved);
@@ -369,7 +371,7 @@ fn where_room_is_short_waiting_jobs_begin_the_segment_in_reserve() {
 }
 
 #[test]
-fn nothing_stays_of_copies_whose_segment_could_not_be_renamed_whatever_the_rename_has_done() {
+fn nothing_is_left_of_copies_whose_segment_could_not_be_renamed_whatever_the_rename_has_done() {
     let effects = [Effect::Fail(Errno::IO), Effect::FailAfter(Errno::IO)];
     for (effect, call) in effects
         .into_iter()
@@ -402,7 +404,7 @@ fn nothing_stays_of_copies_whose_segment_could_not_be_renamed_whatever_the_renam
         };
         let fault = faults::watch(dir.path(), vec![plan]);
         assert!(dispatch.0.compact(true).is_err());
-        // The job is still where it was. It may be acked there, and is not to come back then.
+        // The job is still where it was, and may be acked there, so no copy of it may be left.
         assert_eq!(stripe.stray_file(), None, "{effect:?} {call}");
         assert_eq!((dispatch.0.timer.len(), stripe.stats().live), (1, 1));
         drop(fault);
@@ -410,7 +412,7 @@ fn nothing_stays_of_copies_whose_segment_could_not_be_renamed_whatever_the_renam
 }
 
 #[test]
-fn copies_that_could_not_be_flushed_are_brought_to_a_consumer_all_the_same() {
+fn copies_that_could_not_be_flushed_are_still_brought_to_a_consumer() {
     let dir = tempfile::tempdir().unwrap();
     let dispatch = Handle(dispatch(dir.path()));
     let consumer = Source::new(dispatch.clone());
@@ -423,15 +425,16 @@ fn copies_that_could_not_be_flushed_are_brought_to_a_consumer_all_the_same() {
     let fault = faults::fail_flushes(stripe.active().paths().segment.path());
     assert!(dispatch.0.compact(true).is_err());
     drop(fault);
-    // Nobody else would tell that there is something to claim.
+    // Nothing else would wake a consumer to claim the copy.
     assert_eq!(dispatch.0.sleepers.asleep(), 0);
     assert!(consumer.try_next().is_none());
     assert_eq!(dispatch.0.timer.len(), 1);
 }
 
-/// A producer may seal at any moment, and a seal ends the search for what its segment settles.
+/// A segment may be sealed at any moment, and an open does not look for settlements in a sealed
+/// segment.
 #[test]
-fn copies_owe_until_it_is_durable_that_the_jobs_are_done_where_they_were() {
+fn copies_owe_a_settlement_until_the_old_records_are_durably_done() {
     let dir = tempfile::tempdir().unwrap();
     let dispatch = Handle(dispatch(dir.path()));
     let consumer = Source::new(dispatch.clone());
@@ -458,7 +461,7 @@ fn a_roll_wakes_no_more_than_one_for_each_job() {
         meta: b"",
         payload: &[7; 15_000],
     };
-    // Four fill a segment, and the fifth begins another.
+    // The fifth job begins another segment.
     for _ in 0..5 {
         dispatch.0.stripes()[0].append_shared(&large).unwrap();
         dispatch.0.sleepers.notify(1);

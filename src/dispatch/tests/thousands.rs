@@ -1,4 +1,5 @@
-//! Thousands of consumers: the work for one job does not grow with their number, and nothing is lost.
+//! Tests that with thousands of consumers the work for a job does not grow with their number, and
+//! that no job is lost.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -17,13 +18,13 @@ fn consumers(dispatch: &Handle, count: usize) -> Vec<Source<Handle>> {
 }
 
 #[test]
-fn idle_consumers_cost_nobody_a_visit() {
+fn idle_consumers_add_no_visits() {
     let cost = |count| {
         let dir = tempfile::tempdir().unwrap();
         let dispatch = Handle(dispatch(dir.path()));
         let consumers = consumers(&dispatch, count);
         append(&dispatch.0, 200);
-        // Some of them take all jobs, most by stealing; the others do nothing.
+        // Every `count / 20`th consumer takes jobs, mostly by stealing. The others do nothing.
         for _ in 0..10 {
             consumers.iter().step_by(count / 20).for_each(take);
         }
@@ -42,7 +43,7 @@ fn stealing_from_thousands_of_busy_consumers_takes_at_most_two_visits_a_job() {
         let dir = tempfile::tempdir().unwrap();
         let dispatch = Handle(dispatch(dir.path()));
         let busy = consumers(&dispatch, count);
-        // Each has one more job than it is busy with.
+        // Each has one job in work, and one more that can be stolen.
         for consumer in &busy {
             append(&dispatch.0, 2);
             take(consumer);
@@ -53,7 +54,10 @@ fn stealing_from_thousands_of_busy_consumers_takes_at_most_two_visits_a_job() {
             take(&idle);
         }
         let visits = visits(&dispatch.0);
-        assert!(visits <= 2 * count as u64, "{visits} of {count}");
+        assert!(
+            visits <= 2 * count as u64,
+            "{visits} visits for {count} jobs"
+        );
         assert!(idle.try_next().is_none());
     }
 }
@@ -68,7 +72,7 @@ fn consumers_that_come_and_go_leave_nothing_behind_and_take_nothing_with_them() 
         append(&dispatch.0, 2);
         take(&present[round % 200]);
         done += 1;
-        // It has a job left, which goes back to all; its place is given to the next.
+        // The consumer that is replaced gives its other job back for all, and its place is reused.
         present[round % 200] = Source::new(dispatch.clone());
     }
     present.truncate(1);

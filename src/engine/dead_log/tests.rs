@@ -1,4 +1,4 @@
-//! Letters that cannot be written or flushed, and late acks of jobs that die.
+//! Tests of letters that cannot be written or flushed, and of late acks of jobs that die.
 
 use std::io;
 use std::path::Path;
@@ -115,7 +115,7 @@ fn a_letter_that_is_withdrawn_while_its_replay_fails_is_not_counted_as_withheld(
 }
 
 #[test]
-fn a_late_ack_leaves_no_letter_that_is_written_at_the_very_moment() {
+fn a_late_ack_leaves_no_letter_that_is_being_written_at_that_moment() {
     let mut now = Duration::from_secs(1_000_000);
     stopped::set(Some(now));
     let dir = tempfile::tempdir_in("/dev/shm")
@@ -123,7 +123,8 @@ fn a_late_ack_leaves_no_letter_that_is_written_at_the_very_moment() {
         .unwrap();
     let running = open(&dir).0;
     let consumer = Source::new(Arc::clone(&running));
-    // Close to the moment at which the writer asks whether a handler has the job.
+    // The ack comes close to the moment at which the writer of letters asks whether a handler has
+    // the job.
     let is_flushed = Arc::new(AtomicBool::new(false));
     let observer = {
         let is_flushed = Arc::clone(&is_flushed);
@@ -156,7 +157,7 @@ fn a_late_ack_leaves_no_letter_that_is_written_at_the_very_moment() {
 }
 
 #[test]
-fn the_end_of_one_handler_does_not_let_the_letter_be_forgotten_that_another_may_withdraw() {
+fn a_letter_is_remembered_while_another_handler_may_still_withdraw_it() {
     let mut now = Duration::from_secs(1_000_000);
     stopped::set(Some(now));
     let dir = tempfile::tempdir().unwrap();
@@ -173,7 +174,7 @@ fn the_end_of_one_handler_does_not_let_the_letter_be_forgotten_that_another_may_
 }
 
 #[test]
-fn whatever_handlers_do_late_no_letter_stays_of_a_job_that_was_acked() {
+fn late_handlers_leave_no_letter_of_a_job_that_was_acked() {
     const JOBS: usize = 12_000;
     const HANDLERS: u64 = 6;
     let dir = tempfile::tempdir_in("/dev/shm")
@@ -208,7 +209,7 @@ fn whatever_handlers_do_late_no_letter_stays_of_a_job_that_was_acked() {
         for seed in 0..HANDLERS {
             scope.spawn(move || (*handle)(seed));
         }
-        // Writes letters all the time.
+        // Writes letters all the time, as each look at letters does.
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
                 queue.dead_letters().iter().for_each(drop);

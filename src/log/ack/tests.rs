@@ -1,4 +1,4 @@
-//! Ack words and delivery words: their bytes, their checks, and what changes them.
+//! Tests of ack words and delivery words: their bytes, their checks, and what changes them.
 
 use super::*;
 use crate::storage::Entry;
@@ -31,7 +31,7 @@ fn no_change_within_one_byte_of_a_word_passes_the_check() {
         assert_eq!(
             sums.len(),
             256,
-            "two sets of bits of byte {byte} have one sum"
+            "two values of byte {byte} have the same check"
         );
     }
     for done in [0, 1, 0x8000_0000, 0xdead_beef, u32::MAX] {
@@ -68,7 +68,7 @@ fn a_delivery_that_fails_is_counted_and_runs_no_more() {
 }
 
 #[test]
-fn a_crash_is_counted_once_and_is_no_failed_attempt() {
+fn a_crash_is_counted_once_and_is_not_a_failed_attempt() {
     let dir = tempfile::tempdir().unwrap();
     let acks = ack_file(&dir, 10, SALT);
     let said = |index| {
@@ -88,7 +88,7 @@ fn a_crash_is_counted_once_and_is_no_failed_attempt() {
         }
     }
     assert_eq!(said(1), (0, 1));
-    // It was done.
+    // That job was done.
     assert_eq!(said(4), (0, 0));
     acks.begin_delivery(3);
     acks.update_running(10, Deliveries::ended);
@@ -142,7 +142,7 @@ fn the_last_ack_of_a_word_fills_it_and_a_second_ack_is_refused() {
 }
 
 #[test]
-fn what_is_left_of_another_salt_is_neither_an_ack_nor_a_delivery() {
+fn words_written_with_another_salt_are_neither_acks_nor_deliveries() {
     let other = Key::new(0x8877_6655_4433_2211);
     assert_eq!(KEY.bits_of(0), Some(0));
     for done in [1, 0x8000_0000, 0xff, 0xdead_beef, u32::MAX] {

@@ -1,5 +1,6 @@
-//! What the fuzz targets see of the formats: decoding and scanning bytes in memory, where the
-//! library has files. Built with `--cfg fuzzing` only, and no part of the API.
+//! Entry points for the fuzz targets: they decode and scan the file formats in memory.
+//!
+//! Built only with `--cfg fuzzing`, and not part of the API.
 
 #![allow(missing_docs)]
 
@@ -17,7 +18,7 @@ pub struct Header {
     pub segment_size: u64,
     pub created_at: u64,
     pub salt: u64,
-    /// Written again, without a seal.
+    /// The header encoded again, without a seal.
     pub encoded: [u8; header::FILE_HEADER_BYTES],
 }
 
@@ -37,7 +38,7 @@ pub fn header(is_ack: bool, bytes: &[u8]) -> Option<Header> {
     })
 }
 
-/// Records and units of a sealed segment.
+/// Decodes a seal: the records and units of a sealed segment.
 pub fn seal(salt: u64, bytes: &[u8]) -> Option<(u32, u32)> {
     header::decode_seal(salt, bytes).map(|end| (end.index, end.units))
 }
@@ -45,21 +46,22 @@ pub fn seal(salt: u64, bytes: &[u8]) -> Option<(u32, u32)> {
 /// What a scan found.
 #[derive(Debug)]
 pub struct Scanned {
-    /// Records and units.
+    /// Where the records end, in records and units.
     pub end: (u32, u32),
     pub gaps: Vec<Gap>,
     /// Ordinals `[from, to)` without a record.
     pub missing: Vec<(u32, u32)>,
     pub settles: Vec<u64>,
-    /// Bytes hashed.
+    /// How many bytes were hashed.
     pub hashed: usize,
-    /// The segment when the gaps are covered.
+    /// The segment after the gaps were covered with pads.
     pub covered: Vec<u8>,
-    /// The same after each record's header was read and written again.
+    /// The segment after that, with the header of each record decoded and encoded again.
     pub rewritten: Vec<u8>,
-    /// The jobs that a walk from one record to the next then meets: ordinals and units.
+    /// The jobs found by a walk from record to record after the gaps were covered: ordinals and
+    /// units.
     pub jobs: Vec<(u32, u32)>,
-    /// Where that walk ends.
+    /// The unit at which that walk ends.
     pub walked_to: u32,
 }
 
@@ -69,12 +71,12 @@ pub struct Gap {
     pub from: u32,
     pub to: u32,
     pub next_index: u32,
-    /// None: a hole.
+    /// `None` for a hole.
     pub damage: Option<Damage>,
 }
 
-/// Scans a segment of which at most, or if it `is_sealed` exactly, so many records and units are
-/// in use, for records of up to `max_record` bytes.
+/// Scans a segment for records of up to `max_record` bytes. The segment uses at most `(index,
+/// units)` records and units, or exactly that many if it `is_sealed`.
 pub fn scan(
     segment: &[u8],
     salt: u64,
@@ -132,7 +134,7 @@ pub fn scan(
     }
 }
 
-/// Metadata, decoded.
+/// Decoded metadata.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Fields {
     pub max_attempts: Option<Option<u8>>,
@@ -146,6 +148,8 @@ pub struct Fields {
 }
 
 /// Decodes metadata, and encodes it again.
+///
+/// Returns both.
 pub fn meta(bytes: &[u8]) -> (Fields, Vec<u8>) {
     let meta = Meta::decode(bytes);
     let encoded = meta.encode(MAX_META_BYTES);
@@ -162,19 +166,20 @@ pub fn meta(bytes: &[u8]) -> (Fields, Vec<u8>) {
     (fields, encoded)
 }
 
-/// What an ack file says of its records, and what it becomes.
+/// What an ack file says about its records, and its content after the jobs were delivered and
+/// acked.
 #[derive(Debug)]
 pub struct Acks {
     /// Whether each record is done; failed attempts, crashes, and whether a handler has it.
     pub found: Vec<(bool, (u8, u8, bool))>,
-    /// Words that failed their check.
+    /// How many words failed their check.
     pub reset: u64,
-    /// The file when recovery has counted crashes, and each record that was not done was delivered
-    /// and failed, was delivered, and acked.
+    /// The file after recovery has counted crashes, and each record that was not done was delivered
+    /// and failed, then delivered again and acked.
     pub finished: Vec<u8>,
 }
 
-/// Takes in the ack file of a segment that can hold `capacity` records and has `records`.
+/// Reads the ack file of a segment that has room for `capacity` records and holds `records`.
 pub fn acks(file: &[u8], salt: u64, capacity: u32, records: u32) -> Acks {
     let acks = AckFile::new(MappedFile::in_memory(file), capacity, salt);
     let reset = check_acks(&acks, records);

@@ -1,4 +1,4 @@
-//! The reports of recovery and of verification.
+//! The public reports of what opening a queue and verifying it found.
 
 use std::path::PathBuf;
 
@@ -44,13 +44,13 @@ impl std::fmt::Display for Damage {
 pub struct Quarantined {
     /// The segment file in which it was found, or the file or directory that is lost.
     pub path: PathBuf,
-    /// Where it starts in that file, in bytes.
+    /// Where the region starts in that file, in bytes.
     pub offset: u64,
-    /// How long it is, in bytes; 0 for a directory.
+    /// Length of the region in bytes; 0 for a directory.
     pub len: u64,
     /// What is wrong with it.
     pub damage: Damage,
-    /// The copy in the `quarantine` directory; None if there were no bytes to copy.
+    /// The copy in the `quarantine` directory; `None` if there were no bytes to copy.
     ///
     /// A text file beside the copy records the other fields.
     pub copy: Option<PathBuf>,
@@ -80,8 +80,7 @@ pub struct Quarantined {
 pub struct RecoveryReport {
     /// Segments found with records in them, including the dead letter log's.
     pub segments: u64,
-    /// Of these, segments trusted because of their seal; each is checked before it is first read
-    /// from.
+    /// Of these, segments trusted because of their seal. Each is checked before it is first read.
     pub sealed: u64,
     /// Of these, segments scanned record by record.
     pub scanned: u64,
@@ -91,18 +90,18 @@ pub struct RecoveryReport {
     pub records: u64,
     /// Jobs found that are not done.
     ///
-    /// Jobs of sealed segments are counted before their check. What is found damaged later is in
-    /// [`Stats::lost`](crate::Stats::lost).
+    /// Jobs of sealed segments are counted before they are checked. Those found damaged later are
+    /// counted in [`Stats::lost`](crate::Stats::lost).
     pub jobs: u64,
     /// Dead letters found.
     pub dead_letters: u64,
-    /// Regions quarantined because they failed their check, and what is lost.
+    /// Damaged regions that were quarantined, and files or parts of files that are lost.
     pub quarantined: Vec<Quarantined>,
     /// Holes: places that a producer had reserved but not written to when its process died.
     pub holes: u64,
-    /// Ack files that were rebuilt: the jobs of these segments are delivered again.
+    /// Ack files that were rebuilt. All jobs of their segments are delivered again.
     pub ack_files_rebuilt: Vec<PathBuf>,
-    /// Ack words that failed their check: up to 32 jobs each are delivered again.
+    /// Ack words that failed their check. Up to 32 jobs for each are delivered again.
     pub ack_words_reset: u64,
     /// Segment headers restored from the copy in the ack file.
     pub headers_mended: Vec<PathBuf>,
@@ -116,9 +115,9 @@ pub struct RecoveryReport {
 impl RecoveryReport {
     /// Whether nothing was damaged.
     ///
-    /// What the death of a process leaves does not count as damage: holes, completed moves, and
-    /// records that were [never committed](Damage::Uncommitted). After a power cut, records that no
-    /// flush had covered may be incomplete, and these count as damage.
+    /// Three things that the death of a process can leave do not count as damage: holes, moves that
+    /// were completed, and records that were [never committed](Damage::Uncommitted). After a power
+    /// cut, records that no flush had covered may be incomplete, and these count as damage.
     pub fn is_clean(&self) -> bool {
         self.quarantined
             .iter()
@@ -129,7 +128,7 @@ impl RecoveryReport {
     }
 }
 
-/// How far opening a queue has come, for long scans.
+/// The progress of opening a queue, for long scans.
 ///
 /// Passed to the function given to [`Builder::on_progress`](crate::Builder::on_progress).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,11 +148,11 @@ pub struct VerifyReport {
     pub segments: u64,
     /// Valid jobs and letters, done or not.
     pub records: u64,
-    /// Bytes of their records.
+    /// Total size of their records in bytes.
     pub bytes: u64,
     /// Damage found since the queue was opened.
     ///
-    /// Includes what was quarantined when a segment was first read and, without a copy, records
-    /// that were valid then and no longer are.
+    /// This includes regions that were quarantined when a segment was first read, and, without a
+    /// copy, records that were valid then and are damaged now.
     pub damaged: Vec<Quarantined>,
 }

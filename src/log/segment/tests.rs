@@ -1,4 +1,5 @@
-//! A segment from its creation to its retirement, and what claims, acks, flushes and seals do to it.
+//! Tests of a segment from its creation to its retirement: appends, claims, acks, flushes and
+//! seals.
 
 use std::fs;
 use std::path::Path;
@@ -69,7 +70,7 @@ fn hex(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// The segment in `dir` as the next process finds it.
+/// Opens the segment in `dir` as the next process would.
 fn reopen(dir: &Path, report: &mut RecoveryReport) -> Arc<Segment> {
     let mut recovery = Recovery {
         segment_size: SIZE,
@@ -98,7 +99,7 @@ fn the_bytes_of_a_sealed_segment_and_its_ack_file_are_pinned() {
     segment.seal().unwrap();
 
     let bytes = fs::read(&segment.paths().segment).unwrap();
-    // Computed from the tables in `header.rs`, `record.rs`, `ack.rs` and `mark.rs` by another program.
+    // Computed by another program from the tables of the file formats.
     let expected = "\
         6c6f676d696c6c5301000000570c8491\n\
         40000000000000030040000000000000\n\
@@ -114,7 +115,8 @@ fn the_bytes_of_a_sealed_segment_and_its_ack_file_are_pinned() {
 
     let bytes = fs::read(&segment.paths().ack).unwrap();
     assert_eq!(bytes.len(), 64 + 8 * 16 + 4 * 510);
-    // The mark, and the done bits of the first record and of those past the last.
+    // The header, the mark, and a word with the done bits of the first record and of all bits past
+    // the last one.
     let expected = "\
         6c6f676d696c6c410100000095782929\n\
         40000000000000030040000000000000\n\
@@ -122,7 +124,7 @@ fn the_bytes_of_a_sealed_segment_and_its_ack_file_are_pinned() {
         55b09725a65651480000000000000000\n\
         fdfffffff4b73ba3\n";
     assert_eq!(hex(&bytes[..72]), expected);
-    // A handler had the first record.
+    // The delivery word of the first record, which a handler had.
     assert_eq!(bytes[192..196], [0x00, 0x50, 0xb8, 0xf6]);
     let rest = [&bytes[72..192], &bytes[196..]].concat();
     assert!(rest.iter().all(|&byte| byte == 0));
@@ -159,7 +161,7 @@ fn a_claim_takes_committed_records_in_order_and_ends_on_an_ack_word() {
     let (found, leases) = claim(&segment, 5);
     assert_eq!(found, Claim::Taken { caught_up: false });
     assert_eq!(indices(&segment, &leases), Vec::from_iter(0..5));
-    // 64 less the 5 that were taken of the first word.
+    // A claim ends on an ack word: this one at record 64, so it takes 59.
     let (found, leases) = claim(&segment, 64);
     assert_eq!(found, Claim::Taken { caught_up: false });
     assert_eq!(indices(&segment, &leases), Vec::from_iter(5..64));
@@ -183,7 +185,7 @@ fn a_claim_is_bounded_by_bytes_but_takes_at_least_one_record() {
     let found = pinned.claim_leases(100, 1, false, &mut leases);
     assert_eq!(found, Claim::Taken { caught_up: false });
     assert_eq!(leases.len(), 1);
-    // Adds to what is there.
+    // The leases are added to the one from before.
     let found = pinned.claim_leases(100, 1500, false, &mut leases);
     assert_eq!(found, Claim::Taken { caught_up: false });
     assert_eq!(indices(&segment, &leases), [0, 1, 2]);
@@ -191,7 +193,7 @@ fn a_claim_is_bounded_by_bytes_but_takes_at_least_one_record() {
 }
 
 #[test]
-fn a_lease_is_never_of_a_record_that_an_earlier_process_acked() {
+fn a_record_that_an_earlier_process_acked_is_never_claimed() {
     let dir = tempfile::tempdir().unwrap();
     {
         let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
@@ -200,7 +202,7 @@ fn a_lease_is_never_of_a_record_that_an_earlier_process_acked() {
         }
         let (_, leases) = claim(&segment, 224);
         for lease in leases {
-            // Leaves one alone in a run, and a run of more than any claim that is done.
+            // Leaves one record, after a stretch of done ones that is longer than any claim.
             if lease.sequence().offset_from(segment.base()) != 150 {
                 lease.ack();
             }
@@ -208,7 +210,7 @@ fn a_lease_is_never_of_a_record_that_an_earlier_process_acked() {
     }
     let segment = reopen(dir.path(), &mut RecoveryReport::default());
     let (found, leases) = claim(&segment, 32);
-    // Nobody appends to it any more.
+    // Not caught up, as nothing is appended to this segment any more.
     assert_eq!(found, Claim::Taken { caught_up: false });
     assert_eq!(indices(&segment, &leases), [150]);
     let (found, rest) = claim(&segment, 32);
@@ -261,7 +263,7 @@ fn a_segment_is_complete_once_it_is_closed_and_every_record_is_acked() {
             told += u32::from(segment.close_now());
         }
         assert!(segment.is_complete());
-        assert_eq!(told, 1, "exactly one is told of it");
+        assert_eq!(told, 1, "exactly one caller learns that it is complete");
     }
 }
 
@@ -276,7 +278,7 @@ fn an_empty_segment_is_complete_when_it_is_closed() {
 }
 
 #[test]
-fn a_record_of_just_what_is_left_fits_and_a_larger_one_closes_the_segment() {
+fn a_record_that_takes_all_the_room_left_fits_and_the_next_one_closes_the_segment() {
     let dir = tempfile::tempdir().unwrap();
     let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
     let left = SIZE as usize - header::FILE_HEADER_BYTES - RECORD_HEADER_BYTES;
@@ -288,7 +290,7 @@ fn a_record_of_just_what_is_left_fits_and_a_larger_one_closes_the_segment() {
     ));
     let end = segment.closed().unwrap();
     assert_eq!((end.index, u64::from(end.units) * UNIT as u64), (2, SIZE));
-    // Sealed, it is as long as before.
+    // The seal cuts nothing off.
     segment.seal().unwrap();
     assert_eq!(fs::metadata(&segment.paths().segment).unwrap().len(), SIZE);
     let (_, leases) = claim(&segment, 10);
@@ -300,7 +302,7 @@ fn a_record_of_just_what_is_left_fits_and_a_larger_one_closes_the_segment() {
 fn a_walk_that_began_before_the_segment_was_closed_ends_at_its_end_after_the_seal() {
     let dir = tempfile::tempdir().unwrap();
     let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
-    // Up to the end of the first page, so that the next commit word is on a page of its own.
+    // The record ends with the first page, so that the next commit word is on the second page.
     append(
         &segment,
         &[1; 4096 - header::FILE_HEADER_BYTES - RECORD_HEADER_BYTES],
@@ -310,7 +312,7 @@ fn a_walk_that_began_before_the_segment_was_closed_ends_at_its_end_after_the_sea
     assert!(records.next().is_some());
     segment.close_now();
     segment.seal().unwrap();
-    // Past the end of the file this would be a SIGBUS.
+    // A read past the end of the file would be a SIGBUS.
     assert!(records.next().is_none());
     assert!(fs::metadata(&segment.paths().segment).unwrap().len() < 8192);
 }
@@ -324,7 +326,7 @@ fn a_failed_flush_of_the_records_is_final_and_no_seal_follows_it() {
     let fault = faults::fail_flushes(&segment.paths().segment);
     let first = segment.flush(false).unwrap_err();
     drop(fault);
-    // The disk works again, and would say so.
+    // The disk works again, so another flush would succeed.
     for _ in 0..2 {
         let again = segment.flush(false).unwrap_err();
         assert!(Arc::ptr_eq(&first, &again));
@@ -351,7 +353,10 @@ fn a_failed_flush_of_the_acks_is_final_for_the_acks_and_no_seal_follows_it() {
     assert!(segment.flush(true).is_err());
     assert!(segment.seal().is_err());
     assert!(!segment.is_sealed());
-    assert!(segment.flush(false).is_ok(), "the records are another file");
+    assert!(
+        segment.flush(false).is_ok(),
+        "the failed flush of the ack file ended flushes of the records"
+    );
 }
 
 #[test]
@@ -366,7 +371,7 @@ fn a_failed_flush_of_the_names_is_final() {
 }
 
 #[test]
-fn nothing_stays_of_a_segment_that_could_not_be_created() {
+fn nothing_is_left_of_a_segment_that_could_not_be_created() {
     let dir = tempfile::tempdir().unwrap();
     let paths = Paths::new(&Names::at(dir.path()), identity().base);
     let fault = faults::fill_disk(paths.segment.path());
@@ -377,7 +382,7 @@ fn nothing_stays_of_a_segment_that_could_not_be_created() {
 }
 
 #[test]
-fn records_that_a_seal_proves_and_that_are_gone_are_damage_and_no_claim_waits_for_them() {
+fn records_missing_from_a_sealed_segment_are_damage_and_no_claim_waits_for_them() {
     let dir = tempfile::tempdir().unwrap();
     let paths = {
         let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
@@ -391,12 +396,15 @@ fn records_that_a_seal_proves_and_that_are_gone_are_damage_and_no_claim_waits_fo
     let mut bytes = fs::read(&paths.segment).unwrap();
     let end = bytes.len() - 8;
     bytes[end - 80..].fill(0);
-    // One in the middle too.
+    // And one record in the middle.
     bytes[64 + 400..64 + 440].fill(0);
     fs::write(&paths.segment, bytes).unwrap();
     let mut report = RecoveryReport::default();
     let segment = reopen(dir.path(), &mut report);
-    assert!(segment.is_unscanned(), "trusted until it is claimed");
+    assert!(
+        segment.is_unscanned(),
+        "the open has scanned a sealed segment"
+    );
     let mut recovery = Recovery {
         segment_size: SIZE,
         queue: &Directory::open(dir.path()).unwrap().unwrap(),
@@ -422,5 +430,8 @@ fn records_that_a_seal_proves_and_that_are_gone_are_damage_and_no_claim_waits_fo
         .map(Lease::ack)
         .reduce(|_, last| last)
         .unwrap();
-    assert!(complete.segment_complete, "what is missing counts as done");
+    assert!(
+        complete.segment_complete,
+        "the missing records do not count as done"
+    );
 }

@@ -1,16 +1,17 @@
-//! Segments that have to be checked before they are claimed from, and damage that cannot be set aside yet.
+//! Tests of segments that have to be checked before they are claimed from, and of damage that
+//! cannot be set aside yet.
 
 use super::*;
 
 #[test]
-fn a_segment_that_another_has_scanned_meanwhile_is_claimed_from_and_not_passed_over() {
+fn a_segment_that_another_thread_has_scanned_meanwhile_is_claimed_from_and_not_skipped() {
     let fixture = Fixture::new();
     fixture.seal_jobs(&[b"one"]);
     let stripe = fixture.open();
-    // A consumer looks, and finds that it is to be scanned ...
+    // A consumer finds a segment that has to be scanned ...
     let segment = stripe.claiming.load_full();
     assert!(segment.is_unscanned());
-    // ... which somebody else does before it takes its turn.
+    // ... and another thread scans it before the consumer can.
     assert_eq!(stripe.pins().count(), 2);
     assert!(!segment.is_unscanned());
     assert!(stripe.step_from(&segment, true));
@@ -53,11 +54,11 @@ fn a_damaged_segment_that_cannot_be_set_aside_is_held_back_and_consumers_may_sle
     assert!(stripe.is_held_back());
     assert!(
         !stripe.may_have_work(),
-        "a consumer that looks again finds nothing"
+        "consumers would look again and again"
     );
     assert!(
         stripe.pins().next().is_some_and(|first| first.is_err()),
-        "not left out silently"
+        "a reader skips the segment without an error"
     );
     drop(fault);
     *stripe.held_back.lock() = None;
@@ -67,14 +68,17 @@ fn a_damaged_segment_that_cannot_be_set_aside_is_held_back_and_consumers_may_sle
     assert_eq!(leases[0].record().payload(), b"second");
     assert_eq!(stripe.damaged_regions(), 1);
     for lease in leases {
-        assert!(lease.ack().segment_complete, "the lost one counts as done");
+        assert!(
+            lease.ack().segment_complete,
+            "the lost job does not count as done"
+        );
     }
     stripe.reclaim().unwrap();
     assert_eq!(fixture.files(".seg").len(), 1);
 }
 
 #[test]
-fn a_consumer_asleep_is_woken_when_somebody_else_has_checked_the_segment_that_was_held_back() {
+fn a_consumer_asleep_is_woken_when_another_thread_has_checked_the_segment_that_was_held_back() {
     let fixture = Fixture::new();
     {
         let stripe = fixture.open();
@@ -94,7 +98,10 @@ fn a_consumer_asleep_is_woken_when_somebody_else_has_checked_the_segment_that_wa
     assert!(!stripe.may_have_work());
     let sound = stripe.segment_after(Some(origin())).unwrap().base();
     assert!(stripe.pin_containing(sound).unwrap().is_some());
-    assert!(stripe.is_held_back(), "another segment says nothing of it");
+    assert!(
+        stripe.is_held_back(),
+        "the check of another segment ended the wait"
+    );
     drop(fault);
     assert_eq!(stripe.config.sleepers.asleep(), 1);
     assert!(stripe.pin_containing(origin()).unwrap().is_some());
@@ -103,7 +110,7 @@ fn a_consumer_asleep_is_woken_when_somebody_else_has_checked_the_segment_that_wa
 }
 
 #[test]
-fn a_segment_that_cannot_be_renamed_to_wait_does_not_lose_its_acks() {
+fn a_segment_that_cannot_be_renamed_to_a_spare_does_not_lose_its_acks() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
     fill_segments(&stripe, 1);
@@ -113,7 +120,7 @@ fn a_segment_that_cannot_be_renamed_to_wait_does_not_lose_its_acks() {
     let in_the_way = fixture.dir().join(format!("{:020}.spare", 0));
     fs::create_dir(&in_the_way).unwrap();
     for _ in 0..2 {
-        // Whether it says so or removes the files instead.
+        // This may return an error, or remove the files instead.
         let _ = stripe.reclaim();
     }
     fs::remove_dir(&in_the_way).unwrap();
@@ -122,7 +129,7 @@ fn a_segment_that_cannot_be_renamed_to_wait_does_not_lose_its_acks() {
 }
 
 #[test]
-fn a_segment_whose_last_job_was_lost_to_damage_can_be_compacted_as_any_other() {
+fn a_segment_whose_last_job_was_lost_to_damage_can_be_compacted_like_any_other() {
     let fixture = Fixture::new();
     fixture.seal_jobs(&[b"waits", b"lost"]);
     let path = fixture.dir().join(format!("{:020}.seg", 0));

@@ -1,9 +1,10 @@
-//! Segments whose space is given back while they are still looked at, and logs without files.
+//! Tests of segments that are emptied to give back their space, of logs without files, and of what
+//! is made ready ahead of time.
 
 use super::*;
 
 #[test]
-fn what_follows_a_segment_that_is_flushed_is_flushed_before_it_is_needed() {
+fn the_segment_prepared_after_a_flush_is_flushed_before_it_is_needed() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
     append(&stripe, b"job");
@@ -21,9 +22,9 @@ fn what_follows_a_segment_that_is_flushed_is_flushed_before_it_is_needed() {
     flushes();
     stripe.prepare();
     stripe.flush_ahead().unwrap();
-    // Its records and its acks.
+    // Its segment file and its ack file.
     assert_eq!(flushes(), 2);
-    // The next one is not, if nobody asks for a flush meanwhile.
+    // The next one is not flushed, as no flush was requested meanwhile.
     fill_segments(&stripe, 2);
     stripe.prepare();
     stripe.flush_ahead().unwrap();
@@ -31,7 +32,7 @@ fn what_follows_a_segment_that_is_flushed_is_flushed_before_it_is_needed() {
 }
 
 #[test]
-fn a_first_segment_with_pages_that_cannot_be_had_is_left() {
+fn a_first_segment_whose_pages_cannot_be_prefaulted_is_left_for_another() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
     let before = append(&stripe, b"before");
@@ -47,18 +48,18 @@ fn a_first_segment_with_pages_that_cannot_be_had_is_left() {
     assert!(after >= before.plus(capacity_of(SIZE)));
     let leases = claim_all(&stripe);
     assert_eq!(sequences(&leases), [before, after]);
-    // Its files are not used again.
+    // The files are not recycled.
     leases.into_iter().for_each(|lease| _ = lease.ack());
     stripe.reclaim().unwrap();
     assert!(fixture.files("spare").is_empty() && fixture.files(".seg").len() == 1);
-    // Once, and no more.
+    // It is prefaulted only once.
     assert!(!fault.take_calls().is_empty());
     assert!(!stripe.warm_up());
     assert!(fault.take_calls().is_empty());
 }
 
 #[test]
-fn damage_that_cannot_be_set_aside_keeps_its_segment_though_all_else_in_it_is_done() {
+fn damage_that_cannot_be_set_aside_keeps_its_segment_although_all_else_in_it_is_done() {
     for starts_ready in [true, false] {
         let fixture = Fixture {
             starts_ready,
@@ -90,7 +91,7 @@ fn damage_that_cannot_be_set_aside_keeps_its_segment_though_all_else_in_it_is_do
 }
 
 #[test]
-fn what_is_done_but_for_damage_goes_as_soon_as_the_damage_is_set_aside() {
+fn a_segment_that_is_done_except_for_damage_is_removed_once_the_damage_is_set_aside() {
     let fixture = Fixture::new();
     {
         let stripe = fixture.open();
@@ -109,14 +110,14 @@ fn what_is_done_but_for_damage_goes_as_soon_as_the_damage_is_set_aside() {
     let kicks = fixture.kicks.load(Ordering::Relaxed);
     assert_eq!(stripe.pins().count(), 2);
     assert_eq!(stripe.damage().len(), 1);
-    // Maintenance is told.
+    // Maintenance is woken.
     assert!(fixture.kicks.load(Ordering::Relaxed) > kicks);
     assert!(stripe.reclaim().unwrap());
     assert!(!path.exists());
 }
 
 #[test]
-fn a_segment_that_somebody_reads_is_emptied_later() {
+fn a_segment_that_is_being_read_is_emptied_later() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
     append(&stripe, b"job");
@@ -135,7 +136,7 @@ fn a_segment_that_somebody_reads_is_emptied_later() {
 }
 
 #[test]
-fn a_flush_that_fails_when_a_segment_is_emptied_is_told_and_final() {
+fn a_flush_that_fails_when_a_segment_is_emptied_is_reported_and_final() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
     append(&stripe, b"job");
@@ -161,8 +162,8 @@ fn a_segment_is_not_emptied_if_a_flush_of_it_fails_while_it_waits_for_that() {
         let segment = stripe.active().paths().segment.path().to_path_buf();
         let bytes = fs::read(&segment).unwrap();
         let _full = faults::fill_disk(&fixture.dir());
-        // Whoever flushes a segment reads it until the flush ends. Before that a producer finds
-        // the disk full, and gives the segment up.
+        // A flush reads the segment until it ends. Before that, a producer finds the disk full and
+        // retires the segment.
         let (producer, flushed) = (Arc::clone(&stripe), segment.clone());
         let observer = move |operation, path: &Path, moment| {
             if (operation, moment) != (Operation::Flush, Moment::Before) || path != flushed {
@@ -192,7 +193,7 @@ fn a_segment_is_emptied_after_its_acks_are_durable() {
     for (is_flushed, fails, expected) in [
         (false, false, &expected[..]),
         (true, false, &expected),
-        // What a failed flush was of stays.
+        // After a failed flush, the files stay as they are.
         (true, true, &[]),
     ] {
         let fixture = Fixture::new();
@@ -281,7 +282,7 @@ fn a_log_with_jobs_opens_on_a_full_disk_and_its_consumers_go_on() {
     };
     let fault = faults::fill_disk(&fixture.dir());
     let stripe = fixture.open();
-    // What was prepared gave its space back, and keeps its name until maintenance begins.
+    // The prepared segment has given its space back, and keeps its name until maintenance runs.
     let prepared = fixture.dir().join(format!("{:020}.seg", capacity_of(SIZE)));
     assert_eq!(fs::metadata(&prepared).unwrap().len(), 0);
     assert!(matches!(

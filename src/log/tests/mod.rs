@@ -1,4 +1,4 @@
-//! What the tests of a stripe's log share.
+//! Tests of a stripe's log, and the fixture that they share.
 
 mod checking;
 mod emptying;
@@ -24,10 +24,11 @@ use crate::storage::faults::{self, Effect, Moment, Plan};
 use crate::storage::{Operation, create_directories};
 
 const SIZE: u64 = 16384;
-/// A payload of which 15 records fill a segment to the last byte.
+/// A payload of which 15 records fill a segment, to the last byte.
 const LARGE: [u8; 1056] = [7; 1056];
 const LARGE_PER_SEGMENT: u32 = 15;
 
+/// A queue directory, and the options with which the log of stripe 2 is opened in it.
 struct Fixture {
     root: tempfile::TempDir,
     kicks: Arc<AtomicU32>,
@@ -37,7 +38,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// Leaves a closed log whose only segment is sealed and has these jobs.
+    /// Makes a log and closes it. Its only segment is sealed and has these jobs.
     fn seal_jobs(&self, jobs: &[&[u8]]) {
         let stripe = self.open();
         for job in jobs {
@@ -133,7 +134,7 @@ fn fill_segments(stripe: &Log, segments: u32) -> Vec<Sequence> {
         .collect()
 }
 
-/// Claims everything there is.
+/// Claims all jobs that can be claimed.
 fn claim_all(stripe: &Log) -> Vec<Lease> {
     let mut leases = Vec::new();
     while let Claim::Taken { .. } = claim(stripe, 1000, usize::MAX, &mut leases) {}

@@ -1,4 +1,4 @@
-//! From append to retirement: the roll to the next segment, sequences, closing.
+//! Tests of a log from append to retirement: rolls to the next segment, sequences, closing.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn records_are_claimed_in_log_order_across_segments() {
     assert!(appended.is_sorted());
     assert_eq!(sequences(&claim_all(&stripe)), appended);
     assert_eq!(fixture.files(".seg").len(), 3);
-    // The next one rolls.
+    // The next append rolls.
     append(&stripe, b"");
     let capacity = capacity_of(SIZE);
     assert_eq!(stripe.active().base(), origin().plus(3 * capacity));
@@ -87,7 +87,7 @@ fn complete_segments_are_retired_in_any_order_but_never_the_active_one() {
         assert_eq!(fixture.files(".seg"), expected);
         assert_eq!(fixture.files(".ack").len(), expected.len());
     };
-    // The first, the third, and the one prepared.
+    // The first and the third segment, and the prepared one.
     names(&[0, third.within_stripe(), 3 * 510]);
     others.into_iter().for_each(|lease| _ = lease.ack());
     stripe.reclaim().unwrap();
@@ -98,7 +98,7 @@ fn complete_segments_are_retired_in_any_order_but_never_the_active_one() {
 }
 
 #[test]
-fn a_segment_is_unmapped_only_when_nobody_reads_it_any_more() {
+fn a_segment_is_unmapped_only_when_no_thread_reads_it_any_more() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
     fill_segments(&stripe, 1);
@@ -108,7 +108,7 @@ fn a_segment_is_unmapped_only_when_nobody_reads_it_any_more() {
     stripe.reclaim().unwrap();
     assert_eq!(fixture.files(".seg").len(), 1);
     assert!(stripe.pin_containing(origin()).unwrap().is_none());
-    // Read after its files are gone.
+    // The records can be read although the files are gone.
     assert!(
         pinned
             .records(segment::START)
@@ -129,12 +129,12 @@ fn an_ack_file_stays_until_the_removal_of_its_segment_is_durable() {
     fill_segments(&stripe, 1);
     append(&stripe, b"");
     ack_all(&stripe);
-    // Somebody may rely on these acks now.
+    // From here on, a caller may rely on these acks.
     stripe.flush(true).unwrap();
     let fault = faults::fail_flushes(fixture.dir());
     assert!(stripe.reclaim().is_err());
     drop(fault);
-    // That the flush would succeed now proves nothing.
+    // The failure is final, although the flush would succeed by now.
     assert!(!stripe.reclaim().unwrap());
     assert_eq!(fixture.files(".seg").len(), 1);
     assert_eq!(fixture.files(".ack").len(), 2);
@@ -160,7 +160,7 @@ fn sequences_are_never_given_out_twice_however_often_an_empty_log_is_opened() {
         }
     }
     assert!(given.is_sorted_by(|a, b| a < b), "{given:?}");
-    // Nor do files pile up: a segment, its ack file, and the limit.
+    // Files do not pile up: there are a segment, its ack file, and the limit.
     let stripe = fixture.open();
     stripe.reclaim().unwrap();
     assert_eq!(fixture.files("").len(), 3);
@@ -223,6 +223,6 @@ fn after_close_nothing_can_be_appended_and_everything_can_be_sealed() {
     stripe.seal(true).unwrap();
     let (_, report, _) = fixture.open_with_report();
     assert_eq!((report.sealed, report.scanned, report.records), (1, 0, 1));
-    // Whoever claims goes on.
+    // Claims go on.
     assert_eq!(claim_all(&stripe).len(), 1);
 }

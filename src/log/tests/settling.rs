@@ -1,4 +1,4 @@
-//! What is flushed when, what a failed flush ends, and segments that owe a settlement.
+//! Tests of which files are flushed when, of failed flushes, and of segments that owe a settlement.
 
 use super::*;
 
@@ -8,7 +8,7 @@ fn a_flush_of_acks_covers_those_of_segments_that_are_gone() {
     let stripe = fixture.open();
     fill_segments(&stripe, 1);
     append(&stripe, b"");
-    // So that the only names to flush are those of the segment that goes.
+    // After this, the removal of the first segment is the only change of names to flush.
     stripe.active().flush_names().unwrap();
     let leases = claim_all(&stripe);
     leases.into_iter().for_each(|lease| _ = lease.ack());
@@ -18,7 +18,10 @@ fn a_flush_of_acks_covers_those_of_segments_that_are_gone() {
     assert!(stripe.flush(false).is_ok());
     assert!(stripe.flush(true).is_err());
     drop(fault);
-    assert!(stripe.flush(true).is_err(), "tried again");
+    assert!(
+        stripe.flush(true).is_err(),
+        "the failed flush was tried again"
+    );
 }
 
 #[test]
@@ -38,8 +41,7 @@ fn a_failed_flush_of_names_is_final_for_all_segments_of_the_log() {
 }
 
 #[test]
-fn after_a_failed_flush_nothing_is_sealed_retired_or_emptied_and_jobs_go_through_as_long_as_there_is_room()
- {
+fn after_a_failed_flush_nothing_is_sealed_retired_or_emptied_and_jobs_go_on_while_there_is_room() {
     let fixture = Fixture {
         max_bytes: Some(6 * SIZE),
         ..Fixture::new()
@@ -68,7 +70,7 @@ fn after_a_failed_flush_nothing_is_sealed_retired_or_emptied_and_jobs_go_through
         (before.clone(), lengths_before)
     );
     assert!(stripe.flush(true).is_err());
-    // And who finds no room is told that.
+    // An append that finds no room gets the usual error.
     let mut given = Vec::new();
     let error = loop {
         match stripe.append_shared(&record(&[7; 3000])) {
@@ -113,7 +115,7 @@ fn a_segment_that_owes_a_settlement_is_neither_sealed_nor_retired_until_that_is_
 }
 
 #[test]
-fn a_settlement_that_is_marked_already_is_flushed_all_the_same() {
+fn a_settlement_that_is_already_marked_is_flushed_too() {
     let fixture = Fixture::new();
     {
         let stripe = fixture.open();
@@ -131,7 +133,7 @@ fn a_settlement_that_is_marked_already_is_flushed_all_the_same() {
         call.operation == crate::storage::Operation::Flush && call.path == acks.path()
     };
     assert!(watch.take_calls().iter().any(is_flush));
-    // Of one that is gone, the removal is.
+    // If the record's segment is gone, its removal is flushed.
     assert_eq!(stripe.settle(&[origin().plus(1_000_000)]).unwrap(), 0);
     let is_flush =
         |call: &faults::Call| call.operation == crate::storage::Operation::FlushDirectory;
@@ -139,13 +141,13 @@ fn a_settlement_that_is_marked_already_is_flushed_all_the_same() {
 }
 
 #[test]
-fn what_is_named_is_flushed_once_for_each_segment_and_once_for_all_that_is_gone() {
+fn settlements_are_flushed_once_for_each_segment_and_once_for_all_segments_that_are_gone() {
     let fixture = Fixture::new();
     let jobs = fill_segments(&fixture.open(), 3);
     let stripe = fixture.open();
     let watch = faults::watch(&fixture.dir(), Vec::new());
     let gone = (0..1000).map(|at| origin().plus(1_000_000 + at));
-    // In no order, as letters are those of jobs that died in any.
+    // In no order, since jobs die in any order.
     let named: Vec<_> = gone
         .chain(jobs.iter().rev().chain(&jobs).copied())
         .collect();
@@ -157,7 +159,7 @@ fn what_is_named_is_flushed_once_for_each_segment_and_once_for_all_that_is_gone(
         };
         calls.iter().filter(is_one).count()
     };
-    // And one for each segment, of which it is not known whether its name is durable.
+    // One for the removals, and one for each segment, since its name may not be durable.
     assert_eq!(flushes(Operation::FlushDirectory, ""), 1 + 3);
     assert_eq!(flushes(Operation::Flush, ".ack"), 3);
 }
@@ -175,7 +177,7 @@ fn a_flush_costs_nothing_for_files_in_which_nothing_has_changed() {
         format!("{:020}.{suffix}", base.within_stripe())
     };
     let flush = |acks_too: bool| flushed_by(&fixture, || stripe.flush(acks_too).unwrap());
-    // Of a segment that is appended to, whether its records have changed is not asked.
+    // The records of the active segment are always flushed, whether they have changed or not.
     let appended = [file(active, "seg")];
     assert_eq!(flush(true), appended);
     let mut leases = claim_all(&stripe);
@@ -199,14 +201,14 @@ fn a_flush_costs_nothing_for_files_in_which_nothing_has_changed() {
 }
 
 #[test]
-fn what_an_earlier_process_acked_is_flushed_once() {
+fn acks_of_an_earlier_process_are_flushed_once() {
     let fixture = Fixture::new();
     {
         let stripe = fixture.open();
         fill_segments(&stripe, 2);
         append(&stripe, b"");
         stripe.seal(true).unwrap();
-        // And dies before it is flushed.
+        // The process dies before this ack is flushed.
         let _ = claim_all(&stripe).remove(0).ack();
     }
     let stripe = fixture.open();
@@ -217,7 +219,7 @@ fn what_an_earlier_process_acked_is_flushed_once() {
 }
 
 #[test]
-fn a_failed_flush_ends_sealing_with_that_failure() {
+fn a_flush_that_fails_while_sealing_is_an_error_and_nothing_is_sealed_after_it() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
     fill_segments(&stripe, 3);
@@ -231,7 +233,7 @@ fn a_failed_flush_ends_sealing_with_that_failure() {
 }
 
 #[test]
-fn opening_neither_seals_nor_retires_so_that_what_it_names_can_be_settled_first() {
+fn opening_neither_seals_nor_retires_so_that_the_settlements_it_finds_can_be_made_first() {
     let fixture = Fixture::new();
     {
         let stripe = fixture.open();

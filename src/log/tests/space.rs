@@ -1,4 +1,4 @@
-//! Budgets, spares and full disks.
+//! Tests of `max_bytes`, spares and full disks.
 
 use super::*;
 
@@ -20,13 +20,13 @@ fn a_full_budget_refuses_the_roll_until_a_segment_is_retired() {
     leases
         .drain(..LARGE_PER_SEGMENT as usize)
         .for_each(|lease| _ = lease.ack());
-    // The producer retires by itself.
+    // The producer itself retires the segment.
     append(&stripe, b"");
     assert_eq!(fixture.files(".seg").len(), 3);
 }
 
 #[test]
-fn a_spare_that_was_not_used_after_all_stays_counted_in_the_budget() {
+fn a_spare_that_could_not_be_used_stays_counted_in_the_budget() {
     let fixture = Fixture {
         max_bytes: Some(3 * SIZE),
         ..Fixture::new()
@@ -38,7 +38,7 @@ fn a_spare_that_was_not_used_after_all_stays_counted_in_the_budget() {
     stripe.reclaim().unwrap();
     let used = || stripe.config.budget.used();
     assert_eq!(used(), 2 * SIZE);
-    // The limit of the sequences is to be raised, and cannot be.
+    // The limit of sequences has to be raised, and cannot be.
     let nowhere = tempfile::tempdir().unwrap();
     stripe.next.lock().limit = SequenceLimit::find(&Names::at(nowhere.path()), origin()).unwrap();
     let fault = faults::fill_disk(&fixture.dir());
@@ -54,8 +54,8 @@ fn a_spare_that_was_not_used_after_all_stays_counted_in_the_budget() {
 }
 
 #[test]
-fn new_files_take_the_place_of_a_spare_that_cannot_be_renamed_and_nothing_stays_of_it() {
-    // The file of its records, and that of its acks, when the other has its new name already.
+fn new_files_take_the_place_of_a_spare_that_cannot_be_renamed_and_nothing_is_left_of_it() {
+    // The first rename fails, or the second, when the other file already has its new name.
     for failing in [0, 1] {
         let fixture = Fixture::new();
         let stripe = fixture.open();
@@ -70,15 +70,15 @@ fn new_files_take_the_place_of_a_spare_that_cannot_be_renamed_and_nothing_stays_
             effect: Effect::Fail(Errno::IO),
         };
         let fault = faults::watch(&fixture.dir(), vec![plan]);
-        // The roll that needs the spare is that of a producer, which sees nothing of this.
+        // A producer rolls to the spare, and gets no error.
         let appended = fill_segments(&stripe, 1);
         let calls = fault.take_calls();
         assert_eq!(
             calls.iter().filter(|call| call.effect.is_some()).count(),
             1,
-            "the spare was tried"
+            "one rename should have failed"
         );
-        // The base that the spare was to have is not used again.
+        // The base that the spare should have got is not used again.
         let second = u64::from(capacity_of(SIZE));
         let mut expected = [second, 3 * second]
             .map(|base| [format!("{base:020}.ack"), format!("{base:020}.seg")])
@@ -95,7 +95,7 @@ fn new_files_take_the_place_of_a_spare_that_cannot_be_renamed_and_nothing_stays_
 }
 
 #[test]
-fn on_a_full_disk_a_log_that_is_all_done_makes_room_for_its_next_segment() {
+fn on_a_full_disk_a_log_whose_jobs_are_all_done_makes_room_for_its_next_segment() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
     fill_segments(&stripe, 1);
@@ -105,14 +105,14 @@ fn on_a_full_disk_a_log_that_is_all_done_makes_room_for_its_next_segment() {
         Err(RollError::Storage(error)) => assert!(error.is_full()),
         _ => panic!("there was room"),
     };
-    // Somebody reads it: what is read is not taken away.
+    // A segment that is being read is not emptied.
     let pinned = stripe.pin_containing(origin()).unwrap().unwrap();
     full(&stripe);
     let path = fixture.dir().join(format!("{:020}.seg", 0));
     assert_eq!(fs::metadata(&path).unwrap().len(), SIZE);
     drop(pinned);
     full(&stripe);
-    // Its name still says which sequences were given out.
+    // The emptied file keeps its name, which says which sequences were given out.
     assert_eq!(fs::metadata(&path).unwrap().len(), 0);
     assert_eq!(stripe.stats().bytes, 0);
     assert!(!stripe.may_have_work());
@@ -132,7 +132,7 @@ fn on_a_full_disk_a_log_that_is_all_done_makes_room_for_its_next_segment() {
 }
 
 #[test]
-fn an_emptied_segment_is_nothing_to_the_next_open() {
+fn an_emptied_segment_is_ignored_by_the_next_open() {
     let fixture = Fixture::new();
     let given = {
         let stripe = fixture.open();
@@ -148,12 +148,12 @@ fn an_emptied_segment_is_nothing_to_the_next_open() {
 }
 
 #[test]
-fn acks_of_a_segment_that_is_about_to_be_emptied_are_flushed_whoever_still_reads_it() {
+fn acks_of_a_segment_that_is_about_to_be_emptied_are_flushed_although_it_is_still_read() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
     fill_segments(&stripe, 1);
     ack_all(&stripe);
-    // A late handler, or whoever looks at statistics.
+    // A late handler, or a reader of statistics.
     let reader = stripe.active().pin().unwrap();
     let plan = Plan {
         operation: Operation::Create,
@@ -204,7 +204,7 @@ fn attempts_on_a_full_disk_use_up_no_sequences() {
     stripe.prepare();
     assert_eq!(base(), before);
     drop(full);
-    // One that stays keeps its name.
+    // If a file that could not be made cannot be removed either, its base is used up.
     let plan = |operation, errno| Plan {
         operation,
         calls: 0..usize::MAX,

@@ -1,4 +1,5 @@
-//! What a log says of itself, and all its threads together.
+//! Tests of the statistics of a log, and of producers, consumers and maintenance working at the
+//! same time.
 
 use super::*;
 
@@ -43,7 +44,7 @@ fn statistics_after_reopening_count_what_is_left_and_what_is_done_since() {
         let stripe = fixture.open();
         let appended = fill_segments(&stripe, 2);
         let mut leases = claim_all(&stripe);
-        // Three of the first segment and two of the second.
+        // Acks three jobs of the first segment and two of the second.
         leases.drain(15..17).for_each(|lease| _ = lease.ack());
         leases.drain(0..3).for_each(|lease| _ = lease.ack());
         appended
@@ -54,12 +55,12 @@ fn statistics_after_reopening_count_what_is_left_and_what_is_done_since() {
         (stats.live, stats.unclaimed, stats.appended, stats.done)
     };
     assert_eq!(counts(&stripe), (25, 25, 0, 0));
-    // Before consumers have reached it, and not by one of them.
+    // A job that no consumer has claimed yet is marked done.
     assert!(stripe.mark_done(appended[20]).unwrap());
     assert!(!stripe.mark_done(appended[20]).unwrap());
     assert_eq!(counts(&stripe), (24, 24, 0, 0));
     let mut leases = Vec::new();
-    // Three of the five are done.
+    // Of the five records that this claims, three are done already.
     claim(&stripe, 5, usize::MAX, &mut leases);
     assert_eq!(counts(&stripe), (24, 22, 0, 0));
     leases.into_iter().for_each(|lease| _ = lease.ack());

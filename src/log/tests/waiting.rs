@@ -1,10 +1,10 @@
-//! Segments that wait to be claimed from: they need no mapping, and a backlog longer than what can
-//! be mapped goes through the log all the same.
+//! Tests of segments that wait to be claimed from: they need no mapping, so a backlog may be longer
+//! than what can be mapped.
 
 use super::*;
 use crate::storage::mappings::limited;
 
-/// Has this thread do with so many mappings until it is dropped.
+/// Limits the mappings of this thread until it is dropped.
 struct Limited;
 
 impl Limited {
@@ -20,8 +20,8 @@ impl Drop for Limited {
     }
 }
 
-/// All mappings that a process may have: waiting segments stay mapped up to 12, segments are used up
-/// to 18, and looked into up to 21.
+/// The mappings that the process may have in these tests. Waiting segments stay mapped while there
+/// are up to 12, segments are mapped for use up to 18, and to be read up to 21.
 const MAX: usize = 24;
 
 fn mapped(stripe: &Log) -> Vec<bool> {
@@ -46,12 +46,17 @@ fn a_backlog_longer_than_what_can_be_mapped_is_appended_and_claimed_in_order() {
         }
         stripe.reclaim().unwrap();
     }
-    assert!(claimed == jobs, "{} of {}", claimed.len(), jobs.len());
+    assert!(
+        claimed == jobs,
+        "claimed {} jobs of {}",
+        claimed.len(),
+        jobs.len()
+    );
     assert!(!stripe.has_held_back());
 }
 
 #[test]
-fn what_waits_is_unmapped_only_when_there_are_many_mappings_and_what_is_claimed_from_stays() {
+fn waiting_segments_are_unmapped_only_when_there_are_many_mappings_and_used_ones_stay_mapped() {
     let _limited = Limited::to(MAX);
     let fixture = Fixture::new();
     let stripe = fixture.open();
@@ -61,7 +66,7 @@ fn what_waits_is_unmapped_only_when_there_are_many_mappings_and_what_is_claimed_
     let leases = claim_all_of_first(&stripe);
     fill_segments(&stripe, 1);
     stripe.seal(true).unwrap();
-    // What is at rest already stays as it is, until a roll or a claim finds no mapping.
+    // Segments that are already at rest stay mapped until a roll or a claim finds no mapping free.
     let few = [true, true, true, true, true, false, true];
     assert_eq!(mapped(&stripe), few);
     stripe.unmap_waiting();
@@ -70,7 +75,7 @@ fn what_waits_is_unmapped_only_when_there_are_many_mappings_and_what_is_claimed_
     assert_eq!(leases[0].record().payload(), LARGE);
 }
 
-/// Claims what is in the first segment.
+/// Claims all jobs of the first segment.
 fn claim_all_of_first(stripe: &Log) -> Vec<Lease> {
     let mut leases = Vec::new();
     claim(stripe, 1000, usize::MAX, &mut leases);
@@ -79,7 +84,7 @@ fn claim_all_of_first(stripe: &Log) -> Vec<Lease> {
 }
 
 #[test]
-fn at_the_limit_appends_are_told_that_it_is_full_claims_wait_and_both_go_on_by_themselves() {
+fn at_the_limit_of_mappings_appends_fail_and_claims_wait_and_both_go_on_once_some_are_free() {
     let _limited = Limited::to(MAX);
     let fixture = Fixture::new();
     let stripe = fixture.open();
@@ -87,7 +92,7 @@ fn at_the_limit_appends_are_told_that_it_is_full_claims_wait_and_both_go_on_by_t
     stripe.seal(true).unwrap();
     let mut leases = Vec::new();
     while let Claim::Taken { .. } = claim(&stripe, 1000, usize::MAX, &mut leases) {}
-    // Eight segments with jobs in work, and the active one.
+    // Eight segments have jobs in work. The active one is the ninth mapped.
     assert_eq!(leases.len(), 8 * LARGE_PER_SEGMENT as usize);
     assert!(stripe.is_held_back() && !stripe.may_have_work());
     let refused = (0..LARGE_PER_SEGMENT)
@@ -117,7 +122,7 @@ fn at_the_limit_appends_are_told_that_it_is_full_claims_wait_and_both_go_on_by_t
 }
 
 #[test]
-fn what_an_open_finds_is_mapped_when_it_is_claimed_from() {
+fn segments_found_by_an_open_are_mapped_when_they_are_claimed_from() {
     let fixture = Fixture::new();
     {
         let stripe = fixture.open();
@@ -128,7 +133,7 @@ fn what_an_open_finds_is_mapped_when_it_is_claimed_from() {
     }
     let _limited = Limited::to(MAX);
     let stripe = fixture.open();
-    // Those that are not sealed are, as their records are still to be flushed.
+    // Unsealed segments are mapped, as their records are still to be flushed.
     let found = mapped(&stripe);
     assert!(
         found[..15] == [false; 15] && found[15..] == [true; 4],
@@ -138,7 +143,7 @@ fn what_an_open_finds_is_mapped_when_it_is_claimed_from() {
     let mut seen = 0;
     for pinned in stripe.pins() {
         seen += pinned.unwrap().live_records().count();
-        // And the one that is looked at.
+        // At most one more, the one that is being read.
         assert!(limited::mapped() <= 10);
     }
     assert_eq!(seen, 18 * LARGE_PER_SEGMENT as usize);
@@ -156,7 +161,7 @@ fn what_an_open_finds_is_mapped_when_it_is_claimed_from() {
     }
 }
 
-/// As a process does that dies.
+/// Fills three segments and leaves them unsealed, like a process that dies.
 fn fill_and_leave_unsealed(fixture: &Fixture) {
     fill_segments(&fixture.open(), 3);
 }
@@ -186,7 +191,7 @@ fn a_segment_that_cannot_be_mapped_for_a_claim_waits_and_is_claimed_from_later()
 }
 
 #[test]
-fn somebody_who_looks_keeps_the_mapping_of_a_segment_that_is_retired_meanwhile() {
+fn a_reader_keeps_the_mapping_of_a_segment_that_is_retired_meanwhile() {
     let fixture = Fixture::new();
     {
         let stripe = fixture.open();
@@ -198,7 +203,10 @@ fn somebody_who_looks_keeps_the_mapping_of_a_segment_that_is_retired_meanwhile()
     let stripe = fixture.open();
     let looked = stripe.pins().next().unwrap().unwrap();
     let again = stripe.pin_containing(origin()).unwrap().unwrap();
-    assert!(std::ptr::eq(looked.maps(), again.maps()), "mapped once");
+    assert!(
+        std::ptr::eq(looked.maps(), again.maps()),
+        "the segment was mapped twice"
+    );
     drop(again);
     let segment = Arc::clone(looked.segment());
     for index in 0..LARGE_PER_SEGMENT {
@@ -217,7 +225,7 @@ fn somebody_who_looks_keeps_the_mapping_of_a_segment_that_is_retired_meanwhile()
 }
 
 #[test]
-fn a_look_at_a_segment_whose_names_have_just_gone_finds_it_gone_and_one_with_jobs_is_missed() {
+fn a_segment_whose_file_is_gone_reads_as_removed_if_it_is_done_and_is_an_error_if_it_has_jobs() {
     let fixture = Fixture::new();
     {
         let stripe = fixture.open();
@@ -240,7 +248,7 @@ fn a_look_at_a_segment_whose_names_have_just_gone_finds_it_gone_and_one_with_job
     assert!(!segment.is_retired() && segment.look().unwrap().is_none());
 }
 
-/// A log of a full segment and another one with a job, neither of them mapped.
+/// A log with a full segment and one with a single job, both sealed and not mapped.
 fn two_sealed(fixture: &Fixture) -> Log {
     {
         let stripe = fixture.open();
@@ -259,7 +267,7 @@ fn mark_all_done_in_first(stripe: &Log) {
 }
 
 #[test]
-fn claims_go_past_a_segment_that_is_done_and_whose_names_have_just_gone() {
+fn claims_go_past_a_segment_that_is_done_and_whose_file_is_already_removed() {
     let fixture = Fixture::new();
     let stripe = two_sealed(&fixture);
     let segment = stripe.claiming.load_full();
@@ -271,7 +279,7 @@ fn claims_go_past_a_segment_that_is_done_and_whose_names_have_just_gone() {
 }
 
 #[test]
-fn consumers_sleep_beside_a_last_segment_in_which_all_is_done() {
+fn consumers_sleep_when_every_job_of_the_last_segment_is_done() {
     let fixture = Fixture::new();
     drop(two_sealed(&fixture));
     let _full = faults::fill_disk(&fixture.dir());
@@ -279,14 +287,18 @@ fn consumers_sleep_beside_a_last_segment_in_which_all_is_done() {
     mark_all_done_in_first(&stripe);
     let last = stripe.last_base().unwrap();
     assert!(stripe.mark_done(last).unwrap());
-    assert_eq!(stripe.active().base(), last, "without room for another");
+    assert_eq!(
+        stripe.active().base(),
+        last,
+        "there is no room for another segment"
+    );
     assert!(stripe.may_have_work());
     assert!(claim_all(&stripe).is_empty());
     assert!(!stripe.may_have_work());
 }
 
 #[test]
-fn a_flush_of_acks_that_cannot_open_a_file_fails_though_all_in_it_is_done() {
+fn a_flush_of_acks_that_cannot_open_a_file_fails_although_its_segment_is_done() {
     let fixture = Fixture::new();
     let stripe = two_sealed(&fixture);
     stripe.flush(true).unwrap();
@@ -304,7 +316,7 @@ fn a_flush_of_acks_that_cannot_open_a_file_fails_though_all_in_it_is_done() {
 }
 
 #[test]
-fn what_somebody_looks_at_is_read_in_before_it_is_claimed_from() {
+fn a_segment_that_is_mapped_by_a_reader_is_still_read_in_before_it_is_claimed_from() {
     let fixture = Fixture::new();
     let stripe = two_sealed(&fixture);
     let looked = stripe.pins().next().unwrap().unwrap();
@@ -326,7 +338,7 @@ fn awake(stripe: &Log) -> usize {
 }
 
 #[test]
-fn segments_at_rest_are_counted_and_passed_over_until_something_in_them_changes() {
+fn segments_at_rest_are_counted_and_skipped_until_something_in_them_changes() {
     let fixture = Fixture::new();
     let jobs = {
         let stripe = fixture.open();
@@ -344,11 +356,11 @@ fn segments_at_rest_are_counted_and_passed_over_until_something_in_them_changes(
     };
     assert_eq!((counts(), awake(&stripe)), ((all, all, 0, 0), 11));
     stripe.seal(true).unwrap();
-    // The one that is claimed from, and the active one.
+    // Only the segment that is claimed from and the active one are awake.
     assert_eq!((counts(), awake(&stripe)), ((all, all, 0, 0), 2));
     assert_eq!(stripe.oldest_enqueued_at(), Some(Timestamp::from_nanos(5)));
     stripe.flush(true).unwrap();
-    // Somebody marks a job done in one that waits.
+    // A job of a waiting segment is marked done.
     let marked = jobs[5 * LARGE_PER_SEGMENT as usize];
     assert!(stripe.mark_done(marked).unwrap());
     assert_eq!((counts(), awake(&stripe)), ((all - 1, all - 1, 0, 0), 3));
@@ -361,7 +373,7 @@ fn segments_at_rest_are_counted_and_passed_over_until_something_in_them_changes(
         flushed.contains(&marked)
     };
     assert!(!is_flushed(false) && is_flushed(true) && !is_flushed(true));
-    // What is claimed from is awake until it is gone.
+    // A segment that is claimed from stays awake until it is removed.
     let leases = claim_all(&stripe);
     assert_eq!((counts(), awake(&stripe)), ((all - 1, 0, 0, 0), 11));
     for lease in leases {
@@ -372,7 +384,7 @@ fn segments_at_rest_are_counted_and_passed_over_until_something_in_them_changes(
 }
 
 #[test]
-fn a_walk_ends_though_the_log_grows_as_fast() {
+fn a_walk_ends_although_the_log_grows_just_as_fast() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
     fill_segments(&stripe, 2);

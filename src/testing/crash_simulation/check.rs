@@ -1,5 +1,7 @@
-//! What a crash left is opened: does it keep what was promised, is it recovered once and for all, also
-//! if recovery crashes in its turn, and can it be worked off to the end?
+//! Opens what a simulated crash left, and checks it.
+//!
+//! The queue must hold what it promised before the crash. A second open must find nothing left to
+//! recover, also if the recovery itself crashes. And it must be possible to drain the queue.
 
 use std::cell::Cell;
 use std::fs;
@@ -25,10 +27,11 @@ use crate::storage::faults;
 use crate::{DeadLetters, RecoveryReport, RetryPolicy};
 
 const SEGMENT_SIZE: u64 = 16 * 1024;
-/// Crashes of a recovery of a crash of a recovery ...
+/// How many recoveries in a row may crash: the recovery from a crash may crash, and so may the
+/// recovery from that.
 const DEEPEST: u32 = 3;
 
-/// How a run is set up.
+/// The options of a run's queue.
 #[derive(Clone, Debug)]
 pub(super) struct Setup {
     stripes: u8,
@@ -65,15 +68,17 @@ impl Setup {
         }
         match Running::open_idle(&builder) {
             Ok((running, report)) => (Arc::new(running), report),
-            Err(error) => panic!("what a crash left does not open: {error}"),
+            Err(error) => panic!("the queue does not open after a crash: {error}"),
         }
     }
 }
 
-/// In memory if possible: what is durable is the model's affair.
+/// A temporary directory, in memory if possible: the model decides what is durable, not the file
+/// system.
 ///
-/// The name has the process in it. Its random part is drawn from the run's own numbers, and a name
-/// that another process has taken, with the same seed, would be drawn again and change the run.
+/// The name contains the process id. Its random part comes from the run's own random numbers. If
+/// another process with the same seed had taken the name, another one would be drawn, and the run
+/// would no longer depend on its seed alone.
 pub(super) fn scratch() -> TempDir {
     let prefix = format!("logmill-{}-", std::process::id());
     let mut builder = tempfile::Builder::new();
@@ -84,23 +89,23 @@ pub(super) fn scratch() -> TempDir {
         .expect("a scratch directory")
 }
 
-/// What a crash left, and what was promised.
+/// What a crash left, and what the queue had promised by then.
 pub(super) struct Check<'a> {
     pub(super) setup: &'a Setup,
     pub(super) dir: &'a Path,
     pub(super) truth: &'a Truth,
     pub(super) crash: Crash,
-    /// What of the directory is durable.
+    /// The disk below the directory: which part of the contents is durable.
     pub(super) disk: Disk,
-    /// How many recoveries have crashed before.
+    /// How many recoveries have crashed before this one.
     pub(super) depth: u32,
-    /// Ack words that those recoveries could not read.
+    /// Ack words that failed their check in those recoveries.
     pub(super) words_reset: u64,
 }
 
 impl Check<'_> {
-    /// Opens the queue and demands that it is what was promised. Returns how many crashes were
-    /// checked, those of this recovery among them, and what is in the queue.
+    /// Opens the queue and checks that it kept its promises. Returns how many crashes were checked,
+    /// including those of this recovery, and what is in the queue.
     pub(super) fn run(self, random: &mut Rng) -> (u64, Found) {
         let Self {
             setup,
@@ -111,9 +116,10 @@ impl Check<'_> {
             ..
         } = self;
         let cuts = Rc::new(Cell::new(1));
-        // Nothing that was made before is taken to be as a process left it.
+        // After a power cut the machine has booted anew, so no file may be trusted on the grounds
+        // that only its process died.
         let _restarted = (crash == Crash::PowerCut).then(pretended::restart);
-        // A disk that has failed does not say what it has before the machine restarts.
+        // After a failed flush, only a restart of the machine shows what the disk has.
         if self.depth < DEEPEST && random.u8(0..3) == 0 && !self.disk.has_failed() {
             self.watch_recovery(random.u64(..), &cuts);
         }
@@ -125,24 +131,30 @@ impl Check<'_> {
         let lost =
             |region: &&Quarantined| matches!(region.damage, Damage::Truncated | Damage::Missing);
         let lost: Vec<_> = report.quarantined.iter().filter(lost).collect();
-        assert!(lost.is_empty(), "no file was cut off or lost: {lost:?}");
+        assert!(
+            lost.is_empty(),
+            "reported as truncated or missing, although no file is: {lost:?}"
+        );
         let mut found = look_into(&running);
         assert_eq!(
             damage_behind_seals(&running),
             Vec::new(),
-            "a seal proves its records"
+            "damaged records in a sealed segment"
         );
         found.words_reset = words_reset + report.ack_words_reset;
         running.die();
         drop(running);
         truth.check(&found, crash);
 
-        // Recovery leaves nothing to recover.
+        // A second open finds nothing to recover.
         let (running, report) = setup.open(dir);
         let is_settled = report.is_clean()
             && report.quarantined.is_empty()
             && (report.holes, report.settled) == (0, 0);
-        assert!(is_settled, "recovered twice: {report:?}");
+        assert!(
+            is_settled,
+            "the second open had something to recover: {report:?}"
+        );
         let again = look_into(&running);
         assert_eq!((&again.jobs, &again.letters), (&found.jobs, &found.letters));
         running.die();
@@ -154,7 +166,7 @@ impl Check<'_> {
         (cuts.get(), found)
     }
 
-    /// Has this recovery crash, now and then.
+    /// Makes the recovery that follows crash at random file operations, and checks each crash.
     fn watch_recovery(self, seed: u64, cuts: &Rc<Cell<u64>>) {
         let ahead = scratch();
         copy_tree(self.dir, ahead.path());
@@ -194,7 +206,7 @@ impl Check<'_> {
     }
 }
 
-/// All that is in a queue, in order. Takes the jobs, and does nothing to them.
+/// Everything that is in a queue, in order. Claims the jobs and leaves them unchanged.
 fn look_into(running: &Arc<Running>) -> Found {
     let consumer = Source::new(Arc::clone(running));
     let mut leases = Vec::new();
@@ -220,14 +232,14 @@ fn look_into(running: &Arc<Running>) -> Found {
     }
 }
 
-/// Damage in segments that are sealed: they are scanned only when they are looked into.
+/// Damage in sealed segments, which are scanned only when they are first read.
 fn damage_behind_seals(running: &Running) -> Vec<Quarantined> {
     let stripes = running.dispatch().stripes().iter();
     stripes.flat_map(Log::damage).collect()
 }
 
 pub(super) fn letters_of(running: &Arc<Running>) -> Vec<FoundLetter> {
-    // Not through the iterator of letters, which writes those that are due.
+    // Not through the public iterator, which first writes the letters that are due.
     let logs = running.dead().log().pins();
     let mut letters = Vec::new();
     for pinned in logs.map(|pinned| pinned.expect("mapped")) {
@@ -244,7 +256,8 @@ pub(super) fn letters_of(running: &Arc<Running>) -> Vec<FoundLetter> {
     letters
 }
 
-/// Takes a queue to its end: a new job gets a new id, all can be settled, and nothing stays.
+/// Drains a queue, and checks on the way that new jobs get new ids, that every job and letter can
+/// be settled, and that nothing is left at the end.
 fn work_off(setup: &Setup, dir: &Path, truth: &Truth) {
     let (running, _) = setup.open(dir);
     for stripe in running.dispatch().stripes() {
@@ -259,7 +272,7 @@ fn work_off(setup: &Setup, dir: &Path, truth: &Truth) {
         while let Some(lease) = consumer.try_next() {
             leases.push(lease);
         }
-        // After the claims, which put jobs there.
+        // After the claims: they move jobs into the timer and to the suspects.
         leases.extend(running.dispatch().timer.take_all());
         leases.extend(running.dispatch().suspects.take_all());
         if leases.is_empty() {
@@ -280,11 +293,11 @@ fn work_off(setup: &Setup, dir: &Path, truth: &Truth) {
         report.is_clean() && report.quarantined.is_empty(),
         "{report:?}"
     );
-    // One for each log: what was appended to last goes when there is another.
+    // One for each log: the segment that is appended to is removed only once there is a next one.
     let most = u64::from(setup.stripes) + 1;
-    assert!(report.segments <= most, "segments stay: {report:?}");
+    assert!(report.segments <= most, "segments are left: {report:?}");
     let rest = look_into(&running);
-    assert_eq!(rest, Found::default(), "all had been settled");
+    assert_eq!(rest, Found::default(), "everything was settled");
     running.die();
 }
 

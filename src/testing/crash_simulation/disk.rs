@@ -1,14 +1,15 @@
-//! A model of a disk below a directory tree: what of it a power cut may leave.
+//! A model of the disk below a directory tree, which decides what a power cut leaves of it.
 //!
-//! The files themselves are real, as the page cache has them. The model knows besides what of each
-//! file has reached the disk, and which names have. After a cut, each sector written since its
-//! file was last flushed is the old one, the new one, or torn: garbage from some byte on. Each
-//! creation, renaming and removal since its directory was last flushed has happened or not; mostly
-//! those up to some moment have, sometimes any of them.
+//! The files themselves are real and have the content that the page cache would have. Besides, the
+//! model keeps for each file what has reached the disk, and which names have. After a power cut,
+//! each sector written since the last flush of its file is the old one, the new one, or torn:
+//! garbage from some byte on. Each creation, renaming and removal since the last flush of its
+//! directory has happened or not: in most cuts all of them up to some point have happened, in the
+//! others any subset.
 //!
-//! One thing is assumed of a disk, as SQLite does ("powersafe overwrite"): bytes that are written
-//! again as they were are not torn, since a record shares its sector with others that were flushed
-//! before. In a file that was never flushed, anything may be torn.
+//! The model assumes one thing of a disk, as SQLite does ("powersafe overwrite"): bytes that are
+//! overwritten with the same content are not torn. Records share sectors with others that were
+//! flushed before. In a file that was never flushed, anything may be torn.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,7 +23,7 @@ use rustix::io::Errno;
 use crate::storage::Operation;
 use crate::storage::faults::Moment;
 
-/// A file or directory, whatever its name.
+/// Identifies a file or directory under whatever name.
 type Inode = u64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +32,8 @@ struct Entry {
     is_dir: bool,
 }
 
-/// What there is by path, relative to the root: directories before what is in them.
+/// All files and directories by their path relative to the root. A directory comes before what is
+/// in it.
 type Names = BTreeMap<PathBuf, Entry>;
 
 /// A change of names that may not be durable yet.
@@ -43,7 +45,7 @@ enum Change {
 }
 
 impl Change {
-    /// The directory whose flush makes it durable.
+    /// The directory whose flush makes the change durable.
     fn dir(&self) -> Option<&Path> {
         match self {
             Change::Create(path, _) | Change::Remove(path) | Change::Rename(_, path) => {
@@ -74,11 +76,12 @@ impl Change {
 struct Stored {
     bytes: Vec<u8>,
     was_flushed: bool,
-    /// What the kernel took for written when a flush failed; it does not write it again.
+    /// The content at the time of a failed flush, which the kernel regards as written and does not
+    /// write again.
     forgotten: Option<Vec<u8>>,
 }
 
-/// What may be left of the files below `root`.
+/// The disk that holds the files below `root`.
 pub(super) struct Disk {
     root: PathBuf,
     sector: usize,
@@ -87,26 +90,27 @@ pub(super) struct Disk {
     durable: Names,
     changes: Vec<Change>,
     stored: BTreeMap<Inode, Stored>,
-    /// What was last seen of each file that has no name any more.
+    /// The last content of each file that has no name any more.
     nameless: BTreeMap<Inode, Vec<u8>>,
-    /// What the running flush is about.
+    /// The content of the file at the start of the flush that is running.
     flushing: Option<Vec<u8>>,
-    /// Names that the running flush of a directory may not cover.
+    /// How many changes there were at the start of the directory flush that is running. It may not
+    /// cover later ones.
     changes_before: usize,
-    /// How many flushes succeed before one fails.
+    /// How many more flushes succeed before one fails.
     fails_after: Option<usize>,
     has_failed: bool,
-    /// There is no room for new files in the stripes' logs.
+    /// Whether the disk has no room for new files in the stripes' logs.
     is_full: bool,
 }
 
 impl Disk {
-    /// A disk on which all is durable as it is.
+    /// A disk on which everything below `root` is durable.
     pub(super) fn new(root: &Path, seed: u64) -> Self {
         let mut random = Rng::with_seed(seed);
         let mut disk = Self {
             root: root.to_path_buf(),
-            // Smaller ones than there are make more of small files.
+            // No disk has sectors of 64 bytes, but they split small files into more of them.
             sector: *random.choice(&[64, 512]).unwrap_or(&512),
             random,
             known: Names::new(),
@@ -133,13 +137,13 @@ impl Disk {
         disk
     }
 
-    /// Has a flush fail, of whatever file or directory, after so many that succeed.
+    /// Makes one flush, of whatever file or directory, fail after `after` flushes that succeed.
     pub(super) fn fail_a_flush(&mut self, after: Option<usize>) {
         self.fails_after = after;
     }
 
-    /// Has no new file of a stripe's log fit the disk, or each again. (What else does not fit is
-    /// refused as in any other test, and leaves little to be crashed.)
+    /// Sets whether the disk is full. A full disk has no room for new files in the stripes' logs.
+    /// (Other files always have room: their errors are tested elsewhere and leave little to crash.)
     pub(super) fn fill(&mut self, is_full: bool) {
         self.is_full = is_full;
     }
@@ -151,12 +155,12 @@ impl Disk {
         fails
     }
 
-    /// Whether a flush has failed, so that files may not be what they look like.
+    /// Whether a flush has failed, so that the disk may hold less than the files show.
     pub(super) fn has_failed(&self) -> bool {
         self.has_failed
     }
 
-    /// The files whose names end so, and what is in them.
+    /// The files whose names end in `suffix`, with their contents.
     pub(super) fn files_that_end_in(&self, suffix: &str) -> Vec<(PathBuf, Vec<u8>)> {
         let names = self.names();
         let files = names
@@ -188,7 +192,7 @@ impl Disk {
         names
     }
 
-    /// What was written to a file last.
+    /// The content of a file in the page cache.
     fn written(&self, inode: Inode) -> Vec<u8> {
         match self.known.iter().find(|(_, entry)| entry.inode == inode) {
             Some((path, _)) => fs::read(self.root.join(path)).expect("read"),
@@ -196,7 +200,7 @@ impl Disk {
         }
     }
 
-    /// Takes note of what became of the names since it last looked.
+    /// Records the names created, changed and removed since the last call.
     fn look(&mut self) {
         let now = self.names();
         let old_paths: BTreeMap<Inode, PathBuf> = self
@@ -217,7 +221,7 @@ impl Disk {
                     changes.push(Change::Rename(old.clone(), path.clone()));
                 }
                 None => {
-                    // The kernel gives the numbers of files that are gone to new ones.
+                    // The kernel reuses the inode numbers of deleted files.
                     self.stored.remove(&entry.inode);
                     self.nameless.remove(&entry.inode);
                     changes.push(Change::Create(path.clone(), *entry));
@@ -233,7 +237,7 @@ impl Disk {
         self.known = now;
     }
 
-    /// Takes note of an operation; an error is what the operation is to fail with.
+    /// Records an operation. An error is the one that the operation has to fail with.
     pub(super) fn note(
         &mut self,
         operation: Operation,
@@ -258,7 +262,7 @@ impl Disk {
         let inode = self.known.get(path).map(|entry| entry.inode);
         match operation {
             Operation::Remove | Operation::Rename => {
-                // What a renamed file may replace goes, too.
+                // A rename may also remove the file that it replaces.
                 let goes = |other: &Path| {
                     (other.parent(), other.file_stem()) == (path.parent(), path.file_stem())
                 };
@@ -301,12 +305,12 @@ impl Disk {
                     return;
                 };
                 let inode = entry.inode;
-                // What was written meanwhile may be on the disk, too.
+                // Bytes that were written during the flush may have reached the disk, too.
                 let now = self.written(inode);
                 let mut bytes = mix(&flushed, &now, now.len(), self.sector, &mut self.random);
                 let stored = self.stored.entry(inode).or_default();
                 if let Some(forgotten) = &stored.forgotten {
-                    // As far as it has not changed since, it is not written.
+                    // After a failed flush, only bytes that have changed since are written.
                     for (at, byte) in bytes.iter_mut().enumerate() {
                         if forgotten.get(at) == Some(byte) {
                             *byte = stored.bytes.get(at).copied().unwrap_or(0);
@@ -334,7 +338,8 @@ impl Disk {
         }
     }
 
-    /// The kernel drops what it could not write, and takes it for written.
+    /// Models what Linux does when a flush fails: some sectors have reached the disk, and the
+    /// kernel regards all of them as written.
     fn fail_flush(&mut self, inode: Inode, written: &[u8]) {
         let stored = self.stored.entry(inode).or_default();
         stored.bytes = mix(
@@ -348,7 +353,7 @@ impl Disk {
     }
 
     fn write_something_back(&mut self) {
-        // Seldom, so that what was overwritten long ago may still be what is stored.
+        // Rarely, so that the disk may still have content that was overwritten long ago.
         if self.random.u8(0..25) > 0 {
             return;
         }
@@ -385,7 +390,8 @@ impl Disk {
         names
     }
 
-    /// Makes the tree that a power cut leaves; returns the disk with it, on which all is durable.
+    /// Writes the tree that a power cut leaves to `to`. Returns the disk below it, on which all of
+    /// the tree is durable.
     pub(super) fn leave_after_a_power_cut(&mut self, to: &Path) -> Self {
         self.look();
         for (path, entry) in self.names_after_a_power_cut() {
@@ -416,8 +422,8 @@ impl Disk {
         Self::new(to, self.random.u64(..))
     }
 
-    /// Makes the tree that the death of the process leaves, the page cache's; returns the disk below
-    /// it, which has no more of it than it had before.
+    /// Writes the tree that the death of the process leaves to `to`, as it is in the page cache.
+    /// Returns the disk below it: what was not durable before is not durable there either.
     pub(super) fn leave_after_a_kill(&mut self, to: &Path) -> Self {
         self.look();
         for (path, entry) in &self.known {
@@ -433,8 +439,8 @@ impl Disk {
             .iter()
             .map(|(path, entry)| (entry.inode, left.known[path].inode))
             .collect();
-        // Files that have no name any more, and may have one again after a power cut, get numbers
-        // that no file has.
+        // Files that have no name any more may get it back in a power cut. Their inode numbers are
+        // mapped to ones that no file has.
         let copy_of = |inode: Inode| *copies.get(&inode).unwrap_or(&(inode | 1 << 63));
         let copy = |entry: Entry| Entry {
             inode: copy_of(entry.inode),
@@ -465,14 +471,14 @@ impl Disk {
     }
 }
 
-/// The first bytes, and zeros after them.
+/// The first `len` bytes, padded with zeros.
 fn cut(bytes: &[u8], len: usize) -> Vec<u8> {
     let mut content = bytes[..len.min(bytes.len())].to_vec();
     content.resize(len, 0);
     content
 }
 
-/// Sectors from the one and from the other.
+/// Each sector from one of the two at random.
 fn mix(one: &[u8], other: &[u8], len: usize, sector: usize, random: &mut Rng) -> Vec<u8> {
     let mut content = cut(one, len);
     for at in (0..len).step_by(sector) {
@@ -484,7 +490,7 @@ fn mix(one: &[u8], other: &[u8], len: usize, sector: usize, random: &mut Rng) ->
     content
 }
 
-/// Sectors from what is stored and from what was written, some of them torn.
+/// Each sector from the disk or from the page cache at random, and some of them torn.
 fn tear(stored: &Stored, written: &[u8], len: usize, sector: usize, random: &mut Rng) -> Vec<u8> {
     let old = cut(&stored.bytes, len);
     let new = cut(written, len);
@@ -497,8 +503,8 @@ fn tear(stored: &Stored, written: &[u8], len: usize, sector: usize, random: &mut
         let torn = random.usize(at..to);
         for at in torn..to {
             if old[at] != new[at] || !stored.was_flushed {
-                // No garbage is a delivery word, of which one in half a million would pass its
-                // check: all of them have their highest bit set.
+                // Garbage must never be a valid delivery word. These have their highest bit set, so
+                // it is cleared here: about one random word in half a million would pass the check.
                 content[at] = random.u8(..) & if at % 4 == 3 { 0x7f } else { 0xff };
             }
         }

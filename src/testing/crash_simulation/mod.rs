@@ -1,6 +1,7 @@
-//! Power cuts and kills between any two file operations of a queue, simulated: see `docs/TESTING.md`.
+//! Simulates power cuts and kills between any two file operations of a queue, and checks what the
+//! queue guarantees after each: see `docs/TESTING.md`.
 //!
-//! A seed decides on everything, the time included, and a failure prints its seed.
+//! A seed determines the whole run, including the time. A run that fails prints its seed.
 
 mod check;
 mod disk;
@@ -15,10 +16,10 @@ use std::thread;
 pub(crate) use self::check::copy_tree;
 use self::world::World;
 
-/// Steps of a run.
+/// How many steps a run has.
 const STEPS: usize = 250;
 
-/// Names the seed of a run that fails, and says that there is no need for more.
+/// Prints the seed of a run that panics, and stops the other threads from starting new runs.
 struct Named<'a> {
     seed: u64,
     has_failed: &'a AtomicBool,
@@ -33,16 +34,16 @@ impl Drop for Named<'_> {
     }
 }
 
-/// What runs have come to.
+/// What one or several runs have covered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Reached {
     /// Crashes that were checked.
     cuts: u64,
     /// Jobs that compaction has moved.
     moves: u64,
-    /// How often that used the segment in reserve, where the disk is the limit.
+    /// How often compaction used the reserve segment because the disk was full.
     on_full_disks: u64,
-    /// And where `max_bytes` is.
+    /// How often compaction used it because `max_bytes` was reached.
     at_max_bytes: u64,
 }
 
@@ -65,7 +66,8 @@ fn number_from(variable: &str) -> Option<u64> {
     env::var(variable).ok()?.parse().ok()
 }
 
-/// Runs seeds, from the first on, until `enough` crashes were checked.
+/// Runs consecutive seeds until `enough` crashes have been checked. The first seed is
+/// `LOGMILL_SEED`, or 0.
 fn run_until(enough: u64) {
     let first = number_from("LOGMILL_SEED").unwrap_or(0);
     let next = AtomicU64::new(first);
@@ -98,12 +100,12 @@ fn run_until(enough: u64) {
     } = all.into_inner().expect("no run panics here");
     println!("{cuts} crashes and {moves} moved jobs in {runs} runs, from seed {first}");
     println!(
-        "the segment in reserve was used {on_full_disks} times on a full disk, {at_max_bytes} times at max_bytes"
+        "the reserve segment was used {on_full_disks} times on a full disk, {at_max_bytes} times at max_bytes"
     );
 }
 
 #[test]
-fn every_promise_is_kept_by_whatever_a_crash_at_any_file_operation_leaves() {
+fn every_promise_is_kept_after_a_crash_at_any_file_operation() {
     run_until(number_from("LOGMILL_CUTS").unwrap_or(3_000));
 }
 

@@ -1,4 +1,4 @@
-//! What must hold: while a disk fails, and when it is whole again.
+//! Checks what must hold while a disk fails, and once it works again.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,14 +14,15 @@ use crate::storage::Operation;
 use crate::storage::faults::{Call, Effect, Fault};
 use crate::{Durability, Queue};
 
-/// No wait lasts as long.
+/// Far longer than any wait takes.
 const LIMIT: Duration = Duration::from_secs(30);
 
 fn is_flush(call: &Call) -> bool {
     matches!(call.operation, Operation::Flush | Operation::FlushDirectory)
 }
 
-/// Whether a call failed, and was not just interrupted, cut short, or one that can be done without.
+/// Whether a call failed: not one that was only interrupted or cut short, and not a failure that
+/// the queue can do without the call.
 fn has_failed(call: &Call) -> bool {
     match call.effect {
         Some(Effect::Fail(errno) | Effect::FailAfter(errno)) => match call.operation {
@@ -35,8 +36,8 @@ fn has_failed(call: &Call) -> bool {
 }
 
 impl Run {
-    /// If the disk has failed and is to be mended by now: what does not need it has gone on, and
-    /// what does goes on by itself; durable enqueues only if no flush has failed.
+    /// If the disk has failed and is to be mended early: mends it, and checks that enqueues go on
+    /// by themselves, durable ones only if no flush has failed.
     pub(super) fn check_that_it_goes_on(&mut self, queue: &Queue, fault: &Fault) {
         self.calls.extend(fault.take_calls());
         let is_over = self.calls.iter().any(|call| call.effect.is_some());
@@ -53,10 +54,10 @@ impl Run {
         assert_eq!(self.errors.len(), errors, "{:?}", self.errors);
         let has_failed_flush = |call: &Call| is_flush(call) && has_failed(call);
         if self.calls.iter().any(has_failed_flush) {
-            // The maintenance thread may be about to say so.
+            // The maintenance thread may not have reported it yet.
             let deadline = Instant::now() + LIMIT;
             while !self.is_poisoned {
-                assert!(Instant::now() < deadline, "a failed flush was passed over");
+                assert!(Instant::now() < deadline, "a failed flush was not reported");
                 self.enqueue(SMALL, Durability::Sync, |payload, options| {
                     queue.enqueue_with(payload, options)
                 });
@@ -74,11 +75,11 @@ impl Run {
         }
     }
 
-    /// The disk is whole again, and no flush has failed: there is nothing that the open queue cannot
-    /// do.
+    /// Checks that the open queue can do everything, once the disk works again and if no flush has
+    /// failed.
     fn check_that_everything_works(&mut self, queue: &Queue) {
         let errors = self.errors.len();
-        // What could not be mapped or read is tried again after a while.
+        // A segment that could not be mapped or read is tried again after a while.
         let engine = queue.engine();
         let logs = || {
             engine
@@ -89,7 +90,7 @@ impl Run {
         };
         let deadline = Instant::now() + LIMIT;
         while logs().any(|log| log.is_held_back()) {
-            assert!(Instant::now() < deadline, "a segment is held back for ever");
+            assert!(Instant::now() < deadline, "a segment is still held back");
             thread::sleep(Duration::from_millis(5));
         }
         let consumer = queue.consumer();
@@ -101,7 +102,7 @@ impl Run {
                 });
             }
             let taken = self.consume(&consumer, 2 * PER_SEGMENT);
-            // What is damaged holds back what is behind it, for a while.
+            // A damaged record holds back the jobs behind it for a while.
             assert!(taken > 0 || self.is_damage_expected);
             self.flush(queue);
             self.work_with_letters(&queue.dead_letters());
@@ -116,7 +117,7 @@ impl Run {
             engine.compact(false).unwrap();
         }
         assert_eq!(self.errors.len(), errors, "{:?}", self.errors);
-        // The maintenance thread may be at it.
+        // The maintenance thread may be in the middle of creating or removing a file.
         let deadline = Instant::now() + LIMIT;
         loop {
             let (has, counted) = engine.space();
@@ -125,11 +126,11 @@ impl Run {
             }
             assert!(
                 Instant::now() < deadline,
-                "{counted} bytes counted of {has}"
+                "{counted} bytes are counted, and the files have {has}"
             );
         }
-        // What could not be removed then is by now. (What was made though it was said to have failed
-        // is found by the next open.)
+        // Files that could not be removed while the disk failed are removed by maintenance. (A file
+        // that was made by a call that returned an error is found by the next open.)
         let is_done = |call: &Call| matches!(call.effect, Some(Effect::FailAfter(_)));
         if self.calls.iter().any(is_done) {
             return;
@@ -137,19 +138,19 @@ impl Run {
         let deadline = Instant::now() + LIMIT;
         for log in logs() {
             while let Some(stray) = log.stray_file() {
-                assert!(Instant::now() < deadline, "{stray} stays");
+                assert!(Instant::now() < deadline, "{stray} was not removed");
                 log.reclaim().unwrap();
             }
         }
     }
 
-    /// The queue was closed, or could not be opened. No file was flushed after a flush of it had
-    /// failed, and none was used that could not be made whole.
+    /// Ends a session, in which the queue was closed or could not be opened. Checks that no file
+    /// was flushed again after a failed flush of it, and that none was used that is incomplete.
     pub(super) fn end_session(&mut self, fault: &Fault) {
         self.calls.extend(fault.take_calls());
         self.is_poisoned = false;
         let mut failed = Vec::new();
-        // Temporary files are others each time.
+        // A temporary file is a new one each time.
         let of_log = |call: &&Call| is_flush(call) && !has_extension(&call.path, "tmp");
         for call in self.calls.iter().filter(of_log) {
             assert!(
@@ -177,7 +178,7 @@ impl Run {
             };
             assert!(
                 !is_use || !broken.contains(&&call.path),
-                "{} was used and is not whole",
+                "{} was used although it is incomplete",
                 call.path.display()
             );
             match (call.operation, has_failed(call)) {
@@ -186,16 +187,16 @@ impl Run {
                     used.retain(|path| **path != call.path);
                     created.push(&call.path);
                 }
-                // One that was found may be read before it has its blocks.
+                // A file that already existed may be read before its blocks are allocated.
                 (Operation::Allocate | Operation::Write, true) if created.contains(&&call.path) => {
                     broken.push(&call.path);
                 }
-                // A file of a log is what the kernel shows, and may be looked at.
+                // Only for temporary files: a file of a log may be read after a failed flush.
                 (Operation::Flush, true) if has_extension(&call.path, "tmp") => {
                     broken.push(&call.path);
                 }
                 (Operation::Prefault, false) => used.push(&call.path),
-                // What is in use already is only left by the next append, and stays.
+                // A segment that is already in use stays: the next append goes to another one.
                 (Operation::Prefault, true) if !used.contains(&&call.path) => {
                     bad_pages.push(&call.path);
                 }
@@ -203,10 +204,15 @@ impl Run {
                 _ => {}
             }
         }
-        assert_eq!(bad_pages, Vec::<&PathBuf>::new(), "mapped all the same");
+        assert_eq!(
+            bad_pages,
+            Vec::<&PathBuf>::new(),
+            "files were kept whose pages could not be prefaulted"
+        );
     }
 
-    /// Each error that was returned is one that happened, and says so.
+    /// Checks that each error that was returned belongs to a call that failed, and names its
+    /// action, path and code.
     pub(super) fn check_errors(&self) {
         for told in &self.errors {
             let is_it = |call: &Call| {
@@ -222,20 +228,23 @@ impl Run {
         }
     }
 
-    /// The disk is whole again. Everything that was promised is in the queue, and it can be worked
-    /// off and closed.
+    /// Checks, once the disk works again, that everything promised is in the queue, and that the
+    /// queue can be drained and closed.
     pub(super) fn check_what_is_left(&mut self, scene: &Scene) {
-        let queue = self.open(scene.stripes).expect("the disk is whole again");
+        let queue = self.open(scene.stripes).expect("the disk works again");
         let found = self.take_all(&queue);
         self.truth.check(&found);
         let report = queue.verify().unwrap();
         let is_whole = report.damaged.is_empty();
         assert!(self.is_damage_expected || is_whole, "{report:?}");
         for bytes in &scene.damage {
-            assert!(self.is_in_quarantine(bytes), "damaged bytes are lost");
+            assert!(
+                self.is_in_quarantine(bytes),
+                "damaged bytes are not in the quarantine"
+            );
         }
         queue.close().unwrap();
-        // What is done is done.
+        // Jobs that are done stay done after another open.
         self.is_damage_expected = false;
         let queue = self.open(scene.stripes).unwrap();
         let again = self.take_all(&queue);
@@ -278,17 +287,17 @@ impl Run {
         paths.any(|path| has_extension(&path, "bin") && fs::read(path).unwrap() == bytes)
     }
 
-    /// No file stays that nothing would remove.
+    /// Checks that no file is left that nothing would ever remove.
     fn check_names(&self) {
         for (path, _) in files_below(&self.queue_dir) {
             let extension = path.extension().and_then(|extension| extension.to_str());
             let is_of_use = match extension {
                 None | Some("seg" | "ack" | "limit") => true,
-                // A copy that could not be finished, and not be removed.
+                // Copies, also unfinished ones that could not be removed.
                 Some("bin" | "txt" | "tmp") => path.starts_with("quarantine"),
                 Some(_) => false,
             };
-            assert!(is_of_use, "{} stays", path.display());
+            assert!(is_of_use, "{} is left", path.display());
         }
     }
 }

@@ -1,6 +1,8 @@
-//! A failed flush is final (guarantee 8): after it, durable enqueues are refused until the queue is
-//! reopened, since the page cache may have dropped what it could not write, and the next flush would
-//! succeed without it.
+//! Tests that a failed flush is final (guarantee 8): durable enqueues are refused until the queue
+//! is reopened.
+//!
+//! The page cache may have dropped what it could not write, and the next flush would succeed
+//! without it.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::storage::faults;
 use crate::{Builder, Durability, EnqueueError, EnqueueOptions, JobId, Queue, RetryPolicy};
 
-/// No wait lasts as long.
+/// Far longer than any wait takes.
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn builder(dir: &Path) -> Builder {
@@ -26,7 +28,7 @@ fn interval() -> EnqueueOptions {
     EnqueueOptions::new().durability(Durability::Interval(Duration::from_millis(2)))
 }
 
-/// The payloads of all jobs, which are acked, sorted.
+/// Acks all jobs, and returns their payloads, sorted.
 fn drain(queue: &Queue) -> Vec<Vec<u8>> {
     let consumer = queue.consumer();
     let mut payloads = Vec::new();
@@ -39,11 +41,12 @@ fn drain(queue: &Queue) -> Vec<Vec<u8>> {
     payloads
 }
 
-/// A queue of which one flush has failed, though the cause is gone; and the job that met it.
+/// A queue in which the flush of one enqueue has failed, and the job of that enqueue. Later flushes
+/// would succeed.
 fn after_a_failed_flush(dir: &Path) -> (Queue, JobId) {
     let (queue, _) = builder(dir).open().unwrap();
     queue.enqueue(b"before").unwrap();
-    // To flush a new segment is also to flush the directory that its name is in.
+    // The flush of a new segment includes that of its directory.
     let fault = faults::fail_flushes(dir.join("log/00"));
     let error = queue.enqueue_with(b"during", sync()).unwrap_err();
     drop(fault);
@@ -60,7 +63,7 @@ fn after_a_failed_flush(dir: &Path) -> (Queue, JobId) {
 }
 
 #[test]
-fn a_sync_enqueue_whose_flush_fails_says_so_and_its_job_is_delivered_all_the_same() {
+fn a_sync_enqueue_whose_flush_fails_says_so_and_its_job_is_still_delivered() {
     let dir = tempfile::tempdir().unwrap();
     let (queue, sequence) = after_a_failed_flush(dir.path());
     let consumer = queue.consumer();
@@ -90,10 +93,10 @@ fn after_a_failed_flush_durable_enqueues_are_refused_though_the_cause_is_gone() 
         assert_eq!(error.enqueued, []);
     }
     queue.flush().unwrap_err();
-    // What needs no flush goes on, for as long as the user likes.
+    // Calls that need no flush go on.
     queue.enqueue(b"after").unwrap();
     assert_eq!(drain(&queue), [&b"after"[..], b"before", b"during"]);
-    // More than one segment, so that sealing is met too.
+    // More than one segment, so that there are segments to seal.
     let payloads: Vec<_> = (0..300u32)
         .map(|number| number.to_be_bytes().repeat(250))
         .collect();

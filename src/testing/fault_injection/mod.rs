@@ -1,8 +1,9 @@
-//! A disk that fails: each system call of a queue in turn, in each way it can, once or from then
-//! on. Whatever fails, errors say what and where, nothing that was promised is lost, and the queue
-//! goes on by itself when the disk is whole again.
+//! Makes each system call of a queue fail in turn, in each way it can, once or from then on.
 //!
-//! After SQLite's tests of I/O errors and full disks (sqlite.org/testing.html).
+//! Whatever fails: errors say what failed and on which path, nothing that was promised is lost, and
+//! the queue goes on by itself once the disk works again.
+//!
+//! Modelled on SQLite's tests of I/O errors and full disks (sqlite.org/testing.html).
 
 mod checks;
 mod flushes;
@@ -24,14 +25,14 @@ use self::scenes::Scene;
 use crate::storage::Operation;
 use crate::storage::faults::{Effect, Plan};
 
-/// No run takes as long.
+/// Far longer than any run takes.
 const LIMIT: Duration = Duration::from_secs(300);
-/// Runs at a time: more than cores, as most of a run is waiting.
+/// How many runs go on at the same time: more than there are cores, as a run mostly waits.
 const THREADS: usize = 8;
-/// With so many runs failed, the others would tell nothing new.
+/// After so many failed runs, the others would tell nothing new.
 const ENOUGH_FAILURES: usize = 20;
-/// The threads of a queue are not always as fast, so that the same scene makes more calls one time
-/// than another. This often it is looked at.
+/// How often a scene is played to count its calls, whose number varies with the timing of the
+/// queue's threads.
 const LOOKS: usize = 3;
 
 const OPERATIONS: [Operation; 17] = [
@@ -59,15 +60,15 @@ const OPERATIONS: [Operation; 17] = [
 struct Way {
     operation: Operation,
     effect: Effect,
-    /// What is done to all further ones.
+    /// What happens to all later calls of this operation.
     then: Option<Effect>,
-    /// Nobody is to notice.
+    /// Whether no error may be returned.
     is_harmless: bool,
-    /// It is over while the queue is open, and then everything works again.
+    /// Whether the fault passes while the queue is open, and everything must work again then.
     heals: bool,
 }
 
-/// What a machine lacks for a moment.
+/// Errors that say that the machine is short of something for the moment.
 const SHORTAGES: [Errno; 5] = [
     Errno::MFILE,
     Errno::NFILE,
@@ -85,7 +86,7 @@ fn ways_of(operation: Operation) -> Vec<Way> {
         Inspect | List | Read | Truncate | Remove => &[Errno::IO],
         Write | Allocate | Flush => &[Errno::IO, Errno::NOSPC, Errno::DQUOT],
         CreateDirectory | Rename | FlushDirectory => &[Errno::IO, Errno::NOSPC],
-        // What a shortage is, and nothing else.
+        // Only shortages, see below.
         Map => &[],
         Prefault | ReadIn => &[Errno::FAULT, Errno::HWPOISON],
     };
@@ -107,9 +108,9 @@ fn ways_of(operation: Operation) -> Vec<Way> {
     let mut endure = |effect| add(effect, Some(effect), true);
     match operation {
         Read | Write => endure(Effect::Short),
-        // A file system that cannot.
+        // A file system that cannot allocate.
         Allocate => endure(Effect::Fail(Errno::OPNOTSUPP)),
-        // An older kernel, and one that is short of memory.
+        // An older kernel that cannot do it, and a kernel that is short of memory.
         Prefault | ReadIn => {
             endure(Effect::Fail(Errno::INVAL));
             endure(Effect::Fail(Errno::NOMEM));
@@ -123,14 +124,14 @@ fn ways_of(operation: Operation) -> Vec<Way> {
         add(Effect::FailAfter(Errno::IO), None, false);
     }
     let has_shortages = match operation {
-        // After which nothing is certain any more.
+        // A failed flush is final, whatever its error.
         Flush | FlushDirectory => false,
-        // Harmless, see above.
+        // Any error but two is harmless to them, see above.
         Prefault | ReadIn => false,
         _ => true,
     };
     for errno in SHORTAGES.into_iter().filter(|_| has_shortages) {
-        // That is how a lock says that somebody else has it.
+        // With this error a lock says that another process has it.
         if (operation, errno) == (Lock, Errno::AGAIN) {
             continue;
         }
@@ -148,7 +149,7 @@ fn ways_of(operation: Operation) -> Vec<Way> {
     ways
 }
 
-/// A scene, the number of a call in it, and what goes wrong with that.
+/// A scene, the number of a call in it, and the way in which that call goes wrong.
 #[derive(Clone, Copy)]
 struct Case {
     scene: usize,
@@ -169,7 +170,7 @@ impl fmt::Display for Case {
 }
 
 impl Case {
-    /// Returns whether it came to the call.
+    /// Plays the scene with the fault, and returns whether it came to the call.
     fn run(&self, scene: &Scene) -> bool {
         let plan = |calls, effect| Plan {
             operation: self.way.operation,
@@ -179,7 +180,7 @@ impl Case {
         let next = self.call + 1;
         let mut plans = vec![plan(self.call..next, self.way.effect)];
         plans.extend(self.way.then.map(|effect| plan(next..usize::MAX, effect)));
-        // What happens once is over then anyway.
+        // A fault that happens once has passed by then anyway.
         let is_mended_early =
             self.way.heals || self.way.then.is_none() || self.call.is_multiple_of(2);
         let outcome = scene.run(plans, is_mended_early);
@@ -189,7 +190,7 @@ impl Case {
     }
 }
 
-/// How often a scene makes which calls, at most.
+/// How many calls of each operation a scene makes, at most.
 fn sites_of(scene: &Scene) -> [usize; OPERATIONS.len()] {
     let mut most = [0; OPERATIONS.len()];
     for _ in 0..LOOKS {
@@ -231,7 +232,7 @@ fn message_of(panic: &(dyn Any + Send)) -> String {
     }
 }
 
-/// Runs one of `stride` of all cases.
+/// Runs every case whose number is a multiple of `stride`.
 fn run(stride: usize) {
     count_panics();
     let scenes = Arc::new([
@@ -247,7 +248,10 @@ fn run(stride: usize) {
         println!("{}: {} calls", scene.name, sites.iter().sum::<usize>());
         for (operation, count) in OPERATIONS.into_iter().zip(sites) {
             let ways = ways_of(operation);
-            println!("    {operation:?}: {count}, in {} ways", ways.len());
+            println!(
+                "    {operation:?}: {count} calls, each fails in {} ways",
+                ways.len()
+            );
             for way in ways {
                 cases.extend((0..count).map(|call| Case {
                     scene: number,
@@ -279,7 +283,7 @@ fn run(stride: usize) {
         match has_ended.recv_timeout(LIMIT) {
             Ok(Ok(has_met)) => met += usize::from(has_met),
             Ok(Err(failure)) => failures.push(failure),
-            Err(_) => panic!("a run hangs, one of the {THREADS} after the {at}th"),
+            Err(_) => panic!("a run hangs: {at} have ended, and up to {THREADS} are going on"),
         }
         if failures.len() == ENOUGH_FAILURES {
             next.store(cases.len(), Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! One time through a scene: what is done to the queue, what it says, and what is known after that.
+//! One run of a scene: works with the queue as a user does, and records the errors that it returns.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,20 +12,20 @@ use crate::{
 };
 
 pub(super) const SMALL: usize = 50;
-/// So many of these fill a segment.
 pub(super) const LARGE: usize = 3000;
+/// How many large jobs fill a segment.
 pub(super) const PER_SEGMENT: usize = 5;
 
-/// A queue, on a disk that fails.
+/// A queue on a disk that fails.
 pub(super) struct Run {
     pub(super) queue_dir: PathBuf,
     pub(super) truth: Truth,
     pub(super) calls: Vec<Call>,
     pub(super) errors: Vec<Told>,
-    /// A failed flush has been reported since the queue was opened.
+    /// Whether a failed flush was reported since the queue was opened.
     pub(super) is_poisoned: bool,
     pub(super) is_damage_expected: bool,
-    /// Whether the disk is to be whole again before the queue is closed.
+    /// Whether the disk is to work again before the queue is closed.
     pub(super) is_mended_early: bool,
 }
 
@@ -82,7 +82,7 @@ impl Run {
         }
     }
 
-    /// Notes why a job is not in the queue.
+    /// Records the error of an enqueue that did not put its job into the queue.
     pub(super) fn note_refusal(&mut self, error: &EnqueueError) {
         match error {
             EnqueueError::StorageFull(error) => {
@@ -112,14 +112,20 @@ impl Run {
         let is_refused = self.is_poisoned && durability != Durability::Process;
         match enqueue(&payload, EnqueueOptions::new().durability(durability)) {
             Ok(sequence) => {
-                assert!(!is_refused, "promised after a flush had failed");
+                assert!(
+                    !is_refused,
+                    "a durable enqueue returned Ok after a failed flush"
+                );
                 self.truth.enqueued(number, sequence);
             }
             Err(EnqueueError::NotDurable {
                 job: sequence,
                 error,
             }) => {
-                assert!(!is_refused, "tried after a flush had failed");
+                assert!(
+                    !is_refused,
+                    "a durable enqueue was not refused after a failed flush"
+                );
                 self.truth.enqueued(number, sequence);
                 self.note(&error);
             }
@@ -164,7 +170,7 @@ impl Run {
         }
     }
 
-    /// The next job, and its number.
+    /// Takes the next job, and returns it with its number.
     pub(super) fn next<'a>(&mut self, consumer: &'a Consumer) -> Option<(usize, Job<'a>)> {
         let job = consumer.try_next()?;
         let number = self.truth.number_of(job.payload());
@@ -172,8 +178,8 @@ impl Run {
         Some((number, job))
     }
 
-    /// Takes up to `most` jobs: acks most of them, and fails others once, always, or for good.
-    /// Returns how many there were.
+    /// Takes up to `most` jobs: acks most of them, retries others once or until they are dead, and
+    /// makes letters of the rest. Returns how many there were.
     pub(super) fn consume(&mut self, consumer: &Consumer, most: usize) -> usize {
         for taken in 0..most {
             let Some((number, job)) = self.next(consumer) else {
@@ -203,7 +209,7 @@ impl Run {
     pub(super) fn flush(&mut self, queue: &Queue) {
         match queue.flush() {
             Ok(()) => {
-                assert!(!self.is_poisoned, "promised after a flush had failed");
+                assert!(!self.is_poisoned, "flush returned Ok after a failed flush");
                 self.truth.letters_flushed();
             }
             Err(error) => self.note(error.storage_error()),
@@ -230,7 +236,7 @@ impl Run {
                 Ok(()) => self.truth.purged(number),
                 Err(DeadLetterError::Storage(error)) => {
                     if error.is_failed_flush() {
-                        // It is deleted all the same.
+                        // The letter is gone although the flush has failed.
                         self.truth.purged(number);
                     } else {
                         self.truth.maybe_purged(number);
@@ -266,10 +272,13 @@ impl Run {
     pub(super) fn note_failed_replay(&mut self, number: usize, error: DeadLetterError) {
         match error {
             DeadLetterError::Enqueue(error) => self.note_refusal(&error),
-            // Nothing was done.
+            // The letter is still there, and there is no new job.
             DeadLetterError::Poisoned(error) | DeadLetterError::Storage(error) => self.note(&error),
             DeadLetterError::NotDurable { replayed, error } => {
-                assert!(!self.is_poisoned, "tried after a flush had failed");
+                assert!(
+                    !self.is_poisoned,
+                    "a replay was not refused after a failed flush"
+                );
                 assert_eq!(replayed.len(), 1);
                 self.truth.replayed(number, replayed[0]);
                 self.note(&error);
@@ -278,7 +287,7 @@ impl Run {
         }
     }
 
-    /// All that users do with a queue.
+    /// Does everything that users do with a queue.
     pub(super) fn work(&mut self, queue: &Queue) {
         let consumer = queue.consumer();
         let mut producer = queue.producer();
@@ -305,7 +314,7 @@ impl Run {
         self.consume(&consumer, 8);
         self.flush(queue);
         self.work_with_letters(&queue.dead_letters());
-        // Through segments that are used again, some of them flushed before.
+        // Through recycled segments, some of which were flushed in their former use.
         for round in 0..4 {
             for _ in 0..PER_SEGMENT {
                 self.enqueue(LARGE, Durability::Process, |payload, options| {

@@ -1,4 +1,4 @@
-//! The queues that fail: what they are on disk, and what is done to them.
+//! The scenes in which calls fail: each is a queue on disk and a workload for it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,32 +10,32 @@ use crate::engine::Running;
 use crate::storage::faults::{self, Call, Fault, Plan};
 use crate::{Consumer, Durability, Producer, Queue};
 
-/// Longer than any run.
+/// A delay longer than any run.
 const LATER: Duration = Duration::from_secs(3600);
 
-/// A queue on disk, what is known of it, and what is done to it.
+/// A queue on disk, what is known of it, and a workload for it.
 pub(super) struct Scene {
     pub(super) name: &'static str,
     pub(super) stripes: usize,
     files: Vec<(PathBuf, Vec<u8>)>,
     truth: Truth,
-    /// Damaged bytes, each to be found in the quarantine in the end.
+    /// Damaged byte ranges, each of which must be in the quarantine at the end.
     pub(super) damage: Vec<Vec<u8>>,
-    /// Does it, with the faults; and without them, if there is still something to do.
+    /// The workload. It may lift the faults before its end.
     play: fn(&mut Run, &Scene, &Fault),
 }
 
 /// What a run saw.
 pub(super) struct Outcome {
-    /// The calls while the faults were there.
+    /// The calls that were made while the workload ran.
     pub(super) calls: Vec<Call>,
-    /// Errors that were returned.
+    /// How many errors were returned.
     pub(super) errors: usize,
-    /// A failed flush was reported.
+    /// Whether a failed flush was reported.
     pub(super) was_poisoned: bool,
 }
 
-/// In memory: what a disk does is the faults' affair.
+/// A temporary directory, in memory if possible: the faults decide what the disk does.
 fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
 }
@@ -80,7 +80,7 @@ impl Scene {
     }
 }
 
-/// A queue that is made and worked with.
+/// A new queue is created, used and closed.
 pub(super) fn a_new_queue() -> Scene {
     Scene {
         name: "a new queue",
@@ -98,7 +98,7 @@ pub(super) fn a_new_queue() -> Scene {
     }
 }
 
-/// A queue is opened and worked off.
+/// Opens a queue, drains it and closes it.
 fn work_off(run: &mut Run, scene: &Scene, fault: &Fault) {
     let Some(queue) = run.open(scene.stripes) else {
         return;
@@ -115,7 +115,8 @@ fn work_off(run: &mut Run, scene: &Scene, fault: &Fault) {
     run.close(queue);
 }
 
-/// A queue to be found by a scene. It has no threads, so that nothing happens by itself.
+/// Makes the queue that a scene finds on disk. It has no threads, so that nothing happens in the
+/// background.
 struct Maker {
     scratch: tempfile::TempDir,
     queue: Queue,
@@ -138,7 +139,7 @@ impl Maker {
         }
     }
 
-    /// Returns the number of the first of the jobs.
+    /// Enqueues jobs of `len` bytes, and returns the number of the first.
     fn enqueue(&mut self, jobs: usize, len: usize) -> usize {
         let first = self.truth.len();
         for number in first..first + jobs {
@@ -157,7 +158,7 @@ impl Maker {
         }
     }
 
-    /// Makes letters of the next jobs.
+    /// Turns the next jobs into letters.
     fn kill(&mut self, jobs: usize) {
         for _ in 0..jobs {
             let job = self.consumer.try_next().unwrap();
@@ -179,7 +180,7 @@ impl Maker {
     }
 }
 
-/// The files below a directory, with their paths relative to it.
+/// The files below a directory: their paths relative to it, and their contents.
 pub(super) fn files_below(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files = Vec::new();
     let mut dirs = vec![root.to_path_buf()];
@@ -202,7 +203,7 @@ fn bytes_of<'a>(files: &'a mut [(PathBuf, Vec<u8>)], path: &Path) -> &'a mut Vec
     &mut found.unwrap().1
 }
 
-/// Flips a bit in a job's payload; returns where the damaged record starts, and its bytes.
+/// Flips a bit in a job's payload. Returns the offset of the damaged record and its bytes.
 fn damage_record(segment: &mut [u8], payload: &[u8]) -> (usize, Vec<u8>) {
     let mut windows = segment.windows(payload.len());
     let at = windows.position(|window| window == payload).unwrap();
@@ -212,13 +213,13 @@ fn damage_record(segment: &mut [u8], payload: &[u8]) -> (usize, Vec<u8>) {
     (start, segment[start..end].to_vec())
 }
 
-/// A queue whose process died in the middle of a replay, and whose files were damaged in every way
-/// that can be mended.
+/// A queue whose process died in the middle of a replay, and whose files have every kind of damage
+/// that an open can repair or set aside.
 pub(super) fn an_unclean_queue() -> Scene {
     let mut maker = Maker::new();
     maker.enqueue(4, SMALL);
     maker.kill(4);
-    // To fill the segment, and another one that will be a spare.
+    // Fills the segment and another one, which becomes a spare.
     maker.enqueue(2 * PER_SEGMENT, LARGE);
     maker.ack(2 * PER_SEGMENT);
     let first = maker.enqueue(4 * PER_SEGMENT, LARGE);
@@ -231,7 +232,7 @@ pub(super) fn an_unclean_queue() -> Scene {
     let stripe = &maker.queue.engine().dispatch().stripes()[0];
     stripe.reclaim().unwrap();
     stripe.prepare();
-    // The others are in the hands of consumers when the process dies.
+    // Handlers have the other jobs when the process dies.
     while let Some(job) = maker.consumer.try_next() {
         std::mem::forget(job);
     }
@@ -252,7 +253,7 @@ pub(super) fn an_unclean_queue() -> Scene {
     let (offset, record) = damage_record(bytes_of(&mut files, partly_done), &payload);
     damage.push(record);
     truth.damaged(first + 3);
-    // Another process has been here before.
+    // An earlier process has set aside other bytes from the same place.
     let base = partly_done.file_stem().unwrap().display();
     let earlier = format!("quarantine/00-{base}-{offset}.bin");
     files.push((earlier.into(), b"damage of an earlier time".into()));
@@ -275,7 +276,7 @@ pub(super) fn an_unclean_queue() -> Scene {
     }
 }
 
-/// A queue that was closed, and of which a sealed segment was damaged since.
+/// A queue that was closed, and one of whose sealed segments was damaged after that.
 pub(super) fn a_closed_queue() -> Scene {
     let mut maker = Maker::new();
     maker.enqueue(3, SMALL);
@@ -307,7 +308,7 @@ pub(super) fn a_closed_queue() -> Scene {
     }
 }
 
-/// What the maintenance thread does when it has time: sealing, retiring, compaction.
+/// The work of the maintenance thread: sealing, retiring, preparing segments, compaction.
 pub(super) fn maintenance() -> Scene {
     Scene {
         name: "maintenance",
@@ -319,7 +320,7 @@ pub(super) fn maintenance() -> Scene {
     }
 }
 
-/// Jobs that wait are moved into a segment in reserve, as there is no room for another.
+/// Delayed jobs are moved into the reserve segment because there is no room for another segment.
 pub(super) fn no_room() -> Scene {
     Scene {
         name: "no room",
@@ -356,7 +357,7 @@ fn play_no_room(run: &mut Run, scene: &Scene, fault: &Fault) {
             run.truth.acked(number);
         }
         if round % 2 == 1 {
-            // At first the active segment is all but full, and then it has room.
+            // The first time, the active segment is almost full; the second time, it has room.
             if let Err(error) = queue.engine().compact(true) {
                 run.note(&error);
             }
@@ -391,7 +392,7 @@ fn play_maintenance(run: &mut Run, scene: &Scene, fault: &Fault) {
             run.truth.acked(number);
         }
     };
-    // Segments of which a job each waits for long.
+    // Segments with one job each that has a long delay.
     for _ in 0..5 {
         fill(run);
         if let Some((_, job)) = run.next(&consumer) {

@@ -1,10 +1,11 @@
-//! What a queue was told and what it promised, and so what may be found in it.
+//! Keeps track of what was asked of a queue and what it has promised, and so of what may be found
+//! in it.
 
 use std::collections::HashSet;
 
 use crate::JobId;
 
-/// How often something may be found.
+/// Bounds of how often something may be found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Count {
     least: u32,
@@ -20,7 +21,7 @@ impl Count {
         Self { least, most }
     }
 
-    /// More or less by some, and not less than none.
+    /// Adds to both bounds; a bound does not go below 0.
     fn plus(self, least: i32, most: i32) -> Self {
         Self {
             least: self.least.saturating_add_signed(least),
@@ -54,7 +55,7 @@ const QUEUED: Fate = Fate {
     all: Count::exactly(1),
 };
 
-/// Declared dead: its letter is to be written and flushed, and then the job to be done.
+/// Dead, but its letter may not be written and flushed yet, or the job not marked done after that.
 const DYING: Fate = Fate {
     jobs: Count::within(0, 1),
     letters: Count::within(0, 1),
@@ -77,12 +78,12 @@ struct Job {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) jobs: u32,
-    /// Of these, jobs that are not due.
+    /// How many of `jobs` were not due.
     pub(super) delayed: u32,
     pub(super) letters: u32,
 }
 
-/// The jobs, by their numbers.
+/// What is known of each job, by its number.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Truth {
     jobs: Vec<Job>,
@@ -90,7 +91,7 @@ pub(super) struct Truth {
 }
 
 impl Truth {
-    /// A job about to be enqueued, with this many bytes.
+    /// Adds a job of `len` bytes that is about to be enqueued, and returns its number.
     pub(super) fn new_job(&mut self, len: usize) -> usize {
         self.jobs.push(Job { len, fate: NOWHERE });
         self.jobs.len() - 1
@@ -108,14 +109,14 @@ impl Truth {
         payload
     }
 
-    /// Which job a payload is of; it must be that job's, to the last byte.
+    /// The number of the job that a payload belongs to. Checks every byte of the payload.
     pub(super) fn number_of(&self, payload: &[u8]) -> usize {
         let number = payload
             .first_chunk()
             .map(|bytes| u64::from_le_bytes(*bytes));
-        let number = number.expect("a payload was cut") as usize;
+        let number = number.expect("a payload was cut off") as usize;
         let is_whole = number < self.len() && payload == self.payload(number);
-        assert!(is_whole, "a payload was changed");
+        assert!(is_whole, "a payload has changed");
         number
     }
 
@@ -130,14 +131,14 @@ impl Truth {
 
     fn give(&mut self, sequence: JobId) {
         let is_new = self.given.insert(sequence);
-        assert!(is_new, "sequence {sequence} was given twice");
+        assert!(is_new, "{sequence} was given to two jobs");
     }
 
     pub(super) fn delivered(&mut self, number: usize) {
         let is_there = self.fate(number).jobs.most > 0;
         assert!(
             is_there,
-            "job {number} was delivered and is not in the queue"
+            "job {number} was delivered, but it cannot be in the queue"
         );
     }
 
@@ -153,7 +154,7 @@ impl Truth {
         fate.letters = fate.letters.plus(0, 1);
     }
 
-    /// The letters of all that have died are written and flushed.
+    /// Records that the letters of all dead jobs are written and flushed.
     pub(super) fn letters_flushed(&mut self) {
         let dying = self.jobs.iter_mut().filter(|job| job.fate == DYING);
         dying.for_each(|job| job.fate = DEAD);
@@ -161,7 +162,7 @@ impl Truth {
 
     pub(super) fn is_letter(&mut self, number: usize) {
         let is_dead = self.fate(number).letters.most > 0;
-        assert!(is_dead, "job {number} has a letter and is not dead");
+        assert!(is_dead, "job {number} has a letter, but it is not dead");
     }
 
     pub(super) fn purged(&mut self, number: usize) {
@@ -179,12 +180,12 @@ impl Truth {
         *self.fate(number) = QUEUED;
     }
 
-    /// Its bytes are damaged.
+    /// Records that the job's bytes are damaged, so that it must not be found.
     pub(super) fn damaged(&mut self, number: usize) {
         *self.fate(number) = NOWHERE;
     }
 
-    /// Compares with all that was found.
+    /// Checks that what was found of each job is allowed.
     pub(super) fn check(&self, found: &[Found]) {
         for (number, (Job { fate, .. }, found)) in self.jobs.iter().zip(found).enumerate() {
             let is_kept = fate.jobs.allows(found.jobs)

@@ -1,6 +1,7 @@
 //! Drains a backlog with an allocator that counts, and prints the peak of the heap in bytes.
 //!
-//! A program of its own: counting would slow down those who allocate for each message.
+//! It is a program of its own because counting would slow down contenders that allocate for each
+//! message.
 
 use std::hint::black_box;
 

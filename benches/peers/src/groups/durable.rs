@@ -1,4 +1,5 @@
-//! Jobs that survive a power cut: many producers that share flushes, and one that waits for each.
+//! Jobs that survive a power cut: many producers that share flushes, and one that waits for each
+//! flush.
 
 use anyhow::Result;
 
@@ -10,7 +11,7 @@ use crate::peers::{databases, files, group, limit, logmill};
 
 /// Threads that enqueue with `Sync` at once.
 const PRODUCERS: usize = 64;
-/// Calls that a turn's median and 99th percentile are taken from.
+/// Calls from which a turn's median and 99th percentile are taken.
 const CALLS: usize = 2000;
 
 pub fn run(context: &Context) -> Result<Vec<Outcome>> {

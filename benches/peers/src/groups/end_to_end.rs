@@ -1,4 +1,5 @@
-//! From the first enqueue until the last job is acked, producers and consumers at once.
+//! The time from the first enqueue until the last job is acked, with producers and consumers at
+//! work together.
 
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ const NOTE: &str = "Time per job or message, from the first enqueue until the la
                     beanstalkd put, reserve and delete.";
 
 pub fn run(context: &Context) -> Result<Vec<Outcome>> {
-    // One instance of each for all comparisons.
+    // All comparisons use the same instance of each server.
     let servers = Servers {
         redis: Server::redis(context),
         beanstalkd: Server::beanstalkd(context),

@@ -1,4 +1,4 @@
-//! What one producer pays for a job, with nobody receiving meanwhile.
+//! The cost of an enqueue for one producer, while nothing receives.
 
 use anyhow::Result;
 
@@ -17,7 +17,7 @@ pub fn run(context: &Context) -> Result<Vec<Outcome>> {
 
 fn comparison(context: &Context, size: usize) -> Result<Comparison> {
     let dir = || context.fresh();
-    // Each fills one file of khata-rs's, which is then flushed and removed.
+    // Each turn of khata-rs fills one of its files, which is then flushed and removed.
     let khata_room = files::khata_room(size);
     Ok(Comparison {
         name: format!("enqueue/{size}"),

@@ -1,4 +1,4 @@
-//! What a queue costs that has nothing to do, and how fast it wakes up.
+//! The cost of an idle queue, and how fast it wakes up.
 
 use std::sync::mpsc;
 use std::thread;
@@ -14,15 +14,16 @@ use crate::format::Unit;
 use crate::peers::logmill::PROCESS;
 use crate::statistics::quantile;
 
-/// How long idling is watched.
+/// How long an idle queue is watched.
 const WATCH: Duration = Duration::from_secs(10);
-/// Rounds of that: seven would take minutes, and a sum over ten seconds varies little.
+/// Rounds of watching: seven would take minutes, and a sum over ten seconds varies little.
 const WATCH_ROUNDS: usize = 3;
-/// Workers that idle.
+/// Idle workers.
 const WORKERS: usize = 2;
-/// Wake-ups of a turn.
+/// Wake-ups in a turn.
 const WAKE_UPS: usize = 200;
-/// After this long without work, a thread is asleep: a worker looks for some tens of microseconds.
+/// Without work for this long, a thread is asleep: a worker looks for jobs for some tens of
+/// microseconds.
 const ASLEEP: Duration = Duration::from_millis(3);
 
 pub fn run(context: &Context) -> Result<Vec<Outcome>> {
@@ -40,7 +41,7 @@ fn cpu_time(context: &Context) -> Result<Comparison> {
         let workers = queue
             .workers(WORKERS)
             .run(|_: &Job<'_>| Ok::<(), Failure>(()))?;
-        // Opening has work for the maintenance thread.
+        // After an open, the maintenance thread has work for a while.
         thread::sleep(Duration::from_millis(500));
         let used = cpu_time_of(watch);
         workers.shutdown(Duration::from_secs(1));
@@ -65,7 +66,7 @@ fn cpu_time(context: &Context) -> Result<Comparison> {
     })
 }
 
-/// CPU time of this process over a while, in nanoseconds.
+/// CPU time of this process during `watch`, in nanoseconds.
 fn cpu_time_of(watch: Duration) -> f64 {
     let now = || {
         let time = clock_gettime(ClockId::ProcessCPUTime);
@@ -116,7 +117,7 @@ fn wake_worker(context: &Context, wake_ups: usize) -> Result<Figures> {
 
 fn wake_thread(wake_ups: usize) -> Result<Figures> {
     let (woken, wakes) = mpsc::channel();
-    // Ends when nobody listens any more.
+    // Ends when nothing receives any more.
     let sleeper = thread::spawn(move || {
         loop {
             thread::park();
@@ -134,7 +135,7 @@ fn wake_thread(wake_ups: usize) -> Result<Figures> {
     }))
 }
 
-/// Wakes somebody up again and again, who says when that was.
+/// Wakes a thread up again and again, which reports the time when it was awake.
 fn wake(
     wake_ups: usize,
     call: impl Fn() -> Result<()>,

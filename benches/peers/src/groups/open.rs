@@ -1,4 +1,4 @@
-//! Opening a queue: after a clean close, after kill -9, with a cold cache; and the heap that
+//! Opening a queue after a clean close, after `kill -9`, and with a cold cache; and the heap that
 //! draining a backlog needs.
 
 use std::fs::{self, File};
@@ -24,9 +24,10 @@ const BACKLOG: u64 = 1024 * MIB;
 const SMALL_BACKLOG: u64 = 256 * MIB;
 /// Payload of the jobs of a backlog.
 const SIZE: usize = 1024;
-/// Rounds of the heap comparison: it counts bytes, which no noise hits.
+/// Rounds of the heap comparison: it counts bytes, which do not depend on noise.
 const HEAP_ROUNDS: usize = 3;
-/// The program that measures the heap; another one, as its allocator would slow down everybody.
+/// The program that measures the heap; a separate one, since its allocator would slow down all
+/// contenders.
 const HEAP: &str = "logmill-peers-heap";
 
 pub fn run(context: &Context) -> Result<Vec<Outcome>> {
@@ -84,14 +85,15 @@ enum Cache {
 }
 
 impl Cache {
-    /// Gets the files of a queue into that state.
+    /// Brings the files of a queue into this state of the cache.
     fn prepare(self, dir: &Path) -> Result<()> {
         for path in files_below(dir)? {
             match self {
                 Self::Warm => {
                     limit::timed_read(&path)?;
                 }
-                // Of these files only: dropping all caches would hit everybody on the machine.
+                // Drops only these files: dropping all caches would affect everything on the
+                // machine.
                 Self::Cold => {
                     let file = File::open(&path)?;
                     file.sync_all()?;
@@ -103,8 +105,8 @@ impl Cache {
     }
 }
 
-/// A killed process has filled half of its first segment, and made the next one ready; opening is set
-/// beside reading these files.
+/// A killed process has filled half of its first segment and prepared the next one. Opening that is
+/// compared with reading these files.
 fn after_kill(context: &Context, segment: u64, size: usize, cache: Cache) -> Result<Comparison> {
     let killed = {
         let data = context.data.clone();
@@ -233,7 +235,7 @@ fn heap(context: &Context) -> Comparison {
     }
 }
 
-/// `cargo run` builds only the program that it runs, so the other one is built here.
+/// `cargo run` builds only the program that it runs, so this builds the other one.
 fn build_heap_program() -> Result<PathBuf> {
     let program = std::env::current_exe()?.with_file_name(HEAP);
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));

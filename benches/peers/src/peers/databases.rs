@@ -22,16 +22,16 @@ pub const FJALL: &str = "each step survives kill -9; a claim is in memory";
 /// A job's key and payload.
 type Claimed = (i64, Vec<u8>);
 
-/// What a queue in a database can do. Each step is a transaction of its own.
+/// The operations of a queue in a database. Each is a transaction of its own.
 trait Table: Sync {
     fn insert(&self, payload: &[u8]) -> Result<()>;
-    /// The oldest job that nobody has claimed.
+    /// The oldest job that is not claimed.
     fn claim(&self) -> Result<Option<Claimed>>;
     fn delete(&self, key: i64) -> Result<()>;
 }
 
 /// Inserts, claims and deletes. A counter in memory tells consumers whether there is anything to
-/// claim, so that looking in vain costs the database nothing.
+/// claim, so that consumers without jobs cost the database nothing.
 fn end_to_end(table: &impl Table, threads: usize, size: usize, jobs: u64) -> Result<Duration> {
     let payload = payload(size);
     let (inserted, taken) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -53,7 +53,7 @@ fn end_to_end(table: &impl Table, threads: usize, size: usize, jobs: u64) -> Res
         },
         |_, others| {
             loop {
-                // Relaxed: each ticket is one job, whichever.
+                // Relaxed: each ticket stands for one job, no matter which.
                 let ticket = taken.fetch_add(1, Ordering::Relaxed);
                 if ticket >= jobs {
                     return Ok(());
@@ -68,7 +68,7 @@ fn end_to_end(table: &impl Table, threads: usize, size: usize, jobs: u64) -> Res
 }
 
 /// One connection behind a mutex, which holds the file's lock: SQLite has one writer at a time, and
-/// several connections would wait for each other by sleeping.
+/// several connections would sleep while they wait for each other.
 struct Sqlite {
     connection: Mutex<Connection>,
     _dir: TempDir,
@@ -143,7 +143,7 @@ pub fn sqlite_end_to_end(dir: TempDir, threads: usize, size: usize) -> Result<Jo
     }))
 }
 
-/// Latency of an insert that is flushed.
+/// Latency of a flushed insert.
 pub fn sqlite_sync_latency(dir: TempDir, size: usize, inserts: usize) -> Result<Figures> {
     let table = Sqlite::new(dir, "FULL")?;
     let payload = payload(size);
@@ -152,8 +152,8 @@ pub fn sqlite_sync_latency(dir: TempDir, size: usize, inserts: usize) -> Result<
     }))
 }
 
-/// A keyspace with growing keys. What was claimed is kept in memory: consumers start their search
-/// behind it, which also spares them the tombstones of what was removed.
+/// A keyspace with growing keys. The last claimed key is kept in memory: consumers start their
+/// search after it, which also spares them the tombstones of removed jobs.
 struct Fjall {
     jobs: Keyspace,
     next: Mutex<i64>,
@@ -164,7 +164,7 @@ struct Fjall {
 
 impl Table for Fjall {
     fn insert(&self, payload: &[u8]) -> Result<()> {
-        // Held until the job is in: a key that comes late would be behind the consumers. fjall
+        // Held until the job is inserted: a key that came late would be behind the consumers. fjall
         // writes one entry at a time anyway.
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         *next += 1;

@@ -21,22 +21,22 @@ pub const QUEUE_FILE_SYNC: &str = "an element survives a power cut (sync writes 
 pub const KHATA: &str = "a message survives kill -9; not checked (its default)";
 pub const KHATA_CHECKED: &str = "a message survives kill -9; CRC-16";
 
-/// queue-file's file from the start. With its default of 4 KiB, and growing while elements come and
-/// go, version 2.0.0 sometimes failed here with "corrupted file"; why was not found out.
+/// The initial size of queue-file's file. With its default of 4 KiB, and growing while elements
+/// come and go, version 2.0.0 sometimes failed here with "corrupted file", for an unknown reason.
 const QUEUE_FILE_ROOM: u64 = 256 * 1024 * 1024;
-/// Size of khata-rs's file for a cycle: its default. It takes no more than that until time moves
-/// on to another cycle.
+/// The size of khata-rs's file for a cycle: its default. A file takes no more than that until time
+/// moves on to another cycle.
 const KHATA_FILE: usize = 64 * 1024 * 1024;
-/// Bytes that khata-rs puts before each message, and at the start of a file.
+/// Bytes that khata-rs writes before each message, and at the start of a file.
 const KHATA_HEADER: usize = 8;
 const KHATA_FILE_HEADER: usize = 64;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic elsewhere is reported by whoever joins that thread.
+    // A panic in another thread is reported where that thread is joined.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Sends; nobody receiving.
+/// Sends, while nothing receives.
 pub fn yaque_send(dir: TempDir, size: usize) -> Result<Jobs> {
     let (mut sender, mut receiver) = yaque::channel(dir.path().join("queue"))?;
     let payload = payload(size);
@@ -60,7 +60,7 @@ async fn yaque_drain(receiver: &mut yaque::Receiver, elements: u64) -> Result<()
     Ok(())
 }
 
-/// Send, receive, commit of each element. yaque has one sender and one receiver.
+/// Sends, receives and commits each element. yaque has one sender and one receiver.
 pub fn yaque_end_to_end(dir: TempDir, size: usize) -> Result<Jobs> {
     let (sender, receiver) = yaque::channel(dir.path().join("queue"))?;
     let (sender, receiver) = (Mutex::new(sender), Mutex::new(receiver));
@@ -92,18 +92,18 @@ pub fn yaque_end_to_end(dir: TempDir, size: usize) -> Result<Jobs> {
 fn queue_file(dir: &TempDir, sync: bool) -> Result<QueueFile> {
     let mut queue = QueueFile::with_capacity(dir.path().join("queue"), QUEUE_FILE_ROOM)?;
     queue.set_sync_writes(sync);
-    // Zeroing what was removed is a matter of secrecy, not of safety.
+    // Zeroing removed elements is for secrecy, not for safety.
     queue.set_overwrite_on_remove(false);
     Ok(queue)
 }
 
-/// Adds; nobody removing.
+/// Adds, while nothing removes.
 pub fn queue_file_add(dir: TempDir, size: usize) -> Result<Jobs> {
     let mut queue = queue_file(&dir, false)?;
     let payload = payload(size);
     Ok(Box::new(move |jobs| {
         let _keep = &dir;
-        // Both use the queue, one after the other.
+        // The adds and the drain use the queue in turn.
         let mut time = Duration::ZERO;
         let mut left = jobs;
         while left > 0 {
@@ -120,7 +120,7 @@ pub fn queue_file_add(dir: TempDir, size: usize) -> Result<Jobs> {
     }))
 }
 
-/// Latency of an add that is flushed.
+/// Latency of a flushed add.
 pub fn queue_file_sync_latency(dir: TempDir, size: usize, adds: usize) -> Result<Figures> {
     let mut queue = queue_file(&dir, true)?;
     let payload = payload(size);
@@ -132,8 +132,8 @@ pub fn queue_file_sync_latency(dir: TempDir, size: usize, adds: usize) -> Result
     }))
 }
 
-/// Add, peek, remove, each behind a mutex as its documentation says. A counter in memory tells
-/// consumers whether it is worth their while to take the lock.
+/// Add, peek and remove, each behind a mutex as its documentation recommends. A counter in memory
+/// tells consumers whether taking the lock is worthwhile.
 pub fn queue_file_end_to_end(dir: TempDir, threads: usize, size: usize) -> Result<Jobs> {
     let queue = Mutex::new(queue_file(&dir, false)?);
     let payload = payload(size);
@@ -151,7 +151,7 @@ pub fn queue_file_end_to_end(dir: TempDir, threads: usize, size: usize) -> Resul
             },
             |_, others| {
                 let mut element = Vec::new();
-                // Each ticket is one element.
+                // Each ticket stands for one element.
                 while taken.fetch_add(1, Ordering::Relaxed) < jobs {
                     loop {
                         others.check()?;
@@ -174,12 +174,12 @@ pub fn queue_file_end_to_end(dir: TempDir, threads: usize, size: usize) -> Resul
     }))
 }
 
-/// Messages that khata-rs can write before its file is full.
+/// The number of messages that khata-rs can write before its file is full.
 pub fn khata_room(size: usize) -> u64 {
     ((KHATA_FILE - KHATA_FILE_HEADER) / (size + KHATA_HEADER) - 1) as u64
 }
 
-/// Writes to new files, as khata-rs never uses one again: making, flushing and removing them is
+/// Writes to new files, since khata-rs never reuses one. Creating, flushing and removing them is
 /// not timed.
 pub fn khata_write(dir: TempDir, size: usize, checksums: bool) -> Result<Jobs> {
     let payload = payload(size);

@@ -1,4 +1,4 @@
-//! Threads that share flushes, and nothing else: what it costs to wake them.
+//! Threads that only share flushes, to show what it costs to wake them.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -9,7 +9,7 @@ use super::limit::{Preallocated, record_bytes};
 use crate::contender::Jobs;
 use crate::threads::{self, share};
 
-/// A buffer that everybody adds to, and that one of those who wait writes and flushes for all.
+/// A buffer that all threads add to. One of the waiting threads writes and flushes it for all.
 struct Group {
     state: Mutex<State>,
     flushed: Condvar,
@@ -19,7 +19,7 @@ struct Group {
 #[derive(Default)]
 struct State {
     pending: Vec<u8>,
-    /// Batches that were taken to be written, and those that have been flushed.
+    /// The number of batches taken to be written, and of those flushed.
     taken: u64,
     flushed: u64,
     is_flushing: bool,

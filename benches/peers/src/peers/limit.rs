@@ -1,4 +1,4 @@
-//! What the machine allows: bare loops that do only what cannot be left out.
+//! The limits of the machine: bare loops that do only what cannot be left out.
 
 use std::fs::{File, OpenOptions};
 use std::hint::black_box;
@@ -19,22 +19,23 @@ use crate::contender::{Figures, Jobs};
 pub const ANONYMOUS: &str = "nothing survives the process";
 pub const FLUSHED: &str = "bytes survive a power cut";
 
-/// As large as the segments of default size that a stripe lives in when consumers keep up.
+/// As large as the three segments of default size that a stripe uses while consumers keep up.
 const REGION: usize = 3 * 8 * 1024 * 1024;
 /// Bytes of a record's header.
 const HEADER: usize = 32;
 /// Buffer for reading files.
 const READ_BUFFER: usize = 256 * 1024;
 
-/// Bytes of a record in logmill's log.
+/// The length of a record in logmill's log.
 pub fn record_bytes(size: usize) -> usize {
     (HEADER + size).next_multiple_of(8)
 }
 
-/// The least a checked append to memory can do: reserve, write a header, copy, check, commit.
+/// The least that a checked append to memory can do: reserve, write a header, copy, compute the
+/// check, commit.
 ///
-/// One thread, mapped memory that was touched before, round and round. `MmapMut` of a file needs
-/// `unsafe`, so the memory is anonymous, which spares it the kernel's write-back.
+/// One thread writes round and round in mapped memory that was touched before. The memory is
+/// anonymous, which spares it the kernel's write-back, since `MmapMut` of a file needs `unsafe`.
 pub fn append(size: usize) -> Result<Jobs> {
     let mut region = MmapMut::map_anon(REGION)?;
     region.fill(1);
@@ -70,7 +71,7 @@ pub fn append(size: usize) -> Result<Jobs> {
     }))
 }
 
-/// A file of one region, written and flushed before, so that a flush has no metadata to write.
+/// A file of one region, written and flushed in advance, so that a flush has no metadata to write.
 pub struct Preallocated {
     file: File,
     at: u64,
@@ -103,7 +104,7 @@ impl Preallocated {
     }
 }
 
-/// One thread that writes this many records at once, and then flushes.
+/// One thread that writes this many records at a time and then flushes them.
 pub fn write_and_flush(dir: TempDir, size: usize, records: usize) -> Result<Jobs> {
     let mut log = Preallocated::new(dir)?;
     let batch = vec![7; records * record_bytes(size)];
@@ -113,7 +114,7 @@ pub fn write_and_flush(dir: TempDir, size: usize, records: usize) -> Result<Jobs
         for _ in 0..batches {
             log.write_and_flush(&batch)?;
         }
-        // For the jobs asked for: the last batch may have been filled up.
+        // Scaled to the jobs asked for, since the last batch may have more.
         let share = jobs as f64 / (batches * records as u64) as f64;
         Ok(start.elapsed().mul_f64(share))
     }))

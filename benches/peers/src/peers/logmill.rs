@@ -1,4 +1,4 @@
-//! logmill itself, in the roles that the comparisons give it.
+//! logmill itself, in the roles that the comparisons need.
 
 use std::hint::{black_box, spin_loop};
 use std::ops::Deref;
@@ -19,10 +19,10 @@ use crate::threads::{self, share};
 pub const PROCESS: &str = "a job and its ack survive kill -9";
 pub const SYNC: &str = "a job survives a power cut";
 
-/// Jobs of one call of `enqueue_batch`.
+/// Jobs in one call of `enqueue_batch`.
 const BATCH: usize = 64;
 
-/// A queue in a directory that goes with it. Whoever uses the queue holds both.
+/// A queue, and its directory, which is removed after it. Users of the queue hold both.
 struct Open {
     queue: Queue,
     _dir: TempDir,
@@ -51,7 +51,7 @@ fn drain(consumer: &Consumer, jobs: u64) -> Result<()> {
     Ok(())
 }
 
-/// One producer, nobody receiving.
+/// One producer, while nothing receives.
 pub fn enqueue(dir: TempDir, size: usize) -> Result<Jobs> {
     let open = open(dir, 1)?;
     let (mut producer, consumer) = (open.producer(), open.consumer());
@@ -73,7 +73,7 @@ fn enqueue_all(producer: &mut Producer, payload: &[u8], jobs: u64) -> Result<()>
     Ok(())
 }
 
-/// One producer that enqueues 64 jobs a call.
+/// One producer that enqueues 64 jobs per call.
 pub fn enqueue_batch(dir: TempDir, size: usize) -> Result<Jobs> {
     let open = open(dir, 1)?;
     let (mut producer, consumer) = (open.producer(), open.consumer());
@@ -97,7 +97,7 @@ pub fn enqueue_batch(dir: TempDir, size: usize) -> Result<Jobs> {
 }
 
 /// Two producers on two stripes, each with half of the jobs. The time of a burst is from the first
-/// one's start to the last one's end.
+/// start to the last end.
 pub fn enqueue_by_two(dir: TempDir, size: usize) -> Result<Jobs> {
     let open = open(dir, 2)?;
     let mut producers = [open.producer(), open.producer()];
@@ -122,7 +122,7 @@ fn burst_of_two(producers: &mut [Producer; 2], payload: &[u8], jobs: u64) -> Res
     let (first, second) = thread::scope(|scope| {
         let ready = &ready;
         let [first, second] = producers;
-        // Both spin at the start line: waking a sleeper takes as long as thousands of jobs.
+        // Both spin at the start line, since waking a sleeper takes as long as thousands of jobs.
         let run = move |producer: &mut Producer, thread| -> Result<(Instant, Instant)> {
             ready.fetch_add(1, Ordering::AcqRel);
             while ready.load(Ordering::Acquire) < 2 {
@@ -231,7 +231,7 @@ pub fn latencies(calls: usize, mut call: impl FnMut() -> Result<()>) -> Result<V
         .collect())
 }
 
-/// Opens the queue in this directory, and says how long that took. Closing is not in it.
+/// Opens the queue in this directory and returns how long that took, without the close.
 pub fn timed_open(dir: &Path) -> Result<Duration> {
     let start = Instant::now();
     let (queue, _) = Queue::builder(dir).open()?;

@@ -14,7 +14,8 @@ use crate::threads::{self, share};
 
 pub const NOTHING: &str = "nothing survives the process";
 
-/// `crossbeam_channel::unbounded`, each message a freshly allocated `Vec<u8>`; nobody receiving.
+/// `crossbeam_channel::unbounded`, each message a freshly allocated `Vec<u8>`, while nothing
+/// receives.
 pub fn channel_send(size: usize) -> Result<Jobs> {
     let (sender, receiver) = unbounded::<Vec<u8>>();
     let payload = payload(size);
@@ -37,7 +38,7 @@ pub fn channel_send(size: usize) -> Result<Jobs> {
     }))
 }
 
-/// `crossbeam_queue::SegQueue`, each element a freshly allocated `Vec<u8>`; nobody receiving.
+/// `crossbeam_queue::SegQueue`, each element a freshly allocated `Vec<u8>`, while nothing receives.
 pub fn seg_queue_push(size: usize) -> Result<Jobs> {
     let queue = SegQueue::<Vec<u8>>::new();
     let payload = payload(size);
@@ -83,7 +84,7 @@ pub fn channel_end_to_end(threads: usize, size: usize) -> Result<Jobs> {
                 Ok(())
             },
             |_, _| {
-                // Ends when the last sender is gone.
+                // Ends when the last sender is dropped.
                 for message in &receiver {
                     black_box(message[size - 1]);
                 }

@@ -1,4 +1,4 @@
-//! Queue servers over the loopback interface: private instances, started here and stopped again.
+//! Queue servers over the loopback interface: private instances that this program starts and stops.
 
 mod beanstalkd;
 mod redis;
@@ -21,24 +21,24 @@ use crate::threads::{self, share};
 pub use beanstalkd::{GUARANTEE as BEANSTALKD, version as beanstalkd_version};
 pub use redis::{GUARANTEE as REDIS, version as redis_version};
 
-/// Requests that a pipelining client has on their way at once.
+/// Requests that a pipelining client has under way at once.
 pub const PIPELINE: usize = 16;
-/// How long a server may take to listen after it was started.
+/// How long a server may take from its start until it listens.
 const START: Duration = Duration::from_secs(10);
-/// A reply that takes this long does not come any more.
+/// How long to wait for a reply before giving up.
 const REPLY: Duration = Duration::from_secs(30);
 
-/// What a client of a queue server can do.
+/// The operations of a client of a queue server.
 pub trait Client: Send {
     /// Puts jobs into the queue: all requests in one write, then all replies.
     fn put(&mut self, payloads: &[Vec<u8>]) -> Result<()>;
 
     /// Acks jobs and asks for up to `want` others: all requests in one write, then all replies.
-    /// Waits only if it has nothing to ack. What comes back names jobs for their ack.
+    /// Waits only if it has nothing to ack. Returns what identifies the new jobs for their ack.
     fn exchange(&mut self, done: &[Vec<u8>], want: usize) -> Result<Vec<Vec<u8>>>;
 }
 
-/// A server of this program's own; ends when it is dropped.
+/// A private server, which ends when it is dropped.
 pub struct Server {
     process: Mutex<Child>,
     address: SocketAddr,
@@ -60,7 +60,8 @@ impl Server {
         command: fn(&TempDir, u16) -> Command,
         connect: fn(Wire) -> Box<dyn Client>,
     ) -> Result<Arc<Self>> {
-        // Free now; if somebody takes it before the server does, the start fails and says so.
+        // The port is free at this moment; if another program takes it first, the start fails with
+        // a message.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
             .local_addr()?
             .port();
@@ -109,13 +110,13 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let mut process = self.process();
-        // Its data is removed next, so nothing is lost by not asking politely.
+        // Its data is removed next, so a kill loses nothing.
         let _ = process.kill();
         let _ = process.wait();
     }
 }
 
-/// A connection: requests are written whole, replies read by lines and lengths.
+/// A connection: requests are written whole, and replies are read by lines and lengths.
 pub struct Wire(BufReader<TcpStream>);
 
 impl Wire {
@@ -134,7 +135,7 @@ fn read_line(reader: &mut impl BufRead) -> Result<String> {
     }
 }
 
-/// Reads this many bytes and the CR LF behind them.
+/// Reads this many bytes and the CR LF after them.
 fn read_bytes(reader: &mut impl BufRead, len: usize) -> Result<Vec<u8>> {
     let mut bytes = vec![0; len + 2];
     reader.read_exact(&mut bytes)?;
@@ -144,7 +145,7 @@ fn read_bytes(reader: &mut impl BufRead, len: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Put, take and ack with this many requests on their way at once; 1: one request a round trip.
+/// Put, take and ack with this many requests under way at once; 1: one request per round trip.
 pub fn end_to_end(
     server: Result<Arc<Server>>,
     threads: usize,

@@ -1,14 +1,15 @@
-//! Ack files, copies of damaged bytes, and files that do not belong where they are.
+//! Tests of recovery with damaged ack files, copies in quarantine, and files that do not belong to
+//! the queue.
 
 use super::*;
 
 #[test]
-fn an_ack_file_that_is_no_good_is_made_anew_and_its_jobs_are_redelivered() {
+fn an_invalid_ack_file_is_made_anew_and_its_jobs_are_redelivered() {
     let changes: [fn(&mut Vec<u8>); 4] = [
         |bytes| bytes.clear(),
         |bytes| bytes.truncate(1000),
         |bytes| bytes[20] ^= 1,
-        // Another segment's.
+        // The header of another segment's ack file.
         |bytes| bytes[..64].copy_from_slice(&identity(510).encode(FileKind::Ack)),
     ];
     for change in changes {
@@ -22,7 +23,7 @@ fn an_ack_file_that_is_no_good_is_made_anew_and_its_jobs_are_redelivered() {
         assert_eq!(jobs(&log.segments[0]).len(), 2);
         drop(log);
         let (_, report) = fixture.recover();
-        assert!(report.is_clean(), "the new one is good");
+        assert!(report.is_clean(), "the new ack file is not valid");
     }
 }
 
@@ -38,7 +39,7 @@ fn a_damaged_ack_word_is_reset_and_stray_bits_past_the_last_record_do_nothing() 
     }
     drop(log);
     fixture.change(&fixture.paths.ack, |bytes| {
-        // The code of the first word, and the third word, which no record has.
+        // Damages the check of the first word, and sets bits in the third, which has no records.
         bytes[64 + 4] ^= 1;
         let salt = bytes[40..48].try_into().map(u64::from_le_bytes).unwrap();
         let third = ack::Key::new(salt).word_of(0xff);
@@ -54,8 +55,8 @@ fn a_damaged_ack_word_is_reset_and_stray_bits_past_the_last_record_do_nothing() 
 }
 
 #[test]
-fn what_a_power_cut_leaves_of_another_segments_acks_marks_no_job_done() {
-    // Its files were used again: the header was written back, the page with the words was not.
+fn acks_of_another_segment_that_a_power_cut_leaves_mark_no_job_done() {
+    // The ack file was recycled. Its new header reached the disk, the page with the words did not.
     let payloads = vec![b"job".as_slice(); 40];
     let fixture = Fixture::open(&payloads);
     let other = new_segment(fixture.dir.path(), 510, &payloads);
@@ -71,19 +72,17 @@ fn what_a_power_cut_leaves_of_another_segments_acks_marks_no_job_done() {
     assert_eq!(jobs(&log.segments[0]).len(), 40);
 }
 
-// Scans.
-
 #[test]
 fn damage_at_the_same_place_again_leaves_the_earlier_copy_alone() {
     let fixture = Fixture::open(&[b"one", b"two", b"three"]);
     fixture.change_segment(|bytes| bytes[offset(1) + 32] ^= 1);
     let bad = fs::read(&fixture.paths.segment).unwrap();
     fixture.recover();
-    // As if the process had died before the pad was written: the same bytes, one copy.
+    // As if the process had died before the pad was written: the same bytes again need no new copy.
     fs::write(&fixture.paths.segment, &bad).unwrap();
     fixture.recover();
     assert_eq!(fixture.quarantined_bytes().len(), 1);
-    // As if it had died while it wrote the pad: other bytes, a second copy.
+    // As if it had died while it wrote the pad: other bytes get a second copy.
     fs::write(&fixture.paths.segment, &bad).unwrap();
     fixture.change_segment(|bytes| bytes[offset(1) + 8] ^= 1);
     fixture.recover();
@@ -93,13 +92,13 @@ fn damage_at_the_same_place_again_leaves_the_earlier_copy_alone() {
 }
 
 #[test]
-fn damaged_bytes_are_set_aside_and_earlier_copies_kept_whatever_cannot_be_looked_at() {
+fn damaged_bytes_are_set_aside_and_earlier_copies_kept_whichever_file_cannot_be_inspected() {
     for call in 0..5 {
         let fixture = Fixture::open(&[b"one", b"two", b"three"]);
         let quarantine = fixture.dir.path().join("quarantine");
         fixture.change_segment(|bytes| bytes[offset(1) + 32] ^= 1);
         fixture.recover();
-        // Again, with other bytes. They go beside the earlier copy.
+        // Other damage at the same place. Its copy goes beside the earlier one.
         fixture.change_segment(|bytes| {
             bytes[offset(1)..offset(2)].fill(7);
         });
@@ -109,7 +108,7 @@ fn damaged_bytes_are_set_aside_and_earlier_copies_kept_whatever_cannot_be_looked
             effect: Effect::Fail(Errno::IO),
         };
         let fault = faults::watch(&quarantine, vec![plan]);
-        // Whether it goes well or not.
+        // This recovery may fail or succeed.
         let queue = directory(fixture.dir.path());
         let _ = recovery(&queue).recover_directory(&Names::at(fixture.dir.path()), origin());
         fault.lift();
@@ -170,18 +169,21 @@ fn replays_are_collected_from_scanned_segments_whether_their_jobs_are_done_or_no
     segment.close_now();
     segment.seal().unwrap();
     let (log, _) = recover(dir.path());
-    assert!(log.settles.is_empty(), "sealed: their letters were settled");
+    assert!(
+        log.settles.is_empty(),
+        "a sealed segment owes no settlements"
+    );
 }
 
 #[test]
-fn nothing_is_given_up_for_an_ack_file_that_cannot_be_read_now() {
+fn an_ack_file_that_cannot_be_read_is_an_error_and_nothing_is_rebuilt_or_set_aside() {
     for operation in [Operation::Open, Operation::Read, Operation::ReadIn] {
         for is_header_damaged in [false, true] {
             let fixture = Fixture::open(&[b"one", b"two"]);
             let queue = directory(fixture.dir.path());
             let mut recovery = recovery(&queue);
             if is_header_damaged {
-                // The ack file has the only copy of it.
+                // The ack file has the only valid copy of the header.
                 fixture.change_segment(|bytes| bytes[20] ^= 1);
             }
             let acks = fs::read(&fixture.paths.ack).unwrap();
@@ -206,10 +208,8 @@ fn nothing_is_given_up_for_an_ack_file_that_cannot_be_read_now() {
     }
 }
 
-// Directories.
-
 #[test]
-fn files_that_are_none_of_ours_are_left_alone_and_never_block() {
+fn files_that_do_not_belong_to_the_queue_are_left_alone_and_never_block() {
     let fixture = Fixture::open(&[b"one"]);
     let dir = fixture.dir.path();
     let foreign = [
@@ -234,7 +234,7 @@ fn files_that_are_none_of_ours_are_left_alone_and_never_block() {
 }
 
 #[test]
-fn what_stands_in_a_segments_place_and_is_no_file_is_reported_and_left_alone() {
+fn something_other_than_a_file_in_place_of_a_segment_is_reported_and_left_alone() {
     let fixture = Fixture::open(&[b"one"]);
     let dir = fixture.dir.path();
     let elsewhere = dir.join("elsewhere");
@@ -244,7 +244,7 @@ fn what_stands_in_a_segments_place_and_is_no_file_is_reported_and_left_alone() {
     std::os::unix::fs::symlink(&elsewhere, &names[1]).unwrap();
     let fifo = rustix::fs::FileType::Fifo;
     rustix::fs::mknodat(rustix::fs::CWD, &names[2], fifo, 0o600.into(), 0).unwrap();
-    // As long as it is so.
+    // At each open.
     for _ in 0..2 {
         let (log, report) = fixture.recover();
         assert_eq!((log.segments.len(), log.leftovers.len()), (1, 0));
@@ -267,7 +267,7 @@ fn what_stands_in_a_segments_place_and_is_no_file_is_reported_and_left_alone() {
 fn an_ack_file_alone_is_a_loss_if_its_segment_was_flushed_and_not_finished() {
     type Past = fn(&Arc<Segment>);
     let cases: [(bool, Past); 5] = [
-        // Nothing was promised.
+        // Nothing was flushed or delivered.
         (false, |_| ()),
         (true, |segment| segment.flush(false).unwrap()),
         (true, |segment| {
@@ -280,7 +280,7 @@ fn an_ack_file_alone_is_a_loss_if_its_segment_was_flushed_and_not_finished() {
             segment.pin().unwrap().mark_done(0);
             segment.finish(false).unwrap();
         }),
-        // Not even a flush is needed while the machine has not restarted.
+        // A delivery without a flush. It tells of a loss until the machine restarts.
         (true, |segment| {
             let mut leases = Vec::new();
             segment
@@ -384,7 +384,7 @@ fn arbitrary_bytes_in_any_file_never_panic_and_never_block() {
                 assert!(index < 50);
                 assert_eq!(
                     payload, b"payload",
-                    "what is delivered is what was enqueued"
+                    "a job was delivered with another payload"
                 );
             }
         }

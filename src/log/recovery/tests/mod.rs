@@ -1,4 +1,4 @@
-//! What the tests of recovery share.
+//! Tests of recovery, and the fixture that they share.
 
 mod files;
 mod records;
@@ -22,7 +22,7 @@ use crate::storage::mapped::MappedFile;
 
 const SIZE: u64 = 16384;
 
-/// A directory with one segment, as a process that died left it.
+/// A directory with one segment, as left by a process that died.
 struct Fixture {
     dir: tempfile::TempDir,
     paths: Paths,
@@ -56,7 +56,7 @@ fn new_segment(dir: &Path, base: u64, payloads: &[&[u8]]) -> Arc<Segment> {
 }
 
 impl Fixture {
-    /// Not sealed.
+    /// A segment that is not sealed.
     fn open(payloads: &[&[u8]]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let paths = new_segment(dir.path(), 0, payloads).paths().clone();
@@ -128,7 +128,7 @@ fn jobs(segment: &Arc<Segment>) -> Vec<(u32, Vec<u8>)> {
         match pinned.claim_leases(1000, usize::MAX / 2, false, &mut leases) {
             Claim::Taken { .. } => {}
             Claim::Exhausted => break,
-            Claim::Empty => panic!("a claim waits in a segment that nobody appends to"),
+            Claim::Empty => panic!("a claim waits for appends to a segment that takes none"),
         }
     }
     leases
@@ -144,7 +144,7 @@ fn job(index: u32, payload: &[u8]) -> (u32, Vec<u8>) {
     (index, payload.to_vec())
 }
 
-/// Offset of the n-th record, if all payloads have up to 8 bytes.
+/// Offset of record `n`, counted from 0, if each payload has 1 to 8 bytes.
 fn offset(n: usize) -> usize {
     header::FILE_HEADER_BYTES + n * (RECORD_HEADER_BYTES + 8)
 }

@@ -1,4 +1,4 @@
-//! Records that are damaged, missing or of another place.
+//! Tests of recovery with records that are damaged, missing or copied from another place.
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn a_bad_record_in_the_middle_is_quarantined_and_its_neighbours_are_kept() {
         assert_eq!(fixture.quarantined_bytes(), [bad]);
         assert_eq!(jobs(&log.segments[0]), [job(0, b"one"), job(2, b"three")]);
         drop(log);
-        // The pad over it makes the next recovery find nothing new.
+        // The damaged record is covered by a pad, so the next recovery finds nothing.
         let (log, report) = fixture.recover();
         assert!(report.is_clean());
         assert_eq!(jobs(&log.segments[0]), [job(0, b"one"), job(2, b"three")]);
@@ -30,7 +30,7 @@ fn a_bad_record_in_the_middle_is_quarantined_and_its_neighbours_are_kept() {
 fn a_changed_byte_of_a_segment_loses_at_most_the_job_it_is_in_and_says_so() {
     let fixture = Fixture::open(&[b"one", b"two", b"three"]);
     let good = fs::read(&fixture.paths.segment).unwrap();
-    // Bytes that pad a record to whole units belong to no record.
+    // The bytes after a record, up to the next whole unit, belong to no record.
     let owner = |at: usize| {
         let within = (at - 64) % 40;
         let len = [3, 3, 5][(at - 64) / 40];
@@ -40,7 +40,7 @@ fn a_changed_byte_of_a_segment_loses_at_most_the_job_it_is_in_and_says_so() {
     for at in 64..offset(3) {
         fs::write(&fixture.paths.segment, &good).unwrap();
         fs::write(&fixture.paths.ack, &acks).unwrap();
-        // `record.rs` tests that each bit counts.
+        // One bit for each byte. A test in `record.rs` changes each bit of a record.
         fixture.change_segment(|bytes| bytes[at] ^= 1 << (at % 8));
         let (log, report) = fixture.recover();
         let mut expected = vec![job(0, b"one"), job(1, b"two"), job(2, b"three")];
@@ -53,7 +53,7 @@ fn a_changed_byte_of_a_segment_loses_at_most_the_job_it_is_in_and_says_so() {
 }
 
 #[test]
-fn a_hole_is_passed_and_counted_and_is_no_damage() {
+fn a_hole_is_skipped_and_counted_and_is_not_damage() {
     let fixture = Fixture::open(&[b"one", b"two", b"three"]);
     fixture.change_segment(|bytes| bytes[offset(1)..offset(2)].fill(0));
     let (log, report) = fixture.recover();
@@ -78,7 +78,7 @@ fn a_record_that_was_never_committed_is_quarantined_wherever_it_is() {
 fn a_torn_end_is_quarantined_as_far_as_anything_was_written() {
     let fixture = Fixture::open(&[b"one", b"two"]);
     fixture.change_segment(|bytes| {
-        // A reservation of 1000 bytes, of which the payload was copied in part.
+        // A reservation of 1000 bytes whose payload was copied in part.
         bytes[offset(2) + 32..offset(2) + 300].fill(7);
     });
     let (log, report) = fixture.recover();
@@ -91,7 +91,7 @@ fn a_torn_end_is_quarantined_as_far_as_anything_was_written() {
 #[test]
 fn bytes_in_the_last_units_of_a_file_are_quarantined_and_no_claim_waits_for_them() {
     let fixture = Fixture::open(&[b"one"]);
-    // Cut so that two units are left after the record, too few for a header.
+    // Cut off two units after the record, which are too few for a header.
     fixture.change_segment(|bytes| {
         bytes.truncate(offset(1) + 16);
         bytes[offset(1) + 9] = 1;
@@ -106,7 +106,7 @@ fn bytes_in_the_last_units_of_a_file_are_quarantined_and_no_claim_waits_for_them
     );
     assert_eq!((found.offset, found.len), (offset(1) as u64, 16));
     assert_eq!(jobs(&log.segments[0]), [job(0, b"one")]);
-    // Sealed and found again, the zeros over it are no damage.
+    // After a seal and another open, the zeros that cover them are not damage.
     log.segments[0].seal().unwrap();
     drop(log);
     let (log, _) = fixture.recover();
@@ -120,7 +120,7 @@ fn bytes_in_the_last_units_of_a_file_are_quarantined_and_no_claim_waits_for_them
 }
 
 #[test]
-fn a_pad_at_the_end_is_no_damage_because_the_job_before_it_was_lost() {
+fn a_pad_at_the_end_is_not_damage_when_the_job_before_it_is_lost() {
     let fixture = Fixture::open(&[b"one", b"two", b"torn"]);
     fixture.change_segment(|bytes| bytes[offset(2) + 32] ^= 1);
     drop(fixture.recover());
@@ -142,10 +142,10 @@ fn a_pad_at_the_end_is_no_damage_because_the_job_before_it_was_lost() {
 }
 
 #[test]
-fn bytes_after_the_end_that_a_seal_names_are_never_looked_at() {
+fn bytes_after_the_end_that_a_seal_names_are_never_read() {
     let fixture = Fixture::sealed(&[b"one"]);
     fixture.change_segment(|bytes| {
-        // A valid record, which was not there when the segment was sealed.
+        // A valid record, which was not there when the segment was sealed, and garbage after it.
         let record = Header {
             len: 40,
             index: 1,
@@ -222,7 +222,8 @@ fn a_record_copied_from_another_segment_is_refused() {
 #[test]
 fn a_record_copied_to_another_ordinal_is_refused() {
     let fixture = Fixture::open(&[b"one", b"two", b"three"]);
-    // Backwards, where its ordinal is past, and forwards, where it is too early for so few bytes.
+    // Copied forwards, the ordinal is one that is past. Copied backwards, it is too high for the
+    // few bytes before it.
     for (from, to) in [(0, 1), (2, 1), (2, 0)] {
         fixture.change_segment(|bytes| {
             let record = bytes[offset(from)..offset(from + 1)].to_vec();
@@ -247,7 +248,7 @@ fn a_record_copied_to_another_ordinal_is_refused() {
 }
 
 #[test]
-fn a_record_longer_than_any_that_is_appended_is_damage_though_it_checks() {
+fn a_record_longer_than_any_that_is_appended_is_damage_although_its_check_passes() {
     let longest = crate::log::max_record_bytes(SIZE) - RECORD_HEADER_BYTES;
     for len in [longest, longest + 1] {
         let payload = vec![7; len];
@@ -282,9 +283,10 @@ fn many_damaged_regions_make_one_copy_and_are_all_reported() {
 }
 
 #[test]
-fn a_payload_of_fake_headers_is_no_record_and_hides_none_after_it() {
-    // As a first word: a record of 2000 bytes. As a second: ordinal 2000, kind 1. So each unit
-    // from the 8000th on is a header that only its checksum can refuse.
+fn a_payload_of_fake_headers_is_not_a_record_and_hides_none_after_it() {
+    // As the first word of a header, this is a length of 2000 bytes. As the second, it is ordinal
+    // 2000, kind 1. So each unit from the 8000th on looks like a header that only its checksum
+    // refuses.
     const FAKE: u64 = (KIND_JOB as u64) << 32 | 2000;
     const LEN: usize = 1024 * 1024;
     let dir = tempfile::tempdir().unwrap();

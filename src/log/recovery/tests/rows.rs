@@ -1,11 +1,11 @@
-//! The rows of the decision table in `docs/DESIGN.md`, each by its number.
+//! Tests of the rows of the recovery table in `docs/DESIGN.md`, by their numbers.
 
 use super::*;
 
 #[test]
-fn row_1_a_segment_without_a_byte_in_it_is_nothing() {
+fn row_1_a_segment_of_zeros_is_ignored_and_its_name_is_not_used_again() {
     let lengths = [0, 10, 63, 64, SIZE as usize];
-    // The ack file may have got its header, if the segment did not get even its length.
+    // The ack file may have its header already while the segment is shorter than a header.
     for (len, with_ack) in
         lengths
             .map(|len| (len, false))
@@ -25,13 +25,13 @@ fn row_1_a_segment_without_a_byte_in_it_is_nothing() {
         assert_eq!(
             log.next_base,
             origin().plus(capacity),
-            "its name is used up"
+            "the next segment could get the same name"
         );
     }
 }
 
 #[test]
-fn rows_1_and_6_nothing_found_where_the_ack_file_tells_of_jobs_is_reported() {
+fn rows_1_and_6_a_segment_without_records_whose_ack_file_tells_of_jobs_is_reported() {
     let acks = |fixture: &Fixture| {
         let capacity = segment::capacity_of(SIZE);
         let file = MappedFile::open(
@@ -54,7 +54,7 @@ fn rows_1_and_6_nothing_found_where_the_ack_file_tells_of_jobs_is_reported() {
             acks.store_bits(0, u32::MAX);
             acks.begin_delivery(31);
         }),
-        // What another segment has left in the file.
+        // Words of another segment, which used the file before.
         (false, |acks| {
             let other = Identity {
                 salt: u64::MAX,
@@ -90,7 +90,7 @@ fn rows_1_and_6_nothing_found_where_the_ack_file_tells_of_jobs_is_reported() {
 }
 
 #[test]
-fn row_6_what_was_set_aside_is_not_reported_again_because_the_ack_file_tells_of_it() {
+fn row_6_damage_that_was_set_aside_is_not_reported_again_because_the_ack_file_tells_of_jobs() {
     let fixture = Fixture::open(&[b"job"]);
     fixture.change_segment(|bytes| bytes[offset(0)..offset(0) + 8].fill(0));
     let (log, report) = fixture.recover();
@@ -225,7 +225,7 @@ fn row_5_a_segment_without_a_seal_that_is_shorter_than_it_was_made_is_reported()
 }
 
 #[test]
-fn row_5_a_seal_that_cannot_be_is_none() {
+fn row_5_an_impossible_seal_is_ignored() {
     for (index, units) in [
         (3, 8 + 3 * 4 - 1),
         (0, 7),
@@ -245,13 +245,13 @@ fn row_5_a_seal_that_cannot_be_is_none() {
 }
 
 #[test]
-fn row_6_a_segment_without_a_record_is_nothing() {
+fn row_6_a_segment_without_records_is_ignored() {
     let fixture = Fixture::open(&[]);
     let (log, report) = fixture.recover();
     assert!(log.segments.is_empty());
     assert_eq!(log.leftovers.len(), 1);
     assert!(report.is_clean());
-    // Nor if its ack file was never written.
+    // Also if its ack file was never written.
     fs::write(&fixture.paths.ack, b"").unwrap();
     let (log, report) = fixture.recover();
     assert!(log.segments.is_empty());

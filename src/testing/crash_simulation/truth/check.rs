@@ -1,13 +1,13 @@
-//! What must be found after a crash, and what is true from then on.
+//! Checks what is found in a queue after a crash, and then goes on from it.
 
 use super::*;
 
 impl Truth {
-    /// Demands that what is found keeps every promise.
+    /// Checks that what was found keeps every promise.
     pub(in super::super) fn check(&self, found: &Found, crash: Crash) {
         let Found { jobs, letters, .. } = found;
         let mut new_of_letter: BTreeMap<Sequence, u32> = BTreeMap::new();
-        // What a torn ack word cost.
+        // Jobs and letters that had ended durably and are back, which only torn ack words explain.
         let mut come_again = BTreeSet::new();
         let mut unknown = Vec::new();
         let mut seen = BTreeSet::new();
@@ -17,14 +17,14 @@ impl Truth {
                 unknown.push(one);
                 continue;
             };
-            assert_eq!(one.payload, known.payload, "{job}: another payload");
+            assert_eq!(one.payload, known.payload, "{job} has another payload");
             if !seen.insert(job) {
-                assert!(crash == Crash::PowerCut, "{job} is there twice");
+                assert!(crash == Crash::PowerCut, "{job} is in the queue twice");
                 come_again.insert(job);
             }
             assert!(
                 known.end.is_none() || crash == Crash::PowerCut,
-                "{job} has ended, {:?}, and is there after a kill",
+                "{job} had ended ({:?}) and is in the queue after a kill",
                 known.end
             );
             let was_running = match crash {
@@ -34,10 +34,15 @@ impl Truth {
             let most = (known.failed, known.crashes + u32::from(was_running));
             assert!(
                 one.failed <= most.0 && one.crashes <= most.1,
-                "{one:?} has failed attempts and crashes of {most:?} after a {crash:?}: {known:?}"
+                "{one:?} has more than {most:?} failed attempts and crashes after a {crash:?}: \
+                 {known:?}"
             );
             if crash == Crash::Kill {
-                assert_eq!((one.failed, one.crashes), most, "deliveries of {job}");
+                assert_eq!(
+                    (one.failed, one.crashes),
+                    most,
+                    "failed attempts and crashes of {job} after a kill"
+                );
             }
         }
         let mut enqueued = match &self.doing {
@@ -49,7 +54,7 @@ impl Truth {
             let is_new = before.is_none_or(|&before| before < one.job);
             let is_payload = |payload: &Payload| is_new && *payload == one.payload;
             let replayed = match &self.doing {
-                // Of several with the same payload, one that has no job yet.
+                // Of several letters with the same payload, one that no job was found for yet.
                 Doing::Replay(doing) => doing
                     .iter()
                     .filter(|letter| is_payload(&self.letters[letter].payload))
@@ -85,30 +90,36 @@ impl Truth {
                 None => {
                     assert!(
                         crash == Crash::PowerCut,
-                        "letter {letter} of {} is not one",
+                        "letter {letter} of {} was never written, or is gone durably",
                         one.job
                     );
                     come_again.insert(letter);
                 }
             }
-            // A letter and its job are never both there, but for what a torn ack word cost.
+            // A letter and its job are never both there, unless a torn ack word has brought one
+            // back.
             let known = self.jobs.get(&one.job);
             let is_beside = known.is_some_and(|job| job.is_beside_its_letter);
             if seen.contains(&one.job) && !is_beside {
-                assert!(crash == Crash::PowerCut, "{} has a letter", one.job);
+                assert!(
+                    crash == Crash::PowerCut,
+                    "{} is in the queue and has a letter, after a kill",
+                    one.job
+                );
                 come_again.insert(one.job);
             }
             let other = dead.insert(one.job, letter);
             assert!(
                 other.is_none() || is_beside || come_again.contains(&letter),
-                "two letters of {}",
+                "{} has two letters",
                 one.job
             );
         }
         let most = found.words_reset * u64::from(RECORDS_PER_WORD);
         assert!(
             come_again.len() as u64 <= most,
-            "had ended durably, and came again: {come_again:?}"
+            "more than the {most} that torn ack words explain are back although they had ended \
+             durably: {come_again:?}"
         );
         for (job, known) in &self.jobs {
             let is_promised = known.end.is_none()
@@ -117,7 +128,8 @@ impl Truth {
             let is_there = seen.contains(job) || (known.may_die && dead.contains_key(job));
             assert!(
                 is_there || !is_promised,
-                "{job} is lost in a {crash:?}: durable {}, failed {}, may die {}; dead: {dead:?}; {:?}",
+                "{job} is lost after a {crash:?}: durable {}, failed {}, may die {}; dead: \
+                 {dead:?}; during {:?}",
                 known.is_durable,
                 known.failed,
                 known.may_die,
@@ -133,10 +145,13 @@ impl Truth {
                 let is_job = seen.contains(&job) || dead.contains_key(&job);
                 assert!(
                     !(is_there && is_job),
-                    "letter {letter} and its replay {job}"
+                    "both letter {letter} and its replay {job} are there"
                 );
                 let is_over = self.jobs.get(&job).is_none_or(|job| job.end.is_some());
-                assert!(is_there || is_job || is_over, "neither {letter} nor {job}");
+                assert!(
+                    is_there || is_job || is_over,
+                    "neither letter {letter} nor its replay {job} is there"
+                );
                 continue;
             }
             match &self.doing {
@@ -145,7 +160,7 @@ impl Truth {
                     assert_eq!(
                         u32::from(is_there) + jobs,
                         1,
-                        "a replay of letter {letter}: there: {is_there}, jobs: {jobs}"
+                        "letter {letter}, whose replay has begun: is there {is_there}, jobs {jobs}"
                     );
                 }
                 Doing::Purge(doing) if doing.contains(letter) => {}
@@ -155,9 +170,9 @@ impl Truth {
         }
     }
 
-    /// Goes on after a crash with what was found. After a power cut, all of that is durable; after a
-    /// kill, so is what the open settles before it returns: each letter, and each job that a letter
-    /// was replayed as.
+    /// Goes on after a crash with what was found. After a power cut, all of it is durable. After a
+    /// kill, what the open settles before it returns is durable: each letter, and each job that a
+    /// letter was replayed as.
     pub(in super::super) fn go_on(&mut self, found: &Found, crash: Crash) {
         let was_doing = std::mem::take(&mut self.doing);
         self.is_poisoned = false;
@@ -167,10 +182,10 @@ impl Truth {
             self.jobs.clear();
             self.purged.clear();
         } else {
-            // What is gone has ended, and a power cut may still bring it back.
+            // Jobs that were not found have ended, but a power cut may still bring them back.
             for job in self.jobs.values_mut() {
                 let end = match job.is_withdrawn {
-                    // Its letter may come back that nobody has seen.
+                    // Its letter may have been written unseen, and may come back.
                     true => End::Acked,
                     false => End::Dead,
                 };

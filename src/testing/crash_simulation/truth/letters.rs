@@ -1,10 +1,10 @@
-//! What is known of dead letters.
+//! Keeps track of dead letters: which there are, and which were replayed, purged or withdrawn.
 
 use super::*;
 
 impl Truth {
-    /// Takes note of the letters that are in the dead letter log now. `is_settled`: all were written
-    /// that were to be, and flushed.
+    /// Records the letters that are in the dead letter log. `is_settled` says that all letters due
+    /// are written and flushed.
     pub(in super::super) fn note_letters(&mut self, found: &[FoundLetter], is_settled: bool) {
         for letter in found {
             if self.letters.contains_key(&letter.sequence) {
@@ -25,11 +25,13 @@ impl Truth {
             }
         }
         if is_settled && !self.is_poisoned {
-            self.note_withdrawn_for_good(found);
+            self.remove_withdrawn(found);
         }
     }
 
-    pub(super) fn note_withdrawn_for_good(&mut self, found: &[FoundLetter]) {
+    /// Removes the letters that were withdrawn, and checks that none of them is left in the log.
+    /// Their jobs count as acked.
+    fn remove_withdrawn(&mut self, found: &[FoundLetter]) {
         let letters = self.letters.iter();
         let withdrawn: Vec<_> = letters
             .filter(|(_, letter)| letter.is_withdrawn)
@@ -37,7 +39,10 @@ impl Truth {
             .collect();
         for letter in withdrawn {
             let is_there = found.iter().any(|one| one.sequence == letter);
-            assert!(!is_there, "letter {letter} of a job that was acked late");
+            assert!(
+                !is_there,
+                "letter {letter} is there, but its job was acked late"
+            );
             self.note_purged(letter, false);
         }
         for job in self.jobs.values_mut().filter(|job| job.is_withdrawn) {
@@ -58,7 +63,7 @@ impl Truth {
         self.note_enqueued(job, payload, true);
     }
 
-    /// The job could not be flushed, and the letter is not marked.
+    /// Records a replay whose job could not be flushed, so that the letter is not marked as done.
     pub(in super::super) fn note_withheld(&mut self, letter: Sequence, job: Sequence) {
         let known = self.letters.get_mut(&letter).expect("a letter");
         known.withheld_for = Some(job);
@@ -73,7 +78,7 @@ impl Truth {
         }
     }
 
-    /// A letter that is gone. Its job must never come again.
+    /// Removes a letter, and its job if that has ended, which must then never be seen again.
     pub(super) fn remove(&mut self, letter: Sequence) -> Letter {
         let gone = self.letters.remove(&letter).expect("a letter");
         if self
@@ -86,7 +91,7 @@ impl Truth {
         gone
     }
 
-    /// The payload of a letter that may just have been written.
+    /// The payload of the letter's job, if that job may have just become this letter.
     pub(super) fn letter_payload(&self, letter: &FoundLetter) -> Option<Payload> {
         let job = self.jobs.get(&letter.job)?;
         (job.may_die && job.end != Some(End::Dead) && letter.payload == job.payload)

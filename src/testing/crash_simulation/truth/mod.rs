@@ -1,5 +1,5 @@
-//! What was asked of a queue and what it promised; and whether what is found in it after a crash
-//! keeps the promises.
+//! Records what was asked of a queue and what it has promised, and checks what is found in it after
+//! a crash against that.
 
 mod check;
 mod letters;
@@ -14,7 +14,7 @@ use crate::Sequence;
 use crate::engine::delivery::Attempt;
 use crate::log::ack::RECORDS_PER_WORD;
 
-/// The bytes of a payload; too many to print.
+/// The bytes of a payload. Only its length and its first bytes are printed.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Payload(Rc<[u8]>);
 
@@ -37,7 +37,7 @@ impl fmt::Debug for Payload {
     }
 }
 
-/// A payload like no other, unless it is short.
+/// A random payload, different from all others unless it is short.
 pub(super) fn new_payload(random: &mut Rng) -> Payload {
     let len = match random.u8(0..8) {
         0 => random.usize(0..12),
@@ -45,7 +45,7 @@ pub(super) fn new_payload(random: &mut Rng) -> Payload {
         _ => random.usize(0..1200),
     };
     let mut bytes = vec![0; len];
-    // Some end as if they had never been written.
+    // Some end in zeros, like bytes that were never written.
     match random.u8(0..8) {
         0 => random.fill(&mut bytes[..len / 2]),
         _ => random.fill(&mut bytes),
@@ -53,17 +53,18 @@ pub(super) fn new_payload(random: &mut Rng) -> Payload {
     Payload::new(&bytes)
 }
 
-/// One of which a few fill a segment.
+/// A random payload so large that a few of its size fill a segment.
 pub(super) fn large_payload(random: &mut Rng) -> Payload {
     let bytes: Vec<_> = (0..3500).map(|_| random.u8(..)).collect();
     Payload::new(&bytes)
 }
 
-/// How a queue ended.
+/// How a process that had the queue open ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Crash {
-    /// The process died. The page cache is what it was.
+    /// The process died, and the page cache survived.
     Kill,
+    /// The page cache was lost, too.
     PowerCut,
 }
 
@@ -81,21 +82,21 @@ struct Job {
     is_durable: bool,
     /// Failed attempts.
     failed: u32,
-    /// How often it was in a handler in a crash.
+    /// In how many crashes a handler had it.
     crashes: u32,
-    /// Handlers that have it.
+    /// How many handlers have it.
     handlers: u32,
-    /// It has a crash, and its delivery has not timed out in this process.
+    /// Whether it has a crash, and its delivery has not timed out in this process.
     is_suspect: bool,
-    /// One has had it since what is said of deliveries was durable, so that a power cut may have
-    /// that one still at it.
+    /// Whether a handler has had it since its delivery word was last flushed. A power cut may then
+    /// leave a word that says that a handler still has it.
     was_begun: bool,
-    /// Its last attempt has failed, or is about to.
+    /// Whether its last attempt has failed, or is about to.
     may_die: bool,
-    /// Acked late, when it was dead or about to be: its letter is withdrawn.
+    /// Whether it was acked late, when it was dead or about to be, so that its letter is withdrawn.
     is_withdrawn: bool,
     end: Option<End>,
-    /// A torn ack word has brought it back beside its letter.
+    /// Whether a torn ack word has brought it back although it has a letter.
     is_beside_its_letter: bool,
 }
 
@@ -104,14 +105,14 @@ struct Letter {
     job: Sequence,
     payload: Payload,
     is_durable: bool,
-    /// The job that it was replayed as, which could not be flushed: exactly one of the two is there
-    /// after a crash.
+    /// The job that it was replayed as, if that job could not be flushed. After a crash, exactly
+    /// one of the two is there.
     withheld_for: Option<Sequence>,
-    /// Its job was acked late: it goes with the next look at letters.
+    /// Whether its job was acked late, so that it is removed once all letters due are written.
     is_withdrawn: bool,
 }
 
-/// What has begun and has not returned.
+/// The call that has begun and has not returned, with its arguments.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Doing {
     #[default]
@@ -122,35 +123,37 @@ pub(super) enum Doing {
     Maintenance,
 }
 
-/// What was asked, and what was promised.
+/// What was asked of a queue, and what it has promised.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Truth {
     jobs: BTreeMap<Sequence, Job>,
     letters: BTreeMap<Sequence, Letter>,
-    /// Letters that were purged, though not durably so.
+    /// Letters whose purge is not durable.
     purged: BTreeMap<Sequence, Letter>,
     doing: Doing,
+    /// The highest sequence given to a job, by stripe.
     highest: BTreeMap<u8, Sequence>,
-    /// The highest when what is done began.
+    /// `highest` at the time when `doing` began.
     highest_before: BTreeMap<u8, Sequence>,
-    /// Letters are durable before their jobs are done, unless a flush has failed.
+    /// Whether a flush has failed. Until then, a letter is durable before its job is done.
     pub(super) is_poisoned: bool,
-    /// From a power cut, which may have left damage that is not mended yet.
+    /// Whether the queue is being recovered from a power cut, which may have left damage that is
+    /// not repaired yet.
     pub(super) is_recovering: bool,
 }
 
-/// What a flush, once it returns, makes durable.
+/// What a flush has made durable when it returns.
 pub(super) struct Mark {
     jobs: Vec<Sequence>,
     ended: Vec<Sequence>,
     letters: Vec<Sequence>,
     purged: Vec<Sequence>,
-    /// Jobs that no handler has.
+    /// Jobs that no handler had.
     idle: Vec<Sequence>,
 }
 
 impl Truth {
-    /// Whether letters are replayed or purged.
+    /// Whether letters are being replayed or purged.
     pub(super) fn is_about_letters(&self) -> bool {
         match &self.doing {
             Doing::Replay(letters) | Doing::Purge(letters) => !letters.is_empty(),
@@ -184,10 +187,10 @@ impl Truth {
             is_beside_its_letter: false,
         };
         let old = self.jobs.insert(job, new);
-        assert!(old.is_none(), "{job} was given twice");
+        assert!(old.is_none(), "{job} was given to two jobs");
     }
 
-    /// A job that is about to be delivered.
+    /// Records that a job is about to be delivered, and checks that it may be.
     pub(super) fn note_delivered(&mut self, job: Sequence, attempt: Attempt, payload: &[u8]) {
         let is_alone = self
             .jobs
@@ -203,18 +206,18 @@ impl Truth {
         known.was_begun = true;
     }
 
-    /// A handler is done with a job, with another failed attempt or without.
+    /// Records that a handler is done with a job, with another failed attempt or without.
     pub(super) fn note_handled(&mut self, job: Sequence, has_failed: bool) {
-        // What is acked and flushed is forgotten, though another handler may be late with it.
+        // A job that is acked and flushed is not here any more, though a late handler may have it.
         if let Some(known) = self.jobs.get_mut(&job) {
             known.handlers -= 1;
-            // One that failed stays one.
+            // A suspect that has failed stays one.
             known.is_suspect &= has_failed;
             known.failed += u32::from(has_failed);
         }
     }
 
-    /// The handler's time is up: its attempt has failed.
+    /// Records that a delivery has timed out, so that its attempt has failed.
     pub(super) fn note_timed_out(&mut self, job: Sequence) {
         if let Some(known) = self.jobs.get_mut(&job) {
             known.failed += 1;
@@ -222,14 +225,14 @@ impl Truth {
         }
     }
 
-    /// The queue was opened.
+    /// Records that the queue was opened.
     pub(super) fn note_opened(&mut self) {
         for known in self.jobs.values_mut() {
             known.is_suspect = known.crashes > 0;
         }
     }
 
-    /// The queue is about to be closed: whatever handlers do now, it is no crash.
+    /// Records that the queue is about to be closed, after which no handler can cause a crash.
     pub(super) fn note_closing(&mut self) {
         for known in self.jobs.values_mut() {
             known.handlers = 0;
@@ -240,7 +243,7 @@ impl Truth {
         self.job(job).end.get_or_insert(End::Acked);
     }
 
-    /// A handler whose time was up has acked a job that is dead or dying.
+    /// Records that a handler whose delivery had timed out has acked a job that is dead or dying.
     pub(super) fn note_withdrawn(&mut self, job: Sequence) {
         if let Some(known) = self.jobs.get_mut(&job) {
             known.is_withdrawn = true;
@@ -265,16 +268,16 @@ impl Truth {
         self.job(job).may_die = true;
     }
 
-    /// Demands that a sequence was never given before.
+    /// Checks that a sequence was never given to a job before.
     pub(super) fn check_is_new(&self, job: Sequence) {
         let given = self.highest.get(&job.stripe());
         assert!(
             given.is_none_or(|&given| given < job),
-            "{job} was given before"
+            "{job} was given to a job before"
         );
     }
 
-    /// All that a flush which starts now makes durable when it returns.
+    /// What a flush that starts at this point makes durable: of one stripe, or of all.
     pub(super) fn mark(&self, stripe: Option<u8>) -> Mark {
         let jobs = self.jobs.iter();
         let of_stripe = move |job: &Sequence| stripe.is_none_or(|one| job.stripe() == one);
@@ -317,13 +320,13 @@ impl Truth {
             }
         }
         for job in &mark.ended {
-            // It must never be seen again, as a job that was never enqueued must not.
+            // It must never be seen again, like a job that was never enqueued.
             self.jobs.remove(job);
         }
     }
 }
 
-/// A job that is in a queue.
+/// A job that was found in a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FoundJob {
     pub(super) job: Sequence,
@@ -332,7 +335,7 @@ pub(super) struct FoundJob {
     pub(super) crashes: u32,
 }
 
-/// A letter that is in a queue.
+/// A letter that was found in a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FoundLetter {
     pub(super) sequence: Sequence,
@@ -340,11 +343,11 @@ pub(super) struct FoundLetter {
     pub(super) payload: Payload,
 }
 
-/// What is in a queue.
+/// All that was found in a queue.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) jobs: Vec<FoundJob>,
     pub(super) letters: Vec<FoundLetter>,
-    /// Ack words that recovery could not read.
+    /// Ack words that failed their check in recovery.
     pub(super) words_reset: u64,
 }

@@ -1,15 +1,17 @@
-//! What is done to dead letters, and to jobs that become some.
+//! Steps of the simulation that concern dead letters: jobs that become letters, replays, purges and
+//! late acks.
 
 use super::*;
 
 impl World {
-    /// Segments of letters are filled, and all of these replayed or purged before their jobs are durably done.
+    /// Fills segments with letters, and replays or purges all of them before their jobs are durably
+    /// done.
     pub(super) fn bury_and_purge(&mut self) {
         for _ in 0..self.number(10) {
             let payload = truth::large_payload(&mut self.shared.random.borrow_mut());
             self.enqueue_with(payload, &EnqueueOptions::new());
         }
-        // What is not durable hardly ever comes back.
+        // A job that is not durable would hardly ever be back after a power cut.
         self.flush();
         let running = self.running();
         for _ in 0..4 {
@@ -27,7 +29,7 @@ impl World {
         self.run_maintenance();
     }
 
-    /// Workers take longer than they may, and then ack what has mostly died.
+    /// Workers exceed the lease timeout, and then ack jobs, most of which have died.
     pub(super) fn be_late(&mut self) {
         self.take();
         self.wait();
@@ -48,7 +50,7 @@ impl World {
         DeadLetters::new(self.running())
     }
 
-    /// The oldest letters, so many, with which something is about to be done.
+    /// Picks the oldest `some` letters, and records that they are about to be replayed or purged.
     pub(super) fn pick_letters(
         &self,
         some: usize,
@@ -114,7 +116,7 @@ impl World {
             }
             Err(error) => {
                 assert!(running.poison().is_some(), "{error}");
-                // Refused, or done and not flushed.
+                // Some were purged and not flushed, or none was.
                 let there = letters_of(&running);
                 for letter in picked {
                     if !there.iter().any(|one| one.sequence == letter) {
@@ -130,7 +132,7 @@ impl World {
         let running = self.running();
         let found = letters_of(&running);
         let mut truth = self.shared.truth.borrow_mut();
-        // Not everybody who met it was told.
+        // A flush may have failed in a call that did not return the error.
         truth.is_poisoned |= running.poison().is_some();
         let is_settled = running.dead().stats().dying == 0;
         truth.note_letters(&found, is_settled);

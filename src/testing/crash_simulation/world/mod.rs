@@ -1,7 +1,8 @@
-//! A queue on a disk that may lose its power at any file operation: producers, workers, maintenance and
-//! operators take turns on one thread, as a seed says. At each operation the process may die or
-//! the power fail; what that would leave is then opened and checked, and now and then the run
-//! goes on from there.
+//! Runs a queue on a simulated disk that may lose power at any file operation.
+//!
+//! Producers, workers, maintenance and operators take turns on one thread, in an order that a seed
+//! determines. At each file operation, the process may die or the power may fail. What that would
+//! leave is then opened and checked, and at times the run goes on from there.
 
 mod letters;
 mod operations;
@@ -40,7 +41,7 @@ use crate::{DeadLetterError, DeadLetters, EnqueueError, Sequence};
 
 const CONSUMERS: usize = 2;
 
-/// A job in a worker's hands.
+/// A job that a worker's handler has.
 struct InHand {
     lease: Lease,
     job: Sequence,
@@ -50,7 +51,7 @@ struct InHand {
     has_timed_out: bool,
 }
 
-/// What the actors and whoever watches the disk share.
+/// What the actors share with the observer of file operations.
 struct Shared {
     setup: Setup,
     truth: RefCell<Truth>,
@@ -59,13 +60,13 @@ struct Shared {
     in_hand: RefCell<Vec<InHand>>,
     random: RefCell<Rng>,
     cuts: Cell<u64>,
-    /// The run goes on with what a crash in the middle of something left.
+    /// What a crash in the middle of a step left, if the run is to go on with that.
     interrupted: RefCell<Option<Interrupted>>,
-    /// The segments with records when a flush failed, and their seals.
+    /// The segments that had records when a flush failed, with their seals.
     frozen: RefCell<Option<Seals>>,
 }
 
-/// What a crash left, and what had been promised by then.
+/// What a crash in the middle of a step left, and what the queue had promised by then.
 struct Interrupted {
     left: TempDir,
     disk: Disk,
@@ -73,31 +74,31 @@ struct Interrupted {
     crash: Crash,
 }
 
-/// Segment files and their seals.
+/// The seals of segment files, by path.
 type Seals = BTreeMap<PathBuf, Vec<u8>>;
 
-/// A queue, and those who use it.
+/// A queue, its consumers and its maintenance.
 pub(super) struct World {
     shared: Rc<Shared>,
-    /// Where the queue is; it has another one after a power cut.
+    /// The directory of the queue: a new one after each crash.
     dir: TempDir,
     consumers: Vec<Source<Arc<Running>>>,
     maintenance: Maintenance,
     /// Jobs that compaction has moved.
     moves: u64,
-    /// How often it has used the segment in reserve, if the disk is the limit, and if `max_bytes` is.
+    /// How often compaction has used the reserve segment: without `max_bytes`, and with it.
     reserves_used: [u64; 2],
-    /// Since the last power cut.
+    /// Since the last power cut, the guard that makes the queue see a new boot.
     restarted: Option<Restarted>,
 }
 
 impl World {
-    /// A new queue. A seed is all that a run depends on.
+    /// A new queue. The run depends on the seed alone.
     pub(super) fn new(seed: u64) -> Self {
         let mut random = Rng::with_seed(seed);
         fastrand::seed(seed);
         stopped::set(Some(Duration::from_secs(1_000_000)));
-        // In half of the runs, segments that wait to be claimed from are not mapped.
+        // In half of the runs, segments that no consumer claims from yet are not mapped.
         limited::to_what_is_used(random.bool());
         let dir = scratch();
         let shared = Rc::new(Shared {
@@ -125,18 +126,18 @@ impl World {
         world
     }
 
-    /// Crashes so far, those of recoveries among them.
+    /// Crashes that were checked so far, including those of recoveries.
     pub(super) fn cuts(&self) -> u64 {
         self.shared.cuts.get()
     }
 
-    /// Jobs that compaction has moved, before the last crash.
+    /// Jobs that compaction moved before the queue was last reopened.
     pub(super) fn moves(&self) -> u64 {
         self.moves
     }
 
-    /// How often compaction has used the segment in reserve, before the last crash: where the disk is
-    /// the limit, and where `max_bytes` is.
+    /// How often compaction used the reserve segment before the queue was last reopened: without
+    /// `max_bytes`, and with it.
     pub(super) fn reserves_used(&self) -> [u64; 2] {
         self.reserves_used
     }
@@ -148,7 +149,7 @@ impl World {
     }
 
     fn open(&mut self) {
-        // An error while it opens is another test's subject.
+        // No errors while the queue opens: other tests cover them.
         self.shared.disk.borrow_mut().fail_a_flush(None);
         self.fill_disk(false);
         let (running, _) = self.shared.setup.open(self.dir.path());
@@ -160,7 +161,7 @@ impl World {
         *self.shared.running.borrow_mut() = Some(running);
     }
 
-    /// Drops all handles; closes the queue, unless it is dead.
+    /// Drops all handles, which closes the queue unless its process has died.
     fn drop_handles(&mut self) {
         if let Some(running) = self.shared.running.borrow().as_ref() {
             self.moves += running.dispatch().moved().moved;
@@ -182,7 +183,7 @@ impl World {
         self.shared.random.borrow_mut().usize(0..below)
     }
 
-    /// Lets somebody do something.
+    /// Performs one random step of one of the actors.
     pub(super) fn step(&mut self) {
         match self.number(100) {
             0..18 => self.enqueue(),
@@ -220,7 +221,7 @@ impl World {
         }
     }
 
-    /// The workers catch up, and segments are retired.
+    /// Lets the workers catch up, and maintenance retire segments.
     fn work_off(&mut self) {
         for _ in 0..4 {
             for _ in 0..10 {
@@ -237,24 +238,24 @@ impl World {
         }
     }
 
-    /// The queue is closed, and opened again.
+    /// Closes the queue and opens it again.
     fn close(&mut self) {
         self.shared.truth.borrow_mut().begin(Doing::Maintenance);
         self.shared.truth.borrow_mut().note_closing();
         if self.number(2) == 0 {
-            // The last handle does it, too.
+            // In the other half, dropping the last handle closes it.
             let _ = self.running().close();
         }
         self.drop_handles();
         if self.shared.disk.borrow().has_failed() {
-            // What the kernel shows may not be what the disk has, until the machine restarts.
+            // After a failed flush, only a restart of the machine shows what the disk has.
             self.crash(Crash::PowerCut);
         } else {
             self.open();
         }
     }
 
-    /// The process dies or the power fails, and the queue goes on with what is left.
+    /// Kills the process or cuts the power, and goes on with what is left.
     fn crash(&mut self, crash: Crash) {
         let left = scratch();
         let disk = self.shared.leave(crash, left.path());
@@ -284,7 +285,7 @@ impl World {
         self.open();
         let mut truth = self.shared.truth.borrow_mut();
         if crash == Crash::Kill {
-            // Not before the open has returned: until then, no more is durable than there was.
+            // Only after the open has returned, which is when what it settles is durable.
             truth.go_on(&found, crash);
         }
         truth.is_recovering = false;

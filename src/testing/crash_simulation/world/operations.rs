@@ -1,4 +1,4 @@
-//! What producers, consumers and the queue's threads do in the simulated process.
+//! Steps of the simulation by producers, consumers and the queue's own threads.
 
 use super::*;
 
@@ -8,7 +8,7 @@ impl World {
         self.shared.disk.borrow_mut().fail_a_flush(Some(after));
     }
 
-    /// No new segment fits the disk from now on; or each does again.
+    /// Sets whether the disk has no room for new segments.
     pub(super) fn fill_disk(&self, is_full: bool) {
         self.shared.disk.borrow_mut().fill(is_full);
     }
@@ -35,7 +35,7 @@ impl World {
         self.enqueue_with(payload, &options);
     }
 
-    /// A few segments are filled, of which all is done soon but for a job that waits for long.
+    /// Fills a few segments whose jobs are soon done, except for one in each that has a long delay.
     pub(super) fn leave_few_waiting(&mut self) {
         for _ in 0..=self.number(10) {
             for _ in 0..4 {
@@ -54,7 +54,8 @@ impl World {
         }
     }
 
-    /// There is no room on the disk, and so in the log, but for what comes from moving those that wait.
+    /// Fills the disk, so that only compaction, which moves the delayed jobs, makes room in the
+    /// log.
     pub(super) fn run_out_of_room(&mut self) {
         self.fill_disk(true);
         for _ in 0..=self.number(6) {
@@ -129,7 +130,7 @@ impl World {
         }
     }
 
-    /// A worker begins to deliver a few jobs.
+    /// Lets a worker begin to deliver a few jobs.
     pub(super) fn take(&self) {
         let running = self.running();
         let consumer = &self.consumers[self.number(CONSUMERS)];
@@ -139,17 +140,17 @@ impl World {
             };
             let job = lease.job();
             let payload = lease.record().payload().to_vec();
-            // It may be dead instead.
+            // A job that has failed or crashed before may become a letter instead.
             let had = lease.deliveries();
             let may_have_ended = match lease.is_recovered() {
                 true => had.failed() + had.crashes() > 0 || lease.has_meta(),
-                // It may have been moved since.
+                // Compaction may have moved it since the open: its record then has the counts.
                 false => {
                     let prior = lease.meta();
                     prior.prior_attempts + prior.prior_crashes > 0
                 }
             };
-            // Not delivered if it is done: a handler that was late has acked it.
+            // If it is done, it is not delivered: a late handler has acked it.
             if may_have_ended && !lease.is_done() {
                 self.shared.truth.borrow_mut().note_dying(job);
             }
@@ -169,7 +170,7 @@ impl World {
         }
     }
 
-    /// Workers are done with some of their jobs.
+    /// Lets workers ack or fail some of their jobs.
     pub(super) fn settle_some(&self) {
         let running = self.running();
         let count = self.number(1 + self.shared.in_hand.borrow().len());
@@ -225,16 +226,16 @@ impl World {
         }
     }
 
-    /// The threads of the queue do what they have to.
+    /// Lets the timer and maintenance do one turn each.
     pub(super) fn run_maintenance(&mut self) {
         let running = self.running();
         running.turn_timer();
         if let Some(timeout) = self.shared.setup.lease_timeout {
             self.note_timeouts(timeout);
-            // Any job in a worker's hands may have timed out in its last attempt.
+            // Any job that a handler has may have timed out in its last attempt, except those that
+            // were done through another lease.
             let in_hand = self.shared.in_hand.borrow();
             let mut truth = self.shared.truth.borrow_mut();
-            // But for those that another lease of theirs has done.
             for one in in_hand.iter().filter(|one| !one.lease.is_done()) {
                 if !running
                     .dispatch()
@@ -253,11 +254,11 @@ impl World {
         let (has, counted) = running.space();
         assert!(
             is_poisoned || counted == has,
-            "{counted} bytes counted of {has}"
+            "{counted} bytes are counted, and the files have {has}"
         );
     }
 
-    /// What the timer thread has found.
+    /// Records the deliveries that the timer has found to have timed out.
     pub(super) fn note_timeouts(&self, timeout: Duration) {
         let now = stopped::now().unwrap_or_default();
         for one in self.shared.in_hand.borrow_mut().iter_mut() {
@@ -268,12 +269,12 @@ impl World {
         }
     }
 
-    /// Time passes.
+    /// Advances the clock.
     pub(super) fn wait(&self) {
         let now = stopped::now().unwrap_or_default();
         let pause = [1, 60, 300, 1_500, 30_000, 90_000][self.number(6)];
         stopped::set(Some(now + Duration::from_millis(pause)));
-        // Somebody is always waiting for something.
+        // In a real process, some thread would wake maintenance when this time has passed.
         self.running().signal.kick();
     }
 }

@@ -1,5 +1,5 @@
-//! What the world shares with the observer of its file operations: the disk, the truth, and the checks
-//! after a crash at any of them.
+//! The observer of file operations, which crashes the simulated process at any of them and checks
+//! what is left.
 
 use super::*;
 
@@ -16,10 +16,10 @@ impl Shared {
         if is_withdrawn
             && (self.truth.borrow().is_about_letter_of(one.job) || !dead.log().is_step_free())
         {
-            // Either may come first, or this one has to wait for the other.
+            // The ack would race with the replay or purge, or wait for its own thread.
             return self.in_hand.borrow_mut().push(one);
         }
-        // Another lease may have done it, after this one's time was up.
+        // Once this lease has timed out, another one may have completed the job.
         let was_done = one.lease.is_done();
         running.ack(one.lease, one.delivery, one.attempt);
         let mut truth = self.truth.borrow_mut();
@@ -32,7 +32,7 @@ impl Shared {
         truth.note_handled(one.job, false);
     }
 
-    /// What happens at an operation: others go on meanwhile, and there may be a crash.
+    /// Called before and after each file operation: lets other threads go on, and may crash.
     pub(super) fn watch(
         &self,
         operation: Operation,
@@ -48,7 +48,7 @@ impl Shared {
         if self.random.borrow_mut().u8(0..3) == 0 {
             self.go_on_beside();
         }
-        // Rather where something is on its way from one place to another.
+        // Crashes are more frequent while a job or letter is on its way from one log to another.
         let often = if self.is_settling(path) { 4 } else { 1 };
         let crashes = [(Crash::Kill, often), (Crash::PowerCut, 3 * often)];
         for (crash, often) in crashes {
@@ -60,7 +60,7 @@ impl Shared {
         }
         let crash = match self.random.borrow_mut().u16(0..600 / u16::from(often)) {
             0 => Crash::PowerCut,
-            // After a failed flush, a kill says nothing of what the disk has.
+            // After a failed flush, only a restart of the machine shows what the disk has.
             1 if !self.disk.borrow().has_failed() => Crash::Kill,
             _ => return Ok(()),
         };
@@ -76,7 +76,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether a letter, a replay or a job that compaction moves may be on its way.
+    /// Whether a letter, a replay or a move by compaction may be in progress.
     pub(super) fn is_settling(&self, path: &Path) -> bool {
         let is_of_letters = path.components().any(|part| part.as_os_str() == "dead");
         let is_moving = || {
@@ -100,7 +100,7 @@ impl Shared {
         }
     }
 
-    /// The segments that have records, and their seals.
+    /// The seals of the segments that have records.
     pub(super) fn seals(&self) -> Seals {
         let files = self.disk.borrow().files_that_end_in(".seg");
         let has_records =
@@ -112,7 +112,7 @@ impl Shared {
             .collect()
     }
 
-    /// After a failed flush nothing is sealed, retired or emptied.
+    /// Checks that nothing was sealed, retired or emptied since a failed flush.
     pub(super) fn check_frozen(&self) {
         if let Some(frozen) = &*self.frozen.borrow() {
             let seals = self.seals();
@@ -120,14 +120,14 @@ impl Shared {
                 assert_eq!(
                     seals.get(path),
                     Some(seal),
-                    "{} after a failed flush",
+                    "the seal of {} has changed after a failed flush",
                     path.display()
                 );
             }
         }
     }
 
-    /// What other threads can do while one is at a file: whatever takes no lock.
+    /// Enqueues and acks as other threads could during a file operation: only what takes no lock.
     pub(super) fn go_on_beside(&self) {
         let Some(running) = self.running.borrow().as_ref().map(Arc::clone) else {
             return;
@@ -152,7 +152,7 @@ impl Shared {
         }
     }
 
-    /// Opens what a crash left, and demands that it is what was promised. Returns what is there.
+    /// Opens what a crash left and checks that the queue kept its promises. Returns what was found.
     pub(super) fn check(&self, dir: &Path, disk: Disk, crash: Crash) -> Found {
         let truth = self.truth.borrow().clone();
         let check = Check {

@@ -13,10 +13,10 @@ pub const GUARANTEE: &str =
 
 /// Milliseconds between two flushes of the binlog; the default.
 const FLUSH_EVERY: &str = "50";
-/// Seconds before a reserved job comes again; longer than any turn.
+/// Seconds after which a reserved job is delivered again; longer than any turn.
 const TIME_TO_RUN: u32 = 3600;
 
-/// The version, if it is installed.
+/// The version of beanstalkd, if it is installed.
 pub fn version() -> Option<String> {
     let line = first_line_of("beanstalkd", "-v")?;
     Some(line.trim_start_matches("beanstalkd ").to_owned())
@@ -50,7 +50,7 @@ impl Beanstalkd {
         Ok(())
     }
 
-    /// Reads a line that must begin like this, and returns what follows.
+    /// Reads a line that must begin with `start`, and returns the rest.
     fn expect(&mut self, start: &str) -> Result<String> {
         let line = read_line(&mut self.wire.0)?;
         match line.strip_prefix(start) {

@@ -1,4 +1,4 @@
-//! Redis as a reliable queue: LPUSH, move to a list of what is being worked on, LREM from there.
+//! Redis as a reliable queue: LPUSH, a move to a list of jobs in work, and LREM from there.
 
 use std::io::{BufRead, Write as _};
 use std::process::Command;
@@ -14,7 +14,7 @@ pub const GUARANTEE: &str =
 const JOBS: &[u8] = b"jobs";
 const TAKEN: &[u8] = b"taken";
 
-/// The version, if it is installed.
+/// The version of Redis, if it is installed.
 pub fn version() -> Option<String> {
     let line = first_line_of("redis-server", "--version")?;
     let version = line
@@ -28,7 +28,7 @@ pub fn command(dir: &TempDir, port: u16) -> Command {
     command
         .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
         .args(["--appendonly", "yes", "--appendfsync", "everysec"])
-        // No snapshots beside the log.
+        // No snapshots beside the append-only file.
         .args(["--save", "", "--daemonize", "no", "--dir"])
         .arg(dir.path());
     command
@@ -75,7 +75,7 @@ impl Client for Redis {
             write_request(&mut self.requests, &[b"LREM", TAKEN, b"-1", payload]);
         }
         for request in 0..want {
-            // Waits for the first job if there is nothing else to do, and takes those behind it.
+            // Waits for the first job if there is nothing else to do, and takes the ones after it.
             if request == 0 && done.is_empty() {
                 let wait_for_ever: &[u8] = b"0";
                 write_request(
@@ -125,7 +125,7 @@ fn write_request(to: &mut Vec<u8>, words: &[&[u8]]) {
     }
 }
 
-/// Reads a reply; an error that the server sent is one.
+/// Reads a reply; an error reply of the server becomes an `Err`.
 fn read_reply(reader: &mut impl BufRead) -> Result<Reply> {
     let line = read_line(reader)?;
     let Some((kind, rest)) = line.split_at_checked(1) else {
