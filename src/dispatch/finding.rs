@@ -1,5 +1,5 @@
-//! Finding the next job for a consumer: in its own deques, in the logs, among what came back, or in others'
-//! deques.
+//! Finding the next job for a consumer: in its own deques, in the logs, among what came back, or in
+//! others' deques.
 
 use crossbeam_deque::Steal;
 

@@ -164,6 +164,9 @@ impl<'a> NewRecord<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailureReason {
     /// The number of the attempt that failed, from 1.
+    ///
+    /// If the job died of [crashes](crate::RetryPolicy::max_crashes), this is the attempt that they
+    /// cut short, which does not count as failed.
     pub attempt: u32,
     /// When it failed, accurate to the kernel's clock tick (1 to 10 ms).
     ///

@@ -77,8 +77,8 @@ impl Records {
     #[inline]
     pub(super) fn content(&self, units: u32, from: usize, len: u32) -> &[u8] {
         let start = RECORD_HEADER_BYTES + from;
-        // SAFETY: the record is committed, and the bytes of a committed record never change; or
-        // it is from a `SoleAccess`, which is borrowed for as long as the record is, and then nobody
+        // SAFETY: the record is committed, and the bytes of a committed record never change; or it
+        // is from a `SoleAccess`, which is borrowed for as long as the record is, and then nobody
         // stores to the file.
         unsafe {
             self.file
@@ -86,8 +86,8 @@ impl Records {
         }
     }
 
-    /// The header at `units`, if it is plausible and its record fits below `end`; the check value is
-    /// not verified.
+    /// The header at `units`, if it is plausible and its record fits below `end`; the check value
+    /// is not verified.
     fn plausible_header(&self, units: u32, end: u32) -> Option<Header> {
         let end = end.min(self.units());
         if units >= end || end - units < HEADER_UNITS {
@@ -105,8 +105,8 @@ impl Records {
     }
 }
 
-/// The right to read and mend the segments of a log that are still unscanned: one for each log, behind
-/// its lock `step`.
+/// The right to read and mend the segments of a log that are still unscanned: one for each log,
+/// behind its lock `step`.
 pub(crate) struct Mender(());
 
 impl Mender {
@@ -114,15 +114,15 @@ impl Mender {
         Self(())
     }
 
-    /// Access to the records of a segment that is unscanned. Its producers ended with the process that
-    /// wrote it, and no claim reads it before it is scanned.
+    /// Access to the records of a segment that is unscanned. Its producers ended with the process
+    /// that wrote it, and no claim reads it before it is scanned.
     pub(super) fn sole_access<'a>(&'a mut self, records: &'a Records) -> SoleAccess<'a> {
         SoleAccess(records)
     }
 }
 
-/// Access to all bytes of a file of records, which nobody else stores to or mends for as long as this
-/// lives: the file is not shared yet, or its log's [`Mender`] is borrowed.
+/// Access to all bytes of a file of records, which nobody else stores to or mends for as long as
+/// this lives: the file is not shared yet, or its log's [`Mender`] is borrowed.
 ///
 /// What it hands out is gone before it changes anything, as that borrows it exclusively.
 pub(crate) struct SoleAccess<'a>(&'a Records);

@@ -51,7 +51,7 @@ impl Maps {
 pub(crate) enum Warm {
     All,
     /// What the first records need, so that an open does not wait for the rest, which
-    /// [`Segment::warm_up`] prefaults.
+    /// [`Segment::warm_up`](super::Segment::warm_up) prefaults.
     Start,
 }
 

@@ -18,10 +18,11 @@
 //! - the holder of a reservation: that record is not committed, and not done;
 //! - the closer: before the close has been counted the segment is not complete, and the closer not
 //!   done;
-//! - the holder of a claimed run or of a [`Lease`] in it: it was claimed from while it was mapped
-//!   for use (see [`Log::claim`](super::Log::claim)), and the record is not done.
+//! - the holder of a claimed run or of a [`Lease`](super::lease::Lease) in it: it was claimed from
+//!   while it was mapped for use (see [`Log::claim`](super::Log::claim)), and the record is not
+//!   done.
 //!
-//! All other code uses a [`Pinned`], which owns a share.
+//! All other code uses a [`Pinned`](super::pinned::Pinned), which owns a share.
 //!
 //! This file is the writing side; `pinned.rs`, `run.rs` and `lease.rs` read.
 
@@ -317,7 +318,8 @@ impl Segment {
         })
     }
 
-    /// Gives up the mappings of a complete segment; they are dropped with the last [`Pinned`].
+    /// Gives up the mappings of a complete segment; they are dropped with the last
+    /// [`Pinned`](super::pinned::Pinned).
     pub(crate) fn retire(&self) -> Option<Arc<Maps>> {
         assert!(self.is_complete(), "retired with jobs in it");
         self.mapping.retire()
