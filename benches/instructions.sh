@@ -38,7 +38,7 @@ count() {
         END { for (place in sum) print place, sum[place] }' | LC_ALL=C sort -t $'\t' -k 1,1
 }
 
-for function in enqueue deliver_and_ack; do
+for function in ${FUNCTIONS:-enqueue deliver_and_ack}; do
     count "$function" "$few" "$@" >"$scratch/few"
     count "$function" "$many" "$@" >"$scratch/many"
     echo "$function, for each job:"

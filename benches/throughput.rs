@@ -23,7 +23,7 @@ use std::time::Duration;
 use common::{burst_of, drain, open, run_of, scaled, share, timed_bursts, timed_threads};
 use criterion::{Criterion, Throughput, criterion_group};
 use crossbeam_channel::{Receiver, unbounded};
-use logmill::Queue;
+use logmill::{EnqueueOptions, Producer, Queue};
 
 const SIZES: [usize; 5] = [16, 64, 1024, 16 * 1024, 1024 * 1024];
 /// Jobs in a batch, and below, the payload sizes that are measured with batches.
@@ -84,6 +84,59 @@ fn enqueue(criterion: &mut Criterion) {
         });
         group.finish();
     }
+}
+
+/// What a name costs: plain jobs beside jobs with a name, which the consumers read. First what one
+/// producer pays with nobody consuming meanwhile, then from the first enqueue to the last ack.
+fn named(criterion: &mut Criterion) {
+    const SIZE: usize = 64;
+    let kinds = [("plain", None), ("named", Some("resize_image"))];
+
+    let mut group = criterion.benchmark_group("named/enqueue/64B");
+    group.throughput(throughput_of(SIZE, 1));
+    let payload = vec![7u8; SIZE];
+    let queue = OnceCell::new();
+    for (title, name) in kinds {
+        group.bench_function(title, |bencher| {
+            let (queue, _) = queue.get_or_init(|| open(|builder| builder.stripes(1)));
+            let mut producer = queue.producer();
+            let consumer = queue.consumer();
+            bencher.iter_custom(|jobs| {
+                timed_bursts(
+                    jobs,
+                    burst_of(SIZE),
+                    || send(&mut producer, black_box(name), black_box(&payload)),
+                    |burst| drain(&consumer, burst),
+                )
+            });
+        });
+    }
+    group.finish();
+
+    for threads in [1, 2] {
+        let mut group = criterion.benchmark_group(format!("named/{threads}x{threads}/64B"));
+        group.throughput(throughput_of(SIZE, 1)).sample_size(20);
+        let queue = OnceCell::new();
+        for (title, name) in kinds {
+            group.bench_function(title, |bencher| {
+                let (queue, _) = queue.get_or_init(|| open(|builder| builder.stripes(threads)));
+                bencher.iter_custom(|jobs| {
+                    scaled(jobs, run_of(SIZE), |jobs| {
+                        through_logmill(queue, threads, name, SIZE, jobs)
+                    })
+                });
+            });
+        }
+        group.finish();
+    }
+}
+
+fn send(producer: &mut Producer, name: Option<&str>, payload: &[u8]) {
+    let sent = match name {
+        None => producer.enqueue(payload),
+        Some(name) => producer.enqueue_with(payload, EnqueueOptions::new().name(name)),
+    };
+    sent.expect("enqueued");
 }
 
 /// The same with 64 jobs per call. A channel has no such call, so its messages are sent one by one.
@@ -207,7 +260,7 @@ fn end_to_end(criterion: &mut Criterion) {
                 let (queue, _) = queue.get_or_init(|| open(|builder| builder.stripes(threads)));
                 bencher.iter_custom(|jobs| {
                     scaled(jobs, run_of(size), |jobs| {
-                        through_logmill(queue, threads, size, jobs)
+                        through_logmill(queue, threads, None, size, jobs)
                     })
                 });
             });
@@ -223,7 +276,13 @@ fn end_to_end(criterion: &mut Criterion) {
     }
 }
 
-fn through_logmill(queue: &Queue, threads: usize, size: usize, jobs: u64) -> Duration {
+fn through_logmill(
+    queue: &Queue,
+    threads: usize,
+    name: Option<&str>,
+    size: usize,
+    jobs: u64,
+) -> Duration {
     let acked = AtomicU64::new(0);
     timed_threads(
         threads,
@@ -232,12 +291,15 @@ fn through_logmill(queue: &Queue, threads: usize, size: usize, jobs: u64) -> Dur
             let mut producer = queue.producer();
             let payload = vec![7u8; size];
             for _ in 0..share(jobs, threads, thread) {
-                producer.enqueue(black_box(&payload)).expect("enqueued");
+                send(&mut producer, name, black_box(&payload));
             }
         },
         || {
             let consumer = queue.consumer();
             common::consume_until(&consumer, &acked, jobs, |job| {
+                if name.is_some() {
+                    black_box(job.name());
+                }
                 black_box(job.payload()[size - 1]);
                 job.ack();
                 true
@@ -276,6 +338,7 @@ fn through_channel(threads: usize, size: usize, jobs: u64) -> Duration {
 criterion_group!(
     benches,
     enqueue,
+    named,
     enqueue_batch,
     enqueue_from_two,
     end_to_end

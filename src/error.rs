@@ -121,14 +121,14 @@ pub enum EnqueueError {
     /// or as other files are deleted.
     #[error("no space for another segment: {0}")]
     StorageFull(Arc<StorageError>),
-    /// The payload does not fit a record of this queue.
+    /// The payload does not fit a record of this queue, together with the job's name and headers.
     #[error(
-        "a payload of {len} bytes is larger than this queue's limit of {max} bytes; a larger segment_size raises it"
+        "a payload of {len} bytes, name and headers included, is larger than this queue's limit of {max} bytes; a larger segment_size raises it"
     )]
     PayloadTooLarge {
-        /// Bytes of the payload.
+        /// Bytes of the payload, the name, and the headers (4 bytes more for each).
         len: usize,
-        /// Most bytes that a payload can have, see
+        /// Most bytes that these can have together, see
         /// [`Queue::max_payload`](crate::Queue::max_payload).
         max: usize,
     },

@@ -7,6 +7,7 @@ use crate::dispatch::lease_timeouts::Delivery;
 use crate::engine::Engine;
 use crate::engine::delivery::Attempt;
 use crate::failure::Failure;
+use crate::log::headers::{Headers, name_of};
 use crate::log::lease::Lease;
 use crate::{JobId, Sequence};
 
@@ -61,7 +62,7 @@ impl<'a> Job<'a> {
     pub(crate) fn begin(engine: &'a Engine, lease: Lease) -> Option<Self> {
         let (attempt, delivery) = if engine.is_only_counted(&lease) {
             let failed = lease.begin_delivery().failed();
-            (Attempt::new(u32::from(failed) + 1, false), Delivery::ONLY)
+            (Attempt::after(failed), Delivery::ONLY)
         } else {
             return Self::begin_slow(engine, lease);
         };
@@ -91,6 +92,18 @@ impl<'a> Job<'a> {
             Some(lease) => lease.payload(),
             None => &[],
         }
+    }
+
+    /// The job's name, if its producer [gave it one](crate::EnqueueOptions::name).
+    #[inline]
+    pub fn name(&self) -> Option<&str> {
+        name_of(self.lease.as_ref()?.name())
+    }
+
+    /// The job's headers, which its producer [gave it](crate::EnqueueOptions::headers).
+    #[inline]
+    pub fn headers(&self) -> Headers<'_> {
+        Headers::of(self.lease.as_ref().map_or(&[], Lease::headers))
     }
 
     /// The job's id, as its enqueue returned it.
@@ -232,6 +245,7 @@ impl fmt::Debug for Job<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Job")
             .field("id", &self.id())
+            .field("name", &self.name())
             .field("attempts", &self.attempts())
             .field("payload_len", &self.payload().len())
             .finish_non_exhaustive()

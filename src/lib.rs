@@ -111,7 +111,8 @@ pub use error::{BatchError, DeadLetterError, EnqueueError, FlushError, OpenError
 pub use failure::{Failure, FailureError};
 pub use id::{JobId, LetterId, ParseIdError};
 pub use job::Job;
-pub use log::record::FailureReason;
+pub use log::headers::Headers;
+pub use log::meta::FailureReason;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub use log::recovery::fuzzing;

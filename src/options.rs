@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::log::header::FILE_HEADER_BYTES;
+use crate::log::headers::{MAX_HEADER_BYTES, NewHeaders, encoded_len, is_valid_key, is_valid_name};
 use crate::log::recovery::RecoveryProgress;
 use crate::retry::{MAX_ATTEMPTS, MAX_CRASHES};
 use crate::{EnqueueError, OpenError, RetryPolicy, Timestamp};
@@ -94,7 +95,9 @@ pub enum Durability {
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
 #[must_use]
-pub struct EnqueueOptions {
+pub struct EnqueueOptions<'a> {
+    pub(crate) name: Option<&'a str>,
+    pub(crate) headers: NewHeaders<'a>,
     pub(crate) due: Due,
     pub(crate) durability: Option<Durability>,
     pub(crate) max_attempts: Option<Option<u8>>,
@@ -109,13 +112,38 @@ pub(crate) enum Due {
     At(Timestamp),
 }
 
-impl EnqueueOptions {
+impl<'a> EnqueueOptions<'a> {
     /// Uses the queue's defaults.
     ///
     /// The job is due at once, has the queue's durability and the attempts of its retry policy, and
     /// the call does not wait for room.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Gives the job a name, such as that of its kind: 1 to 255 bytes.
+    ///
+    /// [`Job::name`](crate::Job::name) returns it, also after retries and restarts, and so does
+    /// [`DeadLetter::name`](crate::DeadLetter::name). The queue itself makes no use of it. A name
+    /// of another length is an [`EnqueueError::InvalidOption`].
+    pub fn name(mut self, name: &'a str) -> Self {
+        self.name = Some(name);
+        self
+    }
+
+    /// Gives the job headers: bytes by key, such as a trace context or the key of a tenant.
+    ///
+    /// [`Job::headers`](crate::Job::headers) returns them, also after retries and restarts, and so
+    /// does [`DeadLetter::headers`](crate::DeadLetter::headers). The queue itself makes no use of
+    /// them. A key has 1 to 255 bytes and may occur more than once.
+    ///
+    /// Each header takes 4 bytes beside its key and its value; all of them together, at most 32,768
+    /// bytes. The room for a payload ([`Queue::max_payload`](crate::Queue::max_payload)) is for
+    /// name, headers and payload. A key of another length, or too many bytes, are an
+    /// [`EnqueueError::InvalidOption`].
+    pub fn headers(mut self, headers: &'a [(&'a str, &'a [u8])]) -> Self {
+        self.headers = headers;
+        self
     }
 
     /// Delivers the job once `delay` has passed from now.
@@ -185,8 +213,37 @@ impl EnqueueOptions {
         self.wait(Duration::MAX)
     }
 
+    /// The name, or nothing for none, if it is valid and no other option is set.
+    #[inline]
+    pub(crate) fn name_alone(&self) -> Option<&'a [u8]> {
+        let is_alone = self.headers.is_empty()
+            && matches!(self.due, Due::AtOnce)
+            && self.durability.is_none()
+            && self.max_attempts.is_none()
+            && self.wait.is_zero();
+        match self.name {
+            None if is_alone => Some(b""),
+            Some(name) if is_alone && is_valid_name(name) => Some(name.as_bytes()),
+            _ => None,
+        }
+    }
+
+    /// How many bytes of a record these options take, those of the engine's own fields aside.
+    pub(crate) fn len(&self) -> usize {
+        self.name.map_or(0, str::len) + encoded_len(self.headers)
+    }
+
     pub(crate) fn validate(&self) -> Result<(), EnqueueError> {
         let invalid = |option, why| Err(EnqueueError::InvalidOption { option, why });
+        if self.name.is_some_and(|name| !is_valid_name(name)) {
+            return invalid("name", "must have from 1 to 255 bytes");
+        }
+        if !self.headers.iter().all(|(key, _)| is_valid_key(key)) {
+            return invalid("headers", "a key must have from 1 to 255 bytes");
+        }
+        if encoded_len(self.headers) > MAX_HEADER_BYTES {
+            return invalid("headers", "must have at most 32,768 bytes together");
+        }
         if let Some(Some(attempts)) = self.max_attempts
             && !(1..=MAX_ATTEMPTS).contains(&attempts)
         {

@@ -60,10 +60,11 @@ impl Producer {
     ///
     /// # Errors
     /// Those of [`Queue::enqueue_with`](crate::Queue::enqueue_with).
+    #[inline]
     pub fn enqueue_with(
         &mut self,
         payload: &[u8],
-        options: EnqueueOptions,
+        options: EnqueueOptions<'_>,
     ) -> Result<JobId, EnqueueError> {
         let (engine, place) = self.place();
         engine.enqueue_with(place, payload, &options)
@@ -88,7 +89,7 @@ impl Producer {
     pub fn enqueue_batch_with<P: AsRef<[u8]>>(
         &mut self,
         payloads: &[P],
-        options: EnqueueOptions,
+        options: EnqueueOptions<'_>,
     ) -> Result<Vec<JobId>, BatchError> {
         let (engine, place) = self.place();
         engine.enqueue_batch(place, payloads, &options)

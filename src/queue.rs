@@ -60,6 +60,8 @@ impl Queue {
     }
 
     /// Longest payload, in bytes: about a quarter of the segment size, at most about 16 MiB.
+    ///
+    /// A job's name and headers take room of its payload: their bytes, and 4 more for each header.
     pub fn max_payload(&self) -> usize {
         self.running.max_payload()
     }
@@ -96,10 +98,11 @@ impl Queue {
     /// # Errors
     /// Those of [`enqueue`](Self::enqueue), and [`EnqueueError::InvalidOption`] for an option that
     /// is out of its range.
+    #[inline]
     pub fn enqueue_with(
         &self,
         payload: &[u8],
-        options: EnqueueOptions,
+        options: EnqueueOptions<'_>,
     ) -> Result<JobId, EnqueueError> {
         let engine = &*self.running;
         engine.enqueue_with(Place::of_this_thread(engine), payload, &options)
@@ -130,7 +133,7 @@ impl Queue {
     pub fn enqueue_batch_with<P: AsRef<[u8]>>(
         &self,
         payloads: &[P],
-        options: EnqueueOptions,
+        options: EnqueueOptions<'_>,
     ) -> Result<Vec<JobId>, BatchError> {
         let engine = &*self.running;
         engine.enqueue_batch(Place::of_this_thread(engine), payloads, &options)

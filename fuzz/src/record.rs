@@ -120,6 +120,7 @@ fn check_segment(file: &[u8], max_record: usize) {
         settles.extend(fields.settles);
     }
     assert_eq!(found.settles, settles);
+    assert_eq!(found.not_understood, expected.not_understood);
 
     // Bytes without a record are covered and all others unchanged, and what was decoded from them
     // is encoded in the same way.
@@ -150,7 +151,7 @@ fn check_tiles(file: &[u8], found: &fuzzing::Scanned, end: End, is_sealed: bool)
             at = gap.to;
         } else if let Some(record) = Record::at(file, at, end.units).filter(|it| it.is_valid(salt))
         {
-            if !record.is_pad() {
+            if record.is_job() {
                 indexes.push(record.index());
                 assert_eq!(jobs.next(), Some((record.index(), at)));
             }
@@ -189,6 +190,7 @@ fn check_meta(bytes: &[u8]) -> Fields {
     assert_eq!(found.prior_crashes, expected.prior_crashes);
     assert_eq!(found.first_failure, expected.first_failure);
     assert_eq!(found.last_failure, expected.last_failure);
+    assert_eq!(found.headers, expected.headers);
     assert_eq!(found.reasons.len(), expected.reasons.len());
     for (found, (attempt, at, reason)) in found.reasons.iter().zip(&expected.reasons) {
         assert_eq!(found.attempt, *attempt);
@@ -204,7 +206,7 @@ fn check_meta(bytes: &[u8]) -> Fields {
         .iter()
         .map(|reason| 15 + reason.reason.len())
         .sum();
-    assert!(left_out == 0 || text + 64 > usize::from(u16::MAX));
+    assert!(left_out == 0 || text + bytes.len() + 64 > usize::from(u16::MAX));
     again
         .reasons
         .splice(..0, found.reasons[..left_out].iter().cloned());

@@ -10,7 +10,8 @@ use crate::engine::Running;
 use crate::engine::letters::{Letter, letters_of};
 use crate::error::DeadLetterError;
 use crate::events::event;
-use crate::log::record::FailureReason;
+use crate::log::headers::{Headers, name_of};
+use crate::log::meta::FailureReason;
 use crate::{JobId, LetterId, StorageError};
 
 /// Most letters that are replayed with one flush of each log.
@@ -68,6 +69,16 @@ impl DeadLetter {
     /// The id of the job that became this letter.
     pub fn job_id(&self) -> JobId {
         JobId::of(self.0.meta.original.unwrap_or(self.0.sequence))
+    }
+
+    /// The job's name, if its producer [gave it one](crate::EnqueueOptions::name).
+    pub fn name(&self) -> Option<&str> {
+        name_of(&self.0.name)
+    }
+
+    /// The job's headers, which its producer [gave it](crate::EnqueueOptions::headers).
+    pub fn headers(&self) -> Headers<'_> {
+        Headers::of(&self.0.headers)
     }
 
     /// The job's payload.

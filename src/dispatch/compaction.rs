@@ -17,7 +17,8 @@ use super::Dispatch;
 use super::timer::{Now, When};
 use crate::Timestamp;
 use crate::log::lease::Lease;
-use crate::log::record::{MAX_META_BYTES, Meta, NewRecord};
+use crate::log::meta::{MAX_META_BYTES, Meta, MetaBytes};
+use crate::log::record::NewRecord;
 use crate::log::reserve::Left;
 use crate::log::segment::{Segment, Unsettled};
 use crate::log::{Log, RollError};
@@ -110,7 +111,7 @@ struct Move {
 /// What the record of a moved job is made of, besides the payload.
 struct Copied {
     due_at: Timestamp,
-    meta: Vec<u8>,
+    meta: MetaBytes,
 }
 
 impl Copied {
@@ -119,6 +120,7 @@ impl Copied {
         NewRecord {
             enqueued_at: record.header().enqueued_at,
             due_at: self.due_at,
+            name: record.name(),
             meta: &self.meta,
             payload: record.payload(),
         }
@@ -221,7 +223,7 @@ impl Dispatch {
         };
         Copied {
             due_at,
-            meta: meta.encode(MAX_META_BYTES),
+            meta: meta.encode(one.lease.headers(), MAX_META_BYTES),
         }
     }
 

@@ -262,6 +262,7 @@ mod tests {
         segment.append(&NewRecord {
             enqueued_at: Timestamp::ZERO,
             due_at: Timestamp::ZERO,
+            name: b"",
             meta: b"",
             payload: b"job",
         });

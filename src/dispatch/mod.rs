@@ -35,7 +35,7 @@ use crate::event_count::EventCount;
 use crate::events::Mutex;
 use crate::log::Log;
 use crate::log::lease::Lease;
-use crate::log::record::Meta;
+use crate::log::meta::Meta;
 use crate::log::run::Run;
 use crate::log::segment::Unsettled;
 use crate::time::Clock;
@@ -80,6 +80,14 @@ pub(crate) struct Moved {
     /// Of these, jobs marked done at their old places. After a failed flush they are not marked,
     /// and the job is in the log twice.
     pub(crate) moved: u64,
+}
+
+/// The jobs of a run that are not due yet.
+#[derive(Default)]
+struct HeldBack {
+    /// Read once for all of them.
+    now: Option<Now>,
+    waiting: Vec<(Lease, When)>,
 }
 
 impl Dispatch {
@@ -190,30 +198,30 @@ impl Dispatch {
 
     /// Turns a run into leases: `due` takes those that are due, the timer the others.
     fn make_leases(&self, run: Run, mut due: impl FnMut(Lease)) {
-        // Read once for all jobs that need it.
-        let mut now = None;
-        let mut waiting = Vec::new();
+        let mut held = HeldBack::default();
         run.expand(|lease, is_ready| {
-            if is_ready {
-                return due(lease);
-            }
-            let now = *now.get_or_insert_with(|| Now::of(self.clock));
-            if let Some(lease) = self.hold_back(lease, now, &mut waiting) {
+            let lease = match is_ready {
+                true => Some(lease),
+                false => self.hold_back(lease, &mut held),
+            };
+            if let Some(lease) = lease {
                 due(lease);
             }
         });
-        if let (Some((first, _)), Some(now)) = (waiting.first(), now) {
+        if let (Some((first, _)), Some(now)) = (held.waiting.first(), held.now) {
             self.note_waiting(first);
-            let due = self.timer.schedule_all(waiting, now);
+            let due = self.timer.schedule_all(held.waiting, now);
             if !due.is_empty() {
                 self.inject_all(due);
             }
         }
     }
 
-    /// Decides where a claimed job goes: into `waiting` if it is not due yet, to the other suspects
-    /// if it is one. Returns any other job.
-    fn hold_back(&self, lease: Lease, now: Now, waiting: &mut Vec<(Lease, When)>) -> Option<Lease> {
+    /// Decides where a claimed job goes: to those held back if it is not due yet, to the other
+    /// suspects if it is one. Returns any other job.
+    #[inline(never)]
+    fn hold_back(&self, lease: Lease, held: &mut HeldBack) -> Option<Lease> {
+        let now = *held.now.get_or_insert_with(|| Now::of(self.clock));
         let due_at = lease.record().header().due_at;
         let meta = match lease.has_meta() {
             true => lease.meta(),
@@ -247,7 +255,7 @@ impl Dispatch {
             false => lease,
         };
         if !now.until(when).is_zero() {
-            waiting.push((lease, when));
+            held.waiting.push((lease, when));
         } else if lease.is_suspect() {
             self.add_suspect(lease);
         } else {

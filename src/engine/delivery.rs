@@ -8,7 +8,7 @@ use crate::dispatch::lease_timeouts::{Delivery, Ended, Leases};
 use crate::events::event;
 use crate::failure::{Failure, Verdict};
 use crate::log::lease::Lease;
-use crate::log::record::Meta;
+use crate::log::meta::Meta;
 
 /// The number of an attempt at a job, and whether the job is a suspect: when such an attempt ends,
 /// the next suspect may begin.
@@ -25,6 +25,12 @@ impl Attempt {
     pub(crate) fn new(number: u32, is_suspect: bool) -> Self {
         let number = number.min(Self::SUSPECT - 1);
         Self(number | if is_suspect { Self::SUSPECT } else { 0 })
+    }
+
+    /// The attempt after so many that failed, at a job that is not a suspect.
+    #[inline]
+    pub(crate) fn after(failed: u8) -> Self {
+        Self::new(u32::from(failed) + 1, false)
     }
 
     /// The number of the attempt, starting at 1.

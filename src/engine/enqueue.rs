@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use super::Engine;
 use super::worker::WorkerMark;
 use crate::error::{BatchError, EnqueueError};
-use crate::log::record::{NewMeta, NewRecord, RECORD_HEADER_BYTES};
+use crate::log::headers;
+use crate::log::meta::{MetaBytes, put_options};
+use crate::log::record::{NewRecord, RECORD_HEADER_BYTES};
 use crate::log::segment::Segment;
 use crate::log::{Log, RollError};
 use crate::options::{Due, Durability, EnqueueOptions};
@@ -119,18 +121,38 @@ impl Engine {
 
     /// Enqueues a job with the queue's defaults.
     #[inline(always)]
-    pub(crate) fn enqueue(
+    pub(crate) fn enqueue(&self, place: Place<'_>, payload: &[u8]) -> Result<JobId, EnqueueError> {
+        match self.only_appends {
+            true => self.enqueue_named(place, payload, b""),
+            false => self.enqueue_slow(place, payload, &EnqueueOptions::new()),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn enqueue_with(
+        &self,
+        place: Place<'_>,
+        payload: &[u8],
+        options: &EnqueueOptions<'_>,
+    ) -> Result<JobId, EnqueueError> {
+        match options.name_alone() {
+            Some(name) if self.only_appends => self.enqueue_named(place, payload, name),
+            _ => self.enqueue_slow(place, payload, options),
+        }
+    }
+
+    #[inline(always)]
+    fn enqueue_named(
         &self,
         mut place: Place<'_>,
         payload: &[u8],
+        name: &[u8],
     ) -> Result<JobId, EnqueueError> {
-        if self.depth.is_some() || self.durability() != Durability::Process {
-            return self.enqueue_with(place, payload, &EnqueueOptions::new());
-        }
-        self.check_payload(payload)?;
+        self.check_len(name.len() + payload.len())?;
         let sequence = place.append(&NewRecord {
             enqueued_at: Timestamp::now_coarse(),
             due_at: Timestamp::ZERO,
+            name,
             meta: &[],
             payload,
         })?;
@@ -138,17 +160,18 @@ impl Engine {
         Ok(JobId::of(sequence))
     }
 
-    pub(crate) fn enqueue_with(
+    /// Enqueues a job with any options.
+    fn enqueue_slow(
         &self,
         mut place: Place<'_>,
         payload: &[u8],
-        options: &EnqueueOptions,
+        options: &EnqueueOptions<'_>,
     ) -> Result<JobId, EnqueueError> {
         options.validate()?;
-        self.check_payload(payload)?;
+        let meta = meta_of(options);
+        self.check_len(options.len() + payload.len())?;
         let durability = options.durability.unwrap_or(self.durability());
         self.check_poison(durability)?;
-        let meta = meta_of(options);
         let record = new_record(options, &meta, payload);
         let sequence = self.with_room(options.wait, || {
             self.take_room(1)?;
@@ -167,7 +190,7 @@ impl Engine {
         &self,
         place: Place<'_>,
         payloads: &[P],
-        options: &EnqueueOptions,
+        options: &EnqueueOptions<'_>,
     ) -> Result<Vec<JobId>, BatchError> {
         let mut enqueued = Vec::with_capacity(payloads.len());
         match self.append_batch(place, payloads, options, &mut enqueued) {
@@ -180,19 +203,19 @@ impl Engine {
         &self,
         mut place: Place<'_>,
         payloads: &[P],
-        options: &EnqueueOptions,
+        options: &EnqueueOptions<'_>,
         enqueued: &mut Vec<JobId>,
     ) -> Result<(), EnqueueError> {
         options.validate()?;
+        let meta = meta_of(options);
         // `as_ref` is called once per payload: a payload that changed between two calls would not
         // fit its reservation.
         let payloads: Vec<&[u8]> = payloads.iter().map(AsRef::as_ref).collect();
         for payload in &payloads {
-            self.check_payload(payload)?;
+            self.check_len(options.len() + payload.len())?;
         }
         let durability = options.durability.unwrap_or(self.durability());
         self.check_poison(durability)?;
-        let meta = meta_of(options);
         let template = new_record(options, &meta, &[]);
         let mut rest = payloads.as_slice();
         let mut result = Ok(());
@@ -229,13 +252,11 @@ impl Engine {
     }
 
     #[inline]
-    fn check_payload(&self, payload: &[u8]) -> Result<(), EnqueueError> {
+    /// Checks the bytes of a job: its name, its headers, and its payload.
+    fn check_len(&self, len: usize) -> Result<(), EnqueueError> {
         let max = self.max_payload();
-        if payload.len() > max {
-            return Err(EnqueueError::PayloadTooLarge {
-                len: payload.len(),
-                max,
-            });
+        if len > max {
+            return Err(EnqueueError::PayloadTooLarge { len, max });
         }
         Ok(())
     }
@@ -251,20 +272,32 @@ impl Engine {
     }
 
     /// Retries `attempt` until there is room, for up to `wait`.
+    #[inline]
     fn with_room<T>(
         &self,
         wait: Duration,
         mut attempt: impl FnMut() -> Result<T, EnqueueError>,
     ) -> Result<T, EnqueueError> {
-        let first = attempt();
-        if wait.is_zero() || !matches!(&first, Err(error) if error.is_full()) {
-            return first;
+        match attempt() {
+            Err(full) if full.is_full() && !wait.is_zero() => {
+                self.wait_for_room(full, wait, attempt)
+            }
+            first => first,
         }
+    }
+
+    #[cold]
+    fn wait_for_room<T>(
+        &self,
+        full: EnqueueError,
+        wait: Duration,
+        mut attempt: impl FnMut() -> Result<T, EnqueueError>,
+    ) -> Result<T, EnqueueError> {
         // A deadline that overflows `Instant` means no deadline.
         let deadline = Instant::now().checked_add(wait);
         if deadline.is_none() && WorkerMark::is_current_of(self) {
             // All workers might be waiting like this, each with a job that takes the room.
-            return first.map_err(|full| EnqueueError::WaitInHandler { full: full.into() });
+            return Err(EnqueueError::WaitInHandler { full: full.into() });
         }
         loop {
             let registered = self.room.register();
@@ -303,15 +336,24 @@ impl Engine {
     }
 }
 
-fn meta_of(options: &EnqueueOptions) -> NewMeta {
+#[inline]
+fn meta_of(options: &EnqueueOptions<'_>) -> MetaBytes {
     let delay = match options.due {
         Due::After(delay) => Some(delay),
         Due::AtOnce | Due::At(_) => None,
     };
-    NewMeta::new(options.max_attempts, delay)
+    let mut meta = MetaBytes::new();
+    put_options(&mut meta, options.max_attempts, delay);
+    headers::encode(options.headers, &mut meta);
+    meta
 }
 
-fn new_record<'a>(options: &EnqueueOptions, meta: &'a [u8], payload: &'a [u8]) -> NewRecord<'a> {
+#[inline]
+fn new_record<'a>(
+    options: &EnqueueOptions<'a>,
+    meta: &'a [u8],
+    payload: &'a [u8],
+) -> NewRecord<'a> {
     let (enqueued_at, due_at) = match options.due {
         Due::AtOnce => (Timestamp::now_coarse(), Timestamp::ZERO),
         Due::After(delay) => {
@@ -324,6 +366,7 @@ fn new_record<'a>(options: &EnqueueOptions, meta: &'a [u8], payload: &'a [u8]) -
     NewRecord {
         enqueued_at,
         due_at,
+        name: options.name.unwrap_or_default().as_bytes(),
         meta,
         payload,
     }

@@ -2,7 +2,7 @@
 
 use crate::Timestamp;
 use crate::events::Mutex;
-use crate::log::record::FailureReason;
+use crate::log::meta::FailureReason;
 use crate::sequence::{Sequence, SequenceMap};
 
 /// Longest reason kept, in bytes; longer ones are truncated.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::{Engine, Running};
 use crate::error::DeadLetterError;
 use crate::events::event;
+use crate::log::headers::headers_of;
+use crate::log::meta::Meta;
 use crate::log::pinned::Pinned;
-use crate::log::record::Meta;
 use crate::log::records::Record;
 use crate::{Sequence, StorageError, Timestamp};
 
@@ -17,6 +18,9 @@ pub(crate) struct Letter {
     pub(crate) sequence: Sequence,
     pub(crate) enqueued_at: Timestamp,
     pub(crate) payload: Vec<u8>,
+    pub(crate) name: Vec<u8>,
+    /// The job's headers, encoded.
+    pub(crate) headers: Vec<u8>,
     pub(crate) meta: Meta,
 }
 
@@ -26,6 +30,8 @@ impl Letter {
             sequence: letters.segment().sequence(record.header().index),
             enqueued_at: record.header().enqueued_at,
             payload: record.payload().to_vec(),
+            name: record.name().to_vec(),
+            headers: headers_of(record.meta()).to_vec(),
             meta: Meta::decode(record.meta()),
         }
     }

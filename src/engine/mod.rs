@@ -49,6 +49,8 @@ pub(crate) struct Engine {
     /// Locked until the last handle is gone.
     home: Arc<Home>,
     durability: Durability,
+    /// Whether an enqueue with these options has nothing to do but to append a record.
+    only_appends: bool,
     dispatch: Dispatch,
     leases: Option<Leases>,
     dead: DeadLog,

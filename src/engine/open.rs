@@ -18,7 +18,7 @@ use crate::lasting::Lasting;
 use crate::log::poison::Poison;
 use crate::log::recovery::{Recovery, RecoveryReport, count_segments};
 use crate::log::{DEAD_ORIGIN, Log, LogConfig, SpaceBudget, segment};
-use crate::options::Builder;
+use crate::options::{Builder, Durability};
 use crate::time::Clock;
 
 impl Engine {
@@ -135,6 +135,7 @@ impl Engine {
             signal,
             clock,
             max_payload,
+            only_appends: builder.max_depth.is_none() && builder.durability == Durability::Process,
             poison,
             unsettled: Mutex::default(),
             closed: AtomicBool::new(false),

@@ -6,7 +6,8 @@ use super::Engine;
 use super::letters::Letter;
 use crate::error::{DeadLetterError, EnqueueError};
 use crate::log::Log;
-use crate::log::record::{Meta, NewRecord};
+use crate::log::meta::Meta;
+use crate::log::record::NewRecord;
 use crate::log::segment::{Segment, Unsettled};
 use crate::{JobId, Sequence, Timestamp};
 
@@ -90,10 +91,11 @@ impl Engine {
             settles: Some(letter.sequence),
             ..Meta::default()
         }
-        .encode(usize::MAX);
+        .encode(&letter.headers, usize::MAX);
         let job = NewRecord {
             enqueued_at: Timestamp::now(),
             due_at: Timestamp::ZERO,
+            name: &letter.name,
             meta: &meta,
             payload: &letter.payload,
         };

@@ -156,7 +156,7 @@ fn a_job_that_was_moved_after_its_last_attempt_is_dead_and_not_delivered() {
     let limit = crate::RetryPolicy::default().attempts_limit().unwrap();
     let counts = [(u32::from(limit), 0), (0, running.dispatch().max_crashes())];
     for (prior_attempts, prior_crashes) in counts {
-        let meta = crate::log::record::Meta {
+        let meta = crate::log::meta::Meta {
             prior_attempts,
             prior_crashes,
             ..Default::default()
@@ -164,7 +164,8 @@ fn a_job_that_was_moved_after_its_last_attempt_is_dead_and_not_delivered() {
         let record = crate::log::record::NewRecord {
             enqueued_at: crate::Timestamp::ZERO,
             due_at: crate::Timestamp::ZERO,
-            meta: &meta.encode(100),
+            name: b"",
+            meta: &meta.encode(&[], 100),
             payload: b"moved",
         };
         stripe.append_shared(&record).unwrap();

@@ -53,18 +53,6 @@ impl Crc32 {
             }
         }
     }
-
-    /// The checksum of two consecutive byte strings.
-    pub(crate) fn of_both(&self, first: &[u8], second: &[u8]) -> u32 {
-        let mut hasher = match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Wide(_) => crc32fast::Hasher::new(),
-            Self::Library(empty) => empty.clone(),
-        };
-        hasher.update(first);
-        hasher.update(second);
-        hasher.finalize()
-    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -329,9 +317,6 @@ mod tests {
             let expected = by_definition(message);
             assert_eq!(Crc32::new().of(message), expected, "{len} bytes");
             assert_eq!(library.of(message), expected, "{len} bytes, by the library");
-            let (first, second) = message.split_at(len / 3);
-            assert_eq!(library.of_both(first, second), expected);
-            assert_eq!(Crc32::new().of_both(first, second), expected);
         }
     }
 

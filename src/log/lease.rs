@@ -1,8 +1,12 @@
 //! Leases: the right to deliver one record, and the operations on its job.
 
+use std::sync::atomic::Ordering;
+
 use super::ack::Deliveries;
+use super::headers::headers_of;
 use super::hold::{Held, Hold};
-use super::record::Meta;
+use super::meta::{Meta, has_engine_fields};
+use super::record::NAME_LEN_SHIFT;
 use super::records::Record;
 use super::segment::{Maps, Segment};
 use super::tail::Position;
@@ -119,13 +123,13 @@ impl Lease {
     pub(crate) fn payload(&self) -> &[u8] {
         let records = &self.maps().records;
         let units = self.units();
-        let (len, meta_len) = if self.is_bare() {
-            (records.commit_word(units), 0)
+        if self.is_bare() {
+            let identity = records.words(units).identity.load(Ordering::Relaxed);
+            let name_len = identity >> NAME_LEN_SHIFT & 0xff;
+            records.content(units, name_len as usize, records.commit_word(units))
         } else {
-            let header = records.header(units);
-            (header.len, header.meta_len)
-        };
-        records.content(units, usize::from(meta_len), len)
+            self.record().payload()
+        }
     }
 
     /// Records that a handler has the job, before the handler gets it.
@@ -218,9 +222,21 @@ impl Lease {
         }
     }
 
+    /// Whether the engine has noted anything about the job in its record.
     #[inline]
     pub(crate) fn has_meta(&self) -> bool {
-        self.record().header().meta_len != 0
+        let record = self.record();
+        record.header().meta_len != 0 && has_engine_fields(record.meta())
+    }
+
+    #[inline]
+    pub(crate) fn name(&self) -> &[u8] {
+        self.record().name()
+    }
+
+    /// The job's headers, encoded.
+    pub(crate) fn headers(&self) -> &[u8] {
+        headers_of(self.record().meta())
     }
 
     pub(crate) fn meta(&self) -> Meta {

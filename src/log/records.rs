@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::header::{self, FileKind, Identity};
 use super::record::{
-    self, HEADER_UNITS, Header, KIND_JOB, KIND_PAD, NewRecord, RECORD_HEADER_BYTES, UNIT,
+    self, Content, HEADER_UNITS, Header, KIND_JOB, KIND_PAD, NewRecord, RECORD_HEADER_BYTES, UNIT,
 };
 use super::tail::Position;
 use crate::Timestamp;
@@ -94,9 +94,8 @@ impl Records {
             return None;
         }
         let header = self.header(units);
-        let flags = self.unit(units + 1) >> 40 & 0xff;
-        let plausible = flags == 0 && header.is_plausible((end - units) as usize * UNIT);
-        plausible.then_some(header)
+        let is_plausible = header.is_plausible((end - units) as usize * UNIT);
+        is_plausible.then_some(header)
     }
 
     /// Access to the bytes of a file that only the caller has mapped.
@@ -178,11 +177,12 @@ impl SoleAccess<'_> {
             len: (to - from) * UNIT as u32,
             index,
             kind: KIND_PAD,
+            name_len: 0,
             meta_len: 0,
             enqueued_at: Timestamp::ZERO,
             due_at: Timestamp::ZERO,
         };
-        let check = header.check(salt, b"", b"");
+        let check = header.check_over(salt, b"", 0);
         write_record_header(&self.0.file, from as usize * UNIT, &header, check);
     }
 }
@@ -230,7 +230,7 @@ impl<'a> Record<'a> {
     }
 
     fn has_valid_check(&self, salt: u64) -> bool {
-        self.stored_check() == self.header.check(salt, self.meta(), self.payload())
+        self.stored_check() == self.header.check(salt, self.content())
     }
 
     /// Where the next record starts.
@@ -239,20 +239,36 @@ impl<'a> Record<'a> {
         self.units + record::units_of(self.header.len as usize)
     }
 
+    #[inline]
+    pub(crate) fn content(&self) -> Content<'a> {
+        let bytes = self.bytes();
+        let (name, bytes) = bytes.split_at(usize::from(self.header.name_len));
+        let (meta, payload) = bytes.split_at(usize::from(self.header.meta_len));
+        Content {
+            name,
+            meta,
+            payload,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn name(&self) -> &'a [u8] {
+        self.content().name
+    }
+
+    #[inline]
     pub(crate) fn meta(&self) -> &'a [u8] {
-        let meta_len = u32::from(self.header.meta_len);
-        self.records
-            .content(self.units, 0, RECORD_HEADER_BYTES as u32 + meta_len)
+        self.content().meta
     }
 
     #[inline]
     pub(crate) fn payload(&self) -> &'a [u8] {
-        let meta_len = usize::from(self.header.meta_len);
-        self.records.content(self.units, meta_len, self.header.len)
+        self.content().payload
     }
 
-    /// Metadata and payload.
-    pub(crate) fn content(&self) -> &'a [u8] {
+    /// All bytes behind the header.
+    #[inline]
+    pub(crate) fn bytes(&self) -> &'a [u8] {
         self.records.content(self.units, 0, self.header.len)
     }
 
@@ -289,23 +305,52 @@ pub(super) unsafe fn write_record(
         len: record.len() as u32,
         index: position.index,
         kind: KIND_JOB,
+        name_len: record.name.len() as u8,
         meta_len: record.meta.len() as u16,
         enqueued_at: record.enqueued_at,
         due_at: record.due_at,
     };
     let offset = position.units as usize * UNIT;
-    if !record.meta.is_empty() {
+    let mut at = offset + RECORD_HEADER_BYTES;
+    if !record.name.is_empty() {
         // SAFETY: by this function's contract.
-        unsafe { records.copy_in(offset + RECORD_HEADER_BYTES, record.meta) };
+        unsafe { copy_name(records, at, record.name) };
+        at += record.name.len();
+    }
+    if !record.meta.is_empty() {
+        // SAFETY: as above.
+        unsafe { records.copy_in(at, record.meta) };
+        at += record.meta.len();
     }
     // SAFETY: as above.
-    unsafe {
-        records.copy_in(
-            offset + RECORD_HEADER_BYTES + record.meta.len(),
-            record.payload,
-        )
-    };
-    write_record_header(records, offset, &header, header.check_over(salt, content));
+    unsafe { records.copy_in(at, record.payload) };
+    write_record_header(
+        records,
+        offset,
+        &header,
+        header.check_over(salt, record.name, content),
+    );
+}
+
+/// Copies a name in. Names of common lengths take two moves that may overlap, where a call of the
+/// general function would take longer than the rest of storing the name.
+///
+/// # Safety
+/// That of [`MappedFile::copy_in`].
+#[inline(always)]
+unsafe fn copy_name(records: &MappedFile, at: usize, name: &[u8]) {
+    if let (8..=16, Some(first), Some(last)) =
+        (name.len(), name.first_chunk::<8>(), name.last_chunk::<8>())
+    {
+        // SAFETY: by this function's contract, for either half.
+        unsafe {
+            records.copy_in(at, first);
+            records.copy_in(at + name.len() - last.len(), last);
+        }
+    } else {
+        // SAFETY: by this function's contract.
+        unsafe { records.copy_in(at, name) };
+    }
 }
 
 #[inline(always)]

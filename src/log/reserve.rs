@@ -12,12 +12,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::ack;
+use super::headers::headers_of;
 use super::record::{NewRecord, RECORD_HEADER_BYTES, UNIT, units_of};
 use super::segment::{self, Paths, Segment, Unsettled};
 use super::spare::{self, Spare};
 use super::{Log, Next, RollError};
 use crate::Sequence;
 use crate::log::pinned::Pinned;
+use crate::log::records::Record;
 use crate::storage::StorageError;
 
 /// Most bytes of metadata in the record of a moved job.
@@ -219,12 +221,11 @@ impl Log {
 
 /// Most bytes of records that the jobs of a segment take once they are moved.
 fn bytes_moved(pinned: &Pinned) -> u64 {
-    let bytes_of = |len: usize, meta_len: u16| {
-        let len = len - usize::from(meta_len) + MOVED_META_BYTES;
+    let bytes_of = |record: Record<'_>| {
+        let headers = headers_of(record.meta()).len();
+        let kept = record.name().len() + headers + record.payload().len();
+        let len = RECORD_HEADER_BYTES + MOVED_META_BYTES + kept;
         u64::from(units_of(len)) * UNIT as u64
     };
-    pinned
-        .live_records()
-        .map(|record| bytes_of(record.header().len as usize, record.header().meta_len))
-        .sum()
+    pinned.live_records().map(bytes_of).sum()
 }

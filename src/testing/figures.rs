@@ -170,7 +170,7 @@ impl Life {
         stopped::now().unwrap()
     }
 
-    fn options(&mut self) -> EnqueueOptions {
+    fn options(&mut self) -> EnqueueOptions<'static> {
         let options = EnqueueOptions::new();
         match self.random.u8(0..8) {
             0 => options.delay(Duration::from_millis(self.random.u64(0..60))),

@@ -10,7 +10,7 @@ use logmill::{Durability, EnqueueOptions};
 
 use crate::support::*;
 
-fn sync() -> EnqueueOptions {
+fn sync() -> EnqueueOptions<'static> {
     EnqueueOptions::new().durability(Durability::Sync)
 }
 

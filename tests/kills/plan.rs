@@ -312,8 +312,8 @@ impl Task {
         }
     }
 
-    /// The options with which the task is enqueued.
-    pub(crate) fn options(id: u64) -> EnqueueOptions {
+    /// The options it is enqueued with.
+    pub(crate) fn options(id: u64) -> EnqueueOptions<'static> {
         let mut rng = rng(&[id / GROUP, 4]);
         let mut options = EnqueueOptions::new();
         if !Self::delay(id).is_zero() {

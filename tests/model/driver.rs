@@ -563,7 +563,7 @@ impl Case {
     }
 }
 
-fn options(due: Due, limit: Limit) -> EnqueueOptions {
+fn options(due: Due, limit: Limit) -> EnqueueOptions<'static> {
     let options = EnqueueOptions::new();
     let options = match due {
         Due::AtOnce => options,

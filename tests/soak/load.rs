@@ -286,7 +286,7 @@ impl Load {
         self.plan.max_depth.is_some() || self.plan.max_bytes.is_some()
     }
 
-    fn options(&self) -> EnqueueOptions {
+    fn options(&self) -> EnqueueOptions<'static> {
         let mut options = EnqueueOptions::new();
         let short = Duration::from_millis(fastrand::u64(0..300));
         match fastrand::u16(..1000) {

@@ -9,7 +9,7 @@
 use std::hint::black_box;
 
 use clap::Parser;
-use logmill::{Consumer, Producer, Queue};
+use logmill::{Consumer, EnqueueOptions, Producer, Queue};
 
 #[derive(Parser)]
 struct Arguments {
@@ -21,6 +21,9 @@ struct Arguments {
     /// Bytes of a payload.
     #[arg(long, default_value_t = 64)]
     payload: usize,
+    /// Give each job this name.
+    #[arg(long)]
+    name: Option<String>,
     /// Leave the jobs in the queue.
     #[arg(long)]
     enqueue_only: bool,
@@ -36,7 +39,10 @@ fn main() -> anyhow::Result<()> {
     let mut left = arguments.jobs;
     while left > 0 {
         let burst = left.min(arguments.burst.max(1));
-        enqueue(&mut producer, &payload, burst)?;
+        match &arguments.name {
+            None => enqueue(&mut producer, &payload, burst)?,
+            Some(name) => enqueue_named(&mut producer, name, &payload, burst)?,
+        }
         if !arguments.enqueue_only {
             deliver_and_ack(&consumer, burst);
         }
@@ -49,6 +55,20 @@ fn main() -> anyhow::Result<()> {
 fn enqueue(producer: &mut Producer, payload: &[u8], jobs: u64) -> anyhow::Result<()> {
     for _ in 0..jobs {
         producer.enqueue(black_box(payload))?;
+    }
+    Ok(())
+}
+
+#[inline(never)]
+fn enqueue_named(
+    producer: &mut Producer,
+    name: &str,
+    payload: &[u8],
+    jobs: u64,
+) -> anyhow::Result<()> {
+    for _ in 0..jobs {
+        let options = EnqueueOptions::new().name(black_box(name));
+        producer.enqueue_with(black_box(payload), options)?;
     }
     Ok(())
 }

@@ -4,6 +4,8 @@ use super::{FIRST, RECORD_HEADER, UNIT, put, u32_at, u64_at};
 
 const JOB: u8 = 1;
 const PAD: u8 = 2;
+/// The tag of a header.
+const HEADER: u8 = 128;
 
 /// Bytes that may be a record: all of it is there, and its fields have possible values.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +22,17 @@ impl<'a> Record<'a> {
             .get(..len)
             .filter(|bytes| bytes.len() >= RECORD_HEADER)?;
         let record = Self { bytes };
-        let is_whole = RECORD_HEADER + record.meta_len() <= len;
-        (is_whole && [JOB, PAD].contains(&bytes[12]) && bytes[13] == 0).then_some(record)
+        let is_whole = RECORD_HEADER + record.name_len() + record.meta_len() <= len;
+        (is_whole && bytes[12] != 0).then_some(record)
+    }
+
+    pub fn is_job(&self) -> bool {
+        self.bytes[12] == JOB
+    }
+
+    /// Whether it is of a kind that is defined.
+    pub fn is_understood(&self) -> bool {
+        [JOB, PAD].contains(&self.bytes[12])
     }
 
     pub fn units(&self) -> u32 {
@@ -36,6 +47,10 @@ impl<'a> Record<'a> {
         self.bytes[12] == PAD
     }
 
+    fn name_len(&self) -> usize {
+        usize::from(self.bytes[13])
+    }
+
     fn meta_len(&self) -> usize {
         usize::from(u16::from_le_bytes([self.bytes[14], self.bytes[15]]))
     }
@@ -44,12 +59,16 @@ impl<'a> Record<'a> {
         u64_at(self.bytes, 24)
     }
 
+    pub fn name(&self) -> &'a [u8] {
+        &self.bytes[RECORD_HEADER..][..self.name_len()]
+    }
+
     pub fn meta(&self) -> &'a [u8] {
-        &self.bytes[RECORD_HEADER..][..self.meta_len()]
+        &self.bytes[RECORD_HEADER + self.name_len()..][..self.meta_len()]
     }
 
     pub fn payload(&self) -> &'a [u8] {
-        &self.bytes[RECORD_HEADER + self.meta_len()..]
+        &self.bytes[RECORD_HEADER + self.name_len() + self.meta_len()..]
     }
 
     pub fn is_valid(&self, salt: u64) -> bool {
@@ -57,22 +76,45 @@ impl<'a> Record<'a> {
     }
 
     fn check(&self, salt: u64) -> u32 {
-        let mut fold = salt;
-        for word in [
+        let mut words = vec![
             u64::from(u32_at(self.bytes, 0)),
             u64_at(self.bytes, 8),
             u64_at(self.bytes, 16),
             u64_at(self.bytes, 24),
-        ] {
+        ];
+        let mut content = 0;
+        if !self.is_pad() {
+            words.extend(words_of(self.name()));
+            content = crc32fast::hash(self.payload());
+            content ^= crc32fast::hash(self.meta()).wrapping_mul(0x9e37_79b1);
+        }
+        let mut fold = salt;
+        for word in words {
             fold = (fold ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             fold ^= fold >> 32;
         }
-        let content = if self.is_pad() {
-            0
-        } else {
-            crc32fast::hash(&self.bytes[RECORD_HEADER..])
-        };
         content ^ fold as u32
+    }
+}
+
+/// The words of a name in the fold.
+fn words_of(name: &[u8]) -> Vec<u64> {
+    let word = |bytes: &[u8]| {
+        let bytes = bytes.iter().rev();
+        bytes.fold(0, |word, &byte| word << 8 | u64::from(byte))
+    };
+    let len = name.len();
+    match len {
+        0 => vec![],
+        1..4 => vec![word(&[name[0], name[len / 2], name[len - 1]])],
+        4..8 => vec![word(&name[..4]) | word(&name[len - 4..]) << 32],
+        _ => {
+            let mut words: Vec<_> = name.chunks_exact(8).map(word).collect();
+            if len % 8 != 0 {
+                words.push(word(&name[len - 8..]));
+            }
+            words
+        }
     }
 }
 
@@ -112,12 +154,14 @@ pub struct Fields {
     pub last_failure: Option<u64>,
     /// Attempt, time and text of each reason.
     pub reasons: Vec<(u32, u64, String)>,
+    pub headers: Vec<(String, Vec<u8>)>,
 }
 
 /// Decodes metadata. The last of several fields with one tag counts, and a field of the wrong
 /// length is ignored.
 pub fn fields(mut meta: &[u8]) -> Fields {
     let mut fields = Fields::default();
+    let mut has_headers = false;
     while meta.len() >= 3 {
         let len = usize::from(u16::from_le_bytes([meta[1], meta[2]]));
         let Some(value) = meta[3..].get(..len) else {
@@ -125,7 +169,11 @@ pub fn fields(mut meta: &[u8]) -> Fields {
         };
         let word = (len == 8).then(|| u64_at(value, 0));
         let count = if len == 4 { u32_at(value, 0) } else { 0 };
+        has_headers |= meta[0] >= HEADER;
         match meta[0] {
+            // The first header ends the other fields.
+            HEADER.. => fields.headers.extend(header(meta[0], value)),
+            _ if has_headers => {}
             1 => fields.max_attempts = value.first().copied(),
             2 => fields.settles = word,
             3 => fields.original = word,
@@ -143,4 +191,12 @@ pub fn fields(mut meta: &[u8]) -> Fields {
         meta = &meta[3 + len..];
     }
     fields
+}
+
+/// The key and the value of a header.
+fn header(tag: u8, field: &[u8]) -> Option<(String, Vec<u8>)> {
+    let (&len, rest) = field.split_first()?;
+    let key = rest.get(..usize::from(len))?;
+    let key = std::str::from_utf8(key).ok()?;
+    (tag == HEADER).then(|| (key.to_owned(), rest[usize::from(len)..].to_vec()))
 }

@@ -24,6 +24,8 @@ pub struct Scan {
     /// The ordinals without a record.
     pub missing: Vec<u32>,
     pub end: End,
+    /// The first record of a kind that is not defined.
+    pub not_understood: Option<u32>,
 }
 
 /// Finds the records of a segment, of up to `max_record` bytes each. They end at `limit` in a
@@ -35,9 +37,9 @@ pub fn scan(file: &[u8], salt: u64, max_record: usize, limit: End, is_sealed: bo
     let zero = |unit: u32| u64_at(file, unit as usize * UNIT) == 0;
     let valid = |at: u32, next: u32, lost: u32| {
         let record = Record::at(file, at, limit.units)?;
-        let is_counted = record.is_pad() || record.index() < limit.records;
+        let is_counted = !record.is_job() || record.index() < limit.records;
         let may_follow = is_counted && record.index() >= next && record.index() - next <= lost;
-        let is_written = record.is_pad() || record.bytes.len() <= max_record;
+        let is_written = !record.is_job() || record.bytes.len() <= max_record;
         (may_follow && is_written && record.is_valid(salt)).then_some(record)
     };
     let mut scan = Scan {
@@ -48,13 +50,17 @@ pub fn scan(file: &[u8], salt: u64, max_record: usize, limit: End, is_sealed: bo
             records: 0,
             units: FIRST,
         },
+        not_understood: None,
     };
     let mut lost = 0;
     while scan.end.units < limit.units {
         let (at, next) = (scan.end.units, scan.end.records);
         if let Some(record) = valid(at, next, lost) {
             scan.end.units += record.units();
-            if record.is_pad() {
+            if !record.is_understood() {
+                scan.not_understood.get_or_insert(at);
+            }
+            if !record.is_job() {
                 lost += record.units() / RECORD_UNITS;
             } else {
                 scan.missing.extend(next..record.index());

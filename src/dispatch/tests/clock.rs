@@ -20,7 +20,7 @@ const START: Duration = Duration::from_secs(1_000_000_000);
 const SECOND: Duration = Duration::from_secs(1);
 const AFTER_A_SECOND: EnqueueOptionsFn = || EnqueueOptions::new().delay(SECOND);
 
-type EnqueueOptionsFn = fn() -> EnqueueOptions;
+type EnqueueOptionsFn = fn() -> EnqueueOptions<'static>;
 
 /// A queue without threads, and a consumer of it.
 struct Fixture {

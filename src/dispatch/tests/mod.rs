@@ -65,6 +65,7 @@ fn append_due(dispatch: &Dispatch, jobs: u32, due_at: impl Fn(u32) -> Timestamp)
         let job = NewRecord {
             enqueued_at: Timestamp::ZERO,
             due_at: due_at(at),
+            name: b"",
             meta: b"",
             payload: b"job",
         };
@@ -85,6 +86,7 @@ impl AsRef<Dispatch> for Handle {
 const LARGE: NewRecord<'_> = NewRecord {
     enqueued_at: Timestamp::ZERO,
     due_at: Timestamp::ZERO,
+    name: b"",
     meta: b"",
     payload: &[7; 15_000],
 };
@@ -241,18 +243,19 @@ fn a_moved_job_keeps_its_failed_attempts_and_crashes_and_is_a_suspect_again() {
     let later = dispatch.0.clock.now();
     let later = later.saturating_add(Duration::from_secs(3600));
     // As if an earlier process had moved it, with its two crashes.
-    let meta = crate::log::record::Meta {
+    let meta = crate::log::meta::Meta {
         prior_attempts: 1,
         prior_crashes: 2,
         ..Default::default()
     };
-    let meta = meta.encode(100);
+    let meta = meta.encode(&[], 100);
     let payload = [7; 15_000];
     for _ in 0..4 {
         for at in 0..4 {
             let job = NewRecord {
                 enqueued_at: Timestamp::ZERO,
                 due_at: Timestamp::ZERO,
+                name: b"",
                 meta: if at == 0 { &meta } else { b"" },
                 payload: &payload,
             };
@@ -271,6 +274,7 @@ fn a_moved_job_keeps_its_failed_attempts_and_crashes_and_is_a_suspect_again() {
     let large = NewRecord {
         enqueued_at: Timestamp::ZERO,
         due_at: Timestamp::ZERO,
+        name: b"",
         meta: b"",
         payload: &payload,
     };
@@ -303,6 +307,7 @@ fn compaction_does_not_move_a_job_that_a_handler_may_still_ack() {
     let large = NewRecord {
         enqueued_at: Timestamp::ZERO,
         due_at: Timestamp::ZERO,
+        name: b"",
         meta: b"",
         payload: &[7; 15_000],
     };
@@ -384,6 +389,7 @@ fn nothing_is_left_of_copies_whose_segment_could_not_be_renamed_whatever_the_ren
         let large = NewRecord {
             enqueued_at: Timestamp::ZERO,
             due_at: Timestamp::ZERO,
+            name: b"",
             meta: b"",
             payload: &[7; 15_000],
         };
@@ -458,6 +464,7 @@ fn a_roll_wakes_no_more_than_one_for_each_job() {
     let large = NewRecord {
         enqueued_at: Timestamp::ZERO,
         due_at: Timestamp::ZERO,
+        name: b"",
         meta: b"",
         payload: &[7; 15_000],
     };

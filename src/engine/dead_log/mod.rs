@@ -14,8 +14,9 @@ use std::sync::Arc;
 use crate::engine::failures::{Failures, FailuresOfJob};
 use crate::events::Mutex;
 use crate::log::lease::Lease;
+use crate::log::meta::{MAX_META_BYTES, Meta};
 use crate::log::poison::Poison;
-use crate::log::record::{MAX_META_BYTES, Meta, NewRecord};
+use crate::log::record::NewRecord;
 use crate::log::segment::{Segment, Unsettled};
 use crate::log::{Log, RollError};
 use crate::sequence::SequenceMap;
@@ -321,10 +322,12 @@ impl DeadLog {
         };
         let payload = record.payload();
         let room = self.log.max_record_bytes() - crate::log::record::RECORD_HEADER_BYTES;
-        let meta = meta.encode(room.saturating_sub(payload.len()).min(MAX_META_BYTES));
+        let room = room.saturating_sub(record.name().len() + payload.len());
+        let meta = meta.encode(death.lease.headers(), room.min(MAX_META_BYTES));
         let letter = NewRecord {
             enqueued_at: record.header().enqueued_at,
             due_at: Timestamp::ZERO,
+            name: record.name(),
             meta: &meta,
             payload,
         };

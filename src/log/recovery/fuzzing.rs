@@ -8,7 +8,9 @@ use super::scan::{RegionKind, Scan, ScanLimit};
 use super::{Damage, Position, Records, START, Sequence, check_acks, count_crashes, header};
 use crate::log::ack::AckFile;
 use crate::log::header::{FileKind, Identity};
-use crate::log::record::{FailureReason, KIND_JOB, MAX_META_BYTES, Meta};
+use crate::log::headers::{Headers, headers_of};
+use crate::log::meta::{FailureReason, MAX_META_BYTES, Meta};
+use crate::log::record::KIND_JOB;
 use crate::storage::mapped::MappedFile;
 
 /// The header of a segment or an ack file.
@@ -52,6 +54,8 @@ pub struct Scanned {
     /// Ordinals `[from, to)` without a record.
     pub missing: Vec<(u32, u32)>,
     pub settles: Vec<u64>,
+    /// The unit of the first record that only a later version understands.
+    pub not_understood: Option<u32>,
     /// How many bytes were hashed.
     pub hashed: usize,
     /// The segment after the gaps were covered with pads.
@@ -106,7 +110,7 @@ pub fn scan(
         if header.kind == KIND_JOB {
             jobs.push((header.index, at));
         }
-        let check = header.check(salt, record.meta(), record.payload());
+        let check = header.check(salt, record.content());
         let next = record.next();
         access.rewrite_header(at, &header, check);
         at = next;
@@ -125,6 +129,7 @@ pub fn scan(
         end: (scan.end.index, scan.end.units),
         gaps: gaps.collect(),
         missing: scan.missing,
+        not_understood: scan.not_understood,
         settles: scan.settles.into_iter().map(Sequence::get).collect(),
         hashed: scan.hashed,
         covered,
@@ -145,6 +150,7 @@ pub struct Fields {
     pub first_failure: Option<u64>,
     pub last_failure: Option<u64>,
     pub reasons: Vec<FailureReason>,
+    pub headers: Vec<(String, Vec<u8>)>,
 }
 
 /// Decodes metadata, and encodes it again.
@@ -152,7 +158,8 @@ pub struct Fields {
 /// Returns both.
 pub fn meta(bytes: &[u8]) -> (Fields, Vec<u8>) {
     let meta = Meta::decode(bytes);
-    let encoded = meta.encode(MAX_META_BYTES);
+    let headers = headers_of(bytes);
+    let encoded = meta.encode(headers, MAX_META_BYTES).to_vec();
     let fields = Fields {
         max_attempts: meta.max_attempts,
         settles: meta.settles.map(Sequence::get),
@@ -162,6 +169,9 @@ pub fn meta(bytes: &[u8]) -> (Fields, Vec<u8>) {
         first_failure: meta.first_failure.map(|at| at.as_nanos()),
         last_failure: meta.last_failure.map(|at| at.as_nanos()),
         reasons: meta.reasons,
+        headers: Headers::of(headers)
+            .map(|(key, value)| (key.to_owned(), value.to_vec()))
+            .collect(),
     };
     (fields, encoded)
 }

@@ -41,6 +41,7 @@ mod scan;
 mod tests;
 
 use std::ffi::OsStr;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -251,7 +252,8 @@ impl Recovery<'_> {
                 };
                 records.read_in()?;
                 let mut access = records.sole_access();
-                let scan = self.scan(&access, ScanLimit::AtMost(limit), identity.salt);
+                let limit = ScanLimit::AtMost(limit);
+                let scan = self.scan(&paths.segment, &access, limit, identity.salt)?;
                 self.report.bytes_scanned += file_len;
                 // Until it is sealed, a file has the length with which it was created.
                 let len = seal.map_or(self.segment_size, |end| u64::from(end.units) * UNIT as u64);
@@ -428,9 +430,9 @@ impl Recovery<'_> {
         pinned.maps().records.read_in()?;
         let salt = segment.identity().salt;
         let mut access = pinned.sole_access(mender);
-        let scan = self.scan(&access, limit, salt);
-        self.report.bytes_scanned += u64::from(end.units) * UNIT as u64;
         let entry = &segment.paths().segment;
+        let scan = self.scan(entry, &access, limit, salt)?;
+        self.report.bytes_scanned += u64::from(end.units) * UNIT as u64;
         self.mend(segment.base(), entry, &mut access, salt, &scan.regions)?;
         let (mut lost, mut complete) = (0, false);
         for index in scan.missing.into_iter().flat_map(|(from, to)| from..to) {
@@ -444,9 +446,31 @@ impl Recovery<'_> {
         Ok((lost, complete))
     }
 
-    fn scan(&self, records: &SoleAccess<'_>, limit: ScanLimit, salt: u64) -> Scan {
+    /// Scans a segment. A record that only a later version of this library understands is an error,
+    /// and the segment stays as it is.
+    fn scan(
+        &self,
+        entry: &Entry,
+        records: &SoleAccess<'_>,
+        limit: ScanLimit,
+        salt: u64,
+    ) -> Result<Scan, StorageError> {
         let max_record = super::max_record_bytes(self.segment_size);
-        Scan::run(records, limit, salt, max_record)
+        let scan = Scan::run(records, limit, salt, max_record);
+        match scan.not_understood {
+            None => Ok(scan),
+            Some(units) => {
+                let offset = u64::from(units) * UNIT as u64;
+                let why = format!(
+                    "the record at byte {offset} is of a later version of this library: open the queue with that version"
+                );
+                Err(StorageError::new(
+                    "read",
+                    entry.path(),
+                    io::Error::other(why),
+                ))
+            }
+        }
     }
 }
 

@@ -4,7 +4,10 @@
 
 use super::checksums::Checksums;
 use crate::Sequence;
-use crate::log::record::{self, HEADER_UNITS, Header, KIND_JOB, Meta, RECORD_HEADER_BYTES, UNIT};
+use crate::log::meta::Meta;
+use crate::log::record::{
+    self, HEADER_UNITS, Header, KIND_JOB, KIND_PAD, RECORD_HEADER_BYTES, UNIT,
+};
 use crate::log::records::Record;
 use crate::log::records::SoleAccess;
 use crate::log::segment::START;
@@ -27,6 +30,8 @@ pub(super) struct Scan {
     pub(super) regions: Vec<Region>,
     /// Ordinals `[from, to)` without a record.
     pub(super) missing: Vec<(u32, u32)>,
+    /// The first record that only a later version of this library knows the meaning of.
+    pub(super) not_understood: Option<u32>,
     /// What the records settle.
     pub(super) settles: Vec<Sequence>,
     /// Bytes hashed during the scan.
@@ -77,6 +82,7 @@ impl Scan {
                 end: START,
                 regions: Vec::new(),
                 missing: Vec::new(),
+                not_understood: None,
                 settles: Vec::new(),
                 #[cfg(fuzzing)]
                 hashed: 0,
@@ -159,12 +165,22 @@ impl<'a> Scanner<'a> {
         if !self.may_follow(header, lost) || !self.may_be_so_long(header) {
             return None;
         }
-        let from = at as usize * UNIT + RECORD_HEADER_BYTES;
-        let content = match header.kind {
-            KIND_JOB => self.checksums.of(from, from + record.content().len()),
-            _ => 0,
+        let start = at as usize * UNIT + RECORD_HEADER_BYTES;
+        let meta = start + usize::from(header.name_len);
+        let payload = meta + usize::from(header.meta_len);
+        let end = start + record.bytes().len();
+        let (name, content) = match header.kind {
+            KIND_PAD => (&b""[..], 0),
+            _ => {
+                let payload_check = self.checksums.of(payload, end);
+                let meta_check = self.checksums.of(meta, payload);
+                (
+                    record.name(),
+                    record::joined_check(meta_check, payload_check),
+                )
+            }
         };
-        let check = header.check_over(self.salt, content);
+        let check = header.check_over(self.salt, name, content);
         (record.stored_check() == check).then_some(record)
     }
 
@@ -186,6 +202,9 @@ impl<'a> Scanner<'a> {
         let header = record.header();
         let units = record::units_of(header.len as usize);
         let scan = &mut self.scan;
+        if !header.is_understood() {
+            scan.not_understood.get_or_insert(record.units());
+        }
         if header.kind == KIND_JOB {
             if header.index > scan.end.index {
                 scan.missing.push((scan.end.index, header.index));

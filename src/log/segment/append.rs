@@ -58,7 +58,7 @@ impl Segment {
 
     #[inline(always)]
     pub(super) fn content_check(&self, record: &NewRecord<'_>) -> u32 {
-        record::content_check(&self.crc, record.meta, record.payload)
+        record.content().check(&self.crc)
     }
 
     #[inline(always)]

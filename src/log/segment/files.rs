@@ -36,7 +36,7 @@ impl Maps {
         let crc = Crc32::new();
         let mut end = START;
         for record in records {
-            let content = record::content_check(&crc, record.meta, record.payload);
+            let content = record.content().check(&crc);
             // SAFETY: `self` is borrowed exclusively.
             unsafe { write_record(&self.records.file, salt, end, record, content) };
             end.index += 1;

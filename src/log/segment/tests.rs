@@ -32,6 +32,7 @@ fn job<'a>(after: u64, due_after: u64, meta: &'a [u8], payload: &'a [u8]) -> New
             0 => Timestamp::ZERO,
             after => Timestamp::from_nanos(start + after),
         },
+        name: b"",
         meta,
         payload,
     }
@@ -107,7 +108,7 @@ fn the_bytes_of_a_sealed_segment_and_its_ack_file_are_pinned() {
         02000000130000004855021100000000\n\
         25000000ce96b78e0000000001000000\n\
         01002a36fe9c97170000000000000000\n\
-        68656c6c6f0000002a000000c8edf7cf\n\
+        68656c6c6f0000002a00000049ce864b\n\
         010000000100040002002a36fe9c9717\n\
         03002a36fe9c971701010003776f726c\n\
         64210000000000000000000000000000\n";
@@ -128,6 +129,28 @@ fn the_bytes_of_a_sealed_segment_and_its_ack_file_are_pinned() {
     assert_eq!(bytes[192..196], [0x00, 0x50, 0xb8, 0xf6]);
     let rest = [&bytes[72..192], &bytes[196..]].concat();
     assert!(rest.iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn the_bytes_of_a_record_with_a_name_are_pinned() {
+    let dir = tempfile::tempdir().unwrap();
+    let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
+    let record = NewRecord {
+        name: b"resize_image",
+        ..job(4, 0, b"\x01\x01\x00\x03", b"again")
+    };
+    segment.append(&record);
+    let (_, leases) = claim(&segment, 1);
+    assert_eq!(leases[0].name(), b"resize_image");
+    assert_eq!(leases[0].payload(), b"again");
+    let bytes = fs::read(&segment.paths().segment).unwrap();
+    // Computed from the table in `record.rs` by another program.
+    let expected = "\
+        3500000094e490a800000000010c0400\n\
+        04002a36fe9c97170000000000000000\n\
+        726573697a655f696d61676501010003\n\
+        616761696e000000\n";
+    assert_eq!(hex(&bytes[64..][..56]), expected);
 }
 
 #[test]

@@ -119,6 +119,7 @@ fn record(payload: &[u8]) -> NewRecord<'_> {
     NewRecord {
         enqueued_at: Timestamp::from_nanos(5),
         due_at: Timestamp::ZERO,
+        name: b"",
         meta: b"",
         payload,
     }

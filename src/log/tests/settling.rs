@@ -88,11 +88,11 @@ fn after_a_failed_flush_nothing_is_sealed_retired_or_emptied_and_jobs_go_on_whil
 fn a_segment_that_owes_a_settlement_is_neither_sealed_nor_retired_until_that_is_durable() {
     let fixture = Fixture::new();
     let stripe = fixture.open();
-    let meta = record::Meta {
+    let meta = meta::Meta {
         settles: Some(DEAD_ORIGIN),
-        ..record::Meta::default()
+        ..meta::Meta::default()
     };
-    let meta = meta.encode(100);
+    let meta = meta.encode(&[], 100);
     let mut active = stripe.active();
     let owing = NewRecord {
         meta: &meta,
@@ -237,11 +237,11 @@ fn opening_neither_seals_nor_retires_so_that_the_settlements_it_finds_can_be_mad
     let fixture = Fixture::new();
     {
         let stripe = fixture.open();
-        let meta = record::Meta {
+        let meta = meta::Meta {
             settles: Some(DEAD_ORIGIN.plus(4)),
-            ..record::Meta::default()
+            ..meta::Meta::default()
         };
-        let meta = meta.encode(100);
+        let meta = meta.encode(&[], 100);
         let replay = NewRecord {
             meta: &meta,
             ..record(b"again")

@@ -20,7 +20,7 @@ use crate::engine::Running;
 use crate::engine::enqueue::Place;
 use crate::log::Log;
 use crate::log::mark::pretended;
-use crate::log::record::Meta;
+use crate::log::meta::Meta;
 use crate::log::recovery::{Damage, Quarantined};
 use crate::options::Builder;
 use crate::storage::faults;

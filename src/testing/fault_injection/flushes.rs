@@ -20,11 +20,11 @@ fn builder(dir: &Path) -> Builder {
         .retry(RetryPolicy::fixed(Duration::ZERO))
 }
 
-fn sync() -> EnqueueOptions {
+fn sync() -> EnqueueOptions<'static> {
     EnqueueOptions::new().durability(Durability::Sync)
 }
 
-fn interval() -> EnqueueOptions {
+fn interval() -> EnqueueOptions<'static> {
     EnqueueOptions::new().durability(Durability::Interval(Duration::from_millis(2)))
 }
 

@@ -158,7 +158,8 @@ fn replays_are_collected_from_scanned_segments_whether_their_jobs_are_done_or_no
         let record = NewRecord {
             enqueued_at: Timestamp::ZERO,
             due_at: Timestamp::ZERO,
-            meta: &meta.encode(1000),
+            name: b"",
+            meta: &meta.encode(&[], 1000),
             payload: b"again",
         };
         segment.append(&record);

@@ -13,7 +13,8 @@ use super::*;
 use crate::Timestamp;
 use crate::log::ack::{self, AckFile};
 use crate::log::mark;
-use crate::log::record::{Header, KIND_JOB, Meta, NewRecord, RECORD_HEADER_BYTES};
+use crate::log::meta::Meta;
+use crate::log::record::{Header, KIND_JOB, NewRecord, RECORD_HEADER_BYTES};
 use crate::log::run::Claim;
 use crate::log::segment::{Append, Warm};
 use crate::storage::Operation;
@@ -47,6 +48,7 @@ fn new_segment(dir: &Path, base: u64, payloads: &[&[u8]]) -> Arc<Segment> {
         let record = NewRecord {
             enqueued_at: Timestamp::from_nanos(9),
             due_at: Timestamp::ZERO,
+            name: b"",
             meta: b"",
             payload,
         };

@@ -150,6 +150,7 @@ fn bytes_after_the_end_that_a_seal_names_are_never_read() {
             len: 40,
             index: 1,
             kind: KIND_JOB,
+            name_len: 0,
             meta_len: 0,
             enqueued_at: Timestamp::ZERO,
             due_at: Timestamp::ZERO,
@@ -192,11 +193,57 @@ fn a_seal_that_names_fewer_records_than_there_are_cannot_complete_a_segment_with
     assert_eq!(jobs(&log.segments[0]), [job(0, b"one")]);
 }
 
+/// A record of a kind that this version does not know, valid otherwise.
+fn add_unknown_kind(bytes: &mut Vec<u8>, at: usize) {
+    let record = Header {
+        len: 40,
+        index: 1,
+        kind: 3,
+        name_len: 0,
+        meta_len: 0,
+        enqueued_at: Timestamp::ZERO,
+        due_at: Timestamp::ZERO,
+    };
+    bytes[at..][..40].copy_from_slice(&encode(&record, identity(0).salt, &[5; 8]));
+}
+
+#[test]
+fn a_segment_with_a_record_of_a_later_version_is_refused_and_stays_as_it_is() {
+    // Sealed segments are scanned later, others at open.
+    for is_sealed in [false, true] {
+        let payloads: [&[u8]; 3] = [b"one", &[0; 8], b"three"];
+        let fixture = match is_sealed {
+            false => Fixture::open(&payloads),
+            true => Fixture::sealed(&payloads),
+        };
+        fixture.change_segment(|bytes| {
+            add_unknown_kind(bytes, offset(1));
+            // Damage beside it is not mended, either.
+            bytes[offset(2) + 33] ^= 1;
+        });
+        let before = fs::read(&fixture.paths.segment).unwrap();
+        let queue = directory(fixture.dir.path());
+        let mut recovery = recovery(&queue);
+        let opened = recovery.recover_directory(&Names::at(fixture.dir.path()), origin());
+        let error = match opened {
+            Err(error) => error,
+            Ok(log) => recovery
+                .scan_later(&Pinned::to_claim(&log.segments[0]), &mut Mender::new())
+                .unwrap_err(),
+        };
+        let text = error.to_string();
+        assert!(text.contains("a later version of this library"), "{text}");
+        assert!(text.contains(&format!("byte {}", offset(1))), "{text}");
+        assert_eq!(fs::read(&fixture.paths.segment).unwrap(), before);
+        assert_eq!(fixture.quarantined_bytes(), Vec::<Vec<u8>>::new());
+    }
+}
+
 fn encode(header: &Header, salt: u64, content: &[u8]) -> Vec<u8> {
     let mut bytes = header.len.to_le_bytes().to_vec();
     bytes.extend_from_slice(
         &header
-            .check_over(salt, crc32fast::hash(content))
+            .check_over(salt, b"", crc32fast::hash(content))
             .to_le_bytes(),
     );
     bytes.extend_from_slice(&header.identity_word().to_le_bytes());
@@ -299,6 +346,7 @@ fn a_payload_of_fake_headers_is_not_a_record_and_hides_none_after_it() {
         len: 40,
         index: 2001,
         kind: KIND_JOB,
+        name_len: 0,
         meta_len: 0,
         enqueued_at: Timestamp::ZERO,
         due_at: Timestamp::ZERO,

@@ -270,6 +270,7 @@ fn row_7_a_segment_that_is_not_sealed_is_scanned_and_closed_for_appends() {
     let record = NewRecord {
         enqueued_at: Timestamp::ZERO,
         due_at: Timestamp::ZERO,
+        name: b"",
         meta: b"",
         payload: b"",
     };

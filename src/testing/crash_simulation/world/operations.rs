@@ -13,7 +13,7 @@ impl World {
         self.shared.disk.borrow_mut().fill(is_full);
     }
 
-    pub(super) fn options(&self) -> EnqueueOptions {
+    pub(super) fn options(&self) -> EnqueueOptions<'static> {
         let mut random = self.shared.random.borrow_mut();
         let mut options = EnqueueOptions::new().durability(match random.u8(0..4) {
             0 => Durability::Sync,

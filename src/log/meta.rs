@@ -1,0 +1,279 @@
+//! The metadata of a record, between the job's name and its payload: what the engine notes about the
+//! job, and the headers that its producer gave it.
+//!
+//! Metadata is a list of fields: a tag of 1 byte, the length of the value in 2 bytes, the value.
+//! The headers come last, each in a field of its own. So one byte tells whether there are other
+//! fields, and a record that is written anew takes the headers over as they are.
+
+use std::time::{Duration, SystemTime};
+
+use smallvec::SmallVec;
+
+use crate::time::nanos;
+use crate::{Sequence, Timestamp};
+
+/// Most bytes of metadata a record can have: its length is a u16.
+pub(crate) const MAX_META_BYTES: usize = u16::MAX as usize;
+/// The tag of a header. Lower tags are the engine's.
+pub(super) const TAG_HEADER: u8 = 128;
+/// Why an attempt of a job failed, and when; from
+/// [`DeadLetter::reasons`](crate::DeadLetter::reasons).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailureReason {
+    /// The number of the attempt that failed, from 1.
+    ///
+    /// If the job died of [crashes](crate::RetryPolicy::max_crashes), this is the attempt that they
+    /// cut short, which does not count as failed.
+    pub attempt: u32,
+    /// When it failed, accurate to the kernel's clock tick (1 to 10 ms).
+    ///
+    /// If the process died, this is when a later process came to deliver the job again.
+    pub at: SystemTime,
+    /// Why the attempt failed: the handler's error, the message of its panic, or another cause.
+    ///
+    /// Other causes are a lease that timed out, a [`Job`](crate::Job) that was dropped, and the
+    /// death of the process.
+    pub reason: String,
+}
+
+/// The metadata fields of a record, decoded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Meta {
+    /// Attempts allowed for this job, if not the queue's default; `Some(None)` is unlimited.
+    pub(crate) max_attempts: Option<Option<u8>>,
+    /// The record that this one settles: a letter names its job, a replayed job its letter, a moved
+    /// job its old record.
+    pub(crate) settles: Option<Sequence>,
+    /// The sequence the job was first enqueued under (a letter's, or a compacted job's).
+    pub(crate) original: Option<Sequence>,
+    /// Failed attempts before this record was written.
+    pub(crate) prior_attempts: u32,
+    /// How often the process had died while a handler had the job, before this record was written.
+    pub(crate) prior_crashes: u32,
+    /// Longest time that the job waits for its due time, whatever the wall clock does. None: it is
+    /// due at that time by the wall clock.
+    pub(crate) delay: Option<Duration>,
+    /// When the job was first enqueued, if not when this record was.
+    pub(crate) first_failure: Option<Timestamp>,
+    pub(crate) last_failure: Option<Timestamp>,
+    pub(crate) reasons: Vec<FailureReason>,
+}
+
+const TAG_MAX_ATTEMPTS: u8 = 1;
+const TAG_SETTLES: u8 = 2;
+const TAG_ORIGINAL: u8 = 3;
+const TAG_PRIOR_ATTEMPTS: u8 = 4;
+const TAG_FIRST_FAILURE: u8 = 5;
+const TAG_LAST_FAILURE: u8 = 6;
+const TAG_REASON: u8 = 7;
+const TAG_PRIOR_CRASHES: u8 = 8;
+const TAG_DELAY: u8 = 9;
+
+/// Bytes of a field before its value.
+const FIELD_HEADER_BYTES: usize = 3;
+
+impl Meta {
+    /// The encoded fields, and then the headers, which are encoded already. Reasons that would not
+    /// fit `limit` bytes are left out, oldest first.
+    pub(crate) fn encode(&self, headers: &[u8], limit: usize) -> MetaBytes {
+        let mut bytes = MetaBytes::new();
+        put_options(&mut bytes, self.max_attempts, self.delay);
+        let words = [
+            (TAG_SETTLES, self.settles.map(Sequence::get)),
+            (TAG_ORIGINAL, self.original.map(Sequence::get)),
+            (
+                TAG_FIRST_FAILURE,
+                self.first_failure.map(Timestamp::as_nanos),
+            ),
+            (TAG_LAST_FAILURE, self.last_failure.map(Timestamp::as_nanos)),
+        ];
+        for (tag, word) in words {
+            if let Some(word) = word {
+                put(&mut bytes, tag, &word.to_le_bytes());
+            }
+        }
+        let counts = [
+            (TAG_PRIOR_ATTEMPTS, self.prior_attempts),
+            (TAG_PRIOR_CRASHES, self.prior_crashes),
+        ];
+        for (tag, count) in counts {
+            if count > 0 {
+                put(&mut bytes, tag, &count.to_le_bytes());
+            }
+        }
+        let limit = limit.min(MAX_META_BYTES);
+        let mut room = limit.saturating_sub(bytes.len() + headers.len());
+        let mut first = self.reasons.len();
+        while first > 0 {
+            let need = FIELD_HEADER_BYTES + 12 + self.reasons[first - 1].reason.len();
+            if need > room {
+                break;
+            }
+            room -= need;
+            first -= 1;
+        }
+        for reason in &self.reasons[first..] {
+            let mut value = Vec::with_capacity(12 + reason.reason.len());
+            value.extend_from_slice(&reason.attempt.to_le_bytes());
+            value.extend_from_slice(&Timestamp::from(reason.at).as_nanos().to_le_bytes());
+            value.extend_from_slice(reason.reason.as_bytes());
+            put(&mut bytes, TAG_REASON, &value);
+        }
+        bytes.extend_from_slice(headers);
+        bytes
+    }
+
+    /// Decodes the fields that [`encode`](Self::encode) wrote, up to the headers. Unknown tags are
+    /// skipped, so that a later minor version may add fields; a field that is cut short ends the
+    /// list.
+    pub(crate) fn decode(bytes: &[u8]) -> Self {
+        let mut meta = Self::default();
+        for (tag, value) in Fields(bytes) {
+            if tag >= TAG_HEADER {
+                break;
+            }
+            let word = value.try_into().ok().map(u64::from_le_bytes);
+            let count = value.try_into().map_or(0, u32::from_le_bytes);
+            match tag {
+                TAG_MAX_ATTEMPTS => {
+                    meta.max_attempts = value
+                        .first()
+                        .map(|&max| if max == 0 { None } else { Some(max) });
+                }
+                TAG_SETTLES => meta.settles = word.map(Sequence::new),
+                TAG_ORIGINAL => meta.original = word.map(Sequence::new),
+                TAG_FIRST_FAILURE => meta.first_failure = word.map(Timestamp::from_nanos),
+                TAG_LAST_FAILURE => meta.last_failure = word.map(Timestamp::from_nanos),
+                TAG_PRIOR_ATTEMPTS => meta.prior_attempts = count,
+                TAG_PRIOR_CRASHES => meta.prior_crashes = count,
+                TAG_DELAY => meta.delay = word.map(Duration::from_nanos),
+                TAG_REASON => {
+                    if let Some((attempt, rest)) = value.split_first_chunk::<4>()
+                        && let Some((at, text)) = rest.split_first_chunk::<8>()
+                    {
+                        meta.reasons.push(FailureReason {
+                            attempt: u32::from_le_bytes(*attempt),
+                            at: Timestamp::from_nanos(u64::from_le_bytes(*at)).into(),
+                            reason: String::from_utf8_lossy(text).into_owned(),
+                        });
+                    }
+                }
+                _ => {}
+            }
+        }
+        meta
+    }
+}
+
+/// Encoded metadata. Most jobs that have any need no allocation for it.
+pub(crate) type MetaBytes = SmallVec<[u8; 64]>;
+
+/// Appends the fields that a producer sets by its options.
+pub(crate) fn put_options(
+    bytes: &mut MetaBytes,
+    max_attempts: Option<Option<u8>>,
+    delay: Option<Duration>,
+) {
+    if let Some(max) = max_attempts {
+        put(bytes, TAG_MAX_ATTEMPTS, &[max.unwrap_or(0)]);
+    }
+    if let Some(delay) = delay {
+        put(bytes, TAG_DELAY, &nanos(delay).to_le_bytes());
+    }
+}
+
+/// Whether metadata has anything but headers.
+#[inline]
+pub(crate) fn has_engine_fields(meta: &[u8]) -> bool {
+    meta.first().is_some_and(|&tag| tag < TAG_HEADER)
+}
+
+/// The fields of encoded metadata, by tag. One that is cut short ends the list.
+#[derive(Clone)]
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = (u8, &'a [u8]);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        let [tag, low, high, rest @ ..] = self.0 else {
+            return None;
+        };
+        let len = usize::from(u16::from_le_bytes([*low, *high]));
+        let (value, rest) = rest.split_at_checked(len)?;
+        self.0 = rest;
+        Some((*tag, value))
+    }
+}
+
+#[inline]
+pub(super) fn put(bytes: &mut MetaBytes, tag: u8, value: &[u8]) {
+    let Ok(len) = u16::try_from(value.len()) else {
+        return;
+    };
+    let [low, high] = len.to_le_bytes();
+    bytes.extend_from_slice(&[tag, low, high]);
+    bytes.extend_from_slice(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn reasons_that_do_not_fit_are_left_out_oldest_first() {
+        let reasons: Vec<_> = (1..=10)
+            .map(|attempt| FailureReason {
+                attempt,
+                at: Timestamp::from_nanos(u64::from(attempt)).into(),
+                reason: "x".repeat(100),
+            })
+            .collect();
+        let meta = Meta {
+            reasons: reasons.clone(),
+            ..Meta::default()
+        };
+        let decoded = Meta::decode(&meta.encode(&[], 400));
+        assert_eq!(decoded.reasons, reasons[7..]);
+    }
+
+    proptest! {
+        #[test]
+        fn metadata_decodes_to_what_was_encoded(
+            max in proptest::option::of(proptest::option::of(1u8..)),
+            replay in proptest::option::of(any::<u64>()),
+            prior in any::<u32>(),
+            crashes in any::<u32>(),
+            first in proptest::option::of(any::<u64>()),
+            reasons in proptest::collection::vec((any::<u32>(), any::<u64>(), ".{0,40}"), 0..5),
+        ) {
+            let meta = Meta {
+                max_attempts: max,
+                settles: replay.map(Sequence::new),
+                original: replay.map(Sequence::new),
+                prior_attempts: prior,
+                prior_crashes: crashes,
+                first_failure: first.map(Timestamp::from_nanos),
+                last_failure: first.map(Timestamp::from_nanos),
+                delay: first.map(Duration::from_nanos),
+                reasons: reasons
+                    .into_iter()
+                    .map(|(attempt, at, reason)| FailureReason {
+                        attempt,
+                        at: Timestamp::from_nanos(at).into(),
+                        reason,
+                    })
+                    .collect(),
+            };
+            prop_assert_eq!(Meta::decode(&meta.encode(&[], MAX_META_BYTES)), meta);
+        }
+
+        #[test]
+        fn decoding_arbitrary_metadata_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Meta::decode(&bytes);
+        }
+    }
+}
