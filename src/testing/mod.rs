@@ -4,3 +4,4 @@
 pub(crate) mod crash_simulation;
 pub(crate) mod fault_injection;
 mod figures;
+mod labels;

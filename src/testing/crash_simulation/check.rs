@@ -219,7 +219,7 @@ fn look_into(running: &Arc<Running>) -> Found {
         .iter()
         .map(|lease| FoundJob {
             job: lease.job(),
-            payload: Payload::new(lease.record().payload()),
+            payload: Payload::of(lease.record()),
             failed: lease.failed(),
             crashes: lease.crashes(),
         })
@@ -249,7 +249,7 @@ pub(super) fn letters_of(running: &Arc<Running>) -> Vec<FoundLetter> {
             letters.push(FoundLetter {
                 sequence,
                 job: meta.original.unwrap_or(sequence),
-                payload: Payload::new(record.payload()),
+                payload: Payload::of(record),
             });
         }
     }

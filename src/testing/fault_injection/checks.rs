@@ -260,17 +260,17 @@ impl Run {
         let mut found = vec![Found::default(); self.truth.len()];
         let consumer = queue.consumer();
         while let Some(job) = consumer.try_next() {
-            found[self.truth.number_of(job.payload())].jobs += 1;
+            found[self.truth.number_of(&job)].jobs += 1;
             job.ack();
         }
         let letters = queue.dead_letters();
         for letter in letters.iter() {
-            found[self.truth.number_of(letter.payload())].letters += 1;
+            found[self.truth.number_of_letter(&letter)].letters += 1;
         }
         let stripes = queue.engine().dispatch().stripes().iter();
         for segment in stripes.flat_map(|stripe| stripe.pins().map(Result::unwrap)) {
             for record in segment.live_records() {
-                let found = &mut found[self.truth.number_of(record.payload())];
+                let found = &mut found[self.truth.number_of_record(&record)];
                 found.jobs += 1;
                 found.delayed += 1;
             }

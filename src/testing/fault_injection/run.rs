@@ -110,7 +110,8 @@ impl Run {
         let number = self.truth.new_job(len);
         let payload = self.truth.payload(number);
         let is_refused = self.is_poisoned && durability != Durability::Process;
-        match enqueue(&payload, EnqueueOptions::new().durability(durability)) {
+        let options = EnqueueOptions::new().durability(durability);
+        match enqueue(&payload, self.truth.label(number, options)) {
             Ok(sequence) => {
                 assert!(
                     !is_refused,
@@ -141,12 +142,13 @@ impl Run {
     pub(super) fn enqueue_batch(
         &mut self,
         lens: &[usize],
-        enqueue: impl FnOnce(&[Vec<u8>]) -> Result<Vec<JobId>, BatchError>,
+        enqueue: impl FnOnce(&[Vec<u8>], EnqueueOptions) -> Result<Vec<JobId>, BatchError>,
     ) {
-        let numbers: Vec<_> = lens.iter().map(|&len| self.truth.new_job(len)).collect();
+        let numbers = self.truth.new_batch(lens);
         let payload = |&number| self.truth.payload(number);
         let payloads: Vec<_> = numbers.iter().map(payload).collect();
-        let enqueued = match enqueue(&payloads) {
+        let options = self.truth.label(numbers[0], EnqueueOptions::new());
+        let enqueued = match enqueue(&payloads, options) {
             Ok(enqueued) => {
                 assert_eq!(enqueued.len(), lens.len());
                 enqueued
@@ -173,7 +175,7 @@ impl Run {
     /// Takes the next job, and returns it with its number.
     pub(super) fn next<'a>(&mut self, consumer: &'a Consumer) -> Option<(usize, Job<'a>)> {
         let job = consumer.try_next()?;
-        let number = self.truth.number_of(job.payload());
+        let number = self.truth.number_of(&job);
         self.truth.delivered(number);
         Some((number, job))
     }
@@ -219,7 +221,7 @@ impl Run {
     /// Replays the oldest letter, purges the next one, and replays the one after that in a batch.
     pub(super) fn work_with_letters(&mut self, letters: &DeadLetters) {
         let all: Vec<_> = letters.iter().collect();
-        let number_of = |letter: &DeadLetter| self.truth.number_of(letter.payload());
+        let number_of = |letter: &DeadLetter| self.truth.number_of_letter(letter);
         let numbers: Vec<_> = all.iter().map(number_of).collect();
         for &number in &numbers {
             self.truth.is_letter(number);
@@ -304,12 +306,11 @@ impl Run {
                 });
             }
         }
-        let sync = EnqueueOptions::new().durability(Durability::Sync);
-        self.enqueue_batch(&[SMALL; 3], |payloads| {
-            producer.enqueue_batch_with(payloads, sync)
+        self.enqueue_batch(&[SMALL; 3], |payloads, options| {
+            producer.enqueue_batch_with(payloads, options.durability(Durability::Sync))
         });
-        self.enqueue_batch(&[LARGE; PER_SEGMENT + 1], |payloads| {
-            queue.enqueue_batch(payloads)
+        self.enqueue_batch(&[LARGE; PER_SEGMENT + 1], |payloads, options| {
+            queue.enqueue_batch_with(payloads, options)
         });
         self.consume(&consumer, 8);
         self.flush(queue);
@@ -329,8 +330,8 @@ impl Run {
             self.consume(&consumer, 30);
         }
         self.work_with_letters(&queue.dead_letters());
-        self.enqueue_batch(&[SMALL, LARGE, SMALL, LARGE, LARGE], |payloads| {
-            producer.enqueue_batch_with(payloads, sync)
+        self.enqueue_batch(&[SMALL, LARGE, SMALL, LARGE, LARGE], |payloads, options| {
+            producer.enqueue_batch_with(payloads, options.durability(Durability::Sync))
         });
         self.consume(&consumer, 2);
         self.flush(queue);

@@ -8,7 +8,7 @@ use super::run::{LARGE, PER_SEGMENT, Run, SMALL, builder};
 use super::truth::Truth;
 use crate::engine::Running;
 use crate::storage::faults::{self, Call, Fault, Plan};
-use crate::{Consumer, Durability, Producer, Queue};
+use crate::{Consumer, Durability, EnqueueOptions, Producer, Queue};
 
 /// A delay longer than any run.
 const LATER: Duration = Duration::from_secs(3600);
@@ -144,7 +144,9 @@ impl Maker {
         let first = self.truth.len();
         for number in first..first + jobs {
             self.truth.new_job(len);
-            let sequence = self.producer.enqueue(&self.truth.payload(number)).unwrap();
+            let options = self.truth.label(number, EnqueueOptions::new());
+            let payload = self.truth.payload(number);
+            let sequence = self.producer.enqueue_with(&payload, options).unwrap();
             self.truth.enqueued(number, sequence);
         }
         first
@@ -153,7 +155,7 @@ impl Maker {
     fn ack(&mut self, jobs: usize) {
         for _ in 0..jobs {
             let job = self.consumer.try_next().unwrap();
-            self.truth.acked(self.truth.number_of(job.payload()));
+            self.truth.acked(self.truth.number_of(&job));
             job.ack();
         }
     }
@@ -162,7 +164,7 @@ impl Maker {
     fn kill(&mut self, jobs: usize) {
         for _ in 0..jobs {
             let job = self.consumer.try_next().unwrap();
-            self.truth.died(self.truth.number_of(job.payload()));
+            self.truth.died(self.truth.number_of(&job));
             job.dead_letter("of no use");
         }
         self.queue.flush().unwrap();
@@ -204,11 +206,13 @@ fn bytes_of<'a>(files: &'a mut [(PathBuf, Vec<u8>)], path: &Path) -> &'a mut Vec
 }
 
 /// Flips a bit in a job's payload. Returns the offset of the damaged record and its bytes.
-fn damage_record(segment: &mut [u8], payload: &[u8]) -> (usize, Vec<u8>) {
+fn damage_record(segment: &mut [u8], truth: &Truth, number: usize) -> (usize, Vec<u8>) {
+    let payload = truth.payload(number);
+    let labels = truth.label(number, EnqueueOptions::new()).len();
     let mut windows = segment.windows(payload.len());
     let at = windows.position(|window| window == payload).unwrap();
     segment[at + 20] ^= 1;
-    let start = at - crate::log::record::RECORD_HEADER_BYTES;
+    let start = at - labels - crate::log::record::RECORD_HEADER_BYTES;
     let end = (at + payload.len()).next_multiple_of(8);
     (start, segment[start..end].to_vec())
 }
@@ -240,7 +244,7 @@ pub(super) fn an_unclean_queue() -> Scene {
     let letters = maker.queue.dead_letters();
     let letter = letters.iter().next().unwrap();
     let job = letters.replay(letter.id()).unwrap();
-    let number = maker.truth.number_of(letter.payload());
+    let number = maker.truth.number_of_letter(&letter);
     maker.truth.replayed(number, job);
 
     let mut files = files_below(maker.scratch.path());
@@ -249,8 +253,7 @@ pub(super) fn an_unclean_queue() -> Scene {
     }
     let mut truth = maker.truth.clone();
     let mut damage = Vec::new();
-    let payload = truth.payload(first + 3);
-    let (offset, record) = damage_record(bytes_of(&mut files, partly_done), &payload);
+    let (offset, record) = damage_record(bytes_of(&mut files, partly_done), &truth, first + 3);
     damage.push(record);
     truth.damaged(first + 3);
     // An earlier process has set aside other bytes from the same place.
@@ -295,8 +298,7 @@ pub(super) fn a_closed_queue() -> Scene {
     drop((producer, consumer, queue));
     let mut files = files_below(scratch.path());
     let number = first + 3 * PER_SEGMENT + 2;
-    let payload = truth.payload(number);
-    let (_, record) = damage_record(bytes_of(&mut files, &damaged), &payload);
+    let (_, record) = damage_record(bytes_of(&mut files, &damaged), &truth, number);
     truth.damaged(number);
     Scene {
         name: "a closed queue",

@@ -3,7 +3,10 @@
 
 use std::collections::HashSet;
 
-use crate::JobId;
+use crate::log::headers::{headers_of, name_of};
+use crate::log::records::Record;
+use crate::testing::labels;
+use crate::{DeadLetter, EnqueueOptions, Headers, Job as Delivery, JobId};
 
 /// Bounds of how often something may be found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +74,8 @@ const DEAD: Fate = Fate {
 #[derive(Clone, Debug)]
 struct Job {
     len: usize,
+    /// Its name and headers follow from this number.
+    label: u8,
     fate: Fate,
 }
 
@@ -93,8 +98,31 @@ pub(super) struct Truth {
 impl Truth {
     /// Adds a job of `len` bytes that is about to be enqueued, and returns its number.
     pub(super) fn new_job(&mut self, len: usize) -> usize {
-        self.jobs.push(Job { len, fate: NOWHERE });
-        self.jobs.len() - 1
+        let number = self.jobs.len();
+        self.jobs.push(Job {
+            len,
+            label: number as u8,
+            fate: NOWHERE,
+        });
+        number
+    }
+
+    /// Adds jobs that have the same name and headers.
+    pub(super) fn new_batch(&mut self, lens: &[usize]) -> Vec<usize> {
+        let numbers: Vec<_> = lens.iter().map(|&len| self.new_job(len)).collect();
+        for &number in &numbers {
+            self.jobs[number].label = self.jobs[numbers[0]].label;
+        }
+        numbers
+    }
+
+    /// Adds the name and the headers of a job.
+    pub(super) fn label<'a>(
+        &self,
+        number: usize,
+        options: EnqueueOptions<'a>,
+    ) -> EnqueueOptions<'a> {
+        labels::label(self.jobs[number].label, options)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -109,14 +137,30 @@ impl Truth {
         payload
     }
 
-    /// The number of the job that a payload belongs to. Checks every byte of the payload.
-    pub(super) fn number_of(&self, payload: &[u8]) -> usize {
+    /// The number of a job that was delivered, all of which must be as it was enqueued.
+    pub(super) fn number_of(&self, job: &Delivery<'_>) -> usize {
+        self.number_with(job.name(), job.headers(), job.payload())
+    }
+
+    /// The same of a letter's job.
+    pub(super) fn number_of_letter(&self, letter: &DeadLetter) -> usize {
+        self.number_with(letter.name(), letter.headers(), letter.payload())
+    }
+
+    /// The same of a record's job.
+    pub(super) fn number_of_record(&self, record: &Record<'_>) -> usize {
+        let headers = Headers::of(headers_of(record.meta()));
+        self.number_with(name_of(record.name()), headers, record.payload())
+    }
+
+    fn number_with(&self, name: Option<&str>, headers: Headers<'_>, payload: &[u8]) -> usize {
         let number = payload
             .first_chunk()
             .map(|bytes| u64::from_le_bytes(*bytes));
         let number = number.expect("a payload was cut off") as usize;
         let is_whole = number < self.len() && payload == self.payload(number);
         assert!(is_whole, "a payload has changed");
+        labels::check(self.jobs[number].label, name, headers);
         number
     }
 

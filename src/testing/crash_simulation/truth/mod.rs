@@ -10,9 +10,12 @@ use std::rc::Rc;
 
 use fastrand::Rng;
 
-use crate::Sequence;
 use crate::engine::delivery::Attempt;
 use crate::log::ack::RECORDS_PER_WORD;
+use crate::log::headers::{Headers, headers_of, name_of};
+use crate::log::records::Record;
+use crate::testing::labels;
+use crate::{EnqueueOptions, Sequence};
 
 /// The bytes of a payload. Only its length and its first bytes are printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -21,6 +24,29 @@ pub(super) struct Payload(Rc<[u8]>);
 impl Payload {
     pub(super) fn new(bytes: &[u8]) -> Self {
         Self(bytes.into())
+    }
+
+    /// The payload of a record. Checks that the record also has the name and the headers that the
+    /// job was given.
+    pub(super) fn of(record: Record<'_>) -> Self {
+        let payload = Self::new(record.payload());
+        let name = name_of(record.name());
+        labels::check(
+            payload.number(),
+            name,
+            Headers::of(headers_of(record.meta())),
+        );
+        payload
+    }
+
+    /// Adds the name and the headers of the job.
+    pub(super) fn label<'a>(&self, options: EnqueueOptions<'a>) -> EnqueueOptions<'a> {
+        labels::label(self.number(), options)
+    }
+
+    /// Name and headers follow from it.
+    fn number(&self) -> u8 {
+        self.0.first().copied().unwrap_or(0)
     }
 }
 
@@ -37,11 +63,14 @@ impl fmt::Debug for Payload {
     }
 }
 
+/// The length of a payload of which a few fill a segment. Name and headers fit beside it.
+const LARGE: usize = 3530 - labels::MOST_BYTES;
+
 /// A random payload, different from all others unless it is short.
 pub(super) fn new_payload(random: &mut Rng) -> Payload {
     let len = match random.u8(0..8) {
         0 => random.usize(0..12),
-        1..4 => random.usize(0..3500),
+        1..4 => random.usize(0..LARGE),
         _ => random.usize(0..1200),
     };
     let mut bytes = vec![0; len];
@@ -55,8 +84,23 @@ pub(super) fn new_payload(random: &mut Rng) -> Payload {
 
 /// A random payload so large that a few of its size fill a segment.
 pub(super) fn large_payload(random: &mut Rng) -> Payload {
-    let bytes: Vec<_> = (0..3500).map(|_| random.u8(..)).collect();
+    let bytes: Vec<_> = (0..LARGE).map(|_| random.u8(..)).collect();
     Payload::new(&bytes)
+}
+
+/// Random payloads of jobs with the same name and headers.
+pub(super) fn new_batch(random: &mut Rng, count: usize) -> Vec<Payload> {
+    let first = new_payload(random);
+    let mut batch = vec![first.clone()];
+    while batch.len() < count {
+        let mut bytes = new_payload(random).0.to_vec();
+        match bytes.first_mut() {
+            Some(byte) => *byte = first.number(),
+            None => bytes.push(first.number()),
+        }
+        batch.push(Payload::new(&bytes));
+    }
+    batch
 }
 
 /// How a process that had the queue open ended.
@@ -191,13 +235,13 @@ impl Truth {
     }
 
     /// Records that a job is about to be delivered, and checks that it may be.
-    pub(super) fn note_delivered(&mut self, job: Sequence, attempt: Attempt, payload: &[u8]) {
+    pub(super) fn note_delivered(&mut self, job: Sequence, attempt: Attempt, payload: &Payload) {
         let is_alone = self
             .jobs
             .iter()
             .all(|(other, known)| *other == job || !known.is_suspect || known.handlers == 0);
         let known = self.job(job);
-        assert_eq!(payload, known.payload.as_ref(), "{job} has another payload");
+        assert_eq!(*payload, known.payload, "{job} has another payload");
         assert_eq!(attempt.number(), known.failed + 1, "attempts of {job}");
         if known.is_suspect {
             assert!(is_alone, "{job} is delivered beside another suspect");

@@ -79,7 +79,7 @@ impl World {
             truth.mark(Some(stripe as u8))
         };
         let place = Place::on(&running.dispatch().stripes()[stripe]);
-        let result = running.enqueue_with(place, payload.as_ref(), options);
+        let result = running.enqueue_with(place, payload.as_ref(), &payload.label(*options));
         let mut truth = self.shared.truth.borrow_mut();
         match result {
             Ok(job) => {
@@ -99,9 +99,9 @@ impl World {
 
     pub(super) fn enqueue_batch(&self) {
         let options = self.options();
-        let payloads: Vec<_> = (0..=self.number(12))
-            .map(|_| truth::new_payload(&mut self.shared.random.borrow_mut()))
-            .collect();
+        let count = 1 + self.number(12);
+        let payloads = truth::new_batch(&mut self.shared.random.borrow_mut(), count);
+        let options = payloads[0].label(options);
         let running = self.running();
         let stripe = self.number(running.dispatch().stripes().len());
         let is_sync = options.durability == Some(Durability::Sync);
@@ -139,7 +139,7 @@ impl World {
                 break;
             };
             let job = lease.job();
-            let payload = lease.record().payload().to_vec();
+            let payload = Payload::of(lease.record());
             // A job that has failed or crashed before may become a letter instead.
             let had = lease.deliveries();
             let may_have_ended = match lease.is_recovered() {

@@ -137,8 +137,10 @@ impl Shared {
         }
         for stripe in running.dispatch().stripes() {
             let payload = truth::new_payload(&mut self.random.borrow_mut());
-            if stripe.has_room_for(payload.as_ref().len()) && self.random.borrow_mut().bool() {
-                let job = running.enqueue(Place::on(stripe), payload.as_ref());
+            let options = payload.label(EnqueueOptions::new());
+            let len = options.len() + payload.as_ref().len();
+            if stripe.has_room_for(len) && self.random.borrow_mut().bool() {
+                let job = running.enqueue_with(Place::on(stripe), payload.as_ref(), &options);
                 let job = job.expect("there is room");
                 self.truth
                     .borrow_mut()
