@@ -14,6 +14,8 @@ mod driver;
 mod files;
 mod format;
 mod good_queue;
+#[path = "../../tests/model/labels.rs"]
+mod labels;
 mod manifest;
 #[path = "../../tests/model/model.rs"]
 mod model;

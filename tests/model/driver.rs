@@ -11,6 +11,7 @@ use logmill::{
 };
 
 use super::files;
+use super::labels::Labels;
 use super::model::{Ending, Model};
 use super::operation::{Due, Held, Limit, Operation, Outcome, POLICY_LIMIT, Setup, Size};
 
@@ -210,8 +211,9 @@ impl Case {
                     by_producer,
                 } => {
                     let due = self.due(due);
-                    let payload = self.payload(queue, size);
-                    let options = options(due, limit);
+                    let labels = self.model.new_labels();
+                    let payload = self.payload(queue, size, labels);
+                    let options = labels.add_to(options(due, limit));
                     let called = Instant::now();
                     let result = if by_producer {
                         producer.enqueue_with(&payload, options)
@@ -220,10 +222,11 @@ impl Case {
                     };
                     match result {
                         Ok(sequence) => {
-                            self.model.enqueued(sequence, payload, due, limit, called);
+                            let job = (payload, labels);
+                            self.model.enqueued(sequence, job, due, limit, called);
                             self.check_depth();
                         }
-                        Err(error) => self.check_refusal(queue, &[payload], &error),
+                        Err(error) => self.check_refusal(queue, &[payload], labels, &error),
                     }
                 }
                 &Operation::EnqueueBatch {
@@ -233,11 +236,12 @@ impl Case {
                     by_producer,
                 } => {
                     let due = self.due(due);
+                    let labels = self.model.new_labels();
                     let payloads: Vec<_> = sizes
                         .iter()
-                        .map(|&size| self.payload(queue, size))
+                        .map(|&size| self.payload(queue, size, labels))
                         .collect();
-                    let options = options(due, limit);
+                    let options = labels.add_to(options(due, limit));
                     let called = Instant::now();
                     let result = if by_producer {
                         producer.enqueue_batch_with(&payloads, options)
@@ -251,11 +255,14 @@ impl Case {
                     let mut payloads = payloads.into_iter();
                     for sequence in sequences {
                         let payload = payloads.next().expect("one job for each payload");
-                        self.model.enqueued(sequence, payload, due, limit, called);
+                        let job = (payload, labels);
+                        self.model.enqueued(sequence, job, due, limit, called);
                         self.check_depth();
                     }
                     match error {
-                        Some(error) => self.check_refusal(queue, payloads.as_slice(), &error),
+                        Some(error) => {
+                            self.check_refusal(queue, payloads.as_slice(), labels, &error);
+                        }
                         None => assert_eq!(
                             payloads.len(),
                             0,
@@ -291,7 +298,7 @@ impl Case {
                                 self.check_gone(queue, letter);
                             }
                             Err(DeadLetterError::Enqueue(error)) => {
-                                self.check_refusal(queue, &[], &error);
+                                self.check_no_room(&error);
                             }
                             Err(error) => panic!("{letter} was not replayed: {error:?}"),
                         }
@@ -345,8 +352,8 @@ impl Case {
         }
     }
 
-    fn payload(&mut self, queue: &Queue, size: Size) -> Vec<u8> {
-        let max = queue.max_payload();
+    fn payload(&mut self, queue: &Queue, size: Size, labels: Labels) -> Vec<u8> {
+        let max = queue.max_payload() - labels.len();
         self.model.new_payload(match size {
             Size::Bytes(bytes) => usize::from(bytes),
             Size::Part(part) => max * usize::from(part) / 255,
@@ -354,13 +361,26 @@ impl Case {
         })
     }
 
-    /// Checks that there was a reason to refuse the first of these payloads, or a replay.
-    fn check_refusal(&mut self, queue: &Queue, refused: &[Vec<u8>], error: &EnqueueError) {
+    /// Checks that there was a reason to refuse the first of these payloads.
+    fn check_refusal(
+        &self,
+        queue: &Queue,
+        refused: &[Vec<u8>],
+        labels: Labels,
+        error: &EnqueueError,
+    ) {
         match error {
             EnqueueError::PayloadTooLarge { len, max } => {
                 assert_eq!(*max, queue.max_payload());
-                assert!(len > max && refused.iter().any(|payload| payload.len() == *len));
+                let mut lens = refused.iter().map(|payload| labels.len() + payload.len());
+                assert!(len > max && lens.any(|one| one == *len));
             }
+            error => self.check_no_room(error),
+        }
+    }
+
+    fn check_no_room(&self, error: &EnqueueError) {
+        match error {
             EnqueueError::Full {
                 limit: "max_bytes", ..
             } => assert!(self.setup.max_bytes),
@@ -484,7 +504,7 @@ impl Case {
             self.check_depth();
         }
         if let Some(error) = refusal {
-            self.check_refusal(queue, &[], &error);
+            self.check_no_room(&error);
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod driver;
 mod files;
+mod labels;
 mod model;
 mod operation;
 

@@ -7,11 +7,12 @@ use std::time::{Instant, SystemTime};
 
 use logmill::{DeadLetter, Job, JobId, LetterId, Stats};
 
+use super::labels::Labels;
 use super::operation::{Due, Limit, POLICY_LIMIT};
 
 /// The reason that the queue records for a job that is dropped.
 const DROPPED: &str = "the job was dropped";
-/// With a payload up to this length, a letter has room for all reasons that a case produces.
+/// With labels and a payload up to this length, a letter has room for all reasons that a case produces.
 const ROOM_FOR_REASONS: usize = 2000;
 /// Crashes after which a job is dead, under the retry policy of the model's queues.
 const MAX_CRASHES: u32 = 3;
@@ -54,6 +55,7 @@ enum Place {
 #[derive(Clone)]
 pub(crate) struct ModelJob {
     payload: Vec<u8>,
+    labels: Labels,
     /// Attempts that failed, plus the one that a handler is working on.
     attempts: u32,
     crashes: u32,
@@ -97,6 +99,7 @@ impl fmt::Debug for ModelJob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             payload,
+            labels,
             attempts,
             crashes,
             limit,
@@ -108,7 +111,7 @@ impl fmt::Debug for ModelJob {
         let len = payload.len();
         write!(
             f,
-            "{place:?} {len} bytes, {attempts} of {limit:?} attempts, {crashes} crashes, letter {letter:?}, {reasons:?}"
+            "{place:?} {labels:?} {len} bytes, {attempts} of {limit:?} attempts, {crashes} crashes, letter {letter:?}, {reasons:?}"
         )
     }
 }
@@ -183,11 +186,16 @@ impl Model {
         bytes
     }
 
+    /// The name and the headers of the next job or batch.
+    pub(crate) fn new_labels(&self) -> Labels {
+        Labels::of(self.payloads)
+    }
+
     /// A job was enqueued by a call that began at `called`.
     pub(crate) fn enqueued(
         &mut self,
         sequence: JobId,
-        payload: Vec<u8>,
+        (payload, labels): (Vec<u8>, Labels),
         due: Due,
         limit: Limit,
         called: Instant,
@@ -197,6 +205,7 @@ impl Model {
         self.since_open.enqueued += 1;
         let job = ModelJob {
             payload,
+            labels,
             attempts: 0,
             crashes: 0,
             is_suspect: false,
@@ -253,6 +262,8 @@ impl Model {
         assert_eq!(delivery.attempts(), job.attempts, "attempts of {sequence}");
         assert_eq!(delivery.crashes(), job.crashes, "crashes of {sequence}");
         assert!(delivery.payload() == job.payload, "payload of {sequence}");
+        let (name, headers) = (delivery.name(), delivery.headers());
+        job.labels.check(name, headers, sequence);
         let enqueued_at = *job.enqueued_at.get_or_insert(delivery.enqueued_at());
         assert_eq!(delivery.enqueued_at(), enqueued_at, "{sequence}");
     }
@@ -336,7 +347,8 @@ impl Model {
             None => Limit::None,
             Some(limit) => Limit::Of(u8::try_from(limit).unwrap()),
         };
-        self.enqueued(new, old.payload, Due::AtOnce, limit, Instant::now());
+        let job = (old.payload, old.labels);
+        self.enqueued(new, job, Due::AtOnce, limit, Instant::now());
     }
 
     /// A letter was deleted. Returns its job.
@@ -368,6 +380,7 @@ impl Model {
                 letter.payload() == job.payload,
                 "payload of letter {sequence}"
             );
+            job.labels.check(letter.name(), letter.headers(), sequence);
         }
         assert_eq!(
             found.len(),
@@ -427,7 +440,7 @@ impl Model {
             job.reasons.ends_with(found),
             "letter {sequence}: {letter:?} of {job:?}"
         );
-        if job.payload.len() <= ROOM_FOR_REASONS {
+        if job.labels.len() + job.payload.len() <= ROOM_FOR_REASONS {
             let least = job.reasons.len().clamp(1, MAX_REASONS);
             assert!(letter.reasons.len() >= least, "{letter:?} of {job:?}");
         }
