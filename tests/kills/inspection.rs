@@ -129,7 +129,7 @@ fn letters(queue: &Queue, shape: Shape) -> Vec<FoundLetter> {
     let found = letters.map(|letter| FoundLetter {
         sequence: letter.id().get(),
         job: letter.job_id().get(),
-        task: Task::from_payload(letter.payload(), shape).id,
+        task: Task::id_of_letter(&letter, shape),
         attempts: letter.attempts(),
         crashes: letter.crashes(),
     });
@@ -143,7 +143,7 @@ fn drain(queue: &Queue, shape: Shape) -> Vec<FoundJob> {
         while let Some(job) = consumer.try_next() {
             jobs.push(FoundJob {
                 sequence: job.id().get(),
-                task: Task::from_payload(job.payload(), shape).id,
+                task: Task::id_of(&job, shape),
                 failed: job.attempts() - 1,
                 crashes: job.crashes(),
             });

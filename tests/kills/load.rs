@@ -183,14 +183,14 @@ fn pool(queue: &Queue, load: &Load, journals: &Journals, threads: usize) -> logm
 
 /// The event to note for a delivered job, and the id of its task.
 fn receive(job: &Job<'_>, shape: Shape) -> (Event, u64) {
-    let task = Task::from_payload(job.payload(), shape);
+    let id = Task::id_of(job, shape);
     let delivered = Event::Delivered {
         job: job.id().get(),
-        id: task.id,
+        id,
         attempt: job.attempts(),
         crashes: job.crashes(),
     };
-    (delivered, task.id)
+    (delivered, id)
 }
 
 /// Notes that a job is about to be settled, after what the outcome needs to happen before.
@@ -448,7 +448,7 @@ fn beginning(journal: &mut Journal, shape: Shape) -> impl FnMut(&DeadLetter, Dis
         let seen = Event::LetterSeen {
             letter: sequence,
             job: letter.job_id().get(),
-            id: Task::from_payload(letter.payload(), shape).id,
+            id: Task::id_of_letter(letter, shape),
             attempts: letter.attempts(),
             crashes: letter.crashes(),
         };

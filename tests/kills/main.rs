@@ -11,6 +11,8 @@ mod figures;
 mod history;
 mod inspection;
 mod journal;
+#[path = "../model/labels.rs"]
+mod labels;
 mod load;
 mod plan;
 mod site;

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use fastrand::Rng;
-use logmill::{Builder, Durability, EnqueueOptions, Queue, RetryPolicy};
+use logmill::{Builder, DeadLetter, Durability, EnqueueOptions, Job, Queue, RetryPolicy};
+
+use crate::labels::Labels;
 
 /// Attempts of a task without a limit of its own.
 pub(crate) const ATTEMPTS: u8 = 4;
@@ -50,7 +52,7 @@ impl Shape {
             .segment_size(self.segment_size)
     }
 
-    /// The longest payload, as `Queue::max_payload` reports it.
+    /// The most bytes of name, headers and payload, as `Queue::max_payload` reports it.
     fn max_payload(self) -> usize {
         self.segment_size as usize / 4 - 560
     }
@@ -252,7 +254,7 @@ impl Task {
 
     pub(crate) fn of(id: u64, shape: Shape) -> Self {
         let mut rng = rng(&[id]);
-        let max = shape.max_payload();
+        let max = shape.max_payload() - Self::labels(id).len();
         let len = match rng.u32(..40) {
             0..36 if id & HEAVY != 0 => rng.usize(max / 2..=max),
             0..20 => rng.usize(8..40),
@@ -268,8 +270,24 @@ impl Task {
         Self { id, payload }
     }
 
+    /// The id of the task that was delivered; panics if anything differs from what was enqueued.
+    pub(crate) fn id_of(job: &Job<'_>, shape: Shape) -> u64 {
+        let task = Self::from_payload(job.payload(), shape);
+        let labels = Self::labels(task.id);
+        labels.check(job.name(), job.headers(), job.id());
+        task.id
+    }
+
+    /// The id of the task that a letter is of; panics if anything differs from what was enqueued.
+    pub(crate) fn id_of_letter(letter: &DeadLetter, shape: Shape) -> u64 {
+        let task = Self::from_payload(letter.payload(), shape);
+        let labels = Self::labels(task.id);
+        labels.check(letter.name(), letter.headers(), letter.id());
+        task.id
+    }
+
     /// The task that has this payload; panics if any byte differs.
-    pub(crate) fn from_payload(payload: &[u8], shape: Shape) -> Self {
+    fn from_payload(payload: &[u8], shape: Shape) -> Self {
         let id = payload.first_chunk().expect("a payload of 8 bytes or more");
         let task = Self::of(u64::from_le_bytes(*id), shape);
         assert!(
@@ -294,6 +312,11 @@ impl Task {
         }
     }
 
+    /// Its name and headers.
+    fn labels(id: u64) -> Labels {
+        Labels::of(rng(&[id / GROUP, 7]).u64(..))
+    }
+
     /// How often the task may be delivered; `None`: without limit.
     pub(crate) fn limit(id: u64) -> Option<u8> {
         Self::own_limit(id).unwrap_or(Some(ATTEMPTS))
@@ -315,7 +338,7 @@ impl Task {
     /// The options it is enqueued with.
     pub(crate) fn options(id: u64) -> EnqueueOptions<'static> {
         let mut rng = rng(&[id / GROUP, 4]);
-        let mut options = EnqueueOptions::new();
+        let mut options = Self::labels(id).add_to(EnqueueOptions::new());
         if !Self::delay(id).is_zero() {
             options = options.delay(Self::delay(id));
         }
