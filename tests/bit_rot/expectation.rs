@@ -9,14 +9,14 @@ use crate::layout::Place;
 
 use crate::damage::Change;
 use crate::layout::{Acks, Deliveries, HEADER_BYTES, IDENTITY, Segment};
-use crate::sample::{Job, Sample};
+use crate::sample::{Content, Job, Sample};
 
-/// Identifies a letter that is yet to be written: the id of its job, the payload, and the failed
+/// Identifies a letter that is yet to be written: the id of its job, the content, and the failed
 /// attempts.
-pub(crate) type NewLetter = (Place, Vec<u8>, u32);
+pub(crate) type NewLetter = (Place, Content, u32);
 
-/// What is delivered of a job: its payload, the number of the attempt, and its crashes.
-pub(crate) type Delivery = (Vec<u8>, u32, u32);
+/// What is delivered of a job: its content, the number of the attempt, and its crashes.
+pub(crate) type Delivery = (Content, u32, u32);
 
 /// What must be found when the damaged queue is opened and drained.
 #[derive(Default)]
@@ -176,12 +176,12 @@ impl Expectation {
             if job.is_far {
                 self.far += 1;
             } else if is_used_up(job, deliveries.failed) {
-                let letter = (sequence, job.payload.clone(), deliveries.failed);
+                let letter = (sequence, job.content.clone(), deliveries.failed);
                 self.new_letters.insert(letter);
             } else {
                 // A handler had the job when the process died.
                 let crashes = deliveries.crashes + u32::from(deliveries.is_running);
-                let delivery = (job.payload.clone(), deliveries.failed + 1, crashes);
+                let delivery = (job.content.clone(), deliveries.failed + 1, crashes);
                 self.delivered.insert(sequence, delivery);
                 self.again += usize::from(job.is_done);
             }

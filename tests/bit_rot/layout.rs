@@ -14,6 +14,8 @@ pub(crate) const IDENTITY: Range<usize> = 0..48;
 pub(crate) const MANIFEST_VERSION: Range<usize> = 8..12;
 
 const RECORD_HEADER_BYTES: usize = 32;
+/// The tag of a metadata field that has a header of the job.
+const HEADER_TAG: u8 = 128;
 const MOST_RECORDS: usize = (SEGMENT_SIZE - HEADER_BYTES) / RECORD_HEADER_BYTES;
 const RECORDS_PER_WORD: usize = 32;
 const DELIVERIES: usize = HEADER_BYTES + 8 * MOST_RECORDS.div_ceil(RECORDS_PER_WORD);
@@ -27,10 +29,13 @@ pub(crate) struct Segment {
 
 pub(crate) struct Record {
     pub sequence: Place,
-    /// The bytes of the record: header, metadata and payload.
+    /// The bytes of the record: header, name, metadata and payload.
     pub bytes: Range<usize>,
     /// The same bytes, up to the next multiple of 8.
     pub units: Range<usize>,
+    pub name: Range<usize>,
+    /// Keys and values.
+    pub headers: Vec<(Range<usize>, Range<usize>)>,
     pub payload: Range<usize>,
 }
 
@@ -51,12 +56,16 @@ impl Segment {
             let len = u32_at(bytes, at) as usize;
             let index = u32_at(bytes, at + 8);
             assert_eq!((index as usize, bytes[at + 12]), (records.len(), 1));
-            let meta_len = u16::from_le_bytes([bytes[at + 14], bytes[at + 15]]);
+            let name = at + RECORD_HEADER_BYTES;
+            let meta = name + usize::from(bytes[at + 13]);
+            let payload = meta + usize::from(u16_at(bytes, at + 14));
             records.push(Record {
                 sequence: Place::from(base + u64::from(index)),
                 bytes: at..at + len,
                 units: at..at + len.next_multiple_of(8),
-                payload: at + RECORD_HEADER_BYTES + usize::from(meta_len)..at + len,
+                name: name..meta,
+                headers: headers(bytes, meta..payload),
+                payload: payload..at + len,
             });
             at += len.next_multiple_of(8);
         }
@@ -64,6 +73,23 @@ impl Segment {
         assert!(!is_sealed || (records.len(), at) == (records_sealed, end));
         Self { is_sealed, records }
     }
+}
+
+/// The headers in the metadata at this place.
+fn headers(bytes: &[u8], meta: Range<usize>) -> Vec<(Range<usize>, Range<usize>)> {
+    let mut headers = Vec::new();
+    let mut at = meta.start;
+    while at < meta.end {
+        let value = at + 3;
+        let end = value + usize::from(u16_at(bytes, at + 1));
+        if bytes[at] == HEADER_TAG {
+            let key = value + 1..value + 1 + usize::from(bytes[value]);
+            headers.push((key.clone(), key.end..end));
+        }
+        at = end;
+    }
+    assert_eq!(at, meta.end);
+    headers
 }
 
 /// What a delivery word says about a job.
@@ -109,6 +135,10 @@ impl Acks {
             is_running: word >> 12 & 1 == 1,
         }
     }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap())
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

@@ -1,6 +1,6 @@
 //! Bit rot: damages each byte of each file of a small queue in turn, each time in a fresh copy.
-//! Whatever is damaged, every other job must be delivered with its exact payload, and what is lost
-//! must be reported and set aside.
+//! Whatever is damaged, every other job must be delivered with its exact name, headers and payload,
+//! and what is lost must be reported and set aside.
 //!
 //! By default a part of the cases runs, a different part for each kind of damage. This runs all of
 //! them:

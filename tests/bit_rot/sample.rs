@@ -3,16 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::layout::Place;
-use logmill::{Builder, DeadLetter, EnqueueOptions, LetterId, Queue, RetryPolicy};
+use logmill::{Builder, DeadLetter, EnqueueOptions, Headers, LetterId, Queue, RetryPolicy};
 use tempfile::TempDir;
 
 use crate::files;
-use crate::layout::{Acks, Deliveries, SEGMENT_SIZE, Segment};
+use crate::layout::{Acks, Deliveries, Record, SEGMENT_SIZE, Segment};
 
 /// Far longer than anything here takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,8 +32,87 @@ pub(crate) struct Sample {
     pub letters: BTreeMap<Place, Letter>,
 }
 
+/// What a producer gives the queue.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Content {
+    name: Option<String>,
+    headers: Vec<(String, Vec<u8>)>,
+    payload: Vec<u8>,
+}
+
+impl Content {
+    /// By turns, a job has neither name nor headers, a name, headers, or both.
+    fn new(at: usize) -> Self {
+        // Fates repeat after ten jobs, so each of them meets all four.
+        let turn = at + at / 10;
+        let name = || "rotate_the_image"[..1 + at % 16].to_owned();
+        let headers = [("tenant", b"acme".to_vec()), ("t", payload(at + 3))];
+        let headers = headers.map(|(key, value)| (key.to_owned(), value));
+        Self {
+            name: (turn & 1 == 1).then(name),
+            headers: headers.into_iter().take(turn & 2).collect(),
+            payload: payload(at),
+        }
+    }
+
+    /// A payload without a name and headers.
+    pub(crate) fn plain(payload: &[u8]) -> Self {
+        Self {
+            name: None,
+            headers: Vec::new(),
+            payload: payload.to_vec(),
+        }
+    }
+
+    fn of(name: Option<&str>, headers: Headers<'_>, payload: &[u8]) -> Self {
+        Self {
+            name: name.map(str::to_owned),
+            headers: headers
+                .map(|(key, value)| (key.to_owned(), value.to_vec()))
+                .collect(),
+            payload: payload.to_vec(),
+        }
+    }
+
+    pub(crate) fn of_job(job: &logmill::Job<'_>) -> Self {
+        Self::of(job.name(), job.headers(), job.payload())
+    }
+
+    pub(crate) fn of_letter(letter: &DeadLetter) -> Self {
+        Self::of(letter.name(), letter.headers(), letter.payload())
+    }
+
+    /// The content of a record, according to the layout.
+    fn of_record(record: &Record, bytes: &[u8]) -> Self {
+        let at = |range: &Range<usize>| bytes[range.clone()].to_vec();
+        let text = |range: &Range<usize>| String::from_utf8(at(range)).unwrap();
+        Self {
+            name: (!record.name.is_empty()).then(|| text(&record.name)),
+            headers: record
+                .headers
+                .iter()
+                .map(|(key, value)| (text(key), at(value)))
+                .collect(),
+            payload: at(&record.payload),
+        }
+    }
+
+    fn enqueue(&self, queue: &Queue, options: EnqueueOptions<'_>) -> Place {
+        let headers = self.headers.iter();
+        let headers: Vec<_> = headers
+            .map(|(key, value)| (key.as_str(), value.as_slice()))
+            .collect();
+        let options = options.headers(&headers);
+        let options = match &self.name {
+            Some(name) => options.name(name),
+            None => options,
+        };
+        queue.enqueue_with(&self.payload, options).unwrap().get()
+    }
+}
+
 pub(crate) struct Job {
-    pub payload: Vec<u8>,
+    pub content: Content,
     pub is_done: bool,
     pub deliveries: Deliveries,
     /// A handler had it when the first process closed the queue.
@@ -132,7 +212,7 @@ impl Sample {
         sample.take_letters(&queue);
         // Further records follow those of the replayed jobs.
         for at in 0..3 {
-            sample.enqueue(&queue, Wait, payload(at));
+            sample.enqueue(&queue, Wait, Content::new(at));
         }
         // Waits until the maintenance thread has prepared the next segment.
         let start = Instant::now();
@@ -147,7 +227,7 @@ impl Sample {
         Some(sample)
     }
 
-    fn enqueue(&mut self, queue: &Queue, fate: Fate, payload: Vec<u8>) -> Place {
+    fn enqueue(&mut self, queue: &Queue, fate: Fate, content: Content) -> Place {
         let mut options = EnqueueOptions::new();
         let limit = match fate {
             HoldLast => Some(1),
@@ -162,8 +242,9 @@ impl Sample {
             WaitLong => options = options.delay(FAR),
             _ => {}
         }
+        let sequence = content.enqueue(queue, options);
         let job = Job {
-            payload,
+            content,
             is_done: false,
             deliveries: Deliveries::default(),
             was_held: false,
@@ -171,8 +252,6 @@ impl Sample {
             is_far: fate == WaitLong,
             replay_of: None,
         };
-        let sequence = queue.enqueue_with(&job.payload, options).unwrap();
-        let sequence = sequence.get();
         self.jobs.insert(sequence, job);
         sequence
     }
@@ -182,7 +261,7 @@ impl Sample {
     fn live_through(&mut self, queue: &Queue, fates: &[Fate]) -> Option<()> {
         let mut destined = BTreeMap::new();
         for (at, &fate) in fates.iter().cycle().take(JOBS).enumerate() {
-            destined.insert(self.enqueue(queue, fate, payload(at)), fate);
+            destined.insert(self.enqueue(queue, fate, Content::new(at)), fate);
         }
         let mut open: BTreeSet<_> = destined
             .iter()
@@ -254,6 +333,8 @@ impl Sample {
         let letters = queue.dead_letters();
         for letter in letters.iter() {
             let sequence = letter.id().get();
+            let content = &self.jobs[&letter.job_id().get()].content;
+            assert_eq!(Content::of_letter(&letter), *content);
             let is_done = false;
             self.letters.insert(sequence, Letter { letter, is_done });
         }
@@ -263,7 +344,7 @@ impl Sample {
                 1 | 2 => letters.purge(LetterId::new(sequence)).unwrap(),
                 3 => {
                     let job = Job {
-                        payload: letter.letter.payload().to_vec(),
+                        content: Content::of_letter(&letter.letter),
                         is_done: false,
                         deliveries: Deliveries::default(),
                         was_held: false,
@@ -298,7 +379,7 @@ impl Sample {
             let acks = &self.files[&path.with_extension("ack")];
             assert_eq!(acks.len(), Acks::BYTES);
             for (index, record) in segment.records.iter().enumerate() {
-                let payload = bytes[record.payload.clone()].to_vec();
+                let content = Content::of_record(record, bytes);
                 let is_done = Acks::is_done(acks, index);
                 let deliveries = Acks::deliveries(acks, index);
                 let found = if path.starts_with("dead") {
@@ -306,7 +387,7 @@ impl Sample {
                 } else {
                     &mut jobs
                 };
-                found.insert(record.sequence, (payload, is_done, deliveries));
+                found.insert(record.sequence, (content, is_done, deliveries));
             }
         }
         let expected = [
@@ -322,11 +403,11 @@ impl Sample {
             "{kinds:?}"
         );
         let of_job = |(&sequence, job): (&Place, &Job)| {
-            (sequence, (job.payload.clone(), job.is_done, job.deliveries))
+            (sequence, (job.content.clone(), job.is_done, job.deliveries))
         };
         let of_letter = |(&sequence, letter): (&Place, &Letter)| {
-            let payload = letter.letter.payload().to_vec();
-            (sequence, (payload, letter.is_done, Deliveries::default()))
+            let content = Content::of_letter(&letter.letter);
+            (sequence, (content, letter.is_done, Deliveries::default()))
         };
         assert_eq!(jobs, self.jobs.iter().map(of_job).collect());
         assert_eq!(letters, self.letters.iter().map(of_letter).collect());

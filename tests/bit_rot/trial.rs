@@ -12,7 +12,7 @@ use logmill::{Damage, DeadLetter, OpenError, Quarantined, Queue, RecoveryReport,
 use crate::damage::{Case, Change};
 use crate::expectation::{Delivery, Expectation, Lost, Zero};
 use crate::layout::MANIFEST_VERSION;
-use crate::sample::{Files, PATIENCE, Sample, builder, directory, read_all};
+use crate::sample::{Content, Files, PATIENCE, Sample, builder, directory, read_all};
 
 /// The outcome of a damage.
 #[derive(Clone, Copy, Debug, Default)]
@@ -150,7 +150,7 @@ fn open_and_drain(dir: &Path, sample: &Sample) -> Opening {
     let letters = loop {
         while let Some(job) = consumer.try_next() {
             let sequence = job.id().get();
-            let delivery = (job.payload().to_vec(), job.attempts(), job.crashes());
+            let delivery = (Content::of_job(&job), job.attempts(), job.crashes());
             let known = sample.jobs.get(&sequence);
             let before = delivered.insert(sequence, delivery.clone());
             assert_eq!(before, None, "{sequence} was delivered twice");
@@ -172,7 +172,8 @@ fn open_and_drain(dir: &Path, sample: &Sample) -> Opening {
         }
         assert!(start.elapsed() < PATIENCE, "not drained: {stats:?}");
     };
-    assert_eq!(delivered.remove(&new.get()), Some((b"new".to_vec(), 1, 0)));
+    let plain = Content::plain(b"new");
+    assert_eq!(delivered.remove(&new.get()), Some((plain, 1, 0)));
     let verified = queue.verify().expect("verified");
     let stats = queue.stats();
     let later = verified.damaged.len() as u64;
@@ -207,8 +208,8 @@ fn check(sample: &Sample, expected: &Expectation, found: &Opening) {
                 letters.insert(letter.id().get());
             }
             None => {
-                let payload = letter.payload().to_vec();
-                new_letters.insert((letter.job_id().get(), payload, letter.attempts()));
+                let content = Content::of_letter(letter);
+                new_letters.insert((letter.job_id().get(), content, letter.attempts()));
             }
         }
     }
