@@ -6,10 +6,10 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use logmill::{Damage, Queue, RecoveryReport};
+use logmill::{Damage, Headers, OpenError, Queue, RecoveryReport};
 
-use crate::format::{self, Acks, End, FILE_HEADER, Job, Segment};
-use crate::good_queue::{ACKED, JOBS, LOG, PAYLOADS, good_queue};
+use crate::format::{self, Acks, Content, End, FILE_HEADER, Job, Segment};
+use crate::good_queue::{ACKED, JOBS, LOG, content, good_queue};
 use crate::{SEGMENT_SIZE, builder, directory, is_one_in};
 
 /// Far longer than a few jobs take.
@@ -20,6 +20,9 @@ const CRASHES_LIMIT: u32 = 3;
 
 /// A due time this far ahead is past the end of any test.
 const FAR: Duration = Duration::from_secs(3600);
+
+/// A part of the error about a record of a kind that is not defined.
+const LATER_VERSION: &str = "of a later version of this library";
 
 // The flags in the first byte of an input.
 /// The file is replaced by the bytes, not overwritten from some offset on.
@@ -72,6 +75,10 @@ fn damage_one_file(bytes: &[u8], which: File) {
     files.write(dir.path());
 
     let before = Log::read(dir.path());
+    if before.is_refused() {
+        check_refusal(dir.path());
+        return;
+    }
     if before.is_due_soon() {
         return;
     }
@@ -82,7 +89,13 @@ fn damage_one_file(bytes: &[u8], which: File) {
     // Everything found is settled: the jobs that were not acked are there, and nothing else.
     let after = Log::read(dir.path());
     assert_eq!(after.live(), first.left, "{:?}", first.report);
-    assert_eq!(after.damage(), [], "{:?}", first.report);
+    if before.is_held_back() {
+        // The header may have been mended.
+        let records = |log: &Log| log.segments[0].file[FILE_HEADER..].to_vec();
+        assert!(records(&after) == records(&before));
+    } else {
+        assert_eq!(after.damage(), [], "{:?}", first.report);
+    }
     if is_thorough {
         let second = deliver(dir.path(), &after, |_| true);
         assert!(second.report.is_clean(), "{:?}", second.report);
@@ -115,8 +128,28 @@ fn mend(file: &mut Vec<u8>, which: File) {
     }
 }
 
-/// Ids and payloads of jobs, with attempts and crashes, in order of the ids.
-type Jobs = Vec<(u64, Vec<u8>, (u32, u32))>;
+/// Checks that an open fails because of a record of a later version, and changes nothing.
+fn check_refusal(dir: &Path) {
+    let files = || -> BTreeMap<_, _> {
+        let entries = fs::read_dir(dir.join(LOG)).expect("listed");
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        paths
+            .map(|path| (path.clone(), fs::read(path).expect("read")))
+            .collect()
+    };
+    let before = files();
+    match builder(dir).open() {
+        Err(OpenError::Storage(error)) => {
+            assert!(error.to_string().contains(LATER_VERSION), "{error}");
+        }
+        Err(error) => panic!("{error}"),
+        Ok((_, report)) => panic!("a later version is needed to open it: {report:?}"),
+    }
+    assert!(files() == before, "a refused queue was changed");
+}
+
+/// Ids and contents of jobs, with attempts and crashes, in order of the ids.
+type Jobs = Vec<(u64, Content, (u32, u32))>;
 
 /// The content of a log's directory, as read by [`format`].
 struct Log {
@@ -169,6 +202,18 @@ impl Log {
             .collect()
     }
 
+    /// Whether an open must fail.
+    fn is_refused(&self) -> bool {
+        let mut segments = self.segments.iter();
+        segments.any(|segment| segment.is_of_a_later_version && !segment.is_sealed)
+    }
+
+    /// Whether the first segment stays as it is, and no job of it or behind it is delivered.
+    fn is_held_back(&self) -> bool {
+        let first = self.segments.first();
+        first.is_some_and(|segment| segment.is_of_a_later_version && !segment.is_complete)
+    }
+
     /// Whether a job becomes due about now, so that either outcome would be correct.
     fn is_due_soon(&self) -> bool {
         let soon = self.read_at..self.read_at + FAR.as_nanos() as u64;
@@ -183,9 +228,9 @@ impl Log {
     /// file can only lose acks.
     fn check_against_what_was_enqueued(&self, which: File) {
         let live = self.live();
-        let is_enqueued = |(id, payload, _): &(u64, Vec<u8>, (u32, u32))| {
+        let is_enqueued = |(id, content, _): &(u64, Content, (u32, u32))| {
             let is_new = which == File::Ack || *id >= ACKED as u64;
-            is_new && *id < JOBS as u64 && *payload == PAYLOADS[*id as usize % PAYLOADS.len()]
+            is_new && *id < JOBS as u64 && *content == self::content(*id as usize)
         };
         assert!(
             live.iter().all(is_enqueued),
@@ -201,7 +246,7 @@ impl Log {
     }
 }
 
-fn sorted(jobs: impl Iterator<Item = (u64, Vec<u8>, (u32, u32))>) -> Jobs {
+fn sorted(jobs: impl Iterator<Item = (u64, Content, (u32, u32))>) -> Jobs {
     let mut jobs: Jobs = jobs.collect();
     jobs.sort();
     jobs
@@ -210,7 +255,7 @@ fn sorted(jobs: impl Iterator<Item = (u64, Vec<u8>, (u32, u32))>) -> Jobs {
 fn so_far<'a>(jobs: impl Iterator<Item = &'a Job>) -> Jobs {
     sorted(jobs.map(|job| {
         let so_far = (job.failed(), job.crashes());
-        (job.id, job.payload.clone(), so_far)
+        (job.id, job.content.clone(), so_far)
     }))
 }
 
@@ -219,6 +264,16 @@ struct Deliveries {
     report: RecoveryReport,
     /// Jobs that were not acked, as if the process had ended.
     left: Jobs,
+}
+
+fn content_of(name: Option<&str>, headers: Headers<'_>, payload: &[u8]) -> Content {
+    Content {
+        name: name.map(str::to_owned),
+        headers: headers
+            .map(|(key, value)| (key.to_owned(), value.to_vec()))
+            .collect(),
+        payload: payload.to_vec(),
+    }
 }
 
 /// Opens the queue and takes all jobs, which must be those of `log` and a new one. Acks the jobs
@@ -240,31 +295,52 @@ fn deliver(dir: &Path, log: &Log, acks: impl Fn(usize) -> bool) -> Deliveries {
     let start = Instant::now();
     loop {
         let Some(job) = consumer.try_next() else {
-            if queue.stats().ready == 0 {
+            if queue.stats().ready == 0 || log.is_held_back() {
                 break;
             }
             assert!(start.elapsed() < PATIENCE, "{:?}", queue.stats());
             std::thread::yield_now();
             continue;
         };
-        let (id, payload) = (job.id().get(), job.payload().to_vec());
-        let found = (id, payload.clone(), (job.attempts(), job.crashes()));
+        let id = job.id().get();
+        let content = content_of(job.name(), job.headers(), job.payload());
+        let found = (id, content.clone(), (job.attempts(), job.crashes()));
         // A job with a crash is acked, since no other such job is delivered while one is held.
         if job.id() == new || job.crashes() > 0 || acks(delivered.len()) {
             job.ack();
         } else {
             // The close ends the delivery without a crash.
-            left.push((id, payload, (job.attempts() - 1, job.crashes())));
+            left.push((id, content, (job.attempts() - 1, job.crashes())));
             std::mem::forget(job);
         }
         delivered.push(found);
     }
+    let as_found = |attempts| {
+        let content = Content {
+            name: None,
+            headers: Vec::new(),
+            payload: b"new".to_vec(),
+        };
+        (new.get(), content, (attempts, 0))
+    };
+    if log.is_held_back() {
+        assert_eq!(delivered, []);
+        assert_eq!(self::letters(&queue), letters);
+        assert!(queue.stats().ready > 0, "{:?}", queue.stats());
+        let error = queue.verify().expect_err("a segment is not understood");
+        assert!(error.to_string().contains(LATER_VERSION), "{error}");
+        check_quarantine(&queue, &report, log);
+        drop(consumer);
+        queue.close().expect("closed");
+        let left = sorted(log.live().into_iter().chain([as_found(0)]));
+        return Deliveries { report, left };
+    }
     let expected = log.jobs(|job| !is_delayed(job) && !has_died(job));
     let expected = expected.map(|job| {
         let delivery = (job.next_attempt(), job.crashes());
-        (job.id, job.payload.clone(), delivery)
+        (job.id, job.content.clone(), delivery)
     });
-    let expected = expected.chain([(new.get(), b"new".to_vec(), (1, 0))]);
+    let expected = expected.chain([as_found(1)]);
     let (delivered, expected) = (sorted(delivered.into_iter()), sorted(expected));
     assert_eq!(delivered, expected, "{report:?}");
 
@@ -296,7 +372,7 @@ fn letters(queue: &Queue) -> Jobs {
     sorted(letters.map(|letter| {
         (
             letter.job_id().get(),
-            letter.payload().to_vec(),
+            content_of(letter.name(), letter.headers(), letter.payload()),
             (letter.attempts(), letter.crashes()),
         )
     }))
@@ -311,6 +387,9 @@ fn check_quarantine(queue: &Queue, report: &RecoveryReport, log: &Log) {
         let regions = segment.damage.len() as u64;
         if !segment.is_sealed {
             at_open.extend(segment.damage.iter().copied());
+        } else if segment.is_of_a_later_version && !segment.is_complete {
+            // It is left as it is.
+            later = 0..=0;
         } else if segment.is_complete {
             // The segment may be removed before anything reads it.
             later = 0..=regions;

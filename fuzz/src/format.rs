@@ -13,7 +13,7 @@ mod segment;
 pub use acks::{Acks, Deliveries};
 pub use record::{Fields, Record, fields, mend_records};
 pub use scan::{Gap, scan};
-pub use segment::{Job, Segment};
+pub use segment::{Content, Job, Segment};
 
 pub const UNIT: usize = 8;
 pub const FILE_HEADER: usize = 64;

@@ -4,16 +4,30 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use logmill::JobId;
+use logmill::{EnqueueOptions, JobId};
 
-use crate::format::{self, Acks, End, FIRST, Record, Segment, UNIT};
+use crate::format::{self, Acks, Content, End, FIRST, Record, Segment, UNIT};
+use crate::labels::Labels;
 use crate::{SEGMENT_SIZE, builder, directory, files};
 
 pub const JOBS: usize = 40;
 pub const ACKED: usize = 10;
 /// Some payloads end in zeros, which look like space that was never written. The last job has the
 /// fourth payload, which does.
-pub const PAYLOADS: [&[u8]; 6] = [b"", b"one", &[7; 300], &[0; 16], b"a second job", &[0; 200]];
+const PAYLOADS: [&[u8]; 6] = [b"", b"one", &[7; 300], &[0; 16], b"a second job", &[0; 200]];
+
+/// What a producer gave the queue of a job with this number.
+pub fn content(number: usize) -> Content {
+    let labels = Labels::of(number as u64);
+    let headers = labels.headers.iter();
+    Content {
+        name: labels.name.map(str::to_owned),
+        headers: headers
+            .map(|&(key, value)| (key.to_owned(), value.to_vec()))
+            .collect(),
+        payload: PAYLOADS[number % PAYLOADS.len()].to_vec(),
+    }
+}
 
 /// Replaces the random values and times in the files of the good queue, so that an input has the
 /// same effect in each process.
@@ -55,9 +69,10 @@ pub fn good_queue(sealed: bool) -> &'static Files {
 fn make_queue(sealed: bool) -> Files {
     let living = directory();
     let (queue, _) = builder(living.path()).open().expect("opened");
-    for (at, payload) in PAYLOADS.iter().cycle().take(JOBS).enumerate() {
-        let job = queue.enqueue(payload).expect("enqueued");
-        assert_eq!(job, JobId::new(at as u64));
+    for number in 0..JOBS {
+        let options = Labels::of(number as u64).add_to(EnqueueOptions::new());
+        let job = queue.enqueue_with(&content(number).payload, options);
+        assert_eq!(job.expect("enqueued"), JobId::new(number as u64));
     }
     let consumer = queue.consumer();
     for _ in 0..ACKED {
@@ -134,11 +149,8 @@ impl Files {
     fn check(&self) {
         let found = Segment::read(0, SEGMENT_SIZE as usize, self.segment.clone(), &self.ack);
         assert_eq!(found.damage, []);
-        let found = found
-            .live
-            .iter()
-            .map(|job| (job.id as usize, job.payload.as_slice()));
-        let enqueued = PAYLOADS.into_iter().cycle().take(JOBS).enumerate();
-        assert!(found.eq(enqueued.skip(ACKED)));
+        let found = found.live.into_iter();
+        let found = found.map(|job| (job.id as usize, job.content));
+        assert!(found.eq((ACKED..JOBS).map(|number| (number, content(number)))));
     }
 }

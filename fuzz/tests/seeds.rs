@@ -31,12 +31,15 @@ fn of_segment_and_ack() {
         ("many-zeros", &[0; 3000]),
     ];
     for (target, offsets) in [
-        // The last record starts at 4,888.
-        ("segment", [0, 8, 48, 64, 68, 76, 96, 1000, 4000, 4888]),
-        ("ack", [0, 8, 40, 64, 68, 72, 100, 192, 212, 300]),
+        // The name of job 11 starts at 1,464, its metadata at 1,467, and the last record at 6,320.
+        (
+            "segment",
+            &[0, 8, 48, 64, 68, 76, 96, 109, 1000, 1464, 1467, 4000, 6320][..],
+        ),
+        ("ack", &[0, 8, 40, 64, 68, 72, 100, 192, 212, 300]),
     ] {
         for sealed in [0, 2] {
-            for offset in offsets {
+            for &offset in offsets {
                 for (name, bytes) in changes {
                     if bytes.len() > 1000 && offset > 100 {
                         continue;
@@ -63,6 +66,22 @@ fn of_segment_and_ack() {
     for (name, file) in segments() {
         for sealed in [0, 2] {
             let input = [&[1 | MEND | sealed, 0, 0], file.as_slice()].concat();
+            write("segment", &format!("forged-{name}-{sealed}"), &input);
+        }
+    }
+    // Job 11 of the good queue, not done, with another kind, another name or other headers.
+    for (name, offset, bytes) in [
+        ("kind", 1432 + 12, [3].as_slice()),
+        ("name-length", 1432 + 13, &[30]),
+        ("name-not-utf8", 1464, &[0xff]),
+        ("header-tag", 1467, &[127]),
+        ("header-length", 1467 + 1, &[0, 0]),
+        ("key-length", 1467 + 3, &[200]),
+        ("key-not-utf8", 1467 + 4, &[0xff]),
+    ] {
+        for sealed in [0, 2] {
+            let offset = u16::to_le_bytes(offset);
+            let input = [&[MEND | sealed], offset.as_slice(), bytes].concat();
             write("segment", &format!("forged-{name}-{sealed}"), &input);
         }
     }
@@ -151,6 +170,14 @@ fn segments() -> Vec<(&'static str, Vec<u8>)> {
     let open = header(b"logmillS", 0, 0);
     let sealed = header(b"logmillS", 5, units);
     let sealed_more = header(b"logmillS", 9, units + 5);
+    // Jobs 0 to 9 of the good queue are done.
+    let named = named_jobs();
+    let count = 14;
+    let mut later = record(count, b"", b"what it means is not known");
+    later[12] = 3;
+    let behind = record(count, b"", b"last");
+    let all = [named.clone(), later.clone(), behind.clone()].concat();
+    let all_sealed = header(b"logmillS", count + 1, (64 + all.len() as u32) / 8);
     let one = record(0, b"", b"");
     let far = [record(2, b"", b"x"), record(5, b"", b"far")].concat();
     // Bytes that a scan which has lost its place takes for records of the greatest possible length.
@@ -183,8 +210,65 @@ fn segments() -> Vec<(&'static str, Vec<u8>)> {
             "near",
             [open.clone(), one, vec![9; 8], record(1, b"", b"near")].concat(),
         ),
-        ("list", [open, list.clone(), list].concat()),
+        ("list", [open.clone(), list.clone(), list].concat()),
+        ("named", [open.clone(), named.clone()].concat()),
+        ("later", [open.clone(), all.clone()].concat()),
+        ("later-sealed", [all_sealed, all, vec![0; 8]].concat()),
+        (
+            "later-behind-damage",
+            [open, named, vec![9; 64], later, behind].concat(),
+        ),
     ]
+}
+
+/// 14 jobs with names of many lengths and with headers, some of which are not valid.
+fn named_jobs() -> Vec<u8> {
+    let header = |key: &[u8], value: &[u8]| {
+        let field = [
+            &[128, (1 + key.len() + value.len()) as u8, 0, key.len() as u8],
+            key,
+            value,
+        ];
+        field.concat()
+    };
+    let valid = [
+        header(b"tenant", b"acme"),
+        header("gr\u{f6}\u{df}e".as_bytes(), b""),
+    ]
+    .concat();
+    let mut too_long = header(b"key", b"value");
+    too_long[3] = 200;
+    let jobs: [(&[u8], Vec<u8>); 14] = [
+        (b"n", vec![]),
+        (b"na", valid.clone()),
+        (b"nam", vec![]),
+        (b"name", valid.clone()),
+        (b"named", vec![]),
+        (b"named_7", vec![]),
+        (b"named_08", vec![]),
+        (b"named_to_15____", vec![]),
+        (&[b'n'; 255], valid.clone()),
+        (b"", valid.clone()),
+        // Job 10 is the first that is not done.
+        (
+            "gr\u{f6}\u{df}e_\u{e4}ndern".as_bytes(),
+            [field(1, &[5]), valid.clone()].concat(),
+        ),
+        (b"\xff\xfe", [header(b"\xff", b"1"), valid.clone()].concat()),
+        (b"name", [field(128, b""), too_long, valid.clone()].concat()),
+        // The first header ends the other fields, and so does a tag above that of a header.
+        (
+            b"",
+            [field(129, b"?"), field(1, &[5]), valid, vec![128, 9]].concat(),
+        ),
+    ];
+    let jobs = (0..).zip(jobs).map(|(index, (name, meta))| {
+        let mut job = record(index, &[name, &meta].concat(), b"payload");
+        job[13] = name.len() as u8;
+        job[14] = meta.len() as u8;
+        job
+    });
+    jobs.collect::<Vec<_>>().concat()
 }
 
 fn header(magic: &[u8; 8], records: u32, units: u32) -> Vec<u8> {

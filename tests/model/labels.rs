@@ -19,8 +19,8 @@ const HEADERS: [(&str, &[u8]); 4] = [
 /// The name and the headers of a job, either of which it may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Labels {
-    name: Option<&'static str>,
-    headers: &'static [(&'static str, &'static [u8])],
+    pub name: Option<&'static str>,
+    pub headers: &'static [(&'static str, &'static [u8])],
 }
 
 impl Labels {

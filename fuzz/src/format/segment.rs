@@ -16,6 +16,9 @@ pub struct Segment {
     pub is_sealed: bool,
     /// According to the ack file all records are done, including missing ones.
     pub is_complete: bool,
+    /// There is a record of a kind that is not defined, so the segment is left as it is: an open
+    /// fails if the segment is not sealed, and its jobs are held back if it is.
+    pub is_of_a_later_version: bool,
     pub damage: Vec<(u64, u64, Damage)>,
     /// Jobs that are not done.
     pub live: Vec<Job>,
@@ -24,12 +27,20 @@ pub struct Segment {
     pub settles: Vec<u64>,
 }
 
+/// What a producer gave the queue.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Content {
+    pub name: Option<String>,
+    pub headers: Vec<(String, Vec<u8>)>,
+    pub payload: Vec<u8>,
+}
+
 #[derive(Debug)]
 pub struct Job {
     pub id: u64,
     /// The place of its record in the log.
     pub sequence: u64,
-    pub payload: Vec<u8>,
+    pub content: Content,
     /// Failed attempts according to its metadata.
     pub prior_attempts: u32,
     /// Crashes according to its metadata.
@@ -71,6 +82,7 @@ impl Segment {
             file,
             is_sealed: false,
             is_complete: false,
+            is_of_a_later_version: false,
             damage: Vec::new(),
             live: Vec::new(),
             settles: Vec::new(),
@@ -115,6 +127,7 @@ impl Segment {
         let max_record = max_record(segment_size);
         let end_or_most = end.unwrap_or(most);
         let scan = scan(file, salt, max_record, end_or_most, segment.is_sealed);
+        segment.is_of_a_later_version = scan.not_understood.is_some();
         let offset = |units: u32| u64::from(units) * UNIT as u64;
         let len = seal.map_or(segment_size as u64, |seal| offset(seal.units));
         let end = scan.end;
@@ -156,7 +169,14 @@ impl Segment {
             segment.live.push(Job {
                 id: fields.original.unwrap_or(sequence),
                 sequence,
-                payload: record.payload().to_vec(),
+                content: Content {
+                    name: match record.name() {
+                        b"" => None,
+                        name => String::from_utf8(name.to_vec()).ok(),
+                    },
+                    headers: fields.headers,
+                    payload: record.payload().to_vec(),
+                },
                 prior_attempts: fields.prior_attempts,
                 prior_crashes: fields.prior_crashes,
                 deliveries,
