@@ -110,7 +110,7 @@ fn words_of(name: &[u8]) -> Vec<u64> {
         4..8 => vec![word(&name[..4]) | word(&name[len - 4..]) << 32],
         _ => {
             let mut words: Vec<_> = name.chunks_exact(8).map(word).collect();
-            if len % 8 != 0 {
+            if !len.is_multiple_of(8) {
                 words.push(word(&name[len - 8..]));
             }
             words

@@ -194,7 +194,7 @@ fn a_seal_that_names_fewer_records_than_there_are_cannot_complete_a_segment_with
 }
 
 /// A record of a kind that this version does not know, valid otherwise.
-fn add_unknown_kind(bytes: &mut Vec<u8>, at: usize) {
+fn add_unknown_kind(bytes: &mut [u8], at: usize) {
     let record = Header {
         len: 40,
         index: 1,
