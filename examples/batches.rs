@@ -4,12 +4,12 @@
 //! cargo run --example batches
 //! ```
 //!
-//! Prints the ids of a batch, how the jobs come out again in batches of up to four, and what a
-//! batch error says when the queue has no room for all of it.
+//! Prints the ids of a batch, how the jobs come out again in batches of up to four, and the errors
+//! of batches for which there is no room.
 
 use std::time::Duration;
 
-use logmill::{EnqueueError, Queue};
+use logmill::{EnqueueOptions, Queue};
 
 fn main() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
@@ -37,17 +37,23 @@ fn main() -> anyhow::Result<()> {
         }
     }
 
-    // A batch is no transaction. The error says which jobs are in the queue.
-    queue.enqueue(b"takes one of ten places")?;
-    match queue.enqueue_batch(&mails) {
-        Ok(_) => println!("room for all"),
-        Err(error) => {
-            println!("{error}");
-            if let EnqueueError::Full { .. } = error.error {
-                let left = &mails[error.enqueued.len()..];
-                println!("to be enqueued when there is room: {left:?}");
-            }
-        }
+    // All or none, each with its own options: the order is packed now, and its invoice sent later.
+    let invoice = EnqueueOptions::new()
+        .name("invoice")
+        .delay(Duration::from_secs(3600));
+    let jobs = [
+        (b"order 7", EnqueueOptions::new().name("pack")),
+        (b"order 7", invoice),
+    ];
+    queue.enqueue_batch_with(&jobs)?;
+
+    // There is room for 8 more jobs. Of ten, none is enqueued.
+    let error = queue.enqueue_batch(&mails).unwrap_err();
+    println!("{error}");
+    assert_eq!(queue.stats().depth(), 2);
+    // Many jobs go in several batches, each of them all or none.
+    for some in mails[..8].chunks(4) {
+        queue.enqueue_batch(some)?;
     }
     queue.close()?;
     Ok(())

@@ -36,7 +36,7 @@ fn main() -> anyhow::Result<()> {
         enqueue(&queue, JOBS, options)?;
         report("one by one", start);
         let start = Instant::now();
-        queue.enqueue_batch_with(&[b"job"; JOBS], options)?;
+        queue.enqueue_batch_with(&[(b"job", options); JOBS])?;
         report("one batch", start);
     }
 

@@ -132,6 +132,21 @@ pub enum EnqueueError {
         /// [`Queue::max_payload`](crate::Queue::max_payload).
         max: usize,
     },
+    /// The batch can never be enqueued as a whole. Enqueue its jobs in several batches.
+    #[error(
+        "a batch of {size} {} is larger than this queue's limit of {max}; enqueue it in parts{}",
+        if *limit == "max_depth" { "jobs" } else { "bytes of records" },
+        if *limit == "max_depth" { "" } else { ", or raise the limit by a larger segment_size" }
+    )]
+    BatchTooLarge {
+        /// The option that sets the limit: `max_depth` or `segment_size`.
+        limit: &'static str,
+        /// The size of the batch: jobs, or bytes of records.
+        size: u64,
+        /// The most that it may be: jobs, or bytes of records, see
+        /// [`Queue::enqueue_batch`](crate::Queue::enqueue_batch).
+        max: u64,
+    },
     /// An earlier flush failed, so nothing more can be guaranteed to reach the disk.
     ///
     /// Close and reopen the queue; the open checks what did reach it.
@@ -139,14 +154,14 @@ pub enum EnqueueError {
         "an earlier flush has failed, so durable enqueues are refused until the queue is reopened: {0}"
     )]
     Poisoned(Arc<StorageError>),
-    /// The job was enqueued, but flushing it failed.
+    /// The job was enqueued, or the batch of jobs, but flushing it failed.
     ///
-    /// This process will deliver it, but it may not survive a power cut. Later durable enqueues
+    /// This process will deliver them, but they may not survive a power cut. Later durable enqueues
     /// return [`Poisoned`](Self::Poisoned).
-    #[error("job {job} is enqueued, but could not be flushed: {error}")]
+    #[error("{} enqueued, but could not be flushed: {error}", match &jobs[..] { [job] => format!("job {job} is"), jobs => format!("{} jobs are", jobs.len()) })]
     NotDurable {
-        /// The job.
-        job: JobId,
+        /// The job, or the jobs of the batch.
+        jobs: Vec<JobId>,
         /// What failed.
         error: Arc<StorageError>,
     },
@@ -174,19 +189,6 @@ impl EnqueueError {
             Self::Full { .. } | Self::StorageFull(_) | Self::WaitInHandler { .. }
         )
     }
-}
-
-/// Why a batch was enqueued only in part or not at all.
-#[derive(Debug, thiserror::Error)]
-#[error("{} jobs of the batch were enqueued, then: {error}", enqueued.len())]
-pub struct BatchError {
-    /// The jobs that were enqueued: the first ones of the batch.
-    pub enqueued: Vec<JobId>,
-    /// Why the next job was not enqueued.
-    ///
-    /// For [`NotDurable`](EnqueueError::NotDurable), why the enqueued jobs may not survive a power
-    /// cut.
-    pub error: EnqueueError,
 }
 
 /// Why the queue could not be flushed completely.

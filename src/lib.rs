@@ -107,7 +107,7 @@ mod workers;
 
 pub use consumer::Consumer;
 pub use dead_letters::{DeadLetter, DeadLetters};
-pub use error::{BatchError, DeadLetterError, EnqueueError, FlushError, OpenError};
+pub use error::{DeadLetterError, EnqueueError, FlushError, OpenError};
 pub use failure::{Failure, FailureError};
 pub use id::{JobId, LetterId, ParseIdError};
 pub use job::Job;

@@ -76,6 +76,17 @@ pub enum Durability {
     Sync,
 }
 
+impl Durability {
+    /// The one of the two that loses less.
+    pub(crate) fn stronger(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Sync, _) | (_, Self::Sync) => Self::Sync,
+            (Self::Interval(one), Self::Interval(two)) => Self::Interval(one.min(two)),
+            (Self::Process, weaker) | (weaker, Self::Process) => weaker,
+        }
+    }
+}
+
 /// Options of one job, such as a delay or a wait for room; the defaults are the queue's.
 ///
 /// ```

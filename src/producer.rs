@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::JobId;
 use crate::engine::enqueue::{Lane, Place};
 use crate::engine::{Engine, Running};
-use crate::error::{BatchError, EnqueueError};
+use crate::error::EnqueueError;
 use crate::options::EnqueueOptions;
 
 /// The fastest way to enqueue: a handle for one thread, which stays on one stripe.
@@ -70,29 +70,30 @@ impl Producer {
         engine.enqueue_with(place, payload, &options)
     }
 
-    /// Enqueues several jobs in order, like [`Queue::enqueue_batch`](crate::Queue::enqueue_batch).
+    /// Enqueues several jobs, all or none, like
+    /// [`Queue::enqueue_batch`](crate::Queue::enqueue_batch).
     ///
     /// # Errors
     /// Those of [`Queue::enqueue_batch`](crate::Queue::enqueue_batch).
     pub fn enqueue_batch<P: AsRef<[u8]>>(
         &mut self,
         payloads: &[P],
-    ) -> Result<Vec<JobId>, BatchError> {
-        self.enqueue_batch_with(payloads, EnqueueOptions::new())
+    ) -> Result<Vec<JobId>, EnqueueError> {
+        let (engine, place) = self.place();
+        engine.enqueue_batch(place, payloads)
     }
 
-    /// Enqueues several jobs with options, like
+    /// Enqueues several jobs, all or none, each with its own options, like
     /// [`Queue::enqueue_batch_with`](crate::Queue::enqueue_batch_with).
     ///
     /// # Errors
     /// Those of [`Queue::enqueue_batch_with`](crate::Queue::enqueue_batch_with).
     pub fn enqueue_batch_with<P: AsRef<[u8]>>(
         &mut self,
-        payloads: &[P],
-        options: EnqueueOptions<'_>,
-    ) -> Result<Vec<JobId>, BatchError> {
+        jobs: &[(P, EnqueueOptions<'_>)],
+    ) -> Result<Vec<JobId>, EnqueueError> {
         let (engine, place) = self.place();
-        engine.enqueue_batch(place, payloads, &options)
+        engine.enqueue_batch_with(place, jobs)
     }
 
     #[inline(always)]

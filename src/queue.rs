@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::engine::Running;
 use crate::engine::enqueue::Place;
-use crate::error::{BatchError, EnqueueError, FlushError};
+use crate::error::{EnqueueError, FlushError};
 use crate::log::recovery::VerifyReport;
 use crate::options::{Builder, EnqueueOptions};
 use crate::{
@@ -108,35 +108,60 @@ impl Queue {
         engine.enqueue_with(Place::of_this_thread(engine), payload, &options)
     }
 
-    /// Enqueues several jobs in order and returns their ids in the same order.
+    /// Enqueues several jobs, all or none, and returns their ids in the same order.
     ///
-    /// Makes one reservation for as many jobs as fit a quarter of a segment (at most 16 MiB), and
-    /// one flush for the whole batch.
+    /// After the death of the process during the call, all of them are in the queue, or none is.
+    /// The same is true after a power cut, as long as the jobs were not flushed yet; if the call
+    /// returned after a flush (with `Sync`), all of them are there. No consumer gets one before all
+    /// of them are in the queue.
     ///
-    /// A batch is not a transaction: if the process dies during the call, the first jobs of the
-    /// batch are enqueued; a power cut may lose any of those that were not flushed.
-    ///
-    /// # Errors
-    /// The error lists the jobs that were enqueued: those before the first one that found no room,
-    /// for example, or all of them if only the flush failed. If an option is out of its range or a
-    /// payload is too large, none is enqueued.
-    pub fn enqueue_batch<P: AsRef<[u8]>>(&self, payloads: &[P]) -> Result<Vec<JobId>, BatchError> {
-        self.enqueue_batch_with(payloads, EnqueueOptions::new())
-    }
-
-    /// Enqueues several jobs with options that apply to each of them.
-    ///
-    /// Otherwise like [`enqueue_batch`](Self::enqueue_batch).
+    /// The batch takes one reservation in the log and at most one flush. It must fit a quarter of a
+    /// segment, at most 16 MiB: each job takes 32 bytes, its payload, name and headers, rounded up
+    /// to 8 bytes.
     ///
     /// # Errors
-    /// Those of [`enqueue_batch`](Self::enqueue_batch).
-    pub fn enqueue_batch_with<P: AsRef<[u8]>>(
+    /// Those of [`enqueue`](Self::enqueue), and [`EnqueueError::BatchTooLarge`]. No job of the batch
+    /// is enqueued then, except after [`NotDurable`](EnqueueError::NotDurable).
+    pub fn enqueue_batch<P: AsRef<[u8]>>(
         &self,
         payloads: &[P],
-        options: EnqueueOptions<'_>,
-    ) -> Result<Vec<JobId>, BatchError> {
+    ) -> Result<Vec<JobId>, EnqueueError> {
         let engine = &*self.running;
-        engine.enqueue_batch(Place::of_this_thread(engine), payloads, &options)
+        engine.enqueue_batch(Place::of_this_thread(engine), payloads)
+    }
+
+    /// Enqueues several jobs, all or none, each with its own options.
+    ///
+    /// The batch is as durable as the strongest [`durability`](EnqueueOptions::durability) among
+    /// the options asks, and waits for room for as long as the longest
+    /// [`wait`](EnqueueOptions::wait). It waits until there is room for all of its jobs; meanwhile,
+    /// others may take the room that there is. Otherwise like
+    /// [`enqueue_batch`](Self::enqueue_batch).
+    ///
+    /// ```
+    /// # use logmill::{EnqueueOptions, Queue};
+    /// # use std::time::Duration;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let (queue, _) = Queue::builder(dir.path()).open()?;
+    /// let reminder = EnqueueOptions::new().name("remind").delay(Duration::from_secs(3600));
+    /// let jobs = queue.enqueue_batch_with(&[
+    ///     (b"order 7", EnqueueOptions::new().name("pack")),
+    ///     (b"order 7", reminder),
+    /// ])?;
+    /// assert_eq!(jobs.len(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`enqueue_batch`](Self::enqueue_batch), and [`EnqueueError::InvalidOption`].
+    pub fn enqueue_batch_with<P: AsRef<[u8]>>(
+        &self,
+        jobs: &[(P, EnqueueOptions<'_>)],
+    ) -> Result<Vec<JobId>, EnqueueError> {
+        let engine = &*self.running;
+        engine.enqueue_batch_with(Place::of_this_thread(engine), jobs)
     }
 
     /// Returns a handle for a thread that enqueues many jobs.

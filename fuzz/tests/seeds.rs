@@ -216,9 +216,51 @@ fn segments() -> Vec<(&'static str, Vec<u8>)> {
         ("later-sealed", [all_sealed, all, vec![0; 8]].concat()),
         (
             "later-behind-damage",
-            [open, named, vec![9; 64], later, behind].concat(),
+            [open.clone(), named, vec![9; 64], later, behind].concat(),
+        ),
+        ("batch", [open.clone(), jobs_of_kinds(&ALL_KINDS)].concat()),
+        (
+            "batch-sealed",
+            [
+                header(b"logmillS", 10, (64 + 10 * 48) / 8),
+                jobs_of_kinds(&[1, 5, 0, 9, 13, 9, 5, 13, 1, 5]),
+                vec![0; 8],
+            ]
+            .concat(),
+        ),
+        (
+            "batch-without-first",
+            [open.clone(), jobs_of_kinds(&[1, 0, 13, 9, 5, 9, 1])].concat(),
+        ),
+        (
+            "batch-without-one",
+            [open.clone(), jobs_of_kinds(&[1, 5, 13, 0, 13, 9, 5, 9])].concat(),
+        ),
+        (
+            "batch-without-last",
+            [open.clone(), jobs_of_kinds(&[5, 13, 1, 5, 5, 9, 5, 13])].concat(),
+        ),
+        (
+            "batch-cut-off",
+            [open, jobs_of_kinds(&[1, 5, 13, 13])].concat(),
         ),
     ]
+}
+
+/// The kinds of a job alone, of the first, the next and the last of a batch, and of two batches.
+const ALL_KINDS: [u8; 9] = [1, 5, 13, 9, 5, 9, 5, 13, 9];
+
+/// Jobs of these kinds, of 48 bytes each; zeros for a kind of 0.
+fn jobs_of_kinds(kinds: &[u8]) -> Vec<u8> {
+    let jobs = (0..).zip(kinds).map(|(index, &kind)| match kind {
+        0 => vec![0; 48],
+        kind => {
+            let mut job = record(index, b"", b"job in a batch..");
+            job[12] = kind;
+            job
+        }
+    });
+    jobs.collect::<Vec<_>>().concat()
 }
 
 /// 14 jobs with names of many lengths and with headers, some of which are not valid.

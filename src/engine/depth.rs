@@ -20,17 +20,16 @@ impl DepthLimit {
         }
     }
 
-    /// Takes room for up to `wanted` jobs; returns how many it got room for.
-    pub(crate) fn take(&self, wanted: u64) -> u64 {
-        let mut taken = 0;
+    /// Takes room for so many jobs; returns whether there was room for all of them.
+    pub(crate) fn take(&self, wanted: u64) -> bool {
         // Relaxed: a count, which orders nothing.
-        let _ = self
+        let taken = self
             .jobs
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |jobs| {
-                taken = wanted.min(self.max.saturating_sub(jobs));
-                (taken > 0).then_some(jobs + taken)
+                let jobs = jobs.checked_add(wanted)?;
+                (jobs <= self.max).then_some(jobs)
             });
-        taken
+        taken.is_ok()
     }
 
     /// Sets the count to the number of jobs found at open.
@@ -67,15 +66,26 @@ pub(super) fn give_back_room(depth: Option<&DepthLimit>, room: &EventCount, jobs
 }
 
 impl Engine {
-    /// Takes room for up to `jobs` jobs, but at least one; returns how many it got room for.
-    pub(crate) fn take_room(&self, jobs: u64) -> Result<u64, EnqueueError> {
-        let Some(depth) = &self.depth else {
-            return Ok(jobs);
-        };
-        match depth.take(jobs) {
-            0 if self.is_closed() => Err(EnqueueError::Closed),
-            0 => Err(depth.full()),
-            taken => Ok(taken),
+    /// Takes room for so many jobs, all or none.
+    pub(crate) fn take_room(&self, jobs: u64) -> Result<(), EnqueueError> {
+        match &self.depth {
+            Some(depth) if !depth.take(jobs) => Err(match self.is_closed() {
+                true => EnqueueError::Closed,
+                false => depth.full(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether there can ever be room for so many jobs at once.
+    pub(super) fn check_batch_depth(&self, jobs: u64) -> Result<(), EnqueueError> {
+        match &self.depth {
+            Some(depth) if jobs > depth.max => Err(EnqueueError::BatchTooLarge {
+                limit: "max_depth",
+                size: jobs,
+                max: depth.max,
+            }),
+            _ => Ok(()),
         }
     }
 

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::Engine;
 use super::worker::WorkerMark;
-use crate::error::{BatchError, EnqueueError};
+use crate::error::EnqueueError;
 use crate::log::headers;
 use crate::log::meta::{MetaBytes, put_options};
 use crate::log::record::{NewRecord, RECORD_HEADER_BYTES};
-use crate::log::segment::Segment;
+use crate::log::segment::{Batch, BatchRecords, Segment};
 use crate::log::{Log, RollError};
 use crate::options::{Due, Durability, EnqueueOptions};
 use crate::{JobId, Sequence, Timestamp};
@@ -83,18 +83,18 @@ impl<'a> Place<'a> {
         }
     }
 
-    fn append_all(
+    pub(super) fn append_batch<'r>(
         &mut self,
-        template: &NewRecord<'_>,
-        payloads: &[&[u8]],
+        batch: &Batch<impl BatchRecords<'r>>,
     ) -> Result<Sequence, RollError> {
         match &mut self.active {
-            Some(active) => self.stripe.append_all(active, template, payloads),
-            None => {
-                let mut active = self.stripe.active();
-                self.stripe.append_all(&mut active, template, payloads)
-            }
+            Some(active) => self.stripe.append_batch(active, batch),
+            None => self.stripe.append_batch(&mut self.stripe.active(), batch),
         }
+    }
+
+    pub(super) fn stripe(&self) -> &'a Log {
+        self.stripe
     }
 }
 
@@ -182,78 +182,12 @@ impl Engine {
         })?;
         self.dispatch().sleepers.notify(1);
         let job = JobId::of(sequence);
-        self.make_durable(place.stripe, durability, job)?;
+        self.make_durable(place.stripe, durability, &[job])?;
         Ok(job)
     }
 
-    pub(crate) fn enqueue_batch<P: AsRef<[u8]>>(
-        &self,
-        place: Place<'_>,
-        payloads: &[P],
-        options: &EnqueueOptions<'_>,
-    ) -> Result<Vec<JobId>, BatchError> {
-        let mut enqueued = Vec::with_capacity(payloads.len());
-        match self.append_batch(place, payloads, options, &mut enqueued) {
-            Ok(()) => Ok(enqueued),
-            Err(error) => Err(BatchError { enqueued, error }),
-        }
-    }
-
-    fn append_batch<P: AsRef<[u8]>>(
-        &self,
-        mut place: Place<'_>,
-        payloads: &[P],
-        options: &EnqueueOptions<'_>,
-        enqueued: &mut Vec<JobId>,
-    ) -> Result<(), EnqueueError> {
-        options.validate()?;
-        let meta = meta_of(options);
-        // `as_ref` is called once per payload: a payload that changed between two calls would not
-        // fit its reservation.
-        let payloads: Vec<&[u8]> = payloads.iter().map(AsRef::as_ref).collect();
-        for payload in &payloads {
-            self.check_len(options.len() + payload.len())?;
-        }
-        let durability = options.durability.unwrap_or(self.durability());
-        self.check_poison(durability)?;
-        let template = new_record(options, &meta, &[]);
-        let mut rest = payloads.as_slice();
-        let mut result = Ok(());
-        while !rest.is_empty() {
-            let fitting = place.stripe.batch_prefix(&template, rest);
-            let appended = self.with_room(options.wait, || {
-                let taken = self.take_room(fitting as u64)?;
-                // At most `fitting`, which is a usize.
-                let run = &rest[..taken as usize];
-                match place.append_all(&template, run) {
-                    Ok(first) => Ok((first, run.len())),
-                    Err(error) => {
-                        self.give_back_room(taken);
-                        Err(error.into())
-                    }
-                }
-            });
-            match appended {
-                Ok((first, count)) => {
-                    enqueued.extend((0..count as u32).map(|at| JobId::of(first.plus(at))));
-                    self.dispatch().sleepers.notify(count);
-                    rest = &rest[count..];
-                }
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            }
-        }
-        if let Some(&last) = enqueued.last() {
-            self.make_durable(place.stripe, durability, last)?;
-        }
-        result
-    }
-
-    #[inline]
     /// Checks the bytes of a job: its name, its headers, and its payload.
-    fn check_len(&self, len: usize) -> Result<(), EnqueueError> {
+    pub(super) fn check_len(&self, len: usize) -> Result<(), EnqueueError> {
         let max = self.max_payload();
         if len > max {
             return Err(EnqueueError::PayloadTooLarge { len, max });
@@ -261,7 +195,7 @@ impl Engine {
         Ok(())
     }
 
-    fn check_poison(&self, durability: Durability) -> Result<(), EnqueueError> {
+    pub(super) fn check_poison(&self, durability: Durability) -> Result<(), EnqueueError> {
         if durability == Durability::Process {
             return Ok(());
         }
@@ -273,7 +207,7 @@ impl Engine {
 
     /// Retries `attempt` until there is room, for up to `wait`.
     #[inline]
-    fn with_room<T>(
+    pub(super) fn with_room<T>(
         &self,
         wait: Duration,
         mut attempt: impl FnMut() -> Result<T, EnqueueError>,
@@ -316,12 +250,12 @@ impl Engine {
         }
     }
 
-    /// Makes an appended job, and those before it on its stripe, as durable as `durability` asks.
-    fn make_durable(
+    /// Makes appended jobs, and those before them on their stripe, as durable as `durability` asks.
+    pub(super) fn make_durable(
         &self,
         stripe: &Log,
         durability: Durability,
-        last: JobId,
+        jobs: &[JobId],
     ) -> Result<(), EnqueueError> {
         match durability {
             Durability::Process => Ok(()),
@@ -331,13 +265,16 @@ impl Engine {
             }
             Durability::Sync => stripe
                 .flush(false)
-                .map_err(|error| EnqueueError::NotDurable { job: last, error }),
+                .map_err(|error| EnqueueError::NotDurable {
+                    jobs: jobs.to_vec(),
+                    error,
+                }),
         }
     }
 }
 
 #[inline]
-fn meta_of(options: &EnqueueOptions<'_>) -> MetaBytes {
+pub(super) fn meta_of(options: &EnqueueOptions<'_>) -> MetaBytes {
     let delay = match options.due {
         Due::After(delay) => Some(delay),
         Due::AtOnce | Due::At(_) => None,
@@ -349,7 +286,7 @@ fn meta_of(options: &EnqueueOptions<'_>) -> MetaBytes {
 }
 
 #[inline]
-fn new_record<'a>(
+pub(super) fn new_record<'a>(
     options: &EnqueueOptions<'a>,
     meta: &'a [u8],
     payload: &'a [u8],

@@ -4,6 +4,7 @@
 //! and goes through `delivery.rs` to its end. A job that dies becomes a letter in `dead_log.rs`;
 //! `letters.rs` shows letters, and `replay.rs` turns them into jobs again.
 
+mod batch;
 mod dead_log;
 pub(crate) mod delivery;
 mod depth;

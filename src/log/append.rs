@@ -1,8 +1,8 @@
 //! Appending to the log, and the roll to the next segment.
 use std::sync::Arc;
 
-use super::record::{NewRecord, UNIT, units_of};
-use super::segment::{Append, Segment, Unsettled, Warm};
+use super::record::{NewRecord, UNIT};
+use super::segment::{Append, Batch, BatchRecords, Segment, Unsettled, Warm};
 use super::{Log, Next, RollError, SPARE_WAIT, create_segment};
 use crate::Sequence;
 use crate::events::event;
@@ -13,17 +13,10 @@ impl Log {
         super::max_record_bytes(self.config.segment_size)
     }
 
-    /// How many of the payloads fit one [`append_all`](Self::append_all).
-    pub(crate) fn batch_prefix(&self, template: &NewRecord<'_>, payloads: &[&[u8]]) -> usize {
-        let mut room = self.max_record_bytes() / UNIT;
-        let fits = |payload: &&&[u8]| {
-            let units = units_of(template.with_payload(payload).len()) as usize;
-            let fits = units <= room;
-            room = room.saturating_sub(units);
-            fits
-        };
-        // A single record always fits.
-        payloads.iter().take_while(fits).count().max(1)
+    /// Records to append as a whole. If there are too many of them, the error is how many bytes
+    /// they take; the most is [`max_record_bytes`](Self::max_record_bytes).
+    pub(crate) fn batch<'a, I: BatchRecords<'a>>(&self, records: I) -> Result<Batch<I>, u64> {
+        Batch::new(records, self.max_record_bytes() / UNIT * UNIT)
     }
 
     pub(crate) fn active(&self) -> Arc<Segment> {
@@ -86,16 +79,15 @@ impl Log {
         }
     }
 
-    /// Appends records with one reservation; they must fit one segment. They differ from `template`
-    /// in their payloads. Returns the first one's sequence; the others follow without a gap.
-    pub(crate) fn append_all(
+    /// Appends a batch, all or none. Returns the first one's sequence; the others follow without a
+    /// gap.
+    pub(crate) fn append_batch<'a>(
         &self,
         cached: &mut Arc<Segment>,
-        template: &NewRecord<'_>,
-        payloads: &[&[u8]],
+        batch: &Batch<impl BatchRecords<'a>>,
     ) -> Result<Sequence, RollError> {
         loop {
-            match cached.append_all(template, payloads) {
+            match cached.append_batch(batch) {
                 Append::Done(first) => return Ok(cached.sequence(first.index)),
                 Append::Full { complete } => *cached = self.after_full(cached, complete)?,
             }

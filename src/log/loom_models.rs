@@ -65,6 +65,20 @@ impl Area {
         reserved
     }
 
+    /// Models `Segment::append_batch`, of records of one unit: the first is committed last.
+    fn append_batch(&self, names: &[u32]) {
+        let jobs = names.len() as u32;
+        let Reserved::At(first) = self.tail.reserve(jobs, jobs) else {
+            panic!("there is room");
+        };
+        let mut records: Vec<_> = (first.units..).zip(names).collect();
+        records.rotate_left(1);
+        for (units, &name) in records {
+            assert_eq!(self.payload[units as usize].replace(name), 0);
+            self.commit_words[units as usize].store(1, Ordering::Release);
+        }
+    }
+
     /// Models `Pinned::record`. Returns the name and length of the record at `units`, if one is
     /// committed there.
     fn record(&self, units: u32) -> Option<(u32, u32)> {
@@ -273,6 +287,32 @@ fn a_reader_sees_a_prefix_of_whole_records() {
         let late = area.walk();
         assert_eq!(late.len(), 2);
         assert!(late.starts_with(&early));
+    });
+}
+
+#[test]
+fn a_reader_or_a_claim_sees_all_records_of_a_batch_or_none() {
+    check(Some(4), || {
+        let area = Arc::new(Area::new(6));
+        let [_, _, walked, claimed] = concurrently(
+            &area,
+            [
+                |area| {
+                    area.append_batch(&[1, 2, 3]);
+                    Vec::new()
+                },
+                |area| {
+                    area.append(4, 1);
+                    Vec::new()
+                },
+                Area::walk,
+                |area| area.claim(5),
+            ],
+        );
+        for seen in [walked, claimed] {
+            let of_batch: Vec<_> = seen.into_iter().filter(|&name| name < 4).collect();
+            assert!(of_batch.is_empty() || of_batch == [1, 2, 3]);
+        }
     });
 }
 

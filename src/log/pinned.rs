@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::ack::Deliveries;
-use super::record::{HEADER_UNITS, Header, KIND_JOB, UNIT};
+use super::record::{HEADER_UNITS, Header, UNIT};
 use super::records::{Mender, Record, SoleAccess};
 use super::segment::{self, Maps, START, Segment};
 use super::tail::Position;
@@ -63,7 +63,7 @@ impl Pinned {
     pub(crate) fn live_records(&self) -> impl Iterator<Item = Record<'_>> {
         self.records(START).filter(|record| {
             let header = record.header();
-            header.kind == KIND_JOB && !self.is_done(header.index)
+            header.is_job() && !self.is_done(header.index)
         })
     }
 
@@ -110,7 +110,7 @@ impl Pinned {
         };
         for record in self.records(hint) {
             let header = record.header();
-            if header.kind == KIND_JOB && !self.maps.acks.is_done(header.index) {
+            if header.is_job() && !self.maps.acks.is_done(header.index) {
                 return Some(header.enqueued_at);
             }
             // Relaxed: any of the values ever stored is a valid place to start.
@@ -134,7 +134,7 @@ impl Pinned {
         for record in self.records(hint) {
             *budget = budget.checked_sub(1)?;
             let header = record.header();
-            let is_live = header.kind == KIND_JOB && !self.maps.acks.is_done(header.index);
+            let is_live = header.is_job() && !self.maps.acks.is_done(header.index);
             let is_claimed = record.units() < claimed;
             let was_delivered =
                 is_claimed && self.maps.acks.deliveries(header.index) != Deliveries::default();
@@ -179,10 +179,10 @@ impl Pinned {
             read_in(units + HEADER_UNITS)?;
             let record = records.plausible_record(units, end)?;
             let header = record.header();
-            if header.kind == KIND_JOB && header.index >= index {
+            if header.is_job() && header.index >= index {
                 return None;
             }
-            if header.kind == KIND_JOB && !self.maps.acks.is_done(header.index) {
+            if header.is_job() && !self.maps.acks.is_done(header.index) {
                 read_in(record.next())?;
                 let salt = self.segment.identity().salt;
                 return Some(*records.valid_record(units, end, salt)?.header());

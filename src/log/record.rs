@@ -5,7 +5,7 @@
 //!      0     4  len          total bytes, header included; 0: not committed (stored last)
 //!      4     4  check        of everything else, see [`Header::check`]
 //!      8     4  index        ordinal within the segment
-//!     12     1  kind         1 job, 2 pad; see [`Header::is_understood`]
+//!     12     1  kind         1 job, 2 pad; of a batch: 5 first, 13 another, 9 last job
 //!     13     1  name_len     bytes of the job's name; 0: it has none
 //!     14     2  meta_len     bytes of metadata
 //!     16     8  enqueued_at  nanoseconds since the Unix epoch
@@ -35,6 +35,16 @@ pub(crate) const META_LEN_SHIFT: u32 = 48;
 pub(crate) const KIND_JOB: u8 = 1;
 /// A region without a record; recovery writes it over damage, so that later walks can step over it.
 pub(crate) const KIND_PAD: u8 = 2;
+/// Set in the kind of a job that another job of its batch follows.
+const MORE: u8 = 4;
+/// Set in the kind of a job that follows another job of its batch.
+const CONTINUED: u8 = 8;
+
+/// The kind of a job in a batch.
+#[inline]
+pub(crate) fn kind_in_batch(is_first: bool, is_last: bool) -> u8 {
+    KIND_JOB | if is_last { 0 } else { MORE } | if is_first { 0 } else { CONTINUED }
+}
 
 /// How many units a record of `len` bytes takes.
 #[inline]
@@ -92,7 +102,22 @@ impl Header {
     /// with another record is left to a later version, which must give a record another kind if
     /// this version would misread it. What may be ignored goes into a field of the metadata.
     pub(crate) fn is_understood(&self) -> bool {
-        matches!(self.kind, KIND_JOB | KIND_PAD)
+        self.kind == KIND_PAD || self.is_job()
+    }
+
+    #[inline]
+    pub(crate) fn is_job(&self) -> bool {
+        self.kind & !(MORE | CONTINUED) == KIND_JOB
+    }
+
+    /// Whether another record of its batch follows it.
+    pub(crate) fn has_more(&self) -> bool {
+        self.is_job() && self.kind & MORE != 0
+    }
+
+    /// Whether it follows another record of its batch.
+    pub(crate) fn is_continued(&self) -> bool {
+        self.is_job() && self.kind & CONTINUED != 0
     }
 
     /// Bytes between the header and the payload.

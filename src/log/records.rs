@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::header::{self, FileKind, Identity};
 use super::record::{
-    self, Content, HEADER_UNITS, Header, KIND_JOB, KIND_PAD, NewRecord, RECORD_HEADER_BYTES, UNIT,
+    self, Content, HEADER_UNITS, Header, KIND_PAD, NewRecord, RECORD_HEADER_BYTES, UNIT,
 };
 use super::tail::Position;
 use crate::Timestamp;
@@ -298,13 +298,14 @@ pub(super) unsafe fn write_record(
     records: &MappedFile,
     salt: u64,
     position: Position,
+    kind: u8,
     record: &NewRecord<'_>,
     content: u32,
 ) {
     let header = Header {
         len: record.len() as u32,
         index: position.index,
-        kind: KIND_JOB,
+        kind,
         name_len: record.name.len() as u8,
         meta_len: record.meta.len() as u16,
         enqueued_at: record.enqueued_at,

@@ -7,7 +7,7 @@ use super::ack;
 use super::hold::Hold;
 use super::lease::Lease;
 use super::pinned::Pinned;
-use super::record::{self, HEADER_UNITS, KIND_JOB, META_LEN_SHIFT, UNIT};
+use super::record::{self, HEADER_UNITS, META_LEN_SHIFT, UNIT};
 #[cfg(test)]
 use super::segment::Segment;
 use super::tail::Position;
@@ -127,7 +127,7 @@ impl Pinned {
                 // There may be pads, and gaps in the ordinals. Records past the cursor can only
                 // have been acked by an earlier process.
                 let header = records.header(to.units);
-                if header.kind == KIND_JOB {
+                if header.is_job() {
                     to.index = header.index + 1;
                     live += u32::from(!self.maps().acks.is_done(header.index));
                 }
@@ -187,7 +187,7 @@ impl Run {
         let mut previous: Option<Lease> = None;
         while at.units < self.to_units {
             let header = records.header(at.units);
-            if header.kind == KIND_JOB && !maps.acks.is_done(header.index) {
+            if header.is_job() && !maps.acks.is_done(header.index) {
                 at.index = header.index;
                 let lease = Lease::new(self.hold.clone(), at, false);
                 if let Some(lease) = previous.replace(lease) {

@@ -1,7 +1,7 @@
 //! Verification: whether every record still passes its check.
 use super::Log;
 use super::pinned::Pinned;
-use super::record::{KIND_JOB, UNIT};
+use super::record::UNIT;
 use super::recovery::{Damage, Quarantined, VerifyReport};
 use super::segment::START;
 use crate::storage::StorageError;
@@ -37,7 +37,7 @@ fn check_records(pinned: &Pinned, report: &mut VerifyReport) {
                 damage: Damage::Checksum,
                 copy: None,
             });
-        } else if record.header().kind == KIND_JOB {
+        } else if record.header().is_job() {
             report.records += 1;
             report.bytes += bytes;
         }

@@ -27,7 +27,7 @@ pub(crate) enum Moment {
 }
 
 /// Called before and after each creation, truncation, renaming, removal and flush below a
-/// directory.
+/// directory, and after each commit of a record of a batch.
 pub(crate) type Observer = Box<dyn FnMut(Operation, &Path, Moment) -> io::Result<()>>;
 
 /// The effect on a call.
@@ -209,11 +209,17 @@ pub(super) fn around<T>(
     result
 }
 
+/// Tells the observer that a record of a batch was committed.
+pub(crate) fn note_commit(segment: &Path) {
+    // There is nothing that an error could prevent.
+    let _ = tell(Operation::Commit, segment, Moment::After);
+}
+
 fn tell(operation: Operation, path: &Path, moment: Moment) -> io::Result<()> {
-    use Operation::{Create, Flush, FlushDirectory, Remove, Rename, Truncate};
+    use Operation::{Commit, Create, Flush, FlushDirectory, Remove, Rename, Truncate};
     if !matches!(
         operation,
-        Create | Truncate | Rename | Remove | Flush | FlushDirectory
+        Create | Truncate | Rename | Remove | Flush | FlushDirectory | Commit
     ) {
         return Ok(());
     }

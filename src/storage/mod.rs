@@ -50,6 +50,9 @@ pub(crate) enum Operation {
     Remove,
     Flush,
     FlushDirectory,
+    /// A store that commits a record of a batch: no call, but a moment to look at the files.
+    #[cfg(test)]
+    Commit,
 }
 
 impl Operation {
@@ -71,6 +74,8 @@ impl Operation {
             Operation::Remove => "remove",
             Operation::Flush => "flush",
             Operation::FlushDirectory => "flush the directory",
+            #[cfg(test)]
+            Operation::Commit => "commit a record in",
         }
     }
 

@@ -191,29 +191,30 @@ impl Life {
         let place = Place::on(&stripes[self.random.usize(0..stripes.len())]);
         match running.enqueue_with(place, &payload, &options) {
             Ok(job) => self.note_enqueued([job.sequence()]),
-            Err(error) => self.check_refusal(&error),
+            Err(error) => self.check_refusal(&error, 1),
         }
     }
 
     fn enqueue_batch(&mut self) {
-        let payloads = vec![self.payload(); self.random.usize(0..20)];
-        let options = self.options();
+        let jobs = self.random.usize(0..20);
+        let jobs: Vec<_> = (0..jobs)
+            .map(|_| (self.payload(), self.options()))
+            .collect();
         let running = self.running();
         let place = Place::on(&running.dispatch().stripes()[0]);
-        match running.enqueue_batch(place, &payloads, &options) {
+        let count = jobs.len() as u64;
+        match running.enqueue_batch_with(place, &jobs) {
             Ok(jobs) => self.note_enqueued(jobs.into_iter().map(JobId::sequence)),
-            Err(error) => {
-                self.note_enqueued(error.enqueued.into_iter().map(JobId::sequence));
-                self.check_refusal(&error.error);
-            }
+            Err(EnqueueError::BatchTooLarge { .. }) => {}
+            Err(error) => self.check_refusal(&error, count),
         }
     }
 
-    fn check_refusal(&self, error: &EnqueueError) {
+    fn check_refusal(&self, error: &EnqueueError, jobs: u64) {
         match error {
             EnqueueError::Full {
                 limit: "max_depth", ..
-            } => assert!(self.running().stats().depth() >= MAX_DEPTH),
+            } => assert!(self.running().stats().depth() + jobs > MAX_DEPTH),
             EnqueueError::Full { .. } => assert!(self.max_bytes.is_some(), "{error}"),
             error => panic!("{error}"),
         }

@@ -1,9 +1,9 @@
-//! Tests of batches: order, partial failure, and batches larger than a segment.
+//! Tests of batches: all of their jobs are enqueued or none, in order, each with its own options.
 
 use std::thread;
 use std::time::Duration;
 
-use logmill::{BatchError, Durability, EnqueueError, EnqueueOptions, JobId};
+use logmill::{Durability, EnqueueError, EnqueueOptions, JobId, Queue};
 
 use crate::support::*;
 
@@ -11,8 +11,21 @@ fn numbers(from: u64, to: u64, len: usize) -> Vec<Vec<u8>> {
     (from..to).map(|number| payload_of(number, len)).collect()
 }
 
+/// The same options for each of the payloads.
+fn each(payloads: Vec<Vec<u8>>, options: EnqueueOptions<'_>) -> Vec<(Vec<u8>, EnqueueOptions<'_>)> {
+    payloads
+        .into_iter()
+        .map(|payload| (payload, options))
+        .collect()
+}
+
+/// How many bytes of payload a batch of so many jobs can have for each of them.
+fn largest_of(jobs: usize) -> usize {
+    (SEGMENT as usize - 64) / 4 / jobs / 8 * 8 - 32
+}
+
 #[test]
-fn a_batch_keeps_its_order_and_returns_a_sequence_for_each() {
+fn a_batch_keeps_its_order_and_returns_an_id_for_each_job() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     let first = queue.enqueue_batch(&numbers(0, 100, 50)).unwrap();
@@ -21,34 +34,39 @@ fn a_batch_keeps_its_order_and_returns_a_sequence_for_each() {
         .enqueue_batch(&numbers(100, 150, 50))
         .unwrap();
     assert_eq!((first.len(), second.len()), (100, 50));
-    let sequences: Vec<JobId> = first.into_iter().chain(second).collect();
-    assert!(sequences.is_sorted_by(|a, b| a < b));
+    let ids: Vec<JobId> = first.into_iter().chain(second).collect();
+    assert!(ids.is_sorted_by(|a, b| a < b));
     let delivered = drain(&queue);
-    assert!(delivered.iter().map(|job| job.sequence).eq(sequences));
+    assert!(delivered.iter().map(|job| job.sequence).eq(ids));
     assert!(delivered.iter().map(Delivered::number).eq(0..150));
     assert_eq!(queue.stats().enqueued, 150);
 }
 
 #[test]
-fn a_batch_larger_than_a_segment_is_enqueued_whole_and_in_order() {
+fn a_batch_of_up_to_a_quarter_of_a_segment_is_enqueued_and_a_larger_one_refused() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
-    // These fill about five segments.
-    let sequences = queue.enqueue_batch(&numbers(0, 300, 1000)).unwrap();
-    assert!(sequences.is_sorted_by(|a, b| a < b));
-    assert!(segment_files(dir.path()).len() >= 5);
-    let delivered = drain(&queue);
-    assert!(delivered.iter().map(|job| job.sequence).eq(sequences));
-    assert!(delivered.iter().map(Delivered::number).eq(0..300));
-}
-
-#[test]
-fn a_batch_of_the_largest_payloads_is_enqueued() {
-    let dir = tempfile::tempdir().unwrap();
-    let queue = open(builder(dir.path()));
-    let payloads = numbers(0, 20, queue.max_payload());
-    queue.enqueue_batch(&payloads).unwrap();
-    assert_eq!(drain_numbers(&queue), (0..20).collect::<Vec<_>>());
+    for jobs in [1, 2, 7, 100] {
+        let len = largest_of(jobs).min(queue.max_payload());
+        queue.enqueue_batch(&vec![vec![7; len]; jobs]).unwrap();
+    }
+    let before = queue.stats().depth();
+    for jobs in [2, 7, 100] {
+        let mut payloads = vec![vec![7; largest_of(jobs)]; jobs];
+        payloads.resize(jobs + 1, vec![7; 400]);
+        match queue.enqueue_batch(&payloads).unwrap_err() {
+            EnqueueError::BatchTooLarge {
+                limit: "segment_size",
+                size,
+                max,
+            } => {
+                assert!(size > max && max == (SEGMENT - 64) / 4);
+            }
+            error => panic!("{error}"),
+        }
+    }
+    assert_eq!(queue.stats().depth(), before);
+    assert_eq!(drain(&queue).len() as u64, before);
 }
 
 #[test]
@@ -56,110 +74,208 @@ fn an_empty_batch_enqueues_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()).durability(Durability::Sync));
     assert_eq!(queue.enqueue_batch::<&[u8]>(&[]).unwrap(), []);
+    assert_eq!(queue.enqueue_batch_with::<&[u8]>(&[]).unwrap(), []);
     assert_eq!((queue.stats().depth(), queue.stats().enqueued), (0, 0));
 }
 
 #[test]
-fn a_batch_beyond_max_depth_is_enqueued_as_far_as_there_is_room() {
+fn a_batch_for_which_there_is_not_enough_room_is_not_enqueued_at_all() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()).max_depth(10));
     queue.enqueue_batch(&numbers(0, 4, 8)).unwrap();
-    let BatchError { enqueued, error } = queue.enqueue_batch(&numbers(4, 24, 8)).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            EnqueueError::Full {
-                limit: "max_depth",
-                ..
-            }
-        ),
-        "{error}"
+    let error = queue.enqueue_batch(&numbers(4, 11, 8)).unwrap_err();
+    let is_full = matches!(
+        error,
+        EnqueueError::Full {
+            limit: "max_depth",
+            ..
+        }
     );
-    assert_eq!(enqueued.len(), 6);
-    let error = queue.enqueue_batch(&numbers(24, 26, 8)).unwrap_err();
-    assert_eq!(error.enqueued, []);
-
-    let delivered = drain(&queue);
-    assert!(
-        delivered.iter().map(Delivered::number).eq(0..10),
-        "only the first jobs of the batch are enqueued"
-    );
-    assert!(delivered[4..].iter().map(|job| job.sequence).eq(enqueued));
+    assert!(is_full, "{error}");
+    assert_eq!(queue.stats().depth(), 4);
+    queue.enqueue_batch(&numbers(4, 10, 8)).unwrap();
+    queue.enqueue_batch(&numbers(10, 11, 8)).unwrap_err();
+    match queue.enqueue_batch(&numbers(0, 11, 8)).unwrap_err() {
+        EnqueueError::BatchTooLarge {
+            limit: "max_depth",
+            size: 11,
+            max: 10,
+        } => {}
+        error => panic!("{error}"),
+    }
+    assert!(drain(&queue).iter().map(Delivered::number).eq(0..10));
 }
 
 #[test]
-fn a_batch_that_waits_for_room_may_be_larger_than_max_depth() {
+fn a_batch_waits_until_there_is_room_for_all_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()).max_depth(10));
-    let waiting = EnqueueOptions::new().wait_forever();
+    queue.enqueue_batch(&numbers(0, 10, 8)).unwrap();
+    let waiting = each(numbers(10, 15, 8), EnqueueOptions::new().wait_forever());
     thread::scope(|scope| {
-        let batch = scope.spawn(|| queue.enqueue_batch_with(&numbers(0, 100, 8), waiting));
+        let batch = scope.spawn(|| queue.enqueue_batch_with(&waiting));
         let consumer = queue.consumer();
-        for number in 0..100 {
+        for number in 0..15 {
             let job = consumer.next_timeout(PATIENCE).unwrap();
             assert_eq!(number_in(job.payload()), number);
             job.ack();
         }
-        assert_eq!(batch.join().unwrap().unwrap().len(), 100);
+        assert_eq!(batch.join().unwrap().unwrap().len(), 5);
     });
+    queue.enqueue_batch(&numbers(0, 6, 8)).unwrap();
     let briefly = EnqueueOptions::new().wait(Duration::from_millis(20));
     let error = queue
-        .enqueue_batch_with(&numbers(0, 15, 8), briefly)
+        .enqueue_batch_with(&each(numbers(0, 5, 8), briefly))
         .unwrap_err();
-    assert_eq!(error.enqueued.len(), 10);
-    assert!(error.error.is_full());
+    assert!(error.is_full());
+    assert_eq!(queue.stats().depth(), 6);
 }
 
 #[test]
-fn a_batch_with_a_payload_that_is_too_large_is_refused_whole() {
+fn a_batch_with_a_job_that_cannot_be_enqueued_is_refused_whole() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
     let mut payloads = numbers(0, 3, 8);
     payloads.push(vec![0; queue.max_payload() + 1]);
     let error = queue.enqueue_batch(&payloads).unwrap_err();
     assert!(
-        matches!(error.error, EnqueueError::PayloadTooLarge { .. }),
+        matches!(error, EnqueueError::PayloadTooLarge { .. }),
         "{error}"
     );
-    assert_eq!(error.enqueued, []);
+    let mut jobs = each(numbers(0, 3, 8), EnqueueOptions::new());
+    jobs[1].1 = EnqueueOptions::new().max_attempts(0);
+    let error = queue.enqueue_batch_with(&jobs).unwrap_err();
+    assert!(
+        matches!(error, EnqueueError::InvalidOption { .. }),
+        "{error}"
+    );
     assert_eq!(queue.stats().depth(), 0);
 }
 
 #[test]
-fn options_hold_for_each_job_of_a_batch() {
+fn each_job_of_a_batch_has_its_own_options() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
-    let options = EnqueueOptions::new()
-        .max_attempts(1)
-        .durability(Durability::Sync);
-    queue
-        .enqueue_batch_with(&numbers(0, 5, 8), options)
-        .unwrap();
+    let new = EnqueueOptions::new;
+    let headers: [(&str, &[u8]); 1] = [("tenant", b"acme")];
+    let jobs = [
+        (
+            &b"dies at once"[..],
+            new().max_attempts(1).durability(Durability::Sync),
+        ),
+        (b"named", new().name("resize")),
+        (b"plain", new()),
+        (
+            b"delayed",
+            new().delay(Duration::from_secs(3600)).name("later"),
+        ),
+        (b"with headers", new().headers(&headers)),
+    ];
+    queue.enqueue_batch_with(&jobs).unwrap();
     let consumer = queue.consumer();
+    let mut found = Vec::new();
     for job in consumer.next_batch(5, PATIENCE) {
+        let name = job.name().map(str::to_owned);
+        found.push((job.payload().to_vec(), name, job.headers().count()));
         job.retry("no");
     }
-    eventually("each job is dead after its only attempt", || {
-        queue.stats().dead == 5
+    let resize = Some("resize".to_owned());
+    let expected = [
+        (b"dies at once".to_vec(), None, 0),
+        (b"named".to_vec(), resize, 0),
+        (b"plain".to_vec(), None, 0),
+        (b"with headers".to_vec(), None, 1),
+    ];
+    assert_eq!(found, expected);
+    eventually("the job with one attempt is dead", || {
+        queue.stats().dead == 1
     });
-    let delayed = EnqueueOptions::new().delay(Duration::from_secs(3600));
-    queue
-        .enqueue_batch_with(&numbers(5, 9, 8), delayed)
-        .unwrap();
-    assert!(consumer.try_next().is_none());
-    eventually("all are delayed", || queue.stats().delayed == 4);
+    eventually("one is delayed", || queue.stats().delayed == 1);
+}
+
+#[test]
+fn no_consumer_gets_a_job_of_a_batch_before_all_of_it_is_there() {
+    const BATCHES: u64 = 300;
+    const JOBS: u64 = 20;
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()).segment_size(1 << 20));
+    thread::scope(|scope| {
+        for producer in 0..2 {
+            let queue = &queue;
+            scope.spawn(move || {
+                for batch in 0..BATCHES {
+                    let number = producer * BATCHES + batch;
+                    let payloads = vec![payload_of(number, 64); JOBS as usize];
+                    queue.enqueue_batch(&payloads).unwrap();
+                }
+            });
+        }
+        let consumer = queue.consumer();
+        let mut left = 2 * BATCHES * JOBS;
+        while left > 0 {
+            let job = consumer.next_timeout(PATIENCE).unwrap();
+            let number = number_in(job.payload());
+            job.ack();
+            // The rest of its batch is there, one after the other.
+            for _ in 1..JOBS {
+                let job = consumer.try_next().expect("the rest of the batch");
+                assert_eq!(number_in(job.payload()), number);
+                job.ack();
+            }
+            left -= JOBS;
+        }
+    });
+}
+
+/// The numbers of the jobs in a queue that was copied or damaged.
+fn numbers_in(dir: &std::path::Path) -> Vec<u64> {
+    let (queue, _) = open_any(builder(dir));
+    drain_numbers(&queue)
 }
 
 #[test]
 fn a_batch_survives_a_crash() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));
-    queue.enqueue_batch(&numbers(0, 200, 1000)).unwrap();
+    queue.enqueue_batch(&numbers(0, 200, 40)).unwrap();
     let crashed = crash_copy(dir.path());
-    assert_eq!(
-        drain_numbers(&open(builder(crashed.path()))),
-        (0..200).collect::<Vec<_>>()
-    );
+    assert_eq!(numbers_in(crashed.path()), (0..200).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_batch_of_which_a_job_is_missing_after_a_crash_is_not_there_at_all() {
+    // Each job has 32 + 64 bytes, after a header of 64.
+    const JOB: usize = 96;
+    for lost in 3..8 {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = open(builder(dir.path()));
+        queue.enqueue_batch(&numbers(0, 3, 64)).unwrap();
+        queue.enqueue_batch(&numbers(3, 8, 64)).unwrap();
+        queue.enqueue_batch(&numbers(8, 10, 64)).unwrap();
+        let crashed = crash_copy(dir.path());
+        let segment = &segment_files(crashed.path())[0];
+        let at = 64 + lost * JOB;
+        edit(segment, |bytes| bytes[at..][..JOB].fill(0));
+        let (queue, report) = open_any(builder(crashed.path()));
+        assert_eq!(report.quarantined.len(), 1, "{report:?}");
+        assert_eq!(drain_numbers(&queue), [0, 1, 2, 8, 9], "without {lost}");
+    }
+}
+
+fn closed_queue(dir: &std::path::Path) -> Queue {
+    let queue = open(builder(dir));
+    queue.enqueue_batch(&numbers(0, 5, 64)).unwrap();
+    queue
+}
+
+#[test]
+fn in_a_sealed_segment_a_damaged_job_does_not_affect_the_rest_of_its_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    closed_queue(dir.path()).close().unwrap();
+    edit(&segment_files(dir.path())[0], |bytes| {
+        bytes[64 + 2 * 96 + 40] ^= 1
+    });
+    assert_eq!(numbers_in(dir.path()), [0, 1, 3, 4]);
 }
 
 #[test]

@@ -148,10 +148,7 @@ fn job_options_out_of_range_are_errors_and_enqueue_nothing() {
             matches!(error, EnqueueError::InvalidOption { option, .. } if option == name),
             "{error}"
         );
-        let error = queue
-            .enqueue_batch_with(&[b"job"], options)
-            .unwrap_err()
-            .error;
+        let error = queue.enqueue_batch_with(&[(b"job", options)]).unwrap_err();
         assert!(
             matches!(error, EnqueueError::InvalidOption { option, .. } if option == name),
             "{error}"

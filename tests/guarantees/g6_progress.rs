@@ -40,7 +40,9 @@ fn a_stuck_handler_holds_up_no_other_job() {
     let payloads: Vec<_> = (0..300).map(|number| payload_of(number, 100)).collect();
     let mut first = vec![b"stuck".to_vec()];
     first.extend(payloads);
-    queue.enqueue_batch(&first).unwrap();
+    for some in first.chunks(100) {
+        queue.enqueue_batch(some).unwrap();
+    }
     for number in 0..JOBS {
         queue.enqueue(&payload_of(number, 100)).unwrap();
     }
@@ -322,7 +324,9 @@ fn thousands_of_workers_do_every_job_and_end() {
         queue.enqueue(&payload_of(number, 100)).unwrap();
     }
     let batch: Vec<_> = (JOBS / 2..JOBS).map(|n| payload_of(n, 100)).collect();
-    queue.enqueue_batch(&batch).unwrap();
+    for some in batch.chunks(100) {
+        queue.enqueue_batch(some).unwrap();
+    }
     eventually("all jobs are done", || queue.stats().depth() == 0);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
     assert_eq!(done.not_once(), [], "a job was lost, or done twice");

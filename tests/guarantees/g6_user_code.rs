@@ -528,10 +528,10 @@ fn a_handler_does_not_wait_for_ever_for_room_in_its_own_queue() {
         let results = [EnqueueOptions::new().wait_forever(), briefly].map(|options| {
             let one = enqueuing.enqueue_with(b"more", options).unwrap_err();
             let batch = enqueuing
-                .enqueue_batch_with(&[b"more"], options)
+                .enqueue_batch_with(&[(b"more", options)])
                 .unwrap_err();
-            assert!(one.is_full() && batch.enqueued.is_empty());
-            [one, batch.error]
+            assert!(one.is_full() && batch.is_full());
+            [one, batch]
         });
         tell.send(results).unwrap();
         met.wait();
@@ -563,7 +563,8 @@ fn a_handler_does_not_wait_for_ever_for_room_in_its_own_queue() {
 
     // A handler of another queue may wait for room in this one.
     let patiently = EnqueueOptions::new().wait(PATIENCE);
-    queue.enqueue_batch_with(&[b"1", b"2"], patiently).unwrap();
+    let both = [(b"1", patiently), (b"2", patiently)];
+    queue.enqueue_batch_with(&both).unwrap();
     let other = open(builder(other_dir.path()));
     other.enqueue(b"3").unwrap();
     let into = queue.clone();

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use crate::figures::Figures;
 use crate::inspection::{FoundJob, FoundLetter, Inspection};
 use crate::journal::{Event, Note};
-use crate::plan::{CRASHES, Disposal, Load, Task};
+use crate::plan::{CRASHES, Disposal, GROUP, Load, Task};
 
 /// How far a call has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub(crate) struct History {
 
 #[derive(Debug, Default)]
 struct TaskState {
+    /// Whether it was enqueued in one batch with the others of its group.
+    in_batch: bool,
     returned: Option<u64>,
     /// The task is known not to be in the queue, so it must never appear there.
     refused: bool,
@@ -149,11 +151,15 @@ impl History {
             match note.event {
                 Event::OpenBegins | Event::OpenReturned => {}
                 Event::FlushBegins | Event::CloseBegins => {}
-                Event::EnqueueBegins { id } => {
+                Event::EnqueueBegins { id, in_batch } => {
                     if load.max_depth.is_some() || load.max_bytes.is_some() {
                         self.limited.insert(Task::producer_of(id));
                     }
-                    let before = self.tasks.insert(id, TaskState::default());
+                    let task = TaskState {
+                        in_batch,
+                        ..TaskState::default()
+                    };
+                    let before = self.tasks.insert(id, task);
                     assert!(before.is_none(), "the harness enqueued {id:x} twice");
                     self.touched.insert(id);
                 }
@@ -447,8 +453,26 @@ impl History {
         }
     }
 
+    /// Checks that the tasks of a group, if they were enqueued in one batch, are all in the queue or
+    /// none is.
+    fn check_batch(&self, first: u64) {
+        let tasks = (first..first + GROUP).filter_map(|id| self.tasks.get(&id));
+        let tasks: Vec<_> = tasks.filter(|task| task.in_batch).collect();
+        let is_enqueued = |task: &&&TaskState| task.returned.is_some() || !task.jobs.is_empty();
+        let enqueued = tasks.iter().filter(is_enqueued).count();
+        assert!(
+            enqueued == 0 || enqueued == tasks.len(),
+            "{enqueued} of the {} tasks of a batch are enqueued: {tasks:x?}",
+            tasks.len()
+        );
+    }
+
     /// Checks that each replayed letter became exactly one more job.
     fn check_tasks(&mut self, figures: &mut Figures) {
+        let groups: HashSet<_> = self.touched.iter().map(|id| id / GROUP).collect();
+        for group in groups {
+            self.check_batch(group * GROUP);
+        }
         for id in std::mem::take(&mut self.touched) {
             let task = &self.tasks[&id];
             let is_replayed = |letter: &&u64| {

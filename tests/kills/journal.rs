@@ -16,6 +16,8 @@ pub(crate) enum Event {
     OpenReturned,
     EnqueueBegins {
         id: u64,
+        /// Whether it is enqueued in one batch with the others of its group.
+        in_batch: bool,
     },
     EnqueueReturned {
         id: u64,
@@ -100,7 +102,7 @@ impl Note {
         let (kind, small, words) = match self.event {
             Event::OpenBegins => (1, 0, [0; 3]),
             Event::OpenReturned => (2, 0, [0; 3]),
-            Event::EnqueueBegins { id } => (3, 0, [id, 0, 0]),
+            Event::EnqueueBegins { id, in_batch } => (3, in_batch.into(), [id, 0, 0]),
             Event::EnqueueReturned { id, job } => (4, 0, [id, job, 0]),
             Event::EnqueueRefused { id } => (5, 0, [id, 0, 0]),
             Event::Delivered {
@@ -157,7 +159,10 @@ impl Note {
         let event = match first as u32 {
             1 => Event::OpenBegins,
             2 => Event::OpenReturned,
-            3 => Event::EnqueueBegins { id: a },
+            3 => Event::EnqueueBegins {
+                id: a,
+                in_batch: small != 0,
+            },
             4 => Event::EnqueueReturned { id: a, job: b },
             5 => Event::EnqueueRefused { id: a },
             6 => Event::Delivered {

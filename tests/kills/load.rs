@@ -11,9 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use fastrand::Rng;
-use logmill::{
-    BatchError, Consumer, DeadLetter, DeadLetterError, EnqueueError, Failure, Job, JobId, Queue,
-};
+use logmill::{Consumer, DeadLetter, DeadLetterError, EnqueueError, Failure, Job, JobId, Queue};
 use rustix::process::{Signal, getpid, kill_process};
 
 use crate::journal::{Event, Journal, Journals};
@@ -263,7 +261,10 @@ impl Hand<'_> {
                 Some(producer) => producer.enqueue_with(payload, options),
                 None => self.queue.enqueue_with(payload, options),
             };
-            let begins = |&id: &u64| Event::EnqueueBegins { id };
+            let begins = |&id: &u64| Event::EnqueueBegins {
+                id,
+                in_batch: false,
+            };
             let returned = |id: u64, result: Result<JobId, EnqueueError>| match result {
                 Ok(job) => Event::EnqueueReturned { id, job: job.get() },
                 Err(error) => {
@@ -271,19 +272,22 @@ impl Hand<'_> {
                     Event::EnqueueRefused { id }
                 }
             };
+            // With what is beside the payload in a record.
+            let bytes: usize = payloads.iter().map(|payload| payload.len() + 256).sum();
+            let fits_a_batch = bytes <= self.queue.max_payload();
             match self.rng.u32(..4) {
-                0 => {
+                0 if fits_a_batch => {
+                    let begins = |&id| Event::EnqueueBegins { id, in_batch: true };
                     self.journal.note_all(ids.iter().map(begins));
+                    let batch: Vec<_> = payloads.iter().map(|one| (one, options)).collect();
                     let result = match &mut producer {
-                        Some(producer) => producer.enqueue_batch_with(&payloads, options),
-                        None => self.queue.enqueue_batch_with(&payloads, options),
+                        Some(producer) => producer.enqueue_batch_with(&batch),
+                        None => self.queue.enqueue_batch_with(&batch),
                     };
-                    let (jobs, error) = match result {
-                        Ok(jobs) => (jobs, EnqueueError::Closed),
-                        Err(BatchError { enqueued, error }) => (enqueued, error),
+                    let results = match result {
+                        Ok(jobs) => jobs.into_iter().map(Ok).collect(),
+                        Err(error) => vec![Err(error); ids.len()],
                     };
-                    let results = jobs.into_iter().map(Ok);
-                    let results = results.chain(std::iter::repeat(Err(error)));
                     let all = ids.into_iter().zip(results);
                     self.journal
                         .note_all(all.map(|(id, result)| returned(id, result)));

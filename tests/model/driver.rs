@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use logmill::{
-    BatchError, Consumer, Damage, DeadLetter, DeadLetterError, EnqueueError, EnqueueOptions, Job,
-    LetterId, Producer, Queue, RetryPolicy,
+    Consumer, Damage, DeadLetter, DeadLetterError, EnqueueError, EnqueueOptions, Job, LetterId,
+    Producer, Queue, RetryPolicy,
 };
 
 use super::files;
@@ -237,37 +237,28 @@ impl Case {
                 } => {
                     let due = self.due(due);
                     let labels = self.model.new_labels();
-                    let payloads: Vec<_> = sizes
-                        .iter()
-                        .map(|&size| self.payload(queue, size, labels))
-                        .collect();
                     let options = labels.add_to(options(due, limit));
+                    let jobs: Vec<_> = sizes
+                        .iter()
+                        .map(|&size| (self.payload(queue, size, labels), options))
+                        .collect();
                     let called = Instant::now();
                     let result = if by_producer {
-                        producer.enqueue_batch_with(&payloads, options)
+                        producer.enqueue_batch_with(&jobs)
                     } else {
-                        queue.enqueue_batch_with(&payloads, options)
+                        queue.enqueue_batch_with(&jobs)
                     };
-                    let (sequences, error) = match result {
-                        Ok(sequences) => (sequences, None),
-                        Err(BatchError { enqueued, error }) => (enqueued, Some(error)),
-                    };
-                    let mut payloads = payloads.into_iter();
-                    for sequence in sequences {
-                        let payload = payloads.next().expect("one job for each payload");
-                        let job = (payload, labels);
-                        self.model.enqueued(sequence, job, due, limit, called);
-                        self.check_depth();
-                    }
-                    match error {
-                        Some(error) => {
-                            self.check_refusal(queue, payloads.as_slice(), labels, &error);
+                    let payloads: Vec<_> = jobs.into_iter().map(|(payload, _)| payload).collect();
+                    match result {
+                        Ok(sequences) => {
+                            assert_eq!(sequences.len(), payloads.len());
+                            for (sequence, payload) in sequences.into_iter().zip(payloads) {
+                                let job = (payload, labels);
+                                self.model.enqueued(sequence, job, due, limit, called);
+                            }
+                            self.check_depth();
                         }
-                        None => assert_eq!(
-                            payloads.len(),
-                            0,
-                            "a batch returned `Ok` but did not enqueue all of its jobs"
-                        ),
+                        Err(error) => self.check_refusal(queue, &payloads, labels, &error),
                     }
                 }
                 Operation::Claim => self.claim(consumer, held),
@@ -298,7 +289,7 @@ impl Case {
                                 self.check_gone(queue, letter);
                             }
                             Err(DeadLetterError::Enqueue(error)) => {
-                                self.check_no_room(&error);
+                                self.check_no_room(&error, 1);
                             }
                             Err(error) => panic!("{letter} was not replayed: {error:?}"),
                         }
@@ -375,11 +366,32 @@ impl Case {
                 let mut lens = refused.iter().map(|payload| labels.len() + payload.len());
                 assert!(len > max && lens.any(|one| one == *len));
             }
-            error => self.check_no_room(error),
+            EnqueueError::BatchTooLarge {
+                limit: "max_depth",
+                size,
+                max,
+            } => {
+                assert_eq!(*size, refused.len() as u64);
+                assert!(size > max && Some(*max) == self.setup.max_depth);
+            }
+            EnqueueError::BatchTooLarge { size, max, .. } => {
+                let bytes: usize = refused
+                    .iter()
+                    .map(|payload| labels.len() + payload.len())
+                    .sum();
+                // What is beside them for each job: a header, an option, a delay and rounding.
+                let most = bytes as u64 + refused.len() as u64 * 64;
+                assert!(
+                    size > max && (bytes as u64..=most).contains(size),
+                    "{error}"
+                );
+            }
+            error => self.check_no_room(error, refused.len() as u64),
         }
     }
 
-    fn check_no_room(&self, error: &EnqueueError) {
+    /// Checks that there is no room for so many jobs.
+    fn check_no_room(&self, error: &EnqueueError, jobs: u64) {
         match error {
             EnqueueError::Full {
                 limit: "max_bytes", ..
@@ -388,7 +400,7 @@ impl Case {
                 limit: "max_depth", ..
             } => {
                 let max = self.setup.max_depth.expect("a limit that was set");
-                assert!(self.model.live() >= max, "{}", self.model.summary());
+                assert!(self.model.live() + jobs > max, "{}", self.model.summary());
             }
             error => panic!("not enqueued: {error:?}"),
         }
@@ -504,7 +516,7 @@ impl Case {
             self.check_depth();
         }
         if let Some(error) = refusal {
-            self.check_no_room(&error);
+            self.check_no_room(&error, 1);
         }
     }
 

@@ -255,15 +255,15 @@ impl Load {
             ([one], true) => producer.enqueue_with(one, options).map(|job| vec![job]),
             ([one], false) => queue.enqueue_with(one, options).map(|job| vec![job]),
             (all, through_producer) => {
-                let result = if through_producer {
-                    producer.enqueue_batch_with(all, options)
+                let jobs: Vec<_> = all
+                    .iter()
+                    .map(|payload| (payload, self.options()))
+                    .collect();
+                if through_producer {
+                    producer.enqueue_batch_with(&jobs)
                 } else {
-                    queue.enqueue_batch_with(all, options)
-                };
-                result.map_err(|error| {
-                    self.note(&error.enqueued, all);
-                    error.error
-                })
+                    queue.enqueue_batch_with(&jobs)
+                }
             }
         };
         match result {
@@ -272,6 +272,7 @@ impl Load {
                 self.note(&enqueued, &payloads);
             }
             Err(EnqueueError::Full { .. }) if self.is_limited() => {}
+            Err(EnqueueError::BatchTooLarge { .. }) => {}
             Err(error) => self.ledger.complain(error.to_string()),
         }
     }

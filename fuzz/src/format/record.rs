@@ -4,6 +4,9 @@ use super::{FIRST, RECORD_HEADER, UNIT, put, u32_at, u64_at};
 
 const JOB: u8 = 1;
 const PAD: u8 = 2;
+const FIRST_OF_BATCH: u8 = 5;
+const LAST_OF_BATCH: u8 = 9;
+const IN_BATCH: u8 = 13;
 /// The tag of a header.
 const HEADER: u8 = 128;
 
@@ -27,12 +30,22 @@ impl<'a> Record<'a> {
     }
 
     pub fn is_job(&self) -> bool {
-        self.bytes[12] == JOB
+        [JOB, FIRST_OF_BATCH, IN_BATCH, LAST_OF_BATCH].contains(&self.bytes[12])
+    }
+
+    /// Whether another job of its batch follows it.
+    pub fn has_more(&self) -> bool {
+        [FIRST_OF_BATCH, IN_BATCH].contains(&self.bytes[12])
+    }
+
+    /// Whether it follows another job of its batch.
+    pub fn is_continued(&self) -> bool {
+        [IN_BATCH, LAST_OF_BATCH].contains(&self.bytes[12])
     }
 
     /// Whether it is of a kind that is defined.
     pub fn is_understood(&self) -> bool {
-        [JOB, PAD].contains(&self.bytes[12])
+        self.is_job() || self.is_pad()
     }
 
     pub fn units(&self) -> u32 {

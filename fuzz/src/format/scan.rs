@@ -42,6 +42,21 @@ pub fn scan(file: &[u8], salt: u64, max_record: usize, limit: End, is_sealed: bo
         let is_written = !record.is_job() || record.bytes.len() <= max_record;
         (may_follow && is_written && record.is_valid(salt)).then_some(record)
     };
+    // Whether a valid record, which no record of its batch was taken before, is of none or of one that
+    // is complete.
+    let is_whole = |record: &Record<'_>, at: u32| {
+        let (mut last, mut at) = (*record, at);
+        let mut is_whole = !record.is_continued();
+        while is_whole && last.has_more() {
+            at += last.units();
+            match valid(at, last.index() + 1, 0).filter(Record::is_continued) {
+                Some(next) => last = next,
+                None => is_whole = false,
+            }
+        }
+        is_sealed || is_whole
+    };
+    let mut in_batch = false;
     let mut scan = Scan {
         jobs: Vec::new(),
         gaps: Vec::new(),
@@ -55,7 +70,9 @@ pub fn scan(file: &[u8], salt: u64, max_record: usize, limit: End, is_sealed: bo
     let mut lost = 0;
     while scan.end.units < limit.units {
         let (at, next) = (scan.end.units, scan.end.records);
-        if let Some(record) = valid(at, next, lost) {
+        let record = valid(at, next, lost);
+        if let Some(record) = record.filter(|record| in_batch || is_whole(record, at)) {
+            in_batch = record.has_more() && !is_sealed;
             scan.end.units += record.units();
             if !record.is_understood() {
                 scan.not_understood.get_or_insert(at);
@@ -70,9 +87,12 @@ pub fn scan(file: &[u8], salt: u64, max_record: usize, limit: End, is_sealed: bo
             }
             continue;
         }
+        in_batch = false;
         let passed = |to: u32| lost + (to - at) / RECORD_UNITS;
-        let found = (at + RECORD_UNITS..limit.units)
-            .find(|&to| !zero(to) && valid(to, next, passed(to)).is_some());
+        let found = (at + RECORD_UNITS..limit.units).find(|&to| {
+            let record = valid(to, next, passed(to));
+            !zero(to) && record.is_some_and(|record| is_whole(&record, to))
+        });
         let to = match found {
             Some(to) => to,
             None if is_sealed => limit.units,
@@ -87,7 +107,9 @@ pub fn scan(file: &[u8], salt: u64, max_record: usize, limit: End, is_sealed: bo
             // The rest of a segment that is too short for a record.
             continue;
         }
-        let damage = if is_zero && !is_sealed {
+        let damage = if record.is_some() {
+            Some(Damage::Incomplete)
+        } else if is_zero && !is_sealed {
             None
         } else if u32_at(file, at as usize * UNIT) == 0 {
             Some(Damage::Uncommitted)

@@ -10,7 +10,6 @@ use crate::log::ack::AckFile;
 use crate::log::header::{FileKind, Identity};
 use crate::log::headers::{Headers, headers_of};
 use crate::log::meta::{FailureReason, MAX_META_BYTES, Meta};
-use crate::log::record::KIND_JOB;
 use crate::storage::mapped::MappedFile;
 
 /// The header of a segment or an ack file.
@@ -107,7 +106,7 @@ pub fn scan(
     let mut at = START.units;
     while let Some(record) = access.valid_record(at, scan.end.units, salt) {
         let header = *record.header();
-        if header.kind == KIND_JOB {
+        if header.is_job() {
             jobs.push((header.index, at));
         }
         let check = header.check(salt, record.content());
@@ -122,6 +121,7 @@ pub fn scan(
         damage: match region.kind {
             RegionKind::Hole => None,
             RegionKind::Uncommitted => Some(Damage::Uncommitted),
+            RegionKind::Incomplete => Some(Damage::Incomplete),
             RegionKind::Invalid => Some(Damage::Checksum),
         },
     });

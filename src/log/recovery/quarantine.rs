@@ -36,6 +36,7 @@ impl Recovery<'_> {
                 let damage = match region.kind {
                     RegionKind::Hole => return None,
                     RegionKind::Uncommitted => Damage::Uncommitted,
+                    RegionKind::Incomplete => Damage::Incomplete,
                     RegionKind::Invalid => Damage::Checksum,
                 };
                 let offset = u64::from(region.from) * UNIT as u64;

@@ -12,6 +12,12 @@ pub enum Damage {
     ///
     /// Either the producer died before its enqueue returned, or the length was lost later.
     Uncommitted,
+    /// Jobs of a batch of which others are missing.
+    ///
+    /// Either the process died or the power failed before its enqueue returned, or a job of the
+    /// batch is damaged: the others are set aside with it, since a batch is in the queue as a whole
+    /// or not at all. In a sealed segment, a damaged job does not affect the rest of its batch.
+    Incomplete,
     /// Neither the segment's header nor the copy of it in the ack file is valid.
     Header,
     /// The file is too short.
@@ -31,6 +37,7 @@ impl std::fmt::Display for Damage {
         f.write_str(match self {
             Damage::Checksum => "failed its check",
             Damage::Uncommitted => "was never committed",
+            Damage::Incomplete => "is part of a batch that is not complete",
             Damage::Header => "has no valid header",
             Damage::Truncated => "is cut off",
             Damage::Missing => "is missing",

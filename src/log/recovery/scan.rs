@@ -2,12 +2,12 @@
 //!
 //! It only reads. Its time is linear in the segment's size, whatever the bytes are.
 
+use std::collections::HashSet;
+
 use super::checksums::Checksums;
 use crate::Sequence;
 use crate::log::meta::Meta;
-use crate::log::record::{
-    self, HEADER_UNITS, Header, KIND_JOB, KIND_PAD, RECORD_HEADER_BYTES, UNIT,
-};
+use crate::log::record::{self, HEADER_UNITS, Header, KIND_PAD, RECORD_HEADER_BYTES, UNIT};
 use crate::log::records::Record;
 use crate::log::records::SoleAccess;
 use crate::log::segment::START;
@@ -56,6 +56,8 @@ pub(super) enum RegionKind {
     Hole,
     /// Starts with a zero length.
     Uncommitted,
+    /// Starts with a record of a batch that is not complete.
+    Incomplete,
     /// Anything else.
     Invalid,
 }
@@ -77,6 +79,8 @@ impl Scan {
             limit: end,
             is_exact: matches!(limit, ScanLimit::Exactly(_)),
             lost: 0,
+            is_in_batch: false,
+            incomplete: HashSet::new(),
             written: None,
             scan: Self {
                 end: START,
@@ -108,6 +112,11 @@ struct Scanner<'a> {
     /// that fits the pads and regions passed since. With `scan.end.index`, it limits the ordinals
     /// to what fits the bytes, whatever the headers say.
     lost: u32,
+    /// Whether the last record found is one of a batch of which more records follow.
+    is_in_batch: bool,
+    /// Records of batches that are not complete, each with the ones after it in its batch, by the
+    /// units where they start. So no record is looked at once for each record before it.
+    incomplete: HashSet<u32>,
     /// All units from here on are zero; computed when the first invalid record is found.
     written: Option<u32>,
     scan: Scan,
@@ -117,16 +126,23 @@ impl<'a> Scanner<'a> {
     fn run(&mut self) {
         while self.scan.end.units < self.limit.units {
             let at = self.scan.end.units;
-            if let Some(record) = self.valid_record(at, self.lost) {
-                self.take(record);
-                continue;
+            let valid = self.valid_record(at, self.lost);
+            match valid {
+                Some(record) if self.is_of_whole_batch(&record) => {
+                    self.take(record);
+                    continue;
+                }
+                _ => self.is_in_batch = false,
             }
             let written = self.written();
             // No gap between two records is shorter than a header.
             let next = (at.saturating_add(HEADER_UNITS)..written).find(|&candidate| {
                 let reach = self.lost + (candidate - at) / HEADER_UNITS;
                 // A record's first word holds its length.
-                self.records.unit(candidate) != 0 && self.valid_record(candidate, reach).is_some()
+                self.records.unit(candidate) != 0
+                    && self
+                        .valid_record(candidate, reach)
+                        .is_some_and(|record| self.is_of_whole_batch(&record))
             });
             let to = match next {
                 Some(next) => next,
@@ -135,7 +151,7 @@ impl<'a> Scanner<'a> {
                 // Zeros up to the limit: this is where the records end.
                 None => return,
             };
-            self.pass(to);
+            self.pass(to, valid.is_some());
         }
         if self.is_exact && self.scan.end.index < self.limit.index {
             let from = self.scan.end.index;
@@ -160,9 +176,15 @@ impl<'a> Scanner<'a> {
     /// The record at `at`, if it is valid and can be the next one after at most `lost` lost
     /// records.
     fn valid_record(&mut self, at: u32, lost: u32) -> Option<Record<'a>> {
+        let next = self.scan.end.index;
+        self.valid_record_of(at, next, lost)
+    }
+
+    /// The record at `at`, if it is valid and has the ordinal `next`, or up to `lost` more.
+    fn valid_record_of(&mut self, at: u32, next: u32, lost: u32) -> Option<Record<'a>> {
         let record = self.records.plausible_record(at, self.limit.units)?;
         let header = record.header();
-        if !self.may_follow(header, lost) || !self.may_be_so_long(header) {
+        if !self.may_follow(header, next, lost) || !self.may_be_so_long(header) {
             return None;
         }
         let start = at as usize * UNIT + RECORD_HEADER_BYTES;
@@ -184,18 +206,44 @@ impl<'a> Scanner<'a> {
         (record.stored_check() == check).then_some(record)
     }
 
-    fn may_follow(&self, header: &Header, lost: u32) -> bool {
-        let next = self.scan.end.index;
+    /// Whether the batch of a valid record is complete, if it is of one. In a sealed segment every
+    /// batch was, and what is there of it counts.
+    fn is_of_whole_batch(&mut self, record: &Record<'a>) -> bool {
+        let header = record.header();
+        if self.is_exact || self.is_in_batch {
+            return true;
+        }
+        if header.is_continued() {
+            // The records before it are missing.
+            return false;
+        }
+        let mut passed = Vec::new();
+        let (mut has_more, mut at, mut index) = (header.has_more(), record.next(), header.index);
+        while has_more {
+            index += 1;
+            let next = self.valid_record_of(at, index, 0);
+            let next = next.filter(|next| next.header().is_continued());
+            let Some(next) = next.filter(|_| !self.incomplete.contains(&at)) else {
+                self.incomplete.extend(passed);
+                return false;
+            };
+            passed.push(at);
+            (has_more, at) = (next.header().has_more(), next.next());
+        }
+        true
+    }
+
+    fn may_follow(&self, header: &Header, next: u32, lost: u32) -> bool {
         // A pad has no ordinal of its own; it names the next record's. At the end of a segment that
         // can be more than a seal counts, if jobs before the pad were lost after it was written.
-        let is_counted = header.kind != KIND_JOB || header.index < self.limit.index;
+        let is_counted = !header.is_job() || header.index < self.limit.index;
         is_counted && header.index >= next && header.index - next <= lost
     }
 
     /// Whether the length is allowed. No longer job is ever appended: its letter, or its copy in
     /// another segment, might not fit.
     fn may_be_so_long(&self, header: &Header) -> bool {
-        header.kind != KIND_JOB || header.len as usize <= self.max_record
+        !header.is_job() || header.len as usize <= self.max_record
     }
 
     fn take(&mut self, record: Record<'_>) {
@@ -205,7 +253,8 @@ impl<'a> Scanner<'a> {
         if !header.is_understood() {
             scan.not_understood.get_or_insert(record.units());
         }
-        if header.kind == KIND_JOB {
+        self.is_in_batch = header.has_more();
+        if header.is_job() {
             if header.index > scan.end.index {
                 scan.missing.push((scan.end.index, header.index));
             }
@@ -220,8 +269,8 @@ impl<'a> Scanner<'a> {
         scan.end.units += units;
     }
 
-    /// Records that there is no valid record before `to`.
-    fn pass(&mut self, to: u32) {
+    /// Records that there is no valid record before `to`, or none of a whole batch.
+    fn pass(&mut self, to: u32, is_incomplete: bool) {
         let from = self.scan.end.units;
         let is_zero = (from..to).all(|units| self.records.unit(units) == 0);
         if is_zero && to - from < HEADER_UNITS {
@@ -229,7 +278,9 @@ impl<'a> Scanner<'a> {
             self.scan.end.units = to;
             return;
         }
-        let kind = if is_zero && !self.is_exact {
+        let kind = if is_incomplete {
+            RegionKind::Incomplete
+        } else if is_zero && !self.is_exact {
             RegionKind::Hole
         } else if self.records.unit(from) as u32 == 0 {
             RegionKind::Uncommitted

@@ -3,6 +3,40 @@
 #![allow(unsafe_code)]
 
 use super::*;
+use crate::log::record::KIND_JOB;
+
+/// The records of a batch, which can be gone through more than once.
+pub(crate) trait BatchRecords<'a>: Iterator<Item = NewRecord<'a>> + Clone {}
+
+impl<'a, I: Iterator<Item = NewRecord<'a>> + Clone> BatchRecords<'a> for I {}
+
+/// Records to append all or none, in one segment.
+pub(crate) struct Batch<I> {
+    records: I,
+    jobs: u32,
+    units: u32,
+}
+
+impl<'a, I: BatchRecords<'a>> Batch<I> {
+    /// None if they are more than fit `max_bytes`; then these are the bytes that they take.
+    pub(crate) fn new(records: I, max_bytes: usize) -> Result<Self, u64> {
+        let units_of = |record: NewRecord<'_>| u64::from(record::units_of(record.len()));
+        let units: u64 = records.clone().map(units_of).sum();
+        if units * UNIT as u64 > max_bytes as u64 {
+            return Err(units * UNIT as u64);
+        }
+        // As many as fit a segment fit a u32.
+        Ok(Self {
+            jobs: records.clone().count() as u32,
+            units: units as u32,
+            records,
+        })
+    }
+
+    pub(crate) fn jobs(&self) -> u32 {
+        self.jobs
+    }
+}
 
 /// The result of an append.
 pub(crate) enum Append {
@@ -19,7 +53,7 @@ impl Segment {
         let content = self.content_check(record);
         match self.tail.reserve(1, record::units_of(record.len())) {
             Reserved::At(position) => {
-                self.commit(position, record, content);
+                self.commit(position, KIND_JOB, record, content);
                 Append::Done(position)
             }
             Reserved::Closing(position) => Append::Full {
@@ -29,24 +63,13 @@ impl Segment {
         }
     }
 
-    /// Reserves records for all payloads in one step and commits them in order. Everything else in
-    /// them is as in `template`.
-    pub(crate) fn append_all(&self, template: &NewRecord<'_>, payloads: &[&[u8]]) -> Append {
-        let records = || {
-            payloads
-                .iter()
-                .map(|payload| template.with_payload(payload))
-        };
-        let units = |record: &NewRecord<'_>| record::units_of(record.len());
-        let all_units = records().map(|record| units(&record)).sum();
-        match self.tail.reserve(payloads.len() as u32, all_units) {
+    /// Reserves a batch of records in one step, and commits it as a whole: the first record last.
+    /// Until then neither a claim nor another walk gets past that one, and a scan after a crash
+    /// finds the batch incomplete.
+    pub(crate) fn append_batch<'a>(&self, batch: &Batch<impl BatchRecords<'a>>) -> Append {
+        match self.tail.reserve(batch.jobs, batch.units) {
             Reserved::At(first) => {
-                let mut position = first;
-                for record in records() {
-                    self.commit(position, &record, self.content_check(&record));
-                    position.index += 1;
-                    position.units += units(&record);
-                }
+                self.commit_batch(first, batch);
                 Append::Done(first)
             }
             Reserved::Closing(position) => Append::Full {
@@ -56,17 +79,47 @@ impl Segment {
         }
     }
 
+    fn commit_batch<'a>(&self, first: Position, batch: &Batch<impl BatchRecords<'a>>) {
+        let commit = |position: Position, record: &NewRecord<'_>| {
+            let at = position.index - first.index;
+            let kind = record::kind_in_batch(at == 0, at + 1 == batch.jobs);
+            self.commit(position, kind, record, self.content_check(record));
+            #[cfg(all(test, not(loom)))]
+            crate::storage::faults::note_commit(self.paths.segment.path());
+        };
+        let mut records = batch.records.clone();
+        let Some(head) = records.next() else {
+            return;
+        };
+        let after = |position: Position, record: &NewRecord<'_>| Position {
+            index: position.index + 1,
+            units: position.units + record::units_of(record.len()),
+        };
+        let mut position = after(first, &head);
+        for record in records {
+            commit(position, &record);
+            position = after(position, &record);
+        }
+        commit(first, &head);
+    }
+
     #[inline(always)]
     pub(super) fn content_check(&self, record: &NewRecord<'_>) -> u32 {
         record.content().check(&self.crc)
     }
 
     #[inline(always)]
-    pub(super) fn commit(&self, position: Position, record: &NewRecord<'_>, content: u32) {
+    pub(super) fn commit(
+        &self,
+        position: Position,
+        kind: u8,
+        record: &NewRecord<'_>,
+        content: u32,
+    ) {
         // SAFETY: the caller holds the reservation of this record, which is not committed.
         let records = &unsafe { self.maps_in_use() }.records.file;
         // SAFETY: nobody else touches the bytes of a reserved and uncommitted record.
-        unsafe { write_record(records, self.identity.salt, position, record, content) };
+        unsafe { write_record(records, self.identity.salt, position, kind, record, content) };
     }
 
     /// Publishes the end. Returns whether that made the segment complete.

@@ -4,7 +4,7 @@ use crate::log::ack::{self, AckFile};
 use crate::log::crc::Crc32;
 use crate::log::header::{FileKind, Identity};
 use crate::log::names::Names;
-use crate::log::record::{self, NewRecord};
+use crate::log::record::{self, KIND_JOB, NewRecord};
 use crate::log::records::{Records, write_header, write_record};
 use crate::log::tail::Position;
 use crate::storage::mapped::MappedFile;
@@ -38,7 +38,7 @@ impl Maps {
         for record in records {
             let content = record.content().check(&crc);
             // SAFETY: `self` is borrowed exclusively.
-            unsafe { write_record(&self.records.file, salt, end, record, content) };
+            unsafe { write_record(&self.records.file, salt, end, KIND_JOB, record, content) };
             end.index += 1;
             end.units += record::units_of(record.len());
         }

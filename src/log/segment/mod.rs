@@ -41,7 +41,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-pub(crate) use self::append::Append;
+pub(crate) use self::append::{Append, Batch, BatchRecords};
 use self::files::create_segment_file;
 pub(crate) use self::files::{Maps, Paths, Warm, create_ack_file};
 pub(crate) use self::making::{Done, Found};

@@ -167,7 +167,12 @@ fn a_full_segment_is_settled_by_the_flush_that_began_with_every_record_committed
     segment.close_now();
     segment.flush(false).unwrap();
     assert!(!segment.is_settled());
-    segment.commit(position, &slow, segment.content_check(&slow));
+    segment.commit(
+        position,
+        record::KIND_JOB,
+        &slow,
+        segment.content_check(&slow),
+    );
     assert!(!segment.is_settled());
     segment.flush(false).unwrap();
     assert!(segment.is_settled());

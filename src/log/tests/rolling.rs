@@ -36,10 +36,9 @@ fn a_batch_has_sequences_without_a_gap_and_moves_to_the_next_segment_as_a_whole(
         append(&stripe, &LARGE);
     }
     let batch: [&[u8]; 3] = [&LARGE, b"x", &LARGE];
+    let batch = stripe.batch(batch.into_iter().map(record)).unwrap();
     let mut cached = stripe.active();
-    let first = stripe
-        .append_all(&mut cached, &record(b""), &batch)
-        .unwrap();
+    let first = stripe.append_batch(&mut cached, &batch).unwrap();
     assert_eq!(first, origin().plus(capacity_of(SIZE)));
     let claimed = sequences(&claim_all(&stripe));
     assert_eq!(
@@ -212,7 +211,8 @@ fn after_close_nothing_can_be_appended_and_everything_can_be_sealed() {
     stripe.close();
     let closed = |result| assert!(matches!(result, Err(RollError::Closed)));
     closed(stripe.append(&mut cached, &record(b"")));
-    closed(stripe.append_all(&mut cached, &record(b""), &[b""]));
+    let batch = stripe.batch([record(b"")].into_iter()).unwrap();
+    closed(stripe.append_batch(&mut cached, &batch));
     closed(
         stripe
             .append_shared(&record(b""))

@@ -88,6 +88,8 @@ fn ways_of(operation: Operation) -> Vec<Way> {
         CreateDirectory | Rename | FlushDirectory => &[Errno::IO, Errno::NOSPC],
         // Only shortages, see below.
         Map => &[],
+        // No call.
+        Commit => &[],
         Prefault | ReadIn => &[Errno::FAULT, Errno::HWPOISON],
     };
     let mut ways = Vec::new();

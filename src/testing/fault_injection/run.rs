@@ -7,8 +7,8 @@ use super::truth::Truth;
 use crate::storage::StorageError;
 use crate::storage::faults::Call;
 use crate::{
-    BatchError, Builder, Consumer, DeadLetter, DeadLetterError, DeadLetters, Durability,
-    EnqueueError, EnqueueOptions, Job, JobId, OpenError, Queue, RecoveryReport, RetryPolicy,
+    Builder, Consumer, DeadLetter, DeadLetterError, DeadLetters, Durability, EnqueueError,
+    EnqueueOptions, Job, JobId, OpenError, Queue, RecoveryReport, RetryPolicy,
 };
 
 pub(super) const SMALL: usize = 50;
@@ -119,15 +119,13 @@ impl Run {
                 );
                 self.truth.enqueued(number, sequence);
             }
-            Err(EnqueueError::NotDurable {
-                job: sequence,
-                error,
-            }) => {
+            Err(EnqueueError::NotDurable { jobs, error }) => {
                 assert!(
                     !is_refused,
                     "a durable enqueue was not refused after a failed flush"
                 );
-                self.truth.enqueued(number, sequence);
+                assert_eq!(jobs.len(), 1);
+                self.truth.enqueued(number, jobs[0]);
                 self.note(&error);
             }
             Err(error) => {
@@ -142,33 +140,27 @@ impl Run {
     pub(super) fn enqueue_batch(
         &mut self,
         lens: &[usize],
-        enqueue: impl FnOnce(&[Vec<u8>], EnqueueOptions) -> Result<Vec<JobId>, BatchError>,
+        durability: Durability,
+        enqueue: impl FnOnce(&[(Vec<u8>, EnqueueOptions<'_>)]) -> Result<Vec<JobId>, EnqueueError>,
     ) {
-        let numbers = self.truth.new_batch(lens);
-        let payload = |&number| self.truth.payload(number);
-        let payloads: Vec<_> = numbers.iter().map(payload).collect();
-        let options = self.truth.label(numbers[0], EnqueueOptions::new());
-        let enqueued = match enqueue(&payloads, options) {
-            Ok(enqueued) => {
-                assert_eq!(enqueued.len(), lens.len());
-                enqueued
-            }
-            Err(BatchError { enqueued, error }) => {
-                match &error {
-                    EnqueueError::NotDurable {
-                        job: sequence,
-                        error,
-                    } => {
-                        assert_eq!(enqueued.last(), Some(sequence));
-                        self.note(error);
-                    }
-                    error => self.note_refusal(error),
-                }
-                enqueued
-            }
+        let numbers: Vec<_> = lens.iter().map(|&len| self.truth.new_job(len)).collect();
+        let job = |&number| {
+            let options = EnqueueOptions::new().durability(durability);
+            let options = self.truth.label(number, options);
+            (self.truth.payload(number), options)
         };
-        for (sequence, number) in enqueued.into_iter().zip(numbers) {
-            self.truth.enqueued(number, sequence);
+        let jobs: Vec<_> = numbers.iter().map(job).collect();
+        let enqueued = match enqueue(&jobs) {
+            Ok(enqueued) => enqueued,
+            Err(EnqueueError::NotDurable { jobs, error }) => {
+                self.note(&error);
+                jobs
+            }
+            Err(error) => return self.note_refusal(&error),
+        };
+        assert_eq!(enqueued.len(), numbers.len());
+        for (job, number) in enqueued.into_iter().zip(numbers) {
+            self.truth.enqueued(number, job);
         }
     }
 
@@ -306,12 +298,14 @@ impl Run {
                 });
             }
         }
-        self.enqueue_batch(&[SMALL; 3], |payloads, options| {
-            producer.enqueue_batch_with(payloads, options.durability(Durability::Sync))
-        });
-        self.enqueue_batch(&[LARGE; PER_SEGMENT + 1], |payloads, options| {
-            queue.enqueue_batch_with(payloads, options)
-        });
+        let sync = Durability::Sync;
+        self.enqueue_batch(&[SMALL; 3], sync, |jobs| producer.enqueue_batch_with(jobs));
+        // Each of them leaves no room for another one in the segment, after a few.
+        for _ in 0..=PER_SEGMENT {
+            self.enqueue_batch(&[SMALL, LARGE, SMALL], Durability::Process, |jobs| {
+                queue.enqueue_batch_with(jobs)
+            });
+        }
         self.consume(&consumer, 8);
         self.flush(queue);
         self.work_with_letters(&queue.dead_letters());
@@ -330,9 +324,11 @@ impl Run {
             self.consume(&consumer, 30);
         }
         self.work_with_letters(&queue.dead_letters());
-        self.enqueue_batch(&[SMALL, LARGE, SMALL, LARGE, LARGE], |payloads, options| {
-            producer.enqueue_batch_with(payloads, options.durability(Durability::Sync))
-        });
+        for _ in 0..2 {
+            self.enqueue_batch(&[SMALL, LARGE, SMALL], sync, |jobs| {
+                producer.enqueue_batch_with(jobs)
+            });
+        }
         self.consume(&consumer, 2);
         self.flush(queue);
     }

@@ -107,15 +107,6 @@ impl Truth {
         number
     }
 
-    /// Adds jobs that have the same name and headers.
-    pub(super) fn new_batch(&mut self, lens: &[usize]) -> Vec<usize> {
-        let numbers: Vec<_> = lens.iter().map(|&len| self.new_job(len)).collect();
-        for &number in &numbers {
-            self.jobs[number].label = self.jobs[numbers[0]].label;
-        }
-        numbers
-    }
-
     /// Adds the name and the headers of a job.
     pub(super) fn label<'a>(
         &self,

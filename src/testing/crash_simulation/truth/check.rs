@@ -78,6 +78,15 @@ impl Truth {
                 come_again.insert(one.job);
             }
         }
+        if let Doing::Enqueue(payloads) = &self.doing {
+            let there = payloads.len() - enqueued.len();
+            assert!(
+                there == 0 || enqueued.is_empty(),
+                "{there} of {} jobs are there of a batch whose enqueue has begun",
+                payloads.len()
+            );
+        }
+        self.check_batches(&seen);
         let mut dead = BTreeMap::new();
         for one in letters {
             let letter = one.sequence;
@@ -109,8 +118,11 @@ impl Truth {
                 come_again.insert(one.job);
             }
             let other = dead.insert(one.job, letter);
+            // If both were written in this process, that was checked then.
+            let is_known = |letter| self.letters.contains_key(letter);
+            let are_known = is_known(&letter) && other.as_ref().is_some_and(is_known);
             assert!(
-                other.is_none() || is_beside || come_again.contains(&letter),
+                other.is_none() || are_known || is_beside || come_again.contains(&letter),
                 "{} has two letters",
                 one.job
             );
@@ -170,6 +182,27 @@ impl Truth {
         }
     }
 
+    /// Checks that of each batch, all jobs or none are there. A job that has failed, or was in a
+    /// crash, is no longer tied to its batch: compaction may have moved it.
+    fn check_batches(&self, seen: &BTreeSet<Sequence>) {
+        let mut batches: BTreeMap<Sequence, Vec<Sequence>> = BTreeMap::new();
+        for (&job, known) in &self.jobs {
+            let is_waiting = known.end.is_none() && !known.may_die && !known.is_withdrawn;
+            let is_new = known.failed == 0 && known.crashes == 0;
+            if let Some(batch) = known.batch.filter(|_| is_waiting && is_new) {
+                batches.entry(batch).or_default().push(job);
+            }
+        }
+        for (batch, jobs) in batches {
+            let there = jobs.iter().filter(|job| seen.contains(job)).count();
+            assert!(
+                there == 0 || there == jobs.len(),
+                "{there} of {} jobs are there of the batch that begins with {batch}",
+                jobs.len()
+            );
+        }
+    }
+
     /// Goes on after a crash with what was found. After a power cut, all of it is durable. After a
     /// kill, what the open settles before it returns is durable: each letter, and each job that a
     /// letter was replayed as.
@@ -205,6 +238,7 @@ impl Truth {
             let is_replay = known.is_none() && matches!(was_doing, Doing::Replay(_));
             let new = Job {
                 payload: one.payload.clone(),
+                batch: known.and_then(|job| job.batch),
                 is_durable: crash == Crash::PowerCut
                     || is_replay
                     || known.is_some_and(|job| job.is_durable),

@@ -10,6 +10,12 @@ impl Truth {
             if self.letters.contains_key(&letter.sequence) {
                 continue;
             }
+            assert!(
+                self.letters.values().all(|other| other.job != letter.job)
+                    || self.job(letter.job).is_beside_its_letter,
+                "{} has got a second letter",
+                letter.job
+            );
             let payload = self.letter_payload(letter);
             let is_durable = !self.is_poisoned;
             let new = Letter {

@@ -15,7 +15,7 @@ use crate::log::ack::RECORDS_PER_WORD;
 use crate::log::headers::{Headers, headers_of, name_of};
 use crate::log::records::Record;
 use crate::testing::labels;
-use crate::{EnqueueOptions, Sequence};
+use crate::{EnqueueOptions, JobId, Sequence};
 
 /// The bytes of a payload. Only its length and its first bytes are printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -88,21 +88,6 @@ pub(super) fn large_payload(random: &mut Rng) -> Payload {
     Payload::new(&bytes)
 }
 
-/// Random payloads of jobs with the same name and headers.
-pub(super) fn new_batch(random: &mut Rng, count: usize) -> Vec<Payload> {
-    let first = new_payload(random);
-    let mut batch = vec![first.clone()];
-    while batch.len() < count {
-        let mut bytes = new_payload(random).0.to_vec();
-        match bytes.first_mut() {
-            Some(byte) => *byte = first.number(),
-            None => bytes.push(first.number()),
-        }
-        batch.push(Payload::new(&bytes));
-    }
-    batch
-}
-
 /// How a process that had the queue open ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Crash {
@@ -123,6 +108,9 @@ enum End {
 #[derive(Clone, Debug)]
 struct Job {
     payload: Payload,
+    /// The first job of its batch, unless it was enqueued alone or with a delay, so that compaction
+    /// may move it.
+    batch: Option<Sequence>,
     is_durable: bool,
     /// Failed attempts.
     failed: u32,
@@ -219,6 +207,7 @@ impl Truth {
         *highest = job.max(*highest);
         let new = Job {
             payload,
+            batch: None,
             is_durable,
             failed: 0,
             crashes: 0,
@@ -232,6 +221,21 @@ impl Truth {
         };
         let old = self.jobs.insert(job, new);
         assert!(old.is_none(), "{job} was given to two jobs");
+    }
+
+    /// Records the jobs of a batch, each with its payload and whether it has a delay.
+    pub(super) fn note_batch(
+        &mut self,
+        jobs: Vec<JobId>,
+        payloads: Vec<(Payload, bool)>,
+        is_durable: bool,
+    ) {
+        assert_eq!(jobs.len(), payloads.len());
+        let first = jobs[0].sequence();
+        for (job, (payload, is_delayed)) in jobs.into_iter().zip(payloads) {
+            self.note_enqueued(job.sequence(), payload, is_durable);
+            self.job(job.sequence()).batch = (!is_delayed).then_some(first);
+        }
     }
 
     /// Records that a job is about to be delivered, and checks that it may be.

@@ -32,7 +32,7 @@ use crate::failure::{Failure, Verdict};
 use crate::log::header::{FILE_HEADER_BYTES, SEAL_OFFSET};
 use crate::log::lease::Lease;
 use crate::log::mark::pretended::{self, Restarted};
-use crate::options::{Durability, EnqueueOptions};
+use crate::options::{Due, Durability, EnqueueOptions};
 use crate::storage::Operation;
 use crate::storage::faults::{self, Moment};
 use crate::storage::mappings::limited;

@@ -88,8 +88,8 @@ impl World {
                     truth.note_records_flushed(&mark);
                 }
             }
-            Err(EnqueueError::NotDurable { job, .. }) => {
-                truth.note_enqueued(job.sequence(), payload, false);
+            Err(EnqueueError::NotDurable { jobs, .. }) => {
+                truth.note_enqueued(jobs[0].sequence(), payload, false);
                 truth.is_poisoned = true;
             }
             Err(error) if is_no_room(&error) => {}
@@ -98,35 +98,46 @@ impl World {
     }
 
     pub(super) fn enqueue_batch(&self) {
-        let options = self.options();
-        let count = 1 + self.number(12);
-        let payloads = truth::new_batch(&mut self.shared.random.borrow_mut(), count);
-        let options = payloads[0].label(options);
+        let new_job = |_| {
+            let payload = truth::new_payload(&mut self.shared.random.borrow_mut());
+            (payload, self.options())
+        };
+        let jobs: Vec<_> = (0..=self.number(12)).map(new_job).collect();
+        let payloads: Vec<_> = jobs.iter().map(|(payload, _)| payload.clone()).collect();
+        let is_delayed = |(payload, options): &(Payload, EnqueueOptions<'_>)| {
+            (payload.clone(), !matches!(options.due, Due::AtOnce))
+        };
+        let noted = jobs.iter().map(is_delayed).collect();
+        let labelled =
+            |(payload, options): &(Payload, _)| (payload.clone(), payload.label(*options));
+        let labelled: Vec<_> = jobs.iter().map(labelled).collect();
+        let is_sync = jobs
+            .iter()
+            .any(|(_, options)| options.durability == Some(Durability::Sync));
         let running = self.running();
         let stripe = self.number(running.dispatch().stripes().len());
-        let is_sync = options.durability == Some(Durability::Sync);
         let mark = {
             let mut truth = self.shared.truth.borrow_mut();
-            truth.begin(Doing::Enqueue(payloads.clone()));
+            truth.begin(Doing::Enqueue(payloads));
             truth.mark(Some(stripe as u8))
         };
         let place = Place::on(&running.dispatch().stripes()[stripe]);
-        let result = running.enqueue_batch(place, &payloads, &options);
+        let result = running.enqueue_batch_with(place, &labelled);
         let mut truth = self.shared.truth.borrow_mut();
-        let (jobs, error) = match result {
-            Ok(jobs) => (jobs, None),
-            Err(error) => (error.enqueued, Some(error.error)),
-        };
-        let is_durable = is_sync && !matches!(error, Some(EnqueueError::NotDurable { .. }));
-        for (job, payload) in jobs.into_iter().zip(payloads) {
-            truth.note_enqueued(job.sequence(), payload, is_durable);
-        }
-        match error {
-            None if is_sync => truth.note_records_flushed(&mark),
-            None => {}
-            Some(error) if is_no_room(&error) => {}
-            Some(EnqueueError::NotDurable { .. }) => truth.is_poisoned = true,
-            Some(error) => expect_poison(&mut truth, &running, &error),
+        match result {
+            Ok(jobs) => {
+                truth.note_batch(jobs, noted, is_sync);
+                if is_sync {
+                    truth.note_records_flushed(&mark);
+                }
+            }
+            Err(EnqueueError::NotDurable { jobs, .. }) => {
+                truth.note_batch(jobs, noted, false);
+                truth.is_poisoned = true;
+            }
+            Err(EnqueueError::BatchTooLarge { .. }) => {}
+            Err(error) if is_no_room(&error) => {}
+            Err(error) => expect_poison(&mut truth, &running, &error),
         }
     }
 
