@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use crate::user_code;
 
-/// Why an attempt failed, and what happens next: a retry, a delayed retry, or a dead letter.
+/// Why an attempt failed, and what happens next: a retry, a delayed retry, a dead letter, or
+/// another attempt that counts as this one.
 ///
 /// A `Failure` is made from anything that can be displayed, so a handler can use `?`; it then means
 /// "retry by the policy". (For this reason `Failure` itself does not implement `Display`.)
@@ -42,6 +43,8 @@ pub(crate) enum Verdict {
     Retry,
     RetryAfter(Duration),
     DeadLetter,
+    /// No failure: the job is given back.
+    Snooze(Duration),
 }
 
 impl Failure {
@@ -60,6 +63,14 @@ impl Failure {
     /// The attempt counts as failed: if it was the last one, the job is dead.
     pub fn retry_after(delay: Duration, reason: impl fmt::Display) -> Self {
         Self::new(Verdict::RetryAfter(delay), reason)
+    }
+
+    /// Gives the job back: it comes back after this delay, and the attempt does not count.
+    ///
+    /// For a handler that cannot begin, such as one that meets a rate limit. See
+    /// [`Job::snooze`](crate::Job::snooze).
+    pub fn snooze(delay: Duration) -> Self {
+        Self::new(Verdict::Snooze(delay), "given back")
     }
 
     fn new(verdict: Verdict, reason: impl fmt::Display) -> Self {

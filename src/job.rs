@@ -170,10 +170,38 @@ impl<'a> Job<'a> {
 
     /// Fails this attempt; the job comes back after this delay instead of the policy's backoff.
     ///
-    /// Otherwise like [`retry`](Self::retry). A restart of the process forgets the delay, and the
-    /// policy's backoff applies.
+    /// Otherwise like [`retry`](Self::retry). A delay of a second or more survives a restart as that
+    /// of [`snooze`](Self::snooze) does; after a shorter one, the policy's backoff applies.
     pub fn retry_after(self, delay: Duration, reason: impl fmt::Display) {
         self.fail(Failure::retry_after(delay, reason));
+    }
+
+    /// Gives the job back without a failed attempt; it comes back after this delay.
+    ///
+    /// The next attempt has the same [number](Self::attempts). For a handler that cannot begin: a
+    /// rate limit, a resource that is taken. A delay of a second or more survives a restart, once
+    /// the maintenance thread has stored it with a copy of the job, some 20 ms later or at a
+    /// [close](crate::Queue::close); with a shorter one the job is ready at once after a restart.
+    ///
+    /// If the delivery has [timed out](crate::Builder::lease_timeout), this has no effect: the
+    /// attempt has failed already.
+    pub fn snooze(mut self, delay: Duration) {
+        if let Some(lease) = self.lease.take() {
+            self.engine
+                .release(lease, self.delivery, self.attempt, delay);
+        }
+    }
+
+    /// Lets the handler have the job for its whole [lease timeout](crate::Builder::lease_timeout)
+    /// again, from now on; for handlers that take long and show that they go on.
+    ///
+    /// Returns false if the delivery has timed out: the attempt has failed, and another handler may
+    /// have the job. Without lease timeouts this does nothing, and returns true.
+    pub fn touch(&self) -> bool {
+        match &self.lease {
+            Some(lease) => self.engine.touch(lease, self.delivery),
+            None => false,
+        }
     }
 
     /// Fails the job for good, however many attempts it has left.

@@ -27,6 +27,8 @@ pub(crate) const MAX_DEFAULT_STRIPES: usize = 8;
 /// A flush takes about this long, so a shorter interval would flush all the time.
 const MIN_FLUSH_INTERVAL: Duration = Duration::from_millis(1);
 
+const MIN_LEASE_TIMEOUT: Duration = Duration::from_millis(1);
+
 /// Decides which failures a job survives once its enqueue has returned `Ok`.
 ///
 /// Set for a queue with [`Builder::durability`], or for one job with
@@ -112,6 +114,8 @@ pub struct EnqueueOptions<'a> {
     pub(crate) due: Due,
     pub(crate) durability: Option<Durability>,
     pub(crate) max_attempts: Option<Option<u8>>,
+    pub(crate) expires: Option<Expires>,
+    pub(crate) lease_timeout: Option<Duration>,
     pub(crate) wait: Duration,
 }
 
@@ -121,6 +125,22 @@ pub(crate) enum Due {
     AtOnce,
     After(Duration),
     At(Timestamp),
+}
+
+/// When a job expires.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Expires {
+    After(Duration),
+    At(Timestamp),
+}
+
+impl Expires {
+    pub(crate) fn at(self) -> Timestamp {
+        match self {
+            Self::After(delay) => Timestamp::now().saturating_add(delay),
+            Self::At(time) => time,
+        }
+    }
 }
 
 impl<'a> EnqueueOptions<'a> {
@@ -200,6 +220,36 @@ impl<'a> EnqueueOptions<'a> {
         self
     }
 
+    /// Does not deliver the job any more once `delay` has passed from now.
+    ///
+    /// For work that is of no use when it comes late, such as a login code. The job ends when a
+    /// consumer would get it: it counts in [`Stats::expired`](crate::Stats::expired), and with
+    /// [`Builder::keep_expired`] it becomes a dead letter. Until then it takes its room. A handler
+    /// that has the job at that time keeps it, and may ack it; if it fails, the job does not come
+    /// back. Expiry is by the wall clock. A letter that is replayed does not expire.
+    pub fn expires_after(mut self, delay: Duration) -> Self {
+        self.expires = Some(Expires::After(delay));
+        self
+    }
+
+    /// Does not deliver the job any more once the wall clock shows `time`.
+    ///
+    /// Otherwise like [`expires_after`](Self::expires_after).
+    pub fn expires_at(mut self, time: SystemTime) -> Self {
+        self.expires = Some(Expires::At(time.into()));
+        self
+    }
+
+    /// Lets a handler have this job for this long, instead of for the queue's
+    /// [lease timeout](Builder::lease_timeout); at least 1 ms.
+    ///
+    /// A queue that is opened without lease timeouts has none for this job either. A shorter time
+    /// is an [`EnqueueError::InvalidOption`].
+    pub fn lease_timeout(mut self, timeout: Duration) -> Self {
+        self.lease_timeout = Some(timeout);
+        self
+    }
+
     /// Waits up to `timeout` for room instead of returning an error at once.
     ///
     /// There is no room when the queue is at its `max_depth` or `max_bytes`, or the disk is full. A
@@ -231,6 +281,8 @@ impl<'a> EnqueueOptions<'a> {
             && matches!(self.due, Due::AtOnce)
             && self.durability.is_none()
             && self.max_attempts.is_none()
+            && self.expires.is_none()
+            && self.lease_timeout.is_none()
             && self.wait.is_zero();
         match self.name {
             None if is_alone => Some(b""),
@@ -254,6 +306,12 @@ impl<'a> EnqueueOptions<'a> {
         }
         if encoded_len(self.headers) > MAX_HEADER_BYTES {
             return invalid("headers", "must have at most 32,768 bytes together");
+        }
+        if self
+            .lease_timeout
+            .is_some_and(|timeout| timeout < MIN_LEASE_TIMEOUT)
+        {
+            return invalid("lease_timeout", "must be at least 1 ms");
         }
         if let Some(Some(attempts)) = self.max_attempts
             && !(1..=MAX_ATTEMPTS).contains(&attempts)
@@ -303,6 +361,7 @@ pub struct Builder {
     pub(crate) max_depth: Option<u64>,
     pub(crate) max_bytes: Option<u64>,
     pub(crate) lease_timeout: Option<Duration>,
+    pub(crate) keep_expired: bool,
     pub(crate) lock_wait: Duration,
     pub(crate) file_mode: u32,
     pub(crate) progress: Option<ProgressFn>,
@@ -334,6 +393,7 @@ impl Builder {
             max_depth: None,
             max_bytes: None,
             lease_timeout: None,
+            keep_expired: false,
             lock_wait: Duration::ZERO,
             file_mode: 0o600,
             progress: None,
@@ -418,6 +478,14 @@ impl Builder {
         self
     }
 
+    /// Makes dead letters of jobs that [expire](EnqueueOptions::expires_after).
+    ///
+    /// Default: they are only counted.
+    pub fn keep_expired(mut self, keep: bool) -> Self {
+        self.keep_expired = keep;
+        self
+    }
+
     /// Waits up to this long at open while another handle has the queue open.
     ///
     /// The other handle may be in another process, as in a deploy that starts the new process
@@ -492,7 +560,7 @@ impl Builder {
         }
         if self
             .lease_timeout
-            .is_some_and(|timeout| timeout < Duration::from_millis(1))
+            .is_some_and(|timeout| timeout < MIN_LEASE_TIMEOUT)
         {
             return invalid("lease_timeout", "must be at least 1 ms");
         }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 /// A snapshot of a queue's figures, from [`Queue::stats`](crate::Queue::stats).
 ///
-/// Each job is counted once: `recovered + enqueued == acked + dead_lettered + depth() + lost`, and
-/// [`depth`](Self::depth) is what [`max_depth`](crate::Builder::max_depth) limits. The figures are
+/// Each job is counted once: `recovered + enqueued == acked + expired + dead_lettered + depth() +
+/// lost`, and [`depth`](Self::depth) is what [`max_depth`](crate::Builder::max_depth) limits. The figures are
 /// read one after the other while the queue is in use, so under load they may differ by the few
 /// jobs that change state meanwhile.
 ///
@@ -80,6 +80,11 @@ pub struct Stats {
     /// Failed attempts since the queue was opened, including timeouts, after which the job came
     /// back.
     pub retried: u64,
+    /// Jobs given back by [`Job::snooze`](crate::Job::snooze) since the queue was opened, each time.
+    pub snoozed: u64,
+    /// Jobs that [expired](crate::EnqueueOptions::expires_after) since the queue was opened, except
+    /// those that became dead letters.
+    pub expired: u64,
     /// Jobs that became dead letters since the queue was opened.
     pub dead_lettered: u64,
     /// Jobs found at the open that turned out to be damaged when their segment was checked.

@@ -17,7 +17,7 @@ use super::Dispatch;
 use super::timer::{Now, When};
 use crate::Timestamp;
 use crate::log::lease::Lease;
-use crate::log::meta::{MAX_META_BYTES, Meta, MetaBytes};
+use crate::log::meta::{JobOptions, MAX_META_BYTES, Meta, MetaBytes};
 use crate::log::record::NewRecord;
 use crate::log::reserve::Left;
 use crate::log::segment::{Segment, Unsettled};
@@ -144,6 +144,35 @@ impl Dispatch {
         result.map(|()| has_moved)
     }
 
+    /// Moves the jobs that wait for a delay named by a handler, so that the delay is stored with
+    /// them and survives a restart. A job for which there is no room is moved later.
+    pub(crate) fn keep_delays(&self) -> Result<(), Arc<StorageError>> {
+        let unkept = std::mem::take(&mut *self.unkept.lock());
+        let mut result = Ok(());
+        for (number, stripe) in (0..).zip(&self.stripes) {
+            let of_stripe = unkept.iter().filter(|(one, _)| one.stripe() == number);
+            let moves: Vec<_> = of_stripe
+                .filter_map(|&(one, due)| {
+                    let lease = self.timer.take_to_move(one, due)?;
+                    Some(Move { lease, due })
+                })
+                .collect();
+            if !moves.is_empty()
+                && let Err(error) = self.move_to_the_end(stripe, moves)
+            {
+                result = Err(error);
+            }
+        }
+        // Those that could not be moved wait at their old places.
+        let mut again = self.unkept.lock();
+        again.extend(
+            unkept
+                .into_iter()
+                .filter(|&(one, due)| self.timer.has(one, due)),
+        );
+        result
+    }
+
     fn compact_stripe(&self, stripe: &Log, is_short: bool) -> Result<bool, Arc<StorageError>> {
         let rule = Rule::of(stripe, is_short);
         if rule.into_reserve && !stripe.has_reserve() {
@@ -213,12 +242,14 @@ impl Dispatch {
             When::At(time) => (time, None),
         };
         let meta = Meta {
-            max_attempts: own.max_attempts,
+            options: JobOptions {
+                delay,
+                ..own.options
+            },
             settles: Some(one.lease.sequence()),
             original: Some(one.lease.job()),
             prior_attempts: one.lease.failed(),
             prior_crashes: one.lease.crashes(),
-            delay,
             ..Meta::default()
         };
         Copied {

@@ -3,7 +3,7 @@
 //! This is only used when a timeout is set. Every lease of the queue then owns a share of its
 //! segment's mappings, since a job can have two leases: the one that timed out and its replacement.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::events::Mutex;
@@ -12,7 +12,7 @@ use crate::sequence::{Sequence, SequenceMap};
 use crate::time::Tick;
 
 /// The number of a delivery. It tells the current lease of a job from one that has timed out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Delivery(u64);
 
 impl Delivery {
@@ -21,7 +21,7 @@ impl Delivery {
 }
 
 /// A delivery that has timed out.
-pub(crate) struct Expired {
+pub(crate) struct TimedOut {
     pub(crate) lease: Lease,
     pub(crate) attempts: u32,
 }
@@ -39,9 +39,12 @@ struct State {
     current: SequenceMap<CurrentDelivery>,
     /// How many handlers still have a job although they do not hold its current delivery.
     late: SequenceMap<u32>,
-    /// Ends in order, since all deliveries run equally long. Includes deliveries that ended
-    /// earlier.
+    /// Ends in order, since these deliveries run equally long. Includes deliveries that ended
+    /// earlier, and those that end at another time.
     ends: VecDeque<End>,
+    /// Ends of the other deliveries: jobs with timeouts of their own, and handlers that asked for
+    /// more time.
+    other_ends: BTreeSet<(Tick, Sequence, Delivery)>,
 }
 
 /// What a delivery was to its job when it ended.
@@ -57,6 +60,8 @@ struct CurrentDelivery {
     delivery: Delivery,
     lease: Lease,
     attempts: u32,
+    timeout: Duration,
+    ends: Tick,
 }
 
 struct End {
@@ -74,13 +79,14 @@ impl Leases {
                 current: SequenceMap::default(),
                 late: SequenceMap::default(),
                 ends: VecDeque::new(),
+                other_ends: BTreeSet::new(),
             }),
         }
     }
 
     /// Begins a delivery; None if the job is done because a handler with an earlier delivery acked
-    /// it. The second value is true if no other delivery was running, so that the timer must be
-    /// told.
+    /// it. The second value is true if no other delivery ends earlier, so that the timer must be
+    /// told. `own`: the job's own timeout.
     ///
     /// Here and below, delivery words in the ack file are changed under the lock, because several
     /// handlers may have the job.
@@ -88,6 +94,7 @@ impl Leases {
         &self,
         lease: &Lease,
         attempts: u32,
+        own: Option<Duration>,
         now: Tick,
     ) -> Option<(Delivery, bool)> {
         let mut state = self.state.lock();
@@ -97,22 +104,60 @@ impl Leases {
         lease.begin_delivery();
         state.last += 1;
         let delivery = Delivery(state.last);
-        let first = state.ends.is_empty();
+        let timeout = own.unwrap_or(self.timeout);
+        let ends = now.saturating_add(timeout);
+        let first = state.next_end().is_none_or(|next| ends < next);
         if let Some(lease) = lease.duplicate() {
             let sequence = lease.sequence();
-            state.ends.push_back(End {
-                at: now.saturating_add(self.timeout),
-                sequence,
-                delivery,
-            });
+            match own {
+                None => state.ends.push_back(End {
+                    at: ends,
+                    sequence,
+                    delivery,
+                }),
+                Some(_) => _ = state.other_ends.insert((ends, sequence, delivery)),
+            }
             let running = CurrentDelivery {
                 delivery,
                 lease,
                 attempts,
+                timeout,
+                ends,
             };
             state.current.insert(sequence, running);
         }
         Some((delivery, first))
+    }
+
+    /// Lets a delivery run for its whole timeout again, from now on. Returns false if it is not its
+    /// job's current one any more.
+    pub(crate) fn touch(&self, lease: &Lease, delivery: Delivery, now: Tick) -> bool {
+        let mut state = self.state.lock();
+        let sequence = lease.sequence();
+        let State {
+            current,
+            other_ends,
+            ..
+        } = &mut *state;
+        let running = current.get_mut(&sequence);
+        let Some(running) = running.filter(|running| running.delivery == delivery) else {
+            return false;
+        };
+        other_ends.remove(&(running.ends, sequence, delivery));
+        running.ends = now.saturating_add(running.timeout);
+        other_ends.insert((running.ends, sequence, delivery));
+        true
+    }
+
+    /// Ends a delivery without an attempt that failed.
+    pub(crate) fn release(&self, lease: &Lease, delivery: Delivery) -> Ended {
+        let mut state = self.state.lock();
+        let sequence = lease.sequence();
+        let ended = state.end(sequence, delivery);
+        if !state.has_handler(sequence) {
+            lease.end_delivery();
+        }
+        ended
     }
 
     /// Ends a delivery by an ack if it is its job's current one, and returns whether it is. Any
@@ -122,7 +167,7 @@ impl Leases {
         let sequence = lease.sequence();
         let is_current = state.is_current(sequence, delivery);
         if is_current {
-            state.current.remove(&sequence);
+            state.remove(sequence);
             state.drop_ended();
         }
         is_current
@@ -147,7 +192,7 @@ impl Leases {
     /// the writer of the job's letter remembers where the letter is.
     pub(crate) fn end_late(&self, sequence: Sequence) {
         let mut state = self.state.lock();
-        if state.current.remove(&sequence).is_some() {
+        if state.remove(sequence).is_some() {
             state.note_late(sequence);
         }
         state.end_late(sequence);
@@ -165,23 +210,23 @@ impl Leases {
     }
 
     /// Takes out the deliveries that have timed out; also returns when the next one will.
-    pub(crate) fn expire(&self, now: Tick) -> (Vec<Expired>, Option<Tick>) {
+    pub(crate) fn time_out(&self, now: Tick) -> (Vec<TimedOut>, Option<Tick>) {
         let mut state = self.state.lock();
-        let mut expired = Vec::new();
+        let mut timed_out = Vec::new();
         state.drop_ended();
-        while let Some(end) = state.ends.pop_front_if(|end| end.at <= now) {
-            if let Some(running) = state.current.remove(&end.sequence) {
+        while let Some((_, sequence)) = state.next().filter(|&(at, _)| at <= now) {
+            if let Some(running) = state.remove(sequence) {
                 // Its handler has the job until it acks or fails it.
                 running.lease.count_failure(true);
-                state.note_late(end.sequence);
-                expired.push(Expired {
+                state.note_late(sequence);
+                timed_out.push(TimedOut {
                     lease: running.lease,
                     attempts: running.attempts,
                 });
             }
             state.drop_ended();
         }
-        (expired, state.ends.front().map(|end| end.at))
+        (timed_out, state.next_end())
     }
 }
 
@@ -189,7 +234,7 @@ impl State {
     fn end(&mut self, sequence: Sequence, delivery: Delivery) -> Ended {
         let is_current = self.is_current(sequence, delivery);
         if is_current {
-            self.current.remove(&sequence);
+            self.remove(sequence);
         } else {
             self.end_late(sequence);
         }
@@ -223,13 +268,37 @@ impl State {
         running.is_some_and(|running| running.delivery == delivery)
     }
 
+    /// Takes out the current delivery of a job.
+    fn remove(&mut self, sequence: Sequence) -> Option<CurrentDelivery> {
+        let running = self.current.remove(&sequence)?;
+        let end = (running.ends, sequence, running.delivery);
+        self.other_ends.remove(&end);
+        Some(running)
+    }
+
+    /// The current delivery that ends first. What has ended was dropped from the front.
+    fn next(&self) -> Option<(Tick, Sequence)> {
+        let usual = self.ends.front().map(|end| (end.at, end.sequence));
+        let other = self.other_ends.first();
+        let other = other.map(|&(at, sequence, _)| (at, sequence));
+        usual.into_iter().chain(other).min()
+    }
+
+    fn next_end(&self) -> Option<Tick> {
+        self.next().map(|(at, _)| at)
+    }
+
     fn note_late(&mut self, sequence: Sequence) {
         *self.late.entry(sequence).or_default() += 1;
     }
 
     fn drop_ended(&mut self) {
+        let is_over = |end: &End, current: &SequenceMap<CurrentDelivery>| {
+            let running = current.get(&end.sequence);
+            running.is_none_or(|running| running.delivery != end.delivery || running.ends != end.at)
+        };
         while let Some(end) = self.ends.front()
-            && !self.is_current(end.sequence, end.delivery)
+            && is_over(end, &self.current)
         {
             self.ends.pop_front();
         }
@@ -280,8 +349,8 @@ mod tests {
         let (second, quick) = segment_and_lease(dir.path(), 1000);
         let leases = Leases::new(Duration::from_secs(3600));
         let now = Clock::start().now();
-        leases.begin(&slow, 1, now);
-        let (delivery, _) = leases.begin(&quick, 1, now).unwrap();
+        leases.begin(&slow, 1, None, now);
+        let (delivery, _) = leases.begin(&quick, 1, None, now).unwrap();
         assert!(leases.end(&quick, delivery));
         assert!(quick.ack().segment_complete);
         let maps = second.retire().unwrap();
@@ -294,25 +363,25 @@ mod tests {
         let (_segment, lease) = segment_and_lease(dir.path(), 0);
         let leases = Leases::new(Duration::ZERO);
         let now = Clock::start().now();
-        let (first, is_first) = leases.begin(&lease, 1, now).unwrap();
+        let (first, is_first) = leases.begin(&lease, 1, None, now).unwrap();
         assert!(is_first);
-        let (expired, next) = leases.expire(now);
-        assert_eq!((expired.len(), next), (1, None));
-        assert_eq!(expired[0].lease.sequence(), lease.sequence());
+        let (timed_out, next) = leases.time_out(now);
+        assert_eq!((timed_out.len(), next), (1, None));
+        assert_eq!(timed_out[0].lease.sequence(), lease.sequence());
         assert_eq!(leases.fail(&lease, first), Ended::Late);
-        let (second, _) = leases.begin(&lease, 2, now).unwrap();
+        let (second, _) = leases.begin(&lease, 2, None, now).unwrap();
         assert_eq!(leases.fail(&lease, first), Ended::Late);
         assert_eq!(leases.fail(&lease, second), ALONE);
-        let (third, _) = leases.begin(&lease, 3, now).unwrap();
-        leases.expire(now);
+        let (third, _) = leases.begin(&lease, 3, None, now).unwrap();
+        leases.time_out(now);
         assert!(!leases.end(&lease, third));
-        let (fourth, _) = leases.begin(&lease, 4, now).unwrap();
+        let (fourth, _) = leases.begin(&lease, 4, None, now).unwrap();
         leases.end_late(lease.sequence());
         assert_eq!(leases.running(), 0);
         assert!(leases.has_handler(lease.sequence()));
         assert_eq!(leases.fail(&lease, fourth), Ended::Late);
-        let (expired, next) = leases.expire(now);
-        assert_eq!((expired.len(), next), (0, None));
+        let (timed_out, next) = leases.time_out(now);
+        assert_eq!((timed_out.len(), next), (0, None));
         assert!(leases.state.lock().late.is_empty());
     }
 
@@ -322,7 +391,11 @@ mod tests {
         let (_segment, lease) = segment_and_lease(dir.path(), 0);
         let leases = Leases::new(Duration::ZERO);
         assert!(lease.duplicate().unwrap().ack().first);
-        assert!(leases.begin(&lease, 1, Clock::start().now()).is_none());
+        assert!(
+            leases
+                .begin(&lease, 1, None, Clock::start().now())
+                .is_none()
+        );
         assert_eq!(leases.running(), 0);
     }
 
@@ -336,13 +409,13 @@ mod tests {
             let deliveries = lease.deliveries();
             (deliveries.failed(), deliveries.is_running())
         };
-        let (first, _) = leases.begin(&lease, 1, now).unwrap();
+        let (first, _) = leases.begin(&lease, 1, None, now).unwrap();
         assert_eq!(said(), (0, true));
-        leases.expire(now);
+        leases.time_out(now);
         assert_eq!(said(), (1, true));
-        let (second, _) = leases.begin(&lease, 2, now).unwrap();
-        leases.expire(now);
-        let (third, _) = leases.begin(&lease, 3, now).unwrap();
+        let (second, _) = leases.begin(&lease, 2, None, now).unwrap();
+        leases.time_out(now);
+        let (third, _) = leases.begin(&lease, 3, None, now).unwrap();
         assert_eq!(said(), (2, true));
         assert_eq!(leases.fail(&lease, second), Ended::Late);
         assert_eq!(said(), (2, true));

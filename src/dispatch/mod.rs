@@ -31,6 +31,7 @@ use self::source::{Deques, Looking};
 use self::suspects::Suspects;
 use self::timer::{Now, Timer, When};
 use crate::RetryPolicy;
+use crate::Sequence;
 use crate::event_count::EventCount;
 use crate::events::Mutex;
 use crate::log::Log;
@@ -44,6 +45,8 @@ use crate::turns::Turns;
 /// Most jobs that one claim takes: enough to pay for the cache lines that a claim moves between
 /// cores, few enough that thieves find work. Measured in `benches/`.
 const CLAIM_JOBS: u32 = 256;
+/// The shortest delay named by a handler that survives a restart.
+pub(crate) const KEPT_DELAY: Duration = Duration::from_secs(1);
 /// Bytes of records after which a claim ends, so that one consumer does not take all large jobs.
 const CLAIM_BYTES: usize = 256 * 1024;
 
@@ -65,6 +68,9 @@ pub(crate) struct Dispatch {
     /// How often the reserve segment was used.
     #[cfg(test)]
     reserves_used: AtomicU64,
+    /// Jobs that wait for a delay that a handler named, and that is not stored yet, see
+    /// [`keep_delays`](Self::keep_delays).
+    unkept: Mutex<Vec<(Sequence, When)>>,
     /// Records that moved jobs name, and that could not be made durable when that was tried.
     pub(crate) unsettled: Mutex<Vec<Unsettled>>,
     clock: Clock,
@@ -111,6 +117,7 @@ impl Dispatch {
             moved: AtomicU64::new(0),
             #[cfg(test)]
             reserves_used: AtomicU64::new(0),
+            unkept: Mutex::default(),
             unsettled: Mutex::default(),
             clock,
             retry,
@@ -229,7 +236,7 @@ impl Dispatch {
         };
         let mut when = When::At(due_at);
         if due_at > now.wall
-            && let Some(most) = meta.delay
+            && let Some(most) = meta.options.delay
         {
             // The wall clock may have been set back since.
             let delay = due_at.since(now.wall).min(most);
@@ -276,7 +283,7 @@ impl Dispatch {
 
     /// Whether a job may be delivered again after this many failed attempts.
     pub(crate) fn may_retry(&self, lease: &Lease, attempts: u32) -> bool {
-        let own = lease.has_meta().then(|| lease.meta().max_attempts);
+        let own = lease.has_meta().then(|| lease.meta().options.max_attempts);
         let limit = match own.flatten() {
             Some(own) => own,
             None => self.retry.attempts_limit(),
@@ -293,6 +300,7 @@ impl Dispatch {
         delay: Option<Duration>,
         late: bool,
     ) -> bool {
+        let is_kept = delay.is_some_and(|delay| delay >= KEPT_DELAY) && !late;
         let delay = delay.unwrap_or_else(|| self.retry.backoff(attempts));
         if delay.is_zero() {
             let is_done = lease.is_done();
@@ -301,8 +309,13 @@ impl Dispatch {
             }
             return !is_done;
         }
-        let due = self.clock.now().saturating_add(delay);
-        self.wait(lease, When::After(due), late)
+        let when = When::After(self.clock.now().saturating_add(delay));
+        let sequence = lease.sequence();
+        let waits = self.wait(lease, when, late);
+        if waits && is_kept {
+            self.unkept.lock().push((sequence, when));
+        }
+        waits
     }
 
     /// Puts a job into the timer, see [`Timer::schedule`].

@@ -225,6 +225,32 @@ impl Timer {
         }
     }
 
+    /// Takes out a job that is to be moved, if it still waits for this time and no handler may
+    /// still ack it.
+    pub(crate) fn take_to_move(&self, sequence: Sequence, when: When) -> Option<Lease> {
+        let mut state = self.state.lock();
+        if state.late.contains_key(&sequence) {
+            return None;
+        }
+        let lease = match when {
+            When::After(due) => state.after.remove(&(due, sequence)),
+            When::At(due) => state.at.remove(&(due, sequence)),
+        }?;
+        state.uncount(lease.segment_base(), 1);
+        state.moving += 1;
+        Some(lease)
+    }
+
+    /// Whether a job waits for this time, and no handler may still ack it.
+    pub(crate) fn has(&self, sequence: Sequence, when: When) -> bool {
+        let state = self.state.lock();
+        let waits = match when {
+            When::After(due) => state.after.contains_key(&(due, sequence)),
+            When::At(due) => state.at.contains_key(&(due, sequence)),
+        };
+        waits && !state.late.contains_key(&sequence)
+    }
+
     /// Jobs that are not due yet, including those that compaction is moving.
     pub(crate) fn len(&self) -> usize {
         let state = self.state.lock();

@@ -1,14 +1,20 @@
 //! What happens to a job between its lease and its end: begin, ack, fail, retry or death.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::Engine;
 use super::dead_log::Late;
+use crate::Timestamp;
+use crate::dispatch::KEPT_DELAY;
 use crate::dispatch::lease_timeouts::{Delivery, Ended, Leases};
 use crate::events::event;
 use crate::failure::{Failure, Verdict};
 use crate::log::lease::Lease;
 use crate::log::meta::Meta;
+
+/// For so long, delays that handlers named are gathered before they are stored with one flush.
+const DELAY_GATHERING: Duration = Duration::from_millis(20);
 
 /// The number of an attempt at a job, and whether the job is a suspect: when such an attempt ends,
 /// the next suspect may begin.
@@ -78,6 +84,14 @@ impl Engine {
             true => lease.meta(),
             false => Meta::default(),
         };
+        if meta
+            .options
+            .expires_at
+            .is_some_and(|at| at <= Timestamp::now())
+        {
+            self.expire(lease);
+            return None;
+        }
         // The job comes from an earlier process, or was moved since.
         let has_past = lease.is_recovered() || meta.prior_attempts > 0 || meta.prior_crashes > 0;
         if has_past
@@ -99,12 +113,95 @@ impl Engine {
             }
             Some(leases) => {
                 let attempts = lease.failed().saturating_add(1);
-                let (delivery, first) = leases.begin(&lease, attempts, self.clock.now())?;
+                let own = meta.options.lease_timeout;
+                let now = self.clock.now();
+                let (delivery, first) = leases.begin(&lease, attempts, own, now)?;
                 if first {
                     self.dispatch.timer.interrupt();
                 }
                 Some((lease, attempts, delivery))
             }
+        }
+    }
+
+    /// Ends a job that is not to be delivered any more.
+    fn expire(&self, lease: Lease) {
+        let (job, failed) = (lease.job(), lease.failed());
+        // Relaxed: a count for statistics.
+        if self.keeps_expired {
+            let reason = "the job has expired";
+            self.dead
+                .failures
+                .note(job, failed.saturating_add(1), reason);
+            if !self.dead_letter(lease, failed) {
+                // A handler whose delivery had timed out has acked it in the meantime.
+                return self.dead.failures.forget(job);
+            }
+            event!(warn, %job, attempts = failed, reason, "a job is dead");
+        } else {
+            self.dead.failures.forget(job);
+            if !self.complete(lease) {
+                return;
+            }
+            self.expired.fetch_add(1, Ordering::Relaxed);
+            event!(debug, %job, attempts = failed, "a job has expired");
+        }
+    }
+
+    /// Gives a job back without a failed attempt; it comes back after this delay.
+    pub(crate) fn release(
+        &self,
+        lease: Lease,
+        delivery: Delivery,
+        attempt: Attempt,
+        delay: Duration,
+    ) {
+        let ended = match &self.leases {
+            None => {
+                lease.end_delivery();
+                Ended::Current { others: false }
+            }
+            Some(leases) => leases.release(&lease, delivery),
+        };
+        match ended {
+            Ended::Current { others } => {
+                let job = lease.job();
+                let lease = match attempt.is_suspect() {
+                    true => lease.into_suspect(),
+                    false => lease,
+                };
+                let number = attempt.number();
+                if self.dispatch.retry(lease, number, Some(delay), others) {
+                    self.snoozed.fetch_add(1, Ordering::Relaxed);
+                    self.keep_delay(delay);
+                }
+                event!(debug, %job, attempts = number, "a job was given back");
+            }
+            // Its delivery has timed out, so the attempt has failed, and the job has gone on.
+            Ended::Late => {
+                if let Some(leases) = &self.leases {
+                    let has_handler = || leases.has_handler(lease.sequence());
+                    self.dead.end_late(lease.job(), has_handler);
+                }
+            }
+        }
+        if attempt.is_suspect() {
+            self.dispatch.end_suspect();
+        }
+    }
+
+    /// Has the maintenance thread store a delay that a handler named.
+    fn keep_delay(&self, delay: Duration) {
+        if delay >= KEPT_DELAY {
+            self.signal.turn_within(DELAY_GATHERING);
+        }
+    }
+
+    /// Lets a delivery run for its whole lease timeout again. Returns false if it has timed out.
+    pub(crate) fn touch(&self, lease: &Lease, delivery: Delivery) -> bool {
+        match &self.leases {
+            None => true,
+            Some(leases) => leases.touch(lease, delivery, self.clock.now()),
         }
     }
 
@@ -201,6 +298,9 @@ impl Engine {
         attempt: Attempt,
         failure: Failure,
     ) {
+        if let Verdict::Snooze(delay) = failure.verdict {
+            return self.release(lease, delivery, attempt, delay);
+        }
         let ended = match &self.leases {
             None => {
                 lease.count_failure(false);
@@ -240,7 +340,7 @@ impl Engine {
         let is_acked = if comes_back {
             let delay = match verdict {
                 Verdict::RetryAfter(delay) => Some(delay),
-                Verdict::Retry | Verdict::DeadLetter => None,
+                Verdict::Retry | Verdict::DeadLetter | Verdict::Snooze(_) => None,
             };
             !self.dispatch.retry(lease, attempts, delay, late)
         } else {
@@ -252,6 +352,9 @@ impl Engine {
         }
         if comes_back {
             self.retried.fetch_add(1, Ordering::Relaxed);
+            if let Verdict::RetryAfter(delay) = verdict {
+                self.keep_delay(delay);
+            }
         }
         // Reported last, so that the job is settled whatever the subscriber does.
         let last = (!comes_back).then(|| reason.clone());

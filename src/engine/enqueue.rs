@@ -7,11 +7,11 @@ use super::Engine;
 use super::worker::WorkerMark;
 use crate::error::EnqueueError;
 use crate::log::headers;
-use crate::log::meta::{MetaBytes, put_options};
+use crate::log::meta::{JobOptions, MetaBytes, put_options};
 use crate::log::record::{NewRecord, RECORD_HEADER_BYTES};
 use crate::log::segment::{Batch, BatchRecords, Segment};
 use crate::log::{Log, RollError};
-use crate::options::{Due, Durability, EnqueueOptions};
+use crate::options::{Due, Durability, EnqueueOptions, Expires};
 use crate::{JobId, Sequence, Timestamp};
 
 /// Bytes of a record reserved for what a dead letter adds to its job: its identity, attempts and
@@ -280,7 +280,13 @@ pub(super) fn meta_of(options: &EnqueueOptions<'_>) -> MetaBytes {
         Due::AtOnce | Due::At(_) => None,
     };
     let mut meta = MetaBytes::new();
-    put_options(&mut meta, options.max_attempts, delay);
+    let stored = JobOptions {
+        max_attempts: options.max_attempts,
+        delay,
+        expires_at: options.expires.map(Expires::at),
+        lease_timeout: options.lease_timeout,
+    };
+    put_options(&mut meta, &stored);
     headers::encode(options.headers, &mut meta);
     meta
 }

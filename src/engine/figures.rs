@@ -58,8 +58,10 @@ impl Engine {
             enqueued: log.appended.saturating_sub(moved.copied),
             acked: log
                 .done
-                .saturating_sub(moved.moved + counters.dead_lettered),
+                .saturating_sub(moved.moved + counters.dead_lettered + counters.expired),
             retried: counters.retried,
+            snoozed: counters.snoozed,
+            expired: counters.expired,
             dead_lettered: counters.dead_lettered + dead_log.dying,
             quarantined: quarantined + dead_log.quarantined,
         }

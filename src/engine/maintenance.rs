@@ -34,6 +34,7 @@ struct State {
     kicked: bool,
     stopped: bool,
     flush_at: Option<Instant>,
+    turn_at: Option<Instant>,
 }
 
 /// Why the maintenance thread was woken.
@@ -49,6 +50,7 @@ impl Signal {
                 kicked: true,
                 stopped: false,
                 flush_at: None,
+                turn_at: None,
             }),
             changed: Condvar::new(),
         }
@@ -77,6 +79,17 @@ impl Signal {
         }
     }
 
+    /// Requests a turn within `interval` from now.
+    pub(crate) fn turn_within(&self, interval: Duration) {
+        let at = time::now() + interval;
+        let mut state = self.state.lock();
+        if state.turn_at.is_none_or(|before| at < before) {
+            state.turn_at = Some(at);
+            drop(state);
+            self.changed.notify_one();
+        }
+    }
+
     /// Waits for something to do, at most until `deadline`; None once stopped.
     fn wait(&self, deadline: Option<Instant>) -> Option<Wake> {
         let mut state = self.state.lock();
@@ -87,7 +100,8 @@ impl Signal {
             if let Some(wake) = state.take(deadline) {
                 return Some(wake);
             }
-            match state.flush_at.into_iter().chain(deadline).min() {
+            let soonest = state.flush_at.into_iter().chain(state.turn_at);
+            match soonest.chain(deadline).min() {
                 Some(until) => {
                     self.changed.wait_until(&mut state, until);
                 }
@@ -110,7 +124,11 @@ impl State {
         if flush {
             self.flush_at = None;
         }
-        let kicked = std::mem::take(&mut self.kicked);
+        let is_asked = self.turn_at.is_some_and(|at| at <= now);
+        if is_asked {
+            self.turn_at = None;
+        }
+        let kicked = std::mem::take(&mut self.kicked) || is_asked;
         let is_due = deadline.is_some_and(|deadline| deadline <= now);
         (kicked || flush || is_due).then_some(Wake { flush })
     }
@@ -233,6 +251,9 @@ impl Maintenance {
             }
             for stripe in stripes {
                 stripe.flush_ahead().unwrap_or_else(&mut note);
+            }
+            if has_place_to_move_to(engine) {
+                engine.dispatch().keep_delays().unwrap_or_else(&mut note);
             }
             let now = time::now();
             let is_due = now >= self.next_compaction;

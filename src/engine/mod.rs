@@ -67,7 +67,10 @@ pub(crate) struct Engine {
     closed: AtomicBool,
     /// Whether letters could not be written when a caller wanted to list them.
     pub(crate) unwritten_letters: Lasting,
+    keeps_expired: bool,
     retried: AtomicU64,
+    snoozed: AtomicU64,
+    expired: AtomicU64,
     dead_lettered: AtomicU64,
     /// Jobs found at open.
     pub(crate) recovered: u64,
@@ -76,6 +79,8 @@ pub(crate) struct Engine {
 /// Event counts since the queue was opened.
 pub(crate) struct Counters {
     pub(crate) retried: u64,
+    pub(crate) snoozed: u64,
+    pub(crate) expired: u64,
     /// Jobs that left the log for the dead letter log.
     pub(crate) dead_lettered: u64,
 }
@@ -110,6 +115,8 @@ impl Engine {
     pub(crate) fn counters(&self) -> Counters {
         Counters {
             retried: self.retried.load(Ordering::Relaxed),
+            snoozed: self.snoozed.load(Ordering::Relaxed),
+            expired: self.expired.load(Ordering::Relaxed),
             dead_lettered: self.dead_lettered.load(Ordering::Relaxed),
         }
     }

@@ -140,7 +140,10 @@ impl Engine {
             unsettled: Mutex::default(),
             closed: AtomicBool::new(false),
             unwritten_letters: Lasting::default(),
+            keeps_expired: builder.keep_expired,
             retried: AtomicU64::new(0),
+            snoozed: AtomicU64::new(0),
+            expired: AtomicU64::new(0),
             dead_lettered: AtomicU64::new(0),
             recovered: live,
         };

@@ -87,7 +87,7 @@ impl Engine {
         letter: &Letter,
     ) -> Result<(Sequence, Unsettled), EnqueueError> {
         let meta = Meta {
-            max_attempts: letter.meta.max_attempts,
+            options: letter.meta.options,
             settles: Some(letter.sequence),
             ..Meta::default()
         }

@@ -25,12 +25,16 @@ impl Engine {
         for stripe in self.dispatch.stripes() {
             stripe.end_deliveries();
         }
+        let mut result = match self.poison() {
+            None => self.dispatch.keep_delays(),
+            Some(_) => Ok(()),
+        };
         for stripe in self.dispatch.stripes() {
             stripe.close();
         }
         self.dispatch.sleepers.notify_all();
         self.room.notify_all();
-        let mut result = self.flush();
+        result = result.and(self.flush());
         for stripe in self.dispatch.stripes() {
             result = result.and(stripe.seal(true).map(|_| ()));
             result = result.and(stripe.reclaim_all());
@@ -60,11 +64,11 @@ impl Engine {
         if !due.is_empty() {
             self.dispatch.inject_all(due);
         }
-        let (expired, next) = self.leases.as_ref()?.expire(self.clock.now());
-        for expired in expired {
+        let (timed_out, next) = self.leases.as_ref()?.time_out(self.clock.now());
+        for timed_out in timed_out {
             self.fail_current(
-                expired.lease,
-                expired.attempts,
+                timed_out.lease,
+                timed_out.attempts,
                 "the lease timed out".into(),
                 true,
             );

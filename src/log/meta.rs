@@ -36,11 +36,24 @@ pub struct FailureReason {
     pub reason: String,
 }
 
+/// What the producer of a job asked for, as far as it is stored with the job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct JobOptions {
+    /// Attempts allowed for this job, if not the queue's default; `Some(None)` is unlimited.
+    pub(crate) max_attempts: Option<Option<u8>>,
+    /// Longest time that the job waits for its due time, whatever the wall clock does. None: it is
+    /// due at that time by the wall clock.
+    pub(crate) delay: Option<Duration>,
+    /// From this time on, the job is not delivered.
+    pub(crate) expires_at: Option<Timestamp>,
+    /// How long a handler may have the job, if not as long as the queue's default.
+    pub(crate) lease_timeout: Option<Duration>,
+}
+
 /// The metadata fields of a record, decoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Meta {
-    /// Attempts allowed for this job, if not the queue's default; `Some(None)` is unlimited.
-    pub(crate) max_attempts: Option<Option<u8>>,
+    pub(crate) options: JobOptions,
     /// The record that this one settles: a letter names its job, a replayed job its letter, a moved
     /// job its old record.
     pub(crate) settles: Option<Sequence>,
@@ -50,10 +63,6 @@ pub(crate) struct Meta {
     pub(crate) prior_attempts: u32,
     /// How often the process had died while a handler had the job, before this record was written.
     pub(crate) prior_crashes: u32,
-    /// Longest time that the job waits for its due time, whatever the wall clock does. None: it is
-    /// due at that time by the wall clock.
-    pub(crate) delay: Option<Duration>,
-    /// When the job was first enqueued, if not when this record was.
     pub(crate) first_failure: Option<Timestamp>,
     pub(crate) last_failure: Option<Timestamp>,
     pub(crate) reasons: Vec<FailureReason>,
@@ -68,6 +77,8 @@ const TAG_LAST_FAILURE: u8 = 6;
 const TAG_REASON: u8 = 7;
 const TAG_PRIOR_CRASHES: u8 = 8;
 const TAG_DELAY: u8 = 9;
+const TAG_EXPIRES_AT: u8 = 10;
+const TAG_LEASE_TIMEOUT: u8 = 11;
 
 /// Bytes of a field before its value.
 const FIELD_HEADER_BYTES: usize = 3;
@@ -77,7 +88,7 @@ impl Meta {
     /// fit `limit` bytes are left out, oldest first.
     pub(crate) fn encode(&self, headers: &[u8], limit: usize) -> MetaBytes {
         let mut bytes = MetaBytes::new();
-        put_options(&mut bytes, self.max_attempts, self.delay);
+        put_options(&mut bytes, &self.options);
         let words = [
             (TAG_SETTLES, self.settles.map(Sequence::get)),
             (TAG_ORIGINAL, self.original.map(Sequence::get)),
@@ -136,7 +147,7 @@ impl Meta {
             let count = value.try_into().map_or(0, u32::from_le_bytes);
             match tag {
                 TAG_MAX_ATTEMPTS => {
-                    meta.max_attempts = value
+                    meta.options.max_attempts = value
                         .first()
                         .map(|&max| if max == 0 { None } else { Some(max) });
                 }
@@ -146,7 +157,9 @@ impl Meta {
                 TAG_LAST_FAILURE => meta.last_failure = word.map(Timestamp::from_nanos),
                 TAG_PRIOR_ATTEMPTS => meta.prior_attempts = count,
                 TAG_PRIOR_CRASHES => meta.prior_crashes = count,
-                TAG_DELAY => meta.delay = word.map(Duration::from_nanos),
+                TAG_DELAY => meta.options.delay = word.map(Duration::from_nanos),
+                TAG_EXPIRES_AT => meta.options.expires_at = word.map(Timestamp::from_nanos),
+                TAG_LEASE_TIMEOUT => meta.options.lease_timeout = word.map(Duration::from_nanos),
                 TAG_REASON => {
                     if let Some((attempt, rest)) = value.split_first_chunk::<4>()
                         && let Some((at, text)) = rest.split_first_chunk::<8>()
@@ -168,17 +181,20 @@ impl Meta {
 /// Encoded metadata. Most jobs that have any need no allocation for it.
 pub(crate) type MetaBytes = SmallVec<[u8; 64]>;
 
-/// Appends the fields that a producer sets by its options.
-pub(crate) fn put_options(
-    bytes: &mut MetaBytes,
-    max_attempts: Option<Option<u8>>,
-    delay: Option<Duration>,
-) {
-    if let Some(max) = max_attempts {
+/// Appends the fields of a job's options.
+pub(crate) fn put_options(bytes: &mut MetaBytes, options: &JobOptions) {
+    if let Some(max) = options.max_attempts {
         put(bytes, TAG_MAX_ATTEMPTS, &[max.unwrap_or(0)]);
     }
-    if let Some(delay) = delay {
-        put(bytes, TAG_DELAY, &nanos(delay).to_le_bytes());
+    let words = [
+        (TAG_DELAY, options.delay.map(nanos)),
+        (TAG_EXPIRES_AT, options.expires_at.map(Timestamp::as_nanos)),
+        (TAG_LEASE_TIMEOUT, options.lease_timeout.map(nanos)),
+    ];
+    for (tag, word) in words {
+        if let Some(word) = word {
+            put(bytes, tag, &word.to_le_bytes());
+        }
     }
 }
 
@@ -251,14 +267,18 @@ mod tests {
             reasons in proptest::collection::vec((any::<u32>(), any::<u64>(), ".{0,40}"), 0..5),
         ) {
             let meta = Meta {
-                max_attempts: max,
+                options: JobOptions {
+                    max_attempts: max,
+                    delay: first.map(Duration::from_nanos),
+                    expires_at: first.map(Timestamp::from_nanos),
+                    lease_timeout: first.map(Duration::from_nanos),
+                },
                 settles: replay.map(Sequence::new),
                 original: replay.map(Sequence::new),
                 prior_attempts: prior,
                 prior_crashes: crashes,
                 first_failure: first.map(Timestamp::from_nanos),
                 last_failure: first.map(Timestamp::from_nanos),
-                delay: first.map(Duration::from_nanos),
                 reasons: reasons
                     .into_iter()
                     .map(|(attempt, at, reason)| FailureReason {

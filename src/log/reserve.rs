@@ -23,7 +23,7 @@ use crate::log::records::Record;
 use crate::storage::StorageError;
 
 /// Most bytes of metadata in the record of a moved job.
-pub(crate) const MOVED_META_BYTES: usize = 51;
+pub(crate) const MOVED_META_BYTES: usize = 73;
 
 /// A full segment in which every job is done or waits.
 #[derive(Clone, Copy, Debug)]

@@ -3,6 +3,7 @@
 
 mod api_batches;
 mod api_dead_letters;
+mod api_deliveries;
 mod api_names;
 mod api_options;
 mod api_payloads;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::engine::failures::{Failures, FailuresOfJob};
 use crate::events::Mutex;
 use crate::log::lease::Lease;
-use crate::log::meta::{MAX_META_BYTES, Meta};
+use crate::log::meta::{JobOptions, MAX_META_BYTES, Meta};
 use crate::log::poison::Poison;
 use crate::log::record::NewRecord;
 use crate::log::segment::{Segment, Unsettled};
@@ -310,12 +310,15 @@ impl DeadLog {
         let job = death.lease.job();
         let known = self.failures.of(job);
         let meta = Meta {
-            max_attempts: own.max_attempts,
+            options: JobOptions {
+                delay: None,
+                expires_at: None,
+                ..own.options
+            },
             settles: Some(death.lease.sequence()),
             original: Some(job),
             prior_attempts: death.attempts,
             prior_crashes: death.lease.crashes(),
-            delay: None,
             first_failure: known.as_ref().map(|known| known.first),
             last_failure: known.as_ref().map(|known| known.last),
             reasons: known.as_ref().map_or_else(Vec::new, FailuresOfJob::reasons),

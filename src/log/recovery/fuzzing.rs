@@ -161,7 +161,7 @@ pub fn meta(bytes: &[u8]) -> (Fields, Vec<u8>) {
     let headers = headers_of(bytes);
     let encoded = meta.encode(headers, MAX_META_BYTES).to_vec();
     let fields = Fields {
-        max_attempts: meta.max_attempts,
+        max_attempts: meta.options.max_attempts,
         settles: meta.settles.map(Sequence::get),
         original: meta.original.map(Sequence::get),
         prior_attempts: meta.prior_attempts,
