@@ -29,6 +29,7 @@ use crate::engine::maintenance::Maintenance;
 use crate::failure::{Failure, Verdict};
 use crate::log::lease::Lease;
 use crate::options::Builder;
+use crate::options::Expires;
 use crate::storage::faults;
 use crate::time::stopped;
 use crate::{DeadLetterError, EnqueueError, EnqueueOptions, JobId, RetryPolicy, Sequence};
@@ -70,6 +71,8 @@ struct Counts {
     enqueued: u64,
     acked: u64,
     retried: u64,
+    snoozed: u64,
+    expired: u64,
     dead_lettered: u64,
 }
 
@@ -87,6 +90,8 @@ struct Life {
     /// All jobs that are neither acked nor letters. It includes those lost to damage, as the test
     /// does not know which they are.
     jobs: BTreeMap<Sequence, State>,
+    /// When jobs expire.
+    expiries: BTreeMap<Sequence, Duration>,
     /// How many jobs were lost to damage before this open.
     lost_before: u64,
     is_damaged: bool,
@@ -119,6 +124,7 @@ impl Life {
             open: Some(running),
             held: Vec::new(),
             jobs: BTreeMap::new(),
+            expiries: BTreeMap::new(),
             lost_before: 0,
             is_damaged: false,
             letters: BTreeSet::new(),
@@ -144,7 +150,8 @@ impl Life {
             22..26 => self.enqueue_batch(),
             26..48 => self.take(),
             48..62 => self.ack(),
-            62..74 => self.fail(),
+            62..73 => self.fail(),
+            73 => self.touch(),
             74..84 => self.let_time_pass(),
             84..90 => self.run_maintenance(),
             90..92 => self.replay(),
@@ -176,6 +183,7 @@ impl Life {
             0 => options.delay(Duration::from_millis(self.random.u64(0..60))),
             1 => options.delay(HOUR),
             2 => options.max_attempts(1),
+            3 => options.expires_after(Duration::from_millis(self.random.u64(0..200))),
             _ => options,
         }
     }
@@ -190,7 +198,10 @@ impl Life {
         let stripes = running.dispatch().stripes();
         let place = Place::on(&stripes[self.random.usize(0..stripes.len())]);
         match running.enqueue_with(place, &payload, &options) {
-            Ok(job) => self.note_enqueued([job.sequence()]),
+            Ok(job) => {
+                self.note_expiry(job, &options);
+                self.note_enqueued([job.sequence()]);
+            }
             Err(error) => self.check_refusal(&error, 1),
         }
     }
@@ -204,9 +215,20 @@ impl Life {
         let place = Place::on(&running.dispatch().stripes()[0]);
         let count = jobs.len() as u64;
         match running.enqueue_batch_with(place, &jobs) {
-            Ok(jobs) => self.note_enqueued(jobs.into_iter().map(JobId::sequence)),
+            Ok(enqueued) => {
+                for (&job, (_, options)) in enqueued.iter().zip(&jobs) {
+                    self.note_expiry(job, options);
+                }
+                self.note_enqueued(enqueued.into_iter().map(JobId::sequence));
+            }
             Err(EnqueueError::BatchTooLarge { .. }) => {}
             Err(error) => self.check_refusal(&error, count),
+        }
+    }
+
+    fn note_expiry(&mut self, job: JobId, options: &EnqueueOptions<'_>) {
+        if let Some(Expires::After(delay)) = options.expires {
+            self.expiries.insert(job.sequence(), Self::now() + delay);
         }
     }
 
@@ -257,6 +279,10 @@ impl Life {
             }
             // The job was acked late.
             None if !self.jobs.contains_key(&job) => {}
+            None if self.expiries.get(&job).is_some_and(|&at| at <= Self::now()) => {
+                assert_eq!(self.jobs.remove(&job), Some(State::Live));
+                self.counts.expired += 1;
+            }
             // It had no attempt left when the queue was opened.
             None => self.note_death(job),
         }
@@ -306,9 +332,12 @@ impl Life {
             0 => Verdict::DeadLetter,
             1 => Verdict::RetryAfter(HOUR),
             2 => Verdict::RetryAfter(Duration::from_millis(self.random.u64(0..40))),
+            3 => Verdict::Snooze(Duration::from_millis(self.random.u64(0..3) * 1000)),
             _ => Verdict::Retry,
         };
-        if !held.is_late {
+        if !held.is_late && matches!(then, Verdict::Snooze(_)) {
+            self.counts.snoozed += 1;
+        } else if !held.is_late {
             let is_last = !self
                 .running()
                 .dispatch()
@@ -329,6 +358,19 @@ impl Life {
                 reason,
             },
         );
+    }
+
+    /// Lets a handler ask for more time.
+    fn touch(&mut self) {
+        let Some(mut held) = self.pick_held() else {
+            return;
+        };
+        let is_current = self.running().touch(&held.lease, held.delivery);
+        assert_eq!(is_current, !held.is_late || !self.has_leases);
+        if is_current {
+            held.since = Self::now();
+        }
+        self.held.push(held);
     }
 
     fn let_time_pass(&mut self) {
@@ -495,13 +537,15 @@ impl Life {
         assert_eq!(stats.enqueued, counts.enqueued, "enqueued: {stats:?}");
         assert_eq!(stats.acked, counts.acked, "acked: {stats:?}");
         assert_eq!(stats.retried, counts.retried, "retried: {stats:?}");
+        assert_eq!(stats.snoozed, counts.snoozed, "snoozed: {stats:?}");
+        assert_eq!(stats.expired, counts.expired, "expired: {stats:?}");
         assert_eq!(
             stats.dead_lettered, counts.dead_lettered,
             "deaths: {stats:?}"
         );
         assert_eq!(
             stats.recovered + stats.enqueued,
-            stats.acked + stats.dead_lettered + stats.depth() + stats.lost,
+            stats.acked + stats.expired + stats.dead_lettered + stats.depth() + stats.lost,
             "{stats:?}"
         );
         let (has, counted) = running.space();

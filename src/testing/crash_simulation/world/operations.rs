@@ -193,6 +193,7 @@ impl World {
                 0 | 1 => Verdict::DeadLetter,
                 2 | 3 => Verdict::Retry,
                 4 => Verdict::RetryAfter(Duration::from_secs(self.number(50) as u64)),
+                5 => Verdict::Snooze(Duration::from_secs(self.number(50) as u64)),
                 _ => {
                     self.shared.ack(&running, one);
                     continue;
@@ -203,14 +204,16 @@ impl World {
     }
 
     pub(super) fn fail(&self, running: &Running, one: InHand, verdict: Verdict) {
-        let is_last = !running
+        let is_given_back = matches!(verdict, Verdict::Snooze(_));
+        let may_retry = running
             .dispatch()
             .may_retry(&one.lease, one.attempt.number());
+        let is_last = !is_given_back && !may_retry;
         let mut truth = self.shared.truth.borrow_mut();
         if !one.lease.is_done() && (is_last || matches!(verdict, Verdict::DeadLetter)) {
             truth.note_dying(one.job);
         }
-        truth.note_handled(one.job, !one.has_timed_out);
+        truth.note_handled(one.job, !is_given_back && !one.has_timed_out);
         drop(truth);
         let failure = Failure {
             verdict,
