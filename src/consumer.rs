@@ -66,11 +66,12 @@ impl Consumer {
     /// that was unmapped is mapped again.
     #[inline]
     pub fn try_next(&self) -> Option<Job<'_>> {
-        if self.running.is_closed() {
-            return None;
-        }
         loop {
             let lease = self.source.try_next()?;
+            if self.running.is_resting() {
+                self.source.put_back(lease);
+                return None;
+            }
             if let Some(job) = Job::begin(&self.running, lease) {
                 return Some(job);
             }
@@ -123,7 +124,12 @@ impl Consumer {
     #[inline]
     fn next_until(&self, deadline: impl Fn() -> Option<Instant>) -> Option<Job<'_>> {
         loop {
-            let lease = self.source.next(&deadline, || self.running.is_closed())?;
+            let Some(lease) = self.source.next(&deadline, || self.running.is_resting()) else {
+                if self.running.is_paused() && self.running.wait_for_resume(deadline(), || false) {
+                    continue;
+                }
+                return None;
+            };
             if let Some(job) = Job::begin(&self.running, lease) {
                 return Some(job);
             }

@@ -181,6 +181,50 @@ impl Queue {
         WorkersBuilder::new(Arc::clone(&self.running), threads)
     }
 
+    /// Pauses the queue: consumers and workers get no more jobs until it is
+    /// [resumed](Self::resume), also after a restart.
+    ///
+    /// Jobs that handlers have are not affected, and neither are producers. When the call returns,
+    /// the pause survives a power cut. Pausing a paused queue does nothing more.
+    ///
+    /// A job that a consumer is just taking may still be delivered after the call has returned.
+    ///
+    /// ```
+    /// # use logmill::Queue;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let (queue, _) = Queue::builder(dir.path()).open()?;
+    /// queue.pause()?; // the API that the jobs call is down
+    /// queue.enqueue(b"call the API")?;
+    /// let consumer = queue.consumer();
+    /// assert!(consumer.try_next().is_none());
+    /// queue.resume()?;
+    /// assert!(consumer.try_next().is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The file that says so could not be made or flushed. The queue is then not paused, but may
+    /// be after a restart.
+    pub fn pause(&self) -> Result<(), StorageError> {
+        self.running.pause()
+    }
+
+    /// Ends a pause.
+    ///
+    /// # Errors
+    /// The file that says that the queue is paused could not be removed, or that could not be
+    /// flushed. The queue stays paused, and may not be after a restart.
+    pub fn resume(&self) -> Result<(), StorageError> {
+        self.running.resume()
+    }
+
+    /// Whether the queue is [paused](Self::pause).
+    pub fn is_paused(&self) -> bool {
+        self.running.is_paused()
+    }
+
     /// Returns a handle for the jobs that failed for good.
     pub fn dead_letters(&self) -> DeadLetters {
         DeadLetters::new(Arc::clone(&self.running))

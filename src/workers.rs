@@ -238,8 +238,15 @@ where
         let pool = &*self.alive.0;
         let current = &pool.current[self.at];
         // Relaxed: whoever stops the pool or closes the queue wakes this thread through a lock.
-        let stopped = || pool.stopping.load(Ordering::Relaxed) || self.running.is_closed();
-        while let Some(lease) = self.source.next(|| None, stopped) {
+        let is_stopping = || pool.stopping.load(Ordering::Relaxed);
+        let stopped = || is_stopping() || self.running.is_resting();
+        loop {
+            let Some(lease) = self.source.next(|| None, stopped) else {
+                if self.running.is_paused() && self.running.wait_for_resume(None, is_stopping) {
+                    continue;
+                }
+                return;
+            };
             let Some(job) = Job::begin(&self.running, lease) else {
                 continue;
             };
@@ -380,7 +387,7 @@ impl Workers {
 
     fn stop(&self) {
         self.pool.stopping.store(true, Ordering::Relaxed);
-        self.running.dispatch().sleepers.notify_all();
+        self.running.wake_consumers();
     }
 }
 

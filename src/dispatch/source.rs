@@ -273,13 +273,24 @@ impl<D: AsRef<Dispatch>> Source<D> {
         deadline: impl FnOnce() -> Option<Instant>,
         stopped: impl Fn() -> bool,
     ) -> Option<Lease> {
-        if stopped() {
-            return None;
+        let lease = match self.dispatch.as_ref().find_at_hand(&self.own) {
+            Some(lease) => lease,
+            None => self.wait(deadline(), &stopped)?,
+        };
+        // Checked last, so that no job is taken that came after `stopped` was made true.
+        match stopped() {
+            false => Some(lease),
+            true => {
+                self.put_back(lease);
+                None
+            }
         }
-        match self.dispatch.as_ref().find_at_hand(&self.own) {
-            Some(lease) => Some(lease),
-            None => self.wait(deadline(), stopped),
-        }
+    }
+
+    /// Gives a job back that was not delivered.
+    #[cold]
+    pub(crate) fn put_back(&self, lease: Lease) {
+        self.dispatch.as_ref().inject(lease);
     }
 
     fn wait(&self, deadline: Option<Instant>, stopped: impl Fn() -> bool) -> Option<Lease> {

@@ -17,6 +17,7 @@ mod lock;
 pub(crate) mod maintenance;
 pub(crate) mod manifest;
 mod open;
+mod pause;
 mod replay;
 mod settling;
 #[cfg(all(test, not(loom)))]
@@ -26,7 +27,7 @@ pub(crate) mod worker;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use self::dead_log::DeadLog;
 use self::depth::DepthLimit;
@@ -44,6 +45,11 @@ use crate::log::poison::Poison;
 use crate::log::segment::Unsettled;
 use crate::options::Durability;
 use crate::time::Clock;
+
+/// In the state of an engine: it is closed.
+const CLOSED: u8 = 1;
+/// In the state of an engine: it is paused.
+const PAUSED: u8 = 2;
 
 /// The state that the handles and threads of an open queue share.
 pub(crate) struct Engine {
@@ -64,7 +70,12 @@ pub(crate) struct Engine {
     poison: Arc<Poison>,
     /// Records that letters name, and that are settled but not durably so.
     unsettled: Mutex<Vec<Unsettled>>,
-    closed: AtomicBool,
+    /// [`CLOSED`], [`PAUSED`], or 0.
+    state: AtomicU8,
+    /// Held while the queue is paused or resumed.
+    pausing: Mutex<()>,
+    /// Consumers that wait for the end of a pause.
+    resumed: EventCount,
     /// Whether letters could not be written when a caller wanted to list them.
     pub(crate) unwritten_letters: Lasting,
     keeps_expired: bool,
@@ -109,7 +120,7 @@ impl Engine {
     #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         // Relaxed: closing wakes the sleepers through a lock, and the log itself refuses appends.
-        self.closed.load(Ordering::Relaxed)
+        self.state.load(Ordering::Relaxed) & CLOSED != 0
     }
 
     pub(crate) fn counters(&self) -> Counters {

@@ -1,13 +1,13 @@
 //! Opens an engine from a directory, through recovery.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::dead_log::DeadLog;
 use super::depth::{DepthLimit, give_back_room};
 use super::home::{Directories, Home};
 use super::maintenance::Signal;
-use super::{Engine, enqueue};
+use super::{Engine, PAUSED, enqueue};
 use crate::Sequence;
 use crate::dispatch::Dispatch;
 use crate::dispatch::lease_timeouts::Leases;
@@ -138,7 +138,9 @@ impl Engine {
             only_appends: builder.max_depth.is_none() && builder.durability == Durability::Process,
             poison,
             unsettled: Mutex::default(),
-            closed: AtomicBool::new(false),
+            state: AtomicU8::new(0),
+            pausing: Mutex::default(),
+            resumed: EventCount::new(),
             unwritten_letters: Lasting::default(),
             keeps_expired: builder.keep_expired,
             retried: AtomicU64::new(0),
@@ -147,6 +149,9 @@ impl Engine {
             dead_lettered: AtomicU64::new(0),
             recovered: live,
         };
+        if engine.finds_pause()? {
+            engine.state.store(PAUSED, Ordering::Relaxed);
+        }
         Ok((engine, report))
     }
 }

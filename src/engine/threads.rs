@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 
-use super::{Engine, maintenance};
+use super::{CLOSED, Engine, maintenance};
 use crate::StorageError;
 use crate::dispatch::Dispatch;
 use crate::error::OpenError;
@@ -21,7 +21,7 @@ impl Engine {
     /// Refuses further enqueues, wakes all sleepers, and leaves the files in a state that the next
     /// open can read with the least work. Jobs in flight can still be settled.
     fn close(&self) -> Result<(), Arc<StorageError>> {
-        self.closed.store(true, Ordering::Relaxed);
+        self.state.fetch_or(CLOSED, Ordering::Relaxed);
         for stripe in self.dispatch.stripes() {
             stripe.end_deliveries();
         }
@@ -32,7 +32,7 @@ impl Engine {
         for stripe in self.dispatch.stripes() {
             stripe.close();
         }
-        self.dispatch.sleepers.notify_all();
+        self.wake_consumers();
         self.room.notify_all();
         result = result.and(self.flush());
         for stripe in self.dispatch.stripes() {

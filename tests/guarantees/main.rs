@@ -6,6 +6,7 @@ mod api_dead_letters;
 mod api_deliveries;
 mod api_names;
 mod api_options;
+mod api_pause;
 mod api_payloads;
 mod api_stats;
 mod api_workers;

@@ -1,0 +1,80 @@
+//! Pausing a queue: consumers get no jobs until it is resumed, in this process or a later one.
+//!
+//! A file in the queue's directory says that the queue is paused. It is durable before the call that
+//! pauses returns, and durably gone before consumers get jobs again.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::{CLOSED, Engine, PAUSED};
+use crate::storage::{Entry, StorageError};
+
+const FILE: &str = "PAUSED";
+
+impl Engine {
+    fn pause_file(&self) -> Entry {
+        self.home.directory().entry(FILE)
+    }
+
+    pub(crate) fn pause(&self) -> Result<(), StorageError> {
+        let _one_at_a_time = self.pausing.lock();
+        self.pause_file().create_or_open()?;
+        self.home.directory().flush()?;
+        // Relaxed, here and below: waking the sleepers takes a lock.
+        self.state.fetch_or(PAUSED, Ordering::Relaxed);
+        // Those that sleep go and wait for the end of the pause.
+        self.wake_consumers();
+        Ok(())
+    }
+
+    pub(crate) fn resume(&self) -> Result<(), StorageError> {
+        let _one_at_a_time = self.pausing.lock();
+        self.pause_file().remove()?;
+        self.home.directory().flush()?;
+        self.state.fetch_and(!PAUSED, Ordering::Relaxed);
+        self.wake_consumers();
+        Ok(())
+    }
+
+    /// Has all consumers that sleep look at what has changed: the state of the queue, or that their
+    /// pool is stopped.
+    pub(crate) fn wake_consumers(&self) {
+        self.dispatch.sleepers.notify_all();
+        self.resumed.notify_all();
+    }
+
+    /// Whether an earlier process has paused the queue.
+    pub(super) fn finds_pause(&self) -> Result<bool, StorageError> {
+        Ok(self.pause_file().kind()?.is_some())
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & PAUSED != 0
+    }
+
+    /// Whether consumers get no jobs: the queue is paused or closed.
+    #[inline]
+    pub(crate) fn is_resting(&self) -> bool {
+        self.state.load(Ordering::Relaxed) != 0
+    }
+
+    /// Waits while the queue is paused, and neither closed nor `stopped`. Returns whether it was
+    /// resumed before the deadline.
+    #[cold]
+    pub(crate) fn wait_for_resume(
+        &self,
+        deadline: Option<Instant>,
+        stopped: impl Fn() -> bool,
+    ) -> bool {
+        loop {
+            let registered = self.resumed.register();
+            let state = self.state.load(Ordering::Relaxed);
+            let is_over = deadline.is_some_and(|deadline| deadline <= Instant::now());
+            if state & CLOSED != 0 || stopped() || state == 0 || is_over {
+                self.resumed.cancel(registered);
+                return state == 0 && !stopped();
+            }
+            self.resumed.wait(registered, deadline);
+        }
+    }
+}
