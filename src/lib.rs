@@ -90,6 +90,7 @@ mod id;
 mod job;
 mod lasting;
 mod log;
+mod observer;
 mod options;
 mod producer;
 mod queue;
@@ -117,6 +118,7 @@ pub use log::meta::FailureReason;
 #[doc(hidden)]
 pub use log::recovery::fuzzing;
 pub use log::recovery::{Damage, Quarantined, RecoveryProgress, RecoveryReport, VerifyReport};
+pub use observer::{Events, JobEvent, ObservedJob, Observer, events};
 pub use options::{Builder, Durability, EnqueueOptions};
 pub use producer::Producer;
 pub use queue::Queue;

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use crate::log::header::FILE_HEADER_BYTES;
 use crate::log::headers::{MAX_HEADER_BYTES, NewHeaders, encoded_len, is_valid_key, is_valid_name};
 use crate::log::recovery::RecoveryProgress;
+use crate::observer::{Observer, Observing};
 use crate::retry::{MAX_ATTEMPTS, MAX_CRASHES};
 use crate::{EnqueueError, OpenError, RetryPolicy, Timestamp};
 
@@ -365,6 +366,7 @@ pub struct Builder {
     pub(crate) lock_wait: Duration,
     pub(crate) file_mode: u32,
     pub(crate) progress: Option<ProgressFn>,
+    pub(crate) observer: Observing,
 }
 
 impl std::fmt::Debug for Builder {
@@ -397,6 +399,7 @@ impl Builder {
             lock_wait: Duration::ZERO,
             file_mode: 0o600,
             progress: None,
+            observer: Observing::default(),
         }
     }
 
@@ -512,6 +515,15 @@ impl Builder {
         progress: impl Fn(RecoveryProgress) + Send + Sync + 'static,
     ) -> Self {
         self.progress = Some(Arc::new(progress));
+        self
+    }
+
+    /// Tells `observer` of each thing that happens to a job: completed, failed, dead, expired,
+    /// given back.
+    ///
+    /// To observe with several, let one call the others. Default: none, which costs nothing.
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        self.observer = Observing::by(observer);
         self
     }
 

@@ -14,7 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["job"],
     &["engine"],
     &["dispatch", "options", "stats"],
-    &["retry"],
+    &["observer", "retry"],
     &["log"],
     &["lasting", "error"],
     &["storage", "event_count", "turns", "id"],

@@ -1,35 +1,30 @@
 //! What happens to a job between its lease and its end: begin, ack, fail, retry or death.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use super::Engine;
 use super::dead_log::Late;
 use crate::Timestamp;
-use crate::dispatch::KEPT_DELAY;
 use crate::dispatch::lease_timeouts::{Delivery, Ended, Leases};
 use crate::events::event;
 use crate::failure::{Failure, Verdict};
 use crate::log::lease::Lease;
 use crate::log::meta::Meta;
 
-/// For so long, delays that handlers named are gathered before they are stored with one flush.
-const DELAY_GATHERING: Duration = Duration::from_millis(20);
-
-/// The number of an attempt at a job, and whether the job is a suspect: when such an attempt ends,
-/// the next suspect may begin.
+/// The number of an attempt at a job; whether the job is a suspect: when such an attempt ends, the
+/// next suspect may begin; and whether an observer is to be told of its end.
 ///
-/// Both are in one number, so that an ack checks with one comparison that it has nothing else to
-/// do.
+/// All are in one number, so that an ack checks with one comparison that it has nothing else to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Attempt(u32);
 
 impl Attempt {
     const SUSPECT: u32 = 1 << 31;
+    const OBSERVED: u32 = 1 << 30;
 
     #[inline]
     pub(crate) fn new(number: u32, is_suspect: bool) -> Self {
-        let number = number.min(Self::SUSPECT - 1);
+        let number = number.min(Self::OBSERVED - 1);
         Self(number | if is_suspect { Self::SUSPECT } else { 0 })
     }
 
@@ -42,14 +37,18 @@ impl Attempt {
     /// The number of the attempt, starting at 1.
     #[inline]
     pub(crate) fn number(self) -> u32 {
-        self.0 & !Self::SUSPECT
+        self.0 & !(Self::SUSPECT | Self::OBSERVED)
+    }
+
+    fn observed(self) -> Self {
+        Self(self.0 | Self::OBSERVED)
     }
 
     pub(crate) fn is_suspect(self) -> bool {
         self.0 & Self::SUSPECT != 0
     }
 
-    /// Whether this is the first attempt, at a job that is not a suspect.
+    /// Whether this is the first attempt, at a job that is not a suspect, and nobody observes it.
     #[inline]
     pub(crate) fn is_ordinary(self) -> bool {
         self.0 <= 1
@@ -60,7 +59,7 @@ impl Engine {
     /// Whether beginning a delivery only has to count it.
     #[inline]
     pub(crate) fn is_only_counted(&self, lease: &Lease) -> bool {
-        self.leases.is_none() && lease.is_bare()
+        self.only_counts && lease.is_bare()
     }
 
     /// Begins the delivery of a job, and counts it before the handler gets the job. None if the job
@@ -72,7 +71,12 @@ impl Engine {
             self.dispatch.end_suspect();
         }
         let (lease, attempts, delivery) = begun?;
-        Some((lease, Attempt::new(attempts, is_suspect), delivery))
+        let attempt = Attempt::new(attempts, is_suspect);
+        let attempt = match self.observer.is_on() {
+            true => attempt.observed(),
+            false => attempt,
+        };
+        Some((lease, attempt, delivery))
     }
 
     fn begin_any(&self, lease: Lease) -> Option<(Lease, u32, Delivery)> {
@@ -99,9 +103,12 @@ impl Engine {
             && let Some((attempt, reason)) = self.cause_of_death(&lease, failed)
         {
             let (job, crashes) = (lease.job(), lease.crashes());
+            let seen = self.observer.see(&lease, failed);
             self.dead.failures.note(job, attempt, &reason);
             // No late ack is possible: no handler of this process had the job.
             let _ = self.dead_letter(lease, failed);
+            self.observer
+                .tell(seen, |observer, job| observer.dead(job, &reason));
             event!(warn, %job, attempts = failed, crashes, reason, "a job is dead");
             return None;
         }
@@ -121,87 +128,6 @@ impl Engine {
                 }
                 Some((lease, attempts, delivery))
             }
-        }
-    }
-
-    /// Ends a job that is not to be delivered any more.
-    fn expire(&self, lease: Lease) {
-        let (job, failed) = (lease.job(), lease.failed());
-        // Relaxed: a count for statistics.
-        if self.keeps_expired {
-            let reason = "the job has expired";
-            self.dead
-                .failures
-                .note(job, failed.saturating_add(1), reason);
-            if !self.dead_letter(lease, failed) {
-                // A handler whose delivery had timed out has acked it in the meantime.
-                return self.dead.failures.forget(job);
-            }
-            event!(warn, %job, attempts = failed, reason, "a job is dead");
-        } else {
-            self.dead.failures.forget(job);
-            if !self.complete(lease) {
-                return;
-            }
-            self.expired.fetch_add(1, Ordering::Relaxed);
-            event!(debug, %job, attempts = failed, "a job has expired");
-        }
-    }
-
-    /// Gives a job back without a failed attempt; it comes back after this delay.
-    pub(crate) fn release(
-        &self,
-        lease: Lease,
-        delivery: Delivery,
-        attempt: Attempt,
-        delay: Duration,
-    ) {
-        let ended = match &self.leases {
-            None => {
-                lease.end_delivery();
-                Ended::Current { others: false }
-            }
-            Some(leases) => leases.release(&lease, delivery),
-        };
-        match ended {
-            Ended::Current { others } => {
-                let job = lease.job();
-                let lease = match attempt.is_suspect() {
-                    true => lease.into_suspect(),
-                    false => lease,
-                };
-                let number = attempt.number();
-                if self.dispatch.retry(lease, number, Some(delay), others) {
-                    self.snoozed.fetch_add(1, Ordering::Relaxed);
-                    self.keep_delay(delay);
-                }
-                event!(debug, %job, attempts = number, "a job was given back");
-            }
-            // Its delivery has timed out, so the attempt has failed, and the job has gone on.
-            Ended::Late => {
-                if let Some(leases) = &self.leases {
-                    let has_handler = || leases.has_handler(lease.sequence());
-                    self.dead.end_late(lease.job(), has_handler);
-                }
-            }
-        }
-        if attempt.is_suspect() {
-            self.dispatch.end_suspect();
-        }
-    }
-
-    /// Has the maintenance thread store a delay that a handler named.
-    fn keep_delay(&self, delay: Duration) {
-        if delay >= KEPT_DELAY {
-            self.signal.turn_within(DELAY_GATHERING);
-        }
-    }
-
-    /// Lets a delivery run for its whole lease timeout again. Returns false if it has timed out.
-    pub(crate) fn touch(&self, lease: &Lease, delivery: Delivery) -> bool {
-        match &self.leases {
-            None => true,
-            Some(leases) => leases.touch(lease, delivery, self.clock.now()),
         }
     }
 
@@ -225,19 +151,29 @@ impl Engine {
         if !attempt.is_ordinary() {
             return self.ack_marked(lease, delivery, attempt);
         }
+        self.finish(lease, delivery);
+    }
+
+    /// Marks a job done that its handler acks. Returns whether this call was the first to do so.
+    #[inline(always)]
+    fn finish(&self, lease: Lease, delivery: Delivery) -> bool {
         if let Some(leases) = &self.leases
             && !leases.end(&lease, delivery)
         {
             return self.ack_late(lease, leases);
         }
-        self.complete(lease);
+        self.complete(lease)
     }
 
-    /// Acks a job that failed before, or a suspect.
+    /// Acks a job that failed before, or a suspect, or one whose end an observer is told.
     #[cold]
     fn ack_marked(&self, lease: Lease, delivery: Delivery, attempt: Attempt) {
+        let seen = self.observer.see(&lease, attempt.number());
         self.dead.failures.forget(lease.job());
-        self.ack(lease, delivery, Attempt::new(1, false));
+        if self.finish(lease, delivery) {
+            self.observer
+                .tell(seen, |observer, job| observer.completed(job));
+        }
         if attempt.is_suspect() {
             self.dispatch.end_suspect();
         }
@@ -261,7 +197,7 @@ impl Engine {
     /// it is done under the same lock under which this function looks for it. A job in a deque is
     /// found to be done when it is delivered.
     #[cold]
-    fn ack_late(&self, lease: Lease, leases: &Leases) {
+    fn ack_late(&self, lease: Lease, leases: &Leases) -> bool {
         let (job, sequence) = (lease.job(), lease.sequence());
         let mut first = false;
         match self
@@ -279,6 +215,7 @@ impl Engine {
         self.dead.failures.forget(job);
         // The segments that the job's other leases kept alive can be freed.
         self.signal.kick();
+        first
     }
 
     /// Marks a job done. Returns whether this call was the first to do so.
@@ -333,6 +270,7 @@ impl Engine {
     /// Settles a failed attempt. `late`: another handler has the job too, and may ack it.
     pub(super) fn fail_current(&self, lease: Lease, attempts: u32, failure: Failure, late: bool) {
         let job = lease.job();
+        let seen = self.observer.see(&lease, attempts);
         let Failure { reason, verdict } = failure;
         self.dead.failures.note(job, attempts, &reason);
         let comes_back =
@@ -356,6 +294,10 @@ impl Engine {
                 self.keep_delay(delay);
             }
         }
+        self.observer.tell(seen, |observer, job| match comes_back {
+            true => observer.failed(job, &reason),
+            false => observer.dead(job, &reason),
+        });
         // Reported last, so that the job is settled whatever the subscriber does.
         let last = (!comes_back).then(|| reason.clone());
         event!(debug, %job, attempts, reason, "an attempt failed");
@@ -366,7 +308,7 @@ impl Engine {
 
     /// Hands a job that must not be delivered again to the dead letter log. Returns false if
     /// another handler has acked it in the meantime.
-    fn dead_letter(&self, lease: Lease, attempts: u32) -> bool {
+    pub(super) fn dead_letter(&self, lease: Lease, attempts: u32) -> bool {
         let is_dying = self.dead.hand_over(lease, attempts);
         if is_dying {
             self.give_back_room(1);

@@ -18,6 +18,7 @@ pub(crate) mod maintenance;
 pub(crate) mod manifest;
 mod open;
 mod pause;
+mod release;
 mod replay;
 mod settling;
 #[cfg(all(test, not(loom)))]
@@ -43,6 +44,7 @@ use crate::lasting::Lasting;
 use crate::log::Log;
 use crate::log::poison::Poison;
 use crate::log::segment::Unsettled;
+use crate::observer::Observing;
 use crate::options::Durability;
 use crate::time::Clock;
 
@@ -60,6 +62,10 @@ pub(crate) struct Engine {
     only_appends: bool,
     dispatch: Dispatch,
     leases: Option<Leases>,
+    observer: Observing,
+    /// Whether a first delivery has nothing to do but to be counted: there are neither lease
+    /// timeouts nor an observer.
+    only_counts: bool,
     dead: DeadLog,
     pub(crate) depth: Option<Arc<DepthLimit>>,
     /// Producers that wait for room.

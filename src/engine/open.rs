@@ -129,6 +129,8 @@ impl Engine {
                 builder.lease_timeout.is_some(),
             ),
             leases: builder.lease_timeout.map(Leases::new),
+            observer: builder.observer.clone(),
+            only_counts: builder.lease_timeout.is_none() && !builder.observer.is_on(),
             dead: DeadLog::new(dead, Arc::clone(&poison)),
             depth,
             room,

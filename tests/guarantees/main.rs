@@ -5,6 +5,7 @@ mod api_batches;
 mod api_dead_letters;
 mod api_deliveries;
 mod api_names;
+mod api_observers;
 mod api_options;
 mod api_pause;
 mod api_payloads;
