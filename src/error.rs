@@ -141,7 +141,7 @@ pub enum EnqueueError {
     BatchTooLarge {
         /// The option that sets the limit: `max_depth` or `segment_size`.
         limit: &'static str,
-        /// The size of the batch: jobs, or bytes of records.
+        /// The size of the batch: jobs, or bytes of records (at least).
         size: u64,
         /// The most that it may be: jobs, or bytes of records, see
         /// [`Queue::enqueue_batch`](crate::Queue::enqueue_batch).

@@ -253,9 +253,8 @@ impl<'a> EnqueueOptions<'a> {
 
     /// Waits up to `timeout` for room instead of returning an error at once.
     ///
-    /// There is no room when the queue is at its `max_depth` or `max_bytes`, or the disk is full. A
-    /// batch that is enqueued in parts waits up to `timeout` for each part. The timeout does not
-    /// limit the time that a flush takes.
+    /// There is no room when the queue is at its `max_depth` or `max_bytes`, or the disk is full.
+    /// The timeout does not limit the time that a flush takes.
     ///
     /// A handler that waits for room in its own queue holds up a worker and a job, which may be
     /// just what the others wait for. A handler should therefore wait briefly or not at all, and

@@ -116,8 +116,9 @@ impl Queue {
     /// of them are in the queue.
     ///
     /// The batch takes one reservation in the log and at most one flush. It must fit a quarter of a
-    /// segment, at most 16 MiB: each job takes 32 bytes, its payload, name and headers, rounded up
-    /// to 8 bytes.
+    /// segment, at most 16 MiB: each job takes 32 bytes, its payload, name and headers (4 bytes more
+    /// for each), and 4 to 11 bytes for each other option that is stored with it, rounded up to 8
+    /// bytes.
     ///
     /// # Errors
     /// Those of [`enqueue`](Self::enqueue), and [`EnqueueError::BatchTooLarge`]. No job of the batch

@@ -6,8 +6,17 @@ use super::Engine;
 use super::enqueue::{Place, meta_of, new_record};
 use crate::JobId;
 use crate::error::EnqueueError;
+use crate::log::record::RECORD_HEADER_BYTES;
 use crate::log::segment::BatchRecords;
 use crate::options::{Durability, EnqueueOptions};
+
+fn too_large(size: u64, max: u64) -> EnqueueError {
+    EnqueueError::BatchTooLarge {
+        limit: "segment_size",
+        size,
+        max,
+    }
+}
 
 impl Engine {
     /// Enqueues jobs with the queue's defaults.
@@ -16,6 +25,7 @@ impl Engine {
         place: Place<'_>,
         payloads: &[P],
     ) -> Result<Vec<JobId>, EnqueueError> {
+        self.check_batch_bytes(payloads.iter().map(|_| 0))?;
         // `as_ref` is called once per payload: a payload that changed between two calls would not
         // fit its reservation.
         let payloads: Vec<&[u8]> = payloads.iter().map(AsRef::as_ref).collect();
@@ -35,6 +45,7 @@ impl Engine {
         place: Place<'_>,
         jobs: &[(P, EnqueueOptions<'_>)],
     ) -> Result<Vec<JobId>, EnqueueError> {
+        self.check_batch_bytes(jobs.iter().map(|(_, options)| options.len()))?;
         let mut prepared = Vec::with_capacity(jobs.len());
         let mut durability = None;
         let mut wait = Duration::ZERO;
@@ -55,6 +66,20 @@ impl Engine {
         self.append_batch(place, records.iter().copied(), durability, wait)
     }
 
+    /// Refuses a batch that is too large, given the fewest bytes of its jobs beside their headers,
+    /// before anything is copied.
+    fn check_batch_bytes(&self, jobs: impl Iterator<Item = usize>) -> Result<(), EnqueueError> {
+        let max = self.dispatch().stripes()[0].max_record_bytes() as u64;
+        let mut size = 0;
+        for job in jobs {
+            size += RECORD_HEADER_BYTES as u64 + job as u64;
+            if size > max {
+                return Err(too_large(size, max));
+            }
+        }
+        Ok(())
+    }
+
     fn append_batch<'r>(
         &self,
         mut place: Place<'_>,
@@ -63,12 +88,8 @@ impl Engine {
         wait: Duration,
     ) -> Result<Vec<JobId>, EnqueueError> {
         let stripe = place.stripe();
-        let too_large = |size| EnqueueError::BatchTooLarge {
-            limit: "segment_size",
-            size,
-            max: stripe.max_record_bytes() as u64,
-        };
-        let batch = stripe.batch(records).map_err(too_large)?;
+        let max = stripe.max_record_bytes() as u64;
+        let batch = stripe.batch(records).map_err(|size| too_large(size, max))?;
         let jobs = batch.jobs();
         if jobs == 0 {
             return Ok(Vec::new());
@@ -78,7 +99,7 @@ impl Engine {
         let first = self.with_room(wait, || {
             self.take_room(jobs.into())?;
             place.append_batch(&batch).map_err(|error| {
-                self.give_back_room(jobs.into());
+                self.leave_room(jobs.into());
                 error.into()
             })
         })?;

@@ -89,7 +89,16 @@ impl Engine {
         }
     }
 
-    /// Gives back the room of jobs that have ended, or that were not enqueued after all.
+    /// Gives back room that was taken for jobs that could not be appended. Wakes nobody: the caller
+    /// may be one of those who wait for room, and would wake itself again and again.
+    #[cold]
+    pub(crate) fn leave_room(&self, jobs: u64) {
+        if let Some(depth) = &self.depth {
+            depth.give_back(jobs);
+        }
+    }
+
+    /// Gives back the room of jobs that have ended.
     #[inline(always)]
     pub(crate) fn give_back_room(&self, jobs: u64) {
         give_back_room(self.depth.as_deref(), &self.room, jobs);

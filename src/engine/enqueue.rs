@@ -176,7 +176,7 @@ impl Engine {
         let sequence = self.with_room(options.wait, || {
             self.take_room(1)?;
             place.append(&record).map_err(|error| {
-                self.give_back_room(1);
+                self.leave_room(1);
                 error.into()
             })
         })?;

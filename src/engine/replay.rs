@@ -101,7 +101,7 @@ impl Engine {
         };
         self.take_room(1)?;
         stripe.append_owing(active, &job).map_err(|error| {
-            self.give_back_room(1);
+            self.leave_room(1);
             error.into()
         })
     }

@@ -223,3 +223,28 @@ fn maintenance_notes_a_failed_flush_although_something_else_has_failed_before() 
     let poison = running.poison().expect("the failed flush was noted");
     assert_eq!(poison.path(), next);
 }
+
+#[test]
+fn an_enqueue_that_finds_no_bytes_wakes_nobody_who_waits_for_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let builder = Builder::new(dir.path())
+        .stripes(1)
+        .segment_size(16 * 1024)
+        .max_bytes(3 * 16 * 1024)
+        .max_depth(1000);
+    let running = Running::open_idle(&builder).unwrap().0;
+    let place = || enqueue::Place::of_this_thread(&running);
+    while running.enqueue(place(), &[7; 3000]).is_ok() {}
+    // Among those who wait may be the caller itself, which would then not wait.
+    let registered = running.room.register();
+    assert!(running.enqueue(place(), &[7; 3000]).unwrap_err().is_full());
+    let batch = [&[7; 2000]; 2];
+    assert!(
+        running
+            .enqueue_batch(place(), &batch)
+            .unwrap_err()
+            .is_full()
+    );
+    assert_eq!(running.room.asleep(), 1);
+    running.room.cancel(registered);
+}

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use logmill::{Durability, EnqueueError, EnqueueOptions, JobId, Queue};
+use logmill::{Damage, Durability, EnqueueError, EnqueueOptions, JobId, Queue};
 
 use crate::support::*;
 
@@ -301,4 +301,61 @@ fn next_batch_takes_what_is_there_and_no_more_than_asked_for() {
         }
     }
     assert_eq!(queue.stats().depth(), 0);
+}
+
+/// Five jobs, in a batch or one by one.
+fn five(queue: &Queue, is_batch: bool) {
+    match is_batch {
+        true => _ = queue.enqueue_batch(&numbers(0, 5, 64)).unwrap(),
+        false => numbers(0, 5, 64)
+            .iter()
+            .for_each(|one| _ = queue.enqueue(one).unwrap()),
+    }
+}
+
+#[test]
+fn a_sealed_segment_that_is_cut_off_keeps_the_jobs_before_the_cut_in_a_batch_too() {
+    for is_batch in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = open(builder(dir.path()));
+        five(&queue, is_batch);
+        queue.close().unwrap();
+        let file = &segment_files(dir.path())[0];
+        edit(file, |bytes| bytes.truncate(64 + 4 * 96 + 8));
+        assert_eq!(numbers_in(dir.path()), [0, 1, 2, 3]);
+    }
+}
+
+#[test]
+fn a_batch_with_a_damaged_job_is_reported_as_damaged_and_one_with_a_missing_job_as_incomplete() {
+    type Change = fn(&mut [u8]);
+    let changes: [(Change, Damage); 2] = [
+        (|job| job[40] ^= 1, Damage::Checksum),
+        (|job| job.fill(0), Damage::Incomplete),
+    ];
+    for (change, damage) in changes {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = open(builder(dir.path()).durability(Durability::Sync));
+        five(&queue, true);
+        let crashed = crash_copy(dir.path());
+        let file = &segment_files(crashed.path())[0];
+        edit(file, |bytes| change(&mut bytes[64 + 2 * 96..][..96]));
+        let (queue, report) = open_any(builder(crashed.path()));
+        let found: Vec<_> = report.quarantined.iter().map(|one| one.damage).collect();
+        assert_eq!(found, [damage]);
+        assert_eq!(queue.stats().depth(), 0);
+    }
+}
+
+#[test]
+fn a_batch_that_is_too_large_is_refused_before_it_is_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    // All of them would have to be counted, or would not fit the memory.
+    let nothing = vec![[0u8; 0]; usize::MAX / 64];
+    let error = queue.enqueue_batch(&nothing).unwrap_err();
+    assert!(
+        matches!(error, EnqueueError::BatchTooLarge { .. }),
+        "{error}"
+    );
 }

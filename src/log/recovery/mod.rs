@@ -252,7 +252,11 @@ impl Recovery<'_> {
                 };
                 records.read_in()?;
                 let mut access = records.sole_access();
-                let limit = ScanLimit::AtMost(limit);
+                // A seal, though not the file, says that every batch was complete.
+                let limit = match seal {
+                    Some(_) => ScanLimit::CutOff(limit),
+                    None => ScanLimit::AtMost(limit),
+                };
                 let scan = self.scan(&paths.segment, &access, limit, identity.salt)?;
                 self.report.bytes_scanned += file_len;
                 // Until it is sealed, a file has the length with which it was created.
@@ -425,7 +429,11 @@ impl Recovery<'_> {
         let limit = if segment.is_sealed() {
             ScanLimit::Exactly(end)
         } else {
-            ScanLimit::AtMost(end)
+            // Records of a batch that was not complete count as damage before the end, too.
+            ScanLimit::AtMost(Position {
+                index: segment::capacity_of(self.segment_size),
+                ..end
+            })
         };
         pinned.maps().records.read_in()?;
         let salt = segment.identity().salt;

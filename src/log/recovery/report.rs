@@ -14,9 +14,9 @@ pub enum Damage {
     Uncommitted,
     /// Jobs of a batch of which others are missing.
     ///
-    /// Either the process died or the power failed before its enqueue returned, or a job of the
-    /// batch is damaged: the others are set aside with it, since a batch is in the queue as a whole
-    /// or not at all. In a sealed segment, a damaged job does not affect the rest of its batch.
+    /// Usually the power failed before the batch was flushed. A batch is in the queue as a whole or
+    /// not at all, so that a damaged job takes the rest of its batch with it; that is reported as
+    /// [`Checksum`](Self::Checksum). Once its segment is sealed, it does not any more.
     Incomplete,
     /// Neither the segment's header nor the copy of it in the ack file is valid.
     Header,

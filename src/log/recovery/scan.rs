@@ -18,6 +18,8 @@ use crate::log::tail::Position;
 pub(super) enum ScanLimit {
     /// Records may end anywhere up to here, and producers may have died before they wrote theirs.
     AtMost(Position),
+    /// A seal proves that all records were written; the file has been cut off here since.
+    CutOff(Position),
     /// A seal proves that the records fill everything up to here.
     Exactly(Position),
 }
@@ -70,7 +72,7 @@ impl Scan {
         salt: u64,
         max_record: usize,
     ) -> Self {
-        let (ScanLimit::AtMost(end) | ScanLimit::Exactly(end)) = limit;
+        let (ScanLimit::AtMost(end) | ScanLimit::CutOff(end) | ScanLimit::Exactly(end)) = limit;
         let mut scanner = Scanner {
             records,
             checksums: Checksums::new(&records.bytes()[..end.units as usize * UNIT]),
@@ -78,8 +80,10 @@ impl Scan {
             max_record,
             limit: end,
             is_exact: matches!(limit, ScanLimit::Exactly(_)),
+            was_sealed: !matches!(limit, ScanLimit::AtMost(_)),
             lost: 0,
             is_in_batch: false,
+            is_torn: false,
             incomplete: HashSet::new(),
             written: None,
             scan: Self {
@@ -108,12 +112,16 @@ struct Scanner<'a> {
     max_record: usize,
     limit: Position,
     is_exact: bool,
+    was_sealed: bool,
     /// Most records that may have been lost since the last valid one: one for each smallest record
     /// that fits the pads and regions passed since. With `scan.end.index`, it limits the ordinals
     /// to what fits the bytes, whatever the headers say.
     lost: u32,
     /// Whether the last record found is one of a batch of which more records follow.
     is_in_batch: bool,
+    /// Whether the last batch that was not complete lacks a record, rather than having a damaged
+    /// one.
+    is_torn: bool,
     /// Records of batches that are not complete, each with the ones after it in its batch, by the
     /// units where they start. So no record is looked at once for each record before it.
     incomplete: HashSet<u32>,
@@ -134,6 +142,7 @@ impl<'a> Scanner<'a> {
                 }
                 _ => self.is_in_batch = false,
             }
+            let is_torn = self.is_torn;
             let written = self.written();
             // No gap between two records is shorter than a header.
             let next = (at.saturating_add(HEADER_UNITS)..written).find(|&candidate| {
@@ -151,7 +160,7 @@ impl<'a> Scanner<'a> {
                 // Zeros up to the limit: this is where the records end.
                 None => return,
             };
-            self.pass(to, valid.is_some());
+            self.pass(to, valid.is_some() && is_torn);
         }
         if self.is_exact && self.scan.end.index < self.limit.index {
             let from = self.scan.end.index;
@@ -210,9 +219,10 @@ impl<'a> Scanner<'a> {
     /// batch was, and what is there of it counts.
     fn is_of_whole_batch(&mut self, record: &Record<'a>) -> bool {
         let header = record.header();
-        if self.is_exact || self.is_in_batch {
+        if self.was_sealed || self.is_in_batch {
             return true;
         }
+        self.is_torn = true;
         if header.is_continued() {
             // The records before it are missing.
             return false;
@@ -225,6 +235,8 @@ impl<'a> Scanner<'a> {
             let next = next.filter(|next| next.header().is_continued());
             let Some(next) = next.filter(|_| !self.incomplete.contains(&at)) else {
                 self.incomplete.extend(passed);
+                // A record that was never written, or a part of one that is damaged.
+                self.is_torn = at >= self.limit.units || self.records.unit(at) as u32 == 0;
                 return false;
             };
             passed.push(at);

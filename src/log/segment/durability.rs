@@ -43,12 +43,15 @@ impl Segment {
                 return Ok(());
             };
             let Maps { records, acks } = &*looked;
-            // A segment without records may be flushed ahead of need, and no caller relies on that.
-            let has_record = Record::at(records, START.units).is_some();
             self.records_gate.flush(|| {
                 // If so, no record can follow what is there now.
                 let is_whole = !self.is_unscanned() && self.is_committed();
+                // A segment without records may be flushed ahead of need, and nobody relies on that.
+                let has_record = Record::at(records, START.units).is_some();
                 records.file.flush()?;
+                if has_record {
+                    self.has_durable_record.store(true, Ordering::Release);
+                }
                 if is_whole {
                     self.settled.store(true, Ordering::Release);
                 }
@@ -56,6 +59,8 @@ impl Segment {
             })?;
             self.flush_names()?;
             // Only after the records and their names are durable, because the mark states that.
+            // Whoever ran the flush that this caller waited for has looked.
+            let has_record = self.has_durable_record.load(Ordering::Acquire);
             if has_record && acks.mark_relied() {
                 self.deliveries_changed.note_end();
                 acks_too = true;

@@ -158,6 +158,7 @@ impl Segment {
             sealed: AtomicBool::new(found.is_some_and(|found| found.sealed)),
             full_since: OnceLock::new(),
             flushed: AtomicBool::new(found.is_some()),
+            has_durable_record: AtomicBool::new(false),
             settled: AtomicBool::new(found.is_some_and(|found| found.sealed)),
             abandoned: AtomicBool::new(false),
             named: AtomicBool::new(found.is_some_and(|found| found.sealed)),

@@ -106,6 +106,8 @@ pub(crate) struct Segment {
     full_since: OnceLock<Instant>,
     /// Whether a flush has begun, so that data on disk may be relied on.
     flushed: AtomicBool,
+    /// Whether its first record is durable.
+    has_durable_record: AtomicBool,
     /// Whether all records that it will ever have are durable.
     settled: AtomicBool,
     /// Whether some of its pages cannot be made present.

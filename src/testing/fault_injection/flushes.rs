@@ -5,9 +5,11 @@
 //! without it.
 
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::storage::faults;
+use crate::storage::{Operation, faults};
 use crate::{Builder, Durability, EnqueueError, EnqueueOptions, JobId, Queue, RetryPolicy};
 
 /// Far longer than any wait takes.
@@ -136,4 +138,79 @@ fn an_interval_flush_that_fails_in_the_background_is_final_too() {
     drop(fault);
     let error = queue.enqueue_with(b"durable", sync()).unwrap_err();
     assert!(matches!(error, EnqueueError::Poisoned(_)), "{error}");
+}
+
+/// A flush that begins while the first batch of a full segment is half written, and that waits for
+/// another flush until the batch is complete, makes the segment settled, and it must be marked.
+#[test]
+fn a_settled_segment_is_marked_as_relied_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = builder(dir.path()).open().unwrap().0;
+    let (release, released) = mpsc::channel::<()>();
+    let (threads, handles) = mpsc::channel();
+    let mut state = Some((queue.clone(), dir.path().to_path_buf(), released));
+    faults::observe(Some((
+        dir.path().to_path_buf(),
+        Box::new(move |operation, _, _| {
+            if operation != Operation::Commit {
+                return Ok(());
+            }
+            let Some((other, path, released)) = state.take() else {
+                return Ok(());
+            };
+            // The batch is half written. Others fill its segment ...
+            let filler = other.clone();
+            thread::spawn(move || {
+                for _ in 0..20 {
+                    filler.enqueue(&[7; 8000]).unwrap();
+                }
+            })
+            .join()
+            .unwrap();
+            // ... and two of them flush, the second of which waits for the first.
+            let (reached, is_there) = mpsc::channel();
+            let first = other.clone();
+            threads
+                .send(thread::spawn(move || {
+                    let mut gate = Some((reached, released));
+                    faults::observe(Some((
+                        path,
+                        Box::new(move |operation, path, _| {
+                            if operation == Operation::Flush
+                                && path.ends_with("00000000000000000000.seg")
+                                && let Some((reached, released)) = gate.take()
+                            {
+                                reached.send(()).unwrap();
+                                released.recv().unwrap();
+                            }
+                            Ok(())
+                        }),
+                    )));
+                    first.enqueue_with(b"a", sync()).unwrap();
+                }))
+                .unwrap();
+            is_there.recv().unwrap();
+            let second = other.clone();
+            threads
+                .send(thread::spawn(move || {
+                    assert!(second.enqueue_with(b"b", sync()).is_ok())
+                }))
+                .unwrap();
+            thread::sleep(Duration::from_millis(50));
+            Ok(())
+        }),
+    )));
+    queue.enqueue_batch(&[b"one", b"two", b"six"]).unwrap();
+    faults::observe(None);
+    release.send(()).unwrap();
+    handles.recv().unwrap().join().unwrap();
+    handles.recv().unwrap().join().unwrap();
+    // Everything is durable, more than once, and sealed.
+    queue.flush().unwrap();
+    queue.close().unwrap();
+    let lost = dir.path().join(format!("log/00/{:020}.seg", 0));
+    std::fs::remove_file(lost).unwrap();
+    let _restarted = crate::log::mark::pretended::restart();
+    let (_, report) = builder(dir.path()).open().unwrap();
+    assert!(!report.is_clean(), "durable jobs were lost silently");
 }

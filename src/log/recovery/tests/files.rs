@@ -399,3 +399,48 @@ fn arbitrary_bytes_in_any_file_never_panic_and_never_block() {
         );
     }
 }
+
+#[test]
+fn a_batch_that_is_not_complete_and_held_back_is_reported_as_such_once_it_is_scanned() {
+    let payloads: [&[u8]; 3] = [b"one", b"two", b"three"];
+    for has_later in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let segment = new_segment(dir.path(), 0, &[b"zero"]);
+        let record = |payload| NewRecord {
+            enqueued_at: Timestamp::from_nanos(9),
+            due_at: Timestamp::ZERO,
+            name: b"",
+            meta: b"",
+            payload,
+        };
+        let batch = crate::log::segment::Batch::new(payloads.into_iter().map(record), 4080)
+            .ok()
+            .unwrap();
+        assert!(matches!(segment.append_batch(&batch), Append::Done(_)));
+        if has_later {
+            segment.append(&record(b"later"));
+        }
+        let fixture = Fixture {
+            dir,
+            paths: segment.paths().clone(),
+        };
+        // The last job of the batch did not reach the disk.
+        fixture.change_segment(|bytes| bytes[offset(3)..offset(4)].fill(0));
+        let quarantine = fixture.dir.path().join("quarantine");
+        let fault = faults::fill_disk(&quarantine);
+        let (log, _) = fixture.recover();
+        let segment = &log.segments[0];
+        assert!(segment.is_unscanned());
+        drop(fault);
+        let queue = directory(fixture.dir.path());
+        let mut later = recovery(&queue);
+        later
+            .scan_later(&Pinned::to_claim(segment), &mut Mender::new())
+            .unwrap();
+        assert_eq!(
+            later.report.quarantined[0].damage,
+            Damage::Incomplete,
+            "{has_later}"
+        );
+    }
+}
