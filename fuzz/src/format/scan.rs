@@ -29,11 +29,19 @@ pub struct Scan {
 }
 
 /// Finds the records of a segment, of up to `max_record` bytes each. They end at `limit` in a
-/// sealed segment, and at or before `limit` in an unsealed one.
+/// sealed segment, and at or before `limit` in an unsealed one, or in one that `was_sealed` and was
+/// cut off since.
 ///
 /// The ordinal of a record is at least that of the previous job plus one. It is more only if
 /// records may have been lost between: at most as many as fit the pads and gaps since that job.
-pub fn scan(file: &[u8], salt: u64, max_record: usize, limit: End, is_sealed: bool) -> Scan {
+pub fn scan(
+    file: &[u8],
+    salt: u64,
+    max_record: usize,
+    limit: End,
+    is_sealed: bool,
+    was_sealed: bool,
+) -> Scan {
     let zero = |unit: u32| u64_at(file, unit as usize * UNIT) == 0;
     let valid = |at: u32, next: u32, lost: u32| {
         let record = Record::at(file, at, limit.units)?;
@@ -42,19 +50,27 @@ pub fn scan(file: &[u8], salt: u64, max_record: usize, limit: End, is_sealed: bo
         let is_written = !record.is_job() || record.bytes.len() <= max_record;
         (may_follow && is_written && record.is_valid(salt)).then_some(record)
     };
-    // Whether a valid record, which no record of its batch was taken before, is of none or of one that
-    // is complete.
-    let is_whole = |record: &Record<'_>, at: u32| {
+    // What is wrong with the batch of a valid record, if no record of the batch was taken before:
+    // nothing, or others are missing, or damaged.
+    let wrong = |record: &Record<'_>, at: u32| {
         let (mut last, mut at) = (*record, at);
-        let mut is_whole = !record.is_continued();
-        while is_whole && last.has_more() {
+        if was_sealed {
+            return None;
+        }
+        if record.is_continued() {
+            return Some(Damage::Incomplete);
+        }
+        while last.has_more() {
             at += last.units();
             match valid(at, last.index() + 1, 0).filter(Record::is_continued) {
                 Some(next) => last = next,
-                None => is_whole = false,
+                None if at >= limit.units || u32_at(file, at as usize * UNIT) == 0 => {
+                    return Some(Damage::Incomplete);
+                }
+                None => return Some(Damage::Checksum),
             }
         }
-        is_sealed || is_whole
+        None
     };
     let mut in_batch = false;
     let mut scan = Scan {
@@ -71,8 +87,8 @@ pub fn scan(file: &[u8], salt: u64, max_record: usize, limit: End, is_sealed: bo
     while scan.end.units < limit.units {
         let (at, next) = (scan.end.units, scan.end.records);
         let record = valid(at, next, lost);
-        if let Some(record) = record.filter(|record| in_batch || is_whole(record, at)) {
-            in_batch = record.has_more() && !is_sealed;
+        if let Some(record) = record.filter(|record| in_batch || wrong(record, at).is_none()) {
+            in_batch = record.has_more() && !was_sealed;
             scan.end.units += record.units();
             if !record.is_understood() {
                 scan.not_understood.get_or_insert(at);
@@ -91,7 +107,7 @@ pub fn scan(file: &[u8], salt: u64, max_record: usize, limit: End, is_sealed: bo
         let passed = |to: u32| lost + (to - at) / RECORD_UNITS;
         let found = (at + RECORD_UNITS..limit.units).find(|&to| {
             let record = valid(to, next, passed(to));
-            !zero(to) && record.is_some_and(|record| is_whole(&record, to))
+            !zero(to) && record.is_some_and(|record| wrong(&record, to).is_none())
         });
         let to = match found {
             Some(to) => to,
@@ -107,8 +123,8 @@ pub fn scan(file: &[u8], salt: u64, max_record: usize, limit: End, is_sealed: bo
             // The rest of a segment that is too short for a record.
             continue;
         }
-        let damage = if record.is_some() {
-            Some(Damage::Incomplete)
+        let damage = if let Some(damage) = record.and_then(|record| wrong(&record, at)) {
+            Some(damage)
         } else if is_zero && !is_sealed {
             None
         } else if u32_at(file, at as usize * UNIT) == 0 {

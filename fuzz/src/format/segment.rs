@@ -126,7 +126,15 @@ impl Segment {
         segment.is_sealed = end.is_some();
         let max_record = max_record(segment_size);
         let end_or_most = end.unwrap_or(most);
-        let scan = scan(file, salt, max_record, end_or_most, segment.is_sealed);
+        let was_sealed = seal.is_some();
+        let scan = scan(
+            file,
+            salt,
+            max_record,
+            end_or_most,
+            segment.is_sealed,
+            was_sealed,
+        );
         segment.is_of_a_later_version = scan.not_understood.is_some();
         let offset = |units: u32| u64::from(units) * UNIT as u64;
         let len = seal.map_or(segment_size as u64, |seal| offset(seal.units));

@@ -2,7 +2,7 @@
 //!
 //! It only reads. Its time is linear in the segment's size, whatever the bytes are.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use super::checksums::Checksums;
 use crate::Sequence;
@@ -84,7 +84,7 @@ impl Scan {
             lost: 0,
             is_in_batch: false,
             is_torn: false,
-            incomplete: HashSet::new(),
+            incomplete: HashMap::new(),
             written: None,
             scan: Self {
                 end: START,
@@ -122,9 +122,10 @@ struct Scanner<'a> {
     /// Whether the last batch that was not complete lacks a record, rather than having a damaged
     /// one.
     is_torn: bool,
-    /// Records of batches that are not complete, each with the ones after it in its batch, by the
-    /// units where they start. So no record is looked at once for each record before it.
-    incomplete: HashSet<u32>,
+    /// Records that continue batches which are not complete, by the units where they start, and
+    /// whether a record is missing behind them (rather than damaged). So no record is looked at
+    /// once for each record before it.
+    incomplete: HashMap<u32, bool>,
     /// All units from here on are zero; computed when the first invalid record is found.
     written: Option<u32>,
     scan: Scan,
@@ -233,14 +234,21 @@ impl<'a> Scanner<'a> {
             index += 1;
             let next = self.valid_record_of(at, index, 0);
             let next = next.filter(|next| next.header().is_continued());
-            let Some(next) = next.filter(|_| !self.incomplete.contains(&at)) else {
-                self.incomplete.extend(passed);
-                // A record that was never written, or a part of one that is damaged.
-                self.is_torn = at >= self.limit.units || self.records.unit(at) as u32 == 0;
-                return false;
-            };
-            passed.push(at);
-            (has_more, at) = (next.header().has_more(), next.next());
+            let known = next.and_then(|_| self.incomplete.get(&at).copied());
+            match next {
+                Some(next) if known.is_none() => {
+                    passed.push(at);
+                    (has_more, at) = (next.header().has_more(), next.next());
+                }
+                _ => {
+                    // A record that was never written has no length.
+                    let is_missing = || at >= self.limit.units || self.records.unit(at) as u32 == 0;
+                    self.is_torn = known.unwrap_or_else(is_missing);
+                    let of_batch = passed.into_iter().map(|at| (at, self.is_torn));
+                    self.incomplete.extend(of_batch);
+                    return false;
+                }
+            }
         }
         true
     }
