@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Prints what an observer counts on the workers' threads. In a program of its own,
-//! `logmill::events` would hand the same to another thread.
+//! `logmill::job_events` would hand the same to another thread.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -118,7 +118,7 @@ pub use log::meta::FailureReason;
 #[doc(hidden)]
 pub use log::recovery::fuzzing;
 pub use log::recovery::{Damage, Quarantined, RecoveryProgress, RecoveryReport, VerifyReport};
-pub use observer::{Events, JobEvent, ObservedJob, Observer, events};
+pub use observer::{JobEvent, JobEvents, ObservedJob, Observer, job_events};
 pub use options::{Builder, Durability, EnqueueOptions};
 pub use producer::Producer;
 pub use queue::Queue;

@@ -16,7 +16,7 @@ use crate::user_code;
 /// For metrics, logs and audits. Each method does nothing unless it is implemented. It is called
 /// once the thing has happened, under no lock, on the thread on which it happened: a consumer, a
 /// worker, or a thread of the queue. So it may use the queue, and while it runs, it holds up that
-/// thread; [`events`] hands events on to another one. A panic in it is caught.
+/// thread; [`job_events`] hands events on to another one. A panic in it is caught.
 ///
 /// A queue without an observer pays nothing; with one, each delivery takes some tens of nanoseconds
 /// more. If the process dies at that moment, what has happened is not told.
@@ -177,7 +177,7 @@ impl fmt::Debug for ObservedJob {
     }
 }
 
-/// What has happened to a job, from [`events`].
+/// What has happened to a job, from [`job_events`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum JobEvent {
@@ -203,7 +203,7 @@ pub enum JobEvent {
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let dir = tempfile::tempdir()?;
-/// let (observer, events) = logmill::events(1000);
+/// let (observer, events) = logmill::job_events(1000);
 /// let (queue, _) = Queue::builder(dir.path()).observer(observer).open()?;
 /// queue.enqueue(b"job")?;
 /// queue.consumer().next().expect("a job was enqueued").ack();
@@ -214,24 +214,24 @@ pub enum JobEvent {
 /// # Ok(())
 /// # }
 /// ```
-pub fn events(capacity: usize) -> (impl Observer + 'static, Events) {
+pub fn job_events(capacity: usize) -> (impl Observer + 'static, JobEvents) {
     // A channel without room would hand each event over, which waits.
     let (sender, received) = sync_channel(capacity.max(1));
     let missed = Arc::new(AtomicU64::new(0));
-    let events = Events {
+    let events = JobEvents {
         received,
         missed: Arc::clone(&missed),
     };
     (Kept { sender, missed }, events)
 }
 
-/// The events of the jobs of a queue, from [`events`].
-pub struct Events {
+/// The events of the jobs of a queue, from [`job_events`].
+pub struct JobEvents {
     received: Receiver<JobEvent>,
     missed: Arc<AtomicU64>,
 }
 
-impl Events {
+impl JobEvents {
     /// The next event, if there is one now.
     pub fn try_next(&self) -> Option<JobEvent> {
         self.received.try_recv().ok()
@@ -256,9 +256,9 @@ impl Events {
     }
 }
 
-impl fmt::Debug for Events {
+impl fmt::Debug for JobEvents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events")
+        f.debug_struct("JobEvents")
             .field("missed", &self.missed())
             .finish_non_exhaustive()
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use logmill::{
-    EnqueueOptions, Failure, Job, JobEvent, ObservedJob, Observer, Queue, RetryPolicy, events,
+    EnqueueOptions, Failure, Job, JobEvent, ObservedJob, Observer, Queue, RetryPolicy, job_events,
 };
 
 use crate::support::*;
@@ -172,7 +172,7 @@ fn an_observer_may_use_the_queue_and_panic() {
 #[test]
 fn events_are_kept_for_another_thread_as_long_as_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
-    let (observer, events) = events(3);
+    let (observer, events) = job_events(3);
     let queue = open(builder(dir.path()).observer(observer));
     assert!(events.try_next().is_none());
     queue
