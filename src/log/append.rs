@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use super::record::{NewRecord, UNIT};
 use super::segment::{Append, Batch, BatchRecords, Segment, Unsettled, Warm};
+use super::tail::Position;
 use super::{Log, Next, RollError, SPARE_WAIT, create_segment};
 use crate::Sequence;
 use crate::events::event;
@@ -90,6 +91,26 @@ impl Log {
             match cached.append_batch(batch) {
                 Append::Done(first) => return Ok(cached.sequence(first.index)),
                 Append::Full { complete } => *cached = self.after_full(cached, complete)?,
+            }
+        }
+    }
+
+    /// Like [`append_batch`](Self::append_batch), for records that name so many others that they
+    /// settle. Returns the position of the first one, in the segment that `cached` then is.
+    pub(crate) fn append_batch_owing<'a>(
+        &self,
+        cached: &mut Arc<Segment>,
+        batch: &Batch<impl BatchRecords<'a>>,
+        settlements: u64,
+    ) -> Result<(Position, Unsettled), RollError> {
+        loop {
+            let unsettled = cached.owing(settlements);
+            match cached.append_batch(batch) {
+                Append::Done(first) => return Ok((first, unsettled)),
+                Append::Full { complete } => {
+                    unsettled.settle();
+                    *cached = self.after_full(cached, complete)?;
+                }
             }
         }
     }

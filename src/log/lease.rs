@@ -245,7 +245,7 @@ impl Lease {
 
     /// Whether the record settles another one, and that is not known to be durable.
     pub(crate) fn may_not_be_durable_yet(&self) -> bool {
-        self.has_meta() && self.meta().settles.is_some() && self.owes()
+        self.has_meta() && self.meta().settles_another() && self.owes()
     }
 
     /// Failed attempts at the job, including those at the records that it was moved from.

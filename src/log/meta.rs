@@ -50,6 +50,33 @@ pub(crate) struct JobOptions {
     pub(crate) lease_timeout: Option<Duration>,
 }
 
+/// A record in a log outside of the queue: of another queue, or of the state log, in the same
+/// directory of queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Elsewhere {
+    /// The id of the queue, or of the state log.
+    pub(crate) home: u64,
+    pub(crate) record: Sequence,
+}
+
+impl Elsewhere {
+    fn encode(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.home.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.record.get().to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (home, record) = bytes.split_first_chunk::<8>()?;
+        let record = record.try_into().ok()?;
+        Some(Self {
+            home: u64::from_le_bytes(*home),
+            record: Sequence::new(u64::from_le_bytes(record)),
+        })
+    }
+}
+
 /// The metadata fields of a record, decoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Meta {
@@ -57,6 +84,9 @@ pub(crate) struct Meta {
     /// The record that this one settles: a letter names its job, a replayed job its letter, a moved
     /// job its old record.
     pub(crate) settles: Option<Sequence>,
+    /// The record elsewhere that this one settles: a transaction names the job that it completes,
+    /// and a job the record of the transaction that it was enqueued by.
+    pub(crate) settles_elsewhere: Option<Elsewhere>,
     /// The sequence the job was first enqueued under (a letter's, or a compacted job's).
     pub(crate) original: Option<Sequence>,
     /// Failed attempts before this record was written.
@@ -79,11 +109,23 @@ const TAG_PRIOR_CRASHES: u8 = 8;
 const TAG_DELAY: u8 = 9;
 const TAG_EXPIRES_AT: u8 = 10;
 const TAG_LEASE_TIMEOUT: u8 = 11;
+const TAG_SETTLES_ELSEWHERE: u8 = 12;
+/// In the state log: the record is a job for the queue with this id.
+pub(crate) const TAG_QUEUE: u8 = 13;
+/// In the state log: the record holds the value of this key.
+pub(crate) const TAG_KEY: u8 = 14;
+/// In the state log: the key is removed.
+pub(crate) const TAG_REMOVED: u8 = 15;
 
 /// Bytes of a field before its value.
 const FIELD_HEADER_BYTES: usize = 3;
 
 impl Meta {
+    /// Whether the record settles another one.
+    pub(crate) fn settles_another(&self) -> bool {
+        self.settles.is_some() || self.settles_elsewhere.is_some()
+    }
+
     /// The encoded fields, and then the headers, which are encoded already. Reasons that would not
     /// fit `limit` bytes are left out, oldest first.
     pub(crate) fn encode(&self, headers: &[u8], limit: usize) -> MetaBytes {
@@ -102,6 +144,9 @@ impl Meta {
             if let Some(word) = word {
                 put(&mut bytes, tag, &word.to_le_bytes());
             }
+        }
+        if let Some(elsewhere) = self.settles_elsewhere {
+            put(&mut bytes, TAG_SETTLES_ELSEWHERE, &elsewhere.encode());
         }
         let counts = [
             (TAG_PRIOR_ATTEMPTS, self.prior_attempts),
@@ -152,6 +197,7 @@ impl Meta {
                         .map(|&max| if max == 0 { None } else { Some(max) });
                 }
                 TAG_SETTLES => meta.settles = word.map(Sequence::new),
+                TAG_SETTLES_ELSEWHERE => meta.settles_elsewhere = Elsewhere::decode(value),
                 TAG_ORIGINAL => meta.original = word.map(Sequence::new),
                 TAG_FIRST_FAILURE => meta.first_failure = word.map(Timestamp::from_nanos),
                 TAG_LAST_FAILURE => meta.last_failure = word.map(Timestamp::from_nanos),
@@ -223,8 +269,13 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
+/// The value of the first field with this tag.
+pub(crate) fn field(meta: &[u8], tag: u8) -> Option<&[u8]> {
+    Fields(meta).find_map(|(found, value)| (found == tag).then_some(value))
+}
+
 #[inline]
-pub(super) fn put(bytes: &mut MetaBytes, tag: u8, value: &[u8]) {
+pub(crate) fn put(bytes: &mut MetaBytes, tag: u8, value: &[u8]) {
     let Ok(len) = u16::try_from(value.len()) else {
         return;
     };
@@ -274,6 +325,10 @@ mod tests {
                     lease_timeout: first.map(Duration::from_nanos),
                 },
                 settles: replay.map(Sequence::new),
+                settles_elsewhere: replay.map(|record| Elsewhere {
+                    home: u64::from(prior),
+                    record: Sequence::new(record),
+                }),
                 original: replay.map(Sequence::new),
                 prior_attempts: prior,
                 prior_crashes: crashes,

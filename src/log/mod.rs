@@ -59,6 +59,7 @@ use self::claiming::HeldBack;
 use self::header::Identity;
 use self::limit::SequenceLimit;
 use self::maintenance::Graveyard;
+use self::meta::Elsewhere;
 use self::names::Names;
 use self::poison::Poison;
 use self::records::Mender;
@@ -105,6 +106,14 @@ pub(crate) enum RollError {
     /// The log was closed.
     Closed,
     Storage(StorageError),
+}
+
+/// What records that were found at open settle.
+pub(crate) struct FoundSettlements {
+    /// Records of the same queue.
+    pub(crate) here: Vec<Sequence>,
+    /// Records elsewhere, each with the segment of the record that names it.
+    pub(crate) elsewhere: Vec<(Elsewhere, Arc<Segment>)>,
 }
 
 /// Called when there is work for the maintenance thread.
@@ -212,7 +221,7 @@ impl Log {
         origin: Sequence,
         config: LogConfig,
         recovery: &mut Recovery<'_>,
-    ) -> Result<(Self, Vec<Sequence>), StorageError> {
+    ) -> Result<(Self, FoundSettlements), StorageError> {
         let names = Names::of(directory, &config.poison);
         for spare in spare::left_in(&names)? {
             spare.remove()?;
@@ -299,7 +308,11 @@ impl Log {
             damage: Mutex::new(Vec::new()),
             config,
         };
-        Ok((stripe, log.settles))
+        let found = FoundSettlements {
+            here: log.settles,
+            elsewhere: log.settles_elsewhere,
+        };
+        Ok((stripe, found))
     }
 
     /// A segment file that does not belong to the log any more.

@@ -50,6 +50,7 @@ pub use self::report::{Damage, Quarantined, RecoveryProgress, RecoveryReport, Ve
 use self::scan::{Region, RegionKind, Scan, ScanLimit};
 use super::header::{self, FileKind, Identity};
 use super::mark::Mark;
+use super::meta::Elsewhere;
 use super::names::Names;
 use super::record::{HEADER_UNITS, UNIT};
 use super::segment::{self, Done, Found, Maps, Paths, START, Segment};
@@ -87,8 +88,17 @@ pub(crate) struct RecoveredLog {
     /// marked done, durably, before any of these segments is sealed or retired, and after they were
     /// flushed.
     pub(crate) settles: Vec<Sequence>,
-    /// The segments with these records.
+    /// What records in the scanned segments settle elsewhere, each with its segment.
+    pub(crate) settles_elsewhere: Vec<(Elsewhere, Arc<Segment>)>,
+    /// The segments with records that settle others.
     pub(crate) settling: Vec<Arc<Segment>>,
+}
+
+/// What the records of a segment settle.
+#[derive(Default)]
+struct Settles {
+    here: Vec<Sequence>,
+    elsewhere: Vec<Elsewhere>,
 }
 
 /// The contents of an ack file's header that concern its segment.
@@ -114,6 +124,7 @@ impl Recovery<'_> {
             leftovers: Vec::new(),
             reported: Vec::new(),
             settles: Vec::new(),
+            settles_elsewhere: Vec::new(),
             settling: Vec::new(),
         };
         let bases = |suffix| {
@@ -134,12 +145,16 @@ impl Recovery<'_> {
                 None => continue,
             };
             let damage = self.report.quarantined.len();
-            let settles = log.settles.len();
-            match self.recover_segment(base, &paths, file_len, directory, &mut log.settles)? {
+            let mut settles = Settles::default();
+            match self.recover_segment(base, &paths, file_len, directory, &mut settles)? {
                 Some(segment) => {
-                    if log.settles.len() > settles {
+                    if !settles.here.is_empty() || !settles.elsewhere.is_empty() {
                         log.settling.push(Arc::clone(&segment));
                     }
+                    log.settles.extend(settles.here);
+                    let elsewhere = settles.elsewhere.into_iter();
+                    let with_segment = elsewhere.map(|one| (one, Arc::clone(&segment)));
+                    log.settles_elsewhere.extend(with_segment);
                     log.segments.push(segment);
                 }
                 None if self.report.quarantined.len() > damage => log.reported.push(paths),
@@ -196,7 +211,7 @@ impl Recovery<'_> {
         paths: &Paths,
         file_len: u64,
         directory: &Arc<Names>,
-        settles: &mut Vec<Sequence>,
+        settles: &mut Settles,
     ) -> Result<Option<Arc<Segment>>, StorageError> {
         let read = |entry: &Entry| entry.read_start(header::FILE_HEADER_BYTES as u64);
         let own_header = read(&paths.segment)?.unwrap_or_default();
@@ -288,7 +303,8 @@ impl Recovery<'_> {
                     return Ok(None);
                 }
                 self.report.scanned += 1;
-                settles.extend(scan.settles);
+                settles.here = scan.settles;
+                settles.elsewhere = scan.settles_elsewhere;
                 let unscanned = match self.mend(
                     base,
                     &paths.segment,

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use super::checksums::Checksums;
 use crate::Sequence;
-use crate::log::meta::Meta;
+use crate::log::meta::{Elsewhere, Meta};
 use crate::log::record::{self, HEADER_UNITS, Header, KIND_PAD, RECORD_HEADER_BYTES, UNIT};
 use crate::log::records::Record;
 use crate::log::records::SoleAccess;
@@ -36,6 +36,8 @@ pub(super) struct Scan {
     pub(super) not_understood: Option<u32>,
     /// What the records settle.
     pub(super) settles: Vec<Sequence>,
+    /// What the records settle elsewhere.
+    pub(super) settles_elsewhere: Vec<Elsewhere>,
     /// Bytes hashed during the scan.
     #[cfg(fuzzing)]
     pub(super) hashed: usize,
@@ -92,6 +94,7 @@ impl Scan {
                 missing: Vec::new(),
                 not_understood: None,
                 settles: Vec::new(),
+                settles_elsewhere: Vec::new(),
                 #[cfg(fuzzing)]
                 hashed: 0,
             },
@@ -280,7 +283,9 @@ impl<'a> Scanner<'a> {
             }
             scan.end.index = header.index + 1;
             if header.meta_len > 0 {
-                scan.settles.extend(Meta::decode(record.meta()).settles);
+                let meta = Meta::decode(record.meta());
+                scan.settles.extend(meta.settles);
+                scan.settles_elsewhere.extend(meta.settles_elsewhere);
             }
             self.lost = 0;
         } else {

@@ -22,6 +22,16 @@ impl Unsettled {
         self.segment.owed.lower(self.records);
     }
 
+    /// Takes so many of the records out, to be settled by themselves.
+    pub(crate) fn split(&mut self, records: u64) -> Self {
+        debug_assert!(records <= self.records);
+        self.records -= records;
+        Self {
+            segment: Arc::clone(&self.segment),
+            records,
+        }
+    }
+
     /// Adds another one's records, if they are in the same segment.
     pub(crate) fn merge(&mut self, other: Self) -> Option<Self> {
         if !Arc::ptr_eq(&self.segment, &other.segment) {

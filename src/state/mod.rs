@@ -1,0 +1,385 @@
+//! The state log of a directory of queues: what transactions enqueue and complete, and the values
+//! of keys.
+//!
+//! A transaction is a batch of records in this log, so all of it is there or nothing. Its first
+//! record names the job that it completes; its other records are jobs for queues, and keys. From
+//! here on all follows the order in which any job moves from one log to another: a record *names*
+//! the record that it settles, and that one is marked done once the new one is durable. So the
+//! job of a queue names the record of this log that it came from, and the new value of a key names
+//! the old one. An open finishes what a crash interrupted.
+//!
+//! This module knows queues by their ids alone. `engine/transactions.rs` brings the two together.
+
+mod cleaning;
+pub(crate) mod entry;
+mod index;
+mod settling;
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+use std::sync::Arc;
+
+use self::entry::{Change, Entry, NewJob, meta_of_forwarded, meta_of_key};
+pub(crate) use self::index::Found;
+use self::index::{Index, Place};
+use self::settling::Debts;
+use crate::event_count::EventCount;
+use crate::events::Mutex;
+use crate::log::meta::{Elsewhere, JobOptions, Meta, MetaBytes};
+use crate::log::poison::Poison;
+use crate::log::record::{NewRecord, units_of};
+use crate::log::recovery::{Recovery, RecoveryReport};
+use crate::log::segment::{Segment, Unsettled};
+use crate::log::{Log, LogConfig, RollError, SpaceBudget};
+use crate::storage::{Directory, StorageError};
+use crate::{Sequence, Timestamp};
+
+/// Where the sequences of a state log start. No queue has so many stripes.
+pub(crate) const STATE_ORIGIN: Sequence = Sequence::first_of_stripe(254);
+
+/// The state log.
+pub(crate) struct State {
+    /// Records in other logs name records of this log by this number.
+    id: u64,
+    log: Log,
+    poison: Arc<Poison>,
+    writer: Mutex<Writer>,
+    debts: Mutex<Debts>,
+    /// Wakes whoever maintains this log.
+    kick: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// What is held to append to the log, and to look up keys.
+struct Writer {
+    active: Arc<Segment>,
+    index: Index,
+}
+
+/// What a transaction writes.
+pub(crate) struct Group<'a> {
+    /// The job that it completes.
+    pub(crate) completes: Option<Elsewhere>,
+    pub(crate) jobs: &'a [NewJob],
+    /// What it does to keys, each of which is in it once.
+    pub(crate) changes: &'a [(Vec<u8>, Change)],
+    /// What must be so, or nothing is written: the version of a key, or that it is not there.
+    pub(crate) conditions: &'a [(Vec<u8>, Option<u64>)],
+}
+
+/// A transaction that is in the log.
+pub(crate) struct Written {
+    /// The first of the records of its jobs, which follow each other.
+    pub(crate) first_job: Sequence,
+    /// The record that names the job which it completes owes that.
+    pub(crate) completion: Option<Unsettled>,
+}
+
+/// Why a transaction was not written.
+#[derive(Debug)]
+pub(crate) enum NotWritten {
+    /// A condition is not met: of this key.
+    Conflict(Vec<u8>),
+    /// Its records take so many bytes; the most that they may take.
+    TooLarge { size: u64, max: u64 },
+    Log(RollError),
+}
+
+impl State {
+    /// Opens the state log in a directory whose own name is durable.
+    pub(crate) fn open(
+        directory: Directory,
+        home: Arc<Directory>,
+        id: u64,
+        segment_size: u64,
+        kick: Arc<dyn Fn() + Send + Sync>,
+    ) -> Result<(Self, RecoveryReport), StorageError> {
+        let poison = Arc::<Poison>::default();
+        let config = LogConfig {
+            segment_size,
+            // Many never have a transaction.
+            starts_ready: false,
+            is_new: false,
+            queue: Arc::clone(&home),
+            budget: Arc::new(SpaceBudget::new(None, 0)),
+            poison: Arc::clone(&poison),
+            kick: kick.clone(),
+            sleepers: Arc::new(EventCount::new()),
+            lost: Arc::new(|_| ()),
+        };
+        let mut recovery = Recovery {
+            segment_size,
+            queue: &home,
+            report: RecoveryReport::default(),
+            progress: None,
+            segments_seen: 0,
+        };
+        let (log, found) = Log::open(directory, STATE_ORIGIN, config, &mut recovery)?;
+        let mut report = recovery.report;
+        // The records that name these are durable.
+        report.settled += log.settle(&found.here).map_err(|error| error.retold())?;
+        let mut debts = Debts::default();
+        for (named, segment) in found.elsewhere {
+            debts.note_completed(named, segment.owing(1));
+        }
+        let index = find_entries(&log, &mut debts).map_err(|error| error.retold())?;
+        let state = Self {
+            id,
+            writer: Mutex::new(Writer {
+                active: log.active(),
+                index,
+            }),
+            log,
+            poison,
+            debts: Mutex::new(debts),
+            kick,
+        };
+        Ok((state, report))
+    }
+
+    pub(crate) fn poison(&self) -> Option<&Arc<StorageError>> {
+        self.poison.get()
+    }
+
+    /// How a record of another log names a record of this one.
+    pub(crate) fn name_of(&self, record: Sequence) -> Elsewhere {
+        Elsewhere {
+            home: self.id,
+            record,
+        }
+    }
+
+    pub(crate) fn get(&self, key: &[u8]) -> Option<Found> {
+        self.writer.lock().index.get(key, Timestamp::now())
+    }
+
+    /// How many keys there are, including those that have expired and are not removed yet.
+    pub(crate) fn keys(&self) -> usize {
+        self.writer.lock().index.len()
+    }
+
+    /// Bytes of the log's segment files.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.log.stats().bytes
+    }
+
+    /// Appends a transaction, all of it or nothing.
+    pub(crate) fn write(&self, group: &Group<'_>) -> Result<Written, NotWritten> {
+        let mut writer = self.writer.lock();
+        let Writer { active, index } = &mut *writer;
+        let now = Timestamp::now();
+        for (key, expected) in group.conditions {
+            if index.version_of(key, now) != *expected {
+                return Err(NotWritten::Conflict(key.clone()));
+            }
+        }
+        let mut completes = group.completes;
+        let metas: Vec<_> = group
+            .jobs
+            .iter()
+            .map(|job| job.meta_of_entry(completes.take()))
+            .collect();
+        let mut keys = Vec::with_capacity(group.changes.len());
+        for (key, change) in group.changes {
+            let old = index.place_of(key);
+            if old.is_none() && matches!(change, Change::Remove) && completes.is_none() {
+                continue;
+            }
+            keys.push((key, change, old, meta_of(key, change, old, completes.take())));
+        }
+        let jobs = group.jobs.iter().zip(&metas);
+        let jobs = jobs.map(|(job, meta)| job.record(meta));
+        let changes = keys
+            .iter()
+            .map(|(_, change, _, meta)| record_of(change, meta, now));
+        let records: Vec<NewRecord<'_>> = jobs.chain(changes).collect();
+        if records.is_empty() {
+            return Ok(Written {
+                first_job: STATE_ORIGIN,
+                completion: None,
+            });
+        }
+        let max = self.log.max_record_bytes() as u64;
+        let batch = self.log.batch(records.iter().copied());
+        let batch = batch.map_err(|size| NotWritten::TooLarge { size, max })?;
+        let replaced = keys.iter().filter(|(_, _, old, _)| old.is_some()).count() as u64;
+        let completions = u64::from(group.completes.is_some());
+        let (first, mut unsettled) = self
+            .log
+            .append_batch_owing(active, &batch, replaced + completions)
+            .map_err(NotWritten::Log)?;
+        let completion = group.completes.map(|_| unsettled.split(1));
+        let base = active.base();
+        let mut units = first.units;
+        let places = records.iter().enumerate().map(|(at, record)| {
+            let place = Place {
+                record: base.plus(first.index + at as u32),
+                units,
+            };
+            units += units_of(record.len());
+            place
+        });
+        let places: Vec<_> = places.collect();
+        if !keys.is_empty() {
+            index.keep(|| active.pin(), base);
+        }
+        let mut debts = self.debts.lock();
+        for ((key, change, old, _), &place) in keys.iter().zip(&places[group.jobs.len()..]) {
+            match (change, old) {
+                (Change::Put { .. }, _) => {
+                    let before = index.insert(key, place);
+                    debug_assert_eq!(before, *old);
+                }
+                (Change::Remove, Some(old)) => index.remove(key, *old),
+                (Change::Remove, None) => {}
+            }
+            debts.note_key(*old, matches!(change, Change::Remove), place.record);
+        }
+        debts.note_replaced(unsettled);
+        drop(debts);
+        Ok(Written {
+            first_job: base.plus(first.index),
+            completion,
+        })
+    }
+
+    /// Makes all transactions so far durable.
+    pub(crate) fn flush_records(&self) -> Result<(), Arc<StorageError>> {
+        self.log.flush(false)
+    }
+
+    /// Appends the jobs for a queue that are not in it yet: those found at open, and those for
+    /// which there was no room. `append` gets the job as a record that names the one in this log.
+    ///
+    /// Stops at the first error, and is to be called again.
+    pub(crate) fn forward<E>(
+        &self,
+        queue: u64,
+        mut append: impl FnMut(&NewRecord<'_>) -> Result<Unsettled, E>,
+    ) -> Result<(), Result<E, Arc<StorageError>>> {
+        let mut waiting = self.debts.lock().take_waiting(queue).into_iter();
+        let mut result = Ok(());
+        for entry in waiting.by_ref() {
+            match self.forward_one(entry, &mut append) {
+                Ok(Some(unsettled)) => self.note_forwarded(queue, entry, unsettled),
+                // Found in the queue, where it is named.
+                Ok(None) => {}
+                Err(error) => {
+                    result = Err(error);
+                    self.debts.lock().wait_again(queue, entry);
+                    break;
+                }
+            }
+        }
+        let mut debts = self.debts.lock();
+        for entry in waiting {
+            debts.wait_again(queue, entry);
+        }
+        result
+    }
+
+    fn forward_one<E>(
+        &self,
+        entry: Sequence,
+        append: &mut impl FnMut(&NewRecord<'_>) -> Result<Unsettled, E>,
+    ) -> Result<Option<Unsettled>, Result<E, Arc<StorageError>>> {
+        let Some(pinned) = self.log.pin_live(entry).map_err(Err)? else {
+            return Ok(None);
+        };
+        let is_it = |record: &crate::log::records::Record<'_>| {
+            pinned.segment().sequence(record.header().index) == entry
+        };
+        let Some(record) = pinned.live_records().find(is_it) else {
+            return Ok(None);
+        };
+        let meta = meta_of_forwarded(&record, self.name_of(entry));
+        let job = NewRecord {
+            enqueued_at: record.header().enqueued_at,
+            due_at: record.header().due_at,
+            name: record.name(),
+            meta: &meta,
+            payload: record.payload(),
+        };
+        append(&job).map(Some).map_err(Ok)
+    }
+}
+
+/// The metadata of the record of a key, with what it settles.
+fn meta_of(
+    key: &[u8],
+    change: &Change,
+    old: Option<Place>,
+    completes: Option<Elsewhere>,
+) -> MetaBytes {
+    let expires_at = match change {
+        Change::Put { expires_at, .. } => *expires_at,
+        Change::Remove => None,
+    };
+    let meta = Meta {
+        options: JobOptions {
+            expires_at,
+            ..JobOptions::default()
+        },
+        settles: old.map(|old| old.record),
+        settles_elsewhere: completes,
+        ..Meta::default()
+    };
+    meta_of_key(key, change, &meta)
+}
+
+fn record_of<'a>(change: &'a Change, meta: &'a [u8], now: Timestamp) -> NewRecord<'a> {
+    NewRecord {
+        enqueued_at: now,
+        due_at: Timestamp::ZERO,
+        name: b"",
+        meta,
+        payload: match change {
+            Change::Put { value, .. } => value,
+            Change::Remove => b"",
+        },
+    }
+}
+
+/// Goes through all that is live in the log: keys go into the index, and jobs wait for their
+/// queues.
+fn find_entries(log: &Log, debts: &mut Debts) -> Result<Index, Arc<StorageError>> {
+    let mut index = Index::default();
+    for pinned in log.pins() {
+        let pinned = pinned?;
+        let segment = Arc::clone(pinned.segment());
+        let mut has_keys = false;
+        // Positions first: the index takes the pin, from which records borrow.
+        let mut values = Vec::new();
+        for record in pinned.live_records() {
+            let place = Place {
+                record: segment.sequence(record.header().index),
+                units: record.units(),
+            };
+            match Entry::of(&record) {
+                Entry::Job { queue } => debts.wait_again(queue, place.record),
+                Entry::Value { .. } => {
+                    has_keys = true;
+                    values.push(place);
+                }
+                // What it removed is durably done.
+                Entry::Removal => debts.note_key(None, true, place.record),
+                Entry::Unknown => {}
+            }
+        }
+        if has_keys {
+            index.keep(|| Some(pinned), segment.base());
+        }
+        for place in values {
+            let key = index.record_at(place).and_then(|record| match Entry::of(&record) {
+                Entry::Value { key } => Some(key.to_vec()),
+                _ => None,
+            });
+            if let Some(key) = key
+                && let Some(old) = index.insert(&key, place)
+            {
+                // A power cut may leave both, if neither was flushed.
+                debts.note_key(Some(old), false, place.record);
+            }
+        }
+    }
+    Ok(index)
+}

@@ -1,0 +1,239 @@
+//! What is owed between the state log and the queues: jobs that are still to go to their queues,
+//! and records that are to be marked done once what replaces them is durable.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::State;
+use super::index::Place;
+use crate::Sequence;
+use crate::log::meta::Elsewhere;
+use crate::log::segment::Unsettled;
+use crate::storage::StorageError;
+
+/// So many records wait to be marked done before a flush is due for their sake.
+const MOST_WAITING: usize = 64 * 1024;
+
+/// What is to be settled.
+#[derive(Default)]
+pub(super) struct Debts {
+    queues: HashMap<u64, OfQueue>,
+    keys: OfKeys,
+}
+
+/// What is to be settled between the state log and one queue.
+#[derive(Default)]
+struct OfQueue {
+    /// Jobs in the state log that are not in the queue's log yet, oldest first.
+    waiting: Vec<Sequence>,
+    /// Jobs that are in both, to be marked done in the state log.
+    forwarded: Vec<Sequence>,
+    /// The records of the queue that name those.
+    jobs: Vec<Unsettled>,
+    /// Jobs of the queue that transactions found at open complete.
+    completed: Vec<Sequence>,
+    /// Records of the state log that name completed jobs of the queue.
+    completions: Vec<Unsettled>,
+}
+
+/// What is to be settled within the state log.
+#[derive(Default)]
+struct OfKeys {
+    /// Records of keys that later ones replace.
+    replaced: Vec<Sequence>,
+    /// The records that name those.
+    by: Vec<Unsettled>,
+    /// Records that remove keys: they are done once what they remove is.
+    removals: Vec<Sequence>,
+}
+
+fn add(list: &mut Vec<Unsettled>, new: Unsettled) {
+    // Consecutive ones are usually in the same segment.
+    let rest = match list.last_mut() {
+        Some(last) => last.merge(new),
+        None => Some(new),
+    };
+    list.extend(rest);
+}
+
+impl Debts {
+    pub(super) fn note_completed(&mut self, job: Elsewhere, completion: Unsettled) {
+        let queue = self.queues.entry(job.home).or_default();
+        queue.completed.push(job.record);
+        add(&mut queue.completions, completion);
+    }
+
+    pub(super) fn take_waiting(&mut self, queue: u64) -> Vec<Sequence> {
+        let queue = self.queues.get_mut(&queue);
+        queue.map_or_else(Vec::new, |queue| std::mem::take(&mut queue.waiting))
+    }
+
+    pub(super) fn wait_again(&mut self, queue: u64, entry: Sequence) {
+        self.queues.entry(queue).or_default().waiting.push(entry);
+    }
+
+    /// Notes the record of a key: what it replaces, and whether it removes the key.
+    pub(super) fn note_key(&mut self, old: Option<Place>, removes: bool, record: Sequence) {
+        self.keys.replaced.extend(old.map(|old| old.record));
+        if removes {
+            self.keys.removals.push(record);
+        }
+    }
+
+    pub(super) fn note_replaced(&mut self, by: Unsettled) {
+        add(&mut self.keys.by, by);
+    }
+}
+
+impl State {
+    /// Notes that a job is in its queue, in a record that names this entry.
+    pub(crate) fn note_forwarded(&self, queue: u64, entry: Sequence, job: Unsettled) {
+        let mut debts = self.debts.lock();
+        let queue = debts.queues.entry(queue).or_default();
+        queue.forwarded.push(entry);
+        add(&mut queue.jobs, job);
+    }
+
+    /// Notes that a job could not be appended to its queue yet.
+    pub(crate) fn note_waiting(&self, queue: u64, entry: Sequence) {
+        self.debts.lock().wait_again(queue, entry);
+    }
+
+    /// Notes that a job of a queue is marked done that a record of this log names.
+    pub(crate) fn note_completion(&self, queue: u64, completion: Unsettled) {
+        let mut debts = self.debts.lock();
+        add(
+            &mut debts.queues.entry(queue).or_default().completions,
+            completion,
+        );
+    }
+
+    /// Whether jobs wait to be appended to a queue.
+    pub(crate) fn has_waiting(&self, queue: u64) -> bool {
+        let debts = self.debts.lock();
+        debts
+            .queues
+            .get(&queue)
+            .is_some_and(|queue| !queue.waiting.is_empty())
+    }
+
+    /// The jobs of a queue that are to be marked done when it opens: transactions name them.
+    /// [`settle`](Self::settle) is to follow.
+    pub(crate) fn take_completed(&self, queue: u64) -> Vec<Sequence> {
+        let mut debts = self.debts.lock();
+        let queue = debts.queues.get_mut(&queue);
+        queue.map_or_else(Vec::new, |queue| std::mem::take(&mut queue.completed))
+    }
+
+    /// Marks jobs done, durably, that records of a queue name which was opened. Those records are
+    /// durable. Returns how many were not done before.
+    pub(crate) fn settle_named(
+        &self,
+        names: impl Iterator<Item = Elsewhere>,
+    ) -> Result<u64, Arc<StorageError>> {
+        let own: Vec<_> = names
+            .filter(|name| name.home == self.id)
+            .map(|name| name.record)
+            .collect();
+        match own.is_empty() {
+            true => Ok(0),
+            false => self.log.settle(&own),
+        }
+    }
+
+    /// Whether a full segment of this log waits for what a queue owes it, or the queue owes much.
+    pub(crate) fn is_due(&self, queue: u64) -> bool {
+        let debts = self.debts.lock();
+        let Some(queue) = debts.queues.get(&queue) else {
+            return false;
+        };
+        let owes = !queue.forwarded.is_empty() || !queue.completions.is_empty();
+        owes && (queue.forwarded.len() >= MOST_WAITING || self.log.has_full())
+    }
+
+    /// Settles what has gone between this log and a queue. `flush` makes the queue's records and
+    /// acks durable.
+    ///
+    /// If that fails, all stays as it is, for the next call or the next open.
+    pub(crate) fn settle(
+        &self,
+        queue: u64,
+        flush: impl FnOnce() -> Result<(), Arc<StorageError>>,
+    ) -> Result<(), Arc<StorageError>> {
+        let mut taken = OfQueue::default();
+        {
+            let mut debts = self.debts.lock();
+            let Some(queue) = debts.queues.get_mut(&queue) else {
+                return Ok(());
+            };
+            std::mem::swap(&mut taken.forwarded, &mut queue.forwarded);
+            std::mem::swap(&mut taken.jobs, &mut queue.jobs);
+            std::mem::swap(&mut taken.completions, &mut queue.completions);
+        }
+        if taken.forwarded.is_empty() && taken.completions.is_empty() {
+            return Ok(());
+        }
+        let settled = flush().and_then(|()| self.mark_done(&taken.forwarded));
+        match settled {
+            Ok(()) => {
+                let owed = taken.jobs.into_iter().chain(taken.completions);
+                owed.for_each(Unsettled::settle);
+                (self.kick)();
+                Ok(())
+            }
+            Err(error) => {
+                let mut debts = self.debts.lock();
+                let queue = debts.queues.entry(queue).or_default();
+                queue.forwarded.append(&mut taken.forwarded);
+                queue.jobs.append(&mut taken.jobs);
+                queue.completions.append(&mut taken.completions);
+                Err(error)
+            }
+        }
+    }
+
+    /// Marks entries done whose replacements are durable, and flushes that.
+    fn mark_done(&self, entries: &[Sequence]) -> Result<(), Arc<StorageError>> {
+        for &entry in entries {
+            self.log.mark_done(entry)?;
+        }
+        self.log.flush(true)
+    }
+
+    /// Whether keys were replaced often enough for a flush to be due.
+    pub(super) fn are_keys_due(&self) -> bool {
+        let debts = self.debts.lock();
+        let keys = &debts.keys;
+        let owes = !keys.replaced.is_empty() || !keys.removals.is_empty();
+        owes && (keys.replaced.len() >= MOST_WAITING || self.log.has_full())
+    }
+
+    /// Marks replaced and removed values of keys done, once what replaces them is durable.
+    pub(crate) fn settle_keys(&self) -> Result<(), Arc<StorageError>> {
+        let mut taken = std::mem::take(&mut self.debts.lock().keys);
+        if taken.replaced.is_empty() && taken.removals.is_empty() && taken.by.is_empty() {
+            return Ok(());
+        }
+        let settled = self
+            .log
+            .flush(false)
+            .and_then(|()| self.mark_done(&taken.replaced));
+        match settled {
+            Ok(()) => {
+                taken.by.into_iter().for_each(Unsettled::settle);
+                for removal in taken.removals {
+                    // Not flushed: an open would do the same.
+                    self.log.mark_done(removal)?;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let mut debts = self.debts.lock();
+                debts.keys.replaced.append(&mut taken.replaced);
+                debts.keys.by.append(&mut taken.by);
+                debts.keys.removals.append(&mut taken.removals);
+                Err(error)
+            }
+        }
+    }
+}
