@@ -62,6 +62,25 @@ pub enum OpenError {
         /// The path that is not a directory.
         path: PathBuf,
     },
+    /// A queue in a directory of queues cannot have this name.
+    #[error(
+        "{name:?} cannot be the name of a queue: give 1 to 100 bytes of letters, digits, '-', '_' and '.', not starting with '.'"
+    )]
+    InvalidName {
+        /// The name that was given.
+        name: String,
+    },
+    /// A directory that is to hold queues has other files in it.
+    #[error(
+        "{} has no directory `queues`, but {found:?} in it: give a directory that is empty or not there, or one that Queues::open has made",
+        path.display()
+    )]
+    NotQueues {
+        /// The directory.
+        path: PathBuf,
+        /// The name of one entry in it.
+        found: String,
+    },
     /// An option is out of its range.
     #[error("option {option}: {why}")]
     InvalidOption {

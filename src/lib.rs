@@ -34,6 +34,7 @@
 //! # Where to start
 //! - [`Queue`] opens a queue ([`Builder`] has its options), enqueues jobs, and hands out everything
 //!   else.
+//! - [`Queues`] is a directory of many queues under one lock.
 //! - [`Workers`] run a handler for each [`Job`]; a [`Consumer`] takes jobs on threads of your own.
 //! - [`Failure`] says why an attempt failed and whether to retry it; [`RetryPolicy`] sets the
 //!   limits and the backoff.
@@ -89,11 +90,13 @@ mod failure;
 mod id;
 mod job;
 mod lasting;
+mod lock;
 mod log;
 mod observer;
 mod options;
 mod producer;
 mod queue;
+mod queues;
 mod retry;
 mod sequence;
 mod stats;
@@ -102,6 +105,7 @@ mod sync;
 #[cfg(all(test, not(loom)))]
 mod testing;
 mod time;
+mod tree;
 mod turns;
 mod user_code;
 mod workers;
@@ -122,6 +126,7 @@ pub use observer::{JobEvent, JobEvents, ObservedJob, Observer, job_events};
 pub use options::{Builder, Durability, EnqueueOptions};
 pub use producer::Producer;
 pub use queue::Queue;
+pub use queues::{Queues, QueuesBuilder};
 pub use retry::{Jitter, MAX_ATTEMPTS, MAX_CRASHES, RetryPolicy};
 pub use stats::Stats;
 pub use storage::StorageError;

@@ -9,6 +9,7 @@ use crate::log::headers::{MAX_HEADER_BYTES, NewHeaders, encoded_len, is_valid_ke
 use crate::log::recovery::RecoveryProgress;
 use crate::observer::{Observer, Observing};
 use crate::retry::{MAX_ATTEMPTS, MAX_CRASHES};
+use crate::tree::{self, InTree};
 use crate::{EnqueueError, OpenError, RetryPolicy, Timestamp};
 
 /// Smallest segment: it needs separate pages for the header and the records, and room for a few
@@ -354,6 +355,8 @@ pub(crate) type ProgressFn = Arc<dyn Fn(RecoveryProgress) + Send + Sync>;
 #[must_use]
 pub struct Builder {
     pub(crate) path: PathBuf,
+    /// The tree that the queue is in, if it is in one; the path is then only for messages.
+    pub(crate) in_tree: Option<InTree>,
     pub(crate) stripes: Option<usize>,
     pub(crate) segment_size: Option<u64>,
     pub(crate) durability: Durability,
@@ -387,6 +390,7 @@ impl Builder {
     pub(crate) fn new(path: &Path) -> Self {
         Self {
             path: path.to_path_buf(),
+            in_tree: None,
             stripes: None,
             segment_size: None,
             durability: Durability::default(),
@@ -533,6 +537,11 @@ impl Builder {
                 why: why.to_owned(),
             })
         };
+        if let Some(InTree { name, .. }) = &self.in_tree
+            && !tree::is_valid_name(name)
+        {
+            return Err(OpenError::InvalidName { name: name.clone() });
+        }
         if self.path.as_os_str().is_empty() {
             return invalid("path", "is empty; \".\" is the working directory");
         }

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::engine::Running;
 use crate::engine::enqueue::Place;
 use crate::error::{EnqueueError, FlushError};
 use crate::log::recovery::VerifyReport;
 use crate::options::{Builder, EnqueueOptions};
+use crate::tree::{InTree, Seat};
 use crate::{
     Consumer, DeadLetters, JobId, OpenError, Producer, RecoveryReport, Stats, StorageError,
     WorkersBuilder,
@@ -301,9 +303,45 @@ impl Builder {
     /// full disk is an error only if the open itself has to write something. Otherwise the queue
     /// opens, and enqueues return [`EnqueueError::StorageFull`] until there is room.
     pub fn open(self) -> Result<(Queue, RecoveryReport), OpenError> {
-        let (running, report) = Running::open(&self)?;
+        let seat = match &self.in_tree {
+            None => None,
+            Some(InTree { tree, name }) => {
+                self.validate()?;
+                let deadline = Instant::now().checked_add(self.lock_wait);
+                match tree.take_seat(name, deadline) {
+                    None => return Err(self.is_open()),
+                    taken => taken,
+                }
+            }
+        };
+        self.open_in(seat)
+    }
+
+    /// Returns another handle of the queue if it is open in its tree, or opens it.
+    pub(crate) fn open_or_find(self) -> Result<Queue, OpenError> {
+        let Some(InTree { tree, name }) = &self.in_tree else {
+            return Ok(self.open()?.0);
+        };
+        self.validate()?;
+        match tree.find(name) {
+            Some(Ok(running)) => Ok(Queue { running }),
+            Some(Err(seat)) => Ok(self.open_in(Some(seat))?.0),
+            None => Err(self.is_open()),
+        }
+    }
+
+    fn open_in(&self, seat: Option<Seat>) -> Result<(Queue, RecoveryReport), OpenError> {
+        let (running, report) = Running::open(self, seat)?;
         let running = Arc::new(running);
+        running.show();
         Ok((Queue { running }, report))
+    }
+
+    fn is_open(&self) -> OpenError {
+        OpenError::Locked {
+            path: self.path.clone(),
+            pid: Some(std::process::id()),
+        }
     }
 }
 

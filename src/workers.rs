@@ -414,7 +414,7 @@ mod tests {
     fn a_worker_that_dies_of_a_bug_is_reported_and_holds_nothing_up() {
         let dir = tempfile::tempdir().unwrap();
         let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
-        let running = Arc::new(Running::open(&builder).unwrap().0);
+        let running = Arc::new(Running::open(&builder, None).unwrap().0);
         let pool = Arc::new(Pool {
             stopping: AtomicBool::new(false),
             current: Box::default(),
@@ -436,6 +436,6 @@ mod tests {
         let report = workers.shutdown(Duration::MAX);
         assert!(report.finished_in_time);
         assert_eq!((report.still_running, report.died), (vec![], 1));
-        assert!(Running::open(&builder).is_ok());
+        assert!(Running::open(&builder, None).is_ok());
     }
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 
 /// The modules of the crate, top layer first. Modules of the same layer do not use each other.
 const LAYERS: &[&[&str]] = &[
+    &["queues"],
     &["queue"],
     &["consumer", "dead_letters", "producer", "workers"],
     &["job"],
@@ -16,6 +17,8 @@ const LAYERS: &[&[&str]] = &[
     &["dispatch", "options", "stats"],
     &["observer", "retry"],
     &["log"],
+    &["tree"],
+    &["lock"],
     &["lasting", "error"],
     &["storage", "event_count", "turns", "id"],
     &["events", "failure", "sync", "time", "sequence"],

@@ -53,7 +53,7 @@ pub fn manifest(bytes: &[u8]) -> Manifest {
     if u32_at(bytes, 8) != 1 {
         return Manifest::OtherVersion;
     }
-    if bytes.len() != 36 || u32_at(bytes, 32) != crc32fast::hash(&bytes[..32]) {
+    if bytes.len() != 44 || u32_at(bytes, 40) != crc32fast::hash(&bytes[..40]) {
         return Manifest::Corrupt;
     }
     let stripes = u32_at(bytes, 12);
@@ -70,9 +70,9 @@ pub fn manifest(bytes: &[u8]) -> Manifest {
 
 /// Recomputes the check of a MANIFEST, if it has the right length.
 pub fn mend_manifest(bytes: &mut [u8]) {
-    if bytes.len() == 36 {
-        let check = crc32fast::hash(&bytes[..32]);
-        put(bytes, 32, &check.to_le_bytes());
+    if bytes.len() == 44 {
+        let check = crc32fast::hash(&bytes[..40]);
+        put(bytes, 40, &check.to_le_bytes());
     }
 }
 

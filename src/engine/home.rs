@@ -5,18 +5,18 @@
 //! So if there is a MANIFEST, a missing subdirectory was lost. If creation fails, the options of
 //! the new queue do not stay in force.
 
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::engine::lock::{self, DirectoryLock};
 use crate::engine::manifest::{self, Manifest, Refused};
 use crate::error::OpenError;
 use crate::events::event;
+use crate::lock::{self, DirectoryLock};
 use crate::log::header::VERSION;
 use crate::options::Builder;
 use crate::storage::{self, Directory, StorageError};
+use crate::tree::{self, Seat};
 
 const LOG: &str = "log";
 const DEAD: &str = "dead";
@@ -29,6 +29,8 @@ pub(crate) struct Home {
     pub(crate) manifest: Manifest,
     /// Whether this process has just created it.
     is_new: bool,
+    /// The queue's seat in its tree if it is in one, left after the lock.
+    pub(crate) seat: Option<Seat>,
 }
 
 /// The subdirectories of a queue, held open.
@@ -76,21 +78,17 @@ fn stripe_name(number: u32) -> String {
 impl Home {
     /// Opens or creates the directory that the builder describes. All checks that can refuse the
     /// open come before anything is created or changed.
-    pub(crate) fn open(builder: &Builder) -> Result<(Self, Directories), OpenError> {
+    pub(crate) fn open(
+        builder: &Builder,
+        seat: Option<Seat>,
+    ) -> Result<(Self, Directories), OpenError> {
         builder.validate()?;
-        let path = storage::absolute(&builder.path)?;
-        let directory = match Directory::open(&path) {
-            Ok(Some(directory)) => directory.with_file_mode(builder.file_mode),
-            Ok(None) => {
+        let directory = match &builder.in_tree {
+            Some(place) => {
                 Manifest::new_for(builder).check(builder)?;
-                storage::create_directories(&path, builder.file_mode)?
+                place.directory(builder.file_mode)?
             }
-            Err(error) if error.io_error().kind() == io::ErrorKind::NotADirectory => {
-                return Err(OpenError::NotADirectory {
-                    path: in_the_way(&path),
-                });
-            }
-            Err(error) => return Err(error.into()),
+            None => Self::directory_alone(builder)?,
         };
         let lock = DirectoryLock::take(directory, builder.lock_wait)?;
         let found = read_manifest(lock.directory())?;
@@ -98,6 +96,7 @@ impl Home {
             lock,
             manifest: found.unwrap_or_else(|| Manifest::new_for(builder)),
             is_new: found.is_none(),
+            seat,
         };
         home.manifest.check(builder)?;
         home.lock.note_holder();
@@ -107,6 +106,24 @@ impl Home {
             Directories::make(home.directory(), home.manifest.stripes)?
         };
         Ok((home, directories))
+    }
+
+    /// Opens or creates the directory of a queue that is in no tree.
+    fn directory_alone(builder: &Builder) -> Result<Directory, OpenError> {
+        let path = storage::absolute(&builder.path)?;
+        match Directory::open(&path) {
+            Ok(Some(directory)) => Ok(directory.with_file_mode(builder.file_mode)),
+            Ok(None) => {
+                Manifest::new_for(builder).check(builder)?;
+                Ok(storage::create_directories(&path, builder.file_mode)?)
+            }
+            Err(error) if error.io_error().kind() == io::ErrorKind::NotADirectory => {
+                Err(OpenError::NotADirectory {
+                    path: storage::in_the_way(&path),
+                })
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub(crate) fn directory(&self) -> &Arc<Directory> {
@@ -156,6 +173,21 @@ fn try_undo(queue: &Arc<Directory>, manifest: &Manifest) -> Result<(), StorageEr
     Manifest::entry(queue).remove()
 }
 
+/// The names of the queues in a directory of queues, open or not, sorted. Those whose creation a
+/// crash has cut short are none.
+pub(crate) fn names_in(queues: &Directory) -> Result<Vec<String>, StorageError> {
+    let mut names = Vec::new();
+    for name in queues.list()? {
+        if tree::is_valid_name(&name)
+            && let Some(queue) = subdirectory_only(queues, &name)?
+            && Manifest::entry(&Arc::new(queue)).kind()?.is_some()
+        {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
 /// Reads the MANIFEST; None if the directory is new.
 fn read_manifest(queue: &Arc<Directory>) -> Result<Option<Manifest>, OpenError> {
     let entry = Manifest::entry(queue);
@@ -187,13 +219,6 @@ fn read_manifest(queue: &Arc<Directory>) -> Result<Option<Manifest>, OpenError> 
         });
     }
     Ok(Some(manifest))
-}
-
-/// The part of a path that is not a directory.
-fn in_the_way(path: &Path) -> PathBuf {
-    let parts = path.ancestors();
-    let is_other = |part: &&Path| fs::metadata(part).is_ok_and(|found| !found.is_dir());
-    parts.filter(is_other).last().unwrap_or(path).to_path_buf()
 }
 
 /// The name of an entry that neither a crash while creating a queue nor a file system's root

@@ -7,7 +7,8 @@
 //!     12     4  stripes
 //!     16     8  segment size  bytes
 //!     24     8  created at    nanoseconds since the Unix epoch
-//!     32     4  check         CRC-32 of the bytes 0..32
+//!     32     8  id            random, names the queue in its tree
+//!     40     4  check         CRC-32 of the bytes 0..40
 //! ```
 //! It is only replaced as a whole: write, flush, rename, flush of the directory.
 
@@ -20,7 +21,9 @@ use crate::options::{self, Builder, DEFAULT_SEGMENT_SIZE, MAX_DEFAULT_STRIPES, M
 use crate::storage::{Directory, Entry, StorageError};
 
 const MAGIC: [u8; 8] = *b"logmillM";
-const BYTES: usize = 36;
+const BYTES: usize = 44;
+/// The place of the check, after all that it covers.
+const CHECK: usize = BYTES - 4;
 
 /// The name of the file in the queue directory.
 pub(crate) const FILE_NAME: &str = "MANIFEST";
@@ -34,6 +37,8 @@ pub(crate) struct Manifest {
     pub(crate) stripes: u32,
     pub(crate) segment_size: u64,
     pub(crate) created_at: Timestamp,
+    /// Names the queue where a path would not do: in a tree, queues are never mixed up.
+    pub(crate) id: u64,
 }
 
 /// Why a MANIFEST was refused.
@@ -51,6 +56,7 @@ impl Manifest {
             stripes: options.stripes.unwrap_or(cores.min(MAX_DEFAULT_STRIPES)) as u32,
             segment_size: options.segment_size.unwrap_or(DEFAULT_SEGMENT_SIZE),
             created_at: Timestamp::now(),
+            id: fastrand::u64(..),
         }
     }
 
@@ -106,8 +112,9 @@ impl Manifest {
         bytes[12..16].copy_from_slice(&self.stripes.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.segment_size.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.created_at.as_nanos().to_le_bytes());
-        let check = crc32fast::hash(&bytes[..32]);
-        bytes[32..36].copy_from_slice(&check.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.id.to_le_bytes());
+        let check = crc32fast::hash(&bytes[..CHECK]);
+        bytes[CHECK..].copy_from_slice(&check.to_le_bytes());
         bytes
     }
 
@@ -129,7 +136,7 @@ impl Manifest {
         let Ok(bytes) = <&[u8; BYTES]>::try_from(bytes) else {
             return Err(Refused::Corrupt("its length is wrong"));
         };
-        let (body, check) = bytes.split_at(32);
+        let (body, check) = bytes.split_at(CHECK);
         if crc32fast::hash(body).to_le_bytes() != check {
             return Err(Refused::Corrupt("its check value does not match"));
         }
@@ -142,6 +149,7 @@ impl Manifest {
             stripes: (word(8) >> 32) as u32,
             segment_size: word(16),
             created_at: Timestamp::from_nanos(word(24)),
+            id: word(32),
         })
     }
 }
@@ -155,6 +163,7 @@ mod tests {
             stripes: 2,
             segment_size: 16384,
             created_at: Timestamp::from_nanos(7),
+            id: 9,
         }
     }
 
@@ -162,8 +171,9 @@ mod tests {
     fn the_bytes_are_pinned() {
         let bytes = manifest().encode();
         assert_eq!(
-            bytes[..32],
-            *b"logmillM\x01\0\0\0\x02\0\0\0\0\x40\0\0\0\0\0\0\x07\0\0\0\0\0\0\0"
+            bytes[..CHECK],
+            *b"logmillM\x01\0\0\0\x02\0\0\0\0\x40\0\0\0\0\0\0\
+               \x07\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0"
         );
         assert_eq!(Manifest::decode(&bytes), Ok(manifest()));
     }

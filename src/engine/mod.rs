@@ -13,7 +13,6 @@ mod failures;
 mod figures;
 mod home;
 pub(crate) mod letters;
-mod lock;
 pub(crate) mod maintenance;
 pub(crate) mod manifest;
 mod open;
@@ -33,6 +32,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use self::dead_log::DeadLog;
 use self::depth::DepthLimit;
 use self::home::Home;
+pub(crate) use self::home::names_in;
 use self::maintenance::Signal;
 pub(crate) use self::threads::Running;
 use crate::StorageError;
@@ -56,7 +56,7 @@ const PAUSED: u8 = 2;
 /// The state that the handles and threads of an open queue share.
 pub(crate) struct Engine {
     /// Locked until the last handle is gone.
-    home: Arc<Home>,
+    pub(crate) home: Arc<Home>,
     durability: Durability,
     /// Whether an enqueue with these options has nothing to do but to append a record.
     only_appends: bool,

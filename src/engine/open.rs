@@ -20,11 +20,15 @@ use crate::log::recovery::{Recovery, RecoveryReport, count_segments};
 use crate::log::{DEAD_ORIGIN, Log, LogConfig, SpaceBudget, segment};
 use crate::options::{Builder, Durability};
 use crate::time::Clock;
+use crate::tree::Seat;
 
 impl Engine {
     /// Opens or creates the queue that the builder describes.
-    pub(super) fn open(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
-        let (home, directories) = Home::open(builder)?;
+    pub(super) fn open(
+        builder: &Builder,
+        seat: Option<Seat>,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        let (home, directories) = Home::open(builder, seat)?;
         let home = Arc::new(home);
         Self::recover(&home, directories, builder).inspect_err(|_| home.undo_creation())
     }

@@ -17,7 +17,7 @@ fn a_consumer_asleep_is_woken_when_a_damaged_segment_can_be_tried_again() {
     let dir = tempfile::tempdir().unwrap();
     let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
     {
-        let running = Running::open(&builder).unwrap().0;
+        let running = Running::open(&builder, None).unwrap().0;
         for _ in 0..8 {
             let place = enqueue::Place::of_this_thread(&running);
             running.enqueue(place, &[7; 3000]).unwrap();
@@ -29,7 +29,7 @@ fn a_consumer_asleep_is_woken_when_a_damaged_segment_can_be_tried_again() {
     std::fs::write(&segment, bytes).unwrap();
     // The damaged bytes cannot be set aside yet.
     let full = faults::fill_disk(&dir.path().join("quarantine"));
-    let running = Arc::new(Running::open(&builder).unwrap().0);
+    let running = Arc::new(Running::open(&builder, None).unwrap().0);
     let consumer = crate::Consumer::new(Arc::clone(&running));
     assert!(consumer.try_next().is_none());
     drop(full);
@@ -52,7 +52,7 @@ fn durable_enqueues_are_refused_after_a_failed_flush_that_no_caller_was_told_of(
     for failing in ["quarantine", "log/00"] {
         let dir = tempfile::tempdir().unwrap();
         let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
-        let running = Running::open(&builder).unwrap().0;
+        let running = Running::open(&builder, None).unwrap().0;
         enqueue(&running, &[7; 3000], Durability::Sync).unwrap();
         drop(running);
         let running = Arc::new(Running::open_idle(&builder).unwrap().0);
@@ -86,7 +86,7 @@ fn durable_enqueues_are_refused_after_a_failed_flush_that_no_caller_was_told_of(
 fn a_directory_that_cannot_be_inspected_is_not_treated_as_a_new_queue() {
     let dir = tempfile::tempdir().unwrap();
     let builder = Builder::new(dir.path());
-    drop(Running::open(&builder).unwrap());
+    drop(Running::open(&builder, None).unwrap());
     let manifest = dir.path().join(manifest::FILE_NAME);
     std::fs::remove_file(&manifest).unwrap();
     for operation in [Operation::Inspect, Operation::List] {
@@ -96,7 +96,7 @@ fn a_directory_that_cannot_be_inspected_is_not_treated_as_a_new_queue() {
             effect: Effect::Fail(Errno::IO),
         };
         let _fault = faults::watch(dir.path(), vec![plan]);
-        assert!(Running::open(&builder).is_err());
+        assert!(Running::open(&builder, None).is_err());
         assert!(!manifest.exists());
     }
 }
@@ -107,7 +107,7 @@ fn the_name_of_a_queue_is_durable_before_it_has_a_manifest() {
     let dir = root.path().join("queue");
     std::fs::create_dir(&dir).unwrap();
     let fault = faults::watch(root.path(), Vec::new());
-    drop(Running::open(&Builder::new(&dir)).unwrap());
+    drop(Running::open(&Builder::new(&dir), None).unwrap());
     let calls = fault.take_calls();
     let at = |operation, path: &Path| {
         let is_it = |call: &Call| call.operation == operation && call.path == path;
@@ -126,11 +126,11 @@ fn a_queue_opens_on_a_full_disk_though_a_stripe_has_no_segment() {
         running.enqueue(place, b"job")
     };
     {
-        let running = Running::open(&builder).unwrap().0;
+        let running = Running::open(&builder, None).unwrap().0;
         enqueue(&running, 0).unwrap();
     }
     let full = faults::fill_disk(&dir.path().join("log"));
-    let running = Arc::new(Running::open(&builder).unwrap().0);
+    let running = Arc::new(Running::open(&builder, None).unwrap().0);
     for stripe in [0, 1] {
         let error = enqueue(&running, stripe).unwrap_err();
         assert!(matches!(error, EnqueueError::StorageFull(_)), "{error}");
@@ -180,7 +180,7 @@ fn jobs_are_flushed_although_letters_do_not_fit_the_disk() {
     let dir = tempfile::tempdir().unwrap();
     let mut builder = Builder::new(dir.path());
     builder = builder.stripes(1).segment_size(16 * 1024);
-    let running = Arc::new(Running::open(&builder).unwrap().0);
+    let running = Arc::new(Running::open(&builder, None).unwrap().0);
     let _full = faults::fill_disk(&dir.path().join("dead"));
     let consumer = crate::Consumer::new(Arc::clone(&running));
     let stripe = &running.dispatch().stripes()[0];

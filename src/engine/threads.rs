@@ -16,6 +16,7 @@ use crate::log::lease::Lease;
 use crate::log::recovery::RecoveryReport;
 use crate::options::Builder;
 use crate::time::Tick;
+use crate::tree::Seat;
 
 impl Engine {
     /// Refuses further enqueues, wakes all sleepers, and leaves the files in a state that the next
@@ -94,8 +95,12 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn open(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
-        let (running, report) = Self::open_idle(builder)?;
+    /// Opens the queue that the builder describes, for the seat in its tree if it is in one.
+    pub(crate) fn open(
+        builder: &Builder,
+        seat: Option<Seat>,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        let (running, report) = Self::open_without_threads(builder, seat)?;
         let timer = running.spawn("logmill-timer", Engine::run_timer);
         let threads = timer.and_then(|()| running.spawn("logmill-maintenance", maintenance::run));
         if let Err(error) = threads {
@@ -108,9 +113,17 @@ impl Running {
         Ok((running, report))
     }
 
-    /// Like [`open`](Self::open), without the threads.
+    /// Like [`open`](Self::open), for a queue in no tree and without the threads.
+    #[cfg(test)]
     pub(crate) fn open_idle(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
-        let (engine, report) = Engine::open(builder)?;
+        Self::open_without_threads(builder, None)
+    }
+
+    fn open_without_threads(
+        builder: &Builder,
+        seat: Option<Seat>,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        let (engine, report) = Engine::open(builder, seat)?;
         let running = Self {
             engine: Arc::new(engine),
             threads: Mutex::default(),
@@ -118,6 +131,13 @@ impl Running {
             is_dead: AtomicBool::new(false),
         };
         Ok((running, report))
+    }
+
+    /// Lets others find the queue in its tree.
+    pub(crate) fn show(self: &Arc<Self>) {
+        if let Some(seat) = &self.engine.home.seat {
+            seat.show(self);
+        }
     }
 
     /// Simulates the death of the process: nothing more is done to the files.
@@ -151,6 +171,9 @@ impl Drop for Running {
         #[cfg(test)]
         if self.is_dead.load(Ordering::Relaxed) {
             return;
+        }
+        if let Some(seat) = &self.engine.home.seat {
+            seat.note_closing();
         }
         self.engine.dispatch.timer.stop();
         self.engine.signal.stop();

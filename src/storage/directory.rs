@@ -84,8 +84,13 @@ impl Directory {
     /// Opens a directory in this one, creating it if it does not exist. A new name is durable once
     /// this directory is [flushed](Self::flush).
     pub(crate) fn create_subdirectory(&self, name: &str) -> Result<Self> {
+        self.create_subdirectory_for(name, self.file_mode.as_raw_mode())
+    }
+
+    /// Like [`create_subdirectory`](Self::create_subdirectory), for files with these permissions.
+    pub(crate) fn create_subdirectory_for(&self, name: &str, file_mode: u32) -> Result<Self> {
         let path = self.path.join(name);
-        let mode = directory_mode(self.file_mode);
+        let mode = directory_mode(Mode::from_raw_mode(file_mode));
         let make = || Ok(rustix::fs::mkdirat(&self.handle, name, mode)?);
         match Operation::CreateDirectory.run(&path, make) {
             Err(error) if error.io_error().kind() != io::ErrorKind::AlreadyExists => {
@@ -93,10 +98,17 @@ impl Directory {
             }
             _ => {}
         }
-        self.subdirectory(name)?.ok_or_else(|| {
+        let made = self.subdirectory(name)?;
+        let made = made.map(|made| made.with_file_mode(file_mode));
+        made.ok_or_else(|| {
             let gone = Errno::NOENT.into();
             StorageError::new(Operation::Open.verb(), &path, gone)
         })
+    }
+
+    /// The permissions of files that are created in it, less the umask.
+    pub(crate) fn file_mode(&self) -> u32 {
+        self.file_mode.as_raw_mode()
     }
 
     /// The path with which the directory was opened.
@@ -281,6 +293,13 @@ fn parent_of(path: &Path) -> &Path {
         Some(parent) => parent,
         None => path,
     }
+}
+
+/// The part of a path that is not a directory.
+pub(crate) fn in_the_way(path: &Path) -> PathBuf {
+    let parts = path.ancestors();
+    let is_other = |part: &&Path| fs::metadata(part).is_ok_and(|found| !found.is_dir());
+    parts.filter(is_other).last().unwrap_or(path).to_path_buf()
 }
 
 /// The absolute path, which does not depend on the working directory.

@@ -23,7 +23,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-pub(crate) use self::directory::{Directory, absolute, create_directories};
+pub(crate) use self::directory::{Directory, absolute, create_directories, in_the_way};
 pub(crate) use self::entry::{Entry, Kind};
 pub use self::error::StorageError;
 use self::error::{Context, Result};

@@ -1,0 +1,154 @@
+//! Many queues in one directory.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::engine;
+use crate::options::Builder;
+use crate::tree::{InTree, Tree};
+use crate::{OpenError, Queue, StorageError};
+
+/// A directory with many queues in it, which one process owns.
+///
+/// The queues are in the directory `queues`, each under its name. One lock, on the directory
+/// itself, keeps other processes out of all of them. It is released when the last handle of the
+/// directory and of its queues is dropped. A `Queues` is a handle: clone it to share it.
+///
+/// ```
+/// use logmill::Queues;
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// let queues = Queues::open(dir.path().join("data"))?;
+/// let mails = queues.queue("mails")?; // opened with the defaults, created if it is not there
+/// let (images, report) = queues
+///     .builder("images")
+///     .lease_timeout(Duration::from_secs(300))
+///     .open()?;
+/// assert!(report.is_clean());
+/// mails.enqueue(b"welcome Ada")?;
+/// images.enqueue(b"resize cat.jpg")?;
+/// assert_eq!(queues.names()?, ["images", "mails"]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Queues {
+    tree: Arc<Tree>,
+}
+
+impl Queues {
+    /// Opens a directory of queues, or creates it.
+    ///
+    /// The directory must be one that was made by this call, or be empty, or not exist. No queue is
+    /// opened yet.
+    ///
+    /// # Errors
+    /// [`OpenError::Locked`] if another handle has the directory open,
+    /// [`OpenError::NotQueues`] if it has other files in it, and see [`OpenError`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::options(path).open()
+    }
+
+    /// Returns the options for opening or creating a directory of queues.
+    pub fn options(path: impl AsRef<Path>) -> QueuesBuilder {
+        QueuesBuilder {
+            path: path.as_ref().to_path_buf(),
+            lock_wait: Duration::ZERO,
+            file_mode: 0o600,
+        }
+    }
+
+    /// The directory, as an absolute path resolved when it was opened.
+    pub fn path(&self) -> &Path {
+        self.tree.root().path()
+    }
+
+    /// Returns a handle of the queue of this name.
+    ///
+    /// If the queue is open, the handle is another one of the same queue, with the options with
+    /// which it was opened. Otherwise it is opened with the defaults, or created. What recovery
+    /// found then is only told by events; use [`builder`](Self::builder) for the report.
+    ///
+    /// Waits while another thread opens the queue or drops its last handle.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. The name must have 1 to 100 bytes of letters, digits, `-`, `_` and `.`,
+    /// and not start with a dot; another one is [`OpenError::InvalidName`].
+    pub fn queue(&self, name: &str) -> Result<Queue, OpenError> {
+        self.builder(name).open_or_find()
+    }
+
+    /// Returns the options for opening or creating the queue of this name.
+    ///
+    /// [`Builder::open`] returns [`OpenError::Locked`] while the queue has handles, since these
+    /// have options of their own. [`queue`](Self::queue) returns another handle.
+    pub fn builder(&self, name: &str) -> Builder {
+        let mut builder = Builder::new(&self.tree.path_of(name));
+        builder.file_mode = self.tree.root().file_mode();
+        builder.in_tree = Some(InTree {
+            tree: Arc::clone(&self.tree),
+            name: name.to_owned(),
+        });
+        builder
+    }
+
+    /// The names of the queues that exist, open or not, sorted.
+    ///
+    /// # Errors
+    /// The directory could not be read.
+    pub fn names(&self) -> Result<Vec<String>, StorageError> {
+        engine::names_in(self.tree.queues())
+    }
+}
+
+impl std::fmt::Debug for Queues {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queues")
+            .field("path", &self.path())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Options for opening or creating a directory of queues, from [`Queues::options`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct QueuesBuilder {
+    path: PathBuf,
+    lock_wait: Duration,
+    file_mode: u32,
+}
+
+impl QueuesBuilder {
+    /// Waits up to this long while another handle has the directory open.
+    ///
+    /// Default: no wait, see [`Builder::wait_for_lock`].
+    pub fn wait_for_lock(mut self, timeout: Duration) -> Self {
+        self.lock_wait = timeout;
+        self
+    }
+
+    /// Sets the permissions of files that are created, for the directory and its queues.
+    ///
+    /// Default: `0o600`, see [`Builder::file_mode`].
+    pub fn file_mode(mut self, mode: u32) -> Self {
+        self.file_mode = mode;
+        self
+    }
+
+    /// Opens the directory, or creates it.
+    ///
+    /// # Errors
+    /// See [`Queues::open`].
+    pub fn open(self) -> Result<Queues, OpenError> {
+        let mut options = Builder::new(&self.path);
+        options.file_mode = self.file_mode;
+        options.validate()?;
+        let tree = Tree::open(&self.path, self.file_mode, self.lock_wait)?;
+        Ok(Queues {
+            tree: Arc::new(tree),
+        })
+    }
+}
