@@ -81,6 +81,14 @@ pub enum OpenError {
         /// The name of one entry in it.
         found: String,
     },
+    /// The queue was created in a directory of queues and is opened alone, or the other way round.
+    #[error("{} {why}", path.display())]
+    Misplaced {
+        /// The queue directory.
+        path: PathBuf,
+        /// What it is, and what to do.
+        why: &'static str,
+    },
     /// An option is out of its range.
     #[error("option {option}: {why}")]
     InvalidOption {
@@ -110,6 +118,73 @@ pub enum OpenError {
     /// A background thread could not be started.
     #[error("could not start a background thread: {0}")]
     Thread(std::io::Error),
+}
+
+/// Why a transaction was not committed.
+///
+/// Nothing of it has happened, except after [`NotDurable`](Self::NotDurable). If it was to complete
+/// a job, that attempt at the job has failed, so the job comes back as after any failure; after
+/// [`LeaseLost`](Self::LeaseLost) and `NotDurable` see there.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransactionError {
+    /// The delivery of the job has timed out, so the job has gone on.
+    #[error("the lease of the job has timed out, so the transaction is not committed")]
+    LeaseLost,
+    /// A key does not have the version that the transaction expects, or is not new.
+    #[error(
+        "the key {:?} has changed, or is there already",
+        String::from_utf8_lossy(key)
+    )]
+    Conflict {
+        /// The key.
+        key: Vec<u8>,
+    },
+    /// A key is empty or too long.
+    #[error("a key of {len} bytes: keys have 1 to 1,024")]
+    InvalidKey {
+        /// Bytes of the key.
+        len: usize,
+    },
+    /// The transaction can never be written as a whole. Split it.
+    #[error(
+        "a transaction of {size} bytes is larger than the limit of {max} bytes; split it, or raise the limit by a larger state_segment_size"
+    )]
+    TooLarge {
+        /// Bytes of its records.
+        size: u64,
+        /// The most that they may have: a quarter of a segment of the state log.
+        max: u64,
+    },
+    /// A queue, or the queue of the job, is not one of the directory of queues that the transaction
+    /// is for.
+    #[error("the queue is not one of the directory of queues that the transaction is for")]
+    OtherTree,
+    /// A queue does not take one of the jobs.
+    #[error(transparent)]
+    Enqueue(#[from] EnqueueError),
+    /// The disk, a quota, the file size limit or the process's mappings are exhausted.
+    #[error("no space for the transaction: {0}")]
+    StorageFull(Arc<StorageError>),
+    /// A file or directory operation failed.
+    #[error(transparent)]
+    Storage(Arc<StorageError>),
+    /// The directory of queues is being closed.
+    #[error("the directory of queues is closed")]
+    Closed,
+    /// An earlier flush of the state log failed, so nothing more can be guaranteed to reach the disk.
+    ///
+    /// Close and reopen the directory of queues; the open checks what did reach it.
+    #[error(
+        "an earlier flush has failed, so transactions are refused until the directory of queues is reopened: {0}"
+    )]
+    Poisoned(Arc<StorageError>),
+    /// The transaction is written, but flushing it failed.
+    ///
+    /// Keys have changed. The job that it completes is not delivered again by this process, and the
+    /// new jobs are not delivered. The next open finds all of it done, or nothing.
+    #[error("the transaction is written, but may not be durable: {0}")]
+    NotDurable(Arc<StorageError>),
 }
 
 /// Why a job was not enqueued.

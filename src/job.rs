@@ -6,9 +6,12 @@ use std::time::{Duration, SystemTime};
 use crate::dispatch::lease_timeouts::Delivery;
 use crate::engine::Engine;
 use crate::engine::delivery::Attempt;
+use crate::engine::transactions::Source;
+use crate::error::TransactionError;
 use crate::failure::Failure;
 use crate::log::headers::{Headers, name_of};
 use crate::log::lease::Lease;
+use crate::transaction::{Committed, Transaction};
 use crate::{JobId, Sequence};
 
 /// A delivered job, held by a consumer or a handler until it is settled.
@@ -157,6 +160,27 @@ impl<'a> Job<'a> {
         if let Some(lease) = self.lease.take() {
             self.engine.ack(lease, self.delivery, self.attempt);
         }
+    }
+
+    /// Completes the job together with what follows from it: new jobs in any queues of the same
+    /// directory of queues, and changed keys, all or nothing.
+    ///
+    /// See [`Transaction`] for what is left after a crash.
+    ///
+    /// # Errors
+    /// See [`TransactionError`]. Nothing has happened then, except after
+    /// [`NotDurable`](TransactionError::NotDurable), and the attempt has failed: the job comes back
+    /// as after [`retry`](Self::retry), with the error as the reason.
+    pub fn ack_with(mut self, transaction: Transaction) -> Result<Committed, TransactionError> {
+        let Some(lease) = self.lease.take() else {
+            return Err(TransactionError::LeaseLost);
+        };
+        transaction.commit_with(Some(Source {
+            engine: self.engine,
+            lease,
+            delivery: self.delivery,
+            attempt: self.attempt,
+        }))
     }
 
     /// Fails this attempt; the job comes back after the retry policy's backoff.

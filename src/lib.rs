@@ -89,6 +89,7 @@ mod events;
 mod failure;
 mod id;
 mod job;
+mod keys;
 mod lasting;
 mod lock;
 mod log;
@@ -99,12 +100,14 @@ mod queue;
 mod queues;
 mod retry;
 mod sequence;
+mod state;
 mod stats;
 mod storage;
 mod sync;
 #[cfg(all(test, not(loom)))]
 mod testing;
 mod time;
+mod transaction;
 mod tree;
 mod turns;
 mod user_code;
@@ -112,10 +115,11 @@ mod workers;
 
 pub use consumer::Consumer;
 pub use dead_letters::{DeadLetter, DeadLetters};
-pub use error::{DeadLetterError, EnqueueError, FlushError, OpenError};
+pub use error::{DeadLetterError, EnqueueError, FlushError, OpenError, TransactionError};
 pub use failure::{Failure, FailureError};
 pub use id::{JobId, LetterId, ParseIdError};
 pub use job::Job;
+pub use keys::{Keys, Value};
 pub use log::headers::Headers;
 pub use log::meta::FailureReason;
 #[cfg(fuzzing)]
@@ -130,6 +134,7 @@ pub use queues::{Queues, QueuesBuilder};
 pub use retry::{Jitter, MAX_ATTEMPTS, MAX_CRASHES, RetryPolicy};
 pub use stats::Stats;
 pub use storage::StorageError;
+pub use transaction::{Committed, Keep, Transaction};
 pub use workers::{ShutdownReport, Workers, WorkersBuilder};
 
 use sequence::Sequence;

@@ -12,7 +12,7 @@ use crate::options::{Builder, EnqueueOptions};
 use crate::tree::{InTree, Seat};
 use crate::{
     Consumer, DeadLetters, JobId, OpenError, Producer, RecoveryReport, Stats, StorageError,
-    WorkersBuilder,
+    Transaction, WorkersBuilder,
 };
 
 /// A durable job queue in a directory.
@@ -48,6 +48,29 @@ use crate::{
 #[derive(Clone)]
 pub struct Queue {
     running: Arc<Running>,
+}
+
+impl Transaction {
+    /// Adds a job for a queue of the same directory of queues.
+    ///
+    /// What is wrong with it is told by the commit.
+    pub fn enqueue(&mut self, queue: &Queue, payload: &[u8]) -> &mut Self {
+        self.enqueue_with(queue, payload, EnqueueOptions::new())
+    }
+
+    /// Adds a job with options for a queue of the same directory of queues.
+    ///
+    /// The options' durability and wait do not count: the transaction has a
+    /// [durability](Self::durability) of its own, and does not wait for room.
+    pub fn enqueue_with(
+        &mut self,
+        queue: &Queue,
+        payload: &[u8],
+        options: EnqueueOptions<'_>,
+    ) -> &mut Self {
+        self.add(&queue.running, payload, &options);
+        self
+    }
 }
 
 impl Queue {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::engine;
 use crate::options::Builder;
 use crate::tree::{InTree, Tree};
-use crate::{OpenError, Queue, StorageError};
+use crate::{FlushError, Keys, OpenError, Queue, RecoveryReport, StorageError, Transaction};
 
 /// A directory with many queues in it, which one process owns.
 ///
@@ -58,6 +58,7 @@ impl Queues {
             path: path.as_ref().to_path_buf(),
             lock_wait: Duration::ZERO,
             file_mode: 0o600,
+            state_segment_size: None,
         }
     }
 
@@ -95,6 +96,30 @@ impl Queues {
         builder
     }
 
+    /// Begins a transaction: jobs for any of these queues and changes of keys, all or nothing.
+    pub fn transaction(&self) -> Transaction {
+        Transaction::new(Arc::clone(&self.tree))
+    }
+
+    /// The keyed store: small durable values beside the queues.
+    pub fn keys(&self) -> Keys {
+        Keys::new(Arc::clone(&self.tree))
+    }
+
+    /// Makes all transactions and changes of keys so far durable, though not what went on in the
+    /// queues; that is what [`Queue::flush`] does.
+    ///
+    /// # Errors
+    /// The flush failed, now or earlier.
+    pub fn flush(&self) -> Result<(), FlushError> {
+        self.tree.state().flush().map_err(FlushError)
+    }
+
+    /// What recovery found in the log of transactions and keys when the directory was opened.
+    pub fn recovery(&self) -> &RecoveryReport {
+        self.tree.report()
+    }
+
     /// The names of the queues that exist, open or not, sorted.
     ///
     /// # Errors
@@ -119,6 +144,7 @@ pub struct QueuesBuilder {
     path: PathBuf,
     lock_wait: Duration,
     file_mode: u32,
+    state_segment_size: Option<u64>,
 }
 
 impl QueuesBuilder {
@@ -138,6 +164,15 @@ impl QueuesBuilder {
         self
     }
 
+    /// Sets the size of the segments in which transactions and keys are stored, in bytes; fixed when
+    /// the directory is created.
+    ///
+    /// A transaction takes at most a quarter of it. See [`Builder::segment_size`]. Default: 8 MiB.
+    pub fn state_segment_size(mut self, bytes: u64) -> Self {
+        self.state_segment_size = Some(bytes);
+        self
+    }
+
     /// Opens the directory, or creates it.
     ///
     /// # Errors
@@ -145,8 +180,14 @@ impl QueuesBuilder {
     pub fn open(self) -> Result<Queues, OpenError> {
         let mut options = Builder::new(&self.path);
         options.file_mode = self.file_mode;
+        options.segment_size = self.state_segment_size;
         options.validate()?;
-        let tree = Tree::open(&self.path, self.file_mode, self.lock_wait)?;
+        let tree = Tree::open(
+            &self.path,
+            self.file_mode,
+            self.lock_wait,
+            self.state_segment_size,
+        )?;
         Ok(Queues {
             tree: Arc::new(tree),
         })

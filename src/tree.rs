@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::OpenError;
+use crate::events::event;
 use crate::lock::{self, DirectoryLock};
+use crate::log::recovery::RecoveryReport;
+use crate::state::State;
 use crate::storage::{self, Directory, StorageError};
 
 /// The directory of the queues.
@@ -41,11 +44,19 @@ pub(crate) struct Tree {
     queues: Arc<Directory>,
     /// The queues that are open, being opened or being closed, by name.
     seats: Mutex<HashMap<String, Arc<Place>>>,
+    state: State,
+    /// What the open found in the state log.
+    report: RecoveryReport,
 }
 
 impl Tree {
     /// Opens or creates a tree, waiting up to `wait` for another owner to close it.
-    pub(crate) fn open(path: &Path, file_mode: u32, wait: Duration) -> Result<Self, OpenError> {
+    pub(crate) fn open(
+        path: &Path,
+        file_mode: u32,
+        wait: Duration,
+        state_segment_size: Option<u64>,
+    ) -> Result<Self, OpenError> {
         let path = storage::absolute(path)?;
         let root = match Directory::open(&path) {
             Ok(Some(root)) => root.with_file_mode(file_mode),
@@ -76,11 +87,25 @@ impl Tree {
             Err(error) => return Err(not_a_directory(error, &root.path().join(QUEUES))),
         };
         lock.note_holder();
+        let (state, report) = State::open(root, state_segment_size)?;
+        let seats = Mutex::default();
         Ok(Self {
-            lock,
             queues: Arc::new(queues),
-            seats: Mutex::default(),
+            lock,
+            seats,
+            state,
+            report,
         })
+    }
+
+    /// The log of transactions and keys.
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// What the open found in the state log.
+    pub(crate) fn report(&self) -> &RecoveryReport {
+        &self.report
     }
 
     /// The root directory.
@@ -175,6 +200,15 @@ impl Tree {
     }
 }
 
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if let Err(error) = self.state.close() {
+            // Everything is in the page cache, and the next open scans what was not sealed.
+            event!(error, %error, "the state log was not closed cleanly");
+        }
+    }
+}
+
 /// A handle of an open queue.
 type Found = Arc<dyn Any + Send + Sync>;
 
@@ -190,12 +224,12 @@ enum Seated<T> {
 /// The place of a queue in a tree, taken or not.
 #[derive(Default)]
 struct Place {
-    state: Mutex<State>,
+    state: Mutex<Occupancy>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct Occupancy {
     is_taken: bool,
     /// The queue, once it is open.
     open: Option<Weak<dyn Any + Send + Sync>>,
@@ -212,6 +246,10 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
+    pub(crate) fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
     /// Lets others [find](Tree::find) the queue, as long as it has handles.
     pub(crate) fn show<T: Any + Send + Sync>(&self, open: &Arc<T>) {
         let open: Weak<T> = Arc::downgrade(open);
@@ -229,7 +267,7 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut seats = self.tree.seats.lock();
-        *self.place.state.lock() = State::default();
+        *self.place.state.lock() = Occupancy::default();
         self.place.changed.notify_all();
         // One is in the map, one is here, and nobody can get another one from the map.
         if Arc::strong_count(&self.place) == 2 {

@@ -179,6 +179,43 @@ impl Engine {
         }
     }
 
+    /// Acks a job whose delivery has ended already, and could not time out any more.
+    pub(super) fn complete_fenced(&self, lease: Lease, attempt: Attempt) {
+        let seen = self.observer.see(&lease, attempt.number());
+        self.dead.failures.forget(lease.job());
+        // Unless a handler has acked it whose delivery had timed out.
+        if self.complete(lease) {
+            self.observer
+                .tell(seen, |observer, job| observer.completed(job));
+        }
+        if attempt.is_suspect() {
+            self.dispatch.end_suspect();
+        }
+    }
+
+    /// Fails an attempt whose delivery has ended already, and could not time out any more.
+    pub(super) fn fail_fenced(
+        &self,
+        lease: Lease,
+        delivery: Delivery,
+        attempt: Attempt,
+        failure: Failure,
+    ) {
+        let Some(leases) = &self.leases else {
+            return self.fail(lease, delivery, attempt, failure);
+        };
+        let others = leases.has_handler(lease.sequence());
+        lease.count_failure(others);
+        let lease = match attempt.is_suspect() {
+            true => lease.into_suspect(),
+            false => lease,
+        };
+        self.fail_current(lease, attempt.number(), failure, others);
+        if attempt.is_suspect() {
+            self.dispatch.end_suspect();
+        }
+    }
+
     /// Marks a job done that is not dying. Returns whether this call was the first to do so.
     #[inline(always)]
     pub(crate) fn complete(&self, lease: Lease) -> bool {

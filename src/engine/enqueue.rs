@@ -273,20 +273,25 @@ impl Engine {
     }
 }
 
+/// What is stored of the options.
 #[inline]
-pub(super) fn meta_of(options: &EnqueueOptions<'_>) -> MetaBytes {
+pub(super) fn options_of(options: &EnqueueOptions<'_>) -> JobOptions {
     let delay = match options.due {
         Due::After(delay) => Some(delay),
         Due::AtOnce | Due::At(_) => None,
     };
-    let mut meta = MetaBytes::new();
-    let stored = JobOptions {
+    JobOptions {
         max_attempts: options.max_attempts,
         delay,
         expires_at: options.expires.map(Expires::at),
         lease_timeout: options.lease_timeout,
-    };
-    put_options(&mut meta, &stored);
+    }
+}
+
+#[inline]
+pub(super) fn meta_of(options: &EnqueueOptions<'_>) -> MetaBytes {
+    let mut meta = MetaBytes::new();
+    put_options(&mut meta, &options_of(options));
     headers::encode(options.headers, &mut meta);
     meta
 }

@@ -9,12 +9,12 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::engine::manifest::{self, Manifest, Refused};
 use crate::error::OpenError;
 use crate::events::event;
 use crate::lock::{self, DirectoryLock};
-use crate::log::header::VERSION;
+use crate::log::manifest::{self, Manifest};
 use crate::options::Builder;
+use crate::state::State;
 use crate::storage::{self, Directory, StorageError};
 use crate::tree::{self, Seat};
 
@@ -99,6 +99,7 @@ impl Home {
             seat,
         };
         home.manifest.check(builder)?;
+        home.check_place()?;
         home.lock.note_holder();
         let directories = if home.is_new {
             home.create().inspect_err(|_| home.undo_creation())?
@@ -128,6 +129,26 @@ impl Home {
 
     pub(crate) fn directory(&self) -> &Arc<Directory> {
         self.lock.directory()
+    }
+
+    /// A queue of a tree names records of the tree's state log, and is named there. Opened alone, it
+    /// would forget that.
+    fn check_place(&self) -> Result<(), OpenError> {
+        let why = match (&self.seat, self.manifest.id) {
+            (None, 0) | (Some(_), 1..) => return Ok(()),
+            (None, 1..) => "belongs to a directory of queues: open it with Queues::queue",
+            (Some(_), 0) => "is a queue of its own: open it with Queue::builder",
+        };
+        Err(OpenError::Misplaced {
+            path: self.directory().path().to_path_buf(),
+            why,
+        })
+    }
+
+    /// The state log of the tree that the queue is in, and the id by which that log knows the queue.
+    pub(crate) fn state(&self) -> Option<(&State, u64)> {
+        let seat = self.seat.as_ref()?;
+        Some((seat.tree().state(), self.manifest.id))
     }
 
     pub(crate) fn is_new(&self) -> bool {
@@ -201,17 +222,7 @@ fn read_manifest(queue: &Arc<Directory>) -> Result<Option<Manifest>, OpenError> 
             }),
         };
     };
-    let manifest = Manifest::decode(&bytes).map_err(|refused| match refused {
-        Refused::Version(found) => OpenError::ManifestVersion {
-            path: path.to_path_buf(),
-            found,
-            supported: VERSION,
-        },
-        Refused::Corrupt(why) => OpenError::ManifestCorrupt {
-            path: path.to_path_buf(),
-            why,
-        },
-    })?;
+    let manifest = Manifest::decode(&bytes).map_err(|refused| refused.into_error(queue))?;
     if !manifest.is_valid() {
         return Err(OpenError::ManifestCorrupt {
             path: path.to_path_buf(),

@@ -152,6 +152,8 @@ pub(crate) struct Maintenance {
     failures: Lasting,
     next_seal: Option<Duration>,
     put_off: Option<Duration>,
+    /// Whether jobs of transactions wait for room.
+    has_waiting: bool,
 }
 
 impl Maintenance {
@@ -163,6 +165,7 @@ impl Maintenance {
             failures: Lasting::default(),
             next_seal: None,
             put_off: None,
+            has_waiting: false,
         }
     }
 
@@ -182,7 +185,11 @@ impl Maintenance {
             .iter()
             .any(Log::has_held_back)
             .then_some(HELD_BACK_INTERVAL);
+        let state = engine.state_is_due();
+        let waiting = self.has_waiting.then_some(RETRY_INTERVAL);
         let pauses = [
+            state,
+            waiting,
             self.put_off,
             self.next_seal,
             retry,
@@ -229,6 +236,10 @@ impl Maintenance {
         if freed {
             engine.room.notify_all();
         }
+        self.has_waiting = engine.maintain_elsewhere().unwrap_or_else(|error| {
+            note(error);
+            true
+        });
         self.next_seal = None;
         if engine.poison().is_none() {
             let mut logs = stripes.iter().chain([engine.dead().log()]);

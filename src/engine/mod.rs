@@ -11,10 +11,11 @@ mod depth;
 pub(crate) mod enqueue;
 mod failures;
 mod figures;
+mod forwarding;
 mod home;
 pub(crate) mod letters;
 pub(crate) mod maintenance;
-pub(crate) mod manifest;
+mod manifest;
 mod open;
 mod pause;
 mod release;
@@ -23,6 +24,7 @@ mod settling;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod threads;
+pub(crate) mod transactions;
 pub(crate) mod worker;
 
 use std::path::Path;

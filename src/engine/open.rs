@@ -82,6 +82,7 @@ impl Engine {
         }
         let mut stripes = Vec::new();
         let mut settles = Vec::new();
+        let mut elsewhere = Vec::new();
         // A manifest has at most 64 stripes.
         for (number, directory) in (0..).zip(directories.stripes) {
             let (stripe, of_stripe) = Log::open(
@@ -91,7 +92,8 @@ impl Engine {
                 &mut recovery,
             )?;
             stripes.push(stripe);
-            settles.extend(of_stripe);
+            settles.extend(of_stripe.here);
+            elsewhere.extend(of_stripe.elsewhere);
         }
         let dead_config = LogConfig {
             // Most queues never have a letter.
@@ -105,13 +107,25 @@ impl Engine {
             Log::open(directories.dead, DEAD_ORIGIN, dead_config, &mut recovery)?;
 
         let mut report = recovery.report;
-        settles.extend(of_letters);
+        settles.extend(of_letters.here);
+        if let Some((state, id)) = home.state() {
+            report.settled += state
+                .settle_named(elsewhere.into_iter().map(|(named, _)| named))
+                .map_err(|error| OpenError::Flush(FlushError(error)))?;
+            settles.extend(state.take_completed(id));
+        }
         // The records that name others are durable. A segment with such records is only sealed, and
         // from then on not searched for names, once what they name is durably done, too.
         for log in stripes.iter().chain([&dead]) {
             let of_log: Vec<_> = settles.extract_if(.., |one| log.is_home_of(*one)).collect();
             report.settled += log
                 .settle(&of_log)
+                .map_err(|error| OpenError::Flush(FlushError(error)))?;
+        }
+        if let Some((state, id)) = home.state() {
+            // All that goes between the two is durable by now.
+            state
+                .settle(id, || Ok(()))
                 .map_err(|error| OpenError::Flush(FlushError(error)))?;
         }
         let live: u64 = stripes.iter().map(|stripe| stripe.stats().live).sum();

@@ -12,6 +12,9 @@ impl Engine {
     /// Writes the letters of all jobs that have died, flushes them, and only then marks the jobs
     /// done.
     pub(crate) fn write_letters(&self) -> Result<(), Arc<StorageError>> {
+        if self.poison().is_none() && self.dead.has_held() {
+            self.settle_elsewhere()?;
+        }
         let has_handler = |job| {
             let leases = self.leases.as_ref();
             leases.is_some_and(|leases| leases.has_handler(job))
@@ -37,13 +40,19 @@ impl Engine {
     /// Makes the acks of all jobs that have letters durable, so that the letters' segments can be
     /// sealed or retired. Also retries whatever else could not be settled earlier.
     pub(crate) fn settle_deaths(&self) -> Result<(), Arc<StorageError>> {
+        self.settle_elsewhere()?;
         let unsettled = self.take_unsettled();
         if unsettled.is_empty() {
             return Ok(());
         }
-        let flushed = self.logs().try_for_each(|log| log.flush(true));
+        let flushed = self.flush_logs();
         self.settled_if(&flushed, unsettled);
         flushed
+    }
+
+    /// Makes the records and acks of all logs durable.
+    pub(super) fn flush_logs(&self) -> Result<(), Arc<StorageError>> {
+        self.logs().try_for_each(|log| log.flush(true))
     }
 
     fn take_unsettled(&self) -> Vec<Unsettled> {

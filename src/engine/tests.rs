@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::*;
-use crate::engine::manifest;
+use crate::log::manifest;
 use crate::options::Builder;
 use crate::storage::Operation;
 use crate::storage::faults::{self, Call, Effect, Plan};

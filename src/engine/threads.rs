@@ -36,6 +36,9 @@ impl Engine {
         self.wake_consumers();
         self.room.notify_all();
         result = result.and(self.flush());
+        if result.is_ok() {
+            result = self.settle_elsewhere();
+        }
         for stripe in self.dispatch.stripes() {
             result = result.and(stripe.seal(true).map(|_| ()));
             result = result.and(stripe.reclaim_all());
@@ -124,6 +127,13 @@ impl Running {
         seat: Option<Seat>,
     ) -> Result<(Self, RecoveryReport), OpenError> {
         let (engine, report) = Engine::open(builder, seat)?;
+        if let Some((state, id)) = engine.home.state() {
+            let signal = Arc::clone(&engine.signal);
+            state.register(id, Arc::new(move || signal.kick()));
+        }
+        if let Err(error) = engine.take_waiting() {
+            event!(warn, %error, "jobs of transactions have to wait");
+        }
         let running = Self {
             engine: Arc::new(engine),
             threads: Mutex::default(),
@@ -185,6 +195,9 @@ impl Drop for Running {
                 // The threads do not panic; if one did, it has been reported, and closing goes on.
                 let _ = thread.join();
             }
+        }
+        if let Some((state, id)) = self.engine.home.state() {
+            state.leave(id);
         }
         let closed = self.engine.close().and(self.engine.close_dead_log());
         if let Err(error) = closed {

@@ -22,7 +22,6 @@ impl Log {
     }
 
     /// The segments, oldest first. Each is mapped and scanned when the iterator reaches it.
-    #[cfg(test)]
     pub(crate) fn pins(&self) -> impl Iterator<Item = Result<Pinned, Arc<StorageError>>> {
         let mut after = None;
         std::iter::from_fn(move || self.next_pin(&mut after, None))
@@ -51,6 +50,17 @@ impl Log {
                 return Some(pinned);
             }
         }
+    }
+
+    /// Whether there is a segment that has been appended to, other than as a placeholder.
+    pub(crate) fn has_records(&self) -> bool {
+        !self.segments.read().is_empty()
+    }
+
+    /// Whether there is a full segment.
+    pub(crate) fn has_full(&self) -> bool {
+        let segments = self.segments.read();
+        segments.iter().any(|segment| segment.closed().is_some())
     }
 
     pub(super) fn segment_after(&self, after: Option<Sequence>) -> Option<Arc<Segment>> {

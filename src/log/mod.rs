@@ -23,6 +23,7 @@ mod lookup;
 #[cfg(all(loom, test))]
 mod loom_models;
 mod maintenance;
+pub(crate) mod manifest;
 mod mapping;
 pub(crate) mod mark;
 pub(crate) mod meta;

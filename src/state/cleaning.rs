@@ -5,45 +5,87 @@
 //! done on the way.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::entry::{Change, Entry};
 use super::index::Place;
 use super::{State, Writer, record_of};
 use crate::Timestamp;
+use crate::events::event;
 use crate::log::meta::{JobOptions, Meta};
 use crate::log::record::units_of;
 use crate::log::segment::Unsettled;
-use crate::log::RollError;
+use crate::log::{Kick, RollError};
 use crate::storage::StorageError;
 
 /// Segments are cleaned once more than this many bytes in full ones are used for each byte of valid
 /// values.
 const BYTES_PER_LIVE_BYTE: u64 = 2;
+/// How soon a queue looks again that found another one at it.
+const AGAIN: Duration = Duration::from_millis(50);
 /// So many full segments are left alone.
 const FULL_SEGMENTS: u64 = 2;
 
 impl State {
-    /// Does one turn of maintenance. Returns when the next one is due, if nothing happens until
-    /// then.
-    pub(crate) fn maintain(&self) -> Result<Option<Duration>, Arc<StorageError>> {
-        let mut next = None;
-        if self.poison.is_set() {
-            return Ok(next);
+    /// Counts an open queue among those whose maintenance looks after this log. `kick` wakes it.
+    pub(crate) fn register(&self, queue: u64, kick: Kick) {
+        self.callers.register(queue, kick);
+    }
+
+    /// Called when a queue is closed.
+    pub(crate) fn leave(&self, queue: u64) {
+        self.callers.leave(queue);
+    }
+
+    /// How soon a queue is to look after this log.
+    pub(crate) fn is_due_in(&self, queue: u64) -> Option<Duration> {
+        self.callers.due_in(queue)
+    }
+
+    /// Flushes the log within this time.
+    pub(crate) fn flush_within(&self, interval: Duration) {
+        self.flush_asked.store(true, Ordering::Relaxed);
+        if !self.callers.call_within(interval) {
+            // No queue is open whose thread could do it.
+            if let Err(error) = self.log.flush(true) {
+                event!(error, %error, "a flush of the state log has failed");
+            }
+        }
+    }
+
+    /// Does one turn of maintenance if there is something to do.
+    pub(crate) fn maintain(&self) -> Result<(), Arc<StorageError>> {
+        if !self.callers.take_asked() || self.poison.is_set() {
+            return Ok(());
+        }
+        let Some(_maintenance) = self.maintenance.try_lock() else {
+            // Another queue's thread is at it, and may have looked already.
+            self.callers.call_within(AGAIN);
+            return Ok(());
+        };
+        let debtors = self.debtors();
+        self.callers.call(&debtors);
+        if self.flush_asked.swap(false, Ordering::Relaxed) {
+            self.log.flush(true)?;
         }
         if self.are_keys_due() {
             self.settle_keys()?;
         }
-        self.clean()?;
+        let cleaned = self.clean()?;
         self.writer.lock().index.let_go();
         self.log.reclaim().map_err(Arc::new)?;
+        let mut next = cleaned.then_some(Duration::ZERO);
         if self.log.has_records() {
             self.log.warm_up();
-            next = self.log.prepare();
+            next = next.or(self.log.prepare());
         }
-        let seal = self.log.seal(false)?;
+        next = next.into_iter().chain(self.log.seal(false)?).min();
         self.log.flush_ahead()?;
-        Ok(next.into_iter().chain(seal).min())
+        if let Some(next) = next {
+            self.callers.call_within(next);
+        }
+        Ok(())
     }
 
     /// Makes all durable, and leaves the log in a state that the next open can read with the least
@@ -69,17 +111,17 @@ impl State {
     }
 
     /// Frees the oldest segment of values if most of what is in the full ones is not valid any
-    /// more.
-    fn clean(&self) -> Result<(), Arc<StorageError>> {
+    /// more. Returns whether that was so.
+    fn clean(&self) -> Result<bool, Arc<StorageError>> {
         let mut writer = self.writer.lock();
         let full = writer.index.full_bytes();
         let live = writer.index.live_bytes();
         let spare = FULL_SEGMENTS * self.log.segment_size();
         if full <= spare || full - spare <= live * BYTES_PER_LIVE_BYTE {
-            return Ok(());
+            return Ok(false);
         }
         let Some((_, places)) = writer.index.oldest_full() else {
-            return Ok(());
+            return Ok(false);
         };
         let mut expired = Vec::new();
         let mut result = Ok(());
@@ -98,7 +140,8 @@ impl State {
             self.log.mark_done(record)?;
         }
         result?;
-        self.settle_keys()
+        self.settle_keys()?;
+        Ok(true)
     }
 
     /// Appends a value again, unless it is replaced already. Returns false if it has expired; then
@@ -164,4 +207,3 @@ impl State {
         debts.note_replaced(by);
     }
 }
-

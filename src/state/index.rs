@@ -23,9 +23,28 @@ pub(super) struct Place {
 }
 
 struct Slot {
-    place: Place,
+    record: Sequence,
+    units: u32,
     /// The lower half of the key's hash.
     hash: u32,
+}
+
+impl Slot {
+    fn new(place: Place, hash: u32) -> Self {
+        let Place { record, units } = place;
+        Self {
+            record,
+            units,
+            hash,
+        }
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            record: self.record,
+            units: self.units,
+        }
+    }
 }
 
 // There may be millions of them.
@@ -81,7 +100,10 @@ impl Index {
     /// Keeps a segment mapped, for the records of keys in it.
     pub(super) fn keep(&mut self, pin: impl FnOnce() -> Option<Pinned>, base: Sequence) {
         let at = self.pins.partition_point(|pin| pin.segment().base() < base);
-        if self.pins.get(at).is_none_or(|pin| pin.segment().base() != base)
+        if self
+            .pins
+            .get(at)
+            .is_none_or(|pin| pin.segment().base() != base)
             && let Some(pin) = pin()
         {
             self.pins.insert(at, pin);
@@ -93,11 +115,16 @@ impl Index {
         self.pins.retain(|pin| !pin.segment().is_complete());
     }
 
+    /// Lets go of all segments, for a log that is closed.
+    pub(super) fn forget(&mut self) {
+        *self = Self::default();
+    }
+
     /// Where the record of a key is, expired or not.
     pub(super) fn place_of(&self, key: &[u8]) -> Option<Place> {
         let hash = self.hash(key);
-        let is_it = |slot: &Slot| slot.hash == hash && has_key(&self.pins, slot.place, key);
-        self.table.find(spread(hash), is_it).map(|slot| slot.place)
+        let is_it = |slot: &Slot| slot.hash == hash && has_key(&self.pins, slot.place(), key);
+        self.table.find(spread(hash), is_it).map(Slot::place)
     }
 
     /// The value of a key that has not expired.
@@ -136,15 +163,15 @@ impl Index {
         } = self;
         let len = |place| record_at(pins, place).map_or(0, |record| record.header().len.into());
         *live_bytes += len(place);
-        let is_it = |slot: &Slot| slot.hash == hash && has_key(pins, slot.place, key);
+        let is_it = |slot: &Slot| slot.hash == hash && has_key(pins, slot.place(), key);
         match table.entry(spread(hash), is_it, |slot| spread(slot.hash)) {
             TableEntry::Occupied(mut slot) => {
-                let old = std::mem::replace(&mut slot.get_mut().place, place);
+                let old = std::mem::replace(slot.get_mut(), Slot::new(place, hash)).place();
                 *live_bytes -= len(old);
                 Some(old)
             }
             TableEntry::Vacant(slot) => {
-                slot.insert(Slot { place, hash });
+                slot.insert(Slot::new(place, hash));
                 None
             }
         }
@@ -153,7 +180,7 @@ impl Index {
     /// Forgets a key, if its record is the one at this place.
     pub(super) fn remove(&mut self, key: &[u8], place: Place) {
         let hash = self.hash(key);
-        let is_it = |slot: &Slot| slot.place == place;
+        let is_it = |slot: &Slot| slot.place() == place;
         if let Ok(slot) = self.table.find_entry(spread(hash), is_it) {
             slot.remove();
             let len = record_at(&self.pins, place).map_or(0, |record| record.header().len.into());

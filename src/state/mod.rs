@@ -10,32 +10,42 @@
 //!
 //! This module knows queues by their ids alone. `engine/transactions.rs` brings the two together.
 
+mod callers;
 mod cleaning;
 pub(crate) mod entry;
+mod home;
 mod index;
 mod settling;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+use self::callers::Callers;
 use self::entry::{Change, Entry, NewJob, meta_of_forwarded, meta_of_key};
+use self::home::Home;
 pub(crate) use self::index::Found;
 use self::index::{Index, Place};
 use self::settling::Debts;
+use crate::error::{FlushError, OpenError};
 use crate::event_count::EventCount;
 use crate::events::Mutex;
+use crate::log::manifest::Manifest;
 use crate::log::meta::{Elsewhere, JobOptions, Meta, MetaBytes};
 use crate::log::poison::Poison;
 use crate::log::record::{NewRecord, units_of};
 use crate::log::recovery::{Recovery, RecoveryReport};
 use crate::log::segment::{Segment, Unsettled};
-use crate::log::{Log, LogConfig, RollError, SpaceBudget};
+use crate::log::{Kick, Log, LogConfig, RollError, SpaceBudget};
 use crate::storage::{Directory, StorageError};
 use crate::{Sequence, Timestamp};
 
 /// Where the sequences of a state log start. No queue has so many stripes.
 pub(crate) const STATE_ORIGIN: Sequence = Sequence::first_of_stripe(254);
+
+/// Bytes of a segment of the state log.
+const SEGMENT_SIZE: u64 = 8 * 1024 * 1024;
 
 /// The state log.
 pub(crate) struct State {
@@ -45,8 +55,11 @@ pub(crate) struct State {
     poison: Arc<Poison>,
     writer: Mutex<Writer>,
     debts: Mutex<Debts>,
-    /// Wakes whoever maintains this log.
-    kick: Arc<dyn Fn() + Send + Sync>,
+    callers: Arc<Callers>,
+    /// Whether a flush is asked for.
+    flush_asked: AtomicBool,
+    /// Held by whoever maintains the log.
+    maintenance: Mutex<()>,
 }
 
 /// What is held to append to the log, and to look up keys.
@@ -80,19 +93,44 @@ pub(crate) enum NotWritten {
     /// A condition is not met: of this key.
     Conflict(Vec<u8>),
     /// Its records take so many bytes; the most that they may take.
-    TooLarge { size: u64, max: u64 },
+    TooLarge {
+        size: u64,
+        max: u64,
+    },
     Log(RollError),
 }
 
 impl State {
-    /// Opens the state log in a directory whose own name is durable.
+    /// Opens the state log of a tree, or creates it. A segment size is only given for a new one, or
+    /// to be checked.
     pub(crate) fn open(
-        directory: Directory,
-        home: Arc<Directory>,
-        id: u64,
-        segment_size: u64,
-        kick: Arc<dyn Fn() + Send + Sync>,
-    ) -> Result<(Self, RecoveryReport), StorageError> {
+        root: &Directory,
+        segment_size: Option<u64>,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        let Home {
+            directory: home,
+            log: directory,
+            manifest,
+            lost,
+        } = Home::open(root, segment_size.unwrap_or(SEGMENT_SIZE))?;
+        let Manifest {
+            segment_size: on_disk,
+            id,
+            ..
+        } = manifest;
+        if let Some(asked) = segment_size.filter(|&asked| asked != on_disk) {
+            return Err(OpenError::OptionMismatch {
+                option: "state_segment_size",
+                on_disk,
+                asked,
+            });
+        }
+        let segment_size = on_disk;
+        let callers = Arc::<Callers>::default();
+        let kick: Kick = {
+            let callers = Arc::clone(&callers);
+            Arc::new(move || callers.call_one())
+        };
         let poison = Arc::<Poison>::default();
         let config = LogConfig {
             segment_size,
@@ -102,7 +140,7 @@ impl State {
             queue: Arc::clone(&home),
             budget: Arc::new(SpaceBudget::new(None, 0)),
             poison: Arc::clone(&poison),
-            kick: kick.clone(),
+            kick: Arc::clone(&kick),
             sleepers: Arc::new(EventCount::new()),
             lost: Arc::new(|_| ()),
         };
@@ -113,10 +151,15 @@ impl State {
             progress: None,
             segments_seen: 0,
         };
+        if let Some(lost) = lost {
+            recovery.report_lost_directory(lost);
+        }
         let (log, found) = Log::open(directory, STATE_ORIGIN, config, &mut recovery)?;
         let mut report = recovery.report;
         // The records that name these are durable.
-        report.settled += log.settle(&found.here).map_err(|error| error.retold())?;
+        report.settled += log
+            .settle(&found.here)
+            .map_err(|error| OpenError::Flush(FlushError(error)))?;
         let mut debts = Debts::default();
         for (named, segment) in found.elsewhere {
             debts.note_completed(named, segment.owing(1));
@@ -131,7 +174,9 @@ impl State {
             log,
             poison,
             debts: Mutex::new(debts),
-            kick,
+            callers,
+            flush_asked: AtomicBool::new(false),
+            maintenance: Mutex::new(()),
         };
         Ok((state, report))
     }
@@ -184,7 +229,12 @@ impl State {
             if old.is_none() && matches!(change, Change::Remove) && completes.is_none() {
                 continue;
             }
-            keys.push((key, change, old, meta_of(key, change, old, completes.take())));
+            keys.push((
+                key,
+                change,
+                old,
+                meta_of(key, change, old, completes.take()),
+            ));
         }
         let jobs = group.jobs.iter().zip(&metas);
         let jobs = jobs.map(|(job, meta)| job.record(meta));
@@ -369,10 +419,12 @@ fn find_entries(log: &Log, debts: &mut Debts) -> Result<Index, Arc<StorageError>
             index.keep(|| Some(pinned), segment.base());
         }
         for place in values {
-            let key = index.record_at(place).and_then(|record| match Entry::of(&record) {
-                Entry::Value { key } => Some(key.to_vec()),
-                _ => None,
-            });
+            let key = index
+                .record_at(place)
+                .and_then(|record| match Entry::of(&record) {
+                    Entry::Value { key } => Some(key.to_vec()),
+                    _ => None,
+                });
             if let Some(key) = key
                 && let Some(old) = index.insert(&key, place)
             {

@@ -47,6 +47,14 @@ struct OfKeys {
     removals: Vec<Sequence>,
 }
 
+impl OfQueue {
+    /// Whether to settle what the queue owes, as the log has a full segment, or it owes much.
+    fn is_due(&self, has_full: bool) -> bool {
+        let owes = !self.forwarded.is_empty() || !self.completions.is_empty();
+        owes && (self.forwarded.len() >= MOST_WAITING || has_full)
+    }
+}
+
 fn add(list: &mut Vec<Unsettled>, new: Unsettled) {
     // Consecutive ones are usually in the same segment.
     let rest = match list.last_mut() {
@@ -141,14 +149,22 @@ impl State {
         }
     }
 
+    /// The queues that are to settle what they owe.
+    pub(super) fn debtors(&self) -> Vec<u64> {
+        let debts = self.debts.lock();
+        let has_full = self.log.has_full();
+        let queues = debts.queues.iter();
+        let due = queues.filter(|(_, queue)| queue.is_due(has_full));
+        due.map(|(&queue, _)| queue).collect()
+    }
+
     /// Whether a full segment of this log waits for what a queue owes it, or the queue owes much.
     pub(crate) fn is_due(&self, queue: u64) -> bool {
         let debts = self.debts.lock();
         let Some(queue) = debts.queues.get(&queue) else {
             return false;
         };
-        let owes = !queue.forwarded.is_empty() || !queue.completions.is_empty();
-        owes && (queue.forwarded.len() >= MOST_WAITING || self.log.has_full())
+        queue.is_due(self.log.has_full())
     }
 
     /// Settles what has gone between this log and a queue. `flush` makes the queue's records and
@@ -178,7 +194,7 @@ impl State {
             Ok(()) => {
                 let owed = taken.jobs.into_iter().chain(taken.completions);
                 owed.for_each(Unsettled::settle);
-                (self.kick)();
+                self.callers.call_one();
                 Ok(())
             }
             Err(error) => {

@@ -11,6 +11,7 @@ mod api_pause;
 mod api_payloads;
 mod api_queues;
 mod api_stats;
+mod api_transactions;
 mod api_workers;
 mod g1_at_least_once;
 mod g2_crashes;

@@ -120,6 +120,13 @@ impl DeadLog {
         waiting.late.contains_key(&lease.job()) || is_being_written
     }
 
+    /// Whether the letter of a job waits for what the job came from to be settled.
+    pub(crate) fn has_held(&self) -> bool {
+        let waiting = self.waiting.lock();
+        let mut deaths = waiting.deaths.iter();
+        deaths.any(|death| death.lease.may_not_be_durable_yet())
+    }
+
     /// Takes a job whose letter is to be written. Returns false if another handler has acked it in
     /// the meantime; no letter is written then.
     pub(crate) fn hand_over(&self, lease: Lease, attempts: u32) -> bool {
@@ -316,6 +323,7 @@ impl DeadLog {
                 ..own.options
             },
             settles: Some(death.lease.sequence()),
+            settles_elsewhere: None,
             original: Some(job),
             prior_attempts: death.attempts,
             prior_crashes: death.lease.crashes(),

@@ -1,0 +1,144 @@
+//! The keyed store of a directory of queues.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::error::TransactionError;
+use crate::state::Found;
+use crate::transaction::{Keep, Transaction};
+use crate::tree::Tree;
+
+/// Small durable values by key, beside the queues: idempotency keys, results, counters of joins.
+/// From [`Queues::keys`](crate::Queues::keys).
+///
+/// Keys live in the same log as the [transactions](Transaction) of the tree, so a transaction can
+/// change them together with jobs. Each call here that changes a key is a transaction of its own,
+/// with [`Durability::Process`](crate::Durability::Process): it survives the death of the process at
+/// once, and a power cut after the next [flush](crate::Queues::flush).
+///
+/// # Costs
+/// A lookup copies the value. In memory, a key takes 16 bytes, and up to twice that while the index
+/// grows; keys and values themselves are in files that are mapped, in a record of 32 bytes plus key,
+/// value and a few bytes for its fields. Replaced and expired values are freed as new ones are
+/// written. An open reads all of it.
+///
+/// ```
+/// use logmill::{Keep, Queues};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// let queues = Queues::open(dir.path().join("data"))?;
+/// let keys = queues.keys();
+/// keys.put(b"last tick/hourly", b"2026-03-01T10:00", Keep::Forever)?;
+/// let value = keys.get(b"last tick/hourly").expect("a value");
+/// assert_eq!(value.as_bytes(), b"2026-03-01T10:00");
+/// assert!(keys.insert_new(b"last tick/hourly", b"", Keep::Forever).is_err());
+/// keys.remove(b"last tick/hourly")?;
+/// assert!(keys.get(b"last tick/hourly").is_none());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Keys {
+    tree: Arc<Tree>,
+}
+
+/// The value of a key, copied.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Value(Found);
+
+impl Value {
+    /// The bytes that the key was given.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0.value
+    }
+
+    /// The bytes that the key was given.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0.value
+    }
+
+    /// A number that no other value of this key has had or will have, for
+    /// [`Transaction::expect`].
+    pub fn version(&self) -> u64 {
+        self.0.version
+    }
+
+    /// When the value expires, if it does.
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.0.expires_at.map(SystemTime::from)
+    }
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Value")
+            .field("len", &self.0.value.len())
+            .field("version", &self.0.version)
+            .field("expires_at", &self.expires_at())
+            .finish()
+    }
+}
+
+impl Keys {
+    pub(crate) fn new(tree: Arc<Tree>) -> Self {
+        Self { tree }
+    }
+
+    /// The value of a key; None if it has none, or the value has expired.
+    pub fn get(&self, key: &[u8]) -> Option<Value> {
+        self.tree.state().get(key).map(Value)
+    }
+
+    /// How many keys have a value, including values that have expired and are not freed yet.
+    pub fn len(&self) -> usize {
+        self.tree.state().keys()
+    }
+
+    /// Whether no key has a value.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Gives a key a value, whether it has one or not.
+    ///
+    /// # Errors
+    /// See [`TransactionError`]; the key has its old value.
+    pub fn put(&self, key: &[u8], value: &[u8], keep: Keep) -> Result<(), TransactionError> {
+        self.change(|transaction| transaction.put(key, value, keep))
+    }
+
+    /// Gives a key a value if it has none.
+    ///
+    /// # Errors
+    /// [`TransactionError::Conflict`] if it has one, and see [`TransactionError`].
+    pub fn insert_new(&self, key: &[u8], value: &[u8], keep: Keep) -> Result<(), TransactionError> {
+        self.change(|transaction| transaction.insert_new(key, value, keep))
+    }
+
+    /// Removes a key, whether it has a value or not.
+    ///
+    /// # Errors
+    /// See [`TransactionError`]; the key has its old value.
+    pub fn remove(&self, key: &[u8]) -> Result<(), TransactionError> {
+        self.change(|transaction| transaction.remove(key))
+    }
+
+    fn change(
+        &self,
+        change: impl FnOnce(&mut Transaction) -> &mut Transaction,
+    ) -> Result<(), TransactionError> {
+        let mut transaction = Transaction::new(Arc::clone(&self.tree));
+        change(&mut transaction);
+        transaction.commit().map(|_| ())
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keys")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
