@@ -120,6 +120,11 @@ impl Queues {
         self.tree.report()
     }
 
+    #[cfg(test)]
+    pub(crate) fn die(&self) {
+        self.tree.die();
+    }
+
     /// The names of the queues that exist, open or not, sorted.
     ///
     /// # Errors

@@ -47,6 +47,8 @@ pub(crate) struct Tree {
     state: State,
     /// What the open found in the state log.
     report: RecoveryReport,
+    #[cfg(test)]
+    is_dead: std::sync::atomic::AtomicBool,
 }
 
 impl Tree {
@@ -95,6 +97,8 @@ impl Tree {
             seats,
             state,
             report,
+            #[cfg(test)]
+            is_dead: std::sync::atomic::AtomicBool::new(false),
         })
     }
 
@@ -106,6 +110,13 @@ impl Tree {
     /// What the open found in the state log.
     pub(crate) fn report(&self) -> &RecoveryReport {
         &self.report
+    }
+
+    /// Simulates the death of the process: nothing more is done to the files.
+    #[cfg(test)]
+    pub(crate) fn die(&self) {
+        self.is_dead
+            .store(true, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// The root directory.
@@ -202,6 +213,10 @@ impl Tree {
 
 impl Drop for Tree {
     fn drop(&mut self) {
+        #[cfg(test)]
+        if self.is_dead.load(std::sync::atomic::Ordering::Relaxed) {
+            return;
+        }
         if let Err(error) = self.state.close() {
             // Everything is in the page cache, and the next open scans what was not sealed.
             event!(error, %error, "the state log was not closed cleanly");

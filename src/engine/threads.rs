@@ -116,10 +116,12 @@ impl Running {
         Ok((running, report))
     }
 
-    /// Like [`open`](Self::open), for a queue in no tree and without the threads.
+    /// Like [`open`](Self::open), without the threads. The queue must not be open.
     #[cfg(test)]
     pub(crate) fn open_idle(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
-        Self::open_without_threads(builder, None)
+        let place = builder.in_tree.as_ref();
+        let seat = place.map(|place| place.tree.take_seat(&place.name, None));
+        Self::open_without_threads(builder, seat.flatten())
     }
 
     fn open_without_threads(

@@ -21,7 +21,7 @@ use crate::log::lease::Lease;
 use crate::log::meta::{Elsewhere, MetaBytes};
 use crate::log::record::NewRecord;
 use crate::options::{Durability, EnqueueOptions};
-use crate::state::entry::{Change, NewJob};
+use crate::state::entry::{Change, Completes, NewJob};
 use crate::state::{Group, NotWritten};
 use crate::tree::Tree;
 
@@ -44,6 +44,23 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Source<'_> {
+    /// How the transaction names the job.
+    fn completes(&self, tree: &Tree) -> Result<Completes, TransactionError> {
+        let queue = self.engine.id_in(tree).ok_or(TransactionError::OtherTree)?;
+        let lease = &self.lease;
+        let origin = match lease.may_not_be_durable_yet() {
+            true => lease.meta().settles_elsewhere,
+            false => None,
+        };
+        Ok(Completes {
+            job: Elsewhere {
+                home: queue,
+                record: lease.sequence(),
+            },
+            origin: origin.and_then(|origin| tree.state().own(origin)),
+        })
+    }
+
     /// Ends the delivery, so that it cannot time out any more. Returns whether it had not.
     fn fence(&self) -> bool {
         let leases = self.engine.leases();
@@ -172,6 +189,8 @@ pub(crate) fn commit(
     for ((job, running), at) in parts.jobs.iter().zip(parts.queues).zip(0..) {
         jobs.push(running.take_in(state, job, written.first_job.plus(at)));
     }
+    #[cfg(all(test, not(loom)))]
+    crate::storage::faults::note_commit(tree.root().path());
     if let Some(Source {
         engine,
         lease,
@@ -181,7 +200,7 @@ pub(crate) fn commit(
     {
         engine.complete_fenced(lease, attempt);
         if let (Some(job), Some(completion)) = (completes, written.completion) {
-            state.note_completion(job.home, completion);
+            state.note_completion(job.job.home, completion);
         }
         if let Durability::Interval(interval) = durability {
             engine.signal.flush_within(interval);
@@ -203,19 +222,13 @@ fn prepare(
     parts: &Parts<'_>,
     durability: Durability,
     source: Option<&Source<'_>>,
-) -> Result<Option<Elsewhere>, TransactionError> {
+) -> Result<Option<Completes>, TransactionError> {
     if let Some(error) = tree.state().poison() {
         return Err(TransactionError::Poisoned(Arc::clone(error)));
     }
     let completes = match source {
         None => None,
-        Some(source) => Some(Elsewhere {
-            home: source
-                .engine
-                .id_in(tree)
-                .ok_or(TransactionError::OtherTree)?,
-            record: source.lease.sequence(),
-        }),
+        Some(source) => Some(source.completes(tree)?),
     };
     let engines = parts.queues.iter().map(|running| &***running);
     for engine in engines.chain(source.map(|source| source.engine)) {

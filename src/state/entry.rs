@@ -2,7 +2,6 @@
 //!
 //! They are records like those of any log. Fields of their metadata say what they are.
 
-use crate::Timestamp;
 use crate::log::headers::headers_of;
 use crate::log::meta::{
     Elsewhere, JobOptions, MAX_META_BYTES, Meta, MetaBytes, TAG_KEY, TAG_QUEUE, TAG_REMOVED, field,
@@ -10,6 +9,7 @@ use crate::log::meta::{
 };
 use crate::log::record::NewRecord;
 use crate::log::records::Record;
+use crate::{Sequence, Timestamp};
 
 /// Most bytes of a key.
 pub(crate) const MAX_KEY_BYTES: usize = 1024;
@@ -26,6 +26,26 @@ pub(crate) struct NewJob {
     /// Its headers, encoded.
     pub(crate) headers: Vec<u8>,
     pub(crate) payload: Vec<u8>,
+}
+
+/// The job that a transaction completes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Completes {
+    pub(crate) job: Elsewhere,
+    /// The entry that the job came from, if that may not be durable yet: a power cut may leave the
+    /// entry and not the job.
+    pub(crate) origin: Option<Sequence>,
+}
+
+impl Completes {
+    pub(super) fn meta(self) -> MetaBytes {
+        let meta = Meta {
+            settles: self.origin,
+            settles_elsewhere: Some(self.job),
+            ..Meta::default()
+        };
+        meta.encode(&[], MAX_META_BYTES)
+    }
 }
 
 /// What a transaction does to a key.
@@ -47,6 +67,8 @@ pub(crate) enum Entry<'a> {
     Value { key: &'a [u8] },
     /// A key is removed.
     Removal,
+    /// It names the job that a transaction completes.
+    Completion,
     /// Nothing that this version knows.
     Unknown,
 }
@@ -63,6 +85,7 @@ impl<'a> Entry<'a> {
         match field(meta, TAG_KEY) {
             Some(_) if field(meta, TAG_REMOVED).is_some() => Self::Removal,
             Some(key) => Self::Value { key },
+            None if Meta::decode(meta).settles_elsewhere.is_some() => Self::Completion,
             None => Self::Unknown,
         }
     }
@@ -70,12 +93,11 @@ impl<'a> Entry<'a> {
 
 impl NewJob {
     /// The metadata of its record in the state log.
-    pub(super) fn meta_of_entry(&self, completes: Option<Elsewhere>) -> MetaBytes {
+    pub(super) fn meta_of_entry(&self) -> MetaBytes {
         let mut bytes = MetaBytes::new();
         put(&mut bytes, TAG_QUEUE, &self.queue.to_le_bytes());
         let meta = Meta {
             options: self.options,
-            settles_elsewhere: completes,
             ..Meta::default()
         };
         bytes.extend_from_slice(&meta.encode(&self.headers, MAX_META_BYTES));

@@ -1,9 +1,8 @@
 //! The state log of a directory of queues: what transactions enqueue and complete, and the values
 //! of keys.
 //!
-//! A transaction is a batch of records in this log, so all of it is there or nothing. Its first
-//! record names the job that it completes; its other records are jobs for queues, and keys. From
-//! here on all follows the order in which any job moves from one log to another: a record *names*
+//! A transaction is a batch of records in this log, so all of it is there or nothing. Its records
+//! are jobs for queues, values of keys, and one that names the job that it completes. From here on all follows the order in which any job moves from one log to another: a record *names*
 //! the record that it settles, and that one is marked done once the new one is durable. So the
 //! job of a queue names the record of this log that it came from, and the new value of a key names
 //! the old one. An open finishes what a crash interrupted.
@@ -23,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use self::callers::Callers;
-use self::entry::{Change, Entry, NewJob, meta_of_forwarded, meta_of_key};
+use self::entry::{Change, Completes, Entry, NewJob, meta_of_forwarded, meta_of_key};
 use self::home::Home;
 pub(crate) use self::index::Found;
 use self::index::{Index, Place};
@@ -70,8 +69,7 @@ struct Writer {
 
 /// What a transaction writes.
 pub(crate) struct Group<'a> {
-    /// The job that it completes.
-    pub(crate) completes: Option<Elsewhere>,
+    pub(crate) completes: Option<Completes>,
     pub(crate) jobs: &'a [NewJob],
     /// What it does to keys, each of which is in it once.
     pub(crate) changes: &'a [(Vec<u8>, Change)],
@@ -193,6 +191,11 @@ impl State {
         }
     }
 
+    /// The record of this log that is named so.
+    pub(crate) fn own(&self, name: Elsewhere) -> Option<Sequence> {
+        (name.home == self.id).then_some(name.record)
+    }
+
     pub(crate) fn get(&self, key: &[u8]) -> Option<Found> {
         self.writer.lock().index.get(key, Timestamp::now())
     }
@@ -217,31 +220,25 @@ impl State {
                 return Err(NotWritten::Conflict(key.clone()));
             }
         }
-        let mut completes = group.completes;
-        let metas: Vec<_> = group
-            .jobs
-            .iter()
-            .map(|job| job.meta_of_entry(completes.take()))
-            .collect();
+        let completion = group.completes.map(Completes::meta);
+        let metas: Vec<_> = group.jobs.iter().map(NewJob::meta_of_entry).collect();
         let mut keys = Vec::with_capacity(group.changes.len());
         for (key, change) in group.changes {
             let old = index.place_of(key);
-            if old.is_none() && matches!(change, Change::Remove) && completes.is_none() {
-                continue;
+            if old.is_some() || matches!(change, Change::Put { .. }) {
+                keys.push((key, change, old, meta_of(key, change, old)));
             }
-            keys.push((
-                key,
-                change,
-                old,
-                meta_of(key, change, old, completes.take()),
-            ));
         }
         let jobs = group.jobs.iter().zip(&metas);
         let jobs = jobs.map(|(job, meta)| job.record(meta));
         let changes = keys
             .iter()
             .map(|(_, change, _, meta)| record_of(change, meta, now));
-        let records: Vec<NewRecord<'_>> = jobs.chain(changes).collect();
+        let completions = completion
+            .iter()
+            .map(|meta| record_of(&Change::Remove, meta, now));
+        let records = jobs.chain(changes).chain(completions);
+        let records: Vec<NewRecord<'_>> = records.collect();
         if records.is_empty() {
             return Ok(Written {
                 first_job: STATE_ORIGIN,
@@ -252,12 +249,12 @@ impl State {
         let batch = self.log.batch(records.iter().copied());
         let batch = batch.map_err(|size| NotWritten::TooLarge { size, max })?;
         let replaced = keys.iter().filter(|(_, _, old, _)| old.is_some()).count() as u64;
-        let completions = u64::from(group.completes.is_some());
+        let completes = u64::from(completion.is_some());
         let (first, mut unsettled) = self
             .log
-            .append_batch_owing(active, &batch, replaced + completions)
+            .append_batch_owing(active, &batch, replaced + completes)
             .map_err(NotWritten::Log)?;
-        let completion = group.completes.map(|_| unsettled.split(1));
+        let completes = completion.as_ref().map(|_| unsettled.split(1));
         let base = active.base();
         let mut units = first.units;
         let places = records.iter().enumerate().map(|(at, record)| {
@@ -285,10 +282,13 @@ impl State {
             debts.note_key(*old, matches!(change, Change::Remove), place.record);
         }
         debts.note_replaced(unsettled);
+        if let (Some(_), Some(last)) = (&completes, places.last()) {
+            debts.note_key(None, true, last.record);
+        }
         drop(debts);
         Ok(Written {
             first_job: base.plus(first.index),
-            completion,
+            completion: completes,
         })
     }
 
@@ -354,12 +354,7 @@ impl State {
 }
 
 /// The metadata of the record of a key, with what it settles.
-fn meta_of(
-    key: &[u8],
-    change: &Change,
-    old: Option<Place>,
-    completes: Option<Elsewhere>,
-) -> MetaBytes {
+fn meta_of(key: &[u8], change: &Change, old: Option<Place>) -> MetaBytes {
     let expires_at = match change {
         Change::Put { expires_at, .. } => *expires_at,
         Change::Remove => None,
@@ -370,7 +365,6 @@ fn meta_of(
             ..JobOptions::default()
         },
         settles: old.map(|old| old.record),
-        settles_elsewhere: completes,
         ..Meta::default()
     };
     meta_of_key(key, change, &meta)
@@ -410,8 +404,8 @@ fn find_entries(log: &Log, debts: &mut Debts) -> Result<Index, Arc<StorageError>
                     has_keys = true;
                     values.push(place);
                 }
-                // What it removed is durably done.
-                Entry::Removal => debts.note_key(None, true, place.record),
+                // What it names is durably done, or named for a queue until that opens.
+                Entry::Removal | Entry::Completion => debts.note_key(None, true, place.record),
                 Entry::Unknown => {}
             }
         }

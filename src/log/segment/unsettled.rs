@@ -47,6 +47,8 @@ impl Segment {
     /// durable, the segment is neither sealed nor retired.
     pub(crate) fn append_owing(self: &Arc<Self>, record: &NewRecord<'_>) -> (Append, Unsettled) {
         let unsettled = self.owing(1);
+        #[cfg(all(test, not(loom)))]
+        crate::storage::faults::note_commit(self.paths().segment.path());
         (self.append(record), unsettled)
     }
 

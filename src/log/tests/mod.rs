@@ -100,7 +100,7 @@ impl Fixture {
         };
         let directory = create_directories(&self.dir(), 0o600)?;
         let (stripe, replays) = Log::open(directory, origin(), config, &mut recovery)?;
-        Ok((stripe, recovery.report, replays))
+        Ok((stripe, recovery.report, replays.here))
     }
 
     fn files(&self, suffix: &str) -> Vec<String> {

@@ -5,6 +5,7 @@
 
 mod check;
 mod disk;
+mod transactions;
 mod truth;
 mod world;
 

@@ -1,0 +1,611 @@
+//! Simulates power cuts and kills between any two file operations, and between any two steps of a
+//! transaction, of a directory with two queues, and checks that all of a transaction has happened
+//! or nothing.
+
+mod truth;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use fastrand::Rng;
+use tempfile::TempDir;
+
+use self::truth::{Found, KEYS, Transaction, Truth};
+use super::check::{copy_tree, scratch};
+use super::disk::Disk;
+use super::truth::Crash;
+use super::{Named, number_from};
+use crate::dispatch::lease_timeouts::Delivery;
+use crate::dispatch::source::Source;
+use crate::engine::Running;
+use crate::engine::delivery::Attempt;
+use crate::engine::enqueue::Place;
+use crate::engine::maintenance::Maintenance;
+use crate::engine::transactions;
+use crate::failure::Failure;
+use crate::log::lease::Lease;
+use crate::log::mark::pretended::{self, Restarted};
+use crate::options::{Durability, EnqueueOptions};
+use crate::storage::Operation;
+use crate::storage::faults::{self, Moment};
+use crate::time::stopped;
+use crate::{Keep, Queues, RetryPolicy, TransactionError};
+
+const SEGMENT_SIZE: u64 = 16 * 1024;
+const NAMES: [&str; 2] = ["a", "b"];
+const STEPS: usize = 300;
+/// How many recoveries in a row may crash.
+const DEEPEST: u32 = 2;
+
+/// A job that a handler has.
+struct InHand {
+    lease: Lease,
+    attempt: Attempt,
+    delivery: Delivery,
+    number: u64,
+}
+
+/// An open queue.
+struct Open {
+    running: Arc<Running>,
+    consumer: Source<Arc<Running>>,
+    maintenance: Maintenance,
+    in_hand: Vec<InHand>,
+}
+
+/// What the steps share with the observer of file operations.
+struct Shared {
+    truth: RefCell<Truth>,
+    disk: RefCell<Disk>,
+    random: RefCell<Rng>,
+    cuts: Cell<u64>,
+}
+
+struct World {
+    shared: Rc<Shared>,
+    dir: TempDir,
+    tree: Option<Queues>,
+    queues: Vec<Open>,
+    restarted: Option<Restarted>,
+}
+
+fn open_tree(dir: &Path) -> Queues {
+    let options = Queues::options(dir).state_segment_size(SEGMENT_SIZE);
+    match options.open() {
+        Ok(tree) => tree,
+        Err(error) => panic!("the directory does not open after a crash: {error}"),
+    }
+}
+
+fn open_queue(tree: &Queues, name: &str) -> (Arc<Running>, crate::RecoveryReport) {
+    let builder = tree
+        .builder(name)
+        .stripes(1)
+        .segment_size(SEGMENT_SIZE)
+        .retry(RetryPolicy::fixed(Duration::ZERO).unlimited_attempts());
+    match Running::open_idle(&builder) {
+        Ok((running, report)) => (Arc::new(running), report),
+        Err(error) => panic!("the queue does not open after a crash: {error}"),
+    }
+}
+
+fn number_in(lease: &Lease) -> u64 {
+    let payload = lease.payload();
+    u64::from_le_bytes(payload[..8].try_into().expect("8 bytes"))
+}
+
+/// Opens what a crash left, and looks at everything.
+fn look(dir: &Path) -> (Found, u64) {
+    let tree = open_tree(dir);
+    let mut settled = tree.recovery().settled;
+    let mut found = Found {
+        has_torn_acks: tree.recovery().ack_words_reset > 0,
+        ..Found::default()
+    };
+    let mut open = Vec::new();
+    for (queue, name) in NAMES.iter().enumerate() {
+        let (running, report) = open_queue(&tree, name);
+        settled += report.settled;
+        found.has_torn_acks |= report.ack_words_reset > 0;
+        let consumer = Source::new(Arc::clone(&running));
+        let mut leases = Vec::new();
+        while let Some(lease) = consumer.try_next() {
+            leases.push(lease);
+        }
+        leases.extend(running.dispatch().timer.take_all());
+        leases.extend(running.dispatch().suspects.take_all());
+        found
+            .jobs
+            .extend(leases.iter().map(|lease| (number_in(lease), queue)));
+        drop((leases, consumer));
+        open.push(running);
+    }
+    for key in 0..KEYS {
+        if let Some(value) = tree.keys().get(&[key]) {
+            let value = value.as_bytes().try_into().expect("8 bytes");
+            found.keys.insert(key, u64::from_le_bytes(value));
+        }
+    }
+    for running in open {
+        running.die();
+    }
+    tree.die();
+    found.jobs.sort_unstable();
+    (found, settled)
+}
+
+/// What a crash left.
+struct Left<'a> {
+    dir: &'a Path,
+    disk: Disk,
+    crash: Crash,
+    /// How many recoveries have crashed before.
+    depth: u32,
+    /// Whether one of them has found a torn ack word.
+    has_torn_acks: bool,
+}
+
+/// Opens what a crash left and checks it. Returns how many crashes were checked, and what was found.
+fn check(left: Left<'_>, truth: &Truth, random: &mut Rng) -> (u64, Found) {
+    let Left {
+        dir,
+        disk,
+        crash,
+        depth,
+        has_torn_acks,
+    } = left;
+    let cuts = Rc::new(Cell::new(1));
+    let _restarted = (crash == Crash::PowerCut).then(pretended::restart);
+    if depth < DEEPEST && random.u8(0..3) == 0 && !disk.has_failed() {
+        let (truth, cuts) = (truth.clone(), Rc::clone(&cuts));
+        let ahead = scratch();
+        copy_tree(dir, ahead.path());
+        let has_torn_acks = has_torn_acks || look(ahead.path()).0.has_torn_acks;
+        let mut random = Rng::with_seed(random.u64(..));
+        let mut disk = disk;
+        let observer = move |operation: Operation, path: &Path, moment: Moment| {
+            disk.note(operation, path, moment)?;
+            if random.u8(0..40) > 0 {
+                return Ok(());
+            }
+            let copy = scratch();
+            let (disk, crash) = if random.u8(0..3) == 0 {
+                (disk.leave_after_a_kill(copy.path()), crash)
+            } else {
+                (disk.leave_after_a_power_cut(copy.path()), Crash::PowerCut)
+            };
+            let left = Left {
+                dir: copy.path(),
+                disk,
+                crash,
+                depth: depth + 1,
+                has_torn_acks,
+            };
+            let (more, _) = check(left, &truth, &mut random);
+            cuts.set(cuts.get() + more);
+            Ok(())
+        };
+        faults::observe(Some((dir.to_path_buf(), Box::new(observer))));
+    }
+    let (mut found, _) = look(dir);
+    found.has_torn_acks |= has_torn_acks;
+    faults::observe(None);
+    truth.check(&found, crash);
+    // The first open forwards jobs that the second one settles.
+    let (again, _) = look(dir);
+    assert_eq!(
+        (&again.jobs, &again.keys),
+        (&found.jobs, &found.keys),
+        "a second open finds something else"
+    );
+    let (_, settled) = look(dir);
+    assert_eq!(settled, 0, "a third open had something to settle");
+    (cuts.get(), found)
+}
+
+impl Shared {
+    fn watch(&self, operation: Operation, path: &Path, moment: Moment) -> std::io::Result<()> {
+        self.disk.borrow_mut().note(operation, path, moment)?;
+        // Between the steps of a transaction, crashes are more frequent.
+        let often = if operation == Operation::Commit { 8 } else { 2 };
+        for crash in [Crash::Kill, Crash::PowerCut] {
+            if self.random.borrow_mut().u8(0..100) < often {
+                let copy = scratch();
+                let left = self.leave(crash, copy.path());
+                self.check(copy.path(), left, crash);
+            }
+        }
+        Ok(())
+    }
+
+    fn leave(&self, crash: Crash, to: &Path) -> Disk {
+        let mut disk = self.disk.borrow_mut();
+        match crash {
+            Crash::Kill => disk.leave_after_a_kill(to),
+            Crash::PowerCut => disk.leave_after_a_power_cut(to),
+        }
+    }
+
+    fn check(&self, dir: &Path, disk: Disk, crash: Crash) -> Found {
+        let truth = self.truth.borrow().clone();
+        let left = Left {
+            dir,
+            disk,
+            crash,
+            depth: 0,
+            has_torn_acks: false,
+        };
+        let (cuts, found) = check(left, &truth, &mut self.random.borrow_mut());
+        self.cuts.set(self.cuts.get() + cuts);
+        found
+    }
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        fastrand::seed(seed);
+        stopped::set(Some(Duration::from_secs(1_000_000)));
+        let dir = scratch();
+        let shared = Rc::new(Shared {
+            truth: RefCell::default(),
+            disk: RefCell::new(Disk::new(dir.path(), seed)),
+            random: RefCell::new(Rng::with_seed(seed)),
+            cuts: Cell::new(0),
+        });
+        let mut world = Self {
+            shared,
+            dir,
+            tree: None,
+            queues: Vec::new(),
+            restarted: None,
+        };
+        world.watch();
+        world.open();
+        world
+    }
+
+    fn watch(&self) {
+        let shared = Rc::clone(&self.shared);
+        let observer = move |operation, path: &Path, moment| shared.watch(operation, path, moment);
+        faults::observe(Some((self.dir.path().to_path_buf(), Box::new(observer))));
+    }
+
+    fn number(&self, below: usize) -> usize {
+        self.shared.random.borrow_mut().usize(0..below)
+    }
+
+    fn open(&mut self) {
+        self.shared.disk.borrow_mut().fail_a_flush(None);
+        let tree = open_tree(self.dir.path());
+        for name in NAMES {
+            self.queues.push(Self::open_one(&tree, name));
+        }
+        self.tree = Some(tree);
+    }
+
+    fn open_one(tree: &Queues, name: &str) -> Open {
+        let (running, _) = open_queue(tree, name);
+        Open {
+            consumer: Source::new(Arc::clone(&running)),
+            maintenance: Maintenance::new(),
+            in_hand: Vec::new(),
+            running,
+        }
+    }
+
+    fn tree(&self) -> &Queues {
+        self.tree.as_ref().expect("an open directory")
+    }
+
+    fn step(&mut self) {
+        let queue = self.number(NAMES.len());
+        match self.number(100) {
+            0..15 => self.enqueue(queue),
+            15..30 => self.take(queue),
+            30..60 => self.commit(queue),
+            60..68 => self.ack(queue),
+            68..72 => self.fail(queue),
+            72..84 => self.maintain(queue),
+            84..87 => self.flush(queue),
+            87..90 => self.wait(),
+            90..92 => self.reopen_queue(queue),
+            92 => self.reopen(),
+            93..97 => self.crash(if self.number(2) == 0 {
+                Crash::Kill
+            } else {
+                Crash::PowerCut
+            }),
+            97 => {
+                let after = self.number(8);
+                self.shared.disk.borrow_mut().fail_a_flush(Some(after));
+            }
+            _ => (0..20).for_each(|_| self.enqueue(queue)),
+        }
+        if self.shared.disk.borrow().has_failed() && self.number(4) == 0 {
+            // After a failed flush, only a restart of the machine shows what the disk has.
+            self.crash(Crash::PowerCut);
+        }
+    }
+
+    fn payload(&self, number: u64) -> Vec<u8> {
+        let mut payload = number.to_le_bytes().to_vec();
+        payload.resize(8 + self.number(400), 7);
+        payload
+    }
+
+    fn durability(&self) -> Durability {
+        match self.number(3) {
+            0 => Durability::Sync,
+            _ => Durability::Process,
+        }
+    }
+
+    fn enqueue(&self, queue: usize) {
+        let number = {
+            let mut truth = self.shared.truth.borrow_mut();
+            let number = truth.new_number();
+            truth.begin_enqueue(number, queue);
+            number
+        };
+        let durability = self.durability();
+        let options = EnqueueOptions::new().durability(durability);
+        let running = &self.queues[queue].running;
+        let payload = self.payload(number);
+        let place = Place::on(&running.dispatch().stripes()[0]);
+        let result = running.enqueue_with(place, &payload, &options);
+        let is_there = matches!(&result, Ok(_) | Err(crate::EnqueueError::NotDurable { .. }));
+        let is_durable = result.is_ok() && durability == Durability::Sync;
+        self.shared
+            .truth
+            .borrow_mut()
+            .end_enqueue(is_there, is_durable);
+    }
+
+    fn take(&mut self, queue: usize) {
+        for _ in 0..=self.number(6) {
+            let open = &mut self.queues[queue];
+            let Some(lease) = open.consumer.try_next() else {
+                return;
+            };
+            let number = number_in(&lease);
+            self.shared.truth.borrow().check_delivery(number, queue);
+            let (lease, attempt, delivery) = open.running.begin(lease).expect("a live job");
+            open.in_hand.push(InHand {
+                lease,
+                attempt,
+                delivery,
+                number,
+            });
+        }
+    }
+
+    fn take_in_hand(&mut self, queue: usize) -> Option<InHand> {
+        let count = self.queues[queue].in_hand.len();
+        let at = self.number(count.max(1));
+        (count > 0).then(|| self.queues[queue].in_hand.swap_remove(at))
+    }
+
+    fn ack(&mut self, queue: usize) {
+        if let Some(one) = self.take_in_hand(queue) {
+            self.shared.truth.borrow_mut().begin_ack(one.number);
+            let running = &self.queues[queue].running;
+            running.ack(one.lease, one.delivery, one.attempt);
+            self.shared.truth.borrow_mut().end_ack();
+        }
+    }
+
+    fn fail(&mut self, queue: usize) {
+        if let Some(one) = self.take_in_hand(queue) {
+            let running = &self.queues[queue].running;
+            let failure = Failure::retry("once more");
+            running.fail(one.lease, one.delivery, one.attempt, failure);
+        }
+    }
+
+    /// Commits a transaction, mostly one that completes a job.
+    fn commit(&mut self, queue: usize) {
+        let source = match self.number(4) {
+            0 => None,
+            _ => self.take_in_hand(queue),
+        };
+        let mut noted = Transaction {
+            source: source.as_ref().map(|one| one.number),
+            jobs: Vec::new(),
+            changes: BTreeMap::new(),
+            is_sync: self.number(2) == 0,
+        };
+        let mut transaction = self.tree().transaction();
+        transaction.durability(match noted.is_sync {
+            true => Durability::Sync,
+            false => Durability::Process,
+        });
+        for _ in 0..self.number(4) {
+            let number = self.shared.truth.borrow_mut().new_number();
+            let queue = self.number(NAMES.len());
+            let payload = self.payload(number);
+            let options = EnqueueOptions::new();
+            transaction.add(&self.queues[queue].running, &payload, &options);
+            noted.jobs.push((number, queue));
+        }
+        let mut is_refused = false;
+        for _ in 0..self.number(4) {
+            let key = self.number(KEYS.into()) as u8;
+            let value = self.shared.truth.borrow_mut().new_number();
+            match self.number(4) {
+                0 => {
+                    transaction.remove(&[key]);
+                    noted.changes.insert(key, None);
+                }
+                1 => {
+                    is_refused |= self.shared.truth.borrow().has(key);
+                    transaction.insert_new(&[key], &value.to_le_bytes(), Keep::Forever);
+                    noted.changes.insert(key, Some(value));
+                }
+                _ => {
+                    transaction.put(&[key], &value.to_le_bytes(), Keep::Forever);
+                    noted.changes.insert(key, Some(value));
+                }
+            }
+        }
+        self.shared.truth.borrow_mut().begin(noted);
+        let running = Arc::clone(&self.queues[queue].running);
+        let source = source.map(|one| transactions::Source {
+            engine: &running,
+            lease: one.lease,
+            delivery: one.delivery,
+            attempt: one.attempt,
+        });
+        let result = transaction.commit_with(source);
+        match result {
+            Ok(_) => {
+                assert!(!is_refused, "a condition was not checked");
+                self.shared.truth.borrow_mut().commit();
+            }
+            Err(TransactionError::NotDurable(_)) => self.crash(Crash::PowerCut),
+            Err(error) => {
+                let is_poisoned = self.shared.disk.borrow().has_failed();
+                let is_conflict = matches!(error, TransactionError::Conflict { .. });
+                assert!(is_poisoned || is_refused && is_conflict, "{error}");
+                self.shared.truth.borrow_mut().refuse();
+            }
+        }
+    }
+
+    fn maintain(&mut self, queue: usize) {
+        let open = &mut self.queues[queue];
+        open.running.turn_timer();
+        open.running.signal.kick();
+        if let Some(wake) = open.running.signal.take() {
+            open.maintenance.turn(&open.running, &wake);
+        }
+    }
+
+    fn flush(&self, queue: usize) {
+        if self.number(2) == 0 {
+            if self.tree().flush().is_ok() {
+                self.shared.truth.borrow_mut().flush_keys();
+            }
+        } else if self.queues[queue].running.flush().is_ok() {
+            self.shared.truth.borrow_mut().flush(queue);
+        }
+    }
+
+    fn wait(&self) {
+        let now = stopped::now().unwrap_or_default();
+        let pause = [1, 60, 300, 1_500][self.number(4)];
+        stopped::set(Some(now + Duration::from_millis(pause)));
+    }
+
+    fn reopen_queue(&mut self, queue: usize) {
+        if self.shared.disk.borrow().has_failed() {
+            return;
+        }
+        // Errors of an open are tested elsewhere.
+        self.shared.disk.borrow_mut().fail_a_flush(None);
+        let open = self.queues.remove(queue);
+        let Open {
+            running,
+            consumer,
+            in_hand,
+            ..
+        } = open;
+        drop((in_hand, consumer));
+        drop(running);
+        let again = Self::open_one(self.tree(), NAMES[queue]);
+        self.queues.insert(queue, again);
+    }
+
+    fn drop_handles(&mut self) {
+        for open in self.queues.drain(..) {
+            drop((open.in_hand, open.consumer));
+        }
+        self.tree = None;
+    }
+
+    /// Closes everything and opens it again.
+    fn reopen(&mut self) {
+        self.drop_handles();
+        if self.shared.disk.borrow().has_failed() {
+            self.crash(Crash::PowerCut);
+        } else {
+            self.open();
+        }
+    }
+
+    /// Kills the process or cuts the power, and goes on with what is left.
+    fn crash(&mut self, crash: Crash) {
+        let crash = match self.shared.disk.borrow().has_failed() {
+            true => Crash::PowerCut,
+            false => crash,
+        };
+        let left = scratch();
+        let mut disk = self.shared.leave(crash, left.path());
+        faults::observe(None);
+        for open in &self.queues {
+            open.running.die();
+        }
+        if let Some(tree) = &self.tree {
+            tree.die();
+        }
+        self.drop_handles();
+        let copy = scratch();
+        let copied = disk.leave_after_a_kill(copy.path());
+        let found = self.shared.check(copy.path(), copied, crash);
+        self.dir = left;
+        *self.shared.disk.borrow_mut() = disk;
+        if crash == Crash::PowerCut {
+            self.restarted = None;
+            self.restarted = Some(pretended::restart());
+        }
+        // What the open does is done before anything is promised anew.
+        self.open();
+        let disk = Disk::new(self.dir.path(), self.number(1 << 30) as u64);
+        let mut truth = self.shared.truth.borrow_mut();
+        truth.go_on(&found);
+        // The new disk has all of it.
+        truth.note_restart();
+        drop(truth);
+        *self.shared.disk.borrow_mut() = disk;
+        self.watch();
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        faults::observe(None);
+        for open in &self.queues {
+            open.running.die();
+        }
+        if let Some(tree) = &self.tree {
+            tree.die();
+        }
+        self.drop_handles();
+        stopped::set(None);
+    }
+}
+
+#[test]
+fn a_transaction_has_happened_or_not_after_a_crash_at_any_step() {
+    let enough = number_from("LOGMILL_CUTS").unwrap_or(1_500);
+    let first = number_from("LOGMILL_SEED").unwrap_or(0);
+    let has_failed = AtomicBool::new(false);
+    let (mut cuts, mut seed) = (0, first);
+    while cuts < enough {
+        let _named = Named {
+            seed,
+            has_failed: &has_failed,
+        };
+        let mut world = World::new(seed);
+        for _ in 0..STEPS {
+            world.step();
+        }
+        cuts += world.shared.cuts.get();
+        seed += 1;
+    }
+    println!("{cuts} crashes in {} runs, from seed {first}", seed - first);
+}
