@@ -98,6 +98,7 @@ mod producer;
 mod queue;
 mod queues;
 mod retry;
+mod runtime;
 mod sequence;
 mod stats;
 mod storage;

@@ -17,6 +17,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::error::OpenError;
 use crate::lock::{self, DirectoryLock};
+use crate::runtime::Runtime;
 use crate::storage::{self, Directory, StorageError};
 
 /// The directory of the queues.
@@ -39,6 +40,7 @@ pub(crate) fn is_valid_name(name: &str) -> bool {
 pub(crate) struct Tree {
     lock: DirectoryLock,
     queues: Arc<Directory>,
+    runtime: Arc<Runtime>,
     /// The queues that are open, being opened or being closed, by name.
     seats: Mutex<HashMap<String, Arc<Place>>>,
 }
@@ -79,6 +81,7 @@ impl Tree {
         Ok(Self {
             lock,
             queues: Arc::new(queues),
+            runtime: Arc::new(Runtime::for_many()),
             seats: Mutex::default(),
         })
     }
@@ -86,6 +89,11 @@ impl Tree {
     /// The root directory.
     pub(crate) fn root(&self) -> &Arc<Directory> {
         self.lock.directory()
+    }
+
+    /// The threads that serve the queues.
+    pub(crate) fn runtime(&self) -> &Arc<Runtime> {
+        &self.runtime
     }
 
     /// The directory of the queues.
@@ -212,6 +220,10 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
+    pub(crate) fn tree(&self) -> &Arc<Tree> {
+        &self.tree
+    }
+
     /// Lets others [find](Tree::find) the queue, as long as it has handles.
     pub(crate) fn show<T: Any + Send + Sync>(&self, open: &Arc<T>) {
         let open: Weak<T> = Arc::downgrade(open);
