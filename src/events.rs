@@ -157,10 +157,6 @@ impl<T> Mutex<T> {
             _held: held,
         })
     }
-
-    pub(crate) fn get_mut(&mut self) -> &mut T {
-        self.0.get_mut()
-    }
 }
 
 impl<T> Deref for MutexGuard<'_, T> {
@@ -312,14 +308,16 @@ mod tests {
 
     /// `tracing` is called only here. Under other kinds of locks no event may be raised: those with
     /// a condition variable, the list of segments and the places of consumers, which guard a few
-    /// lines each that raise none.
+    /// lines each that raise none, and those of a turn's own state, which nobody else waits for.
     #[test]
     fn all_events_go_through_this_file_and_locks_are_of_the_kind_that_knows() {
         let with_others = [
             "dispatch/registry.rs",
             "dispatch/timer.rs",
             "engine/maintenance.rs",
+            "engine/running.rs",
             "log/mod.rs",
+            "tree.rs",
             "workers.rs",
         ];
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

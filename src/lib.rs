@@ -99,6 +99,7 @@ mod producer;
 mod queue;
 mod queues;
 mod retry;
+mod runtime;
 mod sequence;
 mod state;
 mod stats;

@@ -22,7 +22,7 @@ use crate::{
 ///
 /// The queue is closed when its last handle is dropped. Handles are the queues, producers,
 /// consumers, dead letters and worker pools, and the threads of the pools. That drop waits for
-/// flushes and for the queue's own threads; if it fails, it only emits an event.
+/// flushes and for what the background threads are doing for the queue; if it fails, it only emits an event.
 /// [`close`](Self::close) returns the error instead.
 ///
 /// ```
@@ -319,7 +319,8 @@ impl Builder {
     ///
     /// Creates the queue if the directory is empty or does not exist. The open reads the header and
     /// the acks of each segment, and scans the segments that are not sealed: after a crash, usually
-    /// one or two in each stripe. It starts two threads.
+    /// one or two in each stripe. It starts two threads, or
+    /// uses those of the queue's [`Queues`](crate::Queues).
     ///
     /// # Errors
     /// See [`OpenError`]. Damage to segments or ack files is not an error; it is in the report. A

@@ -120,6 +120,12 @@ impl Queues {
         self.tree.report()
     }
 
+    /// Does what the maintenance of the state log would do if it were woken now.
+    #[cfg(test)]
+    pub(crate) fn maintain_state(&self) {
+        let _ = self.tree.state().turn();
+    }
+
     #[cfg(test)]
     pub(crate) fn die(&self) {
         self.tree.die();
@@ -183,6 +189,13 @@ impl QueuesBuilder {
     /// # Errors
     /// See [`Queues::open`].
     pub fn open(self) -> Result<Queues, OpenError> {
+        let queues = self.open_idle()?;
+        queues.tree.start()?;
+        Ok(queues)
+    }
+
+    /// Like [`open`](Self::open), with nobody who maintains the log of transactions and keys.
+    pub(crate) fn open_idle(self) -> Result<Queues, OpenError> {
         let mut options = Builder::new(&self.path);
         options.file_mode = self.file_mode;
         options.segment_size = self.state_segment_size;

@@ -19,8 +19,10 @@ use crate::error::OpenError;
 use crate::events::event;
 use crate::lock::{self, DirectoryLock};
 use crate::log::recovery::RecoveryReport;
+use crate::runtime::{Runtime, Serve, Task};
 use crate::state::State;
 use crate::storage::{self, Directory, StorageError};
+use crate::user_code;
 
 /// The directory of the queues.
 const QUEUES: &str = "queues";
@@ -42,9 +44,12 @@ pub(crate) fn is_valid_name(name: &str) -> bool {
 pub(crate) struct Tree {
     lock: DirectoryLock,
     queues: Arc<Directory>,
+    runtime: Arc<Runtime>,
     /// The queues that are open, being opened or being closed, by name.
     seats: Mutex<HashMap<String, Arc<Place>>>,
-    state: State,
+    state: Arc<State>,
+    /// Maintains the state log. None once the tree is being closed.
+    task: Option<Task>,
     /// What the open found in the state log.
     report: RecoveryReport,
     #[cfg(test)]
@@ -52,7 +57,7 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// Opens or creates a tree, waiting up to `wait` for another owner to close it.
+    /// Opens or creates a tree, without its threads, waiting up to `wait` for another owner to close it.
     pub(crate) fn open(
         path: &Path,
         file_mode: u32,
@@ -89,17 +94,30 @@ impl Tree {
             Err(error) => return Err(not_a_directory(error, &root.path().join(QUEUES))),
         };
         lock.note_holder();
-        let (state, report) = State::open(root, state_segment_size)?;
-        let seats = Mutex::default();
+        let runtime = Arc::new(Runtime::for_many());
+        let task = runtime.maintenance_task();
+        let (state, report) = State::open(root, state_segment_size, task.waker())?;
+        let state = Arc::new(state);
         Ok(Self {
             queues: Arc::new(queues),
             lock,
-            seats,
+            runtime,
+            seats: Mutex::default(),
+            task: Some(task),
             state,
             report,
             #[cfg(test)]
             is_dead: std::sync::atomic::AtomicBool::new(false),
         })
+    }
+
+    /// Starts the threads, which maintain the state log.
+    pub(crate) fn start(&self) -> Result<(), OpenError> {
+        self.runtime.start().map_err(OpenError::Thread)?;
+        if let Some(task) = &self.task {
+            task.serve(StateTask(Arc::downgrade(&self.state)));
+        }
+        Ok(())
     }
 
     /// The log of transactions and keys.
@@ -122,6 +140,11 @@ impl Tree {
     /// The root directory.
     pub(crate) fn root(&self) -> &Arc<Directory> {
         self.lock.directory()
+    }
+
+    /// The threads that serve the queues.
+    pub(crate) fn runtime(&self) -> &Arc<Runtime> {
+        &self.runtime
     }
 
     /// The directory of the queues.
@@ -211,8 +234,23 @@ impl Tree {
     }
 }
 
+/// The maintenance of the state log, as a task of the runtime.
+struct StateTask(Weak<State>);
+
+impl Serve for StateTask {
+    fn turn(&self) -> Option<Instant> {
+        let state = self.0.upgrade()?;
+        user_code::call_own(|| state.turn()).unwrap_or_else(|panic| {
+            event!(error, panic, "maintenance has panicked: a bug in logmill");
+            None
+        })
+    }
+}
+
 impl Drop for Tree {
     fn drop(&mut self) {
+        // Waits for a turn of it.
+        self.task = None;
         #[cfg(test)]
         if self.is_dead.load(std::sync::atomic::Ordering::Relaxed) {
             return;
@@ -261,7 +299,7 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
-    pub(crate) fn tree(&self) -> &Tree {
+    pub(crate) fn tree(&self) -> &Arc<Tree> {
         &self.tree
     }
 

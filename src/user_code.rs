@@ -4,10 +4,17 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::runtime::outside;
+
 /// Runs user code; returns the message of its panic if it panics.
 #[inline]
 pub(crate) fn call<T>(code: impl FnOnce() -> T) -> Result<T, String> {
     // State that a panic leaves broken is the user's own.
+    catch_unwind(AssertUnwindSafe(|| outside(code))).map_err(message_of)
+}
+
+/// Runs code of this library, which should not panic; returns the message of its panic if it does.
+pub(crate) fn call_own<T>(code: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(code)).map_err(message_of)
 }
 

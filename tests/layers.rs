@@ -21,8 +21,10 @@ const LAYERS: &[&[&str]] = &[
     &["log"],
     &["lasting", "error"],
     &["storage", "event_count", "turns", "id"],
-    &["events", "failure", "sync", "time", "sequence"],
+    &["events", "failure", "time", "sequence"],
     &["user_code"],
+    &["runtime"],
+    &["sync"],
 ];
 
 fn layer_of(module: &str) -> usize {

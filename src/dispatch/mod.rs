@@ -39,6 +39,7 @@ use crate::log::lease::Lease;
 use crate::log::meta::Meta;
 use crate::log::run::Run;
 use crate::log::segment::Unsettled;
+use crate::runtime::Waker;
 use crate::time::Clock;
 use crate::turns::Turns;
 
@@ -100,6 +101,7 @@ impl Dispatch {
     pub(crate) fn new(
         stripes: Box<[Log]>,
         sleepers: Arc<EventCount>,
+        timer: Waker,
         clock: Clock,
         retry: RetryPolicy,
         counted: bool,
@@ -112,7 +114,7 @@ impl Dispatch {
             consumers: Registry::new(),
             sleepers,
             looking: Looking::new(),
-            timer: Timer::new(),
+            timer: Timer::new(timer),
             copied: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             #[cfg(test)]

@@ -2,18 +2,18 @@
 //! off after a failure.
 //!
 //! A delay runs on the monotonic clock. A due time follows the wall clock, even if that is changed.
-//! For each clock there is a map ordered by due time; a condition variable wakes the timer thread,
-//! which empties both.
+//! For each clock there is a map ordered by due time. A task of the runtime empties both.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::Timestamp;
 use crate::log::lease::Lease;
+use crate::runtime::Waker;
 use crate::sequence::{Sequence, SequenceMap};
 use crate::time::{Clock, Tick};
 
@@ -63,7 +63,7 @@ const _: () = assert!(size_of::<(Tick, Sequence, Lease)>() <= 32);
 /// The jobs that are not due yet.
 pub(crate) struct Timer {
     state: Mutex<State>,
-    changed: Condvar,
+    task: Waker,
 }
 
 struct State {
@@ -76,7 +76,6 @@ struct State {
     /// Jobs that compaction has taken out and that are not elsewhere yet.
     moving: usize,
     interrupted: bool,
-    stopped: bool,
 }
 
 impl State {
@@ -149,7 +148,7 @@ fn take_first<T: Ord + Copy>(waiting: &mut ByDue<T>, now: T, due: &mut Vec<Lease
 }
 
 impl Timer {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(task: Waker) -> Self {
         Self {
             state: Mutex::new(State {
                 after: BTreeMap::new(),
@@ -158,9 +157,8 @@ impl Timer {
                 segments: SequenceMap::default(),
                 moving: 0,
                 interrupted: false,
-                stopped: false,
             }),
-            changed: Condvar::new(),
+            task,
         }
     }
 
@@ -184,7 +182,7 @@ impl Timer {
         }
         drop(state);
         if earliest {
-            self.changed.notify_one();
+            self.task.wake();
         }
         true
     }
@@ -208,7 +206,7 @@ impl Timer {
         let due = state.take_due(now);
         drop(state);
         if is_earliest {
-            self.changed.notify_one();
+            self.task.wake();
         }
         due
     }
@@ -262,31 +260,23 @@ impl Timer {
         self.state.lock().moving -= jobs;
     }
 
-    /// Waits until something is due, or `also` is reached, or the timer is interrupted. Returns the
-    /// jobs that are due, earliest first; None once stopped.
-    pub(crate) fn wait(&self, clock: Clock, also: Option<Tick>) -> Option<Vec<Lease>> {
+    /// Takes the jobs that are due, earliest first; none if `also` is reached or the timer was
+    /// interrupted. If there is nothing to do, returns how long until there is.
+    pub(crate) fn check(
+        &self,
+        clock: Clock,
+        also: Option<Tick>,
+    ) -> Result<Vec<Lease>, Option<Duration>> {
         let mut state = self.state.lock();
-        loop {
-            if state.stopped {
-                return None;
-            }
-            let now = Now::of(clock);
-            let due = state.take_due(now);
-            let interrupted = std::mem::take(&mut state.interrupted);
-            if interrupted || !due.is_empty() || also.is_some_and(|also| also <= now.tick) {
-                return Some(due);
-            }
-            let next = state.next(now);
-            let also = also.map(|also| also.since(now.tick));
-            match next.into_iter().chain(also).min() {
-                // At least a microsecond: a shorter wait would return immediately, again and again.
-                Some(next) => {
-                    let left = next.max(Duration::from_micros(1));
-                    self.changed.wait_for(&mut state, left);
-                }
-                None => self.changed.wait(&mut state),
-            }
+        let now = Now::of(clock);
+        let due = state.take_due(now);
+        let interrupted = std::mem::take(&mut state.interrupted);
+        if interrupted || !due.is_empty() || also.is_some_and(|also| also <= now.tick) {
+            return Ok(due);
         }
+        let next = state.next(now);
+        let also = also.map(|also| also.since(now.tick));
+        Err(next.into_iter().chain(also).min())
     }
 
     /// Takes the jobs that are due at this time, without waiting.
@@ -314,15 +304,10 @@ impl Timer {
         all.map(|(_, lease)| lease.job()).collect()
     }
 
-    /// Makes the timer thread check again what else it waits for.
+    /// Makes the timer check again what else it waits for.
     pub(crate) fn interrupt(&self) {
         self.state.lock().interrupted = true;
-        self.changed.notify_one();
-    }
-
-    pub(crate) fn stop(&self) {
-        self.state.lock().stopped = true;
-        self.changed.notify_one();
+        self.task.wake();
     }
 
     /// How many waiting jobs of a segment no handler may still ack.

@@ -88,14 +88,8 @@ impl Engine {
         }
     }
 
-    /// How soon the state log asks for maintenance.
-    pub(crate) fn state_is_due(&self) -> Option<std::time::Duration> {
-        let (state, id) = self.home.state()?;
-        state.is_due_in(id)
-    }
-
-    /// Maintenance for what the queue has to do with the state log, and for that log itself. Returns
-    /// whether jobs wait for room.
+    /// Maintenance for what the queue has to do with the state log. Returns whether jobs wait for
+    /// room.
     pub(crate) fn maintain_elsewhere(&self) -> Result<bool, Arc<StorageError>> {
         let Some((state, id)) = self.home.state() else {
             return Ok(false);
@@ -103,8 +97,6 @@ impl Engine {
         if self.poison().is_none() && state.is_due(id) {
             self.settle_elsewhere()?;
         }
-        let has_waiting = self.take_waiting()?;
-        state.maintain()?;
-        Ok(has_waiting)
+        self.take_waiting()
     }
 }

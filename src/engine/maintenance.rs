@@ -1,17 +1,18 @@
-//! The maintenance thread does the work that no producer or worker should wait for: it prepares
-//! segments, writes dead letters, retires and seals segments, flushes at intervals, and compacts.
+//! Maintenance: the work that no producer or worker should wait for. It prepares segments, writes
+//! dead letters, retires and seals segments, flushes at intervals, and compacts.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use crate::engine::Engine;
 use crate::events::event;
 use crate::lasting::Lasting;
 use crate::log::Log;
+use crate::runtime::{Serve, Waker};
 use crate::storage::StorageError;
-use crate::time;
+use crate::{time, user_code};
 
 /// How often to look for segments that only a few delayed jobs keep alive.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(1);
@@ -24,46 +25,39 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// between two attempts at any of its operations.
 const WELL_AGAIN: Duration = Duration::from_secs(2);
 
-/// Wakes the maintenance thread when there is something to do.
+/// Wakes maintenance when there is something to do.
 pub(crate) struct Signal {
     state: Mutex<State>,
-    changed: Condvar,
+    task: Waker,
 }
 
 struct State {
     kicked: bool,
-    stopped: bool,
     flush_at: Option<Instant>,
     turn_at: Option<Instant>,
 }
 
-/// Why the maintenance thread was woken.
+/// Why there is a turn.
 pub(crate) struct Wake {
     flush: bool,
 }
 
 impl Signal {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(task: Waker) -> Self {
         Self {
             state: Mutex::new(State {
                 // The first segments have to be prepared.
                 kicked: true,
-                stopped: false,
                 flush_at: None,
                 turn_at: None,
             }),
-            changed: Condvar::new(),
+            task,
         }
     }
 
     pub(crate) fn kick(&self) {
         self.state.lock().kicked = true;
-        self.changed.notify_one();
-    }
-
-    pub(crate) fn stop(&self) {
-        self.state.lock().stopped = true;
-        self.changed.notify_one();
+        self.task.wake();
     }
 
     /// Requests a flush of everything within `interval` from now.
@@ -75,7 +69,7 @@ impl Signal {
         if state.flush_at.is_none_or(|before| at < before) {
             state.flush_at = Some(at);
             drop(state);
-            self.changed.notify_one();
+            self.task.wake();
         }
     }
 
@@ -86,28 +80,19 @@ impl Signal {
         if state.turn_at.is_none_or(|before| at < before) {
             state.turn_at = Some(at);
             drop(state);
-            self.changed.notify_one();
+            self.task.wake();
         }
     }
 
-    /// Waits for something to do, at most until `deadline`; None once stopped.
-    fn wait(&self, deadline: Option<Instant>) -> Option<Wake> {
-        let mut state = self.state.lock();
-        loop {
-            if state.stopped {
-                return None;
-            }
-            if let Some(wake) = state.take(deadline) {
-                return Some(wake);
-            }
-            let soonest = state.flush_at.into_iter().chain(state.turn_at);
-            match soonest.chain(deadline).min() {
-                Some(until) => {
-                    self.changed.wait_until(&mut state, until);
-                }
-                None => self.changed.wait(&mut state),
-            }
-        }
+    /// What there is to do, from `deadline` on in any case.
+    fn take_by(&self, deadline: Option<Instant>) -> Option<Wake> {
+        self.state.lock().take(deadline)
+    }
+
+    /// The earliest time for which something was requested.
+    fn requested(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        state.flush_at.into_iter().chain(state.turn_at).min()
     }
 
     /// What there is to do, without waiting.
@@ -134,15 +119,55 @@ impl State {
     }
 }
 
-/// Runs until the signal is stopped.
-pub(crate) fn run(engine: &Engine) {
-    let mut maintenance = Maintenance::new();
-    while let Some(wake) = engine.signal.wait(maintenance.deadline(engine)) {
-        maintenance.turn(engine, &wake);
+/// The maintenance of a queue, as a task of its runtime.
+pub(crate) struct MaintenanceTask {
+    engine: Weak<Engine>,
+    /// Locked by one turn at a time.
+    state: Mutex<TaskState>,
+}
+
+struct TaskState {
+    maintenance: Maintenance,
+    /// When the next turn is due if nothing asks for one before.
+    next: Option<Instant>,
+}
+
+impl MaintenanceTask {
+    pub(crate) fn new(engine: &Arc<Engine>) -> Self {
+        let maintenance = Maintenance::new();
+        let next = maintenance.deadline(engine);
+        Self {
+            engine: Arc::downgrade(engine),
+            state: Mutex::new(TaskState { maintenance, next }),
+        }
     }
 }
 
-/// The state that the thread keeps between turns.
+impl Serve for MaintenanceTask {
+    fn turn(&self) -> Option<Instant> {
+        let engine = self.engine.upgrade()?;
+        let mut state = self.state.lock();
+        let TaskState { maintenance, next } = &mut *state;
+        let result = user_code::call_own(|| {
+            if let Some(wake) = engine.signal.take_by(*next) {
+                maintenance.turn(&engine, &wake);
+                *next = maintenance.deadline(&engine);
+            }
+        });
+        if let Err(panic) = result {
+            event!(error, panic, "maintenance has panicked: a bug in logmill");
+            *next = None;
+        }
+        let next = *next;
+        drop(state);
+        let requested = engine.signal.requested();
+        // This may close the files of the queue.
+        drop(engine);
+        next.into_iter().chain(requested).min()
+    }
+}
+
+/// The state that maintenance keeps between turns.
 pub(crate) struct Maintenance {
     next_compaction: Instant,
     /// When jobs may next be moved to make room if room is short: a move that made none is not
@@ -185,10 +210,8 @@ impl Maintenance {
             .iter()
             .any(Log::has_held_back)
             .then_some(HELD_BACK_INTERVAL);
-        let state = engine.state_is_due();
         let waiting = self.has_waiting.then_some(RETRY_INTERVAL);
         let pauses = [
-            state,
             waiting,
             self.put_off,
             self.next_seal,

@@ -20,10 +20,10 @@ mod open;
 mod pause;
 mod release;
 mod replay;
+mod running;
 mod settling;
 #[cfg(all(test, not(loom)))]
 mod tests;
-mod threads;
 pub(crate) mod transactions;
 pub(crate) mod worker;
 
@@ -36,7 +36,7 @@ use self::depth::DepthLimit;
 use self::home::Home;
 pub(crate) use self::home::names_in;
 use self::maintenance::Signal;
-pub(crate) use self::threads::Running;
+pub(crate) use self::running::Running;
 use crate::StorageError;
 use crate::dispatch::Dispatch;
 use crate::dispatch::lease_timeouts::Leases;

@@ -19,27 +19,37 @@ use crate::log::poison::Poison;
 use crate::log::recovery::{Recovery, RecoveryReport, count_segments};
 use crate::log::{DEAD_ORIGIN, Log, LogConfig, SpaceBudget, segment};
 use crate::options::{Builder, Durability};
+use crate::runtime::Waker;
 use crate::time::Clock;
 use crate::tree::Seat;
+
+/// Wake the tasks that serve an engine.
+#[derive(Default)]
+pub(super) struct Wakers {
+    pub(super) timer: Waker,
+    pub(super) maintenance: Waker,
+}
 
 impl Engine {
     /// Opens or creates the queue that the builder describes.
     pub(super) fn open(
         builder: &Builder,
         seat: Option<Seat>,
+        wakers: Wakers,
     ) -> Result<(Self, RecoveryReport), OpenError> {
         let (home, directories) = Home::open(builder, seat)?;
         let home = Arc::new(home);
-        Self::recover(&home, directories, builder).inspect_err(|_| home.undo_creation())
+        Self::recover(&home, directories, builder, wakers).inspect_err(|_| home.undo_creation())
     }
 
     fn recover(
         home: &Arc<Home>,
         directories: Directories,
         builder: &Builder,
+        wakers: Wakers,
     ) -> Result<(Self, RecoveryReport), OpenError> {
         let manifest = &home.manifest;
-        let signal = Arc::new(Signal::new());
+        let signal = Arc::new(Signal::new(wakers.maintenance));
         let kick = {
             let signal = Arc::clone(&signal);
             Arc::new(move || signal.kick())
@@ -142,6 +152,7 @@ impl Engine {
             dispatch: Dispatch::new(
                 stripes.into(),
                 sleepers,
+                wakers.timer,
                 clock,
                 builder.retry.clone(),
                 builder.lease_timeout.is_some(),

@@ -5,8 +5,7 @@
 //! done on the way.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::entry::{Change, Entry};
 use super::index::Place;
@@ -18,17 +17,20 @@ use crate::log::record::units_of;
 use crate::log::segment::Unsettled;
 use crate::log::{Kick, RollError};
 use crate::storage::StorageError;
+use crate::time;
 
 /// Segments are cleaned once more than this many bytes in full ones are used for each byte of valid
 /// values.
 const BYTES_PER_LIVE_BYTE: u64 = 2;
-/// How soon a queue looks again that found another one at it.
+/// How soon an operation that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(50);
+/// Maintenance counts as recovered when nothing has failed for this long.
+const WELL_AGAIN: Duration = Duration::from_secs(2);
 /// So many full segments are left alone.
 const FULL_SEGMENTS: u64 = 2;
 
 impl State {
-    /// Counts an open queue among those whose maintenance looks after this log. `kick` wakes it.
+    /// Counts a queue among the open ones. `kick` wakes its maintenance.
     pub(crate) fn register(&self, queue: u64, kick: Kick) {
         self.callers.register(queue, kick);
     }
@@ -38,35 +40,42 @@ impl State {
         self.callers.leave(queue);
     }
 
-    /// How soon a queue is to look after this log.
-    pub(crate) fn is_due_in(&self, queue: u64) -> Option<Duration> {
-        self.callers.due_in(queue)
-    }
-
     /// Flushes the log within this time.
     pub(crate) fn flush_within(&self, interval: Duration) {
-        self.flush_asked.store(true, Ordering::Relaxed);
-        if !self.callers.call_within(interval) {
-            // No queue is open whose thread could do it.
-            if let Err(error) = self.log.flush(true) {
-                event!(error, %error, "a flush of the state log has failed");
-            }
+        let Some(at) = time::now().checked_add(interval) else {
+            return;
+        };
+        let mut flush_at = self.flush_at.lock();
+        if flush_at.is_none_or(|before| at < before) {
+            *flush_at = Some(at);
+            drop(flush_at);
+            self.task.wake();
         }
     }
 
-    /// Does one turn of maintenance if there is something to do.
-    pub(crate) fn maintain(&self) -> Result<(), Arc<StorageError>> {
-        if !self.callers.take_asked() || self.poison.is_set() {
-            return Ok(());
+    /// Does one turn of maintenance. Returns when the next one is due if nothing wakes it before.
+    pub(crate) fn turn(&self) -> Option<Instant> {
+        let next = self.maintain().unwrap_or_else(|error| {
+            if let Some(times) = self.failures.met_error(&error) {
+                event!(warn, %error, times, "maintenance of the state log fails and is tried again");
+            }
+            Some(AGAIN)
+        });
+        for failure in self.failures.over_since(WELL_AGAIN) {
+            event!(info, failure, "maintenance of the state log is well again");
         }
-        let Some(_maintenance) = self.maintenance.try_lock() else {
-            // Another queue's thread is at it, and may have looked already.
-            self.callers.call_within(AGAIN);
-            return Ok(());
-        };
-        let debtors = self.debtors();
-        self.callers.call(&debtors);
-        if self.flush_asked.swap(false, Ordering::Relaxed) {
+        let next = next.map(|pause| time::now() + pause);
+        next.into_iter().chain(*self.flush_at.lock()).min()
+    }
+
+    /// Returns how soon to look again.
+    fn maintain(&self) -> Result<Option<Duration>, Arc<StorageError>> {
+        if self.poison.is_set() {
+            return Ok(None);
+        }
+        self.callers.wake(&self.debtors());
+        let is_due = self.flush_at.lock().take_if(|at| *at <= time::now());
+        if is_due.is_some() {
             self.log.flush(true)?;
         }
         if self.are_keys_due() {
@@ -82,10 +91,7 @@ impl State {
         }
         next = next.into_iter().chain(self.log.seal(false)?).min();
         self.log.flush_ahead()?;
-        if let Some(next) = next {
-            self.callers.call_within(next);
-        }
-        Ok(())
+        Ok(next)
     }
 
     /// Makes all durable, and leaves the log in a state that the next open can read with the least

@@ -19,7 +19,7 @@ mod settling;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use self::callers::Callers;
 use self::entry::{Change, Completes, Entry, NewJob, meta_of_forwarded, meta_of_key};
@@ -30,6 +30,7 @@ use self::settling::Debts;
 use crate::error::{FlushError, OpenError};
 use crate::event_count::EventCount;
 use crate::events::Mutex;
+use crate::lasting::Lasting;
 use crate::log::manifest::Manifest;
 use crate::log::meta::{Elsewhere, JobOptions, Meta, MetaBytes};
 use crate::log::poison::Poison;
@@ -37,6 +38,7 @@ use crate::log::record::{NewRecord, units_of};
 use crate::log::recovery::{Recovery, RecoveryReport};
 use crate::log::segment::{Segment, Unsettled};
 use crate::log::{Kick, Log, LogConfig, RollError, SpaceBudget};
+use crate::runtime::Waker;
 use crate::storage::{Directory, StorageError};
 use crate::{Sequence, Timestamp};
 
@@ -54,11 +56,13 @@ pub(crate) struct State {
     poison: Arc<Poison>,
     writer: Mutex<Writer>,
     debts: Mutex<Debts>,
-    callers: Arc<Callers>,
-    /// Whether a flush is asked for.
-    flush_asked: AtomicBool,
-    /// Held by whoever maintains the log.
-    maintenance: Mutex<()>,
+    callers: Callers,
+    /// When a flush is due.
+    flush_at: Mutex<Option<Instant>>,
+    /// Wakes the maintenance of this log.
+    task: Waker,
+    /// What keeps maintenance from doing its work.
+    failures: Lasting,
 }
 
 /// What is held to append to the log, and to look up keys.
@@ -104,6 +108,7 @@ impl State {
     pub(crate) fn open(
         root: &Directory,
         segment_size: Option<u64>,
+        task: Waker,
     ) -> Result<(Self, RecoveryReport), OpenError> {
         let Home {
             directory: home,
@@ -124,10 +129,9 @@ impl State {
             });
         }
         let segment_size = on_disk;
-        let callers = Arc::<Callers>::default();
         let kick: Kick = {
-            let callers = Arc::clone(&callers);
-            Arc::new(move || callers.call_one())
+            let task = task.clone();
+            Arc::new(move || task.wake())
         };
         let poison = Arc::<Poison>::default();
         let config = LogConfig {
@@ -138,7 +142,7 @@ impl State {
             queue: Arc::clone(&home),
             budget: Arc::new(SpaceBudget::new(None, 0)),
             poison: Arc::clone(&poison),
-            kick: Arc::clone(&kick),
+            kick,
             sleepers: Arc::new(EventCount::new()),
             lost: Arc::new(|_| ()),
         };
@@ -172,9 +176,10 @@ impl State {
             log,
             poison,
             debts: Mutex::new(debts),
-            callers,
-            flush_asked: AtomicBool::new(false),
-            maintenance: Mutex::new(()),
+            callers: Callers::default(),
+            flush_at: Mutex::new(None),
+            task,
+            failures: Lasting::default(),
         };
         Ok((state, report))
     }
@@ -203,11 +208,6 @@ impl State {
     /// How many keys there are, including those that have expired and are not removed yet.
     pub(crate) fn keys(&self) -> usize {
         self.writer.lock().index.len()
-    }
-
-    /// Bytes of the log's segment files.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.log.stats().bytes
     }
 
     /// Appends a transaction, all of it or nothing.

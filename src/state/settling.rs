@@ -194,7 +194,7 @@ impl State {
             Ok(()) => {
                 let owed = taken.jobs.into_iter().chain(taken.completions);
                 owed.for_each(Unsettled::settle);
-                self.callers.call_one();
+                self.task.wake();
                 Ok(())
             }
             Err(error) => {

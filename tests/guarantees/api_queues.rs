@@ -1,11 +1,15 @@
 //! Tests of directories of queues: names, handles, and one lock for all.
 
 use std::fs;
-use std::sync::Barrier;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use logmill::{OpenError, Queue, Queues};
+use logmill::{
+    Durability, EnqueueOptions, ObservedJob, Observer, OpenError, Queue, Queues, RetryPolicy,
+};
 
 use crate::support::*;
 
@@ -177,4 +181,107 @@ fn a_directory_with_other_files_is_refused_and_not_touched() {
         ));
     }
     assert!(queues.names().unwrap().is_empty());
+}
+
+/// Threads of the library in this process.
+fn library_threads() -> usize {
+    let names = fs::read_dir("/proc/self/task").unwrap().map(|task| {
+        let name = task.unwrap().path().join("comm");
+        fs::read_to_string(name).unwrap_or_default()
+    });
+    names.filter(|name| name.starts_with("logmill-")).count()
+}
+
+/// Holds many queues open and at work, and counts the threads.
+pub(crate) fn count_threads(dir: &Path) {
+    let queues = Queues::open(dir.join("data")).unwrap();
+    let opened: Vec<_> = (0..100)
+        .map(|number| {
+            let builder = queues.builder(&number.to_string());
+            builder.stripes(1).segment_size(SEGMENT).open().unwrap().0
+        })
+        .collect();
+    for round in 0..10 {
+        for queue in &opened {
+            let soon = EnqueueOptions::new()
+                .delay(Duration::from_millis(round))
+                .durability(Durability::Interval(Duration::from_millis(1 + round)));
+            queue.enqueue_with(&[7; 2000], soon).unwrap();
+            // The delay begins to run once a consumer has seen the job.
+            queue.consumer().try_next();
+        }
+        let threads = library_threads();
+        assert!(threads <= 8, "{threads} threads");
+    }
+}
+
+#[test]
+fn a_hundred_queues_at_work_have_at_most_eight_threads_of_the_library() {
+    let dir = tempfile::tempdir().unwrap();
+    Child::start("count threads", dir.path()).finish();
+}
+
+#[test]
+fn backoff_functions_that_do_not_return_hold_up_no_other_queue() {
+    let dir = tempfile::tempdir().unwrap();
+    let queues = Queues::open(dir.path()).unwrap();
+    let open = |name: &str, retry: RetryPolicy| {
+        let builder = queues.builder(name).stripes(1).segment_size(SEGMENT);
+        let builder = builder.lease_timeout(Duration::from_millis(1)).retry(retry);
+        builder.open().unwrap().0
+    };
+    let release = Arc::new(OnceLock::<()>::new());
+    let stuck = Arc::new(AtomicUsize::new(0));
+    let mut held = Vec::new();
+    for number in 0..10 {
+        let (release, stuck) = (Arc::clone(&release), Arc::clone(&stuck));
+        let wait = RetryPolicy::custom(move |_| {
+            stuck.fetch_add(1, Ordering::Relaxed);
+            release.wait();
+            Duration::ZERO
+        });
+        let queue = open(&format!("stuck-{number}"), wait);
+        queue.enqueue(b"times out").unwrap();
+        let consumer = queue.consumer();
+        // Leaked, so that only the timer can end the delivery.
+        std::mem::forget(consumer.try_next().unwrap());
+        held.push((queue, consumer));
+    }
+    eventually("all are stuck", || stuck.load(Ordering::Relaxed) == 10);
+    let other = open("other", RetryPolicy::fixed(Duration::from_millis(5)));
+    let delayed = EnqueueOptions::new().delay(Duration::from_millis(5));
+    other.enqueue_with(b"later", delayed).unwrap();
+    let consumer = other.consumer();
+    let job = consumer.next_timeout(Duration::from_secs(60)).unwrap();
+    assert_eq!(job.payload(), b"later");
+    job.ack();
+    release.set(()).unwrap();
+}
+
+#[test]
+fn an_observer_may_drop_the_last_handles_of_its_queue_and_of_others_on_the_timer_thread() {
+    struct Drops(Arc<Mutex<Vec<Queue>>>);
+    impl Observer for Drops {
+        fn failed(&self, _job: &ObservedJob, _reason: &str) {
+            let queues = std::mem::take(&mut *self.0.lock().unwrap());
+            drop(queues);
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let queues = Queues::open(dir.path()).unwrap();
+    let handles = Arc::new(Mutex::new(Vec::new()));
+    let (queue, _) = queues
+        .builder("a")
+        .lease_timeout(Duration::from_millis(20))
+        .observer(Drops(Arc::clone(&handles)))
+        .open()
+        .unwrap();
+    let other = queues.queue("b").unwrap();
+    queue.enqueue(b"times out").unwrap();
+    let consumer = queue.consumer();
+    handles.lock().unwrap().extend([other, queue]);
+    // Leaks the job, not the consumer.
+    std::mem::forget(consumer.try_next().unwrap());
+    drop((consumer, queues));
+    eventually("all is closed", || Queues::open(dir.path()).is_ok());
 }

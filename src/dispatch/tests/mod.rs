@@ -15,6 +15,7 @@ use super::*;
 use crate::log::record::NewRecord;
 use crate::log::recovery::{Recovery, RecoveryReport};
 use crate::log::{LogConfig, SpaceBudget};
+use crate::runtime::Waker;
 use crate::storage::faults::{self, Effect, Plan};
 use crate::storage::{Directory, Operation};
 use crate::time::stopped;
@@ -52,7 +53,14 @@ fn dispatch_of(dir: &Path, counted: bool) -> Arc<Dispatch> {
     let retry = RetryPolicy::fixed(Duration::ZERO);
     let clock = Clock::start();
     let stripes = Box::new([stripe]);
-    Arc::new(Dispatch::new(stripes, sleepers, clock, retry, counted))
+    Arc::new(Dispatch::new(
+        stripes,
+        sleepers,
+        Waker::default(),
+        clock,
+        retry,
+        counted,
+    ))
 }
 
 /// Appends jobs that are due at once, and wakes no consumer.

@@ -76,7 +76,7 @@ struct World {
 
 fn open_tree(dir: &Path) -> Queues {
     let options = Queues::options(dir).state_segment_size(SEGMENT_SIZE);
-    match options.open() {
+    match options.open_idle() {
         Ok(tree) => tree,
         Err(error) => panic!("the directory does not open after a crash: {error}"),
     }
@@ -477,6 +477,9 @@ impl World {
     }
 
     fn maintain(&mut self, queue: usize) {
+        if self.number(2) == 0 {
+            self.tree().maintain_state();
+        }
         let open = &mut self.queues[queue];
         open.running.turn_timer();
         open.running.signal.kick();

@@ -1,22 +1,28 @@
-//! An open engine together with its threads, from open to close.
+//! An open engine together with the tasks that serve it, from open to close.
 
 use std::ops::Deref;
-use std::sync::Arc;
 #[cfg(test)]
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
-use super::{CLOSED, Engine, maintenance};
+use parking_lot::Mutex;
+
+use super::maintenance::MaintenanceTask;
+use super::open::Wakers;
+use super::{CLOSED, Engine};
 use crate::StorageError;
 use crate::dispatch::Dispatch;
 use crate::error::OpenError;
-use crate::events::{Mutex, event};
+use crate::events::event;
 use crate::log::lease::Lease;
 use crate::log::recovery::RecoveryReport;
 use crate::options::Builder;
+use crate::runtime::{Runtime, Serve, Task};
 use crate::time::Tick;
 use crate::tree::Seat;
+use crate::user_code;
 
 impl Engine {
     /// Refuses further enqueues, wakes all sleepers, and leaves the files in a state that the next
@@ -54,14 +60,6 @@ impl Engine {
         self.dead.log().reclaim_all()
     }
 
-    /// The timer thread's loop: makes due jobs available and ends leases that have timed out.
-    fn run_timer(&self) {
-        let mut next_end = None;
-        while let Some(due) = self.dispatch.timer.wait(self.clock, next_end) {
-            next_end = self.bring_back(due);
-        }
-    }
-
     /// Makes due jobs available and ends leases that have timed out; returns when the next lease
     /// would.
     fn bring_back(&self, due: Vec<Lease>) -> Option<Tick> {
@@ -89,10 +87,58 @@ impl Engine {
     }
 }
 
-/// An engine with its threads. The last handle to drop it closes the queue.
+/// The timer of a queue, as a task of its runtime.
+struct TimerTask {
+    engine: Weak<Engine>,
+    /// When the next lease times out. Locked by one turn at a time.
+    next_end: Mutex<Option<Tick>>,
+}
+
+/// Rounds of a turn, after which it is the turn of other queues.
+const MAX_ROUNDS: usize = 64;
+/// A shorter wait would end immediately, again and again.
+const MIN_WAIT: Duration = Duration::from_micros(1);
+
+impl TimerTask {
+    fn new(engine: &Arc<Engine>) -> Self {
+        Self {
+            engine: Arc::downgrade(engine),
+            next_end: Mutex::new(None),
+        }
+    }
+
+    fn rounds(&self, engine: &Engine) -> Option<Instant> {
+        let mut next_end = self.next_end.lock();
+        for _ in 0..MAX_ROUNDS {
+            match engine.dispatch.timer.check(engine.clock, *next_end) {
+                Ok(due) => *next_end = engine.bring_back(due),
+                Err(wait) => return Instant::now().checked_add(wait?.max(MIN_WAIT)),
+            }
+        }
+        Some(Instant::now())
+    }
+}
+
+impl Serve for TimerTask {
+    fn turn(&self) -> Option<Instant> {
+        let engine = self.engine.upgrade()?;
+        let next = user_code::call_own(|| self.rounds(&engine)).unwrap_or_else(|panic| {
+            event!(error, panic, "a timer has panicked: a bug in logmill");
+            None
+        });
+        // This may close the files of the queue.
+        drop(engine);
+        next
+    }
+}
+
+/// An engine with the tasks that serve it. The last handle to drop it closes the queue.
 pub(crate) struct Running {
     engine: Arc<Engine>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// The timer and maintenance.
+    tasks: Vec<Task>,
+    /// The threads that do the tasks. Dropped last.
+    _runtime: Option<Arc<Runtime>>,
     #[cfg(test)]
     is_dead: AtomicBool,
 }
@@ -103,32 +149,39 @@ impl Running {
         builder: &Builder,
         seat: Option<Seat>,
     ) -> Result<(Self, RecoveryReport), OpenError> {
-        let (running, report) = Self::open_without_threads(builder, seat)?;
-        let timer = running.spawn("logmill-timer", Engine::run_timer);
-        let threads = timer.and_then(|()| running.spawn("logmill-maintenance", maintenance::run));
-        if let Err(error) = threads {
-            let home = Arc::clone(&running.home);
-            // Dropping it stops the threads.
-            drop(running);
+        let runtime = match &seat {
+            Some(seat) => Arc::clone(seat.tree().runtime()),
+            None => Arc::new(Runtime::for_one()),
+        };
+        let (timer, maintenance) = (runtime.timer_task(), runtime.maintenance_task());
+        let wakers = Wakers {
+            timer: timer.waker(),
+            maintenance: maintenance.waker(),
+        };
+        let (engine, report) = Engine::open(builder, seat, wakers)?;
+        let engine = Arc::new(engine);
+        if let Err(error) = runtime.start() {
+            let home = Arc::clone(&engine.home);
+            drop(Self::new(engine, Vec::new(), None));
             home.undo_creation();
-            return Err(error);
+            return Err(OpenError::Thread(error));
         }
+        timer.serve(TimerTask::new(&engine));
+        maintenance.serve(MaintenanceTask::new(&engine));
+        let running = Self::new(engine, vec![timer, maintenance], Some(runtime));
         Ok((running, report))
     }
 
-    /// Like [`open`](Self::open), without the threads. The queue must not be open.
+    /// Like [`open`](Self::open), with nobody who serves it. The queue must not be open.
     #[cfg(test)]
     pub(crate) fn open_idle(builder: &Builder) -> Result<(Self, RecoveryReport), OpenError> {
         let place = builder.in_tree.as_ref();
         let seat = place.map(|place| place.tree.take_seat(&place.name, None));
-        Self::open_without_threads(builder, seat.flatten())
+        let (engine, report) = Engine::open(builder, seat.flatten(), Wakers::default())?;
+        Ok((Self::new(Arc::new(engine), Vec::new(), None), report))
     }
 
-    fn open_without_threads(
-        builder: &Builder,
-        seat: Option<Seat>,
-    ) -> Result<(Self, RecoveryReport), OpenError> {
-        let (engine, report) = Engine::open(builder, seat)?;
+    fn new(engine: Arc<Engine>, tasks: Vec<Task>, runtime: Option<Arc<Runtime>>) -> Self {
         if let Some((state, id)) = engine.home.state() {
             let signal = Arc::clone(&engine.signal);
             state.register(id, Arc::new(move || signal.kick()));
@@ -136,13 +189,13 @@ impl Running {
         if let Err(error) = engine.take_waiting() {
             event!(warn, %error, "jobs of transactions have to wait");
         }
-        let running = Self {
-            engine: Arc::new(engine),
-            threads: Mutex::default(),
+        Self {
+            engine,
+            tasks,
+            _runtime: runtime,
             #[cfg(test)]
             is_dead: AtomicBool::new(false),
-        };
-        Ok((running, report))
+        }
     }
 
     /// Lets others find the queue in its tree.
@@ -158,21 +211,7 @@ impl Running {
         self.is_dead.store(true, Ordering::Relaxed);
     }
 
-    fn spawn(
-        &self,
-        name: &str,
-        run: impl FnOnce(&Engine) + Send + 'static,
-    ) -> Result<(), OpenError> {
-        let engine = Arc::clone(&self.engine);
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || run(&engine))
-            .map_err(OpenError::Thread)?;
-        self.threads.lock().push(thread);
-        Ok(())
-    }
-
-    /// Closes the queue. The threads run on for the jobs in flight until the last handle is gone.
+    /// Closes the queue. The tasks go on for the jobs in flight until the last handle is gone.
     pub(crate) fn close(&self) -> Result<(), Arc<StorageError>> {
         self.engine.close()
     }
@@ -187,17 +226,9 @@ impl Drop for Running {
         if let Some(seat) = &self.engine.home.seat {
             seat.note_closing();
         }
-        self.engine.dispatch.timer.stop();
-        self.engine.signal.stop();
-        let this = thread::current().id();
-        for thread in self.threads.get_mut().drain(..) {
-            // If user code called from this thread held the last handle, this thread ends when that
-            // code has returned, and keeps the engine alive until then.
-            if thread.thread().id() != this {
-                // The threads do not panic; if one did, it has been reported, and closing goes on.
-                let _ = thread.join();
-            }
-        }
+        // If user code called from a turn held the last handle, that turn ends when the code has
+        // returned, and keeps the engine alive until then. Any other turn is waited for.
+        self.tasks.clear();
         if let Some((state, id)) = self.engine.home.state() {
             state.leave(id);
         }
