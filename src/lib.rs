@@ -135,7 +135,7 @@ pub use queues::{Queues, QueuesBuilder};
 pub use retry::{Jitter, MAX_ATTEMPTS, MAX_CRASHES, RetryPolicy};
 pub use stats::Stats;
 pub use storage::StorageError;
-pub use transaction::{Committed, Keep, Transaction};
+pub use transaction::{Committed, Completion, Keep, Transaction};
 pub use workers::{ShutdownReport, Workers, WorkersBuilder};
 
 use sequence::Sequence;

@@ -219,6 +219,38 @@ impl Transaction {
     }
 }
 
+/// What a handler that has succeeded completes its job with: nothing more, or a [`Transaction`].
+///
+/// A handler of [`WorkersBuilder::run`](crate::WorkersBuilder::run) returns `Ok(())`,
+/// `Ok(transaction)`, or an `Option` of a transaction.
+#[derive(Debug)]
+pub struct Completion(Option<Transaction>);
+
+impl Completion {
+    pub(crate) fn into_transaction(self) -> Option<Transaction> {
+        self.0
+    }
+}
+
+impl From<()> for Completion {
+    #[inline]
+    fn from((): ()) -> Self {
+        Self(None)
+    }
+}
+
+impl From<Transaction> for Completion {
+    fn from(transaction: Transaction) -> Self {
+        Self(Some(transaction))
+    }
+}
+
+impl From<Option<Transaction>> for Completion {
+    fn from(transaction: Option<Transaction>) -> Self {
+        Self(transaction)
+    }
+}
+
 impl fmt::Debug for Transaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Transaction")

@@ -13,6 +13,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use crate::dispatch::source::Source;
 use crate::engine::{Running, worker};
 use crate::events::event;
+use crate::transaction::Completion;
 use crate::{Failure, Job, JobId, user_code};
 
 /// Most workers in a pool: more threads than a machine is likely to be able to run.
@@ -110,7 +111,8 @@ impl WorkersBuilder {
 
     /// Starts the threads.
     ///
-    /// Each thread runs `handler` for one job at a time. `Ok` acks the job. An error fails the
+    /// Each thread runs `handler` for one job at a time. `Ok(())` acks the job, and `Ok(transaction)`
+    /// acks it [with](Job::ack_with) what follows from it, see [`Completion`]. An error fails the
     /// attempt, see [`Failure`]. A panic fails the attempt too, with the panic message as the
     /// reason.
     ///
@@ -123,9 +125,9 @@ impl WorkersBuilder {
     /// A thread could not be started; those already started are stopped, and not waited for.
     /// `InvalidInput` if the thread name contains a NUL, or if more than 65,536 threads are asked
     /// for.
-    pub fn run<E: Into<Failure>>(
+    pub fn run<C: Into<Completion>, E: Into<Failure>>(
         self,
-        handler: impl Fn(&Job<'_>) -> Result<(), E> + Send + Sync + 'static,
+        handler: impl Fn(&Job<'_>) -> Result<C, E> + Send + Sync + 'static,
     ) -> io::Result<Workers> {
         let invalid = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         if self.name.contains('\0') {
@@ -204,9 +206,10 @@ struct Worker<H> {
     at: usize,
 }
 
-impl<H, E> Worker<H>
+impl<H, C, E> Worker<H>
 where
-    H: Fn(&Job<'_>) -> Result<(), E>,
+    H: Fn(&Job<'_>) -> Result<C, E>,
+    C: Into<Completion>,
     E: Into<Failure>,
 {
     /// Runs jobs until the pool is stopped or the queue is closed.
@@ -252,12 +255,26 @@ where
             };
             // Relaxed: read for reports only.
             current.store(job.id().get(), Ordering::Relaxed);
-            match user_code::call(|| (self.handler)(&job).map_err(Into::into)) {
-                Ok(Ok(())) => job.ack(),
+            let handle = || (self.handler)(&job).map(Into::into).map_err(Into::into);
+            match user_code::call(handle) {
+                Ok(Ok(completion)) => complete(job, completion),
                 Ok(Err(failure)) => job.fail(failure),
                 Err(panic) => job.retry(panic),
             }
             current.store(IDLE, Ordering::Relaxed);
+        }
+    }
+}
+
+#[inline]
+fn complete(job: Job<'_>, completion: Completion) {
+    match completion.into_transaction() {
+        None => job.ack(),
+        Some(transaction) => {
+            let id = job.id();
+            if let Err(error) = job.ack_with(transaction) {
+                event!(debug, job = %id, %error, "a transaction was not committed");
+            }
         }
     }
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use logmill::{
-    Builder, Durability, EnqueueError, EnqueueOptions, Keep, OpenError, Queue, Queues, RetryPolicy,
-    TransactionError,
+    Builder, Durability, EnqueueError, EnqueueOptions, Failure, Keep, OpenError, Queue, Queues,
+    RetryPolicy, TransactionError,
 };
 
 use crate::support::*;
@@ -222,6 +222,37 @@ fn a_transaction_that_is_refused_does_nothing_and_the_job_comes_back() {
         last.starts_with("its transaction was not committed"),
         "{last}"
     );
+}
+
+#[test]
+fn a_worker_completes_a_job_with_the_transaction_that_its_handler_returns() {
+    let dir = tempfile::tempdir().unwrap();
+    let queues = tree(dir.path());
+    let (orders, mails) = (open_in(&queues, "orders"), open_in(&queues, "mails"));
+    for number in 0..50 {
+        orders.enqueue(&payload_of(number, 100)).unwrap();
+    }
+    let workers = {
+        let (queues, mails) = (queues.clone(), mails.clone());
+        orders
+            .workers(2)
+            .run(move |job| {
+                let mut transaction = queues.transaction();
+                transaction.enqueue(&mails, job.payload());
+                if job.attempts() == 1 && number_in(job.payload()) == 7 {
+                    // Refused, so the job comes back.
+                    transaction.expect(b"never", Some(1));
+                }
+                Ok::<_, Failure>(transaction)
+            })
+            .unwrap()
+    };
+    eventually("all orders are done", || orders.stats().depth() == 0);
+    assert!(workers.shutdown(PATIENCE).finished_in_time);
+    assert_eq!((orders.stats().acked, orders.stats().retried), (50, 1));
+    let mut mails = drain_numbers(&mails);
+    mails.sort_unstable();
+    assert_eq!(mails, (0..50).collect::<Vec<_>>());
 }
 
 #[test]
