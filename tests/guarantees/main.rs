@@ -1,5 +1,5 @@
 //! Tests of the documented guarantees, through the public API: a module for each guarantee
-//! (`g1_...` to `g9_...`), for each part of the API (`api_...`), and for recovery.
+//! (`g1_...` to `g11_...`), for each part of the API (`api_...`), and for recovery.
 
 mod api_batches;
 mod api_dead_letters;
@@ -13,6 +13,7 @@ mod api_queues;
 mod api_stats;
 mod api_transactions;
 mod api_workers;
+mod g11_transactions;
 mod g1_at_least_once;
 mod g2_crashes;
 mod g2_no_poison;
@@ -55,5 +56,6 @@ fn child() {
             g9_address_space::exceed_the_address_space,
         ),
         ("replay", api_dead_letters::replay_all),
+        ("pass on", g11_transactions::pass_on_until_killed),
     ]);
 }
