@@ -108,7 +108,7 @@ mod workers;
 
 pub use consumer::Consumer;
 pub use dead_letters::{DeadLetter, DeadLetters};
-pub use error::{DeadLetterError, EnqueueError, FlushError, OpenError};
+pub use error::{CancelError, Cancelled, DeadLetterError, EnqueueError, FlushError, OpenError};
 pub use failure::{Failure, FailureError};
 pub use id::{JobId, LetterId, ParseIdError};
 pub use job::Job;
