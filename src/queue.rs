@@ -9,8 +9,8 @@ use crate::error::{EnqueueError, FlushError};
 use crate::log::recovery::VerifyReport;
 use crate::options::{Builder, EnqueueOptions};
 use crate::{
-    CancelError, Cancelled, Consumer, DeadLetters, JobId, OpenError, Producer, RecoveryReport, Stats, StorageError,
-    WorkersBuilder,
+    CancelError, Cancelled, Consumer, DeadLetters, JobId, OpenError, Producer, RecoveryReport,
+    Stats, StorageError, WorkersBuilder,
 };
 
 /// A durable job queue in a directory.

@@ -119,8 +119,7 @@ impl Cancels {
 
     /// Leaves a lease with an entry that is not decided.
     pub(crate) fn leave(&self, lease: Lease) {
-        if let Some(Stage::Deciding { met, .. }) =
-            self.state.lock().jobs.get_mut(&lease.sequence())
+        if let Some(Stage::Deciding { met, .. }) = self.state.lock().jobs.get_mut(&lease.sequence())
         {
             *met = Some(lease);
         }
@@ -225,7 +224,11 @@ impl Cancels {
     }
 
     /// Ends a job other than by a delivery, unless it was cancelled, or is about to be.
-    pub(crate) fn end_otherwise<T>(&self, lease: Lease, end: impl FnOnce(Lease) -> T) -> Result<T, Lease> {
+    pub(crate) fn end_otherwise<T>(
+        &self,
+        lease: Lease,
+        end: impl FnOnce(Lease) -> T,
+    ) -> Result<T, Lease> {
         let state = self.state.lock();
         match state.jobs.contains_key(&lease.sequence()) {
             true => Err(lease),

@@ -117,7 +117,13 @@ impl Engine {
         }
     }
 
-    fn decide(&self, job: Sequence, found: FoundJob, is_running: bool, owed: Unsettled) -> Cancelled {
+    fn decide(
+        &self,
+        job: Sequence,
+        found: FoundJob,
+        is_running: bool,
+        owed: Unsettled,
+    ) -> Cancelled {
         let seen = self.observer.see_found(job, &found);
         let (record, index) = (found.sequence(), found.index());
         let cancels = &self.dispatch.cancels;

@@ -38,7 +38,9 @@ impl Engine {
                     false => lease,
                 };
                 let lease = self.unless_cancelled(lease, attempts);
-                let seen = lease.as_ref().map(|lease| self.observer.see(lease, attempts));
+                let seen = lease
+                    .as_ref()
+                    .map(|lease| self.observer.see(lease, attempts));
                 let seen = seen.flatten();
                 if let Some(lease) = lease
                     && self.dispatch.retry(lease, attempts, Some(delay), others)

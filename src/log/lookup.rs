@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::Log;
 use super::ack::Deliveries;
-use super::recovery::Quarantined;
 use super::meta::{Meta, has_engine_fields};
 use super::records::Record;
+use super::recovery::Quarantined;
 use super::segment::Segment;
 use crate::Sequence;
 use crate::log::pinned::Pinned;
@@ -62,7 +62,9 @@ impl FoundJob {
 /// The id of the job that was moved to this place, if one was.
 fn moved_from(record: &Record<'_>) -> Option<Sequence> {
     let has_meta = record.header().meta_len != 0 && has_engine_fields(record.meta());
-    has_meta.then(|| Meta::decode(record.meta()).original).flatten()
+    has_meta
+        .then(|| Meta::decode(record.meta()).original)
+        .flatten()
 }
 
 impl Log {
@@ -82,14 +84,18 @@ impl Log {
     pub(crate) fn find_job(&self, job: Sequence) -> Result<Option<FoundJob>, Arc<StorageError>> {
         if let Some(pinned) = self.pin_live(job)? {
             let index = job.offset_from(pinned.segment().base());
-            let record = pinned.live_records().find(|one| one.header().index == index);
+            let record = pinned
+                .live_records()
+                .find(|one| one.header().index == index);
             // A record that was moved here is another job's.
             let own = record.filter(|record| moved_from(record).is_none_or(|id| id == job));
             if let Some(units) = own.map(|record| record.units()) {
                 return Ok(Some(FoundJob { pinned, units }));
             }
         }
-        let mut segment = self.segment_containing(job).or_else(|| self.segment_after(Some(job)));
+        let mut segment = self
+            .segment_containing(job)
+            .or_else(|| self.segment_after(Some(job)));
         while let Some(one) = segment {
             if one.may_settle()
                 && let Some(pinned) = self.pin_scanned(&one)?

@@ -1,7 +1,7 @@
 //! Tests of cancelling jobs by id: wherever a job is, and whatever happens then.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -27,7 +27,11 @@ fn expect_left(queue: Queue, dir: &Path, left: &[&[u8]]) {
     left.sort();
     let killed = crash_copy(dir);
     let after_kill = open_after_kill(builder(killed.path()));
-    assert_eq!(after_kill.stats().depth(), left.len() as u64, "after a kill");
+    assert_eq!(
+        after_kill.stats().depth(),
+        left.len() as u64,
+        "after a kill"
+    );
     assert_eq!(drain_payloads(&after_kill), left, "after a kill");
     assert_eq!(after_kill.stats().dead, 0);
     queue.close().unwrap();
@@ -44,22 +48,25 @@ fn a_ready_job_is_not_delivered_once_it_is_cancelled_also_not_after_a_restart() 
         let ids = queue.enqueue_batch(&[b"1", b"2", b"3", b"4"]).unwrap();
         let consumer = queue.consumer();
         let first = match is_claimed {
-            true => consumer.try_next(),
-            false => None,
+            true => consumer.next_batch(1, PATIENCE),
+            false => Vec::new(),
         };
         assert_eq!(queue.cancel(ids[2]).unwrap(), Cancelled::Waiting);
         assert_eq!(queue.cancel(ids[2]).unwrap(), Cancelled::Gone);
         let stats = queue.stats();
         assert_eq!((stats.cancelled, stats.depth(), stats.acked), (1, 3, 0));
         assert_eq!(stats.ready, 3 - u64::from(is_claimed));
-        if let Some(job) = first {
+        for job in first {
             assert!(!job.is_cancelled());
             job.ack();
         }
         let left: [&[u8]; 3] = [b"1", b"2", b"4"];
         let left = &left[usize::from(is_claimed)..];
         let killed = crash_copy(dir.path());
-        assert_eq!(drain_payloads(&open_after_kill(builder(killed.path()))), left);
+        assert_eq!(
+            drain_payloads(&open_after_kill(builder(killed.path()))),
+            left
+        );
         assert_eq!(drain_payloads(&queue), left);
         let stats = queue.stats();
         assert_eq!((stats.cancelled, stats.acked, stats.depth()), (1, 3, 0));
@@ -104,7 +111,6 @@ fn a_job_that_backs_off_or_was_snoozed_is_cancelled_by_the_id_of_its_enqueue() {
         let queue = open(builders.into_iter().nth(at).unwrap());
         let fails = queue.enqueue(b"fails").unwrap();
         let later = queue.enqueue(b"later").unwrap();
-        let kept = queue.enqueue(b"kept").unwrap();
         let consumer = queue.consumer();
         consumer.try_next().unwrap().retry("not yet");
         let copies = || {
@@ -112,15 +118,20 @@ fn a_job_that_backs_off_or_was_snoozed_is_cancelled_by_the_id_of_its_enqueue() {
             bytes.windows(5).filter(|bytes| bytes == b"later").count()
         };
         // A delay of a second or more is stored with a copy of the job.
-        let delay = if is_moved { HOUR } else { Duration::from_millis(900) };
+        let delay = if is_moved {
+            HOUR
+        } else {
+            Duration::from_millis(900)
+        };
         consumer.try_next().unwrap().snooze(delay);
         if is_moved {
             eventually("the job was moved", || copies() == 2);
             eventually("the move is over", || {
-                let _ = consumer.try_next().is_some_and(|job| job.id() != kept);
-                queue.stats().delayed >= 2
+                assert!(consumer.try_next().is_none());
+                queue.stats().delayed == 2
             });
         }
+        queue.enqueue(b"kept").unwrap();
         for id in [fails, later] {
             assert_eq!(queue.cancel(id).unwrap(), Cancelled::Waiting);
             assert_eq!(queue.cancel(id).unwrap(), Cancelled::Gone);
@@ -360,7 +371,10 @@ fn an_observer_is_told_of_a_cancelled_job_once() {
         assert!(queue.consumer().try_next().is_none());
         match events.next_timeout(PATIENCE) {
             Some(JobEvent::Cancelled(job)) => {
-                assert_eq!((job.id(), job.name(), job.attempts()), (id, Some("mail"), 0));
+                assert_eq!(
+                    (job.id(), job.name(), job.attempts()),
+                    (id, Some("mail"), 0)
+                );
                 assert_eq!(job.headers().get("tenant"), Some(&b"acme"[..]));
             }
             other => panic!("{other:?}"),
@@ -454,21 +468,20 @@ fn race(builder: Builder) {
     let queue = open(builder);
     let begun: Arc<Counts> = Arc::new(Counts::new(JOBS));
     let told = Arc::new(AtomicU64::new(0));
-    let stop = AtomicBool::new(false);
     let workers = {
         let (begun, told) = (Arc::clone(&begun), Arc::clone(&told));
         queue.workers(3).run(move |job: &Job<'_>| {
             let number = number_in(job.payload());
             begun.count(number);
             if number % 5 == 0 {
-                for _ in 0..100 {
-                    thread::yield_now();
+                for _ in 0..2000 {
+                    std::hint::spin_loop();
                 }
             }
             told.fetch_add(u64::from(job.is_cancelled()), Ordering::Relaxed);
             match number % 7 {
                 0 if job.attempts() == 1 => Err(Failure::retry("once")),
-                1 if job.attempts() == 1 => Err(Failure::snooze(BRIEF)),
+                1 if begun.of(number) == 1 => Err(Failure::snooze(BRIEF)),
                 2 if job.attempts() == 1 => Err(Failure::retry_after(BRIEF, "once")),
                 _ => Ok(()),
             }
@@ -498,13 +511,8 @@ fn race(builder: Builder) {
         }
         drop(sender);
         canceller.join().unwrap();
-        stop.store(true, Ordering::Relaxed);
     });
-    let begun_at = std::time::Instant::now();
-    eventually("all jobs have ended", || {
-        assert!(begun_at.elapsed() < PATIENCE / 6, "{:?}", queue.stats());
-        queue.stats().depth() == 0
-    });
+    eventually("all jobs have ended", || queue.stats().depth() == 0);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
     let stats = queue.stats();
     assert_eq!(stats.acked + stats.cancelled, JOBS, "{stats:?}");
@@ -529,5 +537,10 @@ fn whatever_else_happens_at_that_moment_a_job_ends_once_and_what_waited_is_not_b
     race(builder(dir.path()).retry(retry.clone()).lease_timeout(HOUR));
     let dir = tempfile::tempdir().unwrap();
     let (observer, _events) = job_events(1);
-    race(builder(dir.path()).retry(retry).observer(observer).stripes(2));
+    race(
+        builder(dir.path())
+            .retry(retry)
+            .observer(observer)
+            .stripes(2),
+    );
 }

@@ -264,7 +264,10 @@ fn a_moved_job_keeps_its_failed_attempts_and_crashes_and_is_a_suspect_again() {
         let first = consumer.try_next().unwrap();
         first.begin_delivery();
         first.count_failure(false);
-        let scheduled = dispatch.0.timer.schedule(first, When::After(later), false, |_| false);
+        let scheduled = dispatch
+            .0
+            .timer
+            .schedule(first, When::After(later), false, |_| false);
         assert!(matches!(scheduled, Scheduled::Waits));
         while let Some(lease) = consumer.try_next() {
             lease.ack();
