@@ -14,6 +14,7 @@ use super::gate::Gate;
 use crate::Sequence;
 use crate::events::Mutex;
 use crate::log::lease::Lease;
+use crate::log::lookup::FoundJob;
 use crate::log::pinned::Pinned;
 use crate::log::segment::Unsettled;
 use crate::sequence::SequenceMap;
@@ -135,23 +136,24 @@ impl Cancels {
         }
     }
 
-    /// Cancels a job whose cancellation is written.
+    /// Cancels a job whose cancellation is written. `stays_late` is as in [`meet`](Self::meet).
     pub(crate) fn decide(
         &self,
         gate: &Gate,
-        record: Sequence,
-        job: Pinned,
-        index: u32,
+        found: FoundJob,
         owed: Unsettled,
+        stays_late: bool,
     ) -> Decided {
+        let record = found.sequence();
         let mut state = self.state.lock();
         let met = match state.jobs.get_mut(&record) {
             Some(Stage::Deciding { met, is_running }) => match met.take() {
                 Some(lease) => Some(lease),
-                None if job.is_done(index) => None,
+                None if found.is_done() => None,
                 // The entry stays where it is, so that the gate is not open in between.
                 None if *is_running => {
                     state.running += 1;
+                    let job = found.pinned;
                     state.jobs.insert(record, Stage::Running { job, owed });
                     return Decided::Running;
                 }
@@ -164,15 +166,20 @@ impl Cancels {
             // Only this thread decides.
             _ => None,
         };
-        state.remove(gate, record);
         match met {
-            Some(lease) => Decided::Met(Met {
-                lease,
-                owed,
-                was_waiting: false,
-            }),
+            Some(lease) => {
+                state.end(gate, record, stays_late);
+                Decided::Met(Met {
+                    lease,
+                    owed,
+                    was_waiting: false,
+                })
+            }
             // Acked in the meantime.
-            None => Decided::Done(owed),
+            None => {
+                state.end(gate, record, false);
+                Decided::Done(owed)
+            }
         }
     }
 
@@ -189,16 +196,11 @@ impl Cancels {
             }
             Some(Stage::Waiting(_) | Stage::Running { .. }) => {}
         }
-        let (owed, was_waiting) = match state.remove(gate, record) {
+        let (owed, was_waiting) = match state.end(gate, record, stays_late) {
             Some(Stage::Waiting(owed)) => (owed, true),
             Some(Stage::Running { owed, .. }) => (owed, false),
             _ => return Meeting::NotCancelled(lease),
         };
-        if stays_late {
-            state.running += 1;
-            state.jobs.insert(record, Stage::Late);
-            gate.set(Gate::CANCELS);
-        }
         Meeting::Ends(Met {
             lease,
             owed,
@@ -301,6 +303,18 @@ impl Cancels {
 }
 
 impl State {
+    /// Removes the entry of a job that is about to be done; if a late handler is still to be told,
+    /// leaves one for it.
+    fn end(&mut self, gate: &Gate, record: Sequence, stays_late: bool) -> Option<Stage> {
+        let stage = self.remove(gate, record);
+        if stays_late {
+            self.running += 1;
+            self.jobs.insert(record, Stage::Late);
+            gate.set(Gate::CANCELS);
+        }
+        stage
+    }
+
     fn remove(&mut self, gate: &Gate, record: Sequence) -> Option<Stage> {
         let stage = self.jobs.remove(&record)?;
         match stage {

@@ -125,13 +125,14 @@ impl Engine {
         owed: Unsettled,
     ) -> Cancelled {
         let seen = self.observer.see_found(job, &found);
-        let (record, index) = (found.sequence(), found.index());
+        let leases = self.leases.as_ref();
+        let stays_late = leases.is_some_and(|leases| leases.has_handler(found.sequence()));
         let cancels = &self.dispatch.cancels;
         let ended = match is_running {
             true => Cancelled::Running,
             false => Cancelled::Waiting,
         };
-        match cancels.decide(self.gate(), record, found.pinned, index, owed) {
+        match cancels.decide(self.gate(), found, owed, stays_late) {
             Decided::Running => Cancelled::Running,
             Decided::Waits => {
                 self.dead.failures.forget(job);
