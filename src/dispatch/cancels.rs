@@ -215,6 +215,12 @@ impl Cancels {
         gate.has(Gate::CANCELS) && self.state.lock().jobs.contains_key(&record)
     }
 
+    /// Whether a job is cancelled and waits to be marked done.
+    pub(crate) fn is_gone(&self, gate: &Gate, record: Sequence) -> bool {
+        let state = || self.state.lock();
+        gate.has(Gate::CANCELS) && matches!(state().jobs.get(&record), Some(Stage::Waiting(_)))
+    }
+
     /// Whether a handler that has a job is to be told that it was cancelled.
     pub(crate) fn is_decided(&self, gate: &Gate, record: Sequence) -> bool {
         let state = || self.state.lock();

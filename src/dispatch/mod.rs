@@ -166,7 +166,7 @@ impl Dispatch {
     pub(crate) fn longest_wait(&self) -> Option<Duration> {
         let now = Now::of(self.clock);
         let new = self.stripes.iter().filter_map(|stripe| {
-            let since = stripe.waiting_since(now.wall)?;
+            let since = stripe.waiting_since(now.wall, &|record| self.is_gone(record))?;
             Some(now.wall.since(since))
         });
         let came_back = self.came_back.oldest();
@@ -344,6 +344,11 @@ impl Dispatch {
                 true
             }
         }
+    }
+
+    /// Whether a job is cancelled that waits to be marked done.
+    pub(crate) fn is_gone(&self, record: Sequence) -> bool {
+        self.cancels.is_gone(&self.gate, record)
     }
 
     /// Whether a job was cancelled, or is about to be, see [`Cancels::has`].

@@ -22,7 +22,8 @@ impl Engine {
             log.bytes += one.bytes;
             log.segments += one.segments;
             quarantined += stripe.damaged_regions();
-            oldest = oldest.into_iter().chain(stripe.oldest_enqueued_at()).min();
+            let first = stripe.oldest_enqueued_at(&|record| dispatch.is_gone(record));
+            oldest = oldest.into_iter().chain(first).min();
         }
         let dead_log = self.dead().stats();
         let counters = self.counters();
