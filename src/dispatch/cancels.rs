@@ -9,73 +9,70 @@
 //! consumers have not come to yet, or that handlers have.
 
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::sync::PoisonError;
 
 use super::gate::Gate;
 use crate::Sequence;
-use crate::events::Mutex;
 use crate::log::lease::Lease;
-use crate::log::lookup::FoundJob;
 use crate::log::pinned::Pinned;
 use crate::log::segment::Unsettled;
 use crate::sequence::SequenceMap;
+use crate::sync::{Mutex, MutexGuard};
 
-/// The jobs that were cancelled and are not done.
-#[derive(Default)]
-pub(crate) struct Cancels {
-    state: Mutex<State>,
+/// The jobs that were cancelled and are not done: their leases, the segments in which handlers have
+/// some, and what their cancellations owe.
+pub(crate) struct Cancels<L = Lease, P = Pinned, O = Unsettled> {
+    state: Mutex<State<L, P, O>>,
 }
 
-#[derive(Default)]
-struct State {
+struct State<L, P, O> {
     /// By the sequences of their records.
-    jobs: SequenceMap<Stage>,
+    jobs: SequenceMap<Stage<L, P, O>>,
     /// How many of them wait.
     waiting: u64,
-    /// How many of them a handler has, in time or late.
-    running: u64,
+    /// Those of them that a handler has, in time or late.
+    at_work: HashSet<Sequence>,
 }
 
 /// How far the cancellation of a job has come.
-enum Stage {
+enum Stage<L, P, O> {
     /// It is being found out where the job is, and the cancellation is being written. Who meets
     /// the job leaves its lease here.
-    Deciding {
-        met: Option<Lease>,
-        is_running: bool,
-    },
+    Deciding { met: Option<L>, is_running: bool },
     /// It is cancelled and gone for its users. Who meets it marks it done.
-    Waiting(Unsettled),
+    Waiting(O),
     /// A handler has it. Who ends the delivery other than by an ack marks it done.
-    Running { job: Pinned, owed: Unsettled },
+    Running { job: P, owed: O },
     /// It is done, and a handler whose delivery has timed out is still to be told.
     Late,
 }
 
 /// A cancelled job that was met, and is to be marked done by the caller.
-pub(crate) struct Met {
-    pub(crate) lease: Lease,
-    pub(crate) owed: Unsettled,
+pub(crate) struct Met<L = Lease, O = Unsettled> {
+    pub(crate) lease: L,
+    pub(crate) owed: O,
     /// Whether it was counted, and gave back its room, when it was cancelled.
     pub(crate) was_waiting: bool,
 }
 
 /// The result of looking for a job among those that were cancelled.
-pub(crate) enum Meeting {
-    NotCancelled(Lease),
+pub(crate) enum Meeting<L = Lease, O = Unsettled> {
+    NotCancelled(L),
     /// The thread that cancels the job has the lease from here on.
     Left,
-    Ends(Met),
+    Ends(Met<L, O>),
 }
 
 /// What became of a job while it was being cancelled.
-pub(crate) enum Decided {
+pub(crate) enum Decided<L = Lease, O = Unsettled> {
     /// It waits, and who meets it marks it done.
     Waits,
     /// It was met, and the caller marks it done.
-    Met(Met),
+    Met(Met<L, O>),
     Running,
     /// It is done.
-    Done(Unsettled),
+    Done(O),
 }
 
 /// Why a job cannot be cancelled.
@@ -87,11 +84,25 @@ pub(crate) enum Already {
     Running,
 }
 
-impl Cancels {
+impl<L, P, O> Cancels<L, P, O> {
+    pub(crate) fn new() -> Self {
+        Self {
+            state: Mutex::new(State {
+                jobs: HashMap::default(),
+                waiting: 0,
+                at_work: HashSet::new(),
+            }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<L, P, O>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes an entry for a job. Until it is [decided](Self::decide) or
     /// [given up](Self::give_up), nobody begins to deliver the job.
     pub(crate) fn begin(&self, gate: &Gate, record: Sequence) -> Result<(), Already> {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         match state.jobs.entry(record) {
             Entry::Vacant(entry) => {
                 entry.insert(Stage::Deciding {
@@ -113,22 +124,21 @@ impl Cancels {
 
     /// Notes that a handler has the job.
     pub(crate) fn note_running(&self, record: Sequence) {
-        if let Some(Stage::Deciding { is_running, .. }) = self.state.lock().jobs.get_mut(&record) {
+        if let Some(Stage::Deciding { is_running, .. }) = self.lock().jobs.get_mut(&record) {
             *is_running = true;
         }
     }
 
     /// Leaves a lease with an entry that is not decided.
-    pub(crate) fn leave(&self, lease: Lease) {
-        if let Some(Stage::Deciding { met, .. }) = self.state.lock().jobs.get_mut(&lease.sequence())
-        {
+    pub(crate) fn leave(&self, record: Sequence, lease: L) {
+        if let Some(Stage::Deciding { met, .. }) = self.lock().jobs.get_mut(&record) {
             *met = Some(lease);
         }
     }
 
     /// Drops the entry of a job that is not cancelled after all. Returns its lease if it was met.
-    pub(crate) fn give_up(&self, gate: &Gate, record: Sequence) -> Option<Lease> {
-        let mut state = self.state.lock();
+    pub(crate) fn give_up(&self, gate: &Gate, record: Sequence) -> Option<L> {
+        let mut state = self.lock();
         let stage = state.remove(gate, record)?;
         match stage {
             Stage::Deciding { met, .. } => met,
@@ -136,24 +146,25 @@ impl Cancels {
         }
     }
 
-    /// Cancels a job whose cancellation is written. `stays_late` is as in [`meet`](Self::meet).
+    /// Cancels a job whose cancellation is written, and that is in the segment `job`. `stays_late`
+    /// is as in [`meet`](Self::meet).
     pub(crate) fn decide(
         &self,
         gate: &Gate,
-        found: FoundJob,
-        owed: Unsettled,
+        record: Sequence,
+        job: P,
+        is_done: impl FnOnce(&P) -> bool,
+        owed: O,
         stays_late: bool,
-    ) -> Decided {
-        let record = found.sequence();
-        let mut state = self.state.lock();
+    ) -> Decided<L, O> {
+        let mut state = self.lock();
         let met = match state.jobs.get_mut(&record) {
             Some(Stage::Deciding { met, is_running }) => match met.take() {
                 Some(lease) => Some(lease),
-                None if found.is_done() => None,
+                None if is_done(&job) => None,
                 // The entry stays where it is, so that the gate is not open in between.
                 None if *is_running => {
-                    state.running += 1;
-                    let job = found.pinned;
+                    state.at_work.insert(record);
                     state.jobs.insert(record, Stage::Running { job, owed });
                     return Decided::Running;
                 }
@@ -185,9 +196,14 @@ impl Cancels {
 
     /// Looks for a job that was met in one of the places where it may wait, or whose delivery
     /// ends. `stays_late`: another handler may still have it.
-    pub(crate) fn meet(&self, gate: &Gate, lease: Lease, stays_late: bool) -> Meeting {
-        let record = lease.sequence();
-        let mut state = self.state.lock();
+    pub(crate) fn meet(
+        &self,
+        gate: &Gate,
+        record: Sequence,
+        lease: L,
+        stays_late: bool,
+    ) -> Meeting<L, O> {
+        let mut state = self.lock();
         match state.jobs.get_mut(&record) {
             None | Some(Stage::Late) => return Meeting::NotCancelled(lease),
             Some(Stage::Deciding { met, .. }) => {
@@ -212,18 +228,18 @@ impl Cancels {
     /// lock under which the thread that cancels looks for it.
     #[inline]
     pub(crate) fn has(&self, gate: &Gate, record: Sequence) -> bool {
-        gate.has(Gate::CANCELS) && self.state.lock().jobs.contains_key(&record)
+        gate.has(Gate::CANCELS) && self.lock().jobs.contains_key(&record)
     }
 
     /// Whether a job is cancelled and waits to be marked done.
     pub(crate) fn is_gone(&self, gate: &Gate, record: Sequence) -> bool {
-        let state = || self.state.lock();
+        let state = || self.lock();
         gate.has(Gate::CANCELS) && matches!(state().jobs.get(&record), Some(Stage::Waiting(_)))
     }
 
     /// Whether a handler that has a job is to be told that it was cancelled.
     pub(crate) fn is_decided(&self, gate: &Gate, record: Sequence) -> bool {
-        let state = || self.state.lock();
+        let state = || self.lock();
         gate.has(Gate::CANCELS)
             && matches!(
                 state().jobs.get(&record),
@@ -234,11 +250,12 @@ impl Cancels {
     /// Ends a job other than by a delivery, unless it was cancelled, or is about to be.
     pub(crate) fn end_otherwise<T>(
         &self,
-        lease: Lease,
-        end: impl FnOnce(Lease) -> T,
-    ) -> Result<T, Lease> {
-        let state = self.state.lock();
-        match state.jobs.contains_key(&lease.sequence()) {
+        record: Sequence,
+        lease: L,
+        end: impl FnOnce(L) -> T,
+    ) -> Result<T, L> {
+        let state = self.lock();
+        match state.jobs.contains_key(&record) {
             true => Err(lease),
             false => Ok(end(lease)),
         }
@@ -246,13 +263,8 @@ impl Cancels {
 
     /// Acks a job whose delivery had timed out. Returns the cancellation if the job waits and was
     /// cancelled: it has been counted, and has given back its room.
-    pub(crate) fn ack_late(
-        &self,
-        gate: &Gate,
-        record: Sequence,
-        ack: impl FnOnce(),
-    ) -> Option<Unsettled> {
-        let mut state = self.state.lock();
+    pub(crate) fn ack_late(&self, gate: &Gate, record: Sequence, ack: impl FnOnce()) -> Option<O> {
+        let mut state = self.lock();
         ack();
         match state.jobs.get(&record) {
             Some(Stage::Waiting(_)) => match state.remove(gate, record) {
@@ -265,12 +277,12 @@ impl Cancels {
 
     /// How many cancelled jobs wait to be met.
     pub(crate) fn waiting(&self) -> u64 {
-        self.state.lock().waiting
+        self.lock().waiting
     }
 
     /// Whether there is something to [sweep](Self::sweep).
     pub(crate) fn has_running(&self) -> bool {
-        self.state.lock().running > 0
+        !self.lock().at_work.is_empty()
     }
 
     /// Drops the entries of jobs that their handlers have acked, which pass here by, or that no
@@ -278,55 +290,58 @@ impl Cancels {
     pub(crate) fn sweep(
         &self,
         gate: &Gate,
+        is_done: impl Fn(&P, Sequence) -> bool,
         has_handler: impl Fn(Sequence) -> bool,
-    ) -> Vec<Unsettled> {
-        let late: Vec<_> = {
-            let state = self.state.lock();
-            if state.running == 0 {
-                return Vec::new();
+    ) -> Vec<O> {
+        let mut over = Vec::new();
+        let mut late = Vec::new();
+        {
+            let state = self.lock();
+            for &record in &state.at_work {
+                match state.jobs.get(&record) {
+                    Some(Stage::Running { job, .. }) if is_done(job, record) => over.push(record),
+                    Some(Stage::Late) => late.push(record),
+                    _ => {}
+                }
             }
-            let late = state.jobs.iter();
-            let late = late.filter(|(_, stage)| matches!(stage, Stage::Late));
-            late.map(|(record, _)| *record).collect()
-        };
+        }
         // Not under the lock: the deliveries have one under which this one is taken.
-        let left: Vec<_> = late.into_iter().filter(|one| !has_handler(*one)).collect();
-        let mut state = self.state.lock();
-        let is_over = |record: &Sequence, stage: &mut Stage| match stage {
-            Stage::Running { job, .. } => job.is_done(record.offset_from(job.segment().base())),
-            Stage::Late => left.contains(record),
-            Stage::Deciding { .. } | Stage::Waiting(_) => false,
+        over.extend(late.into_iter().filter(|record| !has_handler(*record)));
+        let stages: Vec<_> = {
+            let mut state = self.lock();
+            let removed = over.into_iter().map(|record| state.remove(gate, record));
+            removed.collect()
         };
-        let over: Vec<_> = state.jobs.extract_if(is_over).collect();
-        state.running -= over.len() as u64;
-        state.note_removed(gate);
-        let owed = over.into_iter().filter_map(|(_, stage)| match stage {
-            Stage::Running { owed, .. } => Some(owed),
-            _ => None,
-        });
+        let owed = stages
+            .into_iter()
+            .flatten()
+            .filter_map(|stage| match stage {
+                Stage::Running { owed, .. } => Some(owed),
+                _ => None,
+            });
         owed.collect()
     }
 }
 
-impl State {
+impl<L, P, O> State<L, P, O> {
     /// Removes the entry of a job that is about to be done; if a late handler is still to be told,
     /// leaves one for it.
-    fn end(&mut self, gate: &Gate, record: Sequence, stays_late: bool) -> Option<Stage> {
+    fn end(&mut self, gate: &Gate, record: Sequence, stays_late: bool) -> Option<Stage<L, P, O>> {
         let stage = self.remove(gate, record);
         if stays_late {
-            self.running += 1;
+            self.at_work.insert(record);
             self.jobs.insert(record, Stage::Late);
             gate.set(Gate::CANCELS);
         }
         stage
     }
 
-    fn remove(&mut self, gate: &Gate, record: Sequence) -> Option<Stage> {
+    fn remove(&mut self, gate: &Gate, record: Sequence) -> Option<Stage<L, P, O>> {
         let stage = self.jobs.remove(&record)?;
         match stage {
             Stage::Deciding { .. } => {}
             Stage::Waiting(_) => self.waiting -= 1,
-            Stage::Running { .. } | Stage::Late => self.running -= 1,
+            Stage::Running { .. } | Stage::Late => _ = self.at_work.remove(&record),
         }
         self.note_removed(gate);
         Some(stage)

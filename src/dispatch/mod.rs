@@ -123,7 +123,7 @@ impl Dispatch {
             looking: Looking::new(),
             timer: Timer::new(),
             gate: Gate::new(),
-            cancels: Cancels::default(),
+            cancels: Cancels::new(),
             moving: Mutex::default(),
             copied: AtomicU64::new(0),
             moved: AtomicU64::new(0),

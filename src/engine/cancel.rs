@@ -17,6 +17,7 @@ use crate::error::{CancelError, Cancelled};
 use crate::events::event;
 use crate::log::lease::Lease;
 use crate::log::lookup::FoundJob;
+use crate::log::pinned::Pinned;
 use crate::log::segment::Unsettled;
 use crate::observer::ObservedJob;
 
@@ -97,7 +98,7 @@ impl Engine {
         } else {
             let timer = &self.dispatch.timer;
             if let Some(lease) = timer.take_cancelled(record, found.segment_base()) {
-                self.dispatch.cancels.leave(lease);
+                self.dispatch.cancels.leave(record, lease);
             }
         }
         let owed = self.dead.write_cancellation(record)?;
@@ -126,13 +127,15 @@ impl Engine {
     ) -> Cancelled {
         let seen = self.observer.see_found(job, &found);
         let leases = self.leases.as_ref();
-        let stays_late = leases.is_some_and(|leases| leases.has_handler(found.sequence()));
+        let (record, index) = (found.sequence(), found.index());
+        let stays_late = leases.is_some_and(|leases| leases.has_handler(record));
+        let is_done = |pinned: &Pinned| pinned.is_done(index);
         let cancels = &self.dispatch.cancels;
         let ended = match is_running {
             true => Cancelled::Running,
             false => Cancelled::Waiting,
         };
-        match cancels.decide(self.gate(), found, owed, stays_late) {
+        match cancels.decide(self.gate(), record, found.pinned, is_done, owed, stays_late) {
             Decided::Running => Cancelled::Running,
             Decided::Waits => {
                 self.dead.failures.forget(job);
@@ -197,7 +200,8 @@ impl Engine {
         let leases = self.leases.as_ref();
         let stays_late = leases.is_some_and(|leases| leases.has_handler(record));
         let seen = self.observer.see(&lease, attempts);
-        match self.dispatch.cancels.meet(self.gate(), lease, stays_late) {
+        let cancels = &self.dispatch.cancels;
+        match cancels.meet(self.gate(), record, lease, stays_late) {
             Meeting::NotCancelled(lease) => return Some(lease),
             Meeting::Left => {}
             Meeting::Ends(met) => {
@@ -250,7 +254,11 @@ impl Engine {
     pub(crate) fn sweep_cancels(&self) {
         let leases = self.leases.as_ref();
         let has_handler = |record| leases.is_some_and(|leases| leases.has_handler(record));
-        for owed in self.dispatch.cancels.sweep(self.gate(), has_handler) {
+        let is_done = |pinned: &Pinned, record: Sequence| {
+            pinned.is_done(record.offset_from(pinned.segment().base()))
+        };
+        let cancels = &self.dispatch.cancels;
+        for owed in cancels.sweep(self.gate(), is_done, has_handler) {
             self.note_unsettled(owed);
         }
     }

@@ -98,7 +98,7 @@ impl Engine {
         } else {
             self.dead.failures.forget(job);
             let cancels = &self.dispatch.cancels;
-            let acked = match cancels.end_otherwise(lease, Lease::ack) {
+            let acked = match cancels.end_otherwise(lease.sequence(), lease, Lease::ack) {
                 Ok(acked) => acked,
                 Err(lease) => {
                     // Cancelled at this moment. If that fails, the next delivery finds it expired.
