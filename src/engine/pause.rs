@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::{CLOSED, Engine, PAUSED};
+use crate::event_count::EventCount;
 use crate::storage::{Entry, StorageError};
 
 const FILE: &str = "PAUSED";
@@ -46,6 +47,11 @@ impl Engine {
     /// Whether an earlier process has paused the queue.
     pub(super) fn finds_pause(&self) -> Result<bool, StorageError> {
         Ok(self.pause_file().kind()?.is_some())
+    }
+
+    /// Consumers that wait for the end of a pause.
+    pub(crate) fn resumed(&self) -> &EventCount {
+        &self.resumed
     }
 
     pub(crate) fn is_paused(&self) -> bool {
