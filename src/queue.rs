@@ -79,6 +79,15 @@ impl Queue {
         Builder::new(path.as_ref())
     }
 
+    pub(crate) fn running(&self) -> Arc<Running> {
+        Arc::clone(&self.running)
+    }
+
+    /// The name of the queue's directory: in a [`Queues`](crate::Queues), the name of the queue.
+    pub fn name(&self) -> &str {
+        self.running.name()
+    }
+
     /// The queue directory, as an absolute path resolved when the queue was opened.
     pub fn path(&self) -> &Path {
         self.running.path()
