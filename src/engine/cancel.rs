@@ -424,7 +424,8 @@ mod tests {
                 running.cancel(zeroth.sequence()).unwrap(),
                 Cancelled::Waiting
             );
-            let failing = faults::fail_flushes(running.path().join("dead"));
+            let dead = running.dead().log().active();
+            let failing = faults::fail_flushes(dead.paths().segment.path());
             match running.cancel(first.sequence()) {
                 Err(CancelError::NotDurable { cancelled, .. }) => {
                     assert_eq!(cancelled, Cancelled::Waiting);
