@@ -332,7 +332,10 @@ impl Truth {
         is_durable: bool,
         has_handler: bool,
     ) {
-        let known = self.job(job);
+        let Some(known) = self.jobs.get_mut(&job) else {
+            // It had been cancelled before, and its handler has ended during the call.
+            return assert_ne!(answer, Cancelled::Waiting, "{job}");
+        };
         match answer {
             Cancelled::Gone => {
                 let may_be_gone = known.end.is_some() || known.may_die || known.is_withdrawn;
