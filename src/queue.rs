@@ -273,7 +273,7 @@ impl Queue {
     ///
     /// When the call returns, the cancellation survives a power cut. A waiting job gives its room
     /// back at once. Its record stays in the log until a consumer comes to it, and until then the
-    /// queue keeps an entry of about 60 bytes for it in memory.
+    /// queue keeps an entry of up to 100 bytes for it in memory.
     ///
     /// The call waits for a flush, and walks over the records of the job's segment. A job in the
     /// timer is looked for there. A job that was moved, and one that is gone, are looked for in
