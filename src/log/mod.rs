@@ -31,6 +31,7 @@ mod owed;
 pub(crate) mod pinned;
 pub(crate) mod poison;
 mod progress;
+pub(crate) mod raw;
 pub(crate) mod record;
 pub(crate) mod records;
 pub(crate) mod recovery;

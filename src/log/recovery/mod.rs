@@ -57,7 +57,8 @@ use super::tail::Position;
 use crate::Sequence;
 use crate::events::event;
 use crate::log::pinned::Pinned;
-use crate::log::records::{Mender, Records, SoleAccess};
+use crate::log::raw::RawSegment;
+use crate::log::records::{Mender, Records};
 use crate::storage::mappings::{self, Purpose};
 use crate::storage::{Directory, Entry, Kind, StorageError};
 
@@ -253,7 +254,7 @@ impl Recovery<'_> {
                 records.read_in()?;
                 let mut access = records.sole_access();
                 let limit = ScanLimit::AtMost(limit);
-                let scan = self.scan(&paths.segment, &access, limit, identity.salt)?;
+                let scan = self.scan(&paths.segment, access.raw(), limit, identity.salt)?;
                 self.report.bytes_scanned += file_len;
                 // Until it is sealed, a file has the length with which it was created.
                 let len = seal.map_or(self.segment_size, |end| u64::from(end.units) * UNIT as u64);
@@ -431,7 +432,7 @@ impl Recovery<'_> {
         let salt = segment.identity().salt;
         let mut access = pinned.sole_access(mender);
         let entry = &segment.paths().segment;
-        let scan = self.scan(entry, &access, limit, salt)?;
+        let scan = self.scan(entry, access.raw(), limit, salt)?;
         self.report.bytes_scanned += u64::from(end.units) * UNIT as u64;
         self.mend(segment.base(), entry, &mut access, salt, &scan.regions)?;
         let (mut lost, mut complete) = (0, false);
@@ -451,7 +452,7 @@ impl Recovery<'_> {
     fn scan(
         &self,
         entry: &Entry,
-        records: &SoleAccess<'_>,
+        records: RawSegment<'_>,
         limit: ScanLimit,
         salt: u64,
     ) -> Result<Scan, StorageError> {

@@ -7,9 +7,8 @@ use std::collections::HashSet;
 use super::checksums::Checksums;
 use crate::Sequence;
 use crate::log::meta::Meta;
+use crate::log::raw::{RawRecord, RawSegment};
 use crate::log::record::{self, HEADER_UNITS, Header, KIND_PAD, RECORD_HEADER_BYTES, UNIT};
-use crate::log::records::Record;
-use crate::log::records::SoleAccess;
 use crate::log::segment::START;
 use crate::log::tail::Position;
 
@@ -65,7 +64,7 @@ pub(super) enum RegionKind {
 impl Scan {
     /// Scans the units of a segment up to the limit, for records of at most `max_record` bytes.
     pub(super) fn run(
-        records: &SoleAccess<'_>,
+        records: RawSegment<'_>,
         limit: ScanLimit,
         salt: u64,
         max_record: usize,
@@ -102,7 +101,7 @@ impl Scan {
 }
 
 struct Scanner<'a> {
-    records: &'a SoleAccess<'a>,
+    records: RawSegment<'a>,
     checksums: Checksums<'a>,
     salt: u64,
     max_record: usize,
@@ -175,13 +174,13 @@ impl<'a> Scanner<'a> {
 
     /// The record at `at`, if it is valid and can be the next one after at most `lost` lost
     /// records.
-    fn valid_record(&mut self, at: u32, lost: u32) -> Option<Record<'a>> {
+    fn valid_record(&mut self, at: u32, lost: u32) -> Option<RawRecord<'a>> {
         let next = self.scan.end.index;
         self.valid_record_of(at, next, lost)
     }
 
     /// The record at `at`, if it is valid and has the ordinal `next`, or up to `lost` more.
-    fn valid_record_of(&mut self, at: u32, next: u32, lost: u32) -> Option<Record<'a>> {
+    fn valid_record_of(&mut self, at: u32, next: u32, lost: u32) -> Option<RawRecord<'a>> {
         let record = self.records.plausible_record(at, self.limit.units)?;
         let header = record.header();
         if !self.may_follow(header, next, lost) || !self.may_be_so_long(header) {
@@ -190,14 +189,14 @@ impl<'a> Scanner<'a> {
         let start = at as usize * UNIT + RECORD_HEADER_BYTES;
         let meta = start + usize::from(header.name_len);
         let payload = meta + usize::from(header.meta_len);
-        let end = start + record.bytes().len();
+        let end = start - RECORD_HEADER_BYTES + header.len as usize;
         let (name, content) = match header.kind {
             KIND_PAD => (&b""[..], 0),
             _ => {
                 let payload_check = self.checksums.of(payload, end);
                 let meta_check = self.checksums.of(meta, payload);
                 (
-                    record.name(),
+                    record.content().name,
                     record::joined_check(meta_check, payload_check),
                 )
             }
@@ -208,7 +207,7 @@ impl<'a> Scanner<'a> {
 
     /// Whether the batch of a valid record is complete, if it is of one. In a sealed segment every
     /// batch was, and what is there of it counts.
-    fn is_of_whole_batch(&mut self, record: &Record<'a>) -> bool {
+    fn is_of_whole_batch(&mut self, record: &RawRecord<'a>) -> bool {
         let header = record.header();
         if self.is_exact || self.is_in_batch {
             return true;
@@ -246,7 +245,7 @@ impl<'a> Scanner<'a> {
         !header.is_job() || header.len as usize <= self.max_record
     }
 
-    fn take(&mut self, record: Record<'_>) {
+    fn take(&mut self, record: RawRecord<'_>) {
         let header = record.header();
         let units = record::units_of(header.len as usize);
         let scan = &mut self.scan;
@@ -260,7 +259,7 @@ impl<'a> Scanner<'a> {
             }
             scan.end.index = header.index + 1;
             if header.meta_len > 0 {
-                scan.settles.extend(Meta::decode(record.meta()).settles);
+                scan.settles.extend(Meta::decode(record.content().meta).settles);
             }
             self.lost = 0;
         } else {
