@@ -39,6 +39,7 @@ pub(crate) mod reserve;
 pub(crate) mod run;
 pub(crate) mod segment;
 mod segments;
+pub(crate) mod snapshot;
 mod spare;
 mod stats;
 pub(crate) mod tail;

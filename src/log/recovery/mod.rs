@@ -36,12 +36,11 @@ mod checksums;
 pub mod fuzzing;
 mod quarantine;
 mod report;
-mod scan;
+pub(super) mod scan;
 #[cfg(test)]
 mod tests;
 
 use std::ffi::OsStr;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -236,11 +235,7 @@ impl Recovery<'_> {
         let len = u64::from(units) * UNIT as u64;
         let mut records = Records::open(paths.segment.clone(), len, Purpose::Look)?;
         let capacity = segment::capacity_of(self.segment_size);
-        let seal = header::decode_seal(identity.salt, &own_header).filter(|end| {
-            let all_units = (self.segment_size as usize / UNIT) as u32;
-            (START.units..=all_units).contains(&end.units)
-                && end.index <= (end.units - START.units) / HEADER_UNITS
-        });
+        let seal = seal_of(&identity, &own_header);
         let mut missing = Vec::new();
         let (end, sealed, unscanned) = match seal {
             // Row 4.
@@ -457,27 +452,22 @@ impl Recovery<'_> {
         salt: u64,
     ) -> Result<Scan, StorageError> {
         let max_record = super::max_record_bytes(self.segment_size);
-        let scan = Scan::run(records, limit, salt, max_record);
-        match scan.not_understood {
-            None => Ok(scan),
-            Some(units) => {
-                let offset = u64::from(units) * UNIT as u64;
-                let why = format!(
-                    "the record at byte {offset} is of a later version of this library: open the queue with that version"
-                );
-                Err(StorageError::new(
-                    "read",
-                    entry.path(),
-                    io::Error::other(why),
-                ))
-            }
-        }
+        Scan::of_file(entry, records, limit, salt, max_record)
     }
+}
+
+/// The end of the records of a sealed segment, from its header.
+pub(super) fn seal_of(identity: &Identity, header: &[u8]) -> Option<Position> {
+    header::decode_seal(identity.salt, header).filter(|end| {
+        let all_units = (identity.segment_size as usize / UNIT) as u32;
+        (START.units..=all_units).contains(&end.units)
+            && end.index <= (end.units - START.units) / HEADER_UNITS
+    })
 }
 
 /// The base in a file's name, within its stripe. None for names that this library cannot have
 /// given, including bases so high that their segment's sequences would leave the stripe.
-fn base_of(name: &str, suffix: &str, capacity: u32) -> Option<u64> {
+pub(super) fn base_of(name: &str, suffix: &str, capacity: u32) -> Option<u64> {
     let digits = name.strip_suffix(suffix)?;
     if digits.len() != 20 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;

@@ -3,6 +3,7 @@
 //! It only reads. Its time is linear in the segment's size, whatever the bytes are.
 
 use std::collections::HashSet;
+use std::io;
 
 use super::checksums::Checksums;
 use crate::Sequence;
@@ -11,10 +12,11 @@ use crate::log::raw::{RawRecord, RawSegment};
 use crate::log::record::{self, HEADER_UNITS, Header, KIND_PAD, RECORD_HEADER_BYTES, UNIT};
 use crate::log::segment::START;
 use crate::log::tail::Position;
+use crate::storage::{Entry, StorageError};
 
 /// How the place where a scan ends is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ScanLimit {
+pub(crate) enum ScanLimit {
     /// Records may end anywhere up to here, and producers may have died before they wrote theirs.
     AtMost(Position),
     /// A seal proves that the records fill everything up to here.
@@ -23,34 +25,34 @@ pub(super) enum ScanLimit {
 
 /// The result of a scan: valid records up to `end`, except for the regions and ordinals listed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Scan {
+pub(crate) struct Scan {
     /// The position after the last valid record or region.
-    pub(super) end: Position,
-    pub(super) regions: Vec<Region>,
+    pub(crate) end: Position,
+    pub(crate) regions: Vec<Region>,
     /// Ordinals `[from, to)` without a record.
-    pub(super) missing: Vec<(u32, u32)>,
+    pub(crate) missing: Vec<(u32, u32)>,
     /// The first record that only a later version of this library knows the meaning of.
-    pub(super) not_understood: Option<u32>,
+    pub(crate) not_understood: Option<u32>,
     /// What the records settle.
-    pub(super) settles: Vec<Sequence>,
+    pub(crate) settles: Vec<Sequence>,
     /// Bytes hashed during the scan.
     #[cfg(fuzzing)]
-    pub(super) hashed: usize,
+    pub(crate) hashed: usize,
 }
 
 /// Units that hold no valid record.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Region {
-    pub(super) from: u32,
-    pub(super) to: u32,
+pub(crate) struct Region {
+    pub(crate) from: u32,
+    pub(crate) to: u32,
     /// The lowest ordinal that the next record can have.
-    pub(super) index: u32,
+    pub(crate) index: u32,
     /// The kind of damage.
-    pub(super) kind: RegionKind,
+    pub(crate) kind: RegionKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RegionKind {
+pub(crate) enum RegionKind {
     /// All zero: reserved by a producer that died before it wrote anything.
     Hole,
     /// Starts with a zero length.
@@ -63,7 +65,7 @@ pub(super) enum RegionKind {
 
 impl Scan {
     /// Scans the units of a segment up to the limit, for records of at most `max_record` bytes.
-    pub(super) fn run(
+    pub(crate) fn run(
         records: RawSegment<'_>,
         limit: ScanLimit,
         salt: u64,
@@ -97,6 +99,50 @@ impl Scan {
             scanner.scan.hashed = scanner.checksums.hashed;
         }
         scanner.scan
+    }
+
+    /// Scans the segment file of this name. A record that only a later version of this library
+    /// understands is an error.
+    pub(crate) fn of_file(
+        entry: &Entry,
+        records: RawSegment<'_>,
+        limit: ScanLimit,
+        salt: u64,
+        max_record: usize,
+    ) -> Result<Self, StorageError> {
+        let scan = Self::run(records, limit, salt, max_record);
+        match scan.not_understood {
+            None => Ok(scan),
+            Some(units) => {
+                let offset = u64::from(units) * UNIT as u64;
+                let why = format!(
+                    "the record at byte {offset} is of a later version of this library: open the queue with that version"
+                );
+                Err(StorageError::new(
+                    "read",
+                    entry.path(),
+                    io::Error::other(why),
+                ))
+            }
+        }
+    }
+
+    /// The records that the scan found in these bytes, in order.
+    pub(crate) fn records<'a>(
+        &self,
+        scanned: RawSegment<'a>,
+    ) -> impl Iterator<Item = RawRecord<'a>> {
+        let mut at = START.units;
+        let mut regions = self.regions.iter().peekable();
+        std::iter::from_fn(move || {
+            while let Some(region) = regions.next_if(|region| region.from == at) {
+                at = region.to;
+            }
+            // None also for zeros in which no pad would fit, which are at the end.
+            let record = scanned.plausible_record(at, self.end.units)?;
+            at = record.next();
+            Some(record)
+        })
     }
 }
 
@@ -259,7 +305,8 @@ impl<'a> Scanner<'a> {
             }
             scan.end.index = header.index + 1;
             if header.meta_len > 0 {
-                scan.settles.extend(Meta::decode(record.content().meta).settles);
+                scan.settles
+                    .extend(Meta::decode(record.content().meta).settles);
             }
             self.lost = 0;
         } else {
