@@ -55,7 +55,7 @@ use crate::{OpenError, StorageError};
 ///
 /// - Every job that was enqueued before the iteration began, and is neither acked nor dead before
 ///   it ends, is seen exactly once. This includes jobs that handlers have and that wait for a delay
-///   or a backoff, wherever compaction moves them meanwhile. (A job that compaction moves seven
+///   or a backoff, wherever compaction moves them meanwhile. (A job that compaction moves sixty
 ///   times during one iteration may be missed.)
 /// - Every job that is seen was enqueued with this payload, name and headers, and was neither acked
 ///   nor dead at some moment after the iteration began. So a job that was acked before is not seen.

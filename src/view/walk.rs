@@ -14,7 +14,7 @@ use crate::{Sequence, StorageError, Timestamp};
 
 /// How often the directory of a log is listed, to find what compaction has moved meanwhile to
 /// segments that were not there before.
-const LISTINGS: u32 = 8;
+const LISTINGS: u32 = 64;
 
 /// A queue's directory, and what it has.
 #[derive(Clone)]
