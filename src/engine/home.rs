@@ -76,7 +76,12 @@ pub(crate) fn look(path: &Path) -> Result<(Arc<Directory>, Manifest), OpenError>
         return Err(OpenError::NoQueue { path });
     };
     let directory = Arc::new(directory);
-    match read_manifest(&directory)? {
+    let found = match read_manifest(&directory) {
+        // A queue that is created at this moment has gotten its files after its MANIFEST.
+        Err(OpenError::ManifestMissing { .. }) => read_manifest(&directory),
+        found => found,
+    };
+    match found? {
         Some(manifest) => Ok((directory, manifest)),
         None => Err(OpenError::NoQueue { path }),
     }

@@ -52,6 +52,8 @@ pub(crate) struct Snapshot {
     acks: CopiedAcks,
     /// Whether a job that compaction moved here is done, and so may have been moved on.
     pub(crate) has_moved_on: bool,
+    /// Whether it has no records.
+    is_empty: bool,
 }
 
 /// What a segment holds.
@@ -114,14 +116,14 @@ impl LogFiles {
     }
 
     /// What the segment with this base holds, without the jobs in `settled`; None if it is gone, or
-    /// holds nothing. Of a sealed segment, only the acks are read.
+    /// has no records. Of a sealed segment, only the acks are read.
     pub(crate) fn held(
         &self,
         base: Sequence,
         settled: &BTreeSet<Sequence>,
     ) -> Result<Option<Held>, StorageError> {
         let is_settled = |index| settled.contains(&base.plus(index));
-        self.read_settled(base, |opened, identity| {
+        let held = self.read_settled(base, |opened, identity| {
             let bytes = opened.records.len()?;
             let jobs = match opened.headers.seal {
                 Some(end) => {
@@ -133,13 +135,17 @@ impl LogFiles {
                 }
                 None => {
                     let copy = self.copy(opened, identity)?;
+                    if copy.is_empty {
+                        return Ok(None);
+                    }
                     let live = copy.live.iter().filter_map(|&units| copy.record(units));
                     live.filter(|record| !is_settled(record.header().index))
                         .count() as u64
                 }
             };
-            Ok(Held { jobs, bytes })
-        })
+            Ok(Some(Held { jobs, bytes }))
+        })?;
+        Ok(held.flatten())
     }
 
     /// What the records of the segment with this base settle, if it is not sealed. (A segment with
@@ -281,6 +287,7 @@ impl LogFiles {
             live: Vec::new(),
             acks,
             has_moved_on: false,
+            is_empty: scan.end.index == 0,
         };
         for record in scan.records(RawSegment::new(&bytes)) {
             let header = record.header();

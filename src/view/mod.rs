@@ -90,7 +90,7 @@ pub struct ViewStats {
     pub jobs: u64,
     /// Dead letters.
     pub dead_letters: u64,
-    /// Segments, including the dead letter log's, without those that are kept ready for use.
+    /// Segments with records, done or not, including the dead letter log's.
     pub segments: u64,
     /// Bytes of the files of these segments, without ack files (about 13% more).
     pub bytes: u64,
