@@ -104,6 +104,7 @@ mod testing;
 mod time;
 mod turns;
 mod user_code;
+mod view;
 mod workers;
 
 pub use consumer::Consumer;
@@ -125,6 +126,7 @@ pub use queue::Queue;
 pub use retry::{Jitter, MAX_ATTEMPTS, MAX_CRASHES, RetryPolicy};
 pub use stats::Stats;
 pub use storage::StorageError;
+pub use view::{View, ViewStats, ViewedJob};
 pub use workers::{ShutdownReport, Workers, WorkersBuilder};
 
 use sequence::Sequence;

@@ -9,7 +9,7 @@ use std::path::Path;
 
 /// The modules of the crate, top layer first. Modules of the same layer do not use each other.
 const LAYERS: &[&[&str]] = &[
-    &["queue"],
+    &["queue", "view"],
     &["consumer", "dead_letters", "producer", "workers"],
     &["job"],
     &["engine"],

@@ -11,7 +11,7 @@ mod depth;
 pub(crate) mod enqueue;
 mod failures;
 mod figures;
-mod home;
+pub(crate) mod home;
 pub(crate) mod letters;
 mod lock;
 pub(crate) mod maintenance;

@@ -1,5 +1,5 @@
 //! Tests of the documented guarantees, through the public API: a module for each guarantee
-//! (`g1_...` to `g9_...`), for each part of the API (`api_...`), and for recovery.
+//! (`g1_...` to `g10_...`), for each part of the API (`api_...`), and for recovery.
 
 mod api_batches;
 mod api_dead_letters;
@@ -11,6 +11,7 @@ mod api_pause;
 mod api_payloads;
 mod api_stats;
 mod api_workers;
+mod g10_views;
 mod g1_at_least_once;
 mod g2_crashes;
 mod g2_no_poison;
@@ -52,5 +53,6 @@ fn child() {
             g9_address_space::exceed_the_address_space,
         ),
         ("replay", api_dead_letters::replay_all),
+        ("work under views", g10_views::work_under_views),
     ]);
 }
