@@ -621,13 +621,6 @@ fn a_view_of_a_busy_queue_that_is_killed_shows_all_that_waits_and_nothing_that_i
         .file_stem()
         .and_then(|name| name.to_str()?.parse().ok());
     let within_stripe = id.get() & ((1 << 56) - 1);
-    for job in found
-        .iter()
-        .filter(|job| job.id().get() & 0xff_ffff_ffff < 600)
-    {
-        eprintln!("Some {} {:?}", number_in(job.payload()), job);
-    }
-    eprintln!("{oldest:?} {id} {views} {:?}", files(&log, "seg"));
     assert!(oldest > Some(within_stripe), "no sentinel was moved");
     let report = open_any(load_builder(dir.path())).1;
     assert_eq!(report.jobs, found.len() as u64);
