@@ -126,7 +126,7 @@ pub use queue::Queue;
 pub use retry::{Jitter, MAX_ATTEMPTS, MAX_CRASHES, RetryPolicy};
 pub use stats::Stats;
 pub use storage::StorageError;
-pub use view::{View, ViewStats, ViewedJob};
+pub use view::{JobCursor, JobState, View, ViewStats, ViewedJob};
 pub use workers::{ShutdownReport, Workers, WorkersBuilder};
 
 use sequence::Sequence;

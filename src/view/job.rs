@@ -3,9 +3,10 @@
 use std::fmt;
 use std::time::SystemTime;
 
+use super::looking::JobCursor;
 use super::walk::Found;
 use crate::log::headers::{Headers, name_of};
-use crate::{JobId, Timestamp};
+use crate::{JobId, Sequence, Timestamp};
 
 /// A copy of a job that waits or that a handler has, from [`View::jobs`](crate::View::jobs).
 #[derive(Clone, PartialEq, Eq)]
@@ -20,6 +21,23 @@ pub struct ViewedJob {
     attempts: u32,
     crashes: u32,
     is_in_handler: bool,
+    /// The place of its record.
+    sequence: Sequence,
+}
+
+/// What a job waits for, from [`ViewedJob::state`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum JobState {
+    /// It waits for a consumer, or for the end of a backoff.
+    Ready,
+    /// It waits for its due time.
+    Delayed,
+    /// A handler has it, or had it when the process of the owner died.
+    InFlight,
+    /// As `Ready`, and the process has died while a handler had it: such jobs are delivered one at a
+    /// time.
+    Suspect,
 }
 
 impl ViewedJob {
@@ -27,6 +45,7 @@ impl ViewedJob {
         let deliveries = found.deliveries;
         let (attempts, crashes) = (deliveries.failed(), deliveries.crashes());
         Self {
+            sequence: found.sequence,
             id: JobId::of(found.job()),
             enqueued_at: found.enqueued_at,
             due_at: found.due_at,
@@ -84,6 +103,24 @@ impl ViewedJob {
     /// A crash is counted when the queue is opened again, or when the job's segment is reached.
     pub fn crashes(&self) -> u32 {
         self.crashes
+    }
+
+    /// What the job waits for, by the wall clock.
+    pub fn state(&self) -> JobState {
+        if self.is_in_handler {
+            JobState::InFlight
+        } else if self.due_at > Timestamp::now() {
+            JobState::Delayed
+        } else if self.crashes > 0 {
+            JobState::Suspect
+        } else {
+            JobState::Ready
+        }
+    }
+
+    /// Where the job is, to go on from there with [`View::jobs_after`](crate::View::jobs_after).
+    pub fn cursor(&self) -> JobCursor {
+        JobCursor::new(self.sequence.get())
     }
 
     /// Whether a handler has the job, or had it when the process of the owner died.

@@ -2,6 +2,7 @@
 
 mod ids;
 mod job;
+mod looking;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod walk;
@@ -12,7 +13,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use self::ids::Ids;
-pub use self::job::ViewedJob;
+pub use self::job::{JobState, ViewedJob};
+pub use self::looking::JobCursor;
 use self::walk::{Files, Found, Walk};
 use crate::dead_letters::DeadLetter;
 use crate::engine::home;
@@ -132,16 +134,15 @@ impl View {
     /// it. So does a segment that changes each time it is read, eight times in a row; the owner
     /// does nothing of that kind.
     pub fn jobs(&self) -> impl Iterator<Item = Result<ViewedJob, Arc<StorageError>>> + use<> {
+        each_once(self.walk())
+    }
+
+    /// A walk over the jobs of all stripes.
+    fn walk(&self) -> Walk {
         let logs = self.files.stripes().collect();
         // Jobs settle the places that they were moved from, and letters their jobs.
         let settlers = self.files.stripes().chain([None]).collect();
-        let mut seen = Ids::default();
-        let is_new = move |found: &Result<Found, _>| match found {
-            Ok(found) => seen.insert(found.job()),
-            Err(_) => true,
-        };
-        let walk = Walk::new(self.files.clone(), logs, settlers).filter(is_new);
-        walk.map(|found| found.map(ViewedJob::of))
+        Walk::new(self.files.clone(), logs, settlers)
     }
 
     /// Iterates over the dead letters, oldest first.
@@ -215,4 +216,14 @@ impl fmt::Debug for View {
             .field("path", &self.path())
             .finish_non_exhaustive()
     }
+}
+
+/// The jobs that a walk finds, without those that it finds again where compaction has moved them.
+fn each_once(walk: Walk) -> impl Iterator<Item = Result<ViewedJob, Arc<StorageError>>> {
+    let mut seen = Ids::default();
+    let is_new = move |found: &Result<Found, _>| match found {
+        Ok(found) => seen.insert(found.job()),
+        Err(_) => true,
+    };
+    walk.filter(is_new).map(|found| found.map(ViewedJob::of))
 }

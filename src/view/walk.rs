@@ -102,6 +102,8 @@ pub(super) struct Walk {
     errors: VecDeque<Arc<StorageError>>,
     /// The logs that are still to be walked.
     logs: VecDeque<LogNumber>,
+    /// Only records behind this one are found in its log, and others in the logs after it.
+    after: Option<Sequence>,
     log: Option<LogWalk>,
     segment: Option<(Snapshot, std::vec::IntoIter<u32>)>,
 }
@@ -114,6 +116,8 @@ pub(super) struct Walk {
 struct LogWalk {
     files: LogFiles,
     bases: VecDeque<Sequence>,
+    /// The first segment is the one that this record is in, or the next one.
+    from: Option<Sequence>,
     last: Option<Sequence>,
     listings: u32,
     /// Whether some job may have been moved to a segment that is not listed yet.
@@ -125,6 +129,7 @@ impl LogWalk {
         Self {
             files,
             bases: VecDeque::new(),
+            from: None,
             last: None,
             listings: if is_compacted { 0 } else { LISTINGS - 1 },
             may_have_moved: true,
@@ -142,7 +147,11 @@ impl LogWalk {
                 self.listings += 1;
                 match self.files.bases(self.last) {
                     Ok(bases) if bases.is_empty() => return None,
-                    Ok(bases) => self.bases.extend(bases),
+                    Ok(bases) => {
+                        let is_past = |base: &Sequence| Some(*base) <= self.from;
+                        let past = bases.iter().take_while(|base| is_past(base)).count();
+                        self.bases.extend(&bases[past.saturating_sub(1)..]);
+                    }
                     Err(error) => {
                         self.may_have_moved = false;
                         return Some(Err(error));
@@ -171,9 +180,24 @@ impl Walk {
             settled: None,
             errors: VecDeque::new(),
             logs: logs.into(),
+            after: None,
             log: None,
             segment: None,
         }
+    }
+
+    /// Walks over one stripe only.
+    pub(super) fn of_stripe(mut self, stripe: u32) -> Self {
+        self.logs.retain(|log| *log == Some(stripe));
+        self
+    }
+
+    /// Begins behind a record of a stripe.
+    pub(super) fn after(mut self, record: Sequence) -> Self {
+        let stripe = u32::from(record.stripe());
+        self.logs.retain(|log| log.is_none_or(|log| log >= stripe));
+        self.after = Some(record);
+        self
     }
 
     /// The next record of the segment in memory.
@@ -186,6 +210,9 @@ impl Walk {
             };
             let header = record.header();
             let sequence = snapshot.sequence(header.index);
+            if self.after.is_some_and(|after| sequence <= after) {
+                continue;
+            }
             if settled.is_some_and(|settled| settled.contains(&sequence)) {
                 continue;
             }
@@ -239,7 +266,12 @@ impl Iterator for Walk {
             }
             let number = self.logs.pop_front()?;
             match self.files.log(number) {
-                Ok(Some(log)) => self.log = Some(LogWalk::new(log, number.is_some())),
+                Ok(Some(log)) => {
+                    let mut log = LogWalk::new(log, number.is_some());
+                    let stripe = |after: &Sequence| Some(u32::from(after.stripe())) == number;
+                    log.from = self.after.filter(stripe);
+                    self.log = Some(log);
+                }
                 Ok(None) => {}
                 Err(error) => return Some(Err(Arc::new(error))),
             }
