@@ -29,6 +29,11 @@ pub(crate) fn builder(path: impl AsRef<Path>) -> Builder {
         .retry(RetryPolicy::fixed(Duration::ZERO))
 }
 
+/// Backs off for longer than any test takes. A later process backs off by its own policy.
+pub(crate) fn not_today() -> RetryPolicy {
+    RetryPolicy::fixed(Duration::from_secs(3600))
+}
+
 /// Opens a queue that must be undamaged.
 pub(crate) fn open(builder: Builder) -> Queue {
     let (queue, report) = open_any(builder);
