@@ -130,11 +130,11 @@ fn a_walk_ends_whatever_the_owner_does() {
     assert_eq!(segments, 4 * LISTINGS);
 }
 
-/// A queue with a full segment, and the ids of the jobs in it.
+/// A queue with a full segment and another one, and the ids of the jobs in them.
 fn full_segment(dir: &Path) -> (Queue, Vec<JobId>) {
     let builder = Queue::builder(dir).stripes(1).segment_size(SIZE);
     let (queue, _) = builder.open().unwrap();
-    let jobs = (0..5).map(|_| queue.enqueue(&[7; 3000]).unwrap()).collect();
+    let jobs = (0..7).map(|_| queue.enqueue(&[7; 3000]).unwrap()).collect();
     (queue, jobs)
 }
 
