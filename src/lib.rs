@@ -40,6 +40,7 @@
 //! - [`Durability`] decides what a returned enqueue survives; [`EnqueueOptions`] delays a job, or
 //!   waits for room.
 //! - [`DeadLetters`] holds the jobs that failed for good; [`Stats`] has the figures to monitor.
+//! - [`View`] shows a queue to a process that does not have it open.
 //!
 //! # How it works
 //! Producers append records to a memory-mapped segment log, with one atomic add and one release

@@ -76,8 +76,8 @@ use crate::{OpenError, StorageError};
 /// # Costs
 /// An iteration reads each segment file of its logs once, those that are not sealed twice, and of
 /// each ack file what concerns these records. Memory holds one segment, without the unused room at
-/// its end, and up to 35 bytes for each job seen (a quarter of a byte where jobs have consecutive
-/// ids). The owner waits for none of this, but shares the disk and the page cache with it.
+/// its end, and up to 40 bytes for each job seen, or for each 64 with consecutive ids. The owner
+/// waits for none of this, but shares the disk and the page cache with it.
 pub struct View {
     files: Files,
 }

@@ -14,7 +14,7 @@ use crate::{Sequence, StorageError, Timestamp};
 
 /// How often the directory of a log is listed, to find what compaction has moved meanwhile to
 /// segments that were not there before.
-const LISTINGS: u32 = 64;
+pub(super) const LISTINGS: u32 = 64;
 
 /// A queue's directory, and what it has.
 #[derive(Clone)]
@@ -113,7 +113,7 @@ pub(super) struct Walk {
 /// Compaction moves jobs to the end of the log, so a walk in this order meets each of them, if it
 /// also walks over the segments that are made meanwhile. These are as many as the owner makes, so
 /// the walk ends where nothing can have been moved.
-struct LogWalk {
+pub(super) struct LogWalk {
     files: LogFiles,
     bases: VecDeque<Sequence>,
     /// The first segment is the one that this record is in, or the next one.
@@ -125,7 +125,7 @@ struct LogWalk {
 }
 
 impl LogWalk {
-    fn new(files: LogFiles, is_compacted: bool) -> Self {
+    pub(super) fn new(files: LogFiles, is_compacted: bool) -> Self {
         Self {
             files,
             bases: VecDeque::new(),
@@ -136,7 +136,7 @@ impl LogWalk {
         }
     }
 
-    fn next_segment(&mut self) -> Option<Result<Snapshot, StorageError>> {
+    pub(super) fn next_segment(&mut self) -> Option<Result<Snapshot, StorageError>> {
         loop {
             let Some(base) = self.bases.pop_front() else {
                 if self.listings == LISTINGS || !self.may_have_moved {

@@ -11,6 +11,7 @@ mod api_pause;
 mod api_payloads;
 mod api_stats;
 mod api_workers;
+mod g10_under_load;
 mod g10_views;
 mod g1_at_least_once;
 mod g2_crashes;
@@ -53,6 +54,6 @@ fn child() {
             g9_address_space::exceed_the_address_space,
         ),
         ("replay", api_dead_letters::replay_all),
-        ("work under views", g10_views::work_under_views),
+        ("work under views", g10_under_load::work_under_views),
     ]);
 }

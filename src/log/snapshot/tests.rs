@@ -11,6 +11,7 @@ use crate::log::record::NewRecord;
 use crate::log::segment::{Append, Batch, Segment, Warm};
 use crate::log::spare::{self, Spare};
 use crate::log::tail::Reserved;
+use crate::storage::Entry;
 
 const SIZE: u64 = 16 * 1024;
 

@@ -7,6 +7,7 @@
 //! grow: a record that passes its check was appended, and one that is not done then was not done
 //! when it was read.
 
+mod opened;
 #[cfg(test)]
 mod tests;
 
@@ -16,18 +17,19 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use self::opened::{Opened, bytes_to};
 use super::ack::CopiedAcks;
-use super::header::{FILE_HEADER_BYTES, FileKind, Identity};
+use super::header::{FILE_HEADER_BYTES, Identity};
 use super::meta::{Meta, has_engine_fields};
 use super::raw::{RawRecord, RawSegment};
 use super::record::UNIT;
+use super::recovery::base_of;
 use super::recovery::scan::{Scan, ScanLimit};
-use super::recovery::{base_of, seal_of};
 use super::segment::{START, capacity_of};
 use super::tail::Position;
 use crate::Sequence;
 use crate::log::ack::Deliveries;
-use crate::storage::{Directory, Entry, ReadFile, StorageError};
+use crate::storage::{Directory, ReadFile, StorageError};
 
 /// How often a segment is read that changes each time.
 const ATTEMPTS: u32 = 8;
@@ -63,31 +65,6 @@ pub(crate) struct Held {
     pub(crate) jobs: u64,
     /// Bytes of the segment file.
     pub(crate) bytes: u64,
-}
-
-/// The files of a segment, open, with what their headers said.
-struct Opened {
-    base: Sequence,
-    records: ReadFile,
-    acks: Option<ReadFile>,
-    headers: Headers,
-}
-
-/// What the headers of a segment's two files say; None where a header is not valid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Headers {
-    own: Option<Identity>,
-    copied: Option<Identity>,
-    seal: Option<Position>,
-    /// Whether the header of the segment file is all zero.
-    is_zero: bool,
-}
-
-impl Headers {
-    /// The identity of the segment: from its own header, or else from that of its ack file.
-    fn identity(&self) -> Option<Identity> {
-        self.own.or(self.copied)
-    }
 }
 
 impl LogFiles {
@@ -201,81 +178,6 @@ impl LogFiles {
         ))
     }
 
-    fn entry(&self, base: Sequence, extension: &str) -> Entry {
-        let name = format!("{:020}.{extension}", base.within_stripe());
-        self.directory.entry(&name)
-    }
-
-    fn open(&self, base: Sequence) -> Result<Option<Opened>, StorageError> {
-        let Some(records) = ReadFile::open(self.entry(base, "seg"))? else {
-            return Ok(None);
-        };
-        let acks = ReadFile::open(self.entry(base, "ack"))?;
-        let mut headers = self.headers(base, &records, acks.as_ref())?;
-        // A file that is cut off is scanned, as an open does it.
-        let len = records.len()?;
-        headers.seal = headers.seal.filter(|end| bytes_to(*end) <= len);
-        Ok(Some(Opened {
-            base,
-            records,
-            acks,
-            headers,
-        }))
-    }
-
-    fn headers(
-        &self,
-        base: Sequence,
-        records: &ReadFile,
-        acks: Option<&ReadFile>,
-    ) -> Result<Headers, StorageError> {
-        let header_of = |file: &ReadFile| {
-            let mut header = [0; FILE_HEADER_BYTES];
-            let len = file.read_at(0, &mut header)?;
-            Ok::<_, StorageError>((header, len))
-        };
-        let identity_of = |kind, header: &[u8]| {
-            let identity = Identity::decode(kind, header)?;
-            let is_ours = identity.base == base && identity.segment_size == self.segment_size;
-            is_ours.then_some(identity)
-        };
-        let (header, len) = header_of(records)?;
-        let own = identity_of(FileKind::Segment, &header[..len]);
-        let copied = match acks {
-            Some(acks) => {
-                let (header, len) = header_of(acks)?;
-                identity_of(FileKind::Ack, &header[..len])
-            }
-            None => None,
-        };
-        // A file that ends within its header holds nothing.
-        let copied = copied.filter(|_| len == FILE_HEADER_BYTES);
-        Ok(Headers {
-            own,
-            copied,
-            seal: own
-                .or(copied)
-                .and_then(|identity| seal_of(&identity, &header)),
-            is_zero: header == [0; FILE_HEADER_BYTES],
-        })
-    }
-
-    /// Whether everything read between [`open`](Self::open) and now was of this segment.
-    fn is_unchanged(&self, opened: &Opened) -> Result<bool, StorageError> {
-        let has_its_acks = match &opened.acks {
-            Some(acks) => acks.has_its_name()?,
-            None => self.entry(opened.base, "ack").kind()?.is_none(),
-        };
-        if !opened.records.has_its_name()? || !has_its_acks {
-            return Ok(false);
-        }
-        // The files of the last segment are emptied under their names, that of the records first.
-        let headers = self.headers(opened.base, &opened.records, opened.acks.as_ref())?;
-        let before = opened.headers;
-        Ok((headers.own, headers.copied, headers.is_zero)
-            == (before.own, before.copied, before.is_zero))
-    }
-
     /// Copies the records, and then the acks: a job that is not done in the copy was not done when
     /// its record was read, either.
     fn copy(&self, opened: &Opened, identity: Identity) -> Result<Snapshot, StorageError> {
@@ -345,10 +247,6 @@ impl LogFiles {
             _ => Ok(CopiedAcks::none(salt)),
         }
     }
-}
-
-fn bytes_to(end: Position) -> u64 {
-    u64::from(end.units) * UNIT as u64
 }
 
 /// The first `len` bytes of a file, or fewer if it was cut off. Zeros at their end are left out,
