@@ -39,9 +39,9 @@ use std::sync::PoisonError;
 use std::time::Instant;
 
 #[cfg(feature = "async")]
-use self::wakers::Wakers;
-#[cfg(feature = "async")]
 pub(crate) use self::wakers::Waiting;
+#[cfg(feature = "async")]
+use self::wakers::Wakers;
 
 use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, fence};
 

@@ -353,6 +353,7 @@ mod tests {
         let with_others = [
             "dispatch/registry.rs",
             "dispatch/timer.rs",
+            "engine/flusher.rs",
             "engine/maintenance.rs",
             "log/mod.rs",
             "workers.rs",

@@ -78,6 +78,8 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("logmill runs on Linux only; see docs/DESIGN.md");
 
+#[cfg(feature = "async")]
+mod async_consumer;
 mod consumer;
 mod dead_letters;
 mod dispatch;
@@ -105,12 +107,18 @@ mod turns;
 mod user_code;
 mod workers;
 
+#[cfg(feature = "async")]
+pub use async_consumer::AsyncConsumer;
 pub use consumer::Consumer;
 pub use dead_letters::{DeadLetter, DeadLetters};
+#[cfg(feature = "async")]
+pub use engine::ticket::Ticket;
 pub use error::{DeadLetterError, EnqueueError, FlushError, OpenError};
 pub use failure::{Failure, FailureError};
 pub use id::{JobId, LetterId, ParseIdError};
 pub use job::Job;
+#[cfg(feature = "async")]
+pub use job::OwnedJob;
 pub use log::headers::Headers;
 pub use log::meta::FailureReason;
 #[cfg(fuzzing)]

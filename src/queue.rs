@@ -1,5 +1,8 @@
 //! The queue handle, from which everything else is reached.
 
+#[cfg(feature = "async")]
+mod asynchronous;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -257,7 +260,7 @@ impl Builder {
     /// opens, and enqueues return [`EnqueueError::StorageFull`] until there is room.
     pub fn open(self) -> Result<(Queue, RecoveryReport), OpenError> {
         let (running, report) = Running::open(&self)?;
-        let running = Arc::new(running);
+        let running = running.share();
         Ok((Queue { running }, report))
     }
 }
@@ -266,7 +269,7 @@ impl Builder {
 impl Queue {
     pub(crate) fn of(running: Running) -> Self {
         Self {
-            running: Arc::new(running),
+            running: running.share(),
         }
     }
 

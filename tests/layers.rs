@@ -10,7 +10,13 @@ use std::path::Path;
 /// The modules of the crate, top layer first. Modules of the same layer do not use each other.
 const LAYERS: &[&[&str]] = &[
     &["queue"],
-    &["consumer", "dead_letters", "producer", "workers"],
+    &[
+        "async_consumer",
+        "consumer",
+        "dead_letters",
+        "producer",
+        "workers",
+    ],
     &["job"],
     &["engine"],
     &["dispatch", "options", "stats"],

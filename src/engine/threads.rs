@@ -54,12 +54,23 @@ impl Engine {
         }
     }
 
-    /// Makes due jobs available and ends leases that have timed out; returns when the next lease
-    /// would.
+    /// Makes due jobs available, ends leases that have timed out, and wakes tasks whose time has
+    /// come; returns when the next lease or task is due.
     fn bring_back(&self, due: Vec<Lease>) -> Option<Tick> {
         if !due.is_empty() {
             self.dispatch.inject_all(due);
         }
+        let end = self.end_leases();
+        #[cfg(feature = "async")]
+        let end = end
+            .into_iter()
+            .chain(self.alarms.ring(self.clock.now()))
+            .min();
+        end
+    }
+
+    /// Ends leases that have timed out; returns when the next one would.
+    fn end_leases(&self) -> Option<Tick> {
         let (expired, next) = self.leases.as_ref()?.expire(self.clock.now());
         for expired in expired {
             self.fail_current(
@@ -116,6 +127,14 @@ impl Running {
         Ok((running, report))
     }
 
+    /// Shares it between handles.
+    pub(crate) fn share(self) -> Arc<Self> {
+        let running = Arc::new(self);
+        #[cfg(feature = "async")]
+        let _ = running.engine.running.set(Arc::downgrade(&running));
+        running
+    }
+
     /// Simulates the death of the process: nothing more is done to the files.
     #[cfg(test)]
     pub(crate) fn die(&self) {
@@ -136,6 +155,16 @@ impl Running {
         Ok(())
     }
 
+    /// Starts the thread that flushes for tasks, if it does not run.
+    #[cfg(feature = "async")]
+    pub(super) fn start_flusher(&self) -> Result<(), OpenError> {
+        if !self.engine.flusher.begin_start() {
+            return Ok(());
+        }
+        let started = self.spawn("logmill-flusher", Engine::run_flusher);
+        started.inspect_err(|_| self.engine.flusher.undo_start())
+    }
+
     /// Closes the queue. The threads run on for the jobs in flight until the last handle is gone.
     pub(crate) fn close(&self) -> Result<(), Arc<StorageError>> {
         self.engine.close()
@@ -150,6 +179,8 @@ impl Drop for Running {
         }
         self.engine.dispatch.timer.stop();
         self.engine.signal.stop();
+        #[cfg(feature = "async")]
+        self.engine.flusher.stop();
         let this = thread::current().id();
         for thread in self.threads.get_mut().drain(..) {
             // If user code called from this thread held the last handle, this thread ends when that
@@ -161,6 +192,10 @@ impl Drop for Running {
         }
         let closed = self.engine.close().and(self.engine.close_dead_log());
         if let Err(error) = closed {
+            #[cfg(feature = "async")]
+            for stripe in self.engine.dispatch.stripes() {
+                stripe.rounds.close(&error);
+            }
             // Everything is in the page cache, and the next open scans what was not sealed.
             event!(error, %error, "the queue was not closed cleanly");
         }

@@ -194,7 +194,11 @@ mod tests {
         assert_eq!(wakes.so_far(), 1);
         let (mut third, wakes) = asleep(&sleepers);
         let context = Context::from_waker(Waker::noop());
-        assert!(sleepers.poll(&mut second, &context, || Some(()), || false).is_ready());
+        assert!(
+            sleepers
+                .poll(&mut second, &context, || Some(()), || false)
+                .is_ready()
+        );
         sleepers.give_up(&mut second);
         assert_eq!(wakes.so_far(), 0);
         sleepers.give_up(&mut third);
@@ -248,7 +252,11 @@ mod tests {
         let mut waiting = Waiting::default();
         let waker = Waker::from(Arc::new(Bomb));
         let context = Context::from_waker(&waker);
-        assert!(sleepers.poll(&mut waiting, &context, || None::<()>, || false).is_pending());
+        assert!(
+            sleepers
+                .poll(&mut waiting, &context, || None::<()>, || false)
+                .is_pending()
+        );
         let (mut task, wakes) = asleep(&sleepers);
         sleepers.notify(2);
         assert_eq!(wakes.so_far(), 1);

@@ -11,6 +11,9 @@
 //! atomics, and the bytes by loom's cells, which report an access that does not happen after the
 //! store whose value it sees.
 
+#[cfg(feature = "async")]
+mod rounds;
+
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, PoisonError};
 
