@@ -8,7 +8,6 @@ use futures_core::Stream;
 
 use crate::dispatch::source::Source;
 use crate::engine::Running;
-use crate::engine::handle::Handle;
 use crate::event_count::Waiting;
 use crate::job::{Job, OwnedJob};
 use crate::log::lease::Lease;
@@ -109,8 +108,8 @@ impl AsyncConsumer {
     }
 
     fn begin(&self, lease: Lease) -> Option<OwnedJob> {
-        let mut job = Job::begin(&self.running, lease)?;
-        Some(job.owned_by(Handle::Owned(Arc::clone(&self.running))))
+        let job = Job::begin(&self.running, lease)?;
+        Some(OwnedJob::new(job, &self.running))
     }
 
     fn give_up(&mut self) {

@@ -11,7 +11,6 @@ pub use self::owned::OwnedJob;
 use crate::dispatch::lease_timeouts::Delivery;
 use crate::engine::Engine;
 use crate::engine::delivery::Attempt;
-use crate::engine::handle::Handle;
 use crate::failure::Failure;
 use crate::log::headers::{Headers, name_of};
 use crate::log::lease::Lease;
@@ -54,7 +53,7 @@ use crate::{JobId, Sequence};
 /// ```
 #[must_use = "a job that is dropped is retried"]
 pub struct Job<'a> {
-    engine: Handle<'a>,
+    engine: &'a Engine,
     /// Taken when the job is settled.
     lease: Option<Lease>,
     attempt: Attempt,
@@ -73,7 +72,7 @@ impl<'a> Job<'a> {
             return Self::begin_slow(engine, lease);
         };
         Some(Self {
-            engine: Handle::Borrowed(engine),
+            engine,
             lease: Some(lease),
             attempt,
             delivery,
@@ -84,7 +83,7 @@ impl<'a> Job<'a> {
     fn begin_slow(engine: &'a Engine, lease: Lease) -> Option<Self> {
         let (lease, attempt, delivery) = engine.begin(lease)?;
         Some(Self {
-            engine: Handle::Borrowed(engine),
+            engine,
             lease: Some(lease),
             attempt,
             delivery,
@@ -232,7 +231,7 @@ impl Drop for Job<'_> {
     #[inline]
     fn drop(&mut self) {
         if let Some(lease) = self.lease.take() {
-            fail_dropped(&self.engine, lease, self.delivery, self.attempt);
+            fail_dropped(self.engine, lease, self.delivery, self.attempt);
         }
     }
 }

@@ -17,7 +17,6 @@ mod failures;
 mod figures;
 #[cfg(feature = "async")]
 mod flusher;
-pub(crate) mod handle;
 mod home;
 pub(crate) mod letters;
 mod lock;

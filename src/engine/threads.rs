@@ -2,6 +2,8 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+#[cfg(feature = "async")]
+use std::sync::Weak;
 #[cfg(test)]
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -81,6 +83,14 @@ impl Engine {
             );
         }
         next
+    }
+
+    /// The engine with its threads, for who has a reference that keeps it open and wants to keep it
+    /// open otherwise.
+    #[cfg(feature = "async")]
+    pub(crate) fn running(&self) -> Arc<Running> {
+        let running = self.running.get().and_then(Weak::upgrade);
+        running.expect("the caller has a reference that keeps the queue open")
     }
 
     /// Does what the timer thread would do if it woke up now.
