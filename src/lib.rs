@@ -41,6 +41,11 @@
 //!   waits for room.
 //! - [`DeadLetters`] holds the jobs that failed for good; [`Stats`] has the figures to monitor.
 //!
+//! # Features
+//! - `async`: for async tasks on any runtime. `AsyncConsumer` awaits jobs, `Queue::enqueue_async`
+//!   awaits room and flushes, and a `Ticket` tells when a job is on stable storage.
+//! - `serde`: ids of jobs and letters as strings.
+//!
 //! # How it works
 //! Producers append records to a memory-mapped segment log, with one atomic add and one release
 //! store. Consumers claim runs of records into work-stealing deques. An ack is one atomic add to a

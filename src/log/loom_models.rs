@@ -1,7 +1,7 @@
 //! Loom models of the log's protocols: appending, claiming, flushing, acks and retirement.
 //!
 //! ```text
-//! RUSTFLAGS="--cfg loom" cargo test --release --lib loom
+//! RUSTFLAGS="--cfg loom" cargo test --release --all-features --lib loom
 //! ```
 //!
 //! Loom runs each model in all interleavings, or in those with few preemptions, and with every

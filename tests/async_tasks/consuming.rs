@@ -287,3 +287,28 @@ fn a_waker_may_use_the_queue_and_drop_consumers() {
     assert_eq!(queue.stats().acked, 1);
     assert!(Pin::new(&mut next).poll(&mut context).is_pending());
 }
+
+#[test]
+fn an_executor_that_is_dropped_with_its_tasks_leaves_the_queue_to_others() {
+    let (queue, dir) = queue();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime");
+    for _ in 0..3 {
+        let mut consumer = queue.async_consumer();
+        runtime.spawn(async move { while consumer.next().await.is_some() {} });
+    }
+    runtime.block_on(tokio::task::yield_now());
+    // Two of the tasks are woken, and never polled again.
+    queue.enqueue_batch(&[b"1", b"2"]).expect("enqueued");
+    let mut consumer = queue.async_consumer();
+    drop(runtime);
+    for _ in 0..2 {
+        consumer.try_next().expect("a job").ack();
+    }
+    drop((consumer, queue));
+    let (_, report) = Queue::builder(dir.path())
+        .open()
+        .expect("closed, and opened");
+    assert_eq!(report.jobs, 0);
+}

@@ -4,6 +4,7 @@
 mod consuming;
 mod enqueueing;
 mod executors;
+mod guide;
 mod owned_jobs;
 mod tickets;
 

@@ -118,3 +118,27 @@ fn tickets_are_awaited_on_any_executor_and_some_are_dropped() {
         assert_eq!(queue.stats().enqueued, 160, "{executor:?}");
     }
 }
+
+#[test]
+fn a_waker_may_drop_the_last_handle_on_the_thread_that_flushes() {
+    struct Last(std::sync::Mutex<Option<Queue>>);
+    impl std::task::Wake for Last {
+        fn wake(self: std::sync::Arc<Self>) {
+            drop(self.0.lock().unwrap().take());
+        }
+    }
+    let (queue, dir) = queue();
+    let (_, mut ticket) = queue
+        .enqueue_ticketed(b"job", with(Durability::Process))
+        .expect("enqueued");
+    let last = std::sync::Arc::new(Last(std::sync::Mutex::new(Some(queue))));
+    let waker = std::task::Waker::from(std::sync::Arc::clone(&last));
+    let mut context = std::task::Context::from_waker(&waker);
+    assert!(
+        std::pin::Pin::new(&mut ticket)
+            .poll(&mut context)
+            .is_pending()
+    );
+    ticket.wait().expect("flushed");
+    until("closed", || Queue::builder(dir.path()).open().is_ok());
+}
