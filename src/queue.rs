@@ -22,9 +22,9 @@ use crate::{
 /// queue.
 ///
 /// The queue is closed when its last handle is dropped. Handles are the queues, producers,
-/// consumers, dead letters and worker pools, and the threads of the pools. That drop waits for
-/// flushes and for the queue's own threads; if it fails, it only emits an event.
-/// [`close`](Self::close) returns the error instead.
+/// consumers, dead letters and worker pools, and the threads of the pools; with the feature `async`
+/// also the consumers of tasks, and owned jobs. That drop waits for flushes and for the queue's own
+/// threads; if it fails, it only emits an event. [`close`](Self::close) returns the error instead.
 ///
 /// ```
 /// use logmill::Queue;

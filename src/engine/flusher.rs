@@ -57,9 +57,9 @@ struct Gathering {
 
 impl Gathering {
     /// Records that a flush has ended that served some callers, while others have come.
-    fn note(&mut self, took: Duration, served: usize, have_come: usize) {
+    fn note(&mut self, now: Instant, took: Duration, served: usize, have_come: usize) {
         let longest = took / GATHERING_FRACTION / (1 << self.in_vain);
-        let until = Instant::now() + longest.min(MAX_GATHERING);
+        let until = now + longest.min(MAX_GATHERING);
         self.until = (served + have_come > 1).then_some((until, served + have_come));
     }
 
@@ -165,7 +165,8 @@ impl Engine {
                     let _ = stripe.flush(false);
                 }
             }
-            gathering.note(began.elapsed(), callers, self.flusher.have_come());
+            let now = Instant::now();
+            gathering.note(now, now - began, callers, self.flusher.have_come());
         }
     }
 }
@@ -176,24 +177,19 @@ mod tests {
 
     #[test]
     fn a_flush_waits_for_those_who_came_before_and_less_each_time_that_it_is_in_vain() {
-        let took = Duration::from_millis(1);
+        let (now, took) = (Instant::now(), Duration::from_micros(640));
         let mut gathering = Gathering::default();
-        gathering.note(took, 1, 0);
-        assert!(gathering.until.is_none());
-        let mut last = None;
-        for _ in 0..MAX_IN_VAIN {
-            let now = Instant::now();
-            gathering.note(took, 3, 2);
-            let (until, expected) = gathering.until.unwrap();
-            assert_eq!(expected, 5);
-            let left = until - now;
-            assert!(
-                last.is_none_or(|last| left < last),
-                "{left:?} after {last:?}"
-            );
-            last = Some(left);
+        gathering.note(now, took, 1, 0);
+        assert_eq!(gathering.until, None);
+        for micros in [320, 160, 80, 40, 20, 10, 5, 5] {
+            gathering.note(now, took, 3, 2);
+            let until = now + Duration::from_micros(micros);
+            assert_eq!(gathering.until, Some((until, 5)));
             gathering.end(5, 4);
         }
+        gathering.note(now, Duration::from_secs(1), 3, 2);
+        let until = now + Duration::from_secs(1) / 2 / (1 << MAX_IN_VAIN);
+        assert_eq!(gathering.until, Some((until.min(now + MAX_GATHERING), 5)));
         gathering.end(5, 0);
         gathering.end(5, 4);
         assert_eq!(gathering.in_vain, MAX_IN_VAIN);
