@@ -29,15 +29,25 @@
 //! since is just as good for the work. News for all must reach those that were registered. It is
 //! not a permit, because a consumer that it does not concern could take a permit from one that it
 //! does.
+//!
+//! With the feature `async`, tasks wait beside threads, see `wakers.rs`.
+
+#[cfg(feature = "async")]
+mod wakers;
 
 use std::sync::PoisonError;
 use std::time::Instant;
 
-use crate::sync::{AtomicUsize, Condvar, Mutex, Ordering, fence};
+#[cfg(feature = "async")]
+pub(crate) use self::wakers::Waiting;
+#[cfg(feature = "async")]
+use self::wakers::Wakers;
+
+use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, fence};
 
 /// The sleepers of a queue.
 pub(crate) struct EventCount {
-    /// Registered and not yet given a permit; a copy of `State::waiting` that is read without the
+    /// Registered and not yet given a permit; a copy of [`State::asleep`] that is read without the
     /// lock. Relaxed throughout: it is ordered by the read-modify-writes and fences described at
     /// the top of this file.
     sleepers: AtomicUsize,
@@ -51,6 +61,18 @@ struct State {
     permits: usize,
     /// How often all sleepers were woken.
     wakes_of_all: u64,
+    #[cfg(feature = "async")]
+    wakers: Wakers,
+}
+
+impl State {
+    /// How many threads and tasks are registered and not yet woken.
+    fn asleep(&self) -> usize {
+        #[cfg(feature = "async")]
+        return self.waiting + self.wakers.len();
+        #[cfg(not(feature = "async"))]
+        self.waiting
+    }
 }
 
 /// Held by a caller that has registered, until it waits or cancels.
@@ -67,6 +89,8 @@ impl EventCount {
                 waiting: 0,
                 permits: 0,
                 wakes_of_all: 0,
+                #[cfg(feature = "async")]
+                wakers: Wakers::default(),
             }),
             wake: Condvar::new(),
         }
@@ -75,9 +99,9 @@ impl EventCount {
     /// Announces that the caller is about to sleep. It must look for work once more, and then
     /// [`wait`](Self::wait) or [`cancel`](Self::cancel).
     pub(crate) fn register(&self) -> Registration {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         state.waiting += 1;
-        self.sleepers.store(state.waiting, Ordering::Relaxed);
+        self.note_asleep(&state);
         let wakes_of_all = state.wakes_of_all;
         drop(state);
         // Pairs with the fence in `notify_fenced`: of two fences one comes first, and what was
@@ -88,26 +112,40 @@ impl EventCount {
 
     /// Undoes [`register`](Self::register).
     pub(crate) fn cancel(&self, registration: Registration) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.wakes_of_all == registration.wakes_of_all {
-            self.deregister(&mut state);
+        let mut state = self.lock();
+        if state.wakes_of_all == registration.wakes_of_all && !self.deregister(&mut state) {
+            // A task sleeps on until it is told.
+            #[cfg(feature = "async")]
+            self.wake_some(state, 1);
         }
     }
 
-    fn deregister(&self, state: &mut State) {
+    /// Returns false if it has used up a permit.
+    fn deregister(&self, state: &mut State) -> bool {
         // A permit that was meant for the caller goes to another sleeper if there is one: both were
         // told of work, and one of them has found some.
-        if state.waiting > 0 {
+        let has_others = state.waiting > 0;
+        if has_others {
             state.waiting -= 1;
-            self.sleepers.store(state.waiting, Ordering::Relaxed);
+            self.note_asleep(state);
         } else {
             state.permits -= 1;
         }
+        has_others
+    }
+
+    fn note_asleep(&self, state: &State) {
+        self.sleepers.store(state.asleep(), Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs under the lock, so lock poisoning carries no information.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sleeps until woken or until the deadline.
     pub(crate) fn wait(&self, registration: Registration, deadline: Option<Instant>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         loop {
             if state.wakes_of_all != registration.wakes_of_all {
                 return;
@@ -156,50 +194,61 @@ impl EventCount {
 
     /// Wakes all registered sleepers, after there was news for them.
     pub(crate) fn notify_all(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         state.wakes_of_all += 1;
         // Unconsumed permits belong to sleepers that this wakes up.
         state.waiting = 0;
         state.permits = 0;
+        #[cfg(feature = "async")]
+        let wakers = state.wakers.take(usize::MAX);
         self.sleepers.store(0, Ordering::Relaxed);
         drop(state);
         self.wake.notify_all();
+        #[cfg(feature = "async")]
+        wakers::wake(wakers);
     }
 
     /// Runs `change` so that a consumer that registers later knows of it, and a thread that learns
     /// of it from memory that it released knows of all consumers that registered before. `change`
     /// must not call this event count.
     pub(crate) fn publish<T>(&self, change: impl FnOnce() -> T) -> T {
-        let _state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let _state = self.lock();
         change()
     }
 
     #[cold]
     fn notify_slow(&self, count: usize) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.wake_some(self.lock(), count);
+    }
+
+    /// Wakes up to `count` sleepers, threads before tasks: a thread has nothing else to do first.
+    fn wake_some(&self, mut state: MutexGuard<'_, State>, count: usize) {
         let woken = count.min(state.waiting);
         // Subtracted immediately, so that the next caller does not wake them again.
         state.waiting -= woken;
         state.permits += woken;
-        self.sleepers.store(state.waiting, Ordering::Relaxed);
+        #[cfg(feature = "async")]
+        let wakers = state.wakers.take(count - woken);
+        self.note_asleep(&state);
         drop(state);
         for _ in 0..woken {
             self.wake.notify_one();
         }
+        #[cfg(feature = "async")]
+        wakers::wake(wakers);
     }
 
     /// How many are registered and not yet woken.
     #[cfg(test)]
     pub(crate) fn asleep(&self) -> usize {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.waiting
+        self.lock().asleep()
     }
 
     /// Whether nobody is registered and no permit is left over.
     #[cfg(test)]
     pub(super) fn is_quiet(&self) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.waiting == 0 && state.permits == 0 && self.sleepers.load(Ordering::Relaxed) == 0
+        let state = self.lock();
+        state.asleep() == 0 && state.permits == 0 && self.sleepers.load(Ordering::Relaxed) == 0
     }
 }
 

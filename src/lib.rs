@@ -42,6 +42,11 @@
 //! - [`DeadLetters`] holds the jobs that failed for good; [`Stats`] has the figures to monitor.
 //! - [`View`] shows a queue to a process that does not have it open.
 //!
+//! # Features
+//! - `async`: for async tasks on any runtime. `AsyncConsumer` awaits jobs, `Queue::enqueue_async`
+//!   awaits room and flushes, and a `Ticket` tells when a job is on stable storage.
+//! - `serde`: ids of jobs and letters as strings.
+//!
 //! # How it works
 //! Producers append records to a memory-mapped segment log, with one atomic add and one release
 //! store. Consumers claim runs of records into work-stealing deques. An ack is one atomic add to a
@@ -79,6 +84,8 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("logmill runs on Linux only; see docs/DESIGN.md");
 
+#[cfg(feature = "async")]
+mod async_consumer;
 mod consumer;
 mod dead_letters;
 mod dispatch;
@@ -108,12 +115,18 @@ mod user_code;
 mod view;
 mod workers;
 
+#[cfg(feature = "async")]
+pub use async_consumer::AsyncConsumer;
 pub use consumer::Consumer;
 pub use dead_letters::{DeadLetter, DeadLetters};
+#[cfg(feature = "async")]
+pub use engine::ticket::Ticket;
 pub use error::{DeadLetterError, EnqueueError, FlushError, OpenError};
 pub use failure::{Failure, FailureError};
 pub use id::{JobId, LetterId, ParseIdError};
 pub use job::Job;
+#[cfg(feature = "async")]
+pub use job::OwnedJob;
 pub use log::headers::Headers;
 pub use log::meta::FailureReason;
 #[cfg(fuzzing)]

@@ -1,5 +1,8 @@
 //! The queue handle, from which everything else is reached.
 
+#[cfg(feature = "async")]
+mod asynchronous;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,9 +22,9 @@ use crate::{
 /// queue.
 ///
 /// The queue is closed when its last handle is dropped. Handles are the queues, producers,
-/// consumers, dead letters and worker pools, and the threads of the pools. That drop waits for
-/// flushes and for the queue's own threads; if it fails, it only emits an event.
-/// [`close`](Self::close) returns the error instead.
+/// consumers, dead letters and worker pools, and the threads of the pools; with the feature `async`
+/// also the consumers of tasks, and owned jobs. That drop waits for flushes and for the queue's own
+/// threads; if it fails, it only emits an event. [`close`](Self::close) returns the error instead.
 ///
 /// ```
 /// use logmill::Queue;
@@ -302,7 +305,7 @@ impl Builder {
     /// opens, and enqueues return [`EnqueueError::StorageFull`] until there is room.
     pub fn open(self) -> Result<(Queue, RecoveryReport), OpenError> {
         let (running, report) = Running::open(&self)?;
-        let running = Arc::new(running);
+        let running = running.share();
         Ok((Queue { running }, report))
     }
 }
@@ -311,7 +314,7 @@ impl Builder {
 impl Queue {
     pub(crate) fn of(running: Running) -> Self {
         Self {
-            running: Arc::new(running),
+            running: running.share(),
         }
     }
 

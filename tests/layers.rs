@@ -9,8 +9,15 @@ use std::path::Path;
 
 /// The modules of the crate, top layer first. Modules of the same layer do not use each other.
 const LAYERS: &[&[&str]] = &[
-    &["queue", "view"],
-    &["consumer", "dead_letters", "producer", "workers"],
+    &["queue"],
+    &["view"],
+    &[
+        "async_consumer",
+        "consumer",
+        "dead_letters",
+        "producer",
+        "workers",
+    ],
     &["job"],
     &["engine"],
     &["dispatch", "options", "stats"],

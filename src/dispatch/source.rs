@@ -255,6 +255,11 @@ impl<D: AsRef<Dispatch>> Source<D> {
         Self { dispatch, own }
     }
 
+    #[cfg(feature = "async")]
+    pub(super) fn dispatch(&self) -> &Dispatch {
+        self.dispatch.as_ref()
+    }
+
     /// The next job, if there is one now.
     #[inline]
     pub(crate) fn try_next(&self) -> Option<Lease> {

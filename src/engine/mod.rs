@@ -4,13 +4,19 @@
 //! and goes through `delivery.rs` to its end. A job that dies becomes a letter in `dead_log.rs`;
 //! `letters.rs` shows letters, and `replay.rs` turns them into jobs again.
 
+#[cfg(feature = "async")]
+mod alarms;
 mod batch;
 mod dead_log;
 pub(crate) mod delivery;
 mod depth;
 pub(crate) mod enqueue;
+#[cfg(feature = "async")]
+pub(crate) mod enqueue_async;
 mod failures;
 mod figures;
+#[cfg(feature = "async")]
+mod flusher;
 pub(crate) mod home;
 pub(crate) mod letters;
 mod lock;
@@ -24,14 +30,22 @@ mod settling;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod threads;
+#[cfg(feature = "async")]
+pub(crate) mod ticket;
 pub(crate) mod worker;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+#[cfg(feature = "async")]
+use std::sync::{OnceLock, Weak};
 
+#[cfg(feature = "async")]
+use self::alarms::Alarms;
 use self::dead_log::DeadLog;
 use self::depth::DepthLimit;
+#[cfg(feature = "async")]
+use self::flusher::Flusher;
 use self::home::Home;
 use self::maintenance::Signal;
 pub(crate) use self::threads::Running;
@@ -91,6 +105,15 @@ pub(crate) struct Engine {
     dead_lettered: AtomicU64,
     /// Jobs found at open.
     pub(crate) recovered: u64,
+    /// The engine with its threads, for jobs that keep it open.
+    #[cfg(feature = "async")]
+    running: OnceLock<Weak<Running>>,
+    /// Flushes for those who hold tickets.
+    #[cfg(feature = "async")]
+    flusher: Arc<Flusher>,
+    /// Wakes tasks that wait for room.
+    #[cfg(feature = "async")]
+    alarms: Alarms,
 }
 
 /// Event counts since the queue was opened.

@@ -2,6 +2,8 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+#[cfg(feature = "async")]
+use std::sync::Weak;
 #[cfg(test)]
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -58,12 +60,23 @@ impl Engine {
         }
     }
 
-    /// Makes due jobs available and ends leases that have timed out; returns when the next lease
-    /// would.
+    /// Makes due jobs available, ends leases that have timed out, and wakes tasks whose time has
+    /// come; returns when the next lease or task is due.
     fn bring_back(&self, due: Vec<Lease>) -> Option<Tick> {
         if !due.is_empty() {
             self.dispatch.inject_all(due);
         }
+        let end = self.end_leases();
+        #[cfg(feature = "async")]
+        let end = end
+            .into_iter()
+            .chain(self.alarms.ring(self.clock.now()))
+            .min();
+        end
+    }
+
+    /// Ends leases that have timed out; returns when the next one would.
+    fn end_leases(&self) -> Option<Tick> {
         let (timed_out, next) = self.leases.as_ref()?.time_out(self.clock.now());
         for timed_out in timed_out {
             self.fail_current(
@@ -74,6 +87,14 @@ impl Engine {
             );
         }
         next
+    }
+
+    /// The engine with its threads, for who has a reference that keeps it open and wants to keep it
+    /// open otherwise.
+    #[cfg(feature = "async")]
+    pub(crate) fn running(&self) -> Arc<Running> {
+        let running = self.running.get().and_then(Weak::upgrade);
+        running.expect("the caller has a reference that keeps the queue open")
     }
 
     /// Does what the timer thread would do if it woke up now.
@@ -120,6 +141,14 @@ impl Running {
         Ok((running, report))
     }
 
+    /// Shares it between handles.
+    pub(crate) fn share(self) -> Arc<Self> {
+        let running = Arc::new(self);
+        #[cfg(feature = "async")]
+        let _ = running.engine.running.set(Arc::downgrade(&running));
+        running
+    }
+
     /// Simulates the death of the process: nothing more is done to the files.
     #[cfg(test)]
     pub(crate) fn die(&self) {
@@ -140,6 +169,16 @@ impl Running {
         Ok(())
     }
 
+    /// Starts the thread that flushes for tasks, if it does not run.
+    #[cfg(feature = "async")]
+    pub(super) fn start_flusher(&self) -> Result<(), OpenError> {
+        if !self.engine.flusher.begin_start() {
+            return Ok(());
+        }
+        let started = self.spawn("logmill-flusher", Engine::run_flusher);
+        started.inspect_err(|_| self.engine.flusher.undo_start())
+    }
+
     /// Closes the queue. The threads run on for the jobs in flight until the last handle is gone.
     pub(crate) fn close(&self) -> Result<(), Arc<StorageError>> {
         self.engine.close()
@@ -154,6 +193,8 @@ impl Drop for Running {
         }
         self.engine.dispatch.timer.stop();
         self.engine.signal.stop();
+        #[cfg(feature = "async")]
+        self.engine.flusher.stop();
         let this = thread::current().id();
         for thread in self.threads.get_mut().drain(..) {
             // If user code called from this thread held the last handle, this thread ends when that
@@ -165,6 +206,10 @@ impl Drop for Running {
         }
         let closed = self.engine.close().and(self.engine.close_dead_log());
         if let Err(error) = closed {
+            #[cfg(feature = "async")]
+            for stripe in self.engine.dispatch.stripes() {
+                stripe.rounds.close(&error);
+            }
             // Everything is in the page cache, and the next open scans what was not sealed.
             event!(error, %error, "the queue was not closed cleanly");
         }
