@@ -295,7 +295,13 @@ impl<D: AsRef<Dispatch>> Source<D> {
     /// Gives a job back that was not delivered.
     #[cold]
     pub(crate) fn put_back(&self, lease: Lease) {
-        self.dispatch.as_ref().inject(lease);
+        let dispatch = self.dispatch.as_ref();
+        // A suspect was taken together with its turn, which ends without a handler.
+        let is_suspect = lease.is_suspect();
+        dispatch.inject(lease);
+        if is_suspect {
+            dispatch.end_suspect();
+        }
     }
 
     fn wait(&self, deadline: Option<Instant>, stopped: impl Fn() -> bool) -> Option<Lease> {
