@@ -136,6 +136,19 @@ impl OwnedJob {
         self.take().retry_after(delay, reason);
     }
 
+    /// Gives the job back without a failed attempt; it comes back after this delay, see
+    /// [`Job::snooze`].
+    pub fn snooze(mut self, delay: Duration) {
+        self.take().snooze(delay);
+    }
+
+    /// Lets the handler have the job for its whole [lease timeout](crate::Builder::lease_timeout)
+    /// again. Returns false if the delivery has timed out, see [`Job::touch`].
+    pub fn touch(&self) -> bool {
+        let lease = self.lease.as_ref();
+        lease.is_some_and(|lease| self.running.touch(lease, self.delivery))
+    }
+
     /// Fails the job for good, see [`Job::dead_letter`].
     pub fn dead_letter(mut self, reason: impl fmt::Display) {
         self.take().dead_letter(reason);

@@ -74,6 +74,53 @@ fn each_way_to_settle_an_owned_job_is_that_of_a_job() {
 }
 
 #[test]
+fn an_owned_job_that_is_given_back_has_not_failed_an_attempt() {
+    let (queue, _dir) = queue();
+    take(&queue, b"now").snooze(Duration::ZERO);
+    let consumer = queue.consumer();
+    let job = consumer.try_next().expect("back at once").into_owned();
+    assert_eq!((job.payload(), job.attempts()), (&b"now"[..], 1));
+    job.snooze(Duration::from_secs(3600));
+    let stats = queue.stats();
+    assert_eq!((stats.delayed, stats.snoozed, stats.retried), (1, 2, 0));
+}
+
+#[test]
+fn an_owned_job_that_is_touched_has_its_whole_lease_again() {
+    let (queue, _dir) = queue_with(|builder| builder.lease_timeout(LONG));
+    let touched = take(&queue, b"job");
+    assert!(touched.touch());
+    touched.ack();
+    let short = logmill::EnqueueOptions::new().lease_timeout(Duration::from_millis(20));
+    queue.enqueue_with(b"job", short).expect("enqueued");
+    let late = queue.consumer().try_next().expect("a job").into_owned();
+    until("timed out", || queue.stats().retried == 1);
+    assert!(!late.touch());
+    late.ack();
+    // Without lease timeouts there is nothing to extend.
+    let (queue, _dir) = super::queue();
+    let job = take(&queue, b"job");
+    assert!(job.touch());
+    job.ack();
+}
+
+#[test]
+fn an_owned_job_has_every_method_of_a_job() {
+    fn methods(source: &str) -> Vec<&str> {
+        let names = source.split("\n    pub fn ").skip(1);
+        let mut names: Vec<_> = names.filter_map(|rest| rest.split('(').next()).collect();
+        names.sort_unstable();
+        names
+    }
+    let of_job = methods(include_str!("../../src/job.rs"));
+    let mut of_owned = methods(include_str!("../../src/job/owned.rs"));
+    // It makes an owned job of a borrowed one.
+    of_owned.retain(|name| *name != "into_owned");
+    assert!(of_job.len() >= 14);
+    assert_eq!(of_owned, of_job);
+}
+
+#[test]
 fn an_owned_job_keeps_the_queue_open_until_it_is_settled() {
     let (queue, dir) = queue();
     let (acked, dead) = (take(&queue, b"acked"), take(&queue, b"dead"));
