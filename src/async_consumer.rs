@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures_core::Stream;
 
@@ -52,7 +52,10 @@ use crate::log::lease::Lease;
 pub struct AsyncConsumer {
     source: Source<Arc<Running>>,
     running: Arc<Running>,
+    /// For a job.
     waiting: Waiting,
+    /// For the end of a pause.
+    resting: Waiting,
 }
 
 impl AsyncConsumer {
@@ -61,17 +64,22 @@ impl AsyncConsumer {
             source: Source::new(Arc::clone(&running)),
             running,
             waiting: Waiting::default(),
+            resting: Waiting::default(),
         }
     }
 
     /// Returns the next job if one is available, as
     /// [`Consumer::try_next`](crate::Consumer::try_next) does.
     pub fn try_next(&mut self) -> Option<OwnedJob> {
-        if self.running.is_closed() {
-            return None;
-        }
         loop {
+            if self.running.is_resting() {
+                return None;
+            }
             let lease = self.source.try_next()?;
+            if self.running.is_resting() {
+                self.source.put_back(lease);
+                return None;
+            }
             if let Some(job) = self.begin(lease) {
                 return Some(job);
             }
@@ -79,6 +87,8 @@ impl AsyncConsumer {
     }
 
     /// Waits for the next job; None once the queue is closed.
+    ///
+    /// While the queue is [paused](crate::Queue::pause), no job comes, and a resume wakes the task.
     ///
     /// The future can be dropped at any time: it loses no job, and if it was just woken for one,
     /// another consumer is woken in its place. So it can be one branch of a `select!` or be given a
@@ -93,16 +103,18 @@ impl AsyncConsumer {
 
     fn poll_job(&mut self, context: &Context<'_>) -> Poll<Option<OwnedJob>> {
         loop {
-            let is_closed = || self.running.is_closed();
-            let polled = self.source.poll_next(&mut self.waiting, context, is_closed);
-            match polled {
-                Poll::Ready(Some(lease)) => {
-                    if let Some(job) = self.begin(lease) {
-                        return Poll::Ready(Some(job));
-                    }
-                }
-                Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Pending => return Poll::Pending,
+            if !ready!(self.running.poll_resume(&mut self.resting, context)) {
+                return Poll::Ready(None);
+            }
+            let is_resting = || self.running.is_resting();
+            let polled = self
+                .source
+                .poll_next(&mut self.waiting, context, is_resting);
+            // None: the queue was paused or closed meanwhile.
+            if let Some(lease) = ready!(polled)
+                && let Some(job) = self.begin(lease)
+            {
+                return Poll::Ready(Some(job));
             }
         }
     }
@@ -114,6 +126,7 @@ impl AsyncConsumer {
 
     fn give_up(&mut self) {
         self.source.give_up(&mut self.waiting);
+        self.running.give_up_resume(&mut self.resting);
     }
 }
 

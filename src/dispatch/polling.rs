@@ -9,7 +9,7 @@ use crate::event_count::Waiting;
 use crate::log::lease::Lease;
 
 impl<D: AsRef<Dispatch>> Source<D> {
-    /// The next job; None once `stopped`. A caller that makes `stopped` true wakes the sleepers.
+    /// The next job; None while `stopped`. A caller that makes `stopped` true wakes the sleepers.
     pub(crate) fn poll_next(
         &self,
         waiting: &mut Waiting,
@@ -17,9 +17,19 @@ impl<D: AsRef<Dispatch>> Source<D> {
         stopped: impl Fn() -> bool,
     ) -> Poll<Option<Lease>> {
         let dispatch = self.dispatch();
-        let look = || match stopped() {
-            true => Some(None),
-            false => self.try_next().map(Some),
+        let look = || {
+            if stopped() {
+                return Some(None);
+            }
+            let lease = self.try_next()?;
+            // Checked again, so that no job is taken that came after `stopped` was made true.
+            match stopped() {
+                false => Some(Some(lease)),
+                true => {
+                    self.put_back(lease);
+                    Some(None)
+                }
+            }
         };
         let may_have_work = || stopped() || dispatch.may_have_work();
         dispatch

@@ -4,9 +4,13 @@
 //! pauses returns, and durably gone before consumers get jobs again.
 
 use std::sync::atomic::Ordering;
+#[cfg(feature = "async")]
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::{CLOSED, Engine, PAUSED};
+#[cfg(feature = "async")]
+use crate::event_count::Waiting;
 use crate::storage::{Entry, StorageError};
 
 const FILE: &str = "PAUSED";
@@ -76,5 +80,23 @@ impl Engine {
             }
             self.resumed.wait(registered, deadline);
         }
+    }
+
+    /// Waits, as a task, while the queue is paused and not closed. Returns whether consumers get
+    /// jobs: false once it is closed.
+    #[cfg(feature = "async")]
+    pub(crate) fn poll_resume(&self, waiting: &mut Waiting, context: &Context<'_>) -> Poll<bool> {
+        let look = || match self.state.load(Ordering::Relaxed) {
+            0 => Some(true),
+            state => (state & CLOSED != 0).then_some(false),
+        };
+        self.resumed
+            .poll(waiting, context, look, || look().is_some())
+    }
+
+    /// Ends a wait without a look.
+    #[cfg(feature = "async")]
+    pub(crate) fn give_up_resume(&self, waiting: &mut Waiting) {
+        self.resumed.give_up(waiting);
     }
 }

@@ -5,7 +5,9 @@ mod consuming;
 mod enqueueing;
 mod executors;
 mod guide;
+mod observing;
 mod owned_jobs;
+mod pausing;
 mod tickets;
 
 use std::time::{Duration, Instant};
