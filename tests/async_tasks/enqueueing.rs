@@ -221,3 +221,112 @@ fn invalid_options_and_payloads_are_refused() {
     assert!(queue.enqueue_ticketed(b"job", nameless).is_err());
     assert!(queue.enqueue_batch_ticketed(&[(&large, sync())]).is_err());
 }
+
+/// The name and the headers of each job that is left, in order; they are acked.
+fn take_all(queue: &logmill::Queue) -> Vec<(String, usize, Vec<u8>)> {
+    let consumer = queue.consumer();
+    let mut taken = Vec::new();
+    while let Some(job) = consumer.try_next() {
+        let name = job.name().unwrap_or("-").to_owned();
+        taken.push((name, job.headers().count(), job.payload().to_vec()));
+        job.ack();
+    }
+    taken
+}
+
+#[test]
+fn names_headers_and_expiry_are_those_of_other_enqueues() {
+    let (queue, _dir) = queue();
+    let headers = [("trace", &b"7"[..]), ("tenant", b"acme")];
+    let named = sync().name("resize").headers(&headers);
+    let expired = sync().expires_at(std::time::SystemTime::now());
+    let mut producer = queue.producer();
+    futures_lite::future::block_on(async {
+        for options in [named, expired] {
+            queue.enqueue_async(b"1", options).await.expect("enqueued");
+            let enqueued = producer.enqueue_async(b"2", options).await;
+            enqueued.expect("enqueued");
+            let (_, ticket) = queue.enqueue_ticketed(b"3", options).expect("enqueued");
+            ticket.await.expect("flushed");
+            let (_, ticket) = producer.enqueue_ticketed(b"4", options).expect("enqueued");
+            ticket.await.expect("flushed");
+            let batch = [(b"5", options), (b"6", sync())];
+            queue.enqueue_batch_async(&batch).await.expect("enqueued");
+            let (_, ticket) = queue.enqueue_batch_ticketed(&batch).expect("enqueued");
+            ticket.await.expect("flushed");
+        }
+    });
+    let of_named = [b"1", b"2", b"3", b"4", b"5", b"6", b"5", b"6"];
+    let of_expired = [b"6", b"6"];
+    let expected: Vec<_> = of_named
+        .into_iter()
+        .chain(of_expired)
+        .map(|payload| match payload {
+            b"6" => ("-".to_owned(), 0, payload.to_vec()),
+            _ => ("resize".to_owned(), 2, payload.to_vec()),
+        })
+        .collect();
+    assert_eq!(take_all(&queue), expected);
+    let stats = queue.stats();
+    assert_eq!((stats.acked, stats.expired, stats.depth()), (10, 6, 0));
+}
+
+#[test]
+fn a_batch_of_a_task_is_all_or_none() {
+    let (queue, dir) = queue_with(|builder| builder.max_depth(3));
+    let (_, waker) = Wakes::new();
+    let of = |options: EnqueueOptions<'static>| [(b"1", options), (b"2", options)];
+    let Poll::Ready(Ok(jobs)) = poll_once(
+        queue.enqueue_batch_async(&of(EnqueueOptions::new())),
+        &waker,
+    ) else {
+        panic!("not enqueued");
+    };
+    assert_eq!(jobs.len(), 2);
+    // There is room for one: none is enqueued, whether it fails, waits and is dropped, or waits.
+    let polled = poll_once(
+        queue.enqueue_batch_async(&of(EnqueueOptions::new())),
+        &waker,
+    );
+    assert!(matches!(
+        polled,
+        Poll::Ready(Err(EnqueueError::Full { .. }))
+    ));
+    assert!(queue.enqueue_batch_ticketed(&of(sync())).is_err());
+    let waits = of(waiting(LONG));
+    let polled = poll_once(queue.enqueue_batch_async(&waits), &waker);
+    assert!(polled.is_pending());
+    assert_eq!((queue.stats().enqueued, queue.stats().depth()), (2, 2));
+    let mut context = Context::from_waker(&waker);
+    let mut enqueue = Box::pin(queue.enqueue_batch_async(&waits));
+    assert!(enqueue.as_mut().poll(&mut context).is_pending());
+    queue.consumer().try_next().expect("a job").ack();
+    assert!(matches!(
+        enqueue.as_mut().poll(&mut context),
+        Poll::Ready(Ok(_))
+    ));
+    drop(enqueue);
+    // A batch with a job that cannot be enqueued, and one that can never be.
+    let mut bad = of(sync()).to_vec();
+    bad[1].1 = sync().name("");
+    let polled = poll_once(queue.enqueue_batch_async(&bad), &waker);
+    assert!(matches!(
+        polled,
+        Poll::Ready(Err(EnqueueError::InvalidOption { .. }))
+    ));
+    let four = [(b"1", sync()); 4];
+    let polled = poll_once(queue.enqueue_batch_async(&four), &waker);
+    assert!(matches!(
+        polled,
+        Poll::Ready(Err(EnqueueError::BatchTooLarge { .. }))
+    ));
+    let large = vec![0; queue.max_payload()];
+    let large = vec![(&large[..], EnqueueOptions::new()); 9];
+    assert!(matches!(
+        queue.enqueue_batch_ticketed(&large),
+        Err(EnqueueError::BatchTooLarge { .. })
+    ));
+    drop(queue);
+    let (_, report) = logmill::Queue::builder(dir.path()).open().expect("opened");
+    assert_eq!(report.jobs, 3);
+}
