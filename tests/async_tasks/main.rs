@@ -1,6 +1,9 @@
 //! The feature `async`: consumers, enqueues and tickets in tasks, on tokio, on the executor of smol,
 //! and on one that is written here and knows nothing but `std::task`.
 
+// Tokio has a build of its own under loom, which lacks what these tests use.
+#![cfg(not(loom))]
+
 mod consuming;
 mod enqueueing;
 mod executors;

@@ -12,9 +12,30 @@ use crate::event_count::{EventCount, Waiting};
 use crate::sync::model::{check, concurrently};
 
 /// Where the executor of a single task sleeps until the task is woken.
-struct Executor {
+pub(super) struct Executor {
     is_woken: Mutex<bool>,
     changed: Condvar,
+}
+
+impl Executor {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            is_woken: Mutex::new(false),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// Sleeps until the task is woken.
+    pub(super) fn sleep(&self) {
+        let mut is_woken = self.is_woken.lock().unwrap();
+        while !*is_woken {
+            is_woken = self.changed.wait(is_woken).unwrap();
+        }
+        *is_woken = false;
+        drop(is_woken);
+        // A task that wakes itself lets others run first.
+        loom::thread::yield_now();
+    }
 }
 
 impl Wake for Executor {
@@ -34,10 +55,7 @@ struct Task<'a> {
 
 impl<'a> Task<'a> {
     fn new(sleepers: &'a EventCount) -> Self {
-        let executor = Arc::new(Executor {
-            is_woken: Mutex::new(false),
-            changed: Condvar::new(),
-        });
+        let executor = Executor::new();
         Self {
             sleepers,
             waiting: Waiting::default(),
@@ -58,14 +76,7 @@ impl<'a> Task<'a> {
     /// Runs until the task has found work.
     fn run(mut self, take: impl Fn() -> bool, may_have_work: impl Fn() -> bool) {
         while !self.poll(&take, &may_have_work) {
-            let mut is_woken = self.executor.is_woken.lock().unwrap();
-            while !*is_woken {
-                is_woken = self.executor.changed.wait(is_woken).unwrap();
-            }
-            *is_woken = false;
-            drop(is_woken);
-            // A task that wakes itself lets others run first.
-            loom::thread::yield_now();
+            self.executor.sleep();
         }
     }
 }
