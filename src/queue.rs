@@ -2,6 +2,7 @@
 
 #[cfg(feature = "async")]
 mod asynchronous;
+mod looking;
 
 use std::path::Path;
 use std::sync::Arc;

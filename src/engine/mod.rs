@@ -130,6 +130,10 @@ impl Engine {
         self.home.directory().path()
     }
 
+    pub(crate) fn home(&self) -> &Home {
+        &self.home
+    }
+
     pub(crate) fn durability(&self) -> Durability {
         self.durability
     }

@@ -8,7 +8,8 @@ use super::walk::Found;
 use crate::log::headers::{Headers, name_of};
 use crate::{JobId, Sequence, Timestamp};
 
-/// A copy of a job that waits or that a handler has, from [`View::jobs`](crate::View::jobs).
+/// A copy of a job that waits or that a handler has, from [`View::jobs`](crate::View::jobs) or
+/// [`Queue::jobs`](crate::Queue::jobs).
 #[derive(Clone, PartialEq, Eq)]
 pub struct ViewedJob {
     id: JobId,
@@ -118,9 +119,11 @@ impl ViewedJob {
         }
     }
 
-    /// Where the job is, to go on from there with [`View::jobs_after`](crate::View::jobs_after).
+    /// The place behind the job, to go on from there with
+    /// [`Queue::jobs_after`](crate::Queue::jobs_after) or
+    /// [`View::jobs_after`](crate::View::jobs_after).
     pub fn cursor(&self) -> JobCursor {
-        JobCursor::new(self.sequence.get())
+        JobCursor::behind(self.sequence)
     }
 
     /// Whether a handler has the job, or had it when the process of the owner died.

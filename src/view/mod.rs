@@ -1,4 +1,4 @@
-//! Views: what a queue holds, for a process that does not have it open.
+//! Views: what a queue holds, above all for a process that does not have it open.
 
 mod ids;
 mod job;
@@ -17,8 +17,10 @@ pub use self::job::{JobState, ViewedJob};
 pub use self::looking::JobCursor;
 use self::walk::{Files, Found, Walk};
 use crate::dead_letters::DeadLetter;
-use crate::engine::home;
 use crate::engine::letters::Letter;
+use crate::engine::manifest::Manifest;
+use crate::engine::{Engine, home};
+use crate::storage::Directory;
 use crate::{OpenError, StorageError};
 
 /// A look at a queue from outside, for tools: the jobs and the dead letters that it holds, also
@@ -29,7 +31,8 @@ use crate::{OpenError, StorageError};
 /// files are read into memory, one segment at a time, and every record is checked.
 ///
 /// The process needs permission to read the files: by default only the owner's user has it, see
-/// [`Builder::file_mode`](crate::Builder::file_mode).
+/// [`Builder::file_mode`](crate::Builder::file_mode). The owner itself looks with
+/// [`Queue::jobs`](crate::Queue::jobs) and [`Queue::get`](crate::Queue::get).
 ///
 /// ```
 /// use logmill::{Queue, View};
@@ -110,12 +113,22 @@ impl View {
     /// directory and its MANIFEST.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let (queue, manifest) = home::look(path.as_ref())?;
+        Ok(Self::new(queue, &manifest))
+    }
+
+    /// A view of a queue that is open in this process.
+    pub(crate) fn of(engine: &Engine) -> Self {
+        let home = engine.home();
+        Self::new(Arc::clone(home.directory()), &home.manifest)
+    }
+
+    fn new(queue: Arc<Directory>, manifest: &Manifest) -> Self {
         let files = Files {
             queue,
             stripes: manifest.stripes,
             segment_size: manifest.segment_size,
         };
-        Ok(Self { files })
+        Self { files }
     }
 
     /// The queue directory, as an absolute path resolved when the view was opened.

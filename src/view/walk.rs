@@ -102,8 +102,8 @@ pub(super) struct Walk {
     errors: VecDeque<Arc<StorageError>>,
     /// The logs that are still to be walked.
     logs: VecDeque<LogNumber>,
-    /// Only records behind this one are found in its log, and others in the logs after it.
-    after: Option<Sequence>,
+    /// Only records from this place on are found in its log, and others in the logs after it.
+    start: Option<Sequence>,
     log: Option<LogWalk>,
     segment: Option<(Snapshot, std::vec::IntoIter<u32>)>,
 }
@@ -116,8 +116,8 @@ pub(super) struct Walk {
 pub(super) struct LogWalk {
     files: LogFiles,
     bases: VecDeque<Sequence>,
-    /// The first segment is the one that this record is in, or the next one.
-    from: Option<Sequence>,
+    /// The first segment is the one that this place is in, or the next one.
+    start: Option<Sequence>,
     last: Option<Sequence>,
     listings: u32,
     /// Whether some job may have been moved to a segment that is not listed yet.
@@ -129,7 +129,7 @@ impl LogWalk {
         Self {
             files,
             bases: VecDeque::new(),
-            from: None,
+            start: None,
             last: None,
             listings: if is_compacted { 0 } else { LISTINGS - 1 },
             may_have_moved: true,
@@ -148,7 +148,7 @@ impl LogWalk {
                 match self.files.bases(self.last) {
                     Ok(bases) if bases.is_empty() => return None,
                     Ok(bases) => {
-                        let is_past = |base: &Sequence| Some(*base) <= self.from;
+                        let is_past = |base: &Sequence| Some(*base) <= self.start;
                         let past = bases.iter().take_while(|base| is_past(base)).count();
                         self.bases.extend(&bases[past.saturating_sub(1)..]);
                     }
@@ -180,7 +180,7 @@ impl Walk {
             settled: None,
             errors: VecDeque::new(),
             logs: logs.into(),
-            after: None,
+            start: None,
             log: None,
             segment: None,
         }
@@ -189,14 +189,17 @@ impl Walk {
     /// Walks over one stripe only.
     pub(super) fn of_stripe(mut self, stripe: u32) -> Self {
         self.logs.retain(|log| *log == Some(stripe));
+        // A job is moved within its stripe, or to the dead letter log.
+        self.settlers
+            .retain(|log| log.is_none_or(|log| log == stripe));
         self
     }
 
-    /// Begins behind a record of a stripe.
-    pub(super) fn after(mut self, record: Sequence) -> Self {
-        let stripe = u32::from(record.stripe());
+    /// Begins at a place in a stripe.
+    pub(super) fn starting_at(mut self, place: Sequence) -> Self {
+        let stripe = u32::from(place.stripe());
         self.logs.retain(|log| log.is_none_or(|log| log >= stripe));
-        self.after = Some(record);
+        self.start = Some(place);
         self
     }
 
@@ -210,7 +213,7 @@ impl Walk {
             };
             let header = record.header();
             let sequence = snapshot.sequence(header.index);
-            if self.after.is_some_and(|after| sequence <= after) {
+            if self.start.is_some_and(|start| sequence < start) {
                 continue;
             }
             if settled.is_some_and(|settled| settled.contains(&sequence)) {
@@ -268,8 +271,8 @@ impl Iterator for Walk {
             match self.files.log(number) {
                 Ok(Some(log)) => {
                     let mut log = LogWalk::new(log, number.is_some());
-                    let stripe = |after: &Sequence| Some(u32::from(after.stripe())) == number;
-                    log.from = self.after.filter(stripe);
+                    let is_in = |start: &Sequence| Some(u32::from(start.stripe())) == number;
+                    log.start = self.start.filter(is_in);
                     self.log = Some(log);
                 }
                 Ok(None) => {}

@@ -112,7 +112,7 @@ fn without_an_owner_a_view_shows_what_the_next_open_finds() {
     let builder = |dir| builder(dir).stripes(2).retry(policy.clone());
     let dir = tempfile::tempdir().unwrap();
     // As after a kill, and after a close that has sealed everything.
-    let queue = open(builder(dir.path()));
+    let queue = open(builder(dir.path()).retry(not_today().max_crashes(15)));
     let consumer = queue.consumer();
     let mut held = Vec::new();
     for number in 0..500 {
@@ -121,7 +121,7 @@ fn without_an_owner_a_view_shows_what_the_next_open_finds() {
         match number % 5 {
             0 => job.ack(),
             1 => job.dead_letter("it failed"),
-            2 => job.retry_after(HOUR, "not today"),
+            2 => job.retry("not today"),
             3 => held.push(job),
             _ => drop(queue.enqueue(&payload_of(1000 + number, 500)).unwrap()),
         }

@@ -4,6 +4,7 @@
 mod api_batches;
 mod api_dead_letters;
 mod api_deliveries;
+mod api_looking;
 mod api_names;
 mod api_observers;
 mod api_options;
