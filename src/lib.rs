@@ -40,7 +40,8 @@
 //! - [`Durability`] decides what a returned enqueue survives; [`EnqueueOptions`] delays a job, or
 //!   waits for room.
 //! - [`DeadLetters`] holds the jobs that failed for good; [`Stats`] has the figures to monitor.
-//! - [`View`] shows a queue to a process that does not have it open.
+//! - [`Queue::jobs`] and [`Queue::get`] look at the jobs of an open queue; a [`View`] shows a queue to
+//!   a process that does not have it open.
 //!
 //! # Features
 //! - `async`: for async tasks on any runtime. `AsyncConsumer` awaits jobs, `Queue::enqueue_async`

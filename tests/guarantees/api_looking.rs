@@ -23,7 +23,7 @@ fn jobs(queue: &Queue) -> Vec<ViewedJob> {
     queue.jobs().map(|job| job.expect("readable")).collect()
 }
 
-/// What [`Queue::get`] and a view from outside find, which is the same.
+/// What [`Queue::get`] and a view from outside find, which is the same while nothing changes.
 fn get(queue: &Queue, id: JobId) -> Option<ViewedJob> {
     let found = queue.get(id).expect("readable");
     let view = View::open(queue.path()).expect("there is a queue");
@@ -188,8 +188,8 @@ fn a_job_with_a_delay_that_a_handler_named_is_delayed_once_that_is_stored() {
     second.retry_after(HOUR, "later");
     for (id, attempts) in [(ids[0], 0), (ids[1], 1)] {
         eventually("the delay is stored", || {
-            let found = get(&queue, id).expect("it waits");
-            assert_eq!(found.attempts(), attempts);
+            let found = queue.get(id).unwrap().expect("it waits");
+            assert_eq!((found.id(), found.attempts()), (id, attempts));
             found.state() == JobState::Delayed
         });
     }
@@ -288,7 +288,7 @@ fn a_job_that_compaction_has_moved_is_found_all_the_time() {
         is_over.store(true, Ordering::Relaxed);
     });
     for id in ids {
-        let found = get(&queue, id).expect("it waits");
+        let found = queue.get(id).unwrap().expect("it waits");
         assert_ne!(found.cursor().get(), id.get() + 1, "it was moved");
     }
 }
