@@ -22,8 +22,8 @@ use crate::{
 ///
 /// The queue is closed when its last handle is dropped. Handles are the queues, producers,
 /// consumers, dead letters and worker pools, and the threads of the pools. That drop waits for
-/// flushes and for what the background threads are doing for the queue; if it fails, it only emits an event.
-/// [`close`](Self::close) returns the error instead.
+/// flushes and for what the background threads are doing for the queue; if it fails, it only emits
+/// an event. [`close`](Self::close) returns the error instead.
 ///
 /// ```
 /// use logmill::Queue;
@@ -333,7 +333,8 @@ impl Builder {
             return Ok(self.open()?.0);
         };
         self.validate()?;
-        match tree.find(name) {
+        match tree.find::<Running>(name) {
+            Some(Ok(running)) if running.is_closed() => Err(self.is_open()),
             Some(Ok(running)) => Ok(Queue { running }),
             Some(Err(seat)) => Ok(self.open_in(Some(seat))?.0),
             None => Err(self.is_open()),

@@ -116,8 +116,8 @@ pub(crate) struct LogConfig {
     pub(crate) segment_size: u64,
     /// Whether an open creates the segment to append to, so that the first append need not.
     pub(crate) starts_ready: bool,
-    /// Whether that is left to the first append all the same, so that a queue that is not used costs
-    /// nothing.
+    /// Whether that is left to the first append all the same, so that a queue that is not used
+    /// costs nothing.
     pub(crate) starts_idle: bool,
     /// Whether the queue is being created. An open of an existing queue continues without that
     /// segment if the disk is full: its consumers can make room.
