@@ -219,11 +219,12 @@ impl Log {
         recovery: &mut Recovery<'_>,
     ) -> Result<(Self, Vec<Sequence>), StorageError> {
         let names = Names::of(directory, &config.poison);
-        for spare in spare::left_in(&names)? {
+        let found = names.directory().list()?;
+        for spare in spare::left_in(&names, &found) {
             spare.remove()?;
         }
-        let limit = SequenceLimit::find(&names, origin, config.is_new)?;
-        let log = recovery.recover_directory(&names, origin)?;
+        let limit = SequenceLimit::find(&found, origin, config.is_new);
+        let log = recovery.recover(&names, &found, origin)?;
         // A power cut must not leave a settlement without the record that is its reason.
         for segment in &log.settling {
             segment.flush(false).map_err(|error| error.retold())?;
