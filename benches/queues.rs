@@ -1,13 +1,15 @@
-//! What a thousand queues cost: time to create and to open, heap, disk, threads and descriptors, and
-//! whether one busy queue among them is as fast as alone.
+//! What a thousand queues cost: time to create and to open, heap, disk, threads and descriptors.
+//! And whether one busy queue among them is as fast as alone.
 //!
 //! `cargo bench --bench queues`. The number of queues can be set with `LOGMILL_QUEUES`. The queues
 //! have one stripe and segments of 16 KiB, the smallest. They are in one `Queues`.
 //!
 //! - **create**: all queues of an empty directory, one after the other.
-//! - **open**: existing queues, after each had 100 jobs that were acked and one that waits. *closed*:
-//!   their process closed them. *killed*: it was killed; the files are in the page cache.
-//! - **heap**: allocated by the opens and not freed, without the allocator's own overhead.
+//! - **used**: the time of 100 jobs in each queue that are acked, and one that waits; and what the
+//!   queues cost after them, while they are open.
+//! - **open**: existing queues after such jobs. *closed*: their process closed them. *killed*: it was
+//!   killed; the files are in the page cache.
+//! - **heap**: allocated since the opens began and not freed, without the allocator's own overhead.
 //! - **disk**: the blocks of all files and directories, as `stat` counts them.
 //! - **busy**: jobs of 64 B, enqueued in bursts and acked, by one thread, in a queue with default
 //!   options: alone, and then in a directory with the idle queues. The two alternate, and the
@@ -90,20 +92,26 @@ fn open_and_tell(what: &str, dir: &Path, count: usize) -> (Queues, Vec<Queue>) {
         mappings(),
     );
     let region = Region::new(HEAP);
+    let tell = |what: &str, time: Duration| {
+        // What the background threads prepare and remove counts, too.
+        std::thread::sleep(Duration::from_secs(1));
+        let change = region.change();
+        let heap = change.bytes_allocated as f64 - change.bytes_deallocated as f64;
+        println!(
+            "{what:>7}: {:7.1} ms, heap {:5.1} KiB and disk {:5.1} KiB a queue, {} threads, {:.2} descriptors and {:.2} mappings a queue",
+            time.as_secs_f64() * 1000.0,
+            heap / KIB / count as f64,
+            blocks(dir) as f64 / KIB / count as f64,
+            entries("/proc/self/task") - threads,
+            (entries("/proc/self/fd") - files) as f64 / count as f64,
+            (mappings() - maps) as f64 / count as f64,
+        );
+    };
     let (queues, opened, time) = open(dir, count);
-    // What the background threads prepare counts, too.
-    std::thread::sleep(Duration::from_millis(500));
-    let change = region.change();
-    let heap = change.bytes_allocated as f64 - change.bytes_deallocated as f64;
-    println!(
-        "{what:>7}: {:7.1} ms, heap {:5.1} KiB and disk {:5.1} KiB a queue, {} threads, {:.2} descriptors and {:.2} mappings a queue",
-        time.as_secs_f64() * 1000.0,
-        heap / KIB / count as f64,
-        blocks(dir) as f64 / KIB / count as f64,
-        entries("/proc/self/task") - threads,
-        (entries("/proc/self/fd") - files) as f64 / count as f64,
-        (mappings() - maps) as f64 / count as f64,
-    );
+    tell(what, time);
+    let start = Instant::now();
+    use_them(&opened);
+    tell("used", start.elapsed());
     (queues, opened)
 }
 
@@ -160,9 +168,7 @@ fn main() {
     }
     let dir = scratch();
     println!("{count} queues");
-    let created = open_and_tell("create", dir.path(), count);
-    use_them(&created.1);
-    drop(created);
+    drop(open_and_tell("create", dir.path(), count));
     drop(open_and_tell("closed", dir.path(), count));
     let exe = env::current_exe().expect("known");
     let mut child = Command::new(exe);

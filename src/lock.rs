@@ -19,7 +19,11 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// A directory that is locked until this is dropped. The kernel releases the lock when the process
 /// dies.
-pub(crate) struct DirectoryLock(Arc<Directory>);
+pub(crate) struct DirectoryLock {
+    directory: Arc<Directory>,
+    /// Whether the lock is on this directory, and not on that of its tree.
+    is_own: bool,
+}
 
 impl DirectoryLock {
     /// Locks the directory, waiting up to `wait` for the current holder.
@@ -28,7 +32,10 @@ impl DirectoryLock {
         let start = Instant::now();
         loop {
             if directory.try_lock()? {
-                return Ok(Self(directory));
+                return Ok(Self {
+                    directory,
+                    is_own: true,
+                });
             }
             // `flock` cannot wait with a timeout, so it is polled.
             let left = wait.saturating_sub(start.elapsed());
@@ -46,13 +53,21 @@ impl DirectoryLock {
         })
     }
 
+    /// A directory in a tree, whose lock is enough.
+    pub(crate) fn within_tree(directory: Directory) -> Self {
+        Self {
+            directory: Arc::new(directory),
+            is_own: false,
+        }
+    }
+
     pub(crate) fn directory(&self) -> &Arc<Directory> {
-        &self.0
+        &self.directory
     }
 
     /// Writes this process's id to the lock file.
     pub(crate) fn note_holder(&self) {
-        let entry = self.0.entry(FILE_NAME);
+        let entry = self.directory.entry(FILE_NAME);
         // A file that cannot be written is removed: no id is better than a wrong one.
         let noted = write_id(&entry).or_else(|_| entry.remove().and_then(|()| write_id(&entry)));
         if let Err(error) = noted {
@@ -74,9 +89,11 @@ fn write_id(entry: &Entry) -> Result<(), crate::StorageError> {
 
 impl Drop for DirectoryLock {
     fn drop(&mut self) {
-        // Closing the descriptor is not enough: a child process that another thread is starting
-        // briefly has a copy of it, and with it the lock.
-        self.0.unlock();
+        if self.is_own {
+            // Closing the descriptor is not enough: a child process that another thread is starting
+            // briefly has a copy of it, and with it the lock.
+            self.directory.unlock();
+        }
     }
 }
 

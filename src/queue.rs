@@ -404,7 +404,8 @@ impl Builder {
             return Ok(self.open()?.0);
         };
         self.validate()?;
-        match tree.find(name) {
+        match tree.find::<Running>(name) {
+            Some(Ok(running)) if running.is_closed() => Err(self.is_open()),
             Some(Ok(running)) => Ok(Queue { running }),
             Some(Err(seat)) => Ok(self.open_in(Some(seat))?.0),
             None => Err(self.is_open()),

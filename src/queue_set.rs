@@ -149,6 +149,21 @@ impl SetConsumer {
         self.next_until(|| *deadline)
     }
 
+    /// Returns up to `max` jobs, see [`Consumer::next_batch`](crate::Consumer::next_batch).
+    pub fn next_batch(&self, max: usize, timeout: Duration) -> Vec<Job<'_>> {
+        let mut jobs = Vec::new();
+        if max > 0 {
+            jobs.extend(self.next_timeout(timeout));
+        }
+        while !jobs.is_empty() && jobs.len() < max {
+            match self.try_next() {
+                Some(job) => jobs.push(job),
+                None => break,
+            }
+        }
+        jobs
+    }
+
     fn next_until(&self, deadline: impl Fn() -> Option<Instant>) -> Option<Job<'_>> {
         loop {
             let (at, lease) = self.sources.next(&deadline, || false)?;

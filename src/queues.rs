@@ -76,7 +76,8 @@ impl Queues {
     /// Waits while another thread opens the queue or drops its last handle.
     ///
     /// # Errors
-    /// See [`OpenError`]. The name must have 1 to 100 bytes of letters, digits, `-`, `_` and `.`,
+    /// [`OpenError::Locked`] if the queue was [closed](Queue::close) and still has handles, or if
+    /// user code that its open or its close calls asks for it; and see [`OpenError`]. The name must have 1 to 100 bytes of letters, digits, `-`, `_` and `.`,
     /// and not start with a dot; another one is [`OpenError::InvalidName`].
     pub fn queue(&self, name: &str) -> Result<Queue, OpenError> {
         self.builder(name).open_or_find()

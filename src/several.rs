@@ -43,8 +43,9 @@ pub(crate) struct Sources {
 struct Member {
     running: Arc<Running>,
     source: Source<Arc<Running>>,
-    /// The share of the consumer's jobs that the queue has had, in inverse proportion to its weight:
-    /// the queue whose share is the smallest is next. (Stride scheduling, by Waldspurger and Weihl.)
+    /// The share of the consumer's jobs that the queue has had, in inverse proportion to its
+    /// weight: the queue whose share is the smallest is next. (Stride scheduling, by Waldspurger
+    /// and Weihl.)
     share: Cell<u64>,
     stride: u64,
     /// Whether the consumer was told of work here, and has not looked since.

@@ -1,9 +1,9 @@
 //! A tree: a directory with many queues in it, which one process owns.
 //!
-//! The lock is on the root directory. The queues are in the directory `queues`, each under its name.
-//! A queue that is open has a *seat* here, so that a second open of the same name finds its handles
-//! rather than its files. The queues keep the tree open: it is unlocked when the last handle of the
-//! tree and of any of its queues is gone.
+//! The lock is on the root directory. The queues are in the directory `queues`, each under its
+//! name. A queue that is open has a *seat* here, so that a second open of the same name finds its
+//! handles rather than its files. The queues keep the tree open: it is unlocked when the last
+//! handle of the tree and of any of its queues is gone.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -99,7 +99,7 @@ impl Tree {
         let (state, report) = State::open(root, state_segment_size, task.waker())?;
         let state = Arc::new(state);
         Ok(Self {
-            queues: Arc::new(queues),
+            queues: Arc::new(queues.with_cache()),
             lock,
             runtime,
             seats: Mutex::default(),
@@ -171,7 +171,7 @@ impl Tree {
     }
 
     /// The handle of the open queue of this name, or else its seat. Waits while the queue is being
-    /// opened or closed. None if it is this thread that closes it.
+    /// opened or closed. None if it is this thread that does so.
     pub(crate) fn find<T: Any + Send + Sync>(
         self: &Arc<Self>,
         name: &str,
@@ -201,6 +201,7 @@ impl Tree {
         loop {
             if !state.is_taken {
                 state.is_taken = true;
+                state.busy = Some(this);
                 drop(state);
                 let (tree, name) = (Arc::clone(self), name.to_owned());
                 return Seated::Taken(Seat { tree, name, place });
@@ -286,7 +287,7 @@ struct Occupancy {
     is_taken: bool,
     /// The queue, once it is open.
     open: Option<Weak<dyn Any + Send + Sync>>,
-    /// The thread that is closing the queue.
+    /// The thread that is opening or closing the queue.
     busy: Option<ThreadId>,
 }
 
@@ -306,7 +307,10 @@ impl Seat {
     /// Lets others [find](Tree::find) the queue, as long as it has handles.
     pub(crate) fn show<T: Any + Send + Sync>(&self, open: &Arc<T>) {
         let open: Weak<T> = Arc::downgrade(open);
-        self.place.state.lock().open = Some(open);
+        let mut state = self.place.state.lock();
+        state.open = Some(open);
+        state.busy = None;
+        drop(state);
         self.place.changed.notify_all();
     }
 
@@ -327,6 +331,26 @@ impl Drop for Seat {
             seats.remove(&self.name);
         }
     }
+}
+
+/// The root of the tree that a queue's directory is in, if it is in one.
+pub(crate) fn root_above(queue: &Directory) -> Result<Option<Directory>, StorageError> {
+    let find = || {
+        let queues = queue.parent()?;
+        let root = queues.parent()?;
+        let is_tree = match root.subdirectory(QUEUES)? {
+            Some(found) => found.is_same_as(&queues)?,
+            None => false,
+        };
+        Ok(is_tree.then_some(root))
+    };
+    find().or_else(|error: StorageError| match error.io_error().kind() {
+        // Whoever may not look above a queue's directory cannot open a tree there either.
+        io::ErrorKind::PermissionDenied
+        | io::ErrorKind::NotFound
+        | io::ErrorKind::NotADirectory => Ok(None),
+        _ => Err(error),
+    })
 }
 
 /// Which queue of a tree an open is for.

@@ -10,7 +10,7 @@ use crate::runtime::outside;
 #[inline]
 pub(crate) fn call<T>(code: impl FnOnce() -> T) -> Result<T, String> {
     // State that a panic leaves broken is the user's own.
-    catch_unwind(AssertUnwindSafe(|| outside(code))).map_err(message_of)
+    outside(|| catch_unwind(AssertUnwindSafe(code)).map_err(message_of))
 }
 
 /// Runs code on a thread that serves no other queues meanwhile; returns the message of its panic.

@@ -29,12 +29,15 @@ pub(crate) struct Home {
     pub(crate) manifest: Manifest,
     /// Whether this process has just created it.
     is_new: bool,
+    /// The lock of the tree that the queue is in, if it was opened alone.
+    tree_lock: Option<DirectoryLock>,
     /// The queue's seat in its tree if it is in one, left after the lock.
     pub(crate) seat: Option<Seat>,
 }
 
 /// The subdirectories of a queue, held open.
 pub(crate) struct Directories {
+    log: Directory,
     /// The directories of the stripes' logs, by stripe number.
     pub(crate) stripes: Vec<Directory>,
     /// The directory of the dead letter log.
@@ -44,9 +47,8 @@ pub(crate) struct Directories {
 }
 
 impl Directories {
-    /// Opens the subdirectories of a queue and creates missing ones, whose names are durable on
-    /// return. If an earlier process died before that, they are empty: whoever uses one first makes
-    /// its name durable.
+    /// Opens the subdirectories of a queue and creates missing ones, whose names are not durable
+    /// yet.
     fn make(queue: &Directory, stripes: u32) -> Result<Self, StorageError> {
         let mut lost = Vec::new();
         let mut open = |parent: &Directory, name: &str| {
@@ -61,15 +63,27 @@ impl Directories {
         let directories = numbers.map(|number| open(&log, &stripe_name(number)));
         let stripes = directories.collect::<Result<_, StorageError>>()?;
         let dead = open(queue, DEAD)?;
-        if !lost.is_empty() {
-            log.flush()?;
-            queue.flush()?;
-        }
         Ok(Self {
+            log,
             stripes,
             dead,
             lost,
         })
+    }
+
+    /// Opens those of an existing queue. New names are durable on return. If an earlier process
+    /// died before that, the directory is empty: whoever uses it first makes its name durable.
+    fn open(queue: &Directory, stripes: u32) -> Result<Self, StorageError> {
+        let directories = Self::make(queue, stripes)?;
+        if !directories.lost.is_empty() {
+            directories.flush_names(queue)?;
+        }
+        Ok(directories)
+    }
+
+    fn flush_names(&self, queue: &Directory) -> Result<(), StorageError> {
+        self.log.flush()?;
+        queue.flush()
     }
 }
 
@@ -140,12 +154,24 @@ impl Home {
             },
             None => Self::directory_alone(builder)?,
         };
-        let lock = DirectoryLock::take(directory, builder.lock_wait)?;
+        let (lock, tree_lock) = match &builder.in_tree {
+            Some(_) => (DirectoryLock::within_tree(directory), None),
+            None => {
+                let tree = tree::root_above(&directory)?;
+                let tree_lock = tree.map(|root| DirectoryLock::take(root, builder.lock_wait));
+                let tree_lock = tree_lock.transpose()?;
+                (
+                    DirectoryLock::take(directory, builder.lock_wait)?,
+                    tree_lock,
+                )
+            }
+        };
         let found = read_manifest(lock.directory())?;
         let home = Self {
             lock,
             manifest: found.unwrap_or_else(|| Manifest::new_for(builder)),
             is_new: found.is_none(),
+            tree_lock,
             seat,
         };
         home.manifest.check(builder)?;
@@ -153,10 +179,13 @@ impl Home {
         if builder.in_tree.is_none() {
             home.lock.note_holder();
         }
+        if let Some(lock) = &home.tree_lock {
+            lock.note_holder();
+        }
         let directories = if home.is_new {
             home.create().inspect_err(|_| home.undo_creation())?
         } else {
-            Directories::make(home.directory(), home.manifest.stripes)?
+            Directories::open(home.directory(), home.manifest.stripes)?
         };
         Ok((home, directories))
     }
@@ -202,11 +231,13 @@ impl Home {
     }
 
     fn create(&self) -> Result<Directories, StorageError> {
-        // This comes first, so that a directory with a MANIFEST has a durable name itself.
-        self.directory().flush_own_name()?;
         let mut directories = Directories::make(self.directory(), self.manifest.stripes)?;
         directories.lost.clear();
-        self.manifest.write(self.directory())?;
+        // A directory with a MANIFEST has a durable name itself, and so have those in it.
+        self.manifest.write(self.directory(), || {
+            self.directory().flush_own_name()?;
+            directories.flush_names(self.directory())
+        })?;
         Ok(directories)
     }
 

@@ -26,20 +26,15 @@ pub(super) struct SequenceLimit {
 }
 
 impl SequenceLimit {
-    /// The highest limit in the directory, or the origin. `is_named`: the name of the directory is
-    /// known to be durable.
-    pub(super) fn find(
-        names: &Names,
-        origin: Sequence,
-        is_named: bool,
-    ) -> Result<Self, StorageError> {
-        let names = names.directory().list()?;
+    /// The highest limit among the names in the directory, or the origin. `is_named`: the name of
+    /// the directory is known to be durable.
+    pub(super) fn find(names: &[String], origin: Sequence, is_named: bool) -> Self {
         let numbers = names.iter().filter_map(|name| number_of(name));
         let highest = numbers.max().unwrap_or(0);
-        Ok(Self {
+        Self {
             limit: origin.plus_wide(highest),
             is_unnamed: names.is_empty() && !is_named,
-        })
+        }
     }
 
     pub(super) fn sequence(&self) -> Sequence {
@@ -93,13 +88,18 @@ fn number_of(name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::{Operation, faults};
+    use crate::storage::{Directory, Operation, faults};
+
+    fn find(dir: &std::path::Path, origin: Sequence, is_named: bool) -> SequenceLimit {
+        let names = Directory::open(dir).unwrap().unwrap().list().unwrap();
+        SequenceLimit::find(&names, origin, is_named)
+    }
 
     #[test]
     fn the_limit_found_is_the_highest_and_is_raised_only_when_it_is_reached() {
         let dir = tempfile::tempdir().unwrap();
         let origin = Sequence::first_of_stripe(3);
-        let mut limit = SequenceLimit::find(&Names::at(dir.path()), origin, false).unwrap();
+        let mut limit = find(dir.path(), origin, false);
         assert_eq!(limit.sequence(), origin);
         let names = Names::at(dir.path());
         limit.raise_above(&names, origin, 10).unwrap();
@@ -112,7 +112,7 @@ mod tests {
         for name in ["00000000000000000009.limit", "9.limit", "x.limit"] {
             std::fs::write(dir.path().join(name), b"").unwrap();
         }
-        let found = SequenceLimit::find(&Names::at(dir.path()), origin, false).unwrap();
+        let found = find(dir.path(), origin, false);
         assert_eq!(found.sequence(), raised);
     }
 
@@ -120,7 +120,7 @@ mod tests {
     fn a_limit_that_is_not_durable_is_not_relied_on() {
         let dir = tempfile::tempdir().unwrap();
         let origin = Sequence::first_of_stripe(0);
-        let mut limit = SequenceLimit::find(&Names::at(dir.path()), origin, false).unwrap();
+        let mut limit = find(dir.path(), origin, false);
         let names = Names::at(dir.path());
         let fault = faults::fail_flushes(dir.path());
         assert!(limit.raise_above(&names, origin, 1).is_err());
@@ -136,9 +136,7 @@ mod tests {
     #[test]
     fn the_last_limit_of_a_stripe_is_its_last_sequence() {
         let dir = tempfile::tempdir().unwrap();
-        let mut limit =
-            SequenceLimit::find(&Names::at(dir.path()), Sequence::first_of_stripe(7), true)
-                .unwrap();
+        let mut limit = find(dir.path(), Sequence::first_of_stripe(7), true);
         let near = Sequence::first_of_stripe(7).plus_wide(Sequence::MAX_WITHIN_STRIPE - 1);
         limit.raise_above(&Names::at(dir.path()), near, 1).unwrap();
         assert_eq!(limit.sequence().stripe(), 7);
@@ -167,7 +165,7 @@ mod tests {
                 std::fs::write(stripe.join("00000000000000000000.limit"), b"").unwrap();
             }
             let names = Names::at(&stripe);
-            let mut limit = SequenceLimit::find(&names, origin, is_named).unwrap();
+            let mut limit = find(&stripe, origin, is_named);
             let watched = faults::watch(dir.path(), Vec::new());
             limit.raise_above(&names, origin, 1).unwrap();
             let mut calls = watched.take_calls();

@@ -69,8 +69,13 @@ impl Manifest {
         queue.entry(FILE_NAME)
     }
 
-    pub(crate) fn write(&self, queue: &Arc<Directory>) -> Result<(), StorageError> {
-        Self::entry(queue).replace(&self.encode())
+    /// Writes it; `before` is called before it has its name.
+    pub(crate) fn write(
+        &self,
+        directory: &Arc<Directory>,
+        before: impl FnOnce() -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
+        Self::entry(directory).replace_after(&self.encode(), before)
     }
 
     fn encode(&self) -> [u8; BYTES] {

@@ -132,8 +132,8 @@ pub(crate) struct LogConfig {
     pub(crate) segment_size: u64,
     /// Whether an open creates the segment to append to, so that the first append need not.
     pub(crate) starts_ready: bool,
-    /// Whether that is left to the first append all the same, so that a queue that is not used costs
-    /// nothing.
+    /// Whether that is left to the first append all the same, so that a queue that is not used
+    /// costs nothing.
     pub(crate) starts_idle: bool,
     /// Whether the queue is being created. An open of an existing queue continues without that
     /// segment if the disk is full: its consumers can make room.
@@ -238,11 +238,12 @@ impl Log {
         recovery: &mut Recovery<'_>,
     ) -> Result<(Self, FoundSettlements), StorageError> {
         let names = Names::of(directory, &config.poison);
-        for spare in spare::left_in(&names)? {
+        let found = names.directory().list()?;
+        for spare in spare::left_in(&names, &found) {
             spare.remove()?;
         }
-        let limit = SequenceLimit::find(&names, origin, config.is_new)?;
-        let log = recovery.recover_directory(&names, origin)?;
+        let limit = SequenceLimit::find(&found, origin, config.is_new);
+        let log = recovery.recover(&names, &found, origin)?;
         // A power cut must not leave a settlement without the record that is its reason.
         for segment in &log.settling {
             segment.flush(false).map_err(|error| error.retold())?;

@@ -37,7 +37,9 @@ impl Names {
 
     /// Makes every name created, changed or removed before this call durable.
     pub(crate) fn flush(&self) -> Result<(), Arc<StorageError>> {
-        let flushed = self.gate.flush(|| self.directory.flush());
+        // A descriptor that cannot be had is no failed flush, and not final.
+        let directory = self.directory.opened().map_err(Arc::new)?;
+        let flushed = self.gate.flush(|| directory.flush());
         flushed.inspect_err(|error| self.poison.note(error))
     }
 

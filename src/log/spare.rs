@@ -86,20 +86,19 @@ pub(super) fn waiting(paths: &Paths) -> Paths {
     }
 }
 
-/// The files of spares that an earlier process left.
-pub(super) fn left_in(directory: &Names) -> Result<Vec<Entry>, StorageError> {
-    let names = directory.directory().list()?;
+/// The files of spares that an earlier process left, by the names in a directory.
+pub(super) fn left_in(directory: &Names, names: &[String]) -> Vec<Entry> {
     let is_spare = |name: &&String| {
         name.split_once('.').is_some_and(|(number, suffix)| {
             let is_number = number.len() == 20 && number.bytes().all(|byte| byte.is_ascii_digit());
             is_number && [SEGMENT_SUFFIX, ACK_SUFFIX].contains(&suffix)
         })
     };
-    Ok(names
+    names
         .iter()
         .filter(is_spare)
         .map(|name| directory.entry(name))
-        .collect())
+        .collect()
 }
 
 impl Spare {

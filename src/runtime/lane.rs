@@ -87,8 +87,8 @@ fn this_thread() -> Option<u64> {
     number.ok().flatten()
 }
 
-/// Runs user code, which may not return: on a thread of a lane, lets another thread go on with other
-/// tasks meanwhile.
+/// Runs user code, which may not return: on a thread of a lane, lets another thread go on with
+/// other tasks meanwhile.
 #[inline]
 pub(crate) fn outside<T>(code: impl FnOnce() -> T) -> T {
     match DEPTH.get() {
@@ -268,7 +268,8 @@ impl Lane {
         }
     }
 
-    /// Does a turn of the next task that is ready, as the thread with this number; false if none is.
+    /// Does a turn of the next task that is ready, as the thread with this number; false if none
+    /// is.
     #[cfg(all(loom, test))]
     pub(super) fn serve_one(&self, thread: u64) -> bool {
         let taken = self.lock().take(Instant::now(), thread);

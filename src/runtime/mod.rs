@@ -25,8 +25,8 @@ use std::time::Instant;
 use self::lane::Lane;
 pub(crate) use self::lane::{Task, outside};
 
-/// Threads for the timers of many queues: turns are short, so one that waits for the disk, at a page
-/// fault, is reason enough for a second.
+/// Threads for the timers of many queues: turns are short, so one that waits for the disk, at a
+/// page fault, is reason enough for a second.
 const TIMER_THREADS: usize = 2;
 /// Threads for the maintenance of many queues. More would not make one disk faster; with fewer, a
 /// few long flushes would hold up the others.

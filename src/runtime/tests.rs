@@ -213,9 +213,7 @@ fn a_turn_may_remove_its_own_task_another_one_and_the_runtime() {
     let sender = Mutex::new(sender);
     let waker = own.waker();
     let _turns = serve(&own, move || {
-        let Some((own, other, runtime)) = held.lock().unwrap().take() else {
-            return None;
-        };
+        let (own, other, runtime) = held.lock().unwrap().take()?;
         outside(|| drop::<(Task, Task, Runtime)>((own, other, runtime)));
         sender.lock().unwrap().send(()).unwrap();
         Some(Instant::now())

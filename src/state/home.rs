@@ -56,7 +56,7 @@ impl Home {
                     created_at: Timestamp::now(),
                     id: fastrand::u64(1..),
                 };
-                manifest.write(&directory)?;
+                manifest.write(&directory, || Ok(()))?;
                 manifest
             }
         };

@@ -4,7 +4,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,21 +11,18 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, Stat
 use rustix::io::Errno;
 
 use super::error::{Context, Result, if_exists};
+use super::handle::{DIRECTORY, Handle, HandleCache, Opened};
 use super::{Entry, Operation, StorageError};
 
-/// A directory, held open.
+/// A directory, held open or opened again when it is needed.
 #[derive(Debug)]
 pub(crate) struct Directory {
-    handle: OwnedFd,
+    handle: Handle,
     /// The path with which it was opened, for messages.
     path: PathBuf,
     /// The permissions of files that are created in it, less the umask.
     file_mode: Mode,
 }
-
-const DIRECTORY: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::CLOEXEC);
 
 /// Payloads are private unless the user asks for other permissions.
 const PRIVATE: Mode = Mode::from_raw_mode(0o600);
@@ -45,7 +41,7 @@ impl Directory {
             Ok(rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty())?)
         });
         Ok(if_exists(handle)?.map(|handle| Self {
-            handle,
+            handle: Handle::Held(handle),
             path: path.to_path_buf(),
             file_mode: PRIVATE,
         }))
@@ -65,20 +61,39 @@ impl Directory {
     /// A symbolic link is refused: its target could also be another queue's directory.
     pub(crate) fn subdirectory(&self, name: &str) -> Result<Option<Self>> {
         let path = self.path.join(name);
+        let own = self.handle.get(&self.path)?;
         let flags = DIRECTORY | OFlags::NOFOLLOW;
         let handle = Operation::Open.run(&path, || {
-            Ok(rustix::fs::openat(
-                &self.handle,
-                name,
-                flags,
-                Mode::empty(),
-            )?)
+            let open = rustix::fs::openat(&own, name, flags, Mode::empty())?;
+            Ok(self.handle.of_child(name, open)?)
         });
         Ok(if_exists(handle)?.map(|handle| Self {
             handle,
             path,
             file_mode: self.file_mode,
         }))
+    }
+
+    /// The same directory; those below it are only held open while they are used.
+    pub(crate) fn with_cache(self) -> Self {
+        let handle = match self.handle {
+            Handle::Held(open) => HandleCache::of(open),
+            with_cache => with_cache,
+        };
+        Self { handle, ..self }
+    }
+
+    #[cfg(test)]
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// The directory with a handle that stays open.
+    pub(crate) fn opened(&self) -> Result<OpenDirectory<'_>> {
+        Ok(OpenDirectory {
+            handle: self.handle.get(&self.path)?,
+            path: &self.path,
+        })
     }
 
     /// Opens a directory in this one, creating it if it does not exist. A new name is durable once
@@ -91,7 +106,8 @@ impl Directory {
     pub(crate) fn create_subdirectory_for(&self, name: &str, file_mode: u32) -> Result<Self> {
         let path = self.path.join(name);
         let mode = directory_mode(Mode::from_raw_mode(file_mode));
-        let make = || Ok(rustix::fs::mkdirat(&self.handle, name, mode)?);
+        let own = self.handle.get(&self.path)?;
+        let make = || Ok(rustix::fs::mkdirat(&own, name, mode)?);
         match Operation::CreateDirectory.run(&path, make) {
             Err(error) if error.io_error().kind() != io::ErrorKind::AlreadyExists => {
                 return Err(error);
@@ -122,10 +138,8 @@ impl Directory {
     }
 
     /// Flushes the names in it: creating, renaming or removing a file is durable only after this.
-    /// Needs no further descriptor.
     pub(crate) fn flush(&self) -> Result<()> {
-        let flush = || Ok(rustix::fs::fsync(&self.handle)?);
-        Operation::FlushDirectory.run(&self.path, flush)
+        self.opened()?.flush()
     }
 
     /// Flushes the name of this directory itself.
@@ -140,28 +154,37 @@ impl Directory {
         parent.flush()
     }
 
-    fn parent(&self) -> Result<Self> {
+    /// The directory that this one is in.
+    pub(crate) fn parent(&self) -> Result<Self> {
         let path = parent_of(&self.path).to_path_buf();
+        let own = self.handle.get(&self.path)?;
         let handle = Operation::Open.run(&path, || {
-            Ok(rustix::fs::openat(
-                &self.handle,
-                "..",
-                DIRECTORY,
-                Mode::empty(),
-            )?)
+            Ok(rustix::fs::openat(&own, "..", DIRECTORY, Mode::empty())?)
         })?;
         Ok(Self {
-            handle,
+            handle: Handle::Held(handle),
             path,
             file_mode: self.file_mode,
         })
+    }
+
+    /// Whether both are the same directory.
+    pub(crate) fn is_same_as(&self, other: &Self) -> Result<bool> {
+        let identity = |of: &Self| {
+            let own = of.handle.get(&of.path)?;
+            let inspect = || Ok(rustix::fs::fstat(&own)?);
+            let found = Operation::Inspect.run(&of.path, inspect)?;
+            Ok((found.st_dev, found.st_ino))
+        };
+        Ok(identity(self)? == identity(other)?)
     }
 
     /// Locks this directory, whatever its path; false if another process has the lock. The lock is
     /// held until [`unlock`](Self::unlock), or until the process has died.
     pub(crate) fn try_lock(&self) -> Result<bool> {
         let lock = FlockOperation::NonBlockingLockExclusive;
-        Operation::Lock.run(&self.path, || match rustix::fs::flock(&self.handle, lock) {
+        let own = self.handle.get(&self.path)?;
+        Operation::Lock.run(&self.path, || match rustix::fs::flock(&own, lock) {
             Ok(()) => Ok(true),
             Err(Errno::WOULDBLOCK) => Ok(false),
             Err(error) => Err(error.into()),
@@ -171,15 +194,18 @@ impl Directory {
     /// Releases the lock, even if a child process has a copy of the descriptor.
     pub(crate) fn unlock(&self) {
         // The descriptor is valid, so this releases the lock.
-        let _ = rustix::fs::flock(&self.handle, FlockOperation::Unlock);
+        if let Ok(own) = self.handle.get(&self.path) {
+            let _ = rustix::fs::flock(&own, FlockOperation::Unlock);
+        }
     }
 
     /// The names in it, sorted. Names that are not Unicode are not this library's, and are
     /// converted lossily.
     pub(crate) fn list(&self) -> Result<Vec<String>> {
+        let own = self.handle.get(&self.path)?;
         let mut names = Operation::List.run(&self.path, || {
             let mut names = Vec::new();
-            for entry in Dir::read_from(&self.handle)? {
+            for entry in Dir::read_from(&own)? {
                 let entry = entry?;
                 let name = entry.file_name().to_string_lossy();
                 if name != "." && name != ".." {
@@ -200,40 +226,49 @@ impl Directory {
     ) -> Result<File> {
         // A FIFO of that name must not make an open wait.
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let own = self.handle.get(&self.path)?;
         operation.run(at.path(), || {
-            let file = rustix::fs::openat(&self.handle, at.name(), flags, self.file_mode)?;
+            let file = rustix::fs::openat(&own, at.name(), flags, self.file_mode)?;
             Ok(File::from(file))
         })
     }
 
     pub(super) fn rename(&self, from: &Entry, to: &Entry) -> Result<()> {
+        let own = self.handle.get(&self.path)?;
+        let other = to.directory().handle.get(&to.directory().path)?;
         Operation::Rename.run(from.path(), || {
-            let to_handle = &to.directory().handle;
-            Ok(rustix::fs::renameat(
-                &self.handle,
-                from.name(),
-                to_handle,
-                to.name(),
-            )?)
+            Ok(rustix::fs::renameat(&own, from.name(), &other, to.name())?)
         })
     }
 
     pub(super) fn remove(&self, at: &Entry) -> Result<()> {
+        let own = self.handle.get(&self.path)?;
         if_exists(Operation::Remove.run(at.path(), || {
-            Ok(rustix::fs::unlinkat(
-                &self.handle,
-                at.name(),
-                AtFlags::empty(),
-            )?)
+            Ok(rustix::fs::unlinkat(&own, at.name(), AtFlags::empty())?)
         }))?;
         Ok(())
     }
 
     pub(super) fn inspect(&self, at: &Entry) -> Result<Option<Stat>> {
+        let own = self.handle.get(&self.path)?;
         if_exists(Operation::Inspect.run(at.path(), || {
             let flags = AtFlags::SYMLINK_NOFOLLOW;
-            Ok(rustix::fs::statat(&self.handle, at.name(), flags)?)
+            Ok(rustix::fs::statat(&own, at.name(), flags)?)
         }))
+    }
+}
+
+/// A directory with a handle that stays open.
+pub(crate) struct OpenDirectory<'a> {
+    handle: Opened<'a>,
+    path: &'a Path,
+}
+
+impl OpenDirectory<'_> {
+    /// Like [`Directory::flush`]. Needs no further descriptor.
+    pub(crate) fn flush(&self) -> Result<()> {
+        let flush = || Ok(rustix::fs::fsync(&self.handle)?);
+        Operation::FlushDirectory.run(self.path, flush)
     }
 }
 

@@ -164,12 +164,24 @@ impl Entry {
     /// Replaces the file with `bytes` atomically, so that a crash leaves either the old or the new
     /// contents: write a temporary file, flush it, rename it over the old one, flush the directory.
     pub(crate) fn replace(&self, bytes: &[u8]) -> Result<()> {
+        self.replace_after(bytes, || Ok(()))
+    }
+
+    /// Like [`replace`](Self::replace). `before` is called when the temporary file is durable, and
+    /// before it is renamed: on a file system with a journal, that flush makes earlier changes
+    /// durable along with it, and further flushes for them cost little.
+    pub(crate) fn replace_after(
+        &self,
+        bytes: &[u8],
+        before: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         self.fits_file_size_limit(bytes.len() as u64)?;
         let temporary = self.with_extension("tmp");
         let write = || {
             let file = temporary.create(OFlags::WRONLY | OFlags::TRUNC)?;
             temporary.write_all(&file, bytes)?;
             Operation::Flush.run(&temporary.path, || file.sync_all())?;
+            before()?;
             temporary.rename(self)
         };
         write().inspect_err(|_| {

@@ -14,6 +14,7 @@ mod entry;
 mod error;
 #[cfg(test)]
 pub(crate) mod faults;
+mod handle;
 pub(crate) mod mapped;
 pub(crate) mod mappings;
 mod reading;

@@ -124,8 +124,47 @@ fn a_queue_of_a_tree_is_not_opened_alone() {
         alone.clone().open(),
         Err(OpenError::Locked { .. })
     ));
-    drop((queue, queues));
+    // Nor while it is not: its tree has an owner.
+    drop(queue);
+    match alone.clone().open() {
+        Err(OpenError::Locked { path, pid }) => {
+            assert_eq!(path, dir.path());
+            assert_eq!(pid, Some(std::process::id()));
+        }
+        other => panic!("{other:?}"),
+    }
+    drop(queues);
     assert!(matches!(alone.open(), Err(OpenError::Misplaced { .. })));
+    Queues::open(dir.path()).unwrap().queue("a").unwrap();
+}
+
+/// Holds more queues open than the process may have descriptors, and uses each.
+pub(crate) fn open_with_few_descriptors(dir: &Path) {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = Some(400);
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    for round in 0..2 {
+        let queues = Queues::open(dir.join("data")).unwrap();
+        let opened: Vec<_> = (0..500)
+            .map(|number| {
+                let builder = queues.builder(&number.to_string());
+                builder.stripes(1).segment_size(SEGMENT).open().unwrap().0
+            })
+            .collect();
+        for queue in opened.iter().step_by(5) {
+            assert_eq!(queue.stats().ready, round);
+            queue.enqueue(b"job").unwrap();
+        }
+        for queue in opened {
+            queue.close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn more_queues_can_be_open_than_the_process_may_have_descriptors() {
+    let dir = tempfile::tempdir().unwrap();
+    Child::start("few descriptors", dir.path()).finish();
 }
 
 #[test]
@@ -320,5 +359,70 @@ fn a_queue_that_is_not_used_has_no_segment_and_a_sleeping_consumer_gets_its_firs
             assert!(files_of(&queue) >= 3);
         });
         queue.close().unwrap();
+    }
+}
+
+#[test]
+fn a_closed_queue_is_locked_until_its_last_handle_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let queues = Queues::open(dir.path()).unwrap();
+    let queue = queues.queue("a").unwrap();
+    let consumer = queue.consumer();
+    queue.close().unwrap();
+    assert!(matches!(queues.queue("a"), Err(OpenError::Locked { .. })));
+    drop(consumer);
+    queues.queue("a").unwrap().enqueue(b"job").unwrap();
+}
+
+#[test]
+fn user_code_that_an_open_calls_is_told_that_the_queue_is_locked_and_may_open_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let queues = Queues::open(dir.path()).unwrap();
+    let queue = queues.queue("a").unwrap();
+    queue.enqueue(b"job").unwrap();
+    drop(queue);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let (tree, results) = (queues.clone(), Arc::clone(&told));
+    let builder = queues.builder("a").on_progress(move |_| {
+        let own = matches!(tree.queue("a"), Err(OpenError::Locked { .. }));
+        let other = tree.queue("b").is_ok();
+        results.lock().unwrap().push((own, other));
+    });
+    builder.open().unwrap();
+    let told = told.lock().unwrap();
+    assert!(!told.is_empty() && told.iter().all(|both| *both == (true, true)));
+}
+
+#[test]
+fn observers_that_panic_on_the_background_threads_leave_them_to_the_other_queues() {
+    struct Panics(AtomicUsize);
+    impl Observer for Panics {
+        fn failed(&self, _job: &ObservedJob, _reason: &str) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            panic!("as planned");
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let queues = Queues::open(dir.path()).unwrap();
+    let builder = queues.builder("a").stripes(1).segment_size(SEGMENT);
+    let (queue, _) = builder
+        .lease_timeout(Duration::from_millis(1))
+        .retry(RetryPolicy::fixed(Duration::ZERO).unlimited_attempts())
+        .observer(Panics(AtomicUsize::new(0)))
+        .open()
+        .unwrap();
+    queue.enqueue(b"job").unwrap();
+    let other = queues.queue("b").unwrap();
+    let consumers = (queue.consumer(), other.consumer());
+    for _ in 0..30 {
+        // Only the timer ends this delivery.
+        std::mem::forget(consumers.0.next().unwrap());
+        let delayed = EnqueueOptions::new().delay(Duration::from_millis(1));
+        other.enqueue_with(b"later", delayed).unwrap();
+        consumers
+            .1
+            .next_timeout(Duration::from_secs(60))
+            .unwrap()
+            .ack();
     }
 }

@@ -52,6 +52,7 @@ fn child() {
         ("close at events", g6_subscribers::close_at_events),
         ("hold", g7_one_process::hold_the_queue),
         ("count threads", api_queues::count_threads),
+        ("few descriptors", api_queues::open_with_few_descriptors),
         ("fill", g9_disk_full::fill_a_small_file_system),
         ("reopen", g9_disk_full::reopen_on_a_full_file_system),
         ("delay", g9_waiting_jobs::delay_on_a_small_file_system),

@@ -109,17 +109,28 @@ struct Copy {
 }
 
 impl Recovery<'_> {
-    /// Recovers the segments in a directory, whose sequences start at `origin`.
+    /// Like [`recover`](Self::recover), by the names that are in the directory.
+    #[cfg(test)]
     pub(crate) fn recover_directory(
         &mut self,
         directory: &Arc<Names>,
         origin: Sequence,
     ) -> Result<RecoveredLog, StorageError> {
         let names = directory.directory().list()?;
+        self.recover(directory, &names, origin)
+    }
+
+    /// Recovers the segments in a directory with these names, whose sequences start at `origin`.
+    pub(crate) fn recover(
+        &mut self,
+        directory: &Arc<Names>,
+        names: &[String],
+        origin: Sequence,
+    ) -> Result<RecoveredLog, StorageError> {
         let capacity = segment::capacity_of(self.segment_size);
         let mut log = RecoveredLog {
             segments: Vec::new(),
-            files: count_segments(&names, capacity),
+            files: count_segments(names, capacity),
             next_base: origin,
             leftovers: Vec::new(),
             reported: Vec::new(),
