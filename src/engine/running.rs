@@ -33,7 +33,7 @@ impl Engine {
             stripe.end_deliveries();
         }
         let mut result = match self.poison() {
-            None => self.dispatch.keep_delays(),
+            None => self.keep_delays(),
             Some(_) => Ok(()),
         };
         for stripe in self.dispatch.stripes() {

@@ -478,7 +478,7 @@ impl World {
 
     fn maintain(&mut self, queue: usize) {
         if self.number(2) == 0 {
-            self.tree().maintain_state();
+            let _ = self.tree().maintain_state();
         }
         let open = &mut self.queues[queue];
         open.running.turn_timer();
