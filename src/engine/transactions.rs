@@ -48,9 +48,9 @@ impl Source<'_> {
     fn completes(&self, tree: &Tree) -> Result<Completes, TransactionError> {
         let queue = self.engine.id_in(tree).ok_or(TransactionError::OtherTree)?;
         let lease = &self.lease;
-        let origin = match lease.may_not_be_durable_yet() {
-            true => lease.meta().settles_elsewhere,
-            false => None,
+        let (origin, before) = match lease.may_not_be_durable_yet() {
+            true => (lease.meta().settles_elsewhere, lease.meta().settles),
+            false => (None, None),
         };
         Ok(Completes {
             job: Elsewhere {
@@ -58,6 +58,10 @@ impl Source<'_> {
                 record: lease.sequence(),
             },
             origin: origin.and_then(|origin| tree.state().own(origin)),
+            before: before.map(|record| Elsewhere {
+                home: queue,
+                record,
+            }),
         })
     }
 
@@ -180,6 +184,9 @@ pub(crate) fn commit(
         && let Err(error) = state.flush_records()
     {
         // The disk may have nothing of it, so nothing is done that it is the reason for.
+        if let Some(completes) = completes {
+            state.note_uncertain(completes.job.home, &error);
+        }
         if let Some(source) = source {
             source.withhold();
         }
@@ -237,7 +244,11 @@ fn prepare(
     for (at, running) in parts.queues.iter().enumerate() {
         let taken = match running.is_closed() {
             true => Err(EnqueueError::Closed),
-            false => running.take_room(1),
+            // Those that wait come first. If there is no room for them, the state log would grow.
+            false => running
+                .append_waiting()
+                .unwrap_or_else(|error| Err(EnqueueError::Storage(error)))
+                .and_then(|()| running.take_room(1)),
         };
         if let Err(error) = taken {
             for running in &parts.queues[..at] {

@@ -154,6 +154,15 @@ impl Log {
         segments.iter().any(|segment| segment.closed().is_some())
     }
 
+    /// The first sequence that a record can have which is not in a full segment.
+    pub(crate) fn open_from(&self) -> Sequence {
+        let active = self.active();
+        match active.closed() {
+            Some(end) => active.sequence(end.index),
+            None => active.base(),
+        }
+    }
+
     pub(super) fn segment_after(&self, after: Option<Sequence>) -> Option<Arc<Segment>> {
         let segments = self.segments.read();
         let is_before = |segment: &Arc<Segment>| after.is_some_and(|after| segment.base() <= after);

@@ -30,6 +30,17 @@ const WELL_AGAIN: Duration = Duration::from_secs(2);
 const FULL_SEGMENTS: u64 = 2;
 
 impl State {
+    /// Claims the id of a queue that is opened. Returns false if another one has it: one of the two
+    /// is a copy.
+    pub(crate) fn claim(&self, queue: u64) -> bool {
+        self.callers.claim(queue)
+    }
+
+    /// Called when the last file of a queue is closed.
+    pub(crate) fn release(&self, queue: u64) {
+        self.callers.release(queue);
+    }
+
     /// Counts a queue among the open ones. `kick` wakes its maintenance.
     pub(crate) fn register(&self, queue: u64, kick: Kick) {
         self.callers.register(queue, kick);
@@ -70,21 +81,26 @@ impl State {
 
     /// Returns how soon to look again.
     fn maintain(&self) -> Result<Option<Duration>, Arc<StorageError>> {
+        // Taken in any case, so that it is not due again and again after a failed flush.
+        let is_due = self.flush_at.lock().take_if(|at| *at <= time::now());
         if self.poison.is_set() {
             return Ok(None);
         }
         self.callers.wake(&self.debtors());
-        let is_due = self.flush_at.lock().take_if(|at| *at <= time::now());
-        if is_due.is_some() {
-            self.log.flush(true)?;
+        if is_due.is_some()
+            && let Err(error) = self.log.flush(true)
+        {
+            self.flush_at.lock().get_or_insert(time::now() + AGAIN);
+            return Err(error);
         }
         if self.are_keys_due() {
             self.settle_keys()?;
         }
-        let cleaned = self.clean()?;
+        let cleaned = self.clean();
+        // Cleaning may have failed for want of the room that this makes.
         self.writer.lock().index.let_go();
         self.log.reclaim().map_err(Arc::new)?;
-        let mut next = cleaned.then_some(Duration::ZERO);
+        let mut next = cleaned?.then_some(Duration::ZERO);
         if self.log.has_records() {
             self.log.warm_up();
             next = next.or(self.log.prepare());
@@ -126,7 +142,7 @@ impl State {
         if full <= spare || full - spare <= live * BYTES_PER_LIVE_BYTE {
             return Ok(false);
         }
-        let Some((_, places)) = writer.index.oldest_full() else {
+        let Some((segment, places)) = writer.index.oldest_full() else {
             return Ok(false);
         };
         let mut expired = Vec::new();
@@ -141,9 +157,12 @@ impl State {
                 }
             }
         }
+        if result.is_ok() {
+            writer.index.note_cleaned(segment);
+        }
         drop(writer);
         for record in expired {
-            self.log.mark_done(record)?;
+            result = self.log.mark_done(record).map(|_| ()).and(result);
         }
         result?;
         self.settle_keys()?;

@@ -3,6 +3,7 @@
 //! It holds 16 bytes for each key and reads key and value in the log, whose segments it keeps
 //! mapped.
 
+use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
@@ -65,6 +66,8 @@ pub(super) struct Index {
     hasher: RandomState,
     /// The segments that have records of keys, oldest first.
     pins: Vec<Pinned>,
+    /// The bases of those whose values were appended again. Other records may still keep them.
+    cleaned: HashSet<Sequence>,
     /// Bytes of the records in the table.
     live_bytes: u64,
 }
@@ -112,7 +115,14 @@ impl Index {
 
     /// Lets go of segments in which all is done.
     pub(super) fn let_go(&mut self) {
-        self.pins.retain(|pin| !pin.segment().is_complete());
+        let Self { pins, cleaned, .. } = self;
+        pins.retain(|pin| {
+            let is_kept = !pin.segment().is_complete();
+            if !is_kept {
+                cleaned.remove(&pin.segment().base());
+            }
+            is_kept
+        });
     }
 
     /// Lets go of all segments, for a log that is closed.
@@ -188,25 +198,38 @@ impl Index {
         }
     }
 
-    /// The oldest segment that is full and has records of keys, with the places of those.
-    pub(super) fn oldest_full(&self) -> Option<(&Pinned, Vec<Place>)> {
-        let is_full = |pin: &&Pinned| pin.segment().closed().is_some();
-        let pin = self.pins.iter().find(is_full)?;
+    /// The full segments that have records of keys and were not cleaned, oldest first.
+    fn full(&self) -> impl Iterator<Item = &Pinned> {
+        self.pins.iter().filter(|pin| {
+            let segment = pin.segment();
+            segment.closed().is_some() && !self.cleaned.contains(&segment.base())
+        })
+    }
+
+    /// Notes that the values of the segment with this base were appended again.
+    pub(super) fn note_cleaned(&mut self, base: Sequence) {
+        self.cleaned.insert(base);
+    }
+
+    /// The base of the oldest segment that is full, has records of keys and was not cleaned, with
+    /// the places of its records.
+    pub(super) fn oldest_full(&self) -> Option<(Sequence, Vec<Place>)> {
+        let pin = self.full().next()?;
         let places = pin.live_records().map(|record| Place {
             record: pin.segment().sequence(record.header().index),
             units: record.units(),
         });
         let places = places.collect();
-        Some((pin, places))
+        Some((pin.segment().base(), places))
     }
 
     pub(super) fn record_at(&self, place: Place) -> Option<Record<'_>> {
         record_at(&self.pins, place)
     }
 
-    /// Bytes of the segments that are kept and full.
+    /// Bytes of the segments that are full and were not cleaned.
     pub(super) fn full_bytes(&self) -> u64 {
-        let full = self.pins.iter().filter_map(|pin| pin.segment().closed());
+        let full = self.full().filter_map(|pin| pin.segment().closed());
         full.map(|end| u64::from(end.units) * crate::log::record::UNIT as u64)
             .sum()
     }

@@ -19,6 +19,9 @@ const MOST_WAITING: usize = 64 * 1024;
 pub(super) struct Debts {
     queues: HashMap<u64, OfQueue>,
     keys: OfKeys,
+    /// Queues with a job of which only the next open of this log finds out whether a transaction
+    /// has completed it, as the flush of that has failed.
+    uncertain: HashMap<u64, Arc<StorageError>>,
 }
 
 /// What is to be settled between the state log and one queue.
@@ -48,10 +51,12 @@ struct OfKeys {
 }
 
 impl OfQueue {
-    /// Whether to settle what the queue owes, as the log has a full segment, or it owes much.
-    fn is_due(&self, has_full: bool) -> bool {
-        let owes = !self.forwarded.is_empty() || !self.completions.is_empty();
-        owes && (self.forwarded.len() >= MOST_WAITING || has_full)
+    /// Whether to settle what the queue owes, as a full segment of the log waits for it, or it owes
+    /// much. `open` is where the segment starts that is appended to.
+    fn is_due(&self, open: Sequence) -> bool {
+        self.forwarded.len() >= MOST_WAITING
+            || self.completions.iter().any(Unsettled::is_in_full)
+            || self.forwarded.iter().any(|&entry| entry < open)
     }
 }
 
@@ -116,6 +121,17 @@ impl State {
         );
     }
 
+    /// Notes that only the next open of this log finds out whether a job of a queue is completed.
+    pub(crate) fn note_uncertain(&self, queue: u64, error: &Arc<StorageError>) {
+        let mut debts = self.debts.lock();
+        debts.uncertain.insert(queue, Arc::clone(error));
+    }
+
+    /// Why a queue must not be opened: it would deliver a job again that may be completed.
+    pub(crate) fn uncertain(&self, queue: u64) -> Option<Arc<StorageError>> {
+        self.debts.lock().uncertain.get(&queue).cloned()
+    }
+
     /// Whether jobs wait to be appended to a queue.
     pub(crate) fn has_waiting(&self, queue: u64) -> bool {
         let debts = self.debts.lock();
@@ -126,11 +142,11 @@ impl State {
     }
 
     /// The jobs of a queue that are to be marked done when it opens: transactions name them.
-    /// [`settle`](Self::settle) is to follow.
-    pub(crate) fn take_completed(&self, queue: u64) -> Vec<Sequence> {
-        let mut debts = self.debts.lock();
-        let queue = debts.queues.get_mut(&queue);
-        queue.map_or_else(Vec::new, |queue| std::mem::take(&mut queue.completed))
+    /// [`settle`](Self::settle) is to follow, and forgets them.
+    pub(crate) fn completed(&self, queue: u64) -> Vec<Sequence> {
+        let debts = self.debts.lock();
+        let queue = debts.queues.get(&queue);
+        queue.map_or_else(Vec::new, |queue| queue.completed.clone())
     }
 
     /// Marks jobs done, durably, that records of a queue name which was opened. Those records are
@@ -152,9 +168,9 @@ impl State {
     /// The queues that are to settle what they owe.
     pub(super) fn debtors(&self) -> Vec<u64> {
         let debts = self.debts.lock();
-        let has_full = self.log.has_full();
+        let open = self.log.open_from();
         let queues = debts.queues.iter();
-        let due = queues.filter(|(_, queue)| queue.is_due(has_full));
+        let due = queues.filter(|(_, queue)| queue.is_due(open));
         due.map(|(&queue, _)| queue).collect()
     }
 
@@ -164,7 +180,7 @@ impl State {
         let Some(queue) = debts.queues.get(&queue) else {
             return false;
         };
-        queue.is_due(self.log.has_full())
+        queue.is_due(self.log.open_from())
     }
 
     /// Settles what has gone between this log and a queue. `flush` makes the queue's records and
@@ -194,6 +210,10 @@ impl State {
             Ok(()) => {
                 let owed = taken.jobs.into_iter().chain(taken.completions);
                 owed.for_each(Unsettled::settle);
+                if let Some(queue) = self.debts.lock().queues.get_mut(&queue) {
+                    // Those were marked before the queue was open.
+                    queue.completed = Vec::new();
+                }
                 self.task.wake();
                 Ok(())
             }
@@ -237,11 +257,15 @@ impl State {
         match settled {
             Ok(()) => {
                 taken.by.into_iter().for_each(Unsettled::settle);
+                let mut result = Ok(());
                 for removal in taken.removals {
                     // Not flushed: an open would do the same.
-                    self.log.mark_done(removal)?;
+                    if let Err(error) = self.log.mark_done(removal) {
+                        self.debts.lock().keys.removals.push(removal);
+                        result = Err(error);
+                    }
                 }
-                Ok(())
+                result
             }
             Err(error) => {
                 let mut debts = self.debts.lock();
