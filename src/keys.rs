@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::error::TransactionError;
+use crate::options::Durability;
 use crate::state::Found;
 use crate::transaction::{Keep, Transaction};
 use crate::tree::Tree;
@@ -42,6 +43,7 @@ use crate::tree::Tree;
 #[derive(Clone)]
 pub struct Keys {
     tree: Arc<Tree>,
+    durability: Durability,
 }
 
 /// The value of a key, copied.
@@ -83,12 +85,37 @@ impl fmt::Debug for Value {
 
 impl Keys {
     pub(crate) fn new(tree: Arc<Tree>) -> Self {
-        Self { tree }
+        Self {
+            tree,
+            durability: Durability::Process,
+        }
+    }
+
+    /// A handle whose changes are as durable as this when they return.
+    ///
+    /// Default: [`Durability::Process`]. Concurrent changes with [`Durability::Sync`] share flushes.
+    /// For a single one, use a [`Transaction`] with that durability.
+    pub fn with_durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
     }
 
     /// The value of a key; None if it has none, or the value has expired.
     pub fn get(&self, key: &[u8]) -> Option<Value> {
         self.tree.state().get(key).map(Value)
+    }
+
+    /// The keys that begin with `prefix`, in no order, each with its value; with an empty prefix all
+    /// keys.
+    ///
+    /// A key that has a value during the whole walk is found exactly once; one that is given its
+    /// first value or loses its last one meanwhile may be found or not. The walk looks at every key
+    /// of the store, whatever the prefix, in 256 parts. While a part is copied, changes of keys wait:
+    /// with a million keys, for less than a millisecond.
+    pub fn with_prefix(&self, prefix: &[u8]) -> impl Iterator<Item = (Vec<u8>, Value)> + use<> {
+        let (tree, prefix) = (Arc::clone(&self.tree), prefix.to_vec());
+        let parts = (0..).map_while(move |part| tree.state().keys_in(part, &prefix));
+        parts.flatten().map(|(key, found)| (key, Value(found)))
     }
 
     /// How many keys have a value, including values that have expired and are not freed yet.
@@ -130,6 +157,7 @@ impl Keys {
         change: impl FnOnce(&mut Transaction) -> &mut Transaction,
     ) -> Result<(), TransactionError> {
         let mut transaction = Transaction::new(Arc::clone(&self.tree));
+        transaction.durability(self.durability);
         change(&mut transaction);
         transaction.commit().map(|_| ())
     }

@@ -126,6 +126,12 @@ impl Queues {
         let _ = self.tree.state().turn();
     }
 
+    /// The log of transactions and keys.
+    #[cfg(test)]
+    pub(crate) fn state(&self) -> &crate::state::State {
+        self.tree.state()
+    }
+
     #[cfg(test)]
     pub(crate) fn die(&self) {
         self.tree.die();

@@ -137,10 +137,10 @@ fn meta_in_queue(options: JobOptions, headers: &[u8], entry: Elsewhere) -> MetaB
 
 /// The metadata of the record of a key. `meta` says what the record settles, and when the value
 /// expires.
-pub(super) fn meta_of_key(key: &[u8], change: &Change, meta: &Meta) -> MetaBytes {
+pub(super) fn meta_of_key(key: &[u8], is_removed: bool, meta: &Meta) -> MetaBytes {
     let mut bytes = MetaBytes::new();
     put(&mut bytes, TAG_KEY, key);
-    if matches!(change, Change::Remove) {
+    if is_removed {
         put(&mut bytes, TAG_REMOVED, &[]);
     }
     bytes.extend_from_slice(&meta.encode(&[], MAX_META_BYTES));
