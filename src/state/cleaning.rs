@@ -27,8 +27,8 @@ use crate::time;
 
 /// Segments are cleaned once they take more than this many bytes for each byte of valid values.
 const BYTES_PER_LIVE_BYTE: u64 = 2;
-/// The bytes of so many full segments are allowed beside that.
-const FULL_SEGMENTS: u64 = 2;
+/// The bytes of so many segments are allowed beside that.
+const SPARE_SEGMENTS: u64 = 1;
 /// How many values are moved or forgotten before other callers get the log.
 const AT_ONCE: usize = 64;
 /// How soon an operation that failed is tried again.
@@ -165,6 +165,8 @@ impl State {
                 let mut index = self.index.write();
                 for &place in some {
                     if let Some(key) = index.key_at(place) {
+                        #[cfg(all(test, not(loom)))]
+                        swept::note();
                         index.remove(&key, place);
                     }
                 }
@@ -183,7 +185,7 @@ impl State {
     /// Frees a sealed segment if most of what these hold is not valid any more. Returns whether that
     /// was so.
     fn clean(&self) -> Result<bool, Arc<StorageError>> {
-        let spare = FULL_SEGMENTS * self.log.segment_size();
+        let spare = SPARE_SEGMENTS * self.log.segment_size();
         let overhead = self.log.ack_file_bytes();
         let found = self
             .index
@@ -309,20 +311,28 @@ fn place_of(segment: &Pinned, record: &Record<'_>) -> Place {
     }
 }
 
-/// How often this thread has cleaned a segment.
+/// A count of what this thread has done, for tests that must have reached it.
 #[cfg(all(test, not(loom)))]
-pub(crate) mod cleaned {
-    use std::cell::Cell;
+macro_rules! count {
+    ($name:ident) => {
+        pub(crate) mod $name {
+            use std::cell::Cell;
 
-    thread_local! {
-        static COUNT: Cell<u64> = const { Cell::new(0) };
-    }
+            thread_local! {
+                static COUNT: Cell<u64> = const { Cell::new(0) };
+            }
 
-    pub(super) fn note() {
-        COUNT.set(COUNT.get() + 1);
-    }
+            pub(in super::super) fn note() {
+                COUNT.set(COUNT.get() + 1);
+            }
 
-    pub(crate) fn count() -> u64 {
-        COUNT.get()
-    }
+            pub(crate) fn count() -> u64 {
+                COUNT.get()
+            }
+        }
+    };
 }
+#[cfg(all(test, not(loom)))]
+count!(cleaned);
+#[cfg(all(test, not(loom)))]
+count!(swept);
