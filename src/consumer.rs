@@ -68,12 +68,11 @@ impl Consumer {
     pub fn try_next(&self) -> Option<Job<'_>> {
         loop {
             let lease = self.source.try_next()?;
-            if self.running.is_resting() {
-                self.source.put_back(lease);
-                return None;
-            }
             if let Some(job) = Job::begin(&self.running, lease) {
                 return Some(job);
+            }
+            if self.running.is_resting() {
+                return None;
             }
         }
     }
@@ -124,14 +123,16 @@ impl Consumer {
     #[inline]
     fn next_until(&self, deadline: impl Fn() -> Option<Instant>) -> Option<Job<'_>> {
         loop {
-            let Some(lease) = self.source.next(&deadline, || self.running.is_resting()) else {
-                if self.running.is_paused() && self.running.wait_for_resume(deadline(), || false) {
+            if let Some(lease) = self.source.next(&deadline, || self.running.is_resting()) {
+                if let Some(job) = Job::begin(&self.running, lease) {
+                    return Some(job);
+                }
+                if !self.running.is_resting() {
                     continue;
                 }
+            }
+            if !self.running.is_paused() || !self.running.wait_for_resume(deadline(), || false) {
                 return None;
-            };
-            if let Some(job) = Job::begin(&self.running, lease) {
-                return Some(job);
             }
         }
     }

@@ -306,6 +306,50 @@ impl From<Arc<StorageError>> for FlushError {
     }
 }
 
+/// What became of a job that was cancelled, from [`Queue::cancel`](crate::Queue::cancel).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cancelled {
+    /// The job waited. It is not delivered any more.
+    Waiting,
+    /// A handler has the job, or is just being given it.
+    ///
+    /// It is told by [`Job::is_cancelled`](crate::Job::is_cancelled). When it ends, the job ends.
+    Running,
+    /// There is no such job: it is done, dead or cancelled, or never existed.
+    ///
+    /// A dead letter stays; [`DeadLetters::purge`](crate::DeadLetters::purge) deletes it.
+    Gone,
+}
+
+/// Why a job could not be cancelled.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CancelError {
+    /// An earlier flush failed, so a cancellation could not be made durable.
+    ///
+    /// No job is cancelled until the queue is reopened.
+    #[error("an earlier flush has failed, so no job is cancelled until the queue is reopened: {0}")]
+    Poisoned(Arc<StorageError>),
+    /// The job is cancelled in this process, but that could not be flushed.
+    ///
+    /// It is not delivered by this process, nor after its death. After a power cut it may be.
+    #[error("the job is cancelled, but that could not be flushed: {error}")]
+    NotDurable {
+        /// What became of the job.
+        cancelled: Cancelled,
+        /// What failed.
+        error: Arc<StorageError>,
+    },
+    /// The job could not be looked for, or there is no space on the disk to note its cancellation.
+    ///
+    /// It is not cancelled.
+    #[error("the job is not cancelled: {0}")]
+    Storage(Arc<StorageError>),
+    /// The queue was closed.
+    #[error("the queue is closed")]
+    Closed,
+}
+
 /// Why dead letters could not be replayed or purged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

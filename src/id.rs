@@ -139,7 +139,6 @@ impl JobId {
         self.0.stripe()
     }
 
-    #[cfg(test)]
     pub(crate) const fn sequence(self) -> Sequence {
         self.0
     }

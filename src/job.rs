@@ -59,12 +59,15 @@ pub struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    /// Begins the delivery of a job; None if it had used up its attempts, or was completed
-    /// meanwhile.
+    /// Begins the delivery of a job; None if it had used up its attempts, was completed or
+    /// cancelled meanwhile, or the queue is paused or closed.
     #[inline(always)]
     pub(crate) fn begin(engine: &'a Engine, lease: Lease) -> Option<Self> {
         let (attempt, delivery) = if engine.is_only_counted(&lease) {
             let failed = lease.begin_delivery().failed();
+            if !engine.gate().is_open() {
+                return Self::begin_checked(engine, lease, failed);
+            }
             (Attempt::after(failed), Delivery::ONLY)
         } else {
             return Self::begin_slow(engine, lease);
@@ -74,6 +77,17 @@ impl<'a> Job<'a> {
             lease: Some(lease),
             attempt,
             delivery,
+        })
+    }
+
+    /// Goes on with a delivery that is counted, while the gate is not open.
+    #[cold]
+    fn begin_checked(engine: &'a Engine, lease: Lease, failed: u8) -> Option<Self> {
+        Some(Self {
+            engine,
+            lease: Some(engine.check_begun(lease, failed.into())?),
+            attempt: Attempt::after(failed),
+            delivery: Delivery::ONLY,
         })
     }
 
@@ -132,6 +146,18 @@ impl<'a> Job<'a> {
     /// has [timed out](crate::Builder::lease_timeout).
     pub fn crashes(&self) -> u32 {
         self.lease.as_ref().map_or(0, Lease::crashes)
+    }
+
+    /// Whether the job was [cancelled](crate::Queue::cancel) since the handler got it.
+    ///
+    /// Nobody waits for its result any more, so a handler that takes long looks from time to time,
+    /// and returns early. However it ends, other than by an ack, the job does not come back and has
+    /// no dead letter.
+    ///
+    /// Costs one load while no job of the queue is cancelled, and a lock otherwise.
+    pub fn is_cancelled(&self) -> bool {
+        let lease = self.lease.as_ref();
+        lease.is_some_and(|lease| self.engine.is_cancelled(lease))
     }
 
     /// When the job was enqueued, or when its letter was replayed.

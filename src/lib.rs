@@ -116,7 +116,9 @@ mod workers;
 
 pub use consumer::Consumer;
 pub use dead_letters::{DeadLetter, DeadLetters};
-pub use error::{DeadLetterError, EnqueueError, FlushError, OpenError, TransactionError};
+pub use error::{
+    CancelError, Cancelled, DeadLetterError, EnqueueError, FlushError, OpenError, TransactionError,
+};
 pub use failure::{Failure, FailureError};
 pub use id::{JobId, LetterId, ParseIdError};
 pub use job::Job;

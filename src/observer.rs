@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime};
 
-use crate::JobId;
-use crate::log::headers::{Headers, name_of};
+use crate::log::headers::{Headers, headers_of, name_of};
 use crate::log::lease::Lease;
+use crate::log::lookup::FoundJob;
 use crate::user_code;
+use crate::{JobId, Sequence};
 
 /// Told of what happens to the jobs of a queue, see [`Builder::observer`](crate::Builder::observer).
 ///
@@ -64,6 +65,12 @@ pub trait Observer: Send + Sync {
         let _ = job;
     }
 
+    /// A job was [cancelled](crate::Queue::cancel): when it waited, or when its handler has ended
+    /// other than by an ack.
+    fn cancelled(&self, job: &ObservedJob) {
+        let _ = job;
+    }
+
     /// A handler gave a job back for this long.
     fn snoozed(&self, job: &ObservedJob, delay: Duration) {
         let _ = (job, delay);
@@ -88,6 +95,22 @@ impl Observing {
     #[inline]
     pub(crate) fn see(&self, lease: &Lease, attempts: u32) -> Option<ObservedJob> {
         self.is_on().then(|| ObservedJob::of(lease, attempts))
+    }
+
+    /// What the observer will be told of a job that waits.
+    pub(crate) fn see_found(&self, job: Sequence, found: &FoundJob) -> Option<ObservedJob> {
+        self.is_on().then(|| {
+            let (record, meta, deliveries) = (found.record(), found.meta(), found.deliveries());
+            let (failed, crashes) = (deliveries.failed().into(), deliveries.crashes().into());
+            ObservedJob {
+                id: JobId::of(job),
+                name: record.name().to_vec(),
+                headers: headers_of(record.meta()).to_vec(),
+                attempts: meta.prior_attempts.saturating_add(failed),
+                crashes: meta.prior_crashes.saturating_add(crashes),
+                enqueued_at: record.header().enqueued_at.into(),
+            }
+        })
     }
 
     /// Tells the observer what has happened to a job. The caller holds no lock.
@@ -150,8 +173,8 @@ impl ObservedJob {
         Headers::of(&self.headers)
     }
 
-    /// The number of the attempt, as [`Job::attempts`](crate::Job::attempts); of a job that expired
-    /// or died without one, how many have failed.
+    /// The number of the attempt, as [`Job::attempts`](crate::Job::attempts); of a job that expired,
+    /// died or was cancelled without one, how many have failed.
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
@@ -189,6 +212,8 @@ pub enum JobEvent {
     Dead(ObservedJob, String),
     /// See [`Observer::expired`].
     Expired(ObservedJob),
+    /// See [`Observer::cancelled`].
+    Cancelled(ObservedJob),
     /// See [`Observer::snoozed`].
     Snoozed(ObservedJob, Duration),
 }
@@ -293,6 +318,10 @@ impl Observer for Kept {
 
     fn expired(&self, job: &ObservedJob) {
         self.keep(JobEvent::Expired(job.clone()));
+    }
+
+    fn cancelled(&self, job: &ObservedJob) {
+        self.keep(JobEvent::Cancelled(job.clone()));
     }
 
     fn snoozed(&self, job: &ObservedJob, delay: Duration) {

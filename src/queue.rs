@@ -11,8 +11,8 @@ use crate::log::recovery::VerifyReport;
 use crate::options::{Builder, EnqueueOptions};
 use crate::tree::{InTree, Seat};
 use crate::{
-    Consumer, DeadLetters, JobId, OpenError, Producer, RecoveryReport, Stats, StorageError,
-    Transaction, WorkersBuilder,
+    CancelError, Cancelled, Consumer, DeadLetters, JobId, OpenError, Producer, RecoveryReport,
+    Stats, StorageError, Transaction, WorkersBuilder,
 };
 
 /// A durable job queue in a directory.
@@ -249,6 +249,49 @@ impl Queue {
     /// Whether the queue is [paused](Self::pause).
     pub fn is_paused(&self) -> bool {
         self.running.is_paused()
+    }
+
+    /// Cancels a job by its id: a job that waits is not delivered any more, also not after a
+    /// restart, and a job that a handler has is not delivered again.
+    ///
+    /// The result tells which of the two it was, or that there is no such job. A handler is told by
+    /// [`Job::is_cancelled`](crate::Job::is_cancelled). When it acks the job, the job is completed;
+    /// when it ends in any other way (a failure, a snooze, a lease timeout, the death of the
+    /// process), the job ends as cancelled: it does not come back, and there is no dead letter.
+    ///
+    /// A job keeps its id while it is retried, snoozed and moved, so the id that its enqueue
+    /// returned always works. A replayed job is a new one with another id.
+    ///
+    /// When the call returns, the cancellation survives a power cut. A waiting job gives its room
+    /// back at once. Its record stays in the log until a consumer comes to it, and until then the
+    /// queue keeps an entry of about 60 bytes for it in memory.
+    ///
+    /// The call waits for a flush, and walks over the records of the job's segment. A job in the
+    /// timer is looked for there. A job that was moved, and one that is gone, are looked for in
+    /// those later segments of their stripe that may hold moved jobs: all that were found when the
+    /// queue was opened, and those that jobs have been moved to since.
+    ///
+    /// ```
+    /// # use logmill::{Cancelled, EnqueueOptions, Queue};
+    /// # use std::time::Duration;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let (queue, _) = Queue::builder(dir.path()).open()?;
+    /// let hour = Duration::from_secs(3600);
+    /// let reminder = queue.enqueue_with(b"order 7", EnqueueOptions::new().delay(hour))?;
+    /// // The customer has paid.
+    /// assert_eq!(queue.cancel(reminder)?, Cancelled::Waiting);
+    /// assert_eq!(queue.cancel(reminder)?, Cancelled::Gone);
+    /// assert_eq!(queue.stats().cancelled, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`CancelError`]. After [`NotDurable`](CancelError::NotDurable) the job is cancelled, but
+    /// that may not survive a power cut; after any other error it is not.
+    pub fn cancel(&self, job: JobId) -> Result<Cancelled, CancelError> {
+        self.running.cancel(job.sequence())
     }
 
     /// Returns a handle for the jobs that failed for good.

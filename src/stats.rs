@@ -4,8 +4,8 @@ use std::time::Duration;
 
 /// A snapshot of a queue's figures, from [`Queue::stats`](crate::Queue::stats).
 ///
-/// Each job is counted once: `recovered + enqueued == acked + expired + dead_lettered + depth() +
-/// lost`, and [`depth`](Self::depth) is what [`max_depth`](crate::Builder::max_depth) limits. The figures are
+/// Each job is counted once: `recovered + enqueued == acked + expired + cancelled + dead_lettered +
+/// depth() + lost`, and [`depth`](Self::depth) is what [`max_depth`](crate::Builder::max_depth) limits. The figures are
 /// read one after the other while the queue is in use, so under load they may differ by the few
 /// jobs that change state meanwhile.
 ///
@@ -82,6 +82,9 @@ pub struct Stats {
     pub retried: u64,
     /// Jobs given back by [`Job::snooze`](crate::Job::snooze) since the queue was opened, each time.
     pub snoozed: u64,
+    /// Jobs that were cancelled, from when they take no more room: a waiting one when it is
+    /// cancelled, one in a handler when that ends other than by an ack.
+    pub cancelled: u64,
     /// Jobs that [expired](crate::EnqueueOptions::expires_after) since the queue was opened, except
     /// those that became dead letters.
     pub expired: u64,

@@ -237,22 +237,36 @@ where
         drop(alive);
     }
 
-    fn work(&self) {
+    /// The next job; None if the pool is stopped or the queue closed.
+    #[inline]
+    fn next(&self) -> Option<Job<'_>> {
         let pool = &*self.alive.0;
-        let current = &pool.current[self.at];
         // Relaxed: whoever stops the pool or closes the queue wakes this thread through a lock.
         let is_stopping = || pool.stopping.load(Ordering::Relaxed);
         let stopped = || is_stopping() || self.running.is_resting();
         loop {
-            let Some(lease) = self.source.next(|| None, stopped) else {
-                if self.running.is_paused() && self.running.wait_for_resume(None, is_stopping) {
+            if let Some(lease) = self.source.next(|| None, stopped) {
+                if is_stopping() {
+                    self.source.put_back(lease);
+                    return None;
+                }
+                if let Some(job) = Job::begin(&self.running, lease) {
+                    return Some(job);
+                }
+                if !self.running.is_resting() {
                     continue;
                 }
-                return;
-            };
-            let Some(job) = Job::begin(&self.running, lease) else {
-                continue;
-            };
+            }
+            if !self.running.is_paused() || !self.running.wait_for_resume(None, is_stopping) {
+                return None;
+            }
+        }
+    }
+
+    fn work(&self) {
+        let pool = &*self.alive.0;
+        let current = &pool.current[self.at];
+        while let Some(job) = self.next() {
             // Relaxed: read for reports only.
             current.store(job.id().get(), Ordering::Relaxed);
             let handle = || (self.handler)(&job).map(Into::into).map_err(Into::into);

@@ -174,7 +174,7 @@ fn segments() -> Vec<(&'static str, Vec<u8>)> {
     let named = named_jobs();
     let count = 14;
     let mut later = record(count, b"", b"what it means is not known");
-    later[12] = 3;
+    later[12] = 6;
     let behind = record(count, b"", b"last");
     let all = [named.clone(), later.clone(), behind.clone()].concat();
     let all_sealed = header(b"logmillS", count + 1, (64 + all.len() as u32) / 8);
@@ -183,7 +183,21 @@ fn segments() -> Vec<(&'static str, Vec<u8>)> {
     // Bytes that a scan which has lost its place takes for records of the greatest possible length.
     let mut list = record(0, b"", b"");
     list[..8].copy_from_slice(&[0, 0x80, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    let mut cancellation = record(1, &field(2, &word(0)), b"");
+    cancellation[12] = 3;
+    let cancelled = [
+        record(0, b"", b"cancelled"),
+        cancellation,
+        record(2, b"", b"kept"),
+    ]
+    .concat();
+    let cancelled_sealed = header(b"logmillS", 3, (64 + cancelled.len() as u32) / 8);
     vec![
+        ("cancelled", [open.clone(), cancelled.clone()].concat()),
+        (
+            "cancelled-sealed",
+            [cancelled_sealed, cancelled, vec![0; 8]].concat(),
+        ),
         ("jobs", [open.clone(), jobs.clone()].concat()),
         ("sealed", [sealed, jobs.clone(), vec![0; 8]].concat()),
         ("sealed-more", [sealed_more, jobs, vec![0; 40]].concat()),

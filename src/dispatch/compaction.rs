@@ -131,6 +131,7 @@ impl Dispatch {
     /// Moves waiting jobs out of segments that nothing else keeps. `is_short`: producers find no
     /// room. Returns whether there were such jobs.
     pub(crate) fn compact(&self, is_short: bool) -> Result<bool, Arc<StorageError>> {
+        let _moving = self.moving.lock();
         let mut has_moved = false;
         let mut result = Ok(());
         // An error in one stripe does not stop the others.
@@ -147,6 +148,7 @@ impl Dispatch {
     /// Moves the jobs that wait for a delay named by a handler, so that the delay is stored with
     /// them and survives a restart. A job for which there is no room is moved later.
     pub(crate) fn keep_delays(&self) -> Result<(), Arc<StorageError>> {
+        let _moving = self.moving.lock();
         let unkept = std::mem::take(&mut *self.unkept.lock());
         let mut result = Ok(());
         for (number, stripe) in (0..).zip(&self.stripes) {

@@ -84,8 +84,8 @@ impl Leases {
         }
     }
 
-    /// Begins a delivery; None if the job is done because a handler with an earlier delivery acked
-    /// it. The second value is true if no other delivery ends earlier, so that the timer must be
+    /// Begins a delivery; None if the job was cancelled, or is done because a handler with an
+    /// earlier delivery acked it. The second value is true if no other delivery ends earlier, so that the timer must be
     /// told. `own`: the job's own timeout.
     ///
     /// Here and below, delivery words in the ack file are changed under the lock, because several
@@ -96,9 +96,11 @@ impl Leases {
         attempts: u32,
         own: Option<Duration>,
         now: Tick,
+        is_cancelled: impl FnOnce(Sequence) -> bool,
     ) -> Option<(Delivery, bool)> {
         let mut state = self.state.lock();
-        if lease.is_done() {
+        // Asked under the lock under which a thread that cancels the job looks for a handler.
+        if lease.is_done() || is_cancelled(lease.sequence()) {
             return None;
         }
         lease.begin_delivery();
@@ -202,6 +204,11 @@ impl Leases {
     /// Whether a handler has a job, in time or late.
     pub(crate) fn has_handler(&self, sequence: Sequence) -> bool {
         self.state.lock().has_handler(sequence)
+    }
+
+    /// Whether a job has a current delivery.
+    pub(crate) fn is_running(&self, sequence: Sequence) -> bool {
+        self.state.lock().current.contains_key(&sequence)
     }
 
     /// How many jobs have a current delivery.
@@ -349,8 +356,8 @@ mod tests {
         let (second, quick) = segment_and_lease(dir.path(), 1000);
         let leases = Leases::new(Duration::from_secs(3600));
         let now = Clock::start().now();
-        leases.begin(&slow, 1, None, now);
-        let (delivery, _) = leases.begin(&quick, 1, None, now).unwrap();
+        leases.begin(&slow, 1, None, now, |_| false);
+        let (delivery, _) = leases.begin(&quick, 1, None, now, |_| false).unwrap();
         assert!(leases.end(&quick, delivery));
         assert!(quick.ack().segment_complete);
         let maps = second.retire().unwrap();
@@ -363,19 +370,19 @@ mod tests {
         let (_segment, lease) = segment_and_lease(dir.path(), 0);
         let leases = Leases::new(Duration::ZERO);
         let now = Clock::start().now();
-        let (first, is_first) = leases.begin(&lease, 1, None, now).unwrap();
+        let (first, is_first) = leases.begin(&lease, 1, None, now, |_| false).unwrap();
         assert!(is_first);
         let (timed_out, next) = leases.time_out(now);
         assert_eq!((timed_out.len(), next), (1, None));
         assert_eq!(timed_out[0].lease.sequence(), lease.sequence());
         assert_eq!(leases.fail(&lease, first), Ended::Late);
-        let (second, _) = leases.begin(&lease, 2, None, now).unwrap();
+        let (second, _) = leases.begin(&lease, 2, None, now, |_| false).unwrap();
         assert_eq!(leases.fail(&lease, first), Ended::Late);
         assert_eq!(leases.fail(&lease, second), ALONE);
-        let (third, _) = leases.begin(&lease, 3, None, now).unwrap();
+        let (third, _) = leases.begin(&lease, 3, None, now, |_| false).unwrap();
         leases.time_out(now);
         assert!(!leases.end(&lease, third));
-        let (fourth, _) = leases.begin(&lease, 4, None, now).unwrap();
+        let (fourth, _) = leases.begin(&lease, 4, None, now, |_| false).unwrap();
         leases.end_late(lease.sequence());
         assert_eq!(leases.running(), 0);
         assert!(leases.has_handler(lease.sequence()));
@@ -393,7 +400,7 @@ mod tests {
         assert!(lease.duplicate().unwrap().ack().first);
         assert!(
             leases
-                .begin(&lease, 1, None, Clock::start().now())
+                .begin(&lease, 1, None, Clock::start().now(), |_| false)
                 .is_none()
         );
         assert_eq!(leases.running(), 0);
@@ -409,13 +416,13 @@ mod tests {
             let deliveries = lease.deliveries();
             (deliveries.failed(), deliveries.is_running())
         };
-        let (first, _) = leases.begin(&lease, 1, None, now).unwrap();
+        let (first, _) = leases.begin(&lease, 1, None, now, |_| false).unwrap();
         assert_eq!(said(), (0, true));
         leases.time_out(now);
         assert_eq!(said(), (1, true));
-        let (second, _) = leases.begin(&lease, 2, None, now).unwrap();
+        let (second, _) = leases.begin(&lease, 2, None, now, |_| false).unwrap();
         leases.time_out(now);
-        let (third, _) = leases.begin(&lease, 3, None, now).unwrap();
+        let (third, _) = leases.begin(&lease, 3, None, now, |_| false).unwrap();
         assert_eq!(said(), (2, true));
         assert_eq!(leases.fail(&lease, second), Ended::Late);
         assert_eq!(said(), (2, true));

@@ -8,8 +8,10 @@
 //! deques are Chase and Lev's (SPAA 2005), as implemented by crossbeam.
 
 mod came_back;
+pub(crate) mod cancels;
 mod compaction;
 mod finding;
+pub(crate) mod gate;
 pub(crate) mod lease_timeouts;
 #[cfg(all(loom, test))]
 mod loom_models;
@@ -26,10 +28,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use self::came_back::CameBack;
+use self::cancels::Cancels;
+use self::gate::Gate;
 use self::registry::Registry;
 use self::source::{Deques, Looking};
 use self::suspects::Suspects;
-use self::timer::{Now, Timer, When};
+use self::timer::{Now, Scheduled, Timer, When};
 use crate::RetryPolicy;
 use crate::Sequence;
 use crate::event_count::EventCount;
@@ -63,6 +67,11 @@ pub(crate) struct Dispatch {
     pub(crate) sleepers: Arc<EventCount>,
     looking: Looking,
     pub(crate) timer: Timer,
+    pub(crate) gate: Gate,
+    pub(crate) cancels: Cancels,
+    /// Held while jobs are moved in the log, and while it is found out where a job is that is to be
+    /// cancelled.
+    pub(crate) moving: Mutex<()>,
     /// Copies that compaction has appended, see [`Moved`].
     copied: AtomicU64,
     moved: AtomicU64,
@@ -115,6 +124,9 @@ impl Dispatch {
             sleepers,
             looking: Looking::new(),
             timer: Timer::new(timer),
+            gate: Gate::new(),
+            cancels: Cancels::new(),
+            moving: Mutex::default(),
             copied: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             #[cfg(test)]
@@ -156,7 +168,7 @@ impl Dispatch {
     pub(crate) fn longest_wait(&self) -> Option<Duration> {
         let now = Now::of(self.clock);
         let new = self.stripes.iter().filter_map(|stripe| {
-            let since = stripe.waiting_since(now.wall)?;
+            let since = stripe.waiting_since(now.wall, &|record| self.is_gone(record))?;
             Some(now.wall.since(since))
         });
         let came_back = self.came_back.oldest();
@@ -219,7 +231,8 @@ impl Dispatch {
         });
         if let (Some((first, _)), Some(now)) = (held.waiting.first(), held.now) {
             self.note_waiting(first);
-            let due = self.timer.schedule_all(held.waiting, now);
+            let is_cancelled = |record| self.is_cancelled(record);
+            let due = self.timer.schedule_all(held.waiting, now, is_cancelled);
             if !due.is_empty() {
                 self.inject_all(due);
             }
@@ -323,7 +336,26 @@ impl Dispatch {
     /// Puts a job into the timer, see [`Timer::schedule`].
     fn wait(&self, lease: Lease, when: When, late: bool) -> bool {
         self.note_waiting(&lease);
-        self.timer.schedule(lease, when, late)
+        let is_cancelled = |record| self.is_cancelled(record);
+        match self.timer.schedule(lease, when, late, is_cancelled) {
+            Scheduled::Waits => true,
+            Scheduled::Acked => false,
+            Scheduled::Cancelled(lease) => {
+                // The consumer that gets it finds out.
+                self.inject(lease);
+                true
+            }
+        }
+    }
+
+    /// Whether a job is cancelled that waits to be marked done.
+    pub(crate) fn is_gone(&self, record: Sequence) -> bool {
+        self.cancels.is_gone(&self.gate, record)
+    }
+
+    /// Whether a job was cancelled, or is about to be, see [`Cancels::has`].
+    pub(crate) fn is_cancelled(&self, record: Sequence) -> bool {
+        self.cancels.has(&self.gate, record)
     }
 
     fn note_waiting(&self, lease: &Lease) {

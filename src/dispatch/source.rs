@@ -266,24 +266,17 @@ impl<D: AsRef<Dispatch>> Source<D> {
     }
 
     /// The next job, waiting for it until the deadline, or until `stopped`. A caller that makes
-    /// `stopped` true wakes the sleepers. The deadline is only computed if there is no job at hand.
+    /// `stopped` true wakes the sleepers. A job that is found at once is returned anyway. The
+    /// deadline is only computed if there is no job at hand.
     #[inline]
     pub(crate) fn next(
         &self,
         deadline: impl FnOnce() -> Option<Instant>,
         stopped: impl Fn() -> bool,
     ) -> Option<Lease> {
-        let lease = match self.dispatch.as_ref().find_at_hand(&self.own) {
-            Some(lease) => lease,
-            None => self.wait(deadline(), &stopped)?,
-        };
-        // Checked last, so that no job is taken that came after `stopped` was made true.
-        match stopped() {
-            false => Some(lease),
-            true => {
-                self.put_back(lease);
-                None
-            }
+        match self.dispatch.as_ref().find_at_hand(&self.own) {
+            Some(lease) => Some(lease),
+            None => self.wait(deadline(), &stopped),
         }
     }
 

@@ -30,6 +30,14 @@ pub(crate) enum When {
     At(Timestamp),
 }
 
+/// What became of a job that was to wait.
+pub(crate) enum Scheduled {
+    Waits,
+    /// A handler whose delivery had timed out has acked it.
+    Acked,
+    Cancelled(Lease),
+}
+
 /// The same moment on both clocks.
 #[derive(Clone, Copy)]
 pub(crate) struct Now {
@@ -163,12 +171,22 @@ impl Timer {
     }
 
     /// Makes a job wait until it is due. `late`: some handler may still [ack](Self::take_late) it.
-    /// Returns false if one has; the job does not wait then.
-    pub(crate) fn schedule(&self, lease: Lease, when: When, late: bool) -> bool {
+    /// A job that one has acked, or that was cancelled, does not wait.
+    pub(crate) fn schedule(
+        &self,
+        lease: Lease,
+        when: When,
+        late: bool,
+        is_cancelled: impl FnOnce(Sequence) -> bool,
+    ) -> Scheduled {
         let sequence = lease.sequence();
         let mut state = self.state.lock();
         if lease.is_done() {
-            return false;
+            return Scheduled::Acked;
+        }
+        // Asked under the lock under which a thread that cancels the job looks for it here.
+        if is_cancelled(sequence) {
+            return Scheduled::Cancelled(lease);
         }
         if !late {
             *state.segments.entry(lease.segment_base()).or_insert(0) += 1;
@@ -184,27 +202,41 @@ impl Timer {
         if earliest {
             self.task.wake();
         }
-        true
+        Scheduled::Waits
     }
 
     /// Makes jobs of one segment wait; no handler of this process has had them. In return, takes
-    /// some jobs that are due, since the timer thread comes late when every core is busy.
-    pub(crate) fn schedule_all(&self, jobs: Vec<(Lease, When)>, now: Now) -> Vec<Lease> {
+    /// some jobs that are due, since the timer thread comes late when every core is busy, and those
+    /// that were cancelled.
+    pub(crate) fn schedule_all(
+        &self,
+        jobs: Vec<(Lease, When)>,
+        now: Now,
+        is_cancelled: impl Fn(Sequence) -> bool,
+    ) -> Vec<Lease> {
         let Some((first, _)) = jobs.first() else {
             return Vec::new();
         };
         let mut state = self.state.lock();
-        *state.segments.entry(first.segment_base()).or_insert(0) += jobs.len() as u32;
+        let base = first.segment_base();
+        *state.segments.entry(base).or_insert(0) += jobs.len() as u32;
         let mut is_earliest = false;
+        let mut cancelled = Vec::new();
         for (lease, when) in jobs {
             let sequence = lease.sequence();
+            if is_cancelled(sequence) {
+                cancelled.push(lease);
+                continue;
+            }
             is_earliest |= match when {
                 When::After(due) => insert(&mut state.after, (due, sequence), lease),
                 When::At(due) => insert(&mut state.at, (due, sequence), lease),
             };
         }
-        let due = state.take_due(now);
+        state.uncount(base, cancelled.len() as u32);
+        let mut due = state.take_due(now);
         drop(state);
+        due.append(&mut cancelled);
         if is_earliest {
             self.task.wake();
         }
@@ -221,6 +253,25 @@ impl Timer {
             When::After(due) => state.after.remove(&(due, sequence)),
             When::At(due) => state.at.remove(&(due, sequence)),
         }
+    }
+
+    /// Takes out a job that is cancelled, if it is here. The caller has made an entry for it, so
+    /// that it does not come here any more.
+    ///
+    /// Goes through the timer, unless no job of its segment is here.
+    pub(crate) fn take_cancelled(&self, sequence: Sequence, base: Sequence) -> Option<Lease> {
+        if let Some(late) = self.take_late(sequence) {
+            return Some(late);
+        }
+        let mut state = self.state.lock();
+        if !state.segments.contains_key(&base) {
+            return None;
+        }
+        let is_it = |other: Sequence| other == sequence;
+        let lease = take_one(&mut state, |state| &mut state.after, is_it)
+            .or_else(|| take_one(&mut state, |state| &mut state.at, is_it))?;
+        state.uncount(base, 1);
+        Some(lease)
     }
 
     /// Takes out a job that is to be moved, if it still waits for this time and no handler may
@@ -400,6 +451,28 @@ fn take_pieces<T: Ord + Copy>(
             Some(last) => from = Bound::Excluded(last),
             None => return,
         }
+        MutexGuard::bump(state);
+    }
+}
+
+/// Takes a job out of a map, which is searched piece by piece.
+fn take_one<T: Ord + Copy>(
+    state: &mut MutexGuard<'_, State>,
+    map: impl Fn(&mut State) -> &mut ByDue<T>,
+    is_it: impl Fn(Sequence) -> bool,
+) -> Option<Lease> {
+    let mut from = Bound::Unbounded;
+    loop {
+        let waiting = map(state);
+        let mut last = None;
+        for (key, _) in waiting.range((from, Bound::Unbounded)).take(PIECE) {
+            if is_it(key.1) {
+                let key = *key;
+                return waiting.remove(&key);
+            }
+            last = Some(*key);
+        }
+        from = Bound::Excluded(last?);
         MutexGuard::bump(state);
     }
 }

@@ -64,13 +64,14 @@ impl Engine {
 
     /// Begins the delivery of a job, and counts it before the handler gets the job. None if the job
     /// is done, or had used up its attempts and is now dead.
-    pub(crate) fn begin(&self, mut lease: Lease) -> Option<(Lease, Attempt, Delivery)> {
-        let is_suspect = lease.take_suspicion();
+    pub(crate) fn begin(&self, lease: Lease) -> Option<(Lease, Attempt, Delivery)> {
+        let is_suspect = lease.is_suspect();
         let begun = self.begin_any(lease);
         if begun.is_none() && is_suspect {
             self.dispatch.end_suspect();
         }
-        let (lease, attempts, delivery) = begun?;
+        let (mut lease, attempts, delivery) = begun?;
+        lease.take_suspicion();
         let attempt = Attempt::new(attempts, is_suspect);
         let attempt = match self.observer.is_on() {
             true => attempt.observed(),
@@ -84,6 +85,12 @@ impl Engine {
             // Done by an earlier delivery that had timed out and succeeded after all.
             return None;
         }
+        if self.is_resting() {
+            self.dispatch.inject(lease);
+            return None;
+        }
+        let failed = lease.failed();
+        let lease = self.unless_cancelled(lease, failed)?;
         let meta = match lease.has_meta() {
             true => lease.meta(),
             false => Meta::default(),
@@ -98,15 +105,16 @@ impl Engine {
         }
         // The job comes from an earlier process, or was moved since.
         let has_past = lease.is_recovered() || meta.prior_attempts > 0 || meta.prior_crashes > 0;
-        if has_past
-            && let failed = lease.failed()
-            && let Some((attempt, reason)) = self.cause_of_death(&lease, failed)
-        {
+        if has_past && let Some((attempt, reason)) = self.cause_of_death(&lease, failed) {
             let (job, crashes) = (lease.job(), lease.crashes());
             let seen = self.observer.see(&lease, failed);
             self.dead.failures.note(job, attempt, &reason);
             // No late ack is possible: no handler of this process had the job.
-            let _ = self.dead_letter(lease, failed);
+            if !self.dead_letter(lease, failed) {
+                // It was cancelled in the meantime.
+                self.dead.failures.forget(job);
+                return None;
+            }
             self.observer
                 .tell(seen, |observer, job| observer.dead(job, &reason));
             event!(warn, %job, attempts = failed, crashes, reason, "a job is dead");
@@ -114,15 +122,27 @@ impl Engine {
         }
         match &self.leases {
             None => {
-                let failed = lease.begin_delivery().failed();
-                let attempts = meta.prior_attempts.saturating_add(failed.into());
-                Some((lease, attempts.saturating_add(1), Delivery::ONLY))
+                lease.begin_delivery();
+                let lease = match self.gate().is_open() {
+                    true => lease,
+                    false => self.check_begun(lease, failed)?,
+                };
+                Some((lease, failed.saturating_add(1), Delivery::ONLY))
             }
             Some(leases) => {
-                let attempts = lease.failed().saturating_add(1);
+                let attempts = failed.saturating_add(1);
                 let own = meta.options.lease_timeout;
                 let now = self.clock.now();
-                let (delivery, first) = leases.begin(&lease, attempts, own, now)?;
+                let is_cancelled = |record| self.dispatch.is_cancelled(record);
+                let Some((delivery, first)) =
+                    leases.begin(&lease, attempts, own, now, is_cancelled)
+                else {
+                    if let Some(lease) = self.unless_cancelled(lease, failed) {
+                        // It is done; or its cancellation has failed at this moment.
+                        self.put_back_if_live(lease);
+                    }
+                    return None;
+                };
                 if first {
                     self.dispatch.timer.interrupt();
                 }
@@ -236,11 +256,22 @@ impl Engine {
     #[cold]
     fn ack_late(&self, lease: Lease, leases: &Leases) -> bool {
         let (job, sequence) = (lease.job(), lease.sequence());
-        let mut first = false;
-        match self
-            .dead
-            .take_late(job, sequence, || first = self.mark_done(lease))
-        {
+        let mut acked = None;
+        let mut cancelled = None;
+        let late = self.dead.take_late(job, sequence, || {
+            let (gate, cancels) = (self.gate(), &self.dispatch.cancels);
+            cancelled = cancels.ack_late(gate, sequence, || acked = Some(lease.ack()));
+        });
+        if acked.is_some_and(|acked| acked.segment_complete) {
+            self.signal.kick();
+        }
+        let mut first = acked.is_some_and(|acked| acked.first);
+        if let Some(owed) = cancelled {
+            // It was cancelled before, and counted as that.
+            self.note_unsettled(owed);
+            first = false;
+        }
+        match late {
             Late::Dead => event!(info, %job, "a dead job was acked late"),
             // A dying job no longer takes room.
             Late::Dying => {}
@@ -306,6 +337,9 @@ impl Engine {
 
     /// Settles a failed attempt. `late`: another handler has the job too, and may ack it.
     pub(super) fn fail_current(&self, lease: Lease, attempts: u32, failure: Failure, late: bool) {
+        let Some(lease) = self.unless_cancelled(lease, attempts) else {
+            return;
+        };
         let job = lease.job();
         let seen = self.observer.see(&lease, attempts);
         let Failure { reason, verdict } = failure;
@@ -344,13 +378,23 @@ impl Engine {
     }
 
     /// Hands a job that must not be delivered again to the dead letter log. Returns false if
-    /// another handler has acked it in the meantime.
-    pub(super) fn dead_letter(&self, lease: Lease, attempts: u32) -> bool {
-        let is_dying = self.dead.hand_over(lease, attempts);
-        if is_dying {
-            self.give_back_room(1);
-            self.signal.kick();
+    /// another handler has acked it in the meantime, or it was cancelled.
+    pub(super) fn dead_letter(&self, mut lease: Lease, attempts: u32) -> bool {
+        loop {
+            let is_cancelled = |record| self.dispatch.is_cancelled(record);
+            match self.dead.hand_over(lease, attempts, is_cancelled) {
+                Ok(false) => return false,
+                Ok(true) => {
+                    self.give_back_room(1);
+                    self.signal.kick();
+                    return true;
+                }
+                Err(cancelled) => match self.unless_cancelled(cancelled, attempts) {
+                    // Its cancellation has failed.
+                    Some(live) => lease = live,
+                    None => return false,
+                },
+            }
         }
-        is_dying
     }
 }

@@ -22,15 +22,18 @@ impl Engine {
             log.bytes += one.bytes;
             log.segments += one.segments;
             quarantined += stripe.damaged_regions();
-            oldest = oldest.into_iter().chain(stripe.oldest_enqueued_at()).min();
+            let first = stripe.oldest_enqueued_at(&|record| dispatch.is_gone(record));
+            oldest = oldest.into_iter().chain(first).min();
         }
         let dead_log = self.dead().stats();
         let counters = self.counters();
         let moved = dispatch.moved();
+        // Counted as cancelled, and still in the log.
+        let unmet = dispatch.cancels.waiting();
         // Under load, a count subtracted here may have changed after the one it is subtracted from
         // was read. The parts are capped by their total, so that they add up.
         let twice = moved.copied - moved.moved;
-        let depth = log.live.saturating_sub(dead_log.dying + twice);
+        let depth = log.live.saturating_sub(dead_log.dying + twice + unmet);
         let delayed = (dispatch.timer.len() as u64).min(depth);
         let left = depth - delayed;
         let (ready, in_flight) = match self.leases() {
@@ -40,7 +43,8 @@ impl Engine {
                 (left - in_flight, in_flight)
             }
             None => {
-                let ready = (log.unclaimed + dispatch.queued()).min(left);
+                let waiting = log.unclaimed + dispatch.queued();
+                let ready = waiting.saturating_sub(unmet).min(left);
                 (ready, left - ready)
             }
         };
@@ -58,10 +62,12 @@ impl Engine {
             enqueued: log.appended.saturating_sub(moved.copied),
             acked: log
                 .done
-                .saturating_sub(moved.moved + counters.dead_lettered + counters.expired),
+                .saturating_sub(moved.moved + counters.dead_lettered + counters.expired)
+                .saturating_sub(counters.cancelled - unmet.min(counters.cancelled)),
             retried: counters.retried,
             snoozed: counters.snoozed,
             expired: counters.expired,
+            cancelled: counters.cancelled,
             dead_lettered: counters.dead_lettered + dead_log.dying,
             quarantined: quarantined + dead_log.quarantined,
         }

@@ -18,6 +18,8 @@ use crate::{time, user_code};
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon consumers look again at a segment that could not be checked.
 const HELD_BACK_INTERVAL: Duration = Duration::from_millis(1100);
+/// How often to look for cancelled jobs whose handlers have acked them.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon an operation that failed, usually because the disk is full, is retried.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -220,6 +222,7 @@ impl Maintenance {
             spares,
             held_back,
             self.failures.is_on().then_some(WELL_AGAIN),
+            engine.has_cancels_to_sweep().then_some(SWEEP_INTERVAL),
         ];
         pauses.into_iter().flatten().min().map(|pause| now + pause)
     }
@@ -237,6 +240,7 @@ impl Maintenance {
                 *failed = true;
             }
         };
+        engine.sweep_cancels();
         engine.write_letters().unwrap_or_else(&mut note);
         let mut freed = false;
         for log in stripes.iter().chain([engine.dead().log()]) {

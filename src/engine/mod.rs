@@ -5,6 +5,7 @@
 //! `letters.rs` shows letters, and `replay.rs` turns them into jobs again.
 
 mod batch;
+mod cancel;
 mod dead_log;
 pub(crate) mod delivery;
 mod depth;
@@ -29,7 +30,7 @@ pub(crate) mod worker;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::dead_log::DeadLog;
 use self::depth::DepthLimit;
@@ -39,6 +40,7 @@ use self::maintenance::Signal;
 pub(crate) use self::running::Running;
 use crate::StorageError;
 use crate::dispatch::Dispatch;
+use crate::dispatch::gate::Gate;
 use crate::dispatch::lease_timeouts::Leases;
 use crate::event_count::EventCount;
 use crate::events::Mutex;
@@ -49,11 +51,6 @@ use crate::log::segment::Unsettled;
 use crate::observer::Observing;
 use crate::options::Durability;
 use crate::time::Clock;
-
-/// In the state of an engine: it is closed.
-const CLOSED: u8 = 1;
-/// In the state of an engine: it is paused.
-const PAUSED: u8 = 2;
 
 /// The state that the handles and threads of an open queue share.
 pub(crate) struct Engine {
@@ -78,8 +75,6 @@ pub(crate) struct Engine {
     poison: Arc<Poison>,
     /// Records that letters name, and that are settled but not durably so.
     unsettled: Mutex<Vec<Unsettled>>,
-    /// [`CLOSED`], [`PAUSED`], or 0.
-    state: AtomicU8,
     /// Held while the queue is paused or resumed.
     pausing: Mutex<()>,
     /// Consumers that wait for the end of a pause.
@@ -90,6 +85,7 @@ pub(crate) struct Engine {
     retried: AtomicU64,
     snoozed: AtomicU64,
     expired: AtomicU64,
+    cancelled: AtomicU64,
     dead_lettered: AtomicU64,
     /// Jobs found at open.
     pub(crate) recovered: u64,
@@ -100,6 +96,7 @@ pub(crate) struct Counters {
     pub(crate) retried: u64,
     pub(crate) snoozed: u64,
     pub(crate) expired: u64,
+    pub(crate) cancelled: u64,
     /// Jobs that left the log for the dead letter log.
     pub(crate) dead_lettered: u64,
 }
@@ -127,8 +124,8 @@ impl Engine {
 
     #[inline]
     pub(crate) fn is_closed(&self) -> bool {
-        // Relaxed: closing wakes the sleepers through a lock, and the log itself refuses appends.
-        self.state.load(Ordering::Relaxed) & CLOSED != 0
+        // Closing wakes the sleepers through a lock, and the log itself refuses appends.
+        self.gate().has(Gate::CLOSED)
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -136,6 +133,7 @@ impl Engine {
             retried: self.retried.load(Ordering::Relaxed),
             snoozed: self.snoozed.load(Ordering::Relaxed),
             expired: self.expired.load(Ordering::Relaxed),
+            cancelled: self.cancelled.load(Ordering::Relaxed),
             dead_lettered: self.dead_lettered.load(Ordering::Relaxed),
         }
     }

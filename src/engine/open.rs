@@ -1,15 +1,16 @@
 //! Opens an engine from a directory, through recovery.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use super::dead_log::DeadLog;
 use super::depth::{DepthLimit, give_back_room};
 use super::home::{Directories, Home};
 use super::maintenance::Signal;
-use super::{Engine, PAUSED, enqueue};
+use super::{Engine, enqueue};
 use crate::Sequence;
 use crate::dispatch::Dispatch;
+use crate::dispatch::gate::Gate;
 use crate::dispatch::lease_timeouts::Leases;
 use crate::error::{FlushError, OpenError};
 use crate::event_count::EventCount;
@@ -169,7 +170,6 @@ impl Engine {
             only_appends: builder.max_depth.is_none() && builder.durability == Durability::Process,
             poison,
             unsettled: Mutex::default(),
-            state: AtomicU8::new(0),
             pausing: Mutex::default(),
             resumed: EventCount::new(),
             unwritten_letters: Lasting::default(),
@@ -177,11 +177,12 @@ impl Engine {
             retried: AtomicU64::new(0),
             snoozed: AtomicU64::new(0),
             expired: AtomicU64::new(0),
+            cancelled: AtomicU64::new(0),
             dead_lettered: AtomicU64::new(0),
             recovered: live,
         };
         if engine.finds_pause()? {
-            engine.state.store(PAUSED, Ordering::Relaxed);
+            engine.gate().set(Gate::PAUSED);
         }
         Ok((engine, report))
     }

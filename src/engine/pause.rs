@@ -3,10 +3,10 @@
 //! A file in the queue's directory says that the queue is paused. It is durable before the call that
 //! pauses returns, and durably gone before consumers get jobs again.
 
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::{CLOSED, Engine, PAUSED};
+use super::Engine;
+use crate::dispatch::gate::Gate;
 use crate::storage::{Entry, StorageError};
 
 const FILE: &str = "PAUSED";
@@ -20,8 +20,7 @@ impl Engine {
         let _one_at_a_time = self.pausing.lock();
         self.pause_file().create_or_open()?;
         self.home.directory().flush()?;
-        // Relaxed, here and below: waking the sleepers takes a lock.
-        self.state.fetch_or(PAUSED, Ordering::Relaxed);
+        self.gate().set(Gate::PAUSED);
         // Those that sleep go and wait for the end of the pause.
         self.wake_consumers();
         Ok(())
@@ -31,7 +30,7 @@ impl Engine {
         let _one_at_a_time = self.pausing.lock();
         self.pause_file().remove()?;
         self.home.directory().flush()?;
-        self.state.fetch_and(!PAUSED, Ordering::Relaxed);
+        self.gate().clear(Gate::PAUSED);
         self.wake_consumers();
         Ok(())
     }
@@ -49,13 +48,13 @@ impl Engine {
     }
 
     pub(crate) fn is_paused(&self) -> bool {
-        self.state.load(Ordering::Relaxed) & PAUSED != 0
+        self.gate().has(Gate::PAUSED)
     }
 
     /// Whether consumers get no jobs: the queue is paused or closed.
     #[inline]
     pub(crate) fn is_resting(&self) -> bool {
-        self.state.load(Ordering::Relaxed) != 0
+        self.gate().has(Gate::CLOSED | Gate::PAUSED)
     }
 
     /// Waits while the queue is paused, and neither closed nor `stopped`. Returns whether it was
@@ -68,11 +67,11 @@ impl Engine {
     ) -> bool {
         loop {
             let registered = self.resumed.register();
-            let state = self.state.load(Ordering::Relaxed);
+            let is_resting = self.is_resting();
             let is_over = deadline.is_some_and(|deadline| deadline <= Instant::now());
-            if state & CLOSED != 0 || stopped() || state == 0 || is_over {
+            if !is_resting || self.is_closed() || stopped() || is_over {
                 self.resumed.cancel(registered);
-                return state == 0 && !stopped();
+                return !is_resting && !stopped();
             }
             self.resumed.wait(registered, deadline);
         }

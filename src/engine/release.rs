@@ -33,12 +33,18 @@ impl Engine {
         match (ended, &self.leases) {
             (Ended::Current { others }, _) => {
                 let (job, attempts) = (lease.job(), attempt.number());
-                let seen = self.observer.see(&lease, attempts);
                 let lease = match attempt.is_suspect() {
                     true => lease.into_suspect(),
                     false => lease,
                 };
-                if self.dispatch.retry(lease, attempts, Some(delay), others) {
+                let lease = self.unless_cancelled(lease, attempts);
+                let seen = lease
+                    .as_ref()
+                    .map(|lease| self.observer.see(lease, attempts));
+                let seen = seen.flatten();
+                if let Some(lease) = lease
+                    && self.dispatch.retry(lease, attempts, Some(delay), others)
+                {
                     // Relaxed, here and below: counts for statistics.
                     self.snoozed.fetch_add(1, Ordering::Relaxed);
                     self.keep_delay(delay);
@@ -91,9 +97,24 @@ impl Engine {
             event!(warn, %job, attempts = failed, reason, "a job is dead");
         } else {
             self.dead.failures.forget(job);
-            if !self.complete(lease) {
+            let cancels = &self.dispatch.cancels;
+            let acked = match cancels.end_otherwise(lease.sequence(), lease, Lease::ack) {
+                Ok(acked) => acked,
+                Err(lease) => {
+                    // Cancelled at this moment. If that fails, the next delivery finds it expired.
+                    if let Some(lease) = self.unless_cancelled(lease, failed) {
+                        self.dispatch.inject(lease);
+                    }
+                    return;
+                }
+            };
+            if acked.segment_complete {
+                self.signal.kick();
+            }
+            if !acked.first {
                 return;
             }
+            self.give_back_room(1);
             self.expired.fetch_add(1, Ordering::Relaxed);
             self.observer
                 .tell(seen, |observer, job| observer.expired(job));

@@ -2,18 +2,18 @@
 
 use std::ops::Deref;
 #[cfg(test)]
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::Engine;
 use super::maintenance::MaintenanceTask;
 use super::open::Wakers;
-use super::{CLOSED, Engine};
 use crate::StorageError;
 use crate::dispatch::Dispatch;
+use crate::dispatch::gate::Gate;
 use crate::error::OpenError;
 use crate::events::event;
 use crate::log::lease::Lease;
@@ -28,9 +28,13 @@ impl Engine {
     /// Refuses further enqueues, wakes all sleepers, and leaves the files in a state that the next
     /// open can read with the least work. Jobs in flight can still be settled.
     fn close(&self) -> Result<(), Arc<StorageError>> {
-        self.state.fetch_or(CLOSED, Ordering::Relaxed);
-        for stripe in self.dispatch.stripes() {
-            stripe.end_deliveries();
+        {
+            // A thread that cancels a job relies on what the delivery words say.
+            let _moving = self.dispatch.moving.lock();
+            self.gate().set(Gate::CLOSED);
+            for stripe in self.dispatch.stripes() {
+                stripe.end_deliveries();
+            }
         }
         let mut result = match self.poison() {
             None => self.dispatch.keep_delays(),

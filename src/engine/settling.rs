@@ -12,19 +12,22 @@ impl Engine {
     /// Writes the letters of all jobs that have died, flushes them, and only then marks the jobs
     /// done.
     pub(crate) fn write_letters(&self) -> Result<(), Arc<StorageError>> {
-        if self.poison().is_none() && self.dead.has_held() {
-            self.settle_elsewhere()?;
-        }
+        let settled = match self.poison().is_none() && self.dead.has_held() {
+            true => self.settle_elsewhere(),
+            false => Ok(()),
+        };
         let has_handler = |job| {
             let leases = self.leases.as_ref();
             leases.is_some_and(|leases| leases.has_handler(job))
         };
-        self.dead.write_letters(has_handler, |lease, unsettled| {
+        let written = self.dead.write_letters(has_handler, |lease, unsettled| {
             if self.mark_done(lease) {
                 self.dead_lettered.fetch_add(1, Ordering::Relaxed);
             }
             self.note_unsettled(unsettled);
-        })
+        });
+        // Letters that need not wait for that are written whatever becomes of it.
+        written.and(settled)
     }
 
     pub(crate) fn note_unsettled(&self, new: Unsettled) {
@@ -40,14 +43,13 @@ impl Engine {
     /// Makes the acks of all jobs that have letters durable, so that the letters' segments can be
     /// sealed or retired. Also retries whatever else could not be settled earlier.
     pub(crate) fn settle_deaths(&self) -> Result<(), Arc<StorageError>> {
-        self.settle_elsewhere()?;
         let unsettled = self.take_unsettled();
-        if unsettled.is_empty() {
-            return Ok(());
+        let mut flushed = Ok(());
+        if !unsettled.is_empty() {
+            flushed = self.flush_logs();
+            self.settled_if(&flushed, unsettled);
         }
-        let flushed = self.flush_logs();
-        self.settled_if(&flushed, unsettled);
-        flushed
+        flushed.and(self.settle_elsewhere())
     }
 
     /// Makes the records and acks of all logs durable.

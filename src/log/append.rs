@@ -64,8 +64,25 @@ impl Log {
         cached: &mut Arc<Segment>,
         record: &NewRecord<'_>,
     ) -> Result<(Sequence, Unsettled), RollError> {
+        self.append_settling(cached, |segment| segment.append_owing(record))
+    }
+
+    /// Appends a cancellation, which names the job that it settles.
+    pub(crate) fn append_cancellation(
+        &self,
+        cached: &mut Arc<Segment>,
+        record: &NewRecord<'_>,
+    ) -> Result<(Sequence, Unsettled), RollError> {
+        self.append_settling(cached, |segment| segment.append_cancellation(record))
+    }
+
+    fn append_settling(
+        &self,
+        cached: &mut Arc<Segment>,
+        append: impl Fn(&Arc<Segment>) -> (Append, Unsettled),
+    ) -> Result<(Sequence, Unsettled), RollError> {
         loop {
-            let (appended, unsettled) = cached.append_owing(record);
+            let (appended, unsettled) = append(cached);
             match appended {
                 Append::Done(position) => {
                     return Ok((cached.sequence(position.index), unsettled));

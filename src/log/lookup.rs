@@ -5,11 +5,67 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Log;
+use super::ack::Deliveries;
+use super::meta::{Meta, has_engine_fields};
+use super::records::Record;
 use super::recovery::Quarantined;
 use super::segment::Segment;
 use crate::Sequence;
 use crate::log::pinned::Pinned;
 use crate::storage::StorageError;
+
+/// The record of a job that is not done, or was not when it was found.
+pub(crate) struct FoundJob {
+    pub(crate) pinned: Pinned,
+    units: u32,
+}
+
+impl FoundJob {
+    pub(crate) fn record(&self) -> Record<'_> {
+        Record::committed(&self.pinned.maps().records, self.units)
+    }
+
+    fn segment(&self) -> &Segment {
+        self.pinned.segment()
+    }
+
+    pub(crate) fn segment_base(&self) -> Sequence {
+        self.segment().base()
+    }
+
+    pub(crate) fn index(&self) -> u32 {
+        self.record().header().index
+    }
+
+    pub(crate) fn sequence(&self) -> Sequence {
+        self.segment().sequence(self.index())
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.pinned.is_done(self.index())
+    }
+
+    pub(crate) fn deliveries(&self) -> Deliveries {
+        self.pinned.maps().acks.deliveries(self.index())
+    }
+
+    pub(crate) fn meta(&self) -> Meta {
+        Meta::decode(self.record().meta())
+    }
+
+    /// Whether the record settles another one, and that is not known to be durable.
+    pub(crate) fn may_not_be_durable_yet(&self) -> bool {
+        self.meta().settles.is_some() && !self.segment().owes_nothing()
+    }
+}
+
+/// The id of the job that was moved to this place, if one was.
+fn moved_from(record: &Record<'_>) -> Option<Sequence> {
+    let has_meta = record.header().meta_len != 0 && has_engine_fields(record.meta());
+    has_meta
+        .then(|| Meta::decode(record.meta()).original)
+        .flatten()
+}
 
 impl Log {
     /// The segment of the record with this sequence, if there is one that is not done.
@@ -19,6 +75,41 @@ impl Log {
             let index = sequence.offset_from(pinned.segment().base());
             index < pinned.segment().reached().index && !pinned.is_done(index)
         }))
+    }
+
+    /// Finds the record of a job that is not done, which compaction may have moved, by its id.
+    ///
+    /// Walks over the records of the job's segment. If the job is not there any more, walks over the
+    /// live records of all later segments that may hold moved jobs; a segment found at open may.
+    pub(crate) fn find_job(&self, job: Sequence) -> Result<Option<FoundJob>, Arc<StorageError>> {
+        if let Some(pinned) = self.pin_live(job)? {
+            let index = job.offset_from(pinned.segment().base());
+            let record = pinned
+                .live_records()
+                .find(|one| one.header().index == index);
+            // A record that was moved here is another job's.
+            let own = record.filter(|record| moved_from(record).is_none_or(|id| id == job));
+            if let Some(units) = own.map(|record| record.units()) {
+                return Ok(Some(FoundJob { pinned, units }));
+            }
+        }
+        let mut segment = self
+            .segment_containing(job)
+            .or_else(|| self.segment_after(Some(job)));
+        while let Some(one) = segment {
+            if one.may_settle()
+                && let Some(pinned) = self.pin_scanned(&one)?
+            {
+                let mut live = pinned.live_records();
+                let moved = live.find(|record| moved_from(record) == Some(job));
+                if let Some(units) = moved.map(|record| record.units()) {
+                    drop(live);
+                    return Ok(Some(FoundJob { pinned, units }));
+                }
+            }
+            segment = self.segment_after(Some(one.base()));
+        }
+        Ok(None)
     }
 
     /// The segments, oldest first. Each is mapped and scanned when the iterator reaches it.

@@ -19,7 +19,7 @@ pub(crate) mod headers;
 mod hold;
 pub(crate) mod lease;
 mod limit;
-mod lookup;
+pub(crate) mod lookup;
 #[cfg(all(loom, test))]
 mod loom_models;
 mod maintenance;

@@ -8,8 +8,8 @@ use super::record::{HEADER_UNITS, Header, UNIT};
 use super::records::{Mender, Record, SoleAccess};
 use super::segment::{self, Maps, START, Segment};
 use super::tail::Position;
-use crate::Timestamp;
 use crate::storage::StorageError;
+use crate::{Sequence, Timestamp};
 
 /// A segment and a share of its mappings: committed records can be read as long as this lives.
 pub(crate) struct Pinned {
@@ -103,15 +103,20 @@ impl Pinned {
         self.maps.acks.done_within(from, to)
     }
 
-    /// The time at which the oldest job that is not done was enqueued.
-    pub(crate) fn oldest_enqueued_at(&self) -> Option<Timestamp> {
+    /// The time at which the oldest job that is not done was enqueued. `is_gone` tells of jobs that
+    /// they are to be passed over: they are cancelled, and wait to be marked done.
+    pub(crate) fn oldest_enqueued_at(
+        &self,
+        is_gone: &dyn Fn(Sequence) -> bool,
+    ) -> Option<Timestamp> {
         let hint = Position {
             index: 0,
             units: self.segment.oldest.load(Ordering::Relaxed),
         };
         for record in self.records(hint) {
             let header = record.header();
-            if header.is_job() && !self.maps.acks.is_done(header.index) {
+            let is_live = header.is_job() && !self.maps.acks.is_done(header.index);
+            if is_live && !is_gone(self.segment.sequence(header.index)) {
                 return Some(header.enqueued_at);
             }
             // Relaxed: any of the values ever stored is a valid place to start.
@@ -122,8 +127,14 @@ impl Pinned {
 
     /// Since when the first job has been due that no handler of this process has had. Looks at no
     /// more than `budget` records. Jobs that such a handler has had are not counted: a handler has
-    /// them, they wait in the timer, or they came back.
-    pub(crate) fn waiting_since(&self, now: Timestamp, budget: &mut u32) -> Option<Timestamp> {
+    /// them, they wait in the timer, or they came back. `is_gone` is as in
+    /// [`oldest_enqueued_at`](Self::oldest_enqueued_at).
+    pub(crate) fn waiting_since(
+        &self,
+        now: Timestamp,
+        budget: &mut u32,
+        is_gone: &dyn Fn(Sequence) -> bool,
+    ) -> Option<Timestamp> {
         let segment = &*self.segment;
         let claimed = segment.claimed().units;
         let hint = Position {
@@ -135,7 +146,9 @@ impl Pinned {
         for record in self.records(hint) {
             *budget = budget.checked_sub(1)?;
             let header = record.header();
-            let is_live = header.is_job() && !self.maps.acks.is_done(header.index);
+            let is_live = header.is_job()
+                && !self.maps.acks.is_done(header.index)
+                && !is_gone(segment.sequence(header.index));
             let is_claimed = record.units() < claimed;
             let was_delivered =
                 is_claimed && self.maps.acks.deliveries(header.index) != Deliveries::default();

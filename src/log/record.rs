@@ -5,7 +5,8 @@
 //!      0     4  len          total bytes, header included; 0: not committed (stored last)
 //!      4     4  check        of everything else, see [`Header::check`]
 //!      8     4  index        ordinal within the segment
-//!     12     1  kind         1 job, 2 pad; of a batch: 5 first, 13 another, 9 last job
+//!     12     1  kind         1 job, 2 pad, 3 cancellation; of a batch: 5 first, 13 another, 9 last
+//!                            job
 //!     13     1  name_len     bytes of the job's name; 0: it has none
 //!     14     2  meta_len     bytes of metadata
 //!     16     8  enqueued_at  nanoseconds since the Unix epoch
@@ -35,6 +36,9 @@ pub(crate) const META_LEN_SHIFT: u32 = 48;
 pub(crate) const KIND_JOB: u8 = 1;
 /// A region without a record; recovery writes it over damage, so that later walks can step over it.
 pub(crate) const KIND_PAD: u8 = 2;
+/// A cancellation, in the dead letter log: it settles the job that it names, and is done itself
+/// from the start.
+pub(crate) const KIND_CANCELLATION: u8 = 3;
 /// Set in the kind of a job that another job of its batch follows.
 const MORE: u8 = 4;
 /// Set in the kind of a job that follows another job of its batch.
@@ -102,7 +106,12 @@ impl Header {
     /// with another record is left to a later version, which must give a record another kind if
     /// this version would misread it. What may be ignored goes into a field of the metadata.
     pub(crate) fn is_understood(&self) -> bool {
-        self.kind == KIND_PAD || self.is_job()
+        self.kind == KIND_PAD || self.has_ordinal()
+    }
+
+    /// Whether it has an ordinal of its own, and so a done bit: a pad has none.
+    pub(crate) fn has_ordinal(&self) -> bool {
+        self.is_job() || self.kind == KIND_CANCELLATION
     }
 
     #[inline]

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use super::record::{Header, UNIT};
 use super::segment::{START, Segment};
 use super::{DEAD_ORIGIN, Log};
-use crate::Timestamp;
 use crate::log::pinned::Pinned;
+use crate::{Sequence, Timestamp};
 
 /// Most segments that a search for the first job of some kind goes through. This matters, for
 /// example, where all jobs of the first ones are delayed.
@@ -138,11 +138,15 @@ impl Log {
     }
 
     /// The time at which the oldest job that is not done was enqueued. Neither scans nor waits:
-    /// where another thread is at work, or the first job is damaged, the next one counts.
-    pub(crate) fn oldest_enqueued_at(&self) -> Option<Timestamp> {
+    /// where another thread is at work, or the first job is damaged, the next one counts. `is_gone`
+    /// tells of jobs that are cancelled and wait to be marked done.
+    pub(crate) fn oldest_enqueued_at(
+        &self,
+        is_gone: &dyn Fn(Sequence) -> bool,
+    ) -> Option<Timestamp> {
         let may_have = |_: &Segment| true;
         self.find_in_order(may_have, |segment| match segment {
-            Looked::At(pinned) => pinned.oldest_enqueued_at(),
+            Looked::At(pinned) => pinned.oldest_enqueued_at(is_gone),
             Looked::Ahead(first) => Some(first.enqueued_at),
         })
     }
@@ -150,10 +154,14 @@ impl Log {
     /// Since when the first job has been due that waits for its first handler. Works like
     /// [`oldest_enqueued_at`](Self::oldest_enqueued_at), but searches a limited number of records:
     /// delayed jobs that no consumer has reached may hide such a job behind them.
-    pub(crate) fn waiting_since(&self, now: Timestamp) -> Option<Timestamp> {
+    pub(crate) fn waiting_since(
+        &self,
+        now: Timestamp,
+        is_gone: &dyn Fn(Sequence) -> bool,
+    ) -> Option<Timestamp> {
         let mut budget = MOST_LOOKED_AT;
         self.find_in_order(Segment::may_have_waiting, |segment| match segment {
-            Looked::At(pinned) => pinned.waiting_since(now, &mut budget),
+            Looked::At(pinned) => pinned.waiting_since(now, &mut budget, is_gone),
             Looked::Ahead(first) => {
                 (first.due_at <= now).then(|| first.enqueued_at.max(first.due_at))
             }

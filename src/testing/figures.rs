@@ -32,7 +32,9 @@ use crate::options::Builder;
 use crate::options::Expires;
 use crate::storage::faults;
 use crate::time::stopped;
-use crate::{DeadLetterError, EnqueueError, EnqueueOptions, JobId, RetryPolicy, Sequence};
+use crate::{
+    Cancelled, DeadLetterError, EnqueueError, EnqueueOptions, JobId, RetryPolicy, Sequence,
+};
 
 /// How many lives there are, unless `LOGMILL_SEEDS` says otherwise.
 const SEEDS: u64 = 10;
@@ -73,6 +75,7 @@ struct Counts {
     retried: u64,
     snoozed: u64,
     expired: u64,
+    cancelled: u64,
     dead_lettered: u64,
 }
 
@@ -90,6 +93,8 @@ struct Life {
     /// All jobs that are neither acked nor letters. It includes those lost to damage, as the test
     /// does not know which they are.
     jobs: BTreeMap<Sequence, State>,
+    /// Jobs that were cancelled while a handler had them, and that have not ended.
+    cancelled: BTreeSet<Sequence>,
     /// When jobs expire.
     expiries: BTreeMap<Sequence, Duration>,
     /// How many jobs were lost to damage before this open.
@@ -124,6 +129,7 @@ impl Life {
             open: Some(running),
             held: Vec::new(),
             jobs: BTreeMap::new(),
+            cancelled: BTreeSet::new(),
             expiries: BTreeMap::new(),
             lost_before: 0,
             is_damaged: false,
@@ -152,7 +158,8 @@ impl Life {
             48..62 => self.ack(),
             62..73 => self.fail(),
             73 => self.touch(),
-            74..84 => self.let_time_pass(),
+            74..77 => self.cancel(),
+            77..84 => self.let_time_pass(),
             84..90 => self.run_maintenance(),
             90..92 => self.replay(),
             92..94 => self.purge(),
@@ -304,6 +311,7 @@ impl Life {
             return;
         };
         let job = held.job;
+        self.cancelled.remove(&job);
         match self.jobs.remove(&job) {
             Some(State::Live) => self.counts.acked += 1,
             // Acked before its letter was written, which is then never written.
@@ -335,7 +343,9 @@ impl Life {
             3 => Verdict::Snooze(Duration::from_millis(self.random.u64(0..3) * 1000)),
             _ => Verdict::Retry,
         };
-        if !held.is_late && matches!(then, Verdict::Snooze(_)) {
+        if !held.is_late && self.cancelled.contains(&held.job) {
+            self.note_cancelled(held.job);
+        } else if !held.is_late && matches!(then, Verdict::Snooze(_)) {
             self.counts.snoozed += 1;
         } else if !held.is_late {
             let is_last = !self
@@ -373,6 +383,38 @@ impl Life {
         self.held.push(held);
     }
 
+    fn cancel(&mut self) {
+        let known: Vec<_> = self.jobs.keys().chain(&self.letters).copied().collect();
+        if known.is_empty() {
+            return;
+        }
+        let job = known[self.random.usize(0..known.len())];
+        let has_handler = |held: &Held| held.job == job && !held.is_late;
+        let expected = match self.jobs.get(&job) {
+            Some(State::Live) if self.held.iter().any(has_handler) => Cancelled::Running,
+            Some(State::Live) => Cancelled::Waiting,
+            Some(State::Dying) | None => Cancelled::Gone,
+        };
+        let answer = self.running().cancel(job).unwrap();
+        match answer {
+            Cancelled::Running => _ = self.cancelled.insert(job),
+            Cancelled::Waiting => self.note_cancelled(job),
+            // It may be lost to damage.
+            Cancelled::Gone => {}
+        }
+        let is_lost = self.is_damaged && answer == Cancelled::Gone;
+        assert!(
+            answer == expected || is_lost,
+            "{answer:?}, not {expected:?}"
+        );
+    }
+
+    fn note_cancelled(&mut self, job: Sequence) {
+        assert_eq!(self.jobs.remove(&job), Some(State::Live));
+        self.cancelled.remove(&job);
+        self.counts.cancelled += 1;
+    }
+
     fn let_time_pass(&mut self) {
         let millis = if self.random.u8(0..6) == 0 {
             1100
@@ -382,12 +424,14 @@ impl Life {
         stopped::set(Some(Self::now() + Duration::from_millis(millis)));
         self.running().turn_timer();
         self.running().signal.kick();
-        let mut deaths = Vec::new();
+        let (mut deaths, mut cancelled) = (Vec::new(), Vec::new());
         let (running, now) = (self.running(), Self::now());
         for held in self.held.iter_mut().filter(|held| !held.is_late) {
             if self.has_leases && held.since + LEASE_TIMEOUT <= now {
                 held.is_late = true;
-                if running
+                if self.cancelled.contains(&held.job) {
+                    cancelled.push(held.job);
+                } else if running
                     .dispatch()
                     .may_retry(&held.lease, held.attempt.number())
                 {
@@ -398,6 +442,9 @@ impl Life {
             }
         }
         deaths.into_iter().for_each(|job| self.note_death(job));
+        cancelled
+            .into_iter()
+            .for_each(|job| self.note_cancelled(job));
     }
 
     fn run_maintenance(&mut self) {
@@ -464,6 +511,10 @@ impl Life {
     fn reopen(&mut self) {
         self.held.clear();
         self.consumers.clear();
+        // Those that a handler had end with the process.
+        for job in mem::take(&mut self.cancelled) {
+            assert_eq!(self.jobs.remove(&job), Some(State::Live));
+        }
         let lost = self.lost_before + self.running().stats().lost;
         if self.random.bool() {
             self.running().die();
@@ -539,13 +590,19 @@ impl Life {
         assert_eq!(stats.retried, counts.retried, "retried: {stats:?}");
         assert_eq!(stats.snoozed, counts.snoozed, "snoozed: {stats:?}");
         assert_eq!(stats.expired, counts.expired, "expired: {stats:?}");
+        assert_eq!(stats.cancelled, counts.cancelled, "cancelled: {stats:?}");
         assert_eq!(
             stats.dead_lettered, counts.dead_lettered,
             "deaths: {stats:?}"
         );
         assert_eq!(
             stats.recovered + stats.enqueued,
-            stats.acked + stats.expired + stats.dead_lettered + stats.depth() + stats.lost,
+            stats.acked
+                + stats.expired
+                + stats.cancelled
+                + stats.dead_lettered
+                + stats.depth()
+                + stats.lost,
             "{stats:?}"
         );
         let (has, counted) = running.space();

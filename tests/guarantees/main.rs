@@ -2,6 +2,7 @@
 //! (`g1_...` to `g11_...`), for each part of the API (`api_...`), and for recovery.
 
 mod api_batches;
+mod api_cancel;
 mod api_dead_letters;
 mod api_deliveries;
 mod api_names;

@@ -4,6 +4,7 @@ use super::{FIRST, RECORD_HEADER, UNIT, put, u32_at, u64_at};
 
 const JOB: u8 = 1;
 const PAD: u8 = 2;
+const CANCELLATION: u8 = 3;
 const FIRST_OF_BATCH: u8 = 5;
 const LAST_OF_BATCH: u8 = 9;
 const IN_BATCH: u8 = 13;
@@ -45,7 +46,12 @@ impl<'a> Record<'a> {
 
     /// Whether it is of a kind that is defined.
     pub fn is_understood(&self) -> bool {
-        self.is_job() || self.is_pad()
+        self.has_ordinal() || self.is_pad()
+    }
+
+    /// Whether it is a job or a cancellation.
+    pub fn has_ordinal(&self) -> bool {
+        self.is_job() || self.bytes[12] == CANCELLATION
     }
 
     pub fn units(&self) -> u32 {

@@ -20,8 +20,10 @@ pub struct Gap {
 pub struct Scan {
     /// The ordinals of the jobs, and the units where they start.
     pub jobs: Vec<(u32, u32)>,
+    /// The units where jobs and cancellations start.
+    pub records: Vec<u32>,
     pub gaps: Vec<Gap>,
-    /// The ordinals without a record.
+    /// The ordinals without a record, and those of cancellations.
     pub missing: Vec<u32>,
     pub end: End,
     /// The first record of a kind that is not defined.
@@ -45,9 +47,9 @@ pub fn scan(
     let zero = |unit: u32| u64_at(file, unit as usize * UNIT) == 0;
     let valid = |at: u32, next: u32, lost: u32| {
         let record = Record::at(file, at, limit.units)?;
-        let is_counted = !record.is_job() || record.index() < limit.records;
+        let is_counted = !record.has_ordinal() || record.index() < limit.records;
         let may_follow = is_counted && record.index() >= next && record.index() - next <= lost;
-        let is_written = !record.is_job() || record.bytes.len() <= max_record;
+        let is_written = !record.has_ordinal() || record.bytes.len() <= max_record;
         (may_follow && is_written && record.is_valid(salt)).then_some(record)
     };
     // What is wrong with the batch of a valid record, if no record of the batch was taken before:
@@ -75,6 +77,7 @@ pub fn scan(
     let mut in_batch = false;
     let mut scan = Scan {
         jobs: Vec::new(),
+        records: Vec::new(),
         gaps: Vec::new(),
         missing: Vec::new(),
         end: End {
@@ -93,11 +96,15 @@ pub fn scan(
             if !record.is_understood() {
                 scan.not_understood.get_or_insert(at);
             }
-            if !record.is_job() {
+            if !record.has_ordinal() {
                 lost += record.units() / RECORD_UNITS;
             } else {
                 scan.missing.extend(next..record.index());
-                scan.jobs.push((record.index(), at));
+                scan.records.push(at);
+                match record.is_job() {
+                    true => scan.jobs.push((record.index(), at)),
+                    false => scan.missing.push(record.index()),
+                }
                 scan.end.records = record.index() + 1;
                 lost = 0;
             }

@@ -158,14 +158,18 @@ impl Segment {
         let acks = acks_of(identity);
         let is_done = |index| has_acks && acks.is_done(index);
         segment.is_complete = (0..end.records).all(is_done);
+        let record_at = |unit| match Record::at(file, unit, most.units) {
+            Some(record) => record,
+            None => unreachable!("a scan finds records"),
+        };
+        if !segment.is_sealed {
+            let settling = scan.records.iter();
+            let settling = settling.filter_map(|&unit| fields(record_at(unit).meta()).settles);
+            segment.settles.extend(settling);
+        }
         for (index, unit) in scan.jobs {
-            let Some(record) = Record::at(file, unit, most.units) else {
-                unreachable!("a scan finds records");
-            };
+            let record = record_at(unit);
             let fields = fields(record.meta());
-            if !segment.is_sealed {
-                segment.settles.extend(fields.settles);
-            }
             if is_done(index) {
                 continue;
             }

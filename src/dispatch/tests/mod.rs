@@ -272,7 +272,11 @@ fn a_moved_job_keeps_its_failed_attempts_and_crashes_and_is_a_suspect_again() {
         let first = consumer.try_next().unwrap();
         first.begin_delivery();
         first.count_failure(false);
-        assert!(dispatch.0.timer.schedule(first, When::After(later), false));
+        let scheduled = dispatch
+            .0
+            .timer
+            .schedule(first, When::After(later), false, |_| false);
+        assert!(matches!(scheduled, Scheduled::Waits));
         while let Some(lease) = consumer.try_next() {
             lease.ack();
         }
@@ -332,7 +336,8 @@ fn compaction_does_not_move_a_job_that_a_handler_may_still_ack() {
         } else {
             waiting.push(first.job());
         }
-        assert!(dispatch.0.timer.schedule(first, later, is_late));
+        let scheduled = dispatch.0.timer.schedule(first, later, is_late, |_| false);
+        assert!(matches!(scheduled, Scheduled::Waits));
         while let Some(lease) = consumer.try_next() {
             lease.ack();
         }

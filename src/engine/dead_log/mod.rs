@@ -129,15 +129,54 @@ impl DeadLog {
 
     /// Takes a job whose letter is to be written. Returns false if another handler has acked it in
     /// the meantime; no letter is written then.
-    pub(crate) fn hand_over(&self, lease: Lease, attempts: u32) -> bool {
+    ///
+    /// A job that was cancelled is not taken either, and comes back as the error.
+    pub(crate) fn hand_over(
+        &self,
+        lease: Lease,
+        attempts: u32,
+        is_cancelled: impl FnOnce(Sequence) -> bool,
+    ) -> Result<bool, Lease> {
         let mut waiting = self.waiting.lock();
         if lease.is_done() {
-            return false;
+            return Ok(false);
+        }
+        // Asked under the lock under which a thread that cancels the job looks for it here.
+        if is_cancelled(lease.sequence()) {
+            return Err(lease);
         }
         waiting.unwritten += 1;
         waiting.dying.insert(lease.sequence(), false);
         waiting.deaths.push(Death { lease, attempts });
-        true
+        Ok(true)
+    }
+
+    /// Whether the job of this record was handed over and is not marked done yet.
+    pub(crate) fn is_dying(&self, record: Sequence) -> bool {
+        self.waiting.lock().dying.contains_key(&record)
+    }
+
+    /// Writes that a job is cancelled. The next flush makes it durable.
+    pub(crate) fn write_cancellation(
+        &self,
+        record: Sequence,
+    ) -> Result<Unsettled, Arc<StorageError>> {
+        let mut active = self.writer.lock();
+        let meta = Meta {
+            settles: Some(record),
+            ..Meta::default()
+        };
+        let cancellation = NewRecord {
+            enqueued_at: Timestamp::now(),
+            due_at: Timestamp::ZERO,
+            name: b"",
+            meta: &meta.encode(b"", MAX_META_BYTES),
+            payload: b"",
+        };
+        let written = self.log.append_cancellation(&mut active, &cancellation);
+        written
+            .map(|(_, owed)| owed)
+            .map_err(|error| no_segment(error, &active))
     }
 
     /// Handles the ack of a job whose delivery has timed out. Calls `mark_done` unless the job's
@@ -342,16 +381,8 @@ impl DeadLog {
             meta: &meta,
             payload,
         };
-        match self.log.append_owing(active, &letter) {
-            Ok(written) => Ok(written),
-            Err(RollError::Storage(error)) => Err(Arc::new(error)),
-            // This log has no budget, and is closed only after its last letter.
-            Err(RollError::OverBudget(_) | RollError::Closed) => Err(Arc::new(StorageError::new(
-                "append to",
-                active.paths().segment.path(),
-                std::io::Error::other("the dead letter log is closed"),
-            ))),
-        }
+        let written = self.log.append_owing(active, &letter);
+        written.map_err(|error| no_segment(error, active))
     }
 
     /// Blocks writing, replaying and purging of letters while the guard lives.
@@ -369,4 +400,17 @@ impl DeadLog {
         // Letters are withheld only after a failed flush.
         !self.poison.is_set() || !self.withheld.lock().contains(&letter)
     }
+}
+
+/// Why a record could not be appended to the dead letter log.
+fn no_segment(error: RollError, active: &Segment) -> Arc<StorageError> {
+    Arc::new(match error {
+        RollError::Storage(error) => error,
+        // This log has no budget, and is closed only after its last letter.
+        RollError::OverBudget(_) | RollError::Closed => StorageError::new(
+            "append to",
+            active.paths().segment.path(),
+            std::io::Error::other("the dead letter log is closed"),
+        ),
+    })
 }

@@ -30,7 +30,7 @@ pub(super) struct Scan {
     /// The position after the last valid record or region.
     pub(super) end: Position,
     pub(super) regions: Vec<Region>,
-    /// Ordinals `[from, to)` without a record.
+    /// Ordinals `[from, to)` without a record that can be live: lost ones, and cancellations.
     pub(super) missing: Vec<(u32, u32)>,
     /// The first record that only a later version of this library knows the meaning of.
     pub(super) not_understood: Option<u32>,
@@ -259,14 +259,14 @@ impl<'a> Scanner<'a> {
     fn may_follow(&self, header: &Header, next: u32, lost: u32) -> bool {
         // A pad has no ordinal of its own; it names the next record's. At the end of a segment that
         // can be more than a seal counts, if jobs before the pad were lost after it was written.
-        let is_counted = !header.is_job() || header.index < self.limit.index;
+        let is_counted = !header.has_ordinal() || header.index < self.limit.index;
         is_counted && header.index >= next && header.index - next <= lost
     }
 
     /// Whether the length is allowed. No longer job is ever appended: its letter, or its copy in
     /// another segment, might not fit.
     fn may_be_so_long(&self, header: &Header) -> bool {
-        !header.is_job() || header.len as usize <= self.max_record
+        !header.has_ordinal() || header.len as usize <= self.max_record
     }
 
     fn take(&mut self, record: Record<'_>) {
@@ -277,9 +277,11 @@ impl<'a> Scanner<'a> {
             scan.not_understood.get_or_insert(record.units());
         }
         self.is_in_batch = header.has_more();
-        if header.is_job() {
-            if header.index > scan.end.index {
-                scan.missing.push((scan.end.index, header.index));
+        if header.has_ordinal() {
+            // A process that died may not have marked a cancellation done.
+            let to = header.index + u32::from(!header.is_job());
+            if to > scan.end.index {
+                scan.missing.push((scan.end.index, to));
             }
             scan.end.index = header.index + 1;
             if header.meta_len > 0 {

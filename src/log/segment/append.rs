@@ -47,13 +47,19 @@ pub(crate) enum Append {
 }
 
 impl Segment {
-    /// Reserves and commits one record.
+    /// Reserves and commits the record of a job.
     #[inline(always)]
     pub(crate) fn append(&self, record: &NewRecord<'_>) -> Append {
+        self.append_as(KIND_JOB, record)
+    }
+
+    /// Reserves and commits one record.
+    #[inline(always)]
+    pub(super) fn append_as(&self, kind: u8, record: &NewRecord<'_>) -> Append {
         let content = self.content_check(record);
         match self.tail.reserve(1, record::units_of(record.len())) {
             Reserved::At(position) => {
-                self.commit(position, KIND_JOB, record, content);
+                self.commit(position, kind, record, content);
                 Append::Done(position)
             }
             Reserved::Closing(position) => Append::Full {

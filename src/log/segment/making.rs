@@ -152,6 +152,7 @@ impl Segment {
             deliveries_changed: DeliveriesChanged::new(),
             names: Arc::clone(names),
             owed: Owed::nothing(),
+            settles: AtomicBool::new(false),
             recovered: found.is_some(),
             not_acked: AtomicU32::new(done_at_open),
             unscanned: AtomicBool::new(found.is_some_and(|found| found.unscanned)),

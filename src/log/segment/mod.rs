@@ -93,6 +93,8 @@ pub(crate) struct Segment {
     pub(super) deliveries_changed: DeliveriesChanged,
     names: Arc<Names>,
     owed: Owed,
+    /// Whether a record of it named what it settles, since it was created.
+    settles: AtomicBool,
     /// Whether it was found at open, rather than created since.
     pub(super) recovered: bool,
     /// Records that are done without having been acked since the open: found done, or marked done

@@ -3,9 +3,10 @@
 #![deny(unsafe_code)]
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::{Append, Segment};
-use crate::log::record::NewRecord;
+use crate::log::record::{KIND_CANCELLATION, NewRecord};
 
 /// Records of a segment that name what they settle, while that is not durably settled. If this is
 /// dropped, the segment is kept for the next open, which settles it.
@@ -43,6 +44,11 @@ impl Unsettled {
 }
 
 impl Segment {
+    /// Whether it may hold records that name what they settle, such as jobs that were moved.
+    pub(crate) fn may_settle(&self) -> bool {
+        self.recovered || self.settles.load(Ordering::Relaxed)
+    }
+
     /// Like [`append`](Self::append), for a record that names what it settles: until that is
     /// durable, the segment is neither sealed nor retired.
     pub(crate) fn append_owing(self: &Arc<Self>, record: &NewRecord<'_>) -> (Append, Unsettled) {
@@ -52,9 +58,29 @@ impl Segment {
         (self.append(record), unsettled)
     }
 
+    /// Appends a cancellation, which names the job that it settles. It is done from the start; a
+    /// scan marks it done if the process dies before that.
+    pub(crate) fn append_cancellation(
+        self: &Arc<Self>,
+        record: &NewRecord<'_>,
+    ) -> (Append, Unsettled) {
+        let unsettled = self.owing(1);
+        let appended = self.append_as(KIND_CANCELLATION, record);
+        if let Append::Done(position) = appended
+            && let Some(pinned) = self.pin()
+        {
+            // It is not complete, or at least not retired, as long as it owes the settlement; who
+            // settles that wakes the maintenance thread.
+            let _ = pinned.mark_done(position.index);
+        }
+        (appended, unsettled)
+    }
+
     /// Announces that this many records will be written that name what they settle.
     pub(crate) fn owing(self: &Arc<Self>, records: u64) -> Unsettled {
         self.owed.raise(records);
+        // Relaxed: published by the commit of the records, which follows.
+        self.settles.store(true, Ordering::Relaxed);
         Unsettled {
             segment: Arc::clone(self),
             records,

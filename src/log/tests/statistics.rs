@@ -109,13 +109,13 @@ fn the_oldest_job_is_found_without_a_scan() {
         stripe.close();
         stripe.seal(true).unwrap();
         assert_eq!(
-            stripe.oldest_enqueued_at(),
+            stripe.oldest_enqueued_at(&|_| false),
             Some(Timestamp::from_nanos(100))
         );
     }
     let stripe = fixture.open();
     assert_eq!(
-        stripe.oldest_enqueued_at(),
+        stripe.oldest_enqueued_at(&|_| false),
         Some(Timestamp::from_nanos(100))
     );
     let unscanned = |stripe: &Log| -> usize {
@@ -129,11 +129,11 @@ fn the_oldest_job_is_found_without_a_scan() {
     let mut leases = claim_all(&stripe);
     leases.drain(..20).for_each(|lease| _ = lease.ack());
     assert_eq!(
-        stripe.oldest_enqueued_at(),
+        stripe.oldest_enqueued_at(&|_| false),
         Some(Timestamp::from_nanos(120))
     );
     leases.into_iter().for_each(|lease| _ = lease.ack());
-    assert_eq!(stripe.oldest_enqueued_at(), None);
+    assert_eq!(stripe.oldest_enqueued_at(&|_| false), None);
 }
 
 #[test]

@@ -358,7 +358,10 @@ fn segments_at_rest_are_counted_and_skipped_until_something_in_them_changes() {
     stripe.seal(true).unwrap();
     // Only the segment that is claimed from and the active one are awake.
     assert_eq!((counts(), awake(&stripe)), ((all, all, 0, 0), 2));
-    assert_eq!(stripe.oldest_enqueued_at(), Some(Timestamp::from_nanos(5)));
+    assert_eq!(
+        stripe.oldest_enqueued_at(&|_| false),
+        Some(Timestamp::from_nanos(5))
+    );
     stripe.flush(true).unwrap();
     // A job of a waiting segment is marked done.
     let marked = jobs[5 * LARGE_PER_SEGMENT as usize];

@@ -9,6 +9,7 @@ mod checks;
 mod flushes;
 mod run;
 mod scenes;
+mod transactions;
 mod truth;
 
 use std::any::Any;

@@ -36,7 +36,7 @@ pub(super) struct Outcome {
 }
 
 /// A temporary directory, in memory if possible: the faults decide what the disk does.
-fn scratch() -> tempfile::TempDir {
+pub(super) fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
 }
 

@@ -198,7 +198,7 @@ fn add_unknown_kind(bytes: &mut [u8], at: usize) {
     let record = Header {
         len: 40,
         index: 1,
-        kind: 3,
+        kind: 6,
         name_len: 0,
         meta_len: 0,
         enqueued_at: Timestamp::ZERO,

@@ -27,6 +27,10 @@ impl Truth {
                 "{job} had ended ({:?}) and is in the queue after a kill",
                 known.end
             );
+            assert!(
+                !known.is_cancelled,
+                "{job} was cancelled and is in the queue after a {crash:?}"
+            );
             let was_running = match crash {
                 Crash::Kill => known.handlers > 0,
                 Crash::PowerCut => known.was_begun,
@@ -136,6 +140,8 @@ impl Truth {
         for (job, known) in &self.jobs {
             let is_promised = known.end.is_none()
                 && !known.is_withdrawn
+                && !known.is_cancelled
+                && !self.is_being_cancelled(*job)
                 && (known.is_durable || crash == Crash::Kill);
             let is_there = seen.contains(job) || (known.may_die && dead.contains_key(job));
             assert!(
@@ -189,7 +195,9 @@ impl Truth {
         for (&job, known) in &self.jobs {
             let is_waiting = known.end.is_none() && !known.may_die && !known.is_withdrawn;
             let is_new = known.failed == 0 && known.crashes == 0;
-            if let Some(batch) = known.batch.filter(|_| is_waiting && is_new) {
+            let is_cancelled = known.is_cancelled || self.is_being_cancelled(job);
+            let is_whole = is_waiting && is_new && !is_cancelled;
+            if let Some(batch) = known.batch.filter(|_| is_whole) {
                 batches.entry(batch).or_default().push(job);
             }
         }
@@ -203,12 +211,17 @@ impl Truth {
         }
     }
 
+    fn is_being_cancelled(&self, job: Sequence) -> bool {
+        matches!(self.doing, Doing::Cancel(one) if one == job)
+    }
+
     /// Goes on after a crash with what was found. After a power cut, all of it is durable. After a
     /// kill, what the open settles before it returns is durable: each letter, and each job that a
     /// letter was replayed as.
     pub(in super::super) fn go_on(&mut self, found: &Found, crash: Crash) {
         let was_doing = std::mem::take(&mut self.doing);
         self.is_poisoned = false;
+        self.jobs.retain(|_, job| !job.is_cancelled);
         let old = self.clone();
         self.letters.clear();
         if crash == Crash::PowerCut {
@@ -249,6 +262,7 @@ impl Truth {
                 was_begun: crash == Crash::Kill && known.is_some_and(|job| job.was_begun),
                 may_die: known.is_some_and(|job| job.may_die),
                 is_withdrawn: false,
+                is_cancelled: false,
                 end: None,
                 is_beside_its_letter: found.letters.iter().any(|letter| letter.job == one.job),
             };

@@ -15,7 +15,7 @@ use crate::log::ack::RECORDS_PER_WORD;
 use crate::log::headers::{Headers, headers_of, name_of};
 use crate::log::records::Record;
 use crate::testing::labels;
-use crate::{EnqueueOptions, JobId, Sequence};
+use crate::{Cancelled, EnqueueOptions, JobId, Sequence};
 
 /// The bytes of a payload. Only its length and its first bytes are printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -103,6 +103,8 @@ enum End {
     Acked,
     /// Its letter is durable.
     Dead,
+    /// Cancelled, but not durably.
+    Cancelled,
 }
 
 #[derive(Clone, Debug)]
@@ -127,6 +129,8 @@ struct Job {
     may_die: bool,
     /// Whether it was acked late, when it was dead or about to be, so that its letter is withdrawn.
     is_withdrawn: bool,
+    /// Whether it was cancelled durably while a handler had it, and that has not ended.
+    is_cancelled: bool,
     end: Option<End>,
     /// Whether a torn ack word has brought it back although it has a letter.
     is_beside_its_letter: bool,
@@ -152,6 +156,7 @@ pub(super) enum Doing {
     Enqueue(Vec<Payload>),
     Replay(Vec<Sequence>),
     Purge(Vec<Sequence>),
+    Cancel(Sequence),
     Maintenance,
 }
 
@@ -216,6 +221,7 @@ impl Truth {
             was_begun: false,
             may_die: false,
             is_withdrawn: false,
+            is_cancelled: false,
             end: None,
             is_beside_its_letter: false,
         };
@@ -246,6 +252,8 @@ impl Truth {
             .all(|(other, known)| *other == job || !known.is_suspect || known.handlers == 0);
         let known = self.job(job);
         assert_eq!(*payload, known.payload, "{job} has another payload");
+        assert!(!known.is_cancelled, "{job} is cancelled and is delivered");
+        assert_ne!(known.end, Some(End::Cancelled), "{job} is delivered");
         assert_eq!(attempt.number(), known.failed + 1, "attempts of {job}");
         if known.is_suspect {
             assert!(is_alone, "{job} is delivered beside another suspect");
@@ -258,6 +266,11 @@ impl Truth {
     pub(super) fn note_handled(&mut self, job: Sequence, has_failed: bool) {
         // A job that is acked and flushed is not here any more, though a late handler may have it.
         if let Some(known) = self.jobs.get_mut(&job) {
+            if known.is_cancelled {
+                // It is durably gone, however its handler has ended.
+                self.jobs.remove(&job);
+                return;
+            }
             known.handlers -= 1;
             // A suspect that has failed stays one.
             known.is_suspect &= has_failed;
@@ -268,6 +281,11 @@ impl Truth {
     /// Records that a delivery has timed out, so that its attempt has failed.
     pub(super) fn note_timed_out(&mut self, job: Sequence) {
         if let Some(known) = self.jobs.get_mut(&job) {
+            if known.is_cancelled {
+                // Its lease timeout ends it.
+                self.jobs.remove(&job);
+                return;
+            }
             known.failed += 1;
             known.is_suspect = false;
         }
@@ -288,7 +306,43 @@ impl Truth {
     }
 
     pub(super) fn note_acked(&mut self, job: Sequence) {
-        self.job(job).end.get_or_insert(End::Acked);
+        // A job that was cancelled while it waited is not here any more, though a late handler may
+        // have it.
+        if let Some(known) = self.jobs.get_mut(&job) {
+            known.end.get_or_insert(End::Acked);
+        }
+    }
+
+    /// All jobs that were not cancelled while they waited.
+    pub(super) fn known_jobs(&self) -> Vec<Sequence> {
+        self.jobs.keys().copied().collect()
+    }
+
+    /// Records that a job was cancelled, and checks the answer.
+    pub(super) fn note_cancelled(
+        &mut self,
+        job: Sequence,
+        answer: Cancelled,
+        is_durable: bool,
+        has_handler: bool,
+    ) {
+        let known = self.job(job);
+        match answer {
+            Cancelled::Gone => {
+                let may_be_gone = known.end.is_some() || known.may_die || known.is_withdrawn;
+                assert!(may_be_gone, "{job} is not found: {known:?}");
+            }
+            Cancelled::Waiting | Cancelled::Running => {
+                assert!(known.end.is_none(), "{job} has ended: {known:?}");
+                assert_eq!(answer == Cancelled::Running, has_handler, "{job}");
+                match answer {
+                    // It must never be seen again, like a job that was never enqueued.
+                    Cancelled::Waiting if is_durable => _ = self.jobs.remove(&job),
+                    Cancelled::Running if is_durable => known.is_cancelled = true,
+                    _ => known.end = Some(End::Cancelled),
+                }
+            }
+        }
     }
 
     /// Records that a handler whose delivery had timed out has acked a job that is dead or dying.
@@ -313,7 +367,12 @@ impl Truth {
     }
 
     pub(super) fn note_dying(&mut self, job: Sequence) {
-        self.job(job).may_die = true;
+        // As in `note_acked`.
+        if let Some(known) = self.jobs.get_mut(&job)
+            && !known.is_cancelled
+        {
+            known.may_die = true;
+        }
     }
 
     /// Checks that a sequence was never given to a job before.

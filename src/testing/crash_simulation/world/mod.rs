@@ -37,7 +37,7 @@ use crate::storage::Operation;
 use crate::storage::faults::{self, Moment};
 use crate::storage::mappings::limited;
 use crate::time::stopped;
-use crate::{DeadLetterError, DeadLetters, EnqueueError, Sequence};
+use crate::{CancelError, DeadLetterError, DeadLetters, EnqueueError, Sequence};
 
 const CONSUMERS: usize = 2;
 
@@ -191,7 +191,8 @@ impl World {
             23..40 => self.take(),
             40..54 => self.settle_some(),
             54..58 => self.flush(),
-            58..71 => self.run_maintenance(),
+            58..62 => self.cancel(),
+            62..71 => self.run_maintenance(),
             71..75 => self.wait(),
             75..77 => self.leave_few_waiting(),
             77..82 => self.replay(self.number(4)),

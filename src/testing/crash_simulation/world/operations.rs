@@ -162,7 +162,8 @@ impl World {
                 }
             };
             // If it is done, it is not delivered: a late handler has acked it.
-            if may_have_ended && !lease.is_done() {
+            let is_cancelled = running.dispatch().is_cancelled(lease.sequence());
+            if may_have_ended && !lease.is_done() && !is_cancelled {
                 self.shared.truth.borrow_mut().note_dying(job);
             }
             let Some((lease, attempt, delivery)) = running.begin(lease) else {
@@ -220,6 +221,46 @@ impl World {
             reason: "it failed".into(),
         };
         running.fail(one.lease, one.delivery, one.attempt, failure);
+    }
+
+    /// Cancels a few jobs, wherever they are.
+    pub(super) fn cancel(&self) {
+        for _ in 0..=self.number(4) {
+            self.cancel_one();
+        }
+    }
+
+    fn cancel_one(&self) {
+        if self.number(20) == 0 {
+            self.fail_a_flush();
+        }
+        let known = self.shared.truth.borrow().known_jobs();
+        let Some(&job) = known.get(self.number(known.len().max(1))) else {
+            return;
+        };
+        let running = self.running();
+        // Some handlers may end while the call flushes.
+        let has_handler = || {
+            let in_hand = self.shared.in_hand.borrow();
+            let is_its = |one: &InHand| one.job == job && !one.has_timed_out;
+            in_hand.iter().any(is_its)
+        };
+        let has_handler = has_handler();
+        self.shared.truth.borrow_mut().begin(Doing::Cancel(job));
+        let result = running.cancel(job);
+        let mut truth = self.shared.truth.borrow_mut();
+        match result {
+            Ok(answer) => truth.note_cancelled(job, answer, true, has_handler),
+            Err(CancelError::NotDurable { cancelled, .. }) => {
+                truth.note_cancelled(job, cancelled, false, has_handler);
+                truth.is_poisoned = true;
+            }
+            Err(CancelError::Storage(error)) if error.is_full() => {}
+            Err(error) => {
+                assert!(running.poison().is_some(), "{error}");
+                truth.is_poisoned = true;
+            }
+        }
     }
 
     pub(super) fn flush(&self) {

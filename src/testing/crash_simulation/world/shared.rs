@@ -76,7 +76,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether a letter, a replay or a move by compaction may be in progress.
+    /// Whether a letter, a cancellation, a replay or a move by compaction may be in progress.
     pub(super) fn is_settling(&self, path: &Path) -> bool {
         let is_of_letters = path.components().any(|part| part.as_os_str() == "dead");
         let is_moving = || {

@@ -1,0 +1,265 @@
+//! Cancelling jobs by id.
+//!
+//! A cancellation is a record in the dead letter log that names the job, as a letter does, and is
+//! done from the start. It is flushed before the call returns, and kept where recovery scans until
+//! the job is durably done: so a crash at any later time leaves the job done. In memory, an entry
+//! in [`Cancels`](crate::dispatch::cancels::Cancels) catches the job wherever it is.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use crate::Sequence;
+use crate::StorageError;
+use crate::dispatch::cancels::{Already, Decided, Meeting, Met};
+use crate::dispatch::gate::Gate;
+use crate::error::{CancelError, Cancelled};
+use crate::events::event;
+use crate::log::lease::Lease;
+use crate::log::lookup::FoundJob;
+use crate::log::pinned::Pinned;
+use crate::log::segment::Unsettled;
+use crate::observer::ObservedJob;
+
+impl Engine {
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.dispatch.gate
+    }
+
+    /// Cancels a job. Flushed before it returns.
+    pub(crate) fn cancel(&self, job: Sequence) -> Result<Cancelled, CancelError> {
+        let Some(stripe) = self.dispatch.stripes().get(usize::from(job.stripe())) else {
+            return Ok(Cancelled::Gone);
+        };
+        // No job is moved until it is known where this one is, and the queue is not closed.
+        let moving = self.dispatch.moving.lock();
+        if self.is_closed() {
+            return Err(CancelError::Closed);
+        }
+        if let Some(error) = self.poison() {
+            return Err(CancelError::Poisoned(Arc::clone(error)));
+        }
+        let Some(found) = stripe.find_job(job).map_err(CancelError::Storage)? else {
+            return Ok(Cancelled::Gone);
+        };
+        if found.may_not_be_durable_yet() {
+            // The record that this one settles is not to come back without it.
+            stripe.flush(false).map_err(CancelError::Storage)?;
+        }
+        let record = found.sequence();
+        if let Err(already) = self.dispatch.cancels.begin(self.gate(), record) {
+            drop(moving);
+            return self.cancelled_already(already);
+        }
+        let (is_running, owed) = match self.write_cancellation(&found) {
+            Ok(Some(written)) => written,
+            not_written => {
+                let met = self.dispatch.cancels.give_up(self.gate(), record);
+                if let Some(lease) = met {
+                    self.dispatch.inject(lease);
+                }
+                return not_written
+                    .map(|_| Cancelled::Gone)
+                    .map_err(CancelError::Storage);
+            }
+        };
+        drop(moving);
+        let flushed = self.dead.log().flush(false);
+        let cancelled = self.decide(job, found, is_running, owed);
+        match flushed {
+            Ok(()) => Ok(cancelled),
+            Err(error) => Err(CancelError::NotDurable { cancelled, error }),
+        }
+    }
+
+    /// Finds out whether a handler has a job that has an entry, and writes its cancellation. None
+    /// if the job is done or dead.
+    fn write_cancellation(
+        &self,
+        found: &FoundJob,
+    ) -> Result<Option<(bool, Unsettled)>, Arc<StorageError>> {
+        let record = found.sequence();
+        let is_running = match &self.leases {
+            Some(leases) => leases.is_running(record),
+            None => {
+                let barrier = self.gate().barrier();
+                barrier.map_err(|error| {
+                    Arc::new(StorageError::new("cancel a job of", self.path(), error))
+                })?;
+                found.deliveries().is_running()
+            }
+        };
+        // The done bit is looked at last: a handler that had the job may have acked it by now.
+        if self.dead.is_dying(record) || found.is_done() {
+            return Ok(None);
+        }
+        if is_running {
+            self.dispatch.cancels.note_running(record);
+        } else {
+            let timer = &self.dispatch.timer;
+            if let Some(lease) = timer.take_cancelled(record, found.segment_base()) {
+                self.dispatch.cancels.leave(record, lease);
+            }
+        }
+        let owed = self.dead.write_cancellation(record)?;
+        Ok(Some((is_running, owed)))
+    }
+
+    /// The answer for a job that another call has cancelled, or is cancelling: that call has
+    /// written the cancellation.
+    fn cancelled_already(&self, already: Already) -> Result<Cancelled, CancelError> {
+        let cancelled = match already {
+            Already::Waiting => Cancelled::Gone,
+            Already::Running => Cancelled::Running,
+        };
+        match self.dead.log().flush(false) {
+            Ok(()) => Ok(cancelled),
+            Err(error) => Err(CancelError::NotDurable { cancelled, error }),
+        }
+    }
+
+    fn decide(
+        &self,
+        job: Sequence,
+        found: FoundJob,
+        is_running: bool,
+        owed: Unsettled,
+    ) -> Cancelled {
+        let seen = self.observer.see_found(job, &found);
+        let leases = self.leases.as_ref();
+        let (record, index) = (found.sequence(), found.index());
+        let stays_late = leases.is_some_and(|leases| leases.has_handler(record));
+        let is_done = |pinned: &Pinned| pinned.is_done(index);
+        let cancels = &self.dispatch.cancels;
+        let ended = match is_running {
+            true => Cancelled::Running,
+            false => Cancelled::Waiting,
+        };
+        match cancels.decide(self.gate(), record, found.pinned, is_done, owed, stays_late) {
+            Decided::Running => Cancelled::Running,
+            Decided::Waits => {
+                self.dead.failures.forget(job);
+                self.count_cancelled(job, seen);
+                Cancelled::Waiting
+            }
+            Decided::Met(met) => match self.end_cancelled(met, seen) {
+                true => ended,
+                false => Cancelled::Gone,
+            },
+            Decided::Done(owed) => {
+                self.note_unsettled(owed);
+                self.signal.kick();
+                Cancelled::Gone
+            }
+        }
+    }
+
+    /// Counts a job that was cancelled and takes no more room.
+    fn count_cancelled(&self, job: Sequence, seen: Option<ObservedJob>) {
+        // Relaxed: a count for statistics.
+        self.cancelled.fetch_add(1, Ordering::Relaxed);
+        self.give_back_room(1);
+        self.observer
+            .tell(seen, |observer, job| observer.cancelled(job));
+        event!(debug, %job, "a job was cancelled");
+    }
+
+    /// Marks a cancelled job done that was met. Returns false if it was done already.
+    fn end_cancelled(&self, met: Met, seen: Option<ObservedJob>) -> bool {
+        let Met {
+            lease,
+            owed,
+            was_waiting,
+        } = met;
+        let job = lease.job();
+        self.dead.failures.forget(job);
+        let first = self.mark_done(lease);
+        self.note_unsettled(owed);
+        if first && !was_waiting {
+            self.count_cancelled(job, seen);
+        }
+        first
+    }
+
+    /// Ends a job that is to be delivered, or whose delivery ends other than by an ack, if it was
+    /// cancelled. Returns its lease if it was not.
+    #[inline]
+    pub(super) fn unless_cancelled(&self, lease: Lease, attempts: u32) -> Option<Lease> {
+        match self.gate().is_open() {
+            true => Some(lease),
+            false => self.meet(lease, attempts),
+        }
+    }
+
+    #[cold]
+    fn meet(&self, lease: Lease, attempts: u32) -> Option<Lease> {
+        if self.gate().look() & Gate::CANCELS == 0 {
+            return Some(lease);
+        }
+        let record = lease.sequence();
+        let leases = self.leases.as_ref();
+        let stays_late = leases.is_some_and(|leases| leases.has_handler(record));
+        let seen = self.observer.see(&lease, attempts);
+        let cancels = &self.dispatch.cancels;
+        match cancels.meet(self.gate(), record, lease, stays_late) {
+            Meeting::NotCancelled(lease) => return Some(lease),
+            Meeting::Left => {}
+            Meeting::Ends(met) => {
+                self.end_cancelled(met, seen);
+            }
+        }
+        None
+    }
+
+    /// Looks at the gate, which is not open, for a consumer that has stored that a handler has the
+    /// job. Returns None if the job is not to be delivered; it has gone elsewhere then.
+    #[cold]
+    pub(crate) fn check_begun(&self, mut lease: Lease, attempts: u32) -> Option<Lease> {
+        loop {
+            let flags = self.gate().look();
+            if flags & (Gate::CLOSED | Gate::PAUSED) != 0 {
+                lease.end_delivery();
+                self.dispatch.inject(lease);
+                return None;
+            }
+            if !self.dispatch.is_cancelled(lease.sequence()) {
+                return Some(lease);
+            }
+            // No handler gets it, unless its cancellation fails at this moment.
+            lease.end_delivery();
+            lease = self.meet(lease, attempts)?;
+            lease.begin_delivery();
+        }
+    }
+
+    /// Gives a job back that was not delivered, unless it is done.
+    pub(super) fn put_back_if_live(&self, lease: Lease) {
+        if !lease.is_done() {
+            self.dispatch.inject(lease);
+        }
+    }
+
+    /// Whether a job that a handler has was cancelled.
+    pub(crate) fn is_cancelled(&self, lease: &Lease) -> bool {
+        let cancels = &self.dispatch.cancels;
+        cancels.is_decided(self.gate(), lease.sequence())
+    }
+
+    /// Whether a handler may have a cancelled job.
+    pub(crate) fn has_cancels_to_sweep(&self) -> bool {
+        self.dispatch.cancels.has_running()
+    }
+
+    /// Forgets cancelled jobs that no handler has any more.
+    pub(crate) fn sweep_cancels(&self) {
+        let leases = self.leases.as_ref();
+        let has_handler = |record| leases.is_some_and(|leases| leases.has_handler(record));
+        let is_done = |pinned: &Pinned, record: Sequence| {
+            pinned.is_done(record.offset_from(pinned.segment().base()))
+        };
+        let cancels = &self.dispatch.cancels;
+        for owed in cancels.sweep(self.gate(), is_done, has_handler) {
+            self.note_unsettled(owed);
+        }
+    }
+}
