@@ -16,7 +16,7 @@ mod home;
 mod index;
 mod settling;
 #[cfg(all(test, not(loom)))]
-mod tests;
+mod key_tests;
 
 use std::sync::Arc;
 use std::time::Instant;
