@@ -120,10 +120,11 @@ impl Queues {
         self.tree.report()
     }
 
-    /// Does what the maintenance of the state log would do if it were woken now.
+    /// Does what the maintenance of the state log would do if it were woken now. Returns when it
+    /// would be due again.
     #[cfg(test)]
-    pub(crate) fn maintain_state(&self) {
-        let _ = self.tree.state().turn();
+    pub(crate) fn maintain_state(&self) -> Option<std::time::Instant> {
+        self.tree.state().turn()
     }
 
     /// The log of transactions and keys.

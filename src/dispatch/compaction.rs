@@ -145,20 +145,32 @@ impl Dispatch {
         result.map(|()| has_moved)
     }
 
+    /// Whether jobs wait for a delay named by a handler that is not stored with them yet.
+    pub(crate) fn has_unkept(&self) -> bool {
+        !self.unkept.lock().is_empty()
+    }
+
     /// Moves the jobs that wait for a delay named by a handler, so that the delay is stored with
-    /// them and survives a restart. A job for which there is no room is moved later.
+    /// them and survives a restart. A job for which there is no room is moved later, and so is one
+    /// that came from another record which is not settled yet.
     pub(crate) fn keep_delays(&self) -> Result<(), Arc<StorageError>> {
         let _moving = self.moving.lock();
         let unkept = std::mem::take(&mut *self.unkept.lock());
         let mut result = Ok(());
         for (number, stripe) in (0..).zip(&self.stripes) {
             let of_stripe = unkept.iter().filter(|(one, _)| one.stripe() == number);
-            let moves: Vec<_> = of_stripe
+            let moves = of_stripe
                 .filter_map(|&(one, due)| {
                     let lease = self.timer.take_to_move(one, due)?;
                     Some(Move { lease, due })
                 })
-                .collect();
+                .collect::<Vec<_>>();
+            // A power cut might leave the copy, and what the job came from, but not its record in
+            // between.
+            let (held, moves): (Vec<_>, Vec<_>) = moves
+                .into_iter()
+                .partition(|one| one.lease.may_not_be_durable_yet());
+            self.put_back(held);
             if !moves.is_empty()
                 && let Err(error) = self.move_to_the_end(stripe, moves)
             {

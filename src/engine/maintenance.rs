@@ -291,7 +291,7 @@ impl Maintenance {
                 stripe.flush_ahead().unwrap_or_else(&mut note);
             }
             if has_place_to_move_to(engine) {
-                engine.dispatch().keep_delays().unwrap_or_else(&mut note);
+                engine.keep_delays().unwrap_or_else(&mut note);
             }
             let now = time::now();
             let is_due = now >= self.next_compaction;

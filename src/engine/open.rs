@@ -123,7 +123,7 @@ impl Engine {
             report.settled += state
                 .settle_named(elsewhere.into_iter().map(|(named, _)| named))
                 .map_err(|error| OpenError::Flush(FlushError(error)))?;
-            settles.extend(state.take_completed(id));
+            settles.extend(state.completed(id));
         }
         // The records that name others are durable. A segment with such records is only sealed, and
         // from then on not searched for names, once what they name is durably done, too.
@@ -134,9 +134,11 @@ impl Engine {
                 .map_err(|error| OpenError::Flush(FlushError(error)))?;
         }
         if let Some((state, id)) = home.state() {
-            // All that goes between the two is durable by now.
+            // What was found is durable by now, though not what an earlier open of the queue left
+            // behind in this process.
+            let mut logs = stripes.iter().chain([&dead]);
             state
-                .settle(id, || Ok(()))
+                .settle(id, || logs.try_for_each(|log| log.flush(true)))
                 .map_err(|error| OpenError::Flush(FlushError(error)))?;
         }
         let live: u64 = stripes.iter().map(|stripe| stripe.stats().live).sum();

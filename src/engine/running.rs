@@ -37,7 +37,7 @@ impl Engine {
             }
         }
         let mut result = match self.poison() {
-            None => self.dispatch.keep_delays(),
+            None => self.keep_delays(),
             Some(_) => Ok(()),
         };
         for stripe in self.dispatch.stripes() {

@@ -30,6 +30,16 @@ impl Engine {
         written.and(settled)
     }
 
+    /// Moves the jobs that wait for a delay named by a handler.
+    pub(crate) fn keep_delays(&self) -> Result<(), Arc<StorageError>> {
+        if !self.dispatch.has_unkept() {
+            return Ok(());
+        }
+        // Jobs that came by a transaction can only move on then.
+        let settled = self.settle_elsewhere();
+        self.dispatch.keep_delays().and(settled)
+    }
+
     pub(crate) fn note_unsettled(&self, new: Unsettled) {
         let mut unsettled = self.unsettled.lock();
         // Consecutive letters are usually in the same segment.

@@ -48,9 +48,9 @@ impl Source<'_> {
     fn completes(&self, tree: &Tree) -> Result<Completes, TransactionError> {
         let queue = self.engine.id_in(tree).ok_or(TransactionError::OtherTree)?;
         let lease = &self.lease;
-        let origin = match lease.may_not_be_durable_yet() {
-            true => lease.meta().settles_elsewhere,
-            false => None,
+        let (origin, before) = match lease.may_not_be_durable_yet() {
+            true => (lease.meta().settles_elsewhere, lease.meta().settles),
+            false => (None, None),
         };
         Ok(Completes {
             job: Elsewhere {
@@ -58,6 +58,10 @@ impl Source<'_> {
                 record: lease.sequence(),
             },
             origin: origin.and_then(|origin| tree.state().own(origin)),
+            before: before.map(|record| Elsewhere {
+                home: queue,
+                record,
+            }),
         })
     }
 

@@ -77,13 +77,17 @@ impl State {
 
     /// Returns how soon to look again.
     fn maintain(&self) -> Result<Option<Duration>, Arc<StorageError>> {
+        // Taken in any case, so that it is not due again and again after a failed flush.
+        let is_due = self.flush_at.lock().take_if(|at| *at <= time::now());
         if self.poison.is_set() {
             return Ok(None);
         }
         self.callers.wake(&self.debtors());
-        let is_due = self.flush_at.lock().take_if(|at| *at <= time::now());
-        if is_due.is_some() {
-            self.log.flush(true)?;
+        if is_due.is_some()
+            && let Err(error) = self.log.flush(true)
+        {
+            self.flush_at.lock().get_or_insert(time::now() + AGAIN);
+            return Err(error);
         }
         // First: what an expired value has replaced must not come back without it.
         if self.are_keys_due() {
@@ -91,10 +95,11 @@ impl State {
         }
         let next_sweep = self.sweep()?;
         let next_seal = self.log.seal(false)?;
-        let cleaned = self.clean()?;
+        let cleaned = self.clean();
+        // Cleaning may have failed for want of the room that this makes.
         self.index.write().let_go();
         self.log.reclaim().map_err(Arc::new)?;
-        let mut next = cleaned.then_some(Duration::ZERO);
+        let mut next = cleaned?.then_some(Duration::ZERO);
         if self.log.has_records() {
             self.log.warm_up();
             next = next.or(self.log.prepare());

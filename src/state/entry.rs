@@ -35,16 +35,23 @@ pub(crate) struct Completes {
     /// The entry that the job came from, if that may not be durable yet: a power cut may leave the
     /// entry and not the job.
     pub(crate) origin: Option<Sequence>,
+    /// The record of its queue that the job was moved or replayed from, if the job may not be
+    /// durable yet: a power cut may leave that record and not the job.
+    pub(crate) before: Option<Elsewhere>,
 }
 
 impl Completes {
-    pub(super) fn meta(self) -> MetaBytes {
-        let meta = Meta {
-            settles: self.origin,
-            settles_elsewhere: Some(self.job),
-            ..Meta::default()
-        };
-        meta.encode(&[], MAX_META_BYTES)
+    /// The metadata of the records that name it.
+    pub(super) fn metas(self) -> impl Iterator<Item = MetaBytes> {
+        let names = [(Some(self.job), self.origin), (self.before, None)];
+        names.into_iter().filter_map(|(named, settles)| {
+            let meta = Meta {
+                settles,
+                settles_elsewhere: Some(named?),
+                ..Meta::default()
+            };
+            Some(meta.encode(&[], MAX_META_BYTES))
+        })
     }
 }
 
@@ -65,8 +72,8 @@ pub(crate) enum Entry<'a> {
     Job { queue: u64 },
     /// The value of a key is the record's payload.
     Value { key: &'a [u8] },
-    /// A key is removed.
-    Removal,
+    /// The key is removed.
+    Removal { key: &'a [u8] },
     /// It names the job that a transaction completes.
     Completion,
     /// Nothing that this version knows.
@@ -83,7 +90,7 @@ impl<'a> Entry<'a> {
             };
         }
         match field(meta, TAG_KEY) {
-            Some(_) if field(meta, TAG_REMOVED).is_some() => Self::Removal,
+            Some(key) if field(meta, TAG_REMOVED).is_some() => Self::Removal { key },
             Some(key) => Self::Value { key },
             None if Meta::decode(meta).settles_elsewhere.is_some() => Self::Completion,
             None => Self::Unknown,

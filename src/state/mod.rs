@@ -14,9 +14,11 @@ pub(crate) mod cleaning;
 pub(crate) mod entry;
 mod home;
 mod index;
-mod settling;
 #[cfg(all(test, not(loom)))]
 mod key_tests;
+mod settling;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -88,7 +90,7 @@ pub(crate) struct Group<'a> {
 pub(crate) struct Written {
     /// The first of the records of its jobs, which follow each other.
     pub(crate) first_job: Sequence,
-    /// The record that names the job which it completes owes that.
+    /// The records that name the job which it completes owe that.
     pub(crate) completion: Option<Unsettled>,
 }
 
@@ -170,6 +172,8 @@ impl State {
             debts.note_completed(named, segment.owing(1));
         }
         let index = find_entries(&log, &mut debts).map_err(|error| error.retold())?;
+        // That of segments which were sealed was found just now.
+        report.quarantined.extend(log.damage());
         let state = Self {
             id,
             writer: Mutex::new(log.active()),
@@ -221,7 +225,11 @@ impl State {
     pub(crate) fn write(&self, group: &Group<'_>) -> Result<Written, NotWritten> {
         let mut active = self.writer.lock();
         let now = Timestamp::now();
-        let completion = group.completes.map(Completes::meta);
+        let completions: Vec<_> = group
+            .completes
+            .into_iter()
+            .flat_map(Completes::metas)
+            .collect();
         let metas: Vec<_> = group.jobs.iter().map(NewJob::meta_of_entry).collect();
         let mut keys = Vec::with_capacity(group.changes.len());
         {
@@ -244,10 +252,10 @@ impl State {
         let changes = keys
             .iter()
             .map(|(_, change, _, meta)| record_of(change, meta, now));
-        let completions = completion
+        let of_completions = completions
             .iter()
             .map(|meta| record_of(&Change::Remove, meta, now));
-        let records = jobs.chain(changes).chain(completions);
+        let records = jobs.chain(changes).chain(of_completions);
         let records: Vec<NewRecord<'_>> = records.collect();
         if records.is_empty() {
             return Ok(Written {
@@ -265,12 +273,12 @@ impl State {
         let batch = self.log.batch(records.iter().copied());
         let batch = batch.map_err(|size| NotWritten::TooLarge { size, max })?;
         let replaced = keys.iter().filter(|(_, _, old, _)| old.is_some()).count() as u64;
-        let completes = u64::from(completion.is_some());
+        let completes = completions.len() as u64;
         let (first, mut unsettled) = self
             .log
             .append_batch_owing(&mut active, &batch, replaced + completes)
             .map_err(NotWritten::Log)?;
-        let completes = completion.as_ref().map(|_| unsettled.split(1));
+        let completion = (completes > 0).then(|| unsettled.split(completes));
         let base = active.base();
         let mut units = first.units;
         let places = records.iter().enumerate().map(|(at, record)| {
@@ -304,8 +312,8 @@ impl State {
             debts.note_key(*old, matches!(change, Change::Remove), place.record);
         }
         debts.note_replaced(unsettled);
-        if let (Some(_), Some(last)) = (&completes, places.last()) {
-            debts.note_key(None, true, last.record);
+        for place in &places[places.len() - completions.len()..] {
+            debts.note_key(None, true, place.record);
         }
         drop((debts, active));
         if is_sweep_sooner {
@@ -313,7 +321,7 @@ impl State {
         }
         Ok(Written {
             first_job: base.plus(first.index),
-            completion: completes,
+            completion,
         })
     }
 
@@ -427,23 +435,33 @@ fn find_entries(log: &Log, debts: &mut Debts) -> Result<Index, Arc<StorageError>
                 Entry::Job { queue } => debts.wait_again(queue, place.record),
                 Entry::Value { .. } => {
                     has_keys = true;
-                    values.push(place);
+                    values.push((place, None));
                 }
+                Entry::Removal { key } => values.push((place, Some(key.to_vec()))),
                 // What it names is durably done, or named for a queue until that opens.
-                Entry::Removal | Entry::Completion => debts.note_key(None, true, place.record),
+                Entry::Completion => debts.note_key(None, true, place.record),
                 Entry::Unknown => {}
             }
         }
         if has_keys {
             index.keep(|| Some(pinned), segment.base());
         }
-        for place in values {
+        for (place, removed) in values {
+            if let Some(key) = removed {
+                // What it names is durably done. A power cut may have left an earlier value.
+                let old = index.place_of(&key);
+                old.inspect(|&old| _ = index.remove(&key, old));
+                debts.note_key(old, true, place.record);
+                debts.note_urgent();
+                continue;
+            }
             let Some(key) = index.key_at(place) else {
                 continue;
             };
             if let Some(old) = index.insert(&key, place) {
                 // A power cut may leave both, if neither was flushed.
                 debts.note_key(Some(old), false, place.record);
+                debts.note_urgent();
             }
         }
     }

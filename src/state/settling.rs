@@ -45,13 +45,17 @@ struct OfKeys {
     by: Vec<Unsettled>,
     /// Records that remove keys: they are done once what they remove is.
     removals: Vec<Sequence>,
+    /// Whether an open found values that later ones do not name, so that nothing keeps those.
+    is_urgent: bool,
 }
 
 impl OfQueue {
-    /// Whether to settle what the queue owes, as the log has a full segment, or it owes much.
-    fn is_due(&self, has_full: bool) -> bool {
-        let owes = !self.forwarded.is_empty() || !self.completions.is_empty();
-        owes && (self.forwarded.len() >= MOST_WAITING || has_full)
+    /// Whether to settle what the queue owes, as a full segment of the log waits for it, or it owes
+    /// much. `open` is where the segment starts that is appended to.
+    fn is_due(&self, open: Sequence) -> bool {
+        self.forwarded.len() >= MOST_WAITING
+            || self.completions.iter().any(Unsettled::is_in_full)
+            || self.forwarded.iter().any(|&entry| entry < open)
     }
 }
 
@@ -86,6 +90,11 @@ impl Debts {
         if removes {
             self.keys.removals.push(record);
         }
+    }
+
+    /// Notes that keys are to be settled before any value may expire or be moved.
+    pub(super) fn note_urgent(&mut self) {
+        self.keys.is_urgent = true;
     }
 
     pub(super) fn note_replaced(&mut self, by: Unsettled) {
@@ -132,11 +141,11 @@ impl State {
     }
 
     /// The jobs of a queue that are to be marked done when it opens: transactions name them.
-    /// [`settle`](Self::settle) is to follow.
-    pub(crate) fn take_completed(&self, queue: u64) -> Vec<Sequence> {
-        let mut debts = self.debts.lock();
-        let queue = debts.queues.get_mut(&queue);
-        queue.map_or_else(Vec::new, |queue| std::mem::take(&mut queue.completed))
+    /// [`settle`](Self::settle) is to follow, and forgets them.
+    pub(crate) fn completed(&self, queue: u64) -> Vec<Sequence> {
+        let debts = self.debts.lock();
+        let queue = debts.queues.get(&queue);
+        queue.map_or_else(Vec::new, |queue| queue.completed.clone())
     }
 
     /// Marks jobs done, durably, that records of a queue name which was opened. Those records are
@@ -158,9 +167,9 @@ impl State {
     /// The queues that are to settle what they owe.
     pub(super) fn debtors(&self) -> Vec<u64> {
         let debts = self.debts.lock();
-        let has_full = self.log.has_full();
+        let open = self.log.open_from();
         let queues = debts.queues.iter();
-        let due = queues.filter(|(_, queue)| queue.is_due(has_full));
+        let due = queues.filter(|(_, queue)| queue.is_due(open));
         due.map(|(&queue, _)| queue).collect()
     }
 
@@ -170,7 +179,7 @@ impl State {
         let Some(queue) = debts.queues.get(&queue) else {
             return false;
         };
-        queue.is_due(self.log.has_full())
+        queue.is_due(self.log.open_from())
     }
 
     /// Settles what has gone between this log and a queue. `flush` makes the queue's records and
@@ -200,6 +209,10 @@ impl State {
             Ok(()) => {
                 let owed = taken.jobs.into_iter().chain(taken.completions);
                 owed.for_each(Unsettled::settle);
+                if let Some(queue) = self.debts.lock().queues.get_mut(&queue) {
+                    // Those were marked before the queue was open.
+                    queue.completed = Vec::new();
+                }
                 self.task.wake();
                 Ok(())
             }
@@ -222,12 +235,15 @@ impl State {
         self.log.flush(true)
     }
 
-    /// Whether keys were replaced often enough for a flush to be due.
+    /// Whether a full segment waits for what is owed to keys, or that is much.
     pub(super) fn are_keys_due(&self) -> bool {
         let debts = self.debts.lock();
         let keys = &debts.keys;
-        let owes = !keys.replaced.is_empty() || !keys.removals.is_empty();
-        owes && (keys.replaced.len() >= MOST_WAITING || self.log.has_full())
+        let open = self.log.open_from();
+        keys.is_urgent
+            || keys.replaced.len() >= MOST_WAITING
+            || keys.by.iter().any(Unsettled::is_in_full)
+            || keys.removals.iter().any(|&removal| removal < open)
     }
 
     /// Marks replaced and removed values of keys done, once what replaces them is durable.
@@ -243,17 +259,22 @@ impl State {
         match settled {
             Ok(()) => {
                 taken.by.into_iter().for_each(Unsettled::settle);
+                let mut result = Ok(());
                 for removal in taken.removals {
                     // Not flushed: an open would do the same.
-                    self.log.mark_done(removal)?;
+                    if let Err(error) = self.log.mark_done(removal) {
+                        self.debts.lock().keys.removals.push(removal);
+                        result = Err(error);
+                    }
                 }
-                Ok(())
+                result
             }
             Err(error) => {
                 let mut debts = self.debts.lock();
                 debts.keys.replaced.append(&mut taken.replaced);
                 debts.keys.by.append(&mut taken.by);
                 debts.keys.removals.append(&mut taken.removals);
+                debts.keys.is_urgent |= taken.is_urgent;
                 Err(error)
             }
         }

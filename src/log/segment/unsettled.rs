@@ -23,6 +23,11 @@ impl Unsettled {
         self.segment.owed.lower(self.records);
     }
 
+    /// Whether the segment is full, so that it can only be sealed or retired once this is settled.
+    pub(crate) fn is_in_full(&self) -> bool {
+        self.segment.closed().is_some()
+    }
+
     /// Takes so many of the records out, to be settled by themselves.
     pub(crate) fn split(&mut self, records: u64) -> Self {
         debug_assert!(records <= self.records);

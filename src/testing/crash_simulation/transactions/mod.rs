@@ -497,7 +497,7 @@ impl World {
 
     fn maintain(&mut self, queue: usize) {
         for _ in 0..self.number(4) {
-            self.tree().maintain_state();
+            let _ = self.tree().maintain_state();
         }
         let open = &mut self.queues[queue];
         open.running.turn_timer();

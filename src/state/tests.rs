@@ -1,0 +1,390 @@
+//! Unit tests of the state log.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use tempfile::TempDir;
+
+use crate::dispatch::lease_timeouts::Delivery;
+use crate::dispatch::source::Source;
+use crate::engine::Running;
+use crate::engine::delivery::Attempt;
+use crate::engine::enqueue::Place;
+use crate::engine::maintenance::Maintenance;
+use crate::engine::transactions;
+use crate::failure::Failure;
+use crate::log::lease::Lease;
+use crate::log::record::RECORD_HEADER_BYTES;
+use crate::options::{Durability, EnqueueOptions};
+use crate::storage::Operation;
+use crate::storage::faults::{self, Effect, Fault, Plan};
+use crate::time::stopped;
+use crate::{Builder, Keep, Queues, RetryPolicy, Transaction, TransactionError};
+
+const SEGMENT_SIZE: u64 = 16 * 1024;
+
+fn tree(dir: &Path) -> Queues {
+    let options = Queues::options(dir).state_segment_size(SEGMENT_SIZE);
+    options.open_idle().unwrap()
+}
+
+fn builder(tree: &Queues, name: &str) -> Builder {
+    tree.builder(name)
+        .stripes(1)
+        .segment_size(SEGMENT_SIZE)
+        .retry(RetryPolicy::fixed(Duration::ZERO).unlimited_attempts())
+}
+
+fn open(builder: &Builder) -> Arc<Running> {
+    Arc::new(Running::open_idle(builder).unwrap().0)
+}
+
+fn queue(tree: &Queues, name: &str) -> Arc<Running> {
+    open(&builder(tree, name))
+}
+
+fn enqueue(running: &Arc<Running>, payload: &[u8]) {
+    let place = Place::on(&running.dispatch().stripes()[0]);
+    running.enqueue(place, payload).unwrap();
+}
+
+/// A job that a handler has.
+struct InHand {
+    lease: Lease,
+    attempt: Attempt,
+    delivery: Delivery,
+}
+
+fn take(running: &Arc<Running>) -> Option<InHand> {
+    let lease = Source::new(Arc::clone(running)).try_next()?;
+    let (lease, attempt, delivery) = running.begin(lease)?;
+    Some(InHand {
+        lease,
+        attempt,
+        delivery,
+    })
+}
+
+/// The payloads of all jobs of a queue, which are acked.
+fn drain(running: &Arc<Running>) -> Vec<Vec<u8>> {
+    let mut payloads = Vec::new();
+    while let Some(one) = take(running) {
+        payloads.push(one.lease.payload().to_vec());
+        running.ack(one.lease, one.delivery, one.attempt);
+    }
+    payloads
+}
+
+fn ack_with(
+    running: &Arc<Running>,
+    one: InHand,
+    transaction: Transaction,
+) -> Result<(), TransactionError> {
+    let source = transactions::Source {
+        engine: running,
+        lease: one.lease,
+        delivery: one.delivery,
+        attempt: one.attempt,
+    };
+    transaction.commit_with(Some(source)).map(|_| ())
+}
+
+/// A transaction that enqueues a job.
+fn with_job(tree: &Queues, running: &Arc<Running>, payload: &[u8]) -> Transaction {
+    let mut transaction = tree.transaction();
+    transaction.add(running, payload, &EnqueueOptions::new());
+    transaction
+}
+
+fn put(tree: &Queues, key: &[u8], value: &[u8]) {
+    tree.keys().put(key, value, Keep::Forever).unwrap();
+}
+
+fn value(tree: &Queues, key: &[u8]) -> Option<Vec<u8>> {
+    let value = tree.keys().get(key)?;
+    Some(value.as_bytes().to_vec())
+}
+
+fn maintain(running: &Arc<Running>, maintenance: &mut Maintenance) {
+    running.turn_timer();
+    running.signal.kick();
+    if let Some(wake) = running.signal.take() {
+        maintenance.turn(running, &wake);
+    }
+}
+
+/// A copy of the files, as the death of the process leaves them.
+fn killed(dir: &Path) -> TempDir {
+    fn copy(from: &Path, to: &Path) {
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let to = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                fs::create_dir(&to).unwrap();
+                copy(&entry.path(), &to);
+            } else {
+                fs::copy(entry.path(), to).unwrap();
+            }
+        }
+    }
+    let left = tempfile::tempdir().unwrap();
+    copy(dir, left.path());
+    left
+}
+
+/// Makes all calls of an operation below a path fail.
+fn fail(path: &Path, operation: Operation, error: Errno) -> Fault {
+    let plan = Plan {
+        operation,
+        calls: 0..usize::MAX,
+        effect: Effect::Fail(error),
+    };
+    faults::watch(path, vec![plan])
+}
+
+/// The segment files below a directory, sorted.
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|suffix| suffix == "seg"))
+        .collect();
+    found.sort();
+    found
+}
+
+/// Where the last record with this payload starts, in the last segment that has it.
+fn find(segments: &[PathBuf], payload: &[u8]) -> (PathBuf, usize) {
+    let in_file = |path: &PathBuf| {
+        let bytes = fs::read(path).unwrap();
+        let mut windows = bytes.windows(payload.len());
+        let at = windows.rposition(|window| window == payload)?;
+        Some((path.clone(), at))
+    };
+    segments.iter().rev().find_map(in_file).expect("found")
+}
+
+/// Puts records back to zeros, as if they had never reached the disk.
+fn undo(path: &Path, from: usize, to: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[from..to].fill(0);
+    fs::write(path, bytes).unwrap();
+}
+
+/// The start of a record with a key of 1 byte and nothing else but what it settles.
+fn start_of(payload_at: usize, meta: usize) -> usize {
+    payload_at - meta - RECORD_HEADER_BYTES
+}
+
+fn die(tree: Queues, queues: impl IntoIterator<Item = Arc<Running>>) {
+    queues.into_iter().for_each(|running| running.die());
+    tree.die();
+}
+
+#[test]
+fn settling_waits_until_a_full_segment_needs_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = tree(dir.path());
+    let mails = queue(&tree, "mails");
+    let mut maintenance = Maintenance::new();
+    // These stay, and fill a segment.
+    for key in 0..10 {
+        put(&tree, &[key], &[key; 3000]);
+    }
+    maintain(&mails, &mut maintenance);
+    tree.maintain_state();
+    let watched = faults::watch(dir.path(), Vec::new());
+    for _ in 0..10 {
+        with_job(&tree, &mails, b"mail").commit().unwrap();
+        maintain(&mails, &mut maintenance);
+        tree.maintain_state();
+    }
+    let calls = watched.take_calls();
+    let flushes = calls
+        .iter()
+        .filter(|call| call.operation == Operation::Flush);
+    assert_eq!(flushes.count(), 0);
+    drop(watched);
+    die(tree, [mails]);
+}
+
+#[test]
+fn after_a_failed_flush_maintenance_is_not_due_again_and_again() {
+    let dir = tempfile::tempdir().unwrap();
+    stopped::set(Some(Duration::from_secs(1_000)));
+    let tree = tree(dir.path());
+    let mails = queue(&tree, "mails");
+    let mut transaction = with_job(&tree, &mails, b"mail");
+    transaction.durability(Durability::Interval(Duration::from_millis(10)));
+    transaction.commit().unwrap();
+    let state_log = dir.path().join("state/log");
+    let fails = fail(&state_log, Operation::Flush, Errno::IO);
+    let mut transaction = with_job(&tree, &mails, b"mail");
+    transaction.durability(Durability::Sync);
+    let error = transaction.commit().unwrap_err();
+    assert!(matches!(error, TransactionError::NotDurable(_)), "{error}");
+    drop(fails);
+    stopped::set(Some(Duration::from_secs(1_001)));
+    for _ in 0..3 {
+        tree.maintain_state();
+    }
+    assert_eq!(tree.maintain_state(), None);
+    stopped::set(None);
+    die(tree, [mails]);
+}
+
+#[test]
+fn cleaning_does_not_go_round_in_circles_while_jobs_keep_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = tree(dir.path());
+    let mails = queue(&first, "mails");
+    // Each segment has a job that is not settled, and a value that is replaced.
+    for _ in 0..60 {
+        let mut transaction = with_job(&first, &mails, &[7; 1000]);
+        transaction.put(b"key", &[1; 1000], Keep::Forever);
+        transaction.commit().unwrap();
+    }
+    let is_at_rest = |_| {
+        let next = first.maintain_state();
+        next.is_none_or(|next| next > std::time::Instant::now())
+    };
+    assert!((0..100).any(is_at_rest));
+    assert_eq!(value(&first, b"key"), Some(vec![1; 1000]));
+    die(first, [mails]);
+}
+
+/// Leaves a job whose completion is in the state log, and whose ack has not reached the disk. Its
+/// segment is sealed.
+fn leave_a_completion() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let first = tree(dir.path());
+    let orders = queue(&first, "orders");
+    for number in 0..40 {
+        enqueue(&orders, &[number; 1000]);
+    }
+    drop((orders, first));
+    let first = tree(dir.path());
+    let (orders, mails) = (queue(&first, "orders"), queue(&first, "mails"));
+    let before = killed(dir.path());
+    let job = take(&orders).unwrap();
+    ack_with(&orders, job, with_job(&first, &mails, b"mail")).unwrap();
+    let left = killed(dir.path());
+    let acks = "queues/orders/log/00/00000000000000000000.ack";
+    fs::copy(before.path().join(acks), left.path().join(acks)).unwrap();
+    die(first, [orders, mails]);
+    left
+}
+
+#[test]
+fn an_open_that_fails_forgets_no_completion() {
+    let left = leave_a_completion();
+    let operations = [
+        Operation::Open,
+        Operation::Inspect,
+        Operation::Map,
+        Operation::Read,
+        Operation::Flush,
+    ];
+    let mut failed = 0;
+    for operation in operations {
+        for call in 0.. {
+            let left = killed(left.path());
+            let again = tree(left.path());
+            let orders = builder(&again, "orders");
+            let plan = Plan {
+                operation,
+                calls: call..call + 1,
+                effect: Effect::Fail(Errno::NFILE),
+            };
+            let fails = faults::watch(&left.path().join("queues/orders"), vec![plan]);
+            let opened = Running::open_idle(&orders);
+            drop(fails);
+            if let Ok((opened, _)) = opened {
+                die(again, [Arc::new(opened)]);
+                break;
+            }
+            failed += 1;
+            let orders = open(&orders);
+            let jobs = drain(&orders);
+            assert_eq!(jobs[0], [1; 1000], "after {operation:?} {call} has failed");
+            assert_eq!(jobs.len(), 39);
+            die(again, [orders]);
+        }
+    }
+    assert!(failed > 10, "{failed}");
+}
+
+#[test]
+fn damage_in_a_sealed_segment_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = tree(dir.path());
+    for key in 0..10 {
+        put(&first, &[key], &[key; 3000]);
+    }
+    drop(first);
+    let files = segments(&dir.path().join("state/log"));
+    let (path, at) = find(&files, &[4; 3000]);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[at + 1000] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let again = tree(dir.path());
+    assert_eq!(value(&again, &[4]), None);
+    assert_eq!(value(&again, &[5]), Some(vec![5; 3000]));
+    assert!(!again.recovery().is_clean());
+    die(again, []);
+}
+
+#[test]
+fn a_removal_holds_if_a_power_cut_takes_the_value_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = tree(dir.path());
+    put(&first, b"k", b"first value");
+    let mut transaction = first.transaction();
+    // Its own sectors.
+    transaction.put(b"k", &[2; 2000], Keep::Forever);
+    transaction.commit().unwrap();
+    let mut transaction = first.transaction();
+    transaction.remove(b"k").put(b"m", b"new", Keep::Forever);
+    transaction.commit().unwrap();
+    let left = killed(dir.path());
+    die(first, []);
+    let files = segments(&left.path().join("state/log"));
+    let (path, at) = find(&files, &[2; 2000]);
+    // Its key, and what it settles.
+    let meta = 3 + 1 + 3 + 8;
+    undo(&path, start_of(at, meta), at + 2000);
+    let again = tree(left.path());
+    assert_eq!(value(&again, b"m"), Some(b"new".to_vec()));
+    assert_eq!(value(&again, b"k"), None);
+    again.maintain_state();
+    drop(again);
+    let again = tree(left.path());
+    assert_eq!(value(&again, b"k"), None);
+    die(again, []);
+}
+
+#[test]
+fn a_job_that_came_by_a_transaction_is_not_moved_before_that_is_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = tree(dir.path());
+    let mails = queue(&first, "mails");
+    with_job(&first, &mails, b"mail").commit().unwrap();
+    let job = take(&mails).unwrap();
+    let again = Failure::retry_after(Duration::from_secs(60), "later");
+    let before = killed(dir.path());
+    mails.fail(job.lease, job.delivery, job.attempt, again);
+    mails.dispatch().keep_delays().unwrap();
+    let first_segment = "queues/mails/log/00/00000000000000000000.seg";
+    let of = |dir: &TempDir| fs::read(dir.path().join(first_segment)).unwrap();
+    assert!(of(&dir) == of(&before), "it was moved");
+    // It is moved once it is settled.
+    mails.keep_delays().unwrap();
+    die(first, [mails]);
+    let again = tree(dir.path());
+    let mails = queue(&again, "mails");
+    assert!(take(&mails).is_none(), "the delay is forgotten");
+    die(again, [mails]);
+}
