@@ -82,7 +82,11 @@ pub(crate) enum Entry<'a> {
 
 impl<'a> Entry<'a> {
     pub(crate) fn of(record: &Record<'a>) -> Self {
-        let meta = record.meta();
+        Self::of_meta(record.meta())
+    }
+
+    /// What a record with this metadata is.
+    pub(crate) fn of_meta(meta: &'a [u8]) -> Self {
         let queue = field(meta, TAG_QUEUE).and_then(|queue| queue.try_into().ok());
         if let Some(queue) = queue {
             return Self::Job {

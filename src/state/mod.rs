@@ -12,6 +12,8 @@
 mod callers;
 pub(crate) mod cleaning;
 pub(crate) mod entry;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod home;
 mod index;
 #[cfg(all(test, not(loom)))]
