@@ -15,14 +15,28 @@ use crate::tree::Tree;
 ///
 /// Keys live in the same log as the [transactions](Transaction) of the tree, so a transaction can
 /// change them together with jobs. Each call here that changes a key is a transaction of its own,
-/// with [`Durability::Process`](crate::Durability::Process): it survives the death of the process at
+/// with [`Durability::Process`](crate::Durability::Process) unless
+/// [`with_durability`](Self::with_durability) says otherwise: it survives the death of the process at
 /// once, and a power cut after the next [flush](crate::Queues::flush).
 ///
+/// A key whose value has expired is absent. Maintenance frees the value without a call for the key; at
+/// a time, up to as many values may have expired and not be freed as are valid.
+///
 /// # Costs
-/// A lookup copies the value. In memory, a key takes 16 bytes, and up to twice that while the index
-/// grows; keys and values themselves are in files that are mapped, in a record of 32 bytes plus key,
-/// value and a few bytes for its fields. Replaced and expired values are freed as new ones are
-/// written. An open reads all of it.
+/// A lookup copies the value. It does not wait for appends and flushes, only while a change is entered
+/// into the index. Changes are made one after the other, under a lock.
+///
+/// - **Heap:** 20 to 40 bytes for each key, as a table doubles when it is full, and 8 KiB.
+/// - **Mapped files:** a record of 32 bytes, key, value, 3 bytes for the field of the key, and 11 bytes
+///   each for an expiry, for the value that it has replaced, and after it was moved by cleaning; this
+///   is rounded up to 8 bytes. Beside records, the files for acks take an eighth of a segment of 8 MiB.
+///   With values that are replaced and not freed yet, it is at most twice the valid values and three
+///   segments more, except while maintenance is behind. Each segment takes two of the process's
+///   mappings.
+/// - **Open:** reads and checks all records of keys.
+/// - **Cleaning:** in the worst case, each byte that is written is moved once more.
+///
+/// A million keys of 32 bytes with values of 16 take 36 MB of heap and 101 MB of mapped files.
 ///
 /// ```
 /// use logmill::{Keep, Queues};
