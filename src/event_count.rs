@@ -29,15 +29,23 @@
 //! since is just as good for the work. News for all must reach those that were registered. It is
 //! not a permit, because a consumer that it does not concern could take a permit from one that it
 //! does.
+//!
+//! A consumer of several queues sleeps at several event counts, see `bell.rs`.
+
+mod bell;
+#[cfg(all(loom, test))]
+mod loom_models;
 
 use std::sync::PoisonError;
 use std::time::Instant;
 
+use self::bell::Bells;
+pub(crate) use self::bell::{Bell, Hook};
 use crate::sync::{AtomicUsize, Condvar, Mutex, Ordering, fence};
 
 /// The sleepers of a queue.
 pub(crate) struct EventCount {
-    /// Registered and not yet given a permit; a copy of `State::waiting` that is read without the
+    /// Registered and not yet given a permit; a copy of [`State::asleep`] that is read without the
     /// lock. Relaxed throughout: it is ordered by the read-modify-writes and fences described at
     /// the top of this file.
     sleepers: AtomicUsize,
@@ -51,6 +59,15 @@ struct State {
     permits: usize,
     /// How often all sleepers were woken.
     wakes_of_all: u64,
+    /// Threads that wait here and elsewhere.
+    bells: Bells,
+}
+
+impl State {
+    /// How many are registered and not yet woken.
+    fn asleep(&self) -> usize {
+        self.waiting + self.bells.len()
+    }
 }
 
 /// Held by a caller that has registered, until it waits or cancels.
@@ -67,6 +84,7 @@ impl EventCount {
                 waiting: 0,
                 permits: 0,
                 wakes_of_all: 0,
+                bells: Bells::default(),
             }),
             wake: Condvar::new(),
         }
@@ -77,7 +95,7 @@ impl EventCount {
     pub(crate) fn register(&self) -> Registration {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.waiting += 1;
-        self.sleepers.store(state.waiting, Ordering::Relaxed);
+        self.sleepers.store(state.asleep(), Ordering::Relaxed);
         let wakes_of_all = state.wakes_of_all;
         drop(state);
         // Pairs with the fence in `notify_fenced`: of two fences one comes first, and what was
@@ -99,9 +117,12 @@ impl EventCount {
         // told of work, and one of them has found some.
         if state.waiting > 0 {
             state.waiting -= 1;
-            self.sleepers.store(state.waiting, Ordering::Relaxed);
+            self.sleepers.store(state.asleep(), Ordering::Relaxed);
         } else {
             state.permits -= 1;
+            // A thread with a bell sleeps on until it is told.
+            state.bells.ring(1);
+            self.sleepers.store(state.asleep(), Ordering::Relaxed);
         }
     }
 
@@ -161,6 +182,7 @@ impl EventCount {
         // Unconsumed permits belong to sleepers that this wakes up.
         state.waiting = 0;
         state.permits = 0;
+        state.bells.ring(usize::MAX);
         self.sleepers.store(0, Ordering::Relaxed);
         drop(state);
         self.wake.notify_all();
@@ -181,7 +203,8 @@ impl EventCount {
         // Subtracted immediately, so that the next caller does not wake them again.
         state.waiting -= woken;
         state.permits += woken;
-        self.sleepers.store(state.waiting, Ordering::Relaxed);
+        state.bells.ring(count - woken);
+        self.sleepers.store(state.asleep(), Ordering::Relaxed);
         drop(state);
         for _ in 0..woken {
             self.wake.notify_one();
@@ -192,14 +215,14 @@ impl EventCount {
     #[cfg(test)]
     pub(crate) fn asleep(&self) -> usize {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.waiting
+        state.asleep()
     }
 
     /// Whether nobody is registered and no permit is left over.
     #[cfg(test)]
     pub(super) fn is_quiet(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.waiting == 0 && state.permits == 0 && self.sleepers.load(Ordering::Relaxed) == 0
+        state.asleep() == 0 && state.permits == 0 && self.sleepers.load(Ordering::Relaxed) == 0
     }
 }
 

@@ -111,6 +111,11 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// The name of the job's queue, see [`Queue::name`](crate::Queue::name).
+    pub fn queue_name(&self) -> &str {
+        self.engine.name()
+    }
+
     /// The job's name, if its producer [gave it one](crate::EnqueueOptions::name).
     #[inline]
     pub fn name(&self) -> Option<&str> {

@@ -357,6 +357,8 @@ pub struct Builder {
     pub(crate) path: PathBuf,
     /// The tree that the queue is in, if it is in one; the path is then only for messages.
     pub(crate) in_tree: Option<InTree>,
+    /// Whether stripes get their first segment with the first append, not at open.
+    pub(crate) starts_idle: bool,
     pub(crate) stripes: Option<usize>,
     pub(crate) segment_size: Option<u64>,
     pub(crate) durability: Durability,
@@ -391,6 +393,7 @@ impl Builder {
         Self {
             path: path.to_path_buf(),
             in_tree: None,
+            starts_idle: false,
             stripes: None,
             segment_size: None,
             durability: Durability::default(),

@@ -79,6 +79,15 @@ impl Queue {
         Builder::new(path.as_ref())
     }
 
+    pub(crate) fn running(&self) -> Arc<Running> {
+        Arc::clone(&self.running)
+    }
+
+    /// The name of the queue's directory: in a [`Queues`](crate::Queues), the name of the queue.
+    pub fn name(&self) -> &str {
+        self.running.name()
+    }
+
     /// The queue directory, as an absolute path resolved when the queue was opened.
     pub fn path(&self) -> &Path {
         self.running.path()
@@ -264,7 +273,7 @@ impl Queue {
     ///
     /// When the call returns, the cancellation survives a power cut. A waiting job gives its room
     /// back at once. Its record stays in the log until a consumer comes to it, and until then the
-    /// queue keeps an entry of about 60 bytes for it in memory.
+    /// queue keeps an entry of up to 100 bytes for it in memory.
     ///
     /// The call waits for a flush, and walks over the records of the job's segment. A job in the
     /// timer is looked for there. A job that was moved, and one that is gone, are looked for in

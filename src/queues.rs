@@ -89,6 +89,8 @@ impl Queues {
     pub fn builder(&self, name: &str) -> Builder {
         let mut builder = Builder::new(&self.tree.path_of(name));
         builder.file_mode = self.tree.root().file_mode();
+        // Many queues may never be used.
+        builder.starts_idle = true;
         builder.in_tree = Some(InTree {
             tree: Arc::clone(&self.tree),
             name: name.to_owned(),

@@ -240,7 +240,7 @@ struct StateTask(Weak<State>);
 impl Serve for StateTask {
     fn turn(&self) -> Option<Instant> {
         let state = self.0.upgrade()?;
-        user_code::call_own(|| state.turn()).unwrap_or_else(|panic| {
+        user_code::call_here(|| state.turn()).unwrap_or_else(|panic| {
             event!(error, panic, "maintenance has panicked: a bug in logmill");
             None
         })
@@ -337,15 +337,18 @@ pub(crate) struct InTree {
 }
 
 impl InTree {
-    /// Opens the directory of the queue, or creates it. A new name is not durable yet.
-    pub(crate) fn directory(&self, file_mode: u32) -> Result<Directory, OpenError> {
+    /// Opens the directory of the queue; None if it does not exist.
+    pub(crate) fn directory(&self, file_mode: u32) -> Result<Option<Directory>, OpenError> {
+        let found = self.tree.queues().subdirectory(&self.name);
+        let found =
+            found.map_err(|error| not_a_directory(error, &self.tree.path_of(&self.name)))?;
+        Ok(found.map(|found| found.with_file_mode(file_mode)))
+    }
+
+    /// Creates the directory of the queue. The name is not durable yet.
+    pub(crate) fn create_directory(&self, file_mode: u32) -> Result<Directory, OpenError> {
         let queues = self.tree.queues();
-        let found = match queues.subdirectory(&self.name) {
-            Ok(Some(found)) => Ok(found.with_file_mode(file_mode)),
-            Ok(None) => queues.create_subdirectory_for(&self.name, file_mode),
-            Err(error) => Err(error),
-        };
-        found.map_err(|error| not_a_directory(error, &self.tree.path_of(&self.name)))
+        Ok(queues.create_subdirectory_for(&self.name, file_mode)?)
     }
 }
 

@@ -13,8 +13,9 @@ pub(crate) fn call<T>(code: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(|| outside(code))).map_err(message_of)
 }
 
-/// Runs code of this library, which should not panic; returns the message of its panic if it does.
-pub(crate) fn call_own<T>(code: impl FnOnce() -> T) -> Result<T, String> {
+/// Runs code on a thread that serves no other queues meanwhile; returns the message of its panic.
+#[inline]
+pub(crate) fn call_here<T>(code: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(code)).map_err(message_of)
 }
 

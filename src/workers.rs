@@ -13,6 +13,8 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use crate::dispatch::source::Source;
 use crate::engine::{Running, worker};
 use crate::events::event;
+use crate::log::lease::Lease;
+use crate::several::{Several, Sources};
 use crate::transaction::Completion;
 use crate::{Failure, Job, JobId, user_code};
 
@@ -41,10 +43,88 @@ const MAX_WORKERS: usize = 64 * 1024;
 /// ```
 #[must_use = "call `run` to start the workers"]
 pub struct WorkersBuilder {
-    running: Arc<Running>,
+    served: Served,
     threads: usize,
     name: String,
     pin: bool,
+}
+
+/// What a pool serves.
+#[derive(Clone)]
+enum Served {
+    One(Arc<Running>),
+    Several(Several),
+}
+
+impl Served {
+    fn queues(&self) -> Vec<&Running> {
+        match self {
+            Self::One(running) => vec![running],
+            Self::Several(several) => several.queues.iter().map(|(queue, _)| &**queue).collect(),
+        }
+    }
+}
+
+/// Where a worker gets its jobs from.
+trait Feed {
+    /// Waits for the next job; None once the pool is stopping or nothing is left to serve.
+    fn next(&self, is_stopping: impl Fn() -> bool) -> Option<(&Running, Lease)>;
+
+    /// Waits while jobs that are found may not be delivered. Returns whether to look for the next
+    /// one.
+    fn rest(&self, is_stopping: impl Fn() -> bool) -> bool;
+}
+
+/// One queue.
+struct One {
+    source: Source<Arc<Running>>,
+    running: Arc<Running>,
+}
+
+impl One {
+    fn new(running: &Arc<Running>) -> Self {
+        Self {
+            source: Source::new(Arc::clone(running)),
+            running: Arc::clone(running),
+        }
+    }
+}
+
+impl Feed for One {
+    #[inline]
+    fn next(&self, is_stopping: impl Fn() -> bool) -> Option<(&Running, Lease)> {
+        let stopped = || is_stopping() || self.running.is_resting();
+        loop {
+            if let Some(lease) = self.source.next(|| None, stopped) {
+                if is_stopping() {
+                    self.source.put_back(lease);
+                    return None;
+                }
+                return Some((&self.running, lease));
+            }
+            if !self.running.is_resting() || !self.rest(&is_stopping) {
+                return None;
+            }
+        }
+    }
+
+    #[cold]
+    fn rest(&self, is_stopping: impl Fn() -> bool) -> bool {
+        let running = &self.running;
+        !running.is_resting() || running.is_paused() && running.wait_for_resume(None, is_stopping)
+    }
+}
+
+impl Feed for Sources {
+    fn next(&self, is_stopping: impl Fn() -> bool) -> Option<(&Running, Lease)> {
+        let (at, lease) = Sources::next(self, || None, is_stopping)?;
+        Some((self.running(at), lease))
+    }
+
+    fn rest(&self, _: impl Fn() -> bool) -> bool {
+        // It passes over queues that are paused or closed.
+        true
+    }
 }
 
 /// Marks a worker that is not running a job.
@@ -85,9 +165,17 @@ impl std::fmt::Debug for WorkersBuilder {
 
 impl WorkersBuilder {
     pub(crate) fn new(running: Arc<Running>, threads: usize) -> Self {
+        Self::of(Served::One(running), threads)
+    }
+
+    pub(crate) fn of_several(several: Several, threads: usize) -> Self {
+        Self::of(Served::Several(several), threads)
+    }
+
+    fn of(served: Served, threads: usize) -> Self {
         let cores = || thread::available_parallelism().map_or(1, usize::from);
         Self {
-            running,
+            served,
             threads: if threads == 0 { cores() } else { threads },
             name: "logmill-worker".to_owned(),
             pin: false,
@@ -147,27 +235,24 @@ impl WorkersBuilder {
         // If this function returns an error, dropping the pool stops the threads already started.
         let workers = Workers {
             pool: Arc::clone(&pool),
-            running: Arc::clone(&self.running),
+            served: self.served.clone(),
         };
         let cores = if self.pin { usable_cores() } else { Vec::new() };
         let handler = Arc::new(handler);
         for at in 0..self.threads {
             let core = (!cores.is_empty()).then(|| cores[at % cores.len()]);
-            let worker = Worker {
-                handler: Arc::clone(&handler),
-                source: Source::new(Arc::clone(&self.running)),
-                running: Arc::clone(&self.running),
-                alive: Alive::new(Arc::clone(&pool)),
-                at,
-            };
-            thread::Builder::new()
-                .name(format!("{}-{at}", self.name))
-                .spawn(move || {
-                    if let Some(core) = core {
-                        pin_to(core);
-                    }
-                    worker.live();
-                })?;
+            let (handler, alive) = (Arc::clone(&handler), Alive::new(Arc::clone(&pool)));
+            let thread = thread::Builder::new().name(format!("{}-{at}", self.name));
+            match &self.served {
+                Served::One(running) => {
+                    let feed = One::new(running);
+                    Worker::new(handler, feed, &self.served, alive, at).spawn(thread, core)?;
+                }
+                Served::Several(several) => {
+                    let feed = Sources::new(several);
+                    Worker::new(handler, feed, &self.served, alive, at).spawn(thread, core)?;
+                }
+            }
         }
         Ok(workers)
     }
@@ -198,23 +283,49 @@ impl Drop for Alive {
     }
 }
 
-struct Worker<H> {
+struct Worker<H, F> {
     handler: Arc<H>,
-    source: Source<Arc<Running>>,
-    running: Arc<Running>,
+    feed: F,
+    served: Served,
     alive: Alive,
     at: usize,
 }
 
-impl<H, C, E> Worker<H>
+impl<H, C, E, F> Worker<H, F>
 where
     H: Fn(&Job<'_>) -> Result<C, E>,
     C: Into<Completion>,
     E: Into<Failure>,
+    F: Feed,
 {
-    /// Runs jobs until the pool is stopped or the queue is closed.
+    fn new(handler: Arc<H>, feed: F, served: &Served, alive: Alive, at: usize) -> Self {
+        Self {
+            handler,
+            feed,
+            served: served.clone(),
+            alive,
+            at,
+        }
+    }
+
+    fn spawn(self, thread: thread::Builder, core: Option<usize>) -> io::Result<()>
+    where
+        Self: Send + 'static,
+    {
+        thread.spawn(move || {
+            if let Some(core) = core {
+                pin_to(core);
+            }
+            self.live();
+        })?;
+        Ok(())
+    }
+
+    /// Runs jobs until the pool is stopped or all queues are closed.
     fn live(self) {
-        worker::WorkerMark::mark(&self.running, Arc::as_ptr(&self.alive.0).addr());
+        let queues = self.served.queues();
+        let queues = queues.into_iter().map(|queue| &**queue);
+        worker::WorkerMark::mark(queues, Arc::as_ptr(&self.alive.0).addr());
         // No code of this library is expected to panic here. If it does, the other workers go on,
         // and an event reports it.
         if let Err(panic) = user_code::call(|| self.work()) {
@@ -226,51 +337,33 @@ where
         // close the queue.
         let Self {
             handler,
-            source,
-            running,
+            feed,
+            served,
             alive,
             ..
         } = self;
         user_code::discard(handler);
-        user_code::discard(source);
-        user_code::discard(running);
+        user_code::discard(feed);
+        user_code::discard(served);
         drop(alive);
-    }
-
-    /// The next job; None if the pool is stopped or the queue closed.
-    #[inline]
-    fn next(&self) -> Option<Job<'_>> {
-        let pool = &*self.alive.0;
-        // Relaxed: whoever stops the pool or closes the queue wakes this thread through a lock.
-        let is_stopping = || pool.stopping.load(Ordering::Relaxed);
-        let stopped = || is_stopping() || self.running.is_resting();
-        loop {
-            if let Some(lease) = self.source.next(|| None, stopped) {
-                if is_stopping() {
-                    self.source.put_back(lease);
-                    return None;
-                }
-                if let Some(job) = Job::begin(&self.running, lease) {
-                    return Some(job);
-                }
-                if !self.running.is_resting() {
-                    continue;
-                }
-            }
-            if !self.running.is_paused() || !self.running.wait_for_resume(None, is_stopping) {
-                return None;
-            }
-        }
     }
 
     fn work(&self) {
         let pool = &*self.alive.0;
         let current = &pool.current[self.at];
-        while let Some(job) = self.next() {
+        // Relaxed: whoever stops the pool or closes the queue wakes this thread through a lock.
+        let is_stopping = || pool.stopping.load(Ordering::Relaxed);
+        while let Some((running, lease)) = self.feed.next(is_stopping) {
+            let Some(job) = Job::begin(running, lease) else {
+                match self.feed.rest(is_stopping) {
+                    true => continue,
+                    false => return,
+                }
+            };
             // Relaxed: read for reports only.
             current.store(job.id().get(), Ordering::Relaxed);
             let handle = || (self.handler)(&job).map(Into::into).map_err(Into::into);
-            match user_code::call(handle) {
+            match user_code::call_here(handle) {
                 Ok(Ok(completion)) => complete(job, completion),
                 Ok(Err(failure)) => job.fail(failure),
                 Err(panic) => job.retry(panic),
@@ -341,7 +434,7 @@ fn pin_to(core: usize) {
 #[must_use = "dropping the pool stops it"]
 pub struct Workers {
     pool: Arc<Pool>,
-    running: Arc<Running>,
+    served: Served,
 }
 
 /// How a pool ended, from [`Workers::shutdown`].
@@ -418,7 +511,9 @@ impl Workers {
 
     fn stop(&self) {
         self.pool.stopping.store(true, Ordering::Relaxed);
-        self.running.wake_consumers();
+        for queue in self.served.queues() {
+            queue.wake_consumers();
+        }
     }
 }
 
@@ -454,13 +549,14 @@ mod tests {
         });
         let worker = Worker {
             handler: Arc::new(|_: &Job<'_>| Ok::<(), Failure>(())),
-            source: Source::new(Arc::clone(&running)),
-            running: Arc::clone(&running),
+            feed: One::new(&running),
+            served: Served::One(Arc::clone(&running)),
             alive: Alive::new(Arc::clone(&pool)),
             // The bug: this index is out of range.
             at: 7,
         };
-        let workers = Workers { pool, running };
+        let served = Served::One(running);
+        let workers = Workers { pool, served };
         assert_eq!(workers.alive(), 1);
         thread::spawn(move || worker.live()).join().unwrap();
         assert_eq!(workers.alive(), 0);

@@ -10,8 +10,10 @@ use std::path::Path;
 /// The modules of the crate, top layer first. Modules of the same layer do not use each other.
 const LAYERS: &[&[&str]] = &[
     &["queues"],
-    &["keys", "queue"],
+    &["keys", "queue_set"],
+    &["queue"],
     &["consumer", "dead_letters", "producer", "workers"],
+    &["several"],
     &["job"],
     &["transaction"],
     &["engine"],

@@ -116,7 +116,8 @@ fn operation(bytes: &mut Unstructured<'_>) -> Result<Operation> {
                 by_producer: bytes.arbitrary()?,
             }
         }
-        30..=54 => Operation::Claim,
+        30..=53 => Operation::Claim,
+        54 => Operation::Cancel(bytes.arbitrary()?),
         55..=58 => Operation::ClaimBatch(bytes.int_in_range(0..=60)?),
         59..=80 => Operation::Settle {
             which: bytes.arbitrary()?,

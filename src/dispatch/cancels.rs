@@ -43,10 +43,13 @@ enum Stage<L, P, O> {
     /// It is cancelled and gone for its users. Who meets it marks it done.
     Waiting(O),
     /// A handler has it. Who ends the delivery other than by an ack marks it done.
-    Running { job: P, owed: O },
+    Running(Box<(P, O)>),
     /// It is done, and a handler whose delivery has timed out is still to be told.
     Late,
 }
+
+// The documented memory cost of a cancelled job.
+const _: () = assert!(size_of::<(Sequence, Stage<Lease, Pinned, Unsettled>)>() <= 40);
 
 /// A cancelled job that was met, and is to be marked done by the caller.
 pub(crate) struct Met<L = Lease, O = Unsettled> {
@@ -165,7 +168,8 @@ impl<L, P, O> Cancels<L, P, O> {
                 // The entry stays where it is, so that the gate is not open in between.
                 None if *is_running => {
                     state.at_work.insert(record);
-                    state.jobs.insert(record, Stage::Running { job, owed });
+                    let at_work = Stage::Running(Box::new((job, owed)));
+                    state.jobs.insert(record, at_work);
                     return Decided::Running;
                 }
                 None => {
@@ -210,11 +214,11 @@ impl<L, P, O> Cancels<L, P, O> {
                 *met = Some(lease);
                 return Meeting::Left;
             }
-            Some(Stage::Waiting(_) | Stage::Running { .. }) => {}
+            Some(Stage::Waiting(_) | Stage::Running(_)) => {}
         }
         let (owed, was_waiting) = match state.end(gate, record, stays_late) {
             Some(Stage::Waiting(owed)) => (owed, true),
-            Some(Stage::Running { owed, .. }) => (owed, false),
+            Some(Stage::Running(at_work)) => (at_work.1, false),
             _ => return Meeting::NotCancelled(lease),
         };
         Meeting::Ends(Met {
@@ -243,7 +247,7 @@ impl<L, P, O> Cancels<L, P, O> {
         gate.has(Gate::CANCELS)
             && matches!(
                 state().jobs.get(&record),
-                Some(Stage::Waiting(_) | Stage::Running { .. } | Stage::Late)
+                Some(Stage::Waiting(_) | Stage::Running(_) | Stage::Late)
             )
     }
 
@@ -299,7 +303,7 @@ impl<L, P, O> Cancels<L, P, O> {
             let state = self.lock();
             for &record in &state.at_work {
                 match state.jobs.get(&record) {
-                    Some(Stage::Running { job, .. }) if is_done(job, record) => over.push(record),
+                    Some(Stage::Running(one)) if is_done(&one.0, record) => over.push(record),
                     Some(Stage::Late) => late.push(record),
                     _ => {}
                 }
@@ -316,7 +320,7 @@ impl<L, P, O> Cancels<L, P, O> {
             .into_iter()
             .flatten()
             .filter_map(|stage| match stage {
-                Stage::Running { owed, .. } => Some(owed),
+                Stage::Running(at_work) => Some(at_work.1),
                 _ => None,
             });
         owed.collect()
@@ -341,7 +345,7 @@ impl<L, P, O> State<L, P, O> {
         match stage {
             Stage::Deciding { .. } => {}
             Stage::Waiting(_) => self.waiting -= 1,
-            Stage::Running { .. } | Stage::Late => _ = self.at_work.remove(&record),
+            Stage::Running(_) | Stage::Late => _ = self.at_work.remove(&record),
         }
         self.note_removed(gate);
         Some(stage)

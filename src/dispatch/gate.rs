@@ -38,6 +38,12 @@ impl Gate {
         }))
     }
 
+    /// Has consumers fence, as where the kernel has no barrier for other threads.
+    #[cfg(test)]
+    pub(crate) fn always_fence(&self) {
+        self.set(Self::FENCED);
+    }
+
     /// Whether there is nothing to check, for a consumer that has stored that a handler has the
     /// job. If not, it [looks](Self::look).
     #[inline(always)]

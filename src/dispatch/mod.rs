@@ -363,7 +363,7 @@ impl Dispatch {
     }
 
     /// Whether a consumer that has registered as a sleeper, and fenced, must look again.
-    fn may_have_work(&self) -> bool {
+    pub(crate) fn may_have_work(&self) -> bool {
         !self.came_back.is_empty()
             || self.suspects.can_take()
             || self.stripes.iter().any(Log::may_have_work)

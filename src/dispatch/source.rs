@@ -234,6 +234,25 @@ impl Looking {
     }
 }
 
+/// The looks of a consumer before it goes to sleep.
+pub(crate) struct Looks<'a> {
+    done: u32,
+    most: u32,
+    looker: Option<Looker<'a>>,
+}
+
+impl Looks<'_> {
+    /// For a consumer of this many queues, whose looks take longer.
+    pub(crate) fn of_one_among(queues: usize) -> Self {
+        let queues = u32::try_from(queues).unwrap_or(u32::MAX);
+        Self {
+            done: 0,
+            most: LOOKS_BEFORE_SLEEP / queues.max(1),
+            looker: None,
+        }
+    }
+}
+
 impl Drop for Looker<'_> {
     fn drop(&mut self) {
         self.0.count.fetch_sub(1, Ordering::Relaxed);
@@ -278,6 +297,32 @@ impl<D: AsRef<Dispatch>> Source<D> {
             Some(lease) => Some(lease),
             None => self.wait(deadline(), &stopped),
         }
+    }
+
+    /// The next job, if there is one now; a patient caller keeps its distance from a producer.
+    pub(crate) fn look(&self, patient: bool) -> Option<Lease> {
+        let dispatch = self.dispatch.as_ref();
+        let at_hand = dispatch.find_at_hand(&self.own);
+        at_hand.or_else(|| dispatch.find(&self.own, patient))
+    }
+
+    /// Pauses before the next look; false if it is time to sleep.
+    pub(crate) fn pause<'a>(&'a self, looks: &mut Looks<'a>) -> bool {
+        if looks.done == 0 {
+            looks.looker = self.dispatch.as_ref().looking.join();
+        }
+        looks.done += 1;
+        if looks.looker.is_none() || looks.done >= looks.most {
+            return false;
+        }
+        if looks.done <= LOOKS_WITH_SPIN {
+            for _ in 0..SPINS_PER_LOOK {
+                std::hint::spin_loop();
+            }
+        } else {
+            thread::yield_now();
+        }
+        true
     }
 
     /// Gives a job back that was not delivered.

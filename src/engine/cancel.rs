@@ -263,3 +263,206 @@ impl Engine {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::cell::RefCell;
+    use std::path::Path;
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::dispatch::source::Source;
+    use crate::engine::Running;
+    use crate::engine::enqueue::Place;
+    use crate::options::Builder;
+    use crate::storage::{Operation, faults};
+    use crate::{Consumer, EnqueueOptions, JobId, RetryPolicy};
+
+    fn builder(dir: &Path) -> Builder {
+        let policy = RetryPolicy::fixed(Duration::ZERO);
+        let builder = Builder::new(dir).stripes(1).segment_size(16 * 1024);
+        builder.retry(policy).max_depth(10)
+    }
+
+    /// The queues that jobs take different ways in: without lease timeouts, with them, and where
+    /// consumers fence.
+    fn queues(mut test: impl FnMut(&Arc<Running>, &Consumer)) {
+        for kind in 0..3 {
+            let dir = tempfile::tempdir().unwrap();
+            let mut builder = builder(dir.path());
+            if kind == 1 {
+                builder = builder.lease_timeout(Duration::from_secs(3600));
+            }
+            let running = Arc::new(Running::open_idle(&builder).unwrap().0);
+            if kind == 2 {
+                running.gate().always_fence();
+            }
+            let consumer = Consumer::new(Arc::clone(&running));
+            test(&running, &consumer);
+            assert_eq!(running.stats().depth(), 0);
+            assert_eq!(running.depth.as_ref().unwrap().taken(), 0);
+            running.sweep_cancels();
+            assert!(!running.gate().has(Gate::CANCELS), "an entry is left");
+        }
+    }
+
+    fn enqueue(running: &Running, payload: &[u8]) -> JobId {
+        let place = Place::on(&running.dispatch().stripes()[0]);
+        running.enqueue(place, payload).unwrap()
+    }
+
+    /// Calls a function when the cancellation is about to be flushed, and never again.
+    fn at_the_flush(dir: &Path, call: impl FnOnce() + 'static) {
+        let call = RefCell::new(Some(call));
+        let observer = move |operation, path: &Path, _| {
+            if operation == Operation::Flush
+                && path.components().any(|part| part.as_os_str() == "dead")
+                && let Some(call) = call.take()
+            {
+                call();
+            }
+            Ok(())
+        };
+        faults::observe(Some((dir.to_path_buf(), Box::new(observer))));
+    }
+
+    fn cancel(running: &Running, job: JobId) -> Cancelled {
+        let answer = running.cancel(job.sequence()).unwrap();
+        faults::observe(None);
+        answer
+    }
+
+    #[test]
+    fn a_consumer_that_comes_to_a_job_while_it_is_cancelled_does_not_get_it() {
+        queues(|running, _| {
+            let job = enqueue(running, b"job");
+            let met = Rc::new(RefCell::new(false));
+            let (other, noted) = (Arc::clone(running), Rc::clone(&met));
+            at_the_flush(running.path(), move || {
+                let consumer = Consumer::new(Arc::clone(&other));
+                assert!(consumer.try_next().is_none());
+                *noted.borrow_mut() = true;
+            });
+            assert_eq!(cancel(running, job), Cancelled::Waiting);
+            assert!(*met.borrow());
+            assert_eq!(running.stats().cancelled, 1);
+            assert_eq!(running.cancel(job.sequence()).unwrap(), Cancelled::Gone);
+        });
+    }
+
+    #[test]
+    fn a_handler_that_ends_while_its_job_is_cancelled_ends_the_job() {
+        for is_acked in [true, false] {
+            queues(|running, consumer| {
+                let id = enqueue(running, b"job");
+                let source = Source::new(Arc::clone(running));
+                let (lease, attempt, delivery) = running.begin(source.try_next().unwrap()).unwrap();
+                let ended = Rc::new(RefCell::new(false));
+                let (other, noted) = (Arc::clone(running), Rc::clone(&ended));
+                at_the_flush(running.path(), move || {
+                    match is_acked {
+                        true => other.ack(lease, delivery, attempt),
+                        false => other.fail(lease, delivery, attempt, "no".into()),
+                    }
+                    *noted.borrow_mut() = true;
+                });
+                let answer = cancel(running, id);
+                assert!(*ended.borrow());
+                let (expected, cancelled) = match is_acked {
+                    true => (Cancelled::Gone, 0),
+                    false => (Cancelled::Running, 1),
+                };
+                assert_eq!(answer, expected);
+                let stats = running.stats();
+                assert_eq!((stats.cancelled, stats.acked), (cancelled, 1 - cancelled));
+                assert_eq!((stats.dead, stats.retried, stats.delayed), (0, 0, 0));
+                assert!(consumer.try_next().is_none());
+            });
+        }
+    }
+
+    #[test]
+    fn where_a_cancellation_cannot_be_written_the_job_is_delivered() {
+        queues(|running, consumer| {
+            let (job, later) = (enqueue(running, b"job"), enqueue(running, b"later"));
+            let hour = EnqueueOptions::new().delay(Duration::from_secs(3600));
+            let place = Place::on(&running.dispatch().stripes()[0]);
+            let delayed = running.enqueue_with(place, b"delayed", &hour).unwrap();
+            let full = faults::fill_disk(&running.path().join("dead"));
+            for one in [job, delayed] {
+                let error = running.cancel(one.sequence()).unwrap_err();
+                assert!(matches!(error, CancelError::Storage(_)), "{error}");
+                assert!(error.to_string().contains("not cancelled"), "{error}");
+            }
+            assert!(!running.gate().has(Gate::CANCELS));
+            assert_eq!(running.stats().depth(), 3);
+            let held = consumer.try_next().unwrap();
+            assert_eq!((held.id(), held.is_cancelled()), (job, false));
+            assert!(running.cancel(job.sequence()).is_err());
+            held.ack();
+            drop(full);
+            // In the timer by now, as the consumer has claimed it.
+            assert_eq!(
+                running.cancel(delayed.sequence()).unwrap(),
+                Cancelled::Waiting
+            );
+            let held = consumer.try_next().unwrap();
+            assert_eq!(held.id(), later);
+            held.ack();
+            assert_eq!(running.stats().delayed, 0);
+        });
+    }
+
+    #[test]
+    fn after_a_failed_flush_a_job_is_cancelled_in_this_process_and_no_further_one() {
+        queues(|running, consumer| {
+            let (first, second) = (enqueue(running, b"1"), enqueue(running, b"2"));
+            // Makes the first segment of the dead letter log.
+            let zeroth = enqueue(running, b"0");
+            assert_eq!(
+                running.cancel(zeroth.sequence()).unwrap(),
+                Cancelled::Waiting
+            );
+            let dead = running.dead().log().active();
+            let failing = faults::fail_flushes(dead.paths().segment.path());
+            match running.cancel(first.sequence()) {
+                Err(CancelError::NotDurable { cancelled, .. }) => {
+                    assert_eq!(cancelled, Cancelled::Waiting);
+                }
+                other => panic!("{other:?}"),
+            }
+            drop(failing);
+            let error = running.cancel(second.sequence()).unwrap_err();
+            assert!(matches!(error, CancelError::Poisoned(_)), "{error}");
+            let job = consumer.try_next().unwrap();
+            assert_eq!(job.id(), second);
+            job.ack();
+            assert!(consumer.try_next().is_none());
+            assert_eq!(running.stats().cancelled, 2);
+        });
+    }
+
+    #[test]
+    fn what_a_cancellation_owes_is_settled_when_its_job_was_met() {
+        queues(|running, consumer| {
+            let stripe = &running.dispatch().stripes()[0];
+            let jobs: Vec<_> = (0..3).map(|_| enqueue(running, b"job")).collect();
+            let held = consumer.try_next().unwrap();
+            for job in &jobs {
+                running.cancel(job.sequence()).unwrap();
+            }
+            let dead = running.dead().log().active();
+            running.flush().unwrap();
+            assert!(!dead.owes_nothing());
+            assert!(consumer.try_next().is_none());
+            held.ack();
+            running.sweep_cancels();
+            running.flush().unwrap();
+            assert!(dead.owes_nothing());
+            assert_eq!(stripe.stats().live, 0);
+            let stats = running.stats();
+            assert_eq!((stats.cancelled, stats.acked, stats.dead), (2, 1, 0));
+        });
+    }
+}

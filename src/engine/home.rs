@@ -44,8 +44,9 @@ pub(crate) struct Directories {
 }
 
 impl Directories {
-    /// Opens the subdirectories of a queue and creates missing ones. Their names are durable on
-    /// return.
+    /// Opens the subdirectories of a queue and creates missing ones, whose names are durable on
+    /// return. If an earlier process died before that, they are empty: whoever uses one first makes
+    /// its name durable.
     fn make(queue: &Directory, stripes: u32) -> Result<Self, StorageError> {
         let mut lost = Vec::new();
         let mut open = |parent: &Directory, name: &str| {
@@ -60,9 +61,10 @@ impl Directories {
         let directories = numbers.map(|number| open(&log, &stripe_name(number)));
         let stripes = directories.collect::<Result<_, StorageError>>()?;
         let dead = open(queue, DEAD)?;
-        // A process may have died before the directories that it created were durable.
-        log.flush()?;
-        queue.flush()?;
+        if !lost.is_empty() {
+            log.flush()?;
+            queue.flush()?;
+        }
         Ok(Self {
             stripes,
             dead,
@@ -84,10 +86,13 @@ impl Home {
     ) -> Result<(Self, Directories), OpenError> {
         builder.validate()?;
         let directory = match &builder.in_tree {
-            Some(place) => {
-                Manifest::new_for(builder).check(builder)?;
-                place.directory(builder.file_mode)?
-            }
+            Some(place) => match place.directory(builder.file_mode)? {
+                Some(directory) => directory,
+                None => {
+                    Manifest::new_for(builder).check(builder)?;
+                    place.create_directory(builder.file_mode)?
+                }
+            },
             None => Self::directory_alone(builder)?,
         };
         let lock = DirectoryLock::take(directory, builder.lock_wait)?;
@@ -100,7 +105,9 @@ impl Home {
         };
         home.manifest.check(builder)?;
         home.check_place()?;
-        home.lock.note_holder();
+        if builder.in_tree.is_none() {
+            home.lock.note_holder();
+        }
         let directories = if home.is_new {
             home.create().inspect_err(|_| home.undo_creation())?
         } else {

@@ -150,7 +150,7 @@ impl Serve for MaintenanceTask {
         let engine = self.engine.upgrade()?;
         let mut state = self.state.lock();
         let TaskState { maintenance, next } = &mut *state;
-        let result = user_code::call_own(|| {
+        let result = user_code::call_here(|| {
             if let Some(wake) = engine.signal.take_by(*next) {
                 maintenance.turn(&engine, &wake);
                 *next = maintenance.deadline(&engine);

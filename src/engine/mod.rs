@@ -106,6 +106,12 @@ impl Engine {
         self.home.directory().path()
     }
 
+    /// The name of the queue's directory.
+    pub(crate) fn name(&self) -> &str {
+        let name = self.path().file_name().and_then(|name| name.to_str());
+        name.unwrap_or_default()
+    }
+
     pub(crate) fn durability(&self) -> Durability {
         self.durability
     }

@@ -66,6 +66,8 @@ impl Engine {
         let config = LogConfig {
             segment_size: manifest.segment_size,
             starts_ready: true,
+            // With a limit, a stripe without a segment has to get one before others use up the bytes.
+            starts_idle: builder.starts_idle && builder.max_bytes.is_none(),
             is_new: home.is_new(),
             queue: Arc::clone(home.directory()),
             budget: Arc::new(SpaceBudget::new(builder.max_bytes, manifest.segment_size)),

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::Engine;
 use crate::dispatch::gate::Gate;
+use crate::event_count::EventCount;
 use crate::storage::{Entry, StorageError};
 
 const FILE: &str = "PAUSED";
@@ -45,6 +46,11 @@ impl Engine {
     /// Whether an earlier process has paused the queue.
     pub(super) fn finds_pause(&self) -> Result<bool, StorageError> {
         Ok(self.pause_file().kind()?.is_some())
+    }
+
+    /// Consumers that wait for the end of a pause.
+    pub(crate) fn resumed(&self) -> &EventCount {
+        &self.resumed
     }
 
     pub(crate) fn is_paused(&self) -> bool {

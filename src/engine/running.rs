@@ -126,7 +126,7 @@ impl TimerTask {
 impl Serve for TimerTask {
     fn turn(&self) -> Option<Instant> {
         let engine = self.engine.upgrade()?;
-        let next = user_code::call_own(|| self.rounds(&engine)).unwrap_or_else(|panic| {
+        let next = user_code::call_here(|| self.rounds(&engine)).unwrap_or_else(|panic| {
             event!(error, panic, "a timer has panicked: a bug in logmill");
             None
         });

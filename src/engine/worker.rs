@@ -1,32 +1,38 @@
 //! Marks worker threads, so that a call from one is recognized as coming from a handler.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use super::Engine;
 
-/// What the thread is a worker of, by address; 0 if it is not a worker.
-#[derive(Clone, Copy)]
-pub(crate) struct WorkerMark {
-    pool: usize,
-    queue: usize,
+thread_local! {
+    /// The pool that the thread is a worker of, by address; 0 if it is not a worker.
+    static POOL: Cell<usize> = const { Cell::new(0) };
+    /// The queues that the pool serves, by address.
+    static QUEUES: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
-thread_local! {
-    static CURRENT: Cell<WorkerMark> = const { Cell::new(WorkerMark { pool: 0, queue: 0 }) };
-}
+/// The mark of a worker thread.
+pub(crate) struct WorkerMark;
 
 impl WorkerMark {
-    /// Marks the calling thread as a worker of a pool, identified by its address.
-    pub(crate) fn mark(queue: &Engine, pool: usize) {
-        let queue = std::ptr::from_ref(queue).addr();
-        CURRENT.set(Self { pool, queue });
+    /// Marks the calling thread as a worker of a pool, identified by its address, that serves these
+    /// queues.
+    pub(crate) fn mark<'q>(queues: impl IntoIterator<Item = &'q Engine>, pool: usize) {
+        let queues = queues
+            .into_iter()
+            .map(|queue| std::ptr::from_ref(queue).addr());
+        POOL.set(pool);
+        QUEUES.set(queues.collect());
     }
 
     pub(crate) fn is_current_in(pool: usize) -> bool {
-        CURRENT.get().pool == pool
+        POOL.get() == pool
     }
 
     pub(super) fn is_current_of(queue: &Engine) -> bool {
-        CURRENT.get().queue == std::ptr::from_ref(queue).addr()
+        let queue = std::ptr::from_ref(queue).addr();
+        // A thread that is ending runs no handler.
+        let is_own = QUEUES.try_with(|queues| queues.borrow().contains(&queue));
+        is_own.unwrap_or(false)
     }
 }

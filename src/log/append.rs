@@ -209,6 +209,7 @@ impl Log {
     /// Makes `segment` the active one. Returns the segment that was active before.
     pub(super) fn make_active(&self, next: &mut Next, segment: &Arc<Segment>) -> Arc<Segment> {
         next.put_off = 0;
+        next.is_idle = false;
         let in_use = {
             let mut segments = self.segments.write();
             segments.push_back(Arc::clone(segment));

@@ -18,19 +18,32 @@ const SUFFIX: &str = ".limit";
 const SEGMENTS_PER_RAISE: u64 = 64;
 
 /// The limit in force.
-pub(super) struct SequenceLimit(Sequence);
+pub(super) struct SequenceLimit {
+    limit: Sequence,
+    /// Whether the name of the directory may not be durable: a process made it anew after it was
+    /// lost, and may have died before it flushed the name. Such a directory is empty.
+    is_unnamed: bool,
+}
 
 impl SequenceLimit {
-    /// The highest limit in the directory, or the origin.
-    pub(super) fn find(names: &Names, origin: Sequence) -> Result<Self, StorageError> {
+    /// The highest limit in the directory, or the origin. `is_named`: the name of the directory is
+    /// known to be durable.
+    pub(super) fn find(
+        names: &Names,
+        origin: Sequence,
+        is_named: bool,
+    ) -> Result<Self, StorageError> {
         let names = names.directory().list()?;
         let numbers = names.iter().filter_map(|name| number_of(name));
         let highest = numbers.max().unwrap_or(0);
-        Ok(Self(origin.plus_wide(highest)))
+        Ok(Self {
+            limit: origin.plus_wide(highest),
+            is_unnamed: names.is_empty() && !is_named,
+        })
     }
 
     pub(super) fn sequence(&self) -> Sequence {
-        self.0
+        self.limit
     }
 
     /// Makes sure that the limit is durably at or above the end of a segment with this base.
@@ -41,7 +54,7 @@ impl SequenceLimit {
         capacity: u32,
     ) -> Result<(), StorageError> {
         let end = base.plus(capacity);
-        if end <= self.0 {
+        if end <= self.limit {
             return Ok(());
         }
         let highest =
@@ -51,10 +64,14 @@ impl SequenceLimit {
                 .saturating_add(SEGMENTS_PER_RAISE * u64::from(capacity))
                 .min(highest.get()),
         );
+        if self.is_unnamed {
+            names.flush_own().map_err(|error| error.retold())?;
+            self.is_unnamed = false;
+        }
         entry_of(names, raised).create_empty()?;
         names.flush().map_err(|error| error.retold())?;
-        let old = entry_of(names, self.0);
-        self.0 = raised;
+        let old = entry_of(names, self.limit);
+        self.limit = raised;
         // A file that stays has a lower limit, and does no harm.
         if let Err(error) = old.remove() {
             event!(debug, %error, "an old limit stays");
@@ -76,13 +93,13 @@ fn number_of(name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::faults;
+    use crate::storage::{Operation, faults};
 
     #[test]
     fn the_limit_found_is_the_highest_and_is_raised_only_when_it_is_reached() {
         let dir = tempfile::tempdir().unwrap();
         let origin = Sequence::first_of_stripe(3);
-        let mut limit = SequenceLimit::find(&Names::at(dir.path()), origin).unwrap();
+        let mut limit = SequenceLimit::find(&Names::at(dir.path()), origin, false).unwrap();
         assert_eq!(limit.sequence(), origin);
         let names = Names::at(dir.path());
         limit.raise_above(&names, origin, 10).unwrap();
@@ -95,7 +112,7 @@ mod tests {
         for name in ["00000000000000000009.limit", "9.limit", "x.limit"] {
             std::fs::write(dir.path().join(name), b"").unwrap();
         }
-        let found = SequenceLimit::find(&Names::at(dir.path()), origin).unwrap();
+        let found = SequenceLimit::find(&Names::at(dir.path()), origin, false).unwrap();
         assert_eq!(found.sequence(), raised);
     }
 
@@ -103,7 +120,7 @@ mod tests {
     fn a_limit_that_is_not_durable_is_not_relied_on() {
         let dir = tempfile::tempdir().unwrap();
         let origin = Sequence::first_of_stripe(0);
-        let mut limit = SequenceLimit::find(&Names::at(dir.path()), origin).unwrap();
+        let mut limit = SequenceLimit::find(&Names::at(dir.path()), origin, false).unwrap();
         let names = Names::at(dir.path());
         let fault = faults::fail_flushes(dir.path());
         assert!(limit.raise_above(&names, origin, 1).is_err());
@@ -120,7 +137,8 @@ mod tests {
     fn the_last_limit_of_a_stripe_is_its_last_sequence() {
         let dir = tempfile::tempdir().unwrap();
         let mut limit =
-            SequenceLimit::find(&Names::at(dir.path()), Sequence::first_of_stripe(7)).unwrap();
+            SequenceLimit::find(&Names::at(dir.path()), Sequence::first_of_stripe(7), true)
+                .unwrap();
         let near = Sequence::first_of_stripe(7).plus_wide(Sequence::MAX_WITHIN_STRIPE - 1);
         limit.raise_above(&Names::at(dir.path()), near, 1).unwrap();
         assert_eq!(limit.sequence().stripe(), 7);
@@ -128,5 +146,34 @@ mod tests {
             limit.sequence().within_stripe(),
             Sequence::MAX_WITHIN_STRIPE
         );
+    }
+
+    #[test]
+    fn the_name_of_an_empty_directory_is_made_durable_before_the_first_limit_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let stripe = log.join("00");
+        std::fs::create_dir_all(&stripe).unwrap();
+        let origin = Sequence::first_of_stripe(0);
+        let all = [dir.path(), &log, &stripe];
+        for (is_named, is_empty, expected) in [
+            (false, true, &all[..]),
+            (false, false, &all[2..]),
+            (true, true, &all[2..]),
+        ] {
+            std::fs::remove_dir_all(&stripe).unwrap();
+            std::fs::create_dir(&stripe).unwrap();
+            if !is_empty {
+                std::fs::write(stripe.join("00000000000000000000.limit"), b"").unwrap();
+            }
+            let names = Names::at(&stripe);
+            let mut limit = SequenceLimit::find(&names, origin, is_named).unwrap();
+            let watched = faults::watch(dir.path(), Vec::new());
+            limit.raise_above(&names, origin, 1).unwrap();
+            let mut calls = watched.take_calls();
+            calls.retain(|call| call.operation == Operation::FlushDirectory);
+            let flushed: Vec<_> = calls.iter().map(|call| call.path.as_path()).collect();
+            assert_eq!(flushed, expected);
+        }
     }
 }

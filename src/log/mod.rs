@@ -126,6 +126,9 @@ pub(crate) struct LogConfig {
     pub(crate) segment_size: u64,
     /// Whether an open creates the segment to append to, so that the first append need not.
     pub(crate) starts_ready: bool,
+    /// Whether that is left to the first append all the same, so that a queue that is not used costs
+    /// nothing.
+    pub(crate) starts_idle: bool,
     /// Whether the queue is being created. An open of an existing queue continues without that
     /// segment if the disk is full: its consumers can make room.
     pub(crate) is_new: bool,
@@ -192,6 +195,8 @@ struct Next {
     pool: Spares,
     /// How often preparing a segment was put off since the last roll.
     put_off: u32,
+    /// Whether nothing was appended since the open, so that no segment is prepared yet.
+    is_idle: bool,
     /// Whether the log is closed, so that there is no next segment.
     closed: bool,
 }
@@ -213,7 +218,7 @@ impl Next {
 }
 
 impl Log {
-    /// Opens the log in a directory whose own name is durable: recovers its segments, and starts a
+    /// Opens the log in a directory: recovers its segments, and starts a
     /// new one. Also returns the records that records in this log settle, for the caller to
     /// [settle](Self::settle). The settling records are durable by then. Nothing is sealed, retired
     /// or removed before the caller asks for it.
@@ -227,7 +232,7 @@ impl Log {
         for spare in spare::left_in(&names)? {
             spare.remove()?;
         }
-        let limit = SequenceLimit::find(&names, origin)?;
+        let limit = SequenceLimit::find(&names, origin, config.is_new)?;
         let log = recovery.recover_directory(&names, origin)?;
         // A power cut must not leave a settlement without the record that is its reason.
         for segment in &log.settling {
@@ -241,6 +246,7 @@ impl Log {
             reserved: None,
             pool: Spares::new(config.budget.is_limited()),
             put_off: 0,
+            is_idle: config.starts_idle,
             closed: false,
         };
         let mut segments: VecDeque<_> = log.segments.into();
@@ -249,7 +255,9 @@ impl Log {
         config.budget.force(segments.len() as u64 * size);
         // A log that has jobs to deliver can open without room to enqueue.
         let has_room = config.budget.take(size);
-        let created = if !has_room && !segments.is_empty() {
+        let created = if config.starts_idle {
+            None
+        } else if !has_room && !segments.is_empty() {
             event!(warn, "opened at the limit of max_bytes");
             None
         } else if config.starts_ready {
@@ -384,7 +392,7 @@ impl Log {
     /// the next segment. In that case this puts the preparation off, and returns for how long.
     pub(crate) fn prepare(&self) -> Option<Duration> {
         let mut next = self.next.lock();
-        if next.prepared.is_some() || next.closed {
+        if next.prepared.is_some() || next.closed || next.is_idle {
             return None;
         }
         if next.spares.is_empty() && next.put_off < MOST_PUT_OFF && self.is_kept_up_with() {

@@ -41,6 +41,12 @@ impl Names {
         flushed.inspect_err(|error| self.poison.note(error))
     }
 
+    /// Makes the name of the directory itself durable, and that of the directory which it is in.
+    pub(crate) fn flush_own(&self) -> Result<(), Arc<StorageError>> {
+        let flushed = self.directory.flush_own_names().map_err(Arc::new);
+        flushed.inspect_err(|error| self.poison.note(error))
+    }
+
     /// The poison of the queue that the directory belongs to.
     pub(crate) fn poison(&self) -> &Poison {
         &self.poison

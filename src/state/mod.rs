@@ -145,6 +145,7 @@ impl State {
             segment_size,
             // Many never have a transaction.
             starts_ready: false,
+            starts_idle: false,
             is_new: false,
             queue: Arc::clone(&home),
             budget: Arc::new(SpaceBudget::new(None, 0)),

@@ -130,6 +130,17 @@ impl Directory {
 
     /// Flushes the name of this directory itself.
     pub(crate) fn flush_own_name(&self) -> Result<()> {
+        self.parent()?.flush()
+    }
+
+    /// Flushes the name of this directory itself, and that of the directory which it is in.
+    pub(crate) fn flush_own_names(&self) -> Result<()> {
+        let parent = self.parent()?;
+        parent.flush_own_name()?;
+        parent.flush()
+    }
+
+    fn parent(&self) -> Result<Self> {
         let path = parent_of(&self.path).to_path_buf();
         let handle = Operation::Open.run(&path, || {
             Ok(rustix::fs::openat(
@@ -139,12 +150,11 @@ impl Directory {
                 Mode::empty(),
             )?)
         })?;
-        let parent = Self {
+        Ok(Self {
             handle,
             path,
             file_mode: self.file_mode,
-        };
-        parent.flush()
+        })
     }
 
     /// Locks this directory, whatever its path; false if another process has the lock. The lock is

@@ -219,8 +219,10 @@ fn a_job_of_a_paused_queue_is_cancelled() {
     assert_eq!(drain_payloads(&queue), [b"2", b"3"]);
 }
 
+type End = fn(Job<'_>);
+
 /// How a handler ends.
-const ENDS: [(&str, fn(Job<'_>)); 6] = [
+const ENDS: [(&str, End); 6] = [
     ("ack", |job| job.ack()),
     ("retry", |job| job.retry("no")),
     ("dead letter", |job| job.dead_letter("no")),
@@ -449,10 +451,10 @@ fn a_cancelled_job_in_the_log_holds_nothing_up_and_its_segment_goes() {
     let queue = open(builder(dir.path()));
     for number in 0..400 {
         let id = queue.enqueue(&payload_of(number, 1000)).unwrap();
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             assert_eq!(queue.cancel(id).unwrap(), Cancelled::Waiting);
         }
-        if number % 50 == 0 {
+        if number.is_multiple_of(50) {
             drain(&queue);
         }
     }
@@ -473,7 +475,7 @@ fn race(builder: Builder) {
         queue.workers(3).run(move |job: &Job<'_>| {
             let number = number_in(job.payload());
             begun.count(number);
-            if number % 5 == 0 {
+            if number.is_multiple_of(5) {
                 for _ in 0..2000 {
                     std::hint::spin_loop();
                 }
@@ -502,10 +504,10 @@ fn race(builder: Builder) {
         });
         for number in 0..JOBS {
             let id = queue.enqueue(&payload_of(number, 40)).unwrap();
-            if number % 4 == 0 {
+            if number.is_multiple_of(4) {
                 sender.send((number, id)).unwrap();
             }
-            if number % 100 == 0 {
+            if number.is_multiple_of(100) {
                 thread::sleep(Duration::from_micros(300));
             }
         }

@@ -285,3 +285,40 @@ fn an_observer_may_drop_the_last_handles_of_its_queue_and_of_others_on_the_timer
     drop((consumer, queues));
     eventually("all is closed", || Queues::open(dir.path()).is_ok());
 }
+
+fn files_of(queue: &Queue) -> usize {
+    fs::read_dir(queue.path().join("log/00")).unwrap().count()
+}
+
+#[test]
+fn a_queue_that_is_not_used_has_no_segment_and_a_sleeping_consumer_gets_its_first_job() {
+    let dir = tempfile::tempdir().unwrap();
+    for waiting in 0..4 {
+        let queues = Queues::open(dir.path()).unwrap();
+        let builder = queues.builder("a").stripes(1).segment_size(SEGMENT);
+        let (queue, report) = builder.open().unwrap();
+        assert_eq!((report.jobs, report.is_clean()), (waiting, true));
+        let before = files_of(&queue);
+        thread::scope(|scope| {
+            let consumer = queue.consumer();
+            let next = move || {
+                let held: Vec<_> = (0..=waiting).map(|_| consumer.next().unwrap()).collect();
+                let last = held.last().unwrap().payload().to_vec();
+                held.into_iter().for_each(std::mem::forget);
+                last
+            };
+            let last = scope.spawn(next);
+            // It takes what waits, and goes to sleep.
+            thread::sleep(Duration::from_millis(30));
+            assert_eq!(files_of(&queue), before);
+            if waiting == 0 {
+                assert_eq!(before, 0);
+            }
+            let payload = format!("job {waiting}");
+            queue.enqueue(payload.as_bytes()).unwrap();
+            assert_eq!(last.join().unwrap(), payload.as_bytes());
+            assert!(files_of(&queue) >= 3);
+        });
+        queue.close().unwrap();
+    }
+}

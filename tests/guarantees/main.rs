@@ -10,6 +10,7 @@ mod api_observers;
 mod api_options;
 mod api_pause;
 mod api_payloads;
+mod api_queue_sets;
 mod api_queues;
 mod api_stats;
 mod api_transactions;

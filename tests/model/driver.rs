@@ -111,7 +111,9 @@ impl Case {
         assert_eq!(report.jobs, self.model.live(), "{summary} {report:?}");
         self.model.found(report.jobs);
         let has_died = self.ending != Ending::Closed;
-        assert!(has_died || report.settled == 0, "{report:?}");
+        // A cancelled job that no consumer has come to is marked done by the open.
+        let is_settled = report.settled == 0 || self.model.has_cancelled();
+        assert!(has_died || is_settled, "{report:?}");
         if self.ending == Ending::DiedAtOnce {
             // The process may have died while it was writing a letter.
             let is_letter = |path: &Path| path.parent().is_some_and(|dir| dir.ends_with("dead"));
@@ -281,6 +283,16 @@ impl Case {
                         self.settle(job, outcome);
                     }
                 }
+                &Operation::Cancel(which) => {
+                    if let Some(job) = self.model.any_job(which) {
+                        let answer = queue.cancel(job).unwrap();
+                        self.model.cancelled(job, answer);
+                        for one in held.iter() {
+                            let is_cancelled = self.model.is_cancelled(one.id());
+                            assert_eq!(one.is_cancelled(), is_cancelled, "{}", one.id());
+                        }
+                    }
+                }
                 &Operation::Replay(which) => {
                     if let Some(letter) = self.pick_letter(queue, which) {
                         match queue.dead_letters().replay(letter) {
@@ -381,10 +393,8 @@ impl Case {
                     .sum();
                 // What is beside them for each job: a header, an option, a delay and rounding.
                 let most = bytes as u64 + refused.len() as u64 * 64;
-                assert!(
-                    size > max && (bytes as u64..=most).contains(size),
-                    "{error}"
-                );
+                // It is counted up to where it is too large.
+                assert!(size > max && *size <= most, "{error}");
             }
             error => self.check_no_room(error, refused.len() as u64),
         }

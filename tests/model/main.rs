@@ -123,6 +123,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         24 => settle,
         4 => outcome().prop_map(Operation::SettleAll),
         2 => Just(Operation::NewConsumer),
+        4 => any::<u8>().prop_map(Operation::Cancel),
         2 => any::<u8>().prop_map(Operation::Replay),
         1 => Just(Operation::ReplayAll),
         1 => any::<u8>().prop_map(Operation::Purge),
@@ -151,8 +152,9 @@ fn filled_segment() -> impl Strategy<Value = Vec<Operation>> {
         (vec(size(), 0..2), limit()),
         (vec((100..=255u8).prop_map(Size::Part), 8..12), limit()),
         vec((any::<u8>(), outcome()), 0..3),
+        vec(any::<u8>(), 0..2),
     );
-    parts.prop_map(move |(delayed, due, outcomes)| {
+    parts.prop_map(move |(delayed, due, outcomes, cancelled)| {
         let mut operations = vec![
             enqueue(delayed.0, Due::Far, delayed.1),
             enqueue(due.0, Due::AtOnce, due.1),
@@ -166,6 +168,7 @@ fn filled_segment() -> impl Strategy<Value = Vec<Operation>> {
             operations.push(Operation::Settle { which, outcome });
         }
         operations.push(Operation::SettleAll(Outcome::Ack));
+        operations.extend(cancelled.into_iter().map(Operation::Cancel));
         operations
     })
 }

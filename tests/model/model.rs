@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::time::{Instant, SystemTime};
 
-use logmill::{DeadLetter, Job, JobId, LetterId, Stats};
+use logmill::{Cancelled, DeadLetter, Job, JobId, LetterId, Stats};
 
 use super::labels::Labels;
 use super::operation::{Due, Limit, POLICY_LIMIT};
@@ -72,6 +72,8 @@ pub(crate) struct ModelJob {
     in_order: bool,
     /// A dropped consumer may have claimed it and given it back, out of order.
     given_back: bool,
+    /// It was cancelled, while it waited or while a handler had it.
+    is_cancelled: bool,
     /// The reasons of the attempts that failed since the queue was opened.
     reasons: Vec<(u32, String)>,
     letter: Option<LetterId>,
@@ -152,6 +154,7 @@ struct Counters {
     recovered: u64,
     enqueued: u64,
     acked: u64,
+    cancelled: u64,
     retried: u64,
     dead_lettered: u64,
 }
@@ -222,6 +225,7 @@ impl Model {
             enqueued_at: None,
             in_order: matches!(due, Due::AtOnce | Due::Past),
             given_back: false,
+            is_cancelled: false,
             reasons: Vec::new(),
             letter: None,
         };
@@ -297,8 +301,61 @@ impl Model {
         self.since_open.acked += 1;
     }
 
+    /// Picks a job that was ever enqueued.
+    pub(crate) fn any_job(&self, which: u8) -> Option<JobId> {
+        let at = usize::from(which) % self.jobs.len().max(1);
+        self.jobs.keys().nth(at).copied()
+    }
+
+    /// A job was cancelled, with this answer.
+    pub(crate) fn cancelled(&mut self, sequence: JobId, answer: Cancelled) {
+        let Some(job) = self.jobs.get_mut(&sequence) else {
+            panic!("{sequence} was never enqueued");
+        };
+        let expected = match job.place {
+            Place::Leased => Cancelled::Running,
+            Place::Done | Place::Dead { .. } => Cancelled::Gone,
+            // A consumer may have come to it, and found it dead.
+            Place::Waiting if job.has_no_attempt_left() && answer == Cancelled::Gone => return,
+            _ => Cancelled::Waiting,
+        };
+        assert_eq!(answer, expected, "{sequence} {job:?}");
+        match answer {
+            Cancelled::Waiting => {
+                job.is_cancelled = true;
+                job.place = Place::Done;
+                self.since_open.cancelled += 1;
+            }
+            Cancelled::Running => job.is_cancelled = true,
+            Cancelled::Gone => {}
+        }
+    }
+
+    pub(crate) fn is_cancelled(&self, sequence: JobId) -> bool {
+        self.jobs[&sequence].is_cancelled
+    }
+
+    /// Whether any job was ever cancelled.
+    pub(crate) fn has_cancelled(&self) -> bool {
+        self.jobs.values().any(|job| job.is_cancelled)
+    }
+
+    /// Ends a job that its handler does not ack, if it was cancelled. Returns whether it was.
+    fn ends_cancelled(&mut self, sequence: JobId) -> bool {
+        let job = self.leased(sequence);
+        let is_cancelled = job.is_cancelled;
+        if is_cancelled {
+            job.place = Place::Done;
+            self.since_open.cancelled += 1;
+        }
+        is_cancelled
+    }
+
     /// A held job is about to fail with this reason, and to be retried when `due`.
     pub(crate) fn failed(&mut self, sequence: JobId, reason: &str, due: Due) {
+        if self.ends_cancelled(sequence) {
+            return;
+        }
         let now = Instant::now();
         let job = self.leased(sequence);
         if job.has_no_attempt_left() {
@@ -320,6 +377,9 @@ impl Model {
 
     /// A held job was declared dead.
     pub(crate) fn died(&mut self, sequence: JobId, reason: &str) {
+        if self.ends_cancelled(sequence) {
+            return;
+        }
         let job = self.leased(sequence);
         job.reasons.push((job.attempts, reason.to_owned()));
         job.place = Place::Dead { settled: false };
@@ -471,6 +531,7 @@ impl Model {
                         Place::Waiting
                     }
                 }
+                Place::Leased if job.is_cancelled => Place::Done,
                 Place::Leased => {
                     job.attempts -= 1;
                     job.crashes += u32::from(ending != Ending::Closed);
@@ -505,10 +566,11 @@ impl Model {
     pub(crate) fn agrees_with(&self, stats: &Stats) -> bool {
         stats.recovered == self.since_open.recovered
             && stats.recovered + stats.enqueued
-                == stats.acked + stats.dead_lettered + stats.depth() + stats.lost
+                == stats.acked + stats.cancelled + stats.dead_lettered + stats.depth() + stats.lost
             && stats.lost == 0
             && stats.enqueued == self.since_open.enqueued
             && stats.acked == self.since_open.acked
+            && stats.cancelled == self.since_open.cancelled
             && stats.retried == self.since_open.retried
             && stats.dead_lettered == self.since_open.dead_lettered
             && stats.in_flight == self.count(|place| place == Place::Leased)

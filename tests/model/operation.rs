@@ -95,6 +95,8 @@ pub(crate) enum Operation {
     SettleAll(Outcome),
     /// Drops the consumer and makes another one.
     NewConsumer,
+    /// Cancels a job, wherever it is.
+    Cancel(u8),
     Replay(u8),
     ReplayAll,
     Purge(u8),

@@ -33,6 +33,7 @@ fn dispatch_of(dir: &Path, counted: bool) -> Arc<Dispatch> {
         poison: Arc::default(),
         segment_size: SEGMENT,
         starts_ready: true,
+        starts_idle: false,
         is_new: false,
         queue: Arc::clone(&queue),
         budget: Arc::new(SpaceBudget::new(None, 0)),

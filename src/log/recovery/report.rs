@@ -112,10 +112,12 @@ pub struct RecoveryReport {
     pub ack_words_reset: u64,
     /// Segment headers restored from the copy in the ack file.
     pub headers_mended: Vec<PathBuf>,
-    /// Moves interrupted by a crash that were completed.
+    /// Moves interrupted by a crash that were completed, and cancelled jobs that were still there.
     ///
     /// These are jobs that became letters, letters that were replayed, and jobs that compaction
     /// moved. The job or letter left behind is marked done, so that exactly one of the two exists.
+    /// A [cancelled](crate::Queue::cancel) job that no consumer had come to is marked done as well,
+    /// also after a close.
     pub settled: u64,
 }
 

@@ -80,6 +80,7 @@ impl Fixture {
         let config = LogConfig {
             segment_size: SIZE,
             starts_ready: self.starts_ready,
+            starts_idle: false,
             is_new: self.is_new,
             queue: Arc::new(queue),
             budget: Arc::new(SpaceBudget::new(self.max_bytes, 0)),

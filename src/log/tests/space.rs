@@ -40,7 +40,8 @@ fn a_spare_that_could_not_be_used_stays_counted_in_the_budget() {
     assert_eq!(used(), 2 * SIZE);
     // The limit of sequences has to be raised, and cannot be.
     let nowhere = tempfile::tempdir().unwrap();
-    stripe.next.lock().limit = SequenceLimit::find(&Names::at(nowhere.path()), origin()).unwrap();
+    stripe.next.lock().limit =
+        SequenceLimit::find(&Names::at(nowhere.path()), origin(), true).unwrap();
     let fault = faults::fill_disk(&fixture.dir());
     stripe.prepare();
     assert_eq!(fixture.files(".spare").len(), 1);

@@ -39,6 +39,8 @@ pub(super) struct Setup {
     pub(super) max_bytes: Option<u64>,
     backoff: Duration,
     max_attempts: u8,
+    /// Whether stripes get their first segment with the first append after an open.
+    starts_idle: bool,
 }
 
 impl Setup {
@@ -51,6 +53,7 @@ impl Setup {
                 .then_some(u64::from(stripes) * random.u64(3..6) * SEGMENT_SIZE),
             backoff: Duration::from_millis(random.u64(0..2) * 700),
             max_attempts: random.u8(1..4),
+            starts_idle: random.bool(),
         }
     }
 
@@ -66,6 +69,7 @@ impl Setup {
         if let Some(bytes) = self.max_bytes {
             builder = builder.max_bytes(bytes);
         }
+        builder.starts_idle = self.starts_idle;
         match Running::open_idle(&builder) {
             Ok((running, report)) => (Arc::new(running), report),
             Err(error) => panic!("the queue does not open after a crash: {error}"),

@@ -18,6 +18,11 @@ impl Truth {
                 continue;
             };
             assert_eq!(one.payload, known.payload, "{job} has another payload");
+            if known.is_double {
+                // The power cut that has doubled it was checked.
+                seen.insert(job);
+                continue;
+            }
             if !seen.insert(job) {
                 assert!(crash == Crash::PowerCut, "{job} is in the queue twice");
                 come_again.insert(job);
@@ -265,6 +270,13 @@ impl Truth {
                 is_cancelled: false,
                 end: None,
                 is_beside_its_letter: found.letters.iter().any(|letter| letter.job == one.job),
+                is_double: known.is_some_and(|job| job.is_double)
+                    || found
+                        .jobs
+                        .iter()
+                        .filter(|other| other.job == one.job)
+                        .count()
+                        > 1,
             };
             let highest = self.highest.entry(one.job.stripe()).or_insert(one.job);
             *highest = one.job.max(*highest);

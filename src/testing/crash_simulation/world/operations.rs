@@ -234,7 +234,11 @@ impl World {
         if self.number(20) == 0 {
             self.fail_a_flush();
         }
-        let known = self.shared.truth.borrow().known_jobs();
+        let mut known = self.shared.truth.borrow().known_jobs();
+        if self.number(3) == 0 {
+            let in_hand = self.shared.in_hand.borrow();
+            known.retain(|job| in_hand.iter().any(|one| one.job == *job));
+        }
         let Some(&job) = known.get(self.number(known.len().max(1))) else {
             return;
         };
