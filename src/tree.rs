@@ -25,7 +25,7 @@ use crate::storage::{self, Directory, StorageError};
 use crate::user_code;
 
 /// The directory of the queues.
-const QUEUES: &str = "queues";
+pub(crate) const QUEUES: &str = "queues";
 /// A directory that some file systems have in their root.
 const LOST_AND_FOUND: &str = "lost+found";
 

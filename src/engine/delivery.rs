@@ -224,8 +224,7 @@ impl Engine {
         let Some(leases) = &self.leases else {
             return self.fail(lease, delivery, attempt, failure);
         };
-        // One that had the job when the delivery ended may have acked it since.
-        let others = leases.has_handler(lease.sequence()) || lease.is_done();
+        let others = leases.has_handler(lease.sequence());
         lease.count_failure(others);
         let lease = match attempt.is_suspect() {
             true => lease.into_suspect(),

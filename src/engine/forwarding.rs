@@ -51,11 +51,21 @@ impl Engine {
     /// Appends the jobs of transactions that are not in the queue yet. Returns whether some have to
     /// wait on.
     pub(crate) fn take_waiting(&self) -> Result<bool, Arc<StorageError>> {
-        let Some((state, id)) = self.home.state() else {
+        let Err(error) = self.append_waiting()? else {
             return Ok(false);
         };
+        event!(debug, %error, "jobs of transactions have to wait for room");
+        Ok(true)
+    }
+
+    /// Appends the jobs of transactions that are not in the queue yet. The inner error is why some
+    /// have to wait on.
+    pub(super) fn append_waiting(&self) -> Result<Result<(), EnqueueError>, Arc<StorageError>> {
+        let Some((state, id)) = self.home.state() else {
+            return Ok(Ok(()));
+        };
         if self.is_closed() || !state.has_waiting(id) {
-            return Ok(false);
+            return Ok(Ok(()));
         }
         let mut taken = 0;
         let forwarded = state.forward(id, |job| {
@@ -71,11 +81,8 @@ impl Engine {
             self.dispatch.sleepers.notify_fenced(taken as usize);
         }
         match forwarded {
-            Ok(()) => Ok(false),
-            Err(Ok(error)) => {
-                event!(debug, %error, "jobs of transactions have to wait for room");
-                Ok(true)
-            }
+            Ok(()) => Ok(Ok(())),
+            Err(Ok(error)) => Ok(Err(error)),
             Err(Err(error)) => Err(error),
         }
     }

@@ -29,6 +29,8 @@ pub(crate) struct Home {
     pub(crate) manifest: Manifest,
     /// Whether this process has just created it.
     is_new: bool,
+    /// Whether its id is claimed in its tree.
+    has_claim: bool,
     /// The queue's seat in its tree if it is in one, left after the lock.
     pub(crate) seat: Option<Seat>,
 }
@@ -97,14 +99,16 @@ impl Home {
         };
         let lock = DirectoryLock::take(directory, builder.lock_wait)?;
         let found = read_manifest(lock.directory())?;
-        let home = Self {
+        let mut home = Self {
             lock,
             manifest: found.unwrap_or_else(|| Manifest::new_for(builder)),
             is_new: found.is_none(),
+            has_claim: false,
             seat,
         };
         home.manifest.check(builder)?;
         home.check_place()?;
+        home.claim()?;
         if builder.in_tree.is_none() {
             home.lock.note_holder();
         }
@@ -152,6 +156,21 @@ impl Home {
         })
     }
 
+    /// Claims the queue's id in its tree, unless a copy of it is open.
+    fn claim(&mut self) -> Result<(), OpenError> {
+        let Some((state, id)) = self.state() else {
+            return Ok(());
+        };
+        if !state.claim(id) {
+            return Err(OpenError::Misplaced {
+                path: self.directory().path().to_path_buf(),
+                why: "is a copy of a queue of this directory that is open, or the other way round",
+            });
+        }
+        self.has_claim = true;
+        Ok(())
+    }
+
     /// The state log of the tree that the queue is in, and the id by which that log knows the queue.
     pub(crate) fn state(&self) -> Option<(&State, u64)> {
         let seat = self.seat.as_ref()?;
@@ -180,6 +199,16 @@ impl Home {
             && let Err(error) = try_undo(self.directory(), &self.manifest)
         {
             event!(warn, %error, "something stays of a queue that could not be created");
+        }
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if self.has_claim
+            && let Some((state, id)) = self.state()
+        {
+            state.release(id);
         }
     }
 }

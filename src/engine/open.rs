@@ -39,6 +39,11 @@ impl Engine {
         wakers: Wakers,
     ) -> Result<(Self, RecoveryReport), OpenError> {
         let (home, directories) = Home::open(builder, seat)?;
+        if let Some((state, id)) = home.state()
+            && let Some(error) = state.uncertain(id)
+        {
+            return Err(OpenError::Flush(FlushError(error)));
+        }
         let home = Arc::new(home);
         Self::recover(&home, directories, builder, wakers).inspect_err(|_| home.undo_creation())
     }

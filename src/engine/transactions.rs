@@ -184,6 +184,9 @@ pub(crate) fn commit(
         && let Err(error) = state.flush_records()
     {
         // The disk may have nothing of it, so nothing is done that it is the reason for.
+        if let Some(completes) = completes {
+            state.note_uncertain(completes.job.home, &error);
+        }
         if let Some(source) = source {
             source.withhold();
         }
@@ -241,7 +244,11 @@ fn prepare(
     for (at, running) in parts.queues.iter().enumerate() {
         let taken = match running.is_closed() {
             true => Err(EnqueueError::Closed),
-            false => running.take_room(1),
+            // Those that wait come first. If there is no room for them, the state log would grow.
+            false => running
+                .append_waiting()
+                .unwrap_or_else(|error| Err(EnqueueError::Storage(error)))
+                .and_then(|()| running.take_room(1)),
         };
         if let Err(error) = taken {
             for running in &parts.queues[..at] {

@@ -37,6 +37,17 @@ const AGAIN: Duration = Duration::from_millis(50);
 const WELL_AGAIN: Duration = Duration::from_secs(2);
 
 impl State {
+    /// Claims the id of a queue that is opened. Returns false if another one has it: one of the two
+    /// is a copy.
+    pub(crate) fn claim(&self, queue: u64) -> bool {
+        self.callers.claim(queue)
+    }
+
+    /// Called when the last file of a queue is closed.
+    pub(crate) fn release(&self, queue: u64) {
+        self.callers.release(queue);
+    }
+
     /// Counts a queue among the open ones. `kick` wakes its maintenance.
     pub(crate) fn register(&self, queue: u64, kick: Kick) {
         self.callers.register(queue, kick);

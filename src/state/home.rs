@@ -9,6 +9,7 @@ use crate::Timestamp;
 use crate::error::OpenError;
 use crate::log::manifest::Manifest;
 use crate::storage::{Directory, StorageError};
+use crate::tree::QUEUES;
 
 /// The directory in that of the tree.
 pub(crate) const STATE: &str = "state";
@@ -29,20 +30,53 @@ fn open_or_create(parent: &Directory, name: &str) -> Result<(Directory, bool), S
     }
 }
 
+/// Whether a tree has any queues, or what is left of some.
+fn has_queues(root: &Directory) -> Result<bool, StorageError> {
+    match root.subdirectory(QUEUES)? {
+        Some(queues) => Ok(!queues.list()?.is_empty()),
+        None => Ok(false),
+    }
+}
+
 impl Home {
     /// Opens the state log's directory in that of a tree, or creates it, for segments of this size.
     /// Its name is durable on return.
     pub(super) fn open(root: &Directory, segment_size: u64) -> Result<Self, OpenError> {
-        let (directory, _) = open_or_create(root, STATE)?;
+        let (directory, is_new) = open_or_create(root, STATE)?;
         let directory = Arc::new(directory);
         let found = Manifest::entry(&directory).read_if_exists()?;
-        let (log, is_new) = open_or_create(&directory, LOG)?;
-        directory.flush()?;
-        let lost = (is_new && found.is_some()).then(|| log.path().to_path_buf());
-        let manifest = match found {
+        let mut lost = None;
+        if is_new && has_queues(root)? {
+            // Queues are only created once there is a whole state log.
+            lost = Some(directory.path().to_path_buf());
+        }
+        let found = match found {
             Some(bytes) => {
-                Manifest::decode(&bytes).map_err(|refused| refused.into_error(&directory))?
+                let manifest = Manifest::decode(&bytes);
+                Some(manifest.map_err(|refused| refused.into_error(&directory))?)
             }
+            None => None,
+        };
+        let is_log_lost = directory.subdirectory(LOG)?.is_none();
+        let found = match found {
+            Some(manifest) if is_log_lost => {
+                // Its sequences begin anew, so records in queues must not name them by the old id.
+                let manifest = Manifest {
+                    id: fastrand::u64(1..),
+                    ..manifest
+                };
+                manifest.write(&directory)?;
+                Some(manifest)
+            }
+            found => found,
+        };
+        let (log, _) = open_or_create(&directory, LOG)?;
+        directory.flush()?;
+        if is_log_lost && found.is_some() {
+            lost = Some(log.path().to_path_buf());
+        }
+        let manifest = match found {
+            Some(manifest) => manifest,
             None => {
                 if let Some(found) = log.list()?.into_iter().next() {
                     return Err(OpenError::ManifestMissing {

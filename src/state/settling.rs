@@ -19,6 +19,9 @@ const MOST_WAITING: usize = 64 * 1024;
 pub(super) struct Debts {
     queues: HashMap<u64, OfQueue>,
     keys: OfKeys,
+    /// Queues with a job of which only the next open of this log finds out whether a transaction
+    /// has completed it, as the flush of that has failed.
+    uncertain: HashMap<u64, Arc<StorageError>>,
 }
 
 /// What is to be settled between the state log and one queue.
@@ -129,6 +132,17 @@ impl State {
             &mut debts.queues.entry(queue).or_default().completions,
             completion,
         );
+    }
+
+    /// Notes that only the next open of this log finds out whether a job of a queue is completed.
+    pub(crate) fn note_uncertain(&self, queue: u64, error: &Arc<StorageError>) {
+        let mut debts = self.debts.lock();
+        debts.uncertain.insert(queue, Arc::clone(error));
+    }
+
+    /// Why a queue must not be opened: it would deliver a job again that may be completed.
+    pub(crate) fn uncertain(&self, queue: u64) -> Option<Arc<StorageError>> {
+        self.debts.lock().uncertain.get(&queue).cloned()
     }
 
     /// Whether jobs wait to be appended to a queue.

@@ -1,7 +1,9 @@
 //! Unit tests of the state log.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use crate::dispatch::source::Source;
 use crate::engine::Running;
 use crate::engine::delivery::Attempt;
 use crate::engine::enqueue::Place;
+use crate::engine::letters::letters_of;
 use crate::engine::maintenance::Maintenance;
 use crate::engine::transactions;
 use crate::failure::Failure;
@@ -20,11 +23,18 @@ use crate::log::lease::Lease;
 use crate::log::record::RECORD_HEADER_BYTES;
 use crate::options::{Durability, EnqueueOptions};
 use crate::storage::Operation;
-use crate::storage::faults::{self, Effect, Fault, Plan};
+use crate::storage::faults::{self, Effect, Fault, Moment, Plan};
 use crate::time::stopped;
-use crate::{Builder, Keep, Queues, RetryPolicy, Transaction, TransactionError};
+use crate::{Builder, Keep, OpenError, Queues, RetryPolicy, Transaction, TransactionError};
 
 const SEGMENT_SIZE: u64 = 16 * 1024;
+
+/// A directory in memory, if there is such a place: these tests flush a lot.
+fn scratch() -> TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
+}
 
 fn tree(dir: &Path) -> Queues {
     let options = Queues::options(dir).state_segment_size(SEGMENT_SIZE);
@@ -130,7 +140,7 @@ fn killed(dir: &Path) -> TempDir {
             }
         }
     }
-    let left = tempfile::tempdir().unwrap();
+    let left = scratch();
     copy(dir, left.path());
     left
 }
@@ -186,7 +196,7 @@ fn die(tree: Queues, queues: impl IntoIterator<Item = Arc<Running>>) {
 
 #[test]
 fn settling_waits_until_a_full_segment_needs_it() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let tree = tree(dir.path());
     let mails = queue(&tree, "mails");
     let mut maintenance = Maintenance::new();
@@ -213,7 +223,7 @@ fn settling_waits_until_a_full_segment_needs_it() {
 
 #[test]
 fn after_a_failed_flush_maintenance_is_not_due_again_and_again() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     stopped::set(Some(Duration::from_secs(1_000)));
     let tree = tree(dir.path());
     let mails = queue(&tree, "mails");
@@ -238,7 +248,7 @@ fn after_a_failed_flush_maintenance_is_not_due_again_and_again() {
 
 #[test]
 fn cleaning_does_not_go_round_in_circles_while_jobs_keep_segments() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let first = tree(dir.path());
     let mails = queue(&first, "mails");
     // Each segment has a job that is not settled, and a value that is replaced.
@@ -259,7 +269,7 @@ fn cleaning_does_not_go_round_in_circles_while_jobs_keep_segments() {
 /// Leaves a job whose completion is in the state log, and whose ack has not reached the disk. Its
 /// segment is sealed.
 fn leave_a_completion() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let first = tree(dir.path());
     let orders = queue(&first, "orders");
     for number in 0..40 {
@@ -272,8 +282,11 @@ fn leave_a_completion() -> TempDir {
     let job = take(&orders).unwrap();
     ack_with(&orders, job, with_job(&first, &mails, b"mail")).unwrap();
     let left = killed(dir.path());
-    let acks = "queues/orders/log/00/00000000000000000000.ack";
-    fs::copy(before.path().join(acks), left.path().join(acks)).unwrap();
+    let of_orders = "queues/orders/log/00";
+    let first_segment = segments(&before.path().join(of_orders)).remove(0);
+    let acks = first_segment.with_extension("ack");
+    let to = left.path().join(of_orders).join(acks.file_name().unwrap());
+    fs::copy(&acks, to).unwrap();
     die(first, [orders, mails]);
     left
 }
@@ -319,7 +332,7 @@ fn an_open_that_fails_forgets_no_completion() {
 
 #[test]
 fn damage_in_a_sealed_segment_is_reported() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let first = tree(dir.path());
     for key in 0..10 {
         put(&first, &[key], &[key; 3000]);
@@ -339,7 +352,7 @@ fn damage_in_a_sealed_segment_is_reported() {
 
 #[test]
 fn a_removal_holds_if_a_power_cut_takes_the_value_before_it() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let first = tree(dir.path());
     put(&first, b"k", b"first value");
     let mut transaction = first.transaction();
@@ -368,7 +381,7 @@ fn a_removal_holds_if_a_power_cut_takes_the_value_before_it() {
 
 #[test]
 fn a_job_that_came_by_a_transaction_is_not_moved_before_that_is_settled() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let first = tree(dir.path());
     let mails = queue(&first, "mails");
     with_job(&first, &mails, b"mail").commit().unwrap();
@@ -377,8 +390,8 @@ fn a_job_that_came_by_a_transaction_is_not_moved_before_that_is_settled() {
     let before = killed(dir.path());
     mails.fail(job.lease, job.delivery, job.attempt, again);
     mails.dispatch().keep_delays().unwrap();
-    let first_segment = "queues/mails/log/00/00000000000000000000.seg";
-    let of = |dir: &TempDir| fs::read(dir.path().join(first_segment)).unwrap();
+    let log = "queues/mails/log/00";
+    let of = |dir: &TempDir| fs::read(segments(&dir.path().join(log)).remove(0)).unwrap();
     assert!(of(&dir) == of(&before), "it was moved");
     // It is moved once it is settled.
     mails.keep_delays().unwrap();
@@ -387,4 +400,170 @@ fn a_job_that_came_by_a_transaction_is_not_moved_before_that_is_settled() {
     let mails = queue(&again, "mails");
     assert!(take(&mails).is_none(), "the delay is forgotten");
     die(again, [mails]);
+}
+
+#[test]
+fn a_replayed_job_is_named_with_the_letter_that_it_came_from() {
+    let dir = scratch();
+    let first = tree(dir.path());
+    let (orders, mails) = (queue(&first, "orders"), queue(&first, "mails"));
+    enqueue(&orders, b"order");
+    let job = take(&orders).unwrap();
+    let failure = Failure::dead_letter("of no use");
+    orders.fail(job.lease, job.delivery, job.attempt, failure);
+    orders.flush().unwrap();
+    let before = killed(dir.path());
+    let letters: Vec<_> = letters_of(&orders).map(Result::unwrap).collect();
+    assert_eq!(letters.len(), 1);
+    // A handler takes the new job before it is durable.
+    let left = Rc::new(RefCell::new(None));
+    let observer = {
+        let (left, path) = (Rc::clone(&left), dir.path().to_path_buf());
+        let (first, orders, mails) = (first.clone(), Arc::clone(&orders), Arc::clone(&mails));
+        move |operation, _: &Path, moment| {
+            if operation == Operation::Flush
+                && moment == Moment::Before
+                && let Some(job) = take(&orders)
+            {
+                let mut transaction = with_job(&first, &mails, b"mail");
+                transaction.durability(Durability::Sync);
+                ack_with(&orders, job, transaction).unwrap();
+                *left.borrow_mut() = Some(killed(&path));
+            }
+            Ok(())
+        }
+    };
+    let log = dir.path().join("queues/orders/log");
+    faults::observe(Some((log, Box::new(observer))));
+    orders.replay(&letters).unwrap();
+    faults::observe(None);
+    die(first, [orders, mails]);
+    // A power cut before the flush: nothing of the replay has reached the disk.
+    let left = left.take().expect("taken");
+    let files = "queues/orders/log/00";
+    fs::remove_dir_all(left.path().join(files)).unwrap();
+    let copied = killed(&before.path().join(files));
+    fs::rename(copied.keep(), left.path().join(files)).unwrap();
+    let again = tree(left.path());
+    let (orders, mails) = (queue(&again, "orders"), queue(&again, "mails"));
+    assert_eq!(letters_of(&orders).count(), 0, "its letter is still there");
+    assert!(drain(&orders).is_empty());
+    assert_eq!(drain(&mails), [b"mail"]);
+    die(again, [orders, mails]);
+}
+
+#[test]
+fn an_open_makes_durable_what_an_earlier_one_in_this_process_left_behind() {
+    let dir = scratch();
+    let tree = tree(dir.path());
+    let (orders, mails) = (queue(&tree, "orders"), queue(&tree, "mails"));
+    enqueue(&orders, b"order");
+    let job = take(&orders).unwrap();
+    ack_with(&orders, job, with_job(&tree, &mails, b"mail")).unwrap();
+    // As if the close had failed.
+    orders.die();
+    drop(orders);
+    let watched = faults::watch(&dir.path().join("queues/orders/log"), Vec::new());
+    let orders = queue(&tree, "orders");
+    let is_of_acks = |call: &faults::Call| {
+        call.operation == Operation::Flush && call.path.extension().is_some_and(|it| it == "ack")
+    };
+    // Its completion is forgotten from here on.
+    assert!(watched.take_calls().iter().any(is_of_acks));
+    drop(watched);
+    die(tree, [orders, mails]);
+}
+
+#[test]
+fn a_queue_whose_room_is_short_takes_no_further_transactions() {
+    let dir = scratch();
+    let tree = tree(dir.path());
+    let mails = open(&builder(&tree, "mails").max_bytes(3 * SEGMENT_SIZE));
+    let mut committed = 0;
+    let error = loop {
+        match with_job(&tree, &mails, &[committed; 1000]).commit() {
+            Ok(_) => committed += 1,
+            Err(error) => break error,
+        }
+    };
+    let is_full = |error: &TransactionError| matches!(error, TransactionError::Enqueue(error) if error.is_full());
+    assert!(is_full(&error), "{error}");
+    let mut maintenance = Maintenance::new();
+    let mut found = Vec::new();
+    while let payloads = drain(&mails)
+        && !payloads.is_empty()
+    {
+        found.extend(payloads.into_iter().map(|payload| payload[0]));
+        maintain(&mails, &mut maintenance);
+        maintain(&mails, &mut maintenance);
+    }
+    found.sort_unstable();
+    assert_eq!(found, (0..committed).collect::<Vec<_>>());
+    with_job(&tree, &mails, b"mail").commit().unwrap();
+    die(tree, [mails]);
+}
+
+#[test]
+fn a_queue_is_not_opened_again_while_it_is_uncertain_whether_its_job_is_done() {
+    let dir = scratch();
+    let first = tree(dir.path());
+    let (orders, mails) = (queue(&first, "orders"), queue(&first, "mails"));
+    enqueue(&orders, b"order");
+    let job = take(&orders).unwrap();
+    let fails = fail(&dir.path().join("state/log"), Operation::Flush, Errno::IO);
+    let mut transaction = with_job(&first, &mails, b"mail");
+    transaction.durability(Durability::Sync);
+    let error = ack_with(&orders, job, transaction).unwrap_err();
+    assert!(matches!(error, TransactionError::NotDurable(_)), "{error}");
+    drop(fails);
+    drop(orders);
+    let error = Running::open_idle(&builder(&first, "orders")).map(|_| ());
+    assert!(matches!(error, Err(OpenError::Flush(_))), "{error:?}");
+    drop((mails, first));
+    let again = tree(dir.path());
+    let (orders, mails) = (queue(&again, "orders"), queue(&again, "mails"));
+    assert!(drain(&orders).is_empty());
+    assert_eq!(drain(&mails), [b"mail"]);
+    die(again, [orders, mails]);
+}
+
+#[test]
+fn a_copy_of_a_queue_is_not_opened_beside_it() {
+    let dir = scratch();
+    let tree = tree(dir.path());
+    let mails = queue(&tree, "mails");
+    enqueue(&mails, b"mail");
+    let copied = killed(&dir.path().join("queues/mails"));
+    fs::rename(copied.keep(), dir.path().join("queues/copy")).unwrap();
+    let error = Running::open_idle(&builder(&tree, "copy")).map(|_| ());
+    assert!(
+        matches!(error, Err(OpenError::Misplaced { .. })),
+        "{error:?}"
+    );
+    drop(mails);
+    drop(queue(&tree, "copy"));
+    drop(queue(&tree, "mails"));
+    die(tree, []);
+}
+
+#[test]
+fn a_state_log_that_is_lost_is_reported_and_has_another_id() {
+    let dir = scratch();
+    let first = tree(dir.path());
+    assert!(first.recovery().is_clean());
+    drop(queue(&first, "mails"));
+    drop(first);
+    let id = || fs::read(dir.path().join("state/MANIFEST")).unwrap()[32..40].to_vec();
+    let before = id();
+    fs::remove_dir_all(dir.path().join("state/log")).unwrap();
+    let second = tree(dir.path());
+    assert!(!second.recovery().is_clean());
+    assert_ne!(id(), before, "records would be taken for others");
+    let before = id();
+    drop(second);
+    assert!(tree(dir.path()).recovery().is_clean());
+    assert_eq!(id(), before);
+    fs::remove_dir_all(dir.path().join("state")).unwrap();
+    assert!(!tree(dir.path()).recovery().is_clean());
+    assert!(tree(dir.path()).recovery().is_clean());
 }

@@ -142,10 +142,14 @@ impl Disk {
         self.fails_after = after;
     }
 
-    /// Sets whether the disk is full. A full disk has no room for new files in the stripes' logs.
-    /// (Other files always have room: their errors are tested elsewhere and leave little to crash.)
+    /// Sets whether the disk is full. A full disk has no room for new files in the stripes' logs and
+    /// in the state log. (Other files always have room: their errors are tested elsewhere and leave little to crash.)
     pub(super) fn fill(&mut self, is_full: bool) {
         self.is_full = is_full;
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.is_full
     }
 
     fn fails_now(&mut self) -> bool {
@@ -283,7 +287,7 @@ impl Disk {
                 }
                 self.flushing = Some(written);
             }
-            Operation::Create if self.is_full && path.starts_with("log") => {
+            Operation::Create if self.is_full && is_in_log(path) => {
                 return Err(Errno::NOSPC.into());
             }
             Operation::FlushDirectory => {
@@ -469,6 +473,11 @@ impl Disk {
         left.has_failed = self.has_failed;
         left
     }
+}
+
+/// Whether a file is in the log of a stripe, or in a state log.
+fn is_in_log(path: &Path) -> bool {
+    path.iter().any(|name| name == "log")
 }
 
 /// The first `len` bytes, padded with zeros.

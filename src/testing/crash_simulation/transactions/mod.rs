@@ -25,6 +25,7 @@ use crate::dispatch::source::Source;
 use crate::engine::Running;
 use crate::engine::delivery::Attempt;
 use crate::engine::enqueue::Place;
+use crate::engine::letters;
 use crate::engine::maintenance::Maintenance;
 use crate::engine::transactions;
 use crate::failure::Failure;
@@ -40,6 +41,8 @@ use crate::{Keep, Queues, RetryPolicy, TransactionError};
 const SEGMENT_SIZE: u64 = 16 * 1024;
 const NAMES: [&str; 2] = ["a", "b"];
 const STEPS: usize = 300;
+/// The lease timeout of the first queue.
+const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many recoveries in a row may crash.
 const DEEPEST: u32 = 2;
 
@@ -49,6 +52,8 @@ struct InHand {
     attempt: Attempt,
     delivery: Delivery,
     number: u64,
+    /// When it was taken, by the stopped clock.
+    at: Duration,
 }
 
 /// An open queue.
@@ -89,6 +94,10 @@ fn open_queue(tree: &Queues, name: &str) -> (Arc<Running>, crate::RecoveryReport
         .stripes(1)
         .segment_size(SEGMENT_SIZE)
         .retry(RetryPolicy::fixed(Duration::ZERO).unlimited_attempts());
+    let builder = match name == NAMES[0] {
+        true => builder.lease_timeout(LEASE_TIMEOUT),
+        false => builder,
+    };
     match Running::open_idle(&builder) {
         Ok((running, report)) => (Arc::new(running), report),
         Err(error) => panic!("the queue does not open after a crash: {error}"),
@@ -96,12 +105,45 @@ fn open_queue(tree: &Queues, name: &str) -> (Arc<Running>, crate::RecoveryReport
 }
 
 fn number_in(lease: &Lease) -> u64 {
-    let payload = lease.payload();
+    number_of(lease.payload())
+}
+
+fn number_of(payload: &[u8]) -> u64 {
     u64::from_le_bytes(payload[..8].try_into().expect("8 bytes"))
 }
 
+/// The numbers of the dead letters that are written.
+fn letters_in(running: &Running) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    for pinned in running.dead().log().pins() {
+        let pinned = pinned.expect("mapped");
+        let live = pinned.live_records();
+        numbers.extend(live.map(|record| number_of(record.payload())));
+    }
+    numbers
+}
+
+/// Opens what a crash left, but only one of the queues, and ends again. Returns whether an ack word
+/// was torn.
+fn open_one_only(dir: &Path, random: &mut Rng) -> bool {
+    let tree = open_tree(dir);
+    let (running, report) = open_queue(&tree, NAMES[random.usize(0..NAMES.len())]);
+    if random.bool() {
+        running.die();
+        tree.die();
+    }
+    report.ack_words_reset + tree.recovery().ack_words_reset > 0
+}
+
+/// How a look at the queues ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Kill,
+    Close,
+}
+
 /// Opens what a crash left, and looks at everything.
-fn look(dir: &Path) -> (Found, u64) {
+fn look(dir: &Path, end: End) -> (Found, u64) {
     let tree = open_tree(dir);
     let mut settled = tree.recovery().settled;
     let mut found = Found {
@@ -124,6 +166,8 @@ fn look(dir: &Path) -> (Found, u64) {
             .jobs
             .extend(leases.iter().map(|lease| (number_in(lease), queue)));
         drop((leases, consumer));
+        let letters = letters_in(&running).into_iter();
+        found.jobs.extend(letters.map(|number| (number, queue)));
         open.push(running);
     }
     for key in 0..KEYS {
@@ -132,10 +176,10 @@ fn look(dir: &Path) -> (Found, u64) {
             found.keys.insert(key, u64::from_le_bytes(value));
         }
     }
-    for running in open {
-        running.die();
+    if end == End::Kill {
+        open.iter().for_each(|running| running.die());
+        tree.die();
     }
-    tree.die();
     found.jobs.sort_unstable();
     (found, settled)
 }
@@ -161,12 +205,13 @@ fn check(left: Left<'_>, truth: &Truth, random: &mut Rng) -> (u64, Found) {
         has_torn_acks,
     } = left;
     let cuts = Rc::new(Cell::new(1));
+    let mut random_end = Rng::with_seed(random.u64(..));
     let _restarted = (crash == Crash::PowerCut).then(pretended::restart);
     if depth < DEEPEST && random.u8(0..3) == 0 && !disk.has_failed() {
         let (truth, cuts) = (truth.clone(), Rc::clone(&cuts));
         let ahead = scratch();
         copy_tree(dir, ahead.path());
-        let has_torn_acks = has_torn_acks || look(ahead.path()).0.has_torn_acks;
+        let has_torn_acks = has_torn_acks || look(ahead.path(), End::Kill).0.has_torn_acks;
         let mut random = Rng::with_seed(random.u64(..));
         let mut disk = disk;
         let observer = move |operation: Operation, path: &Path, moment: Moment| {
@@ -193,20 +238,35 @@ fn check(left: Left<'_>, truth: &Truth, random: &mut Rng) -> (u64, Found) {
         };
         faults::observe(Some((dir.to_path_buf(), Box::new(observer))));
     }
-    let (mut found, _) = look(dir);
+    let mut has_torn_acks = has_torn_acks;
+    if random_end.u8(0..4) == 0 {
+        has_torn_acks |= open_one_only(dir, &mut random_end);
+    }
+    let end = match random_end.bool() {
+        true => End::Kill,
+        false => End::Close,
+    };
+    let (mut found, _) = look(dir, end);
     found.has_torn_acks |= has_torn_acks;
     faults::observe(None);
     truth.check(&found, crash);
     // The first open forwards jobs that the second one settles.
-    let (again, _) = look(dir);
+    let (again, _) = look(dir, end);
     assert_eq!(
         (&again.jobs, &again.keys),
         (&found.jobs, &found.keys),
         "a second open finds something else"
     );
-    let (_, settled) = look(dir);
+    let (_, settled) = look(dir, End::Kill);
     assert_eq!(settled, 0, "a third open had something to settle");
     (cuts.get(), found)
+}
+
+impl InHand {
+    /// Whether its delivery may have timed out.
+    fn is_late(&self) -> bool {
+        stopped::now().unwrap_or_default() >= self.at + LEASE_TIMEOUT
+    }
 }
 
 impl Shared {
@@ -282,6 +342,7 @@ impl World {
 
     fn open(&mut self) {
         self.shared.disk.borrow_mut().fail_a_flush(None);
+        self.shared.disk.borrow_mut().fill(false);
         let tree = open_tree(self.dir.path());
         for name in NAMES {
             self.queues.push(Self::open_one(&tree, name));
@@ -310,17 +371,22 @@ impl World {
             15..30 => self.take(queue),
             30..60 => self.commit(queue),
             60..68 => self.ack(queue),
-            68..72 => self.fail(queue),
-            72..84 => self.maintain(queue),
-            84..87 => self.flush(queue),
+            68..73 => self.fail(queue),
+            73..82 => self.maintain(queue),
+            82..85 => self.flush(queue),
+            85..87 => self.replay(queue),
             87..90 => self.wait(),
             90..92 => self.reopen_queue(queue),
             92 => self.reopen(),
-            93..97 => self.crash(if self.number(2) == 0 {
+            94..97 => self.crash(if self.number(2) == 0 {
                 Crash::Kill
             } else {
                 Crash::PowerCut
             }),
+            93 => {
+                let is_full = self.number(3) == 0;
+                self.shared.disk.borrow_mut().fill(is_full);
+            }
             97 => {
                 let after = self.number(8);
                 self.shared.disk.borrow_mut().fail_a_flush(Some(after));
@@ -340,8 +406,9 @@ impl World {
     }
 
     fn durability(&self) -> Durability {
-        match self.number(3) {
+        match self.number(4) {
             0 => Durability::Sync,
+            1 => Durability::Interval(Duration::from_millis(50)),
             _ => Durability::Process,
         }
     }
@@ -355,6 +422,10 @@ impl World {
         };
         let durability = self.durability();
         let options = EnqueueOptions::new().durability(durability);
+        let options = match self.number(6) {
+            0 => options.delay(Duration::from_secs(30)),
+            _ => options,
+        };
         let running = &self.queues[queue].running;
         let payload = self.payload(number);
         let place = Place::on(&running.dispatch().stripes()[0]);
@@ -374,15 +445,26 @@ impl World {
                 return;
             };
             let number = number_in(&lease);
-            self.shared.truth.borrow().check_delivery(number, queue);
-            let (lease, attempt, delivery) = open.running.begin(lease).expect("a live job");
-            open.in_hand.push(InHand {
-                lease,
-                attempt,
-                delivery,
-                number,
-            });
+            if !lease.is_done() {
+                self.shared.truth.borrow().check_delivery(number, queue);
+            }
+            // It may have died of crashes.
+            if let Some((lease, attempt, delivery)) = open.running.begin(lease) {
+                let mut truth = self.shared.truth.borrow_mut();
+                truth.note(number, "delivered");
+                open.in_hand.push(InHand {
+                    lease,
+                    attempt,
+                    delivery,
+                    number,
+                    at: stopped::now().unwrap_or_default(),
+                });
+            }
         }
+    }
+
+    fn put_back_in_hand(&mut self, queue: usize, one: InHand) {
+        self.queues[queue].in_hand.push(one);
     }
 
     fn take_in_hand(&mut self, queue: usize) -> Option<InHand> {
@@ -393,6 +475,10 @@ impl World {
 
     fn ack(&mut self, queue: usize) {
         if let Some(one) = self.take_in_hand(queue) {
+            if self.shared.disk.borrow().has_failed() && one.is_late() {
+                // After a failed flush, no letter is withdrawn.
+                return self.put_back_in_hand(queue, one);
+            }
             self.shared.truth.borrow_mut().begin_ack(one.number);
             let running = &self.queues[queue].running;
             running.ack(one.lease, one.delivery, one.attempt);
@@ -403,7 +489,17 @@ impl World {
     fn fail(&mut self, queue: usize) {
         if let Some(one) = self.take_in_hand(queue) {
             let running = &self.queues[queue].running;
-            let failure = Failure::retry("once more");
+            let (what, failure) = match self.number(8) {
+                0 | 1 => ("dead", Failure::dead_letter("of no use")),
+                2 => (
+                    "failed, with a delay",
+                    Failure::retry_after(Duration::from_secs(20), "later"),
+                ),
+                3 => ("snoozed", Failure::snooze(Duration::from_secs(20))),
+                4 => ("given back", Failure::snooze(Duration::ZERO)),
+                _ => ("failed", Failure::retry("once more")),
+            };
+            self.shared.truth.borrow_mut().note(one.number, what);
             running.fail(one.lease, one.delivery, one.attempt, failure);
         }
     }
@@ -423,13 +519,17 @@ impl World {
         let mut transaction = self.tree().transaction();
         transaction.durability(match noted.is_sync {
             true => Durability::Sync,
+            false if self.number(3) == 0 => Durability::Interval(Duration::from_millis(50)),
             false => Durability::Process,
         });
         for _ in 0..self.number(4) {
             let number = self.shared.truth.borrow_mut().new_number();
             let queue = self.number(NAMES.len());
             let payload = self.payload(number);
-            let options = EnqueueOptions::new();
+            let options = match self.number(6) {
+                0 => EnqueueOptions::new().delay(Duration::from_secs(30)),
+                _ => EnqueueOptions::new(),
+            };
             transaction.add(&self.queues[queue].running, &payload, &options);
             noted.jobs.push((number, queue));
         }
@@ -459,6 +559,7 @@ impl World {
         }
         self.shared.truth.borrow_mut().begin(noted);
         let running = Arc::clone(&self.queues[queue].running);
+        let may_be_late = source.as_ref().is_some_and(InHand::is_late);
         let source = source.map(|one| transactions::Source {
             engine: &running,
             lease: one.lease,
@@ -474,8 +575,15 @@ impl World {
             Err(TransactionError::NotDurable(_)) => self.crash(Crash::PowerCut),
             Err(error) => {
                 let is_poisoned = self.shared.disk.borrow().has_failed();
-                let is_conflict = matches!(error, TransactionError::Conflict { .. });
-                assert!(is_poisoned || is_refused && is_conflict, "{error}");
+                let is_expected = match error {
+                    TransactionError::Conflict { .. } => is_refused,
+                    TransactionError::LeaseLost => may_be_late,
+                    TransactionError::StorageFull(_) | TransactionError::Enqueue(_) => {
+                        self.shared.disk.borrow().is_full()
+                    }
+                    _ => false,
+                };
+                assert!(is_poisoned || is_expected, "{error}");
                 self.shared.truth.borrow_mut().refuse();
             }
         }
@@ -493,6 +601,25 @@ impl World {
             .borrow_mut()
             .note_expiry(value, now + time);
         Keep::For(time)
+    }
+
+    /// Replays a letter, unless a late handler may still ack its job.
+    fn replay(&mut self, queue: usize) {
+        let open = &self.queues[queue];
+        let _ = open.running.write_letters();
+        let letters = letters_in(&open.running);
+        if letters.is_empty() {
+            return;
+        }
+        let number = letters[self.number(letters.len())];
+        if open.in_hand.iter().any(|one| one.number == number) {
+            return;
+        }
+        let of_job = letters::letters_of(&open.running)
+            .filter_map(Result::ok)
+            .filter(|letter| letter.payload[..8] == number.to_le_bytes());
+        self.shared.truth.borrow_mut().note(number, "replayed");
+        let _ = open.running.replay(&of_job.collect::<Vec<_>>());
     }
 
     fn maintain(&mut self, queue: usize) {
@@ -519,7 +646,7 @@ impl World {
 
     fn wait(&self) {
         let now = stopped::now().unwrap_or_default();
-        let pause = [1, 60, 300, 1_500][self.number(4)];
+        let pause = [1, 60, 300, 1_500, 6_000, 40_000][self.number(6)];
         stopped::set(Some(now + Duration::from_millis(pause)));
     }
 
@@ -529,6 +656,7 @@ impl World {
         }
         // Errors of an open are tested elsewhere.
         self.shared.disk.borrow_mut().fail_a_flush(None);
+        self.shared.disk.borrow_mut().fill(false);
         let open = self.queues.remove(queue);
         let Open {
             running,
