@@ -1,12 +1,12 @@
 //! Maintenance of the state log: settling, sealing, retiring, sweeping and cleaning.
 //!
-//! *Sweeping* forgets values that have expired, and marks them done. Each segment has a time for it:
-//! that at which half of its values will have expired, of those that expire at all.
+//! *Sweeping* forgets values that have expired, and marks them done. Each segment has a time for
+//! it: that at which half of its values will have expired, of those that expire at all.
 //!
-//! *Cleaning* frees segments in which few values are still valid: it appends those again, each naming
-//! the record that it replaces, as any new value of a key does. Only sealed segments are cleaned:
-//! what is copied is durable, so that a power cut cannot leave the copy of one key without the other
-//! keys of its transaction.
+//! *Cleaning* frees segments in which few values are still valid: it appends those again, each
+//! naming the record that it replaces, as any new value of a key does. Only sealed segments are
+//! cleaned: what is copied is durable, so that a power cut cannot leave the copy of one key without
+//! the other keys of its transaction.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -108,7 +108,8 @@ impl State {
         let next_seal = self.log.seal(false)?;
         let cleaned = self.clean();
         // Cleaning may have failed for want of the room that this makes.
-        self.index.write().let_go();
+        let unused = self.index.write().let_go();
+        drop(unused);
         self.log.reclaim().map_err(Arc::new)?;
         let mut next = cleaned?.then_some(Duration::ZERO);
         if self.log.has_records() {
@@ -198,8 +199,8 @@ impl State {
         Ok(next)
     }
 
-    /// Frees a sealed segment if most of what these hold is not valid any more. Returns whether that
-    /// was so.
+    /// Frees a sealed segment if most of what these hold is not valid any more. Returns whether
+    /// that was so.
     fn clean(&self) -> Result<bool, Arc<StorageError>> {
         let spare = SPARE_SEGMENTS * self.log.segment_size();
         let overhead = self.log.ack_file_bytes();

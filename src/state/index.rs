@@ -201,11 +201,13 @@ impl Index {
         }
     }
 
-    /// Lets go of full segments without values of keys.
-    pub(super) fn let_go(&mut self) {
-        self.kept
-            .0
-            .retain(|kept| kept.live > 0 || kept.pin.segment().closed().is_none());
+    /// Lets go of full segments without values of keys, and returns them: the last share of a mapping
+    /// is better dropped without a lock.
+    #[must_use]
+    pub(super) fn let_go(&mut self) -> Vec<Pinned> {
+        let is_unused = |kept: &mut Kept| kept.live == 0 && kept.pin.segment().closed().is_some();
+        let gone = self.kept.0.extract_if(.., is_unused);
+        gone.map(|kept| kept.pin).collect()
     }
 
     /// Lets go of all segments, for a log that is closed.
@@ -339,8 +341,8 @@ impl Index {
         self.next_sweep
     }
 
-    /// A segment to be searched for values that have expired at this time; otherwise, how long until
-    /// there is one.
+    /// A segment to be searched for values that have expired at this time; otherwise, how long
+    /// until there is one.
     pub(super) fn begin_sweep(&mut self, now: Timestamp) -> Result<Pinned, Option<Duration>> {
         let kept = &mut self.kept.0;
         let is_due = |kept: &&mut Kept| kept.sweep_in(now) == Some(Duration::ZERO);

@@ -2,10 +2,11 @@
 //! of keys.
 //!
 //! A transaction is a batch of records in this log, so all of it is there or nothing. Its records
-//! are jobs for queues, values of keys, and one that names the job that it completes. From here on all follows the order in which any job moves from one log to another: a record *names*
-//! the record that it settles, and that one is marked done once the new one is durable. So the
-//! job of a queue names the record of this log that it came from, and the new value of a key names
-//! the old one. An open finishes what a crash interrupted.
+//! are jobs for queues, values of keys, and one that names the job that it completes. From here on
+//! all follows the order in which any job moves from one log to another: a record *names* the
+//! record that it settles, and that one is marked done once the new one is durable. So the job of a
+//! queue names the record of this log that it came from, and the new value of a key names the old
+//! one. An open finishes what a crash interrupted.
 //!
 //! This module knows queues by their ids alone. `engine/transactions.rs` brings the two together.
 
@@ -64,8 +65,8 @@ pub(crate) struct State {
     id: u64,
     log: Log,
     poison: Arc<Poison>,
-    /// The segment to append to. Held to append, and to change the index; a lookup does not wait for
-    /// it.
+    /// The segment to append to. Held to append, and to change the index; a lookup does not wait
+    /// for it.
     writer: Mutex<Arc<Segment>>,
     index: RwLock<Index>,
     debts: Mutex<Debts>,
@@ -218,8 +219,8 @@ impl State {
         self.index.read().len()
     }
 
-    /// The keys of a part of the index that begin with `prefix`, with their values; None if there is
-    /// no such part. Each key stays in its part.
+    /// The keys of a part of the index that begin with `prefix`, with their values; None if there
+    /// is no such part. Each key stays in its part.
     pub(crate) fn keys_in(&self, part: usize, prefix: &[u8]) -> Option<Vec<(Vec<u8>, Found)>> {
         (part < SHARDS).then(|| self.index.read().in_shard(part, prefix, Timestamp::now()))
     }
@@ -468,6 +469,6 @@ fn find_entries(log: &Log, debts: &mut Debts) -> Result<Index, Arc<StorageError>
             }
         }
     }
-    index.let_go();
+    drop(index.let_go());
     Ok(index)
 }

@@ -224,9 +224,9 @@ fn what_batches_and_retries_allocate() {
     }
 }
 
-/// What a million keys of 32 bytes with values of 16 take, in heap and mapped files, and how long it
-/// takes to open them. Prints figures for `docs/BENCHMARKS.md`, and fails if they exceed 100 MB of
-/// heap or a second.
+/// What a million keys of 32 bytes with values of 16 take, in heap and mapped files, and how long
+/// it takes to open them. Prints figures for `docs/BENCHMARKS.md`, and fails if they exceed 100 MB
+/// of heap or a second.
 #[test]
 #[ignore = "takes a second optimized, and much longer otherwise"]
 fn a_million_keys() {
