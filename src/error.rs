@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::StorageError;
 use crate::id::{JobId, LetterId};
 
-/// Why a queue could not be opened.
+/// Why a queue could not be opened, or [viewed](crate::View).
 ///
 /// The directory is unchanged, except after [`Storage`](Self::Storage), [`Flush`](Self::Flush) or
 /// [`Thread`](Self::Thread). After these, an existing queue is partly or wholly recovered, and the
@@ -55,6 +55,12 @@ pub enum OpenError {
         path: PathBuf,
         /// The name of one entry in it.
         found: String,
+    },
+    /// There is no queue to [view](crate::View::open): nothing is there, or an empty directory.
+    #[error("{} has no queue in it: give the directory of a queue, which Builder::open creates", path.display())]
+    NoQueue {
+        /// The path that was given.
+        path: PathBuf,
     },
     /// The path, or a part of it, is not a directory.
     #[error("{} is not a directory, and a queue is one: give another path", path.display())]

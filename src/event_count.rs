@@ -30,18 +30,25 @@
 //! not a permit, because a consumer that it does not concern could take a permit from one that it
 //! does.
 //!
-//! A consumer of several queues sleeps at several event counts, see `bell.rs`.
+//! A consumer of several queues sleeps at several event counts, see `bell.rs`. With the feature
+//! `async`, tasks wait beside threads, see `wakers.rs`.
 
 mod bell;
 #[cfg(all(loom, test))]
 mod loom_models;
+#[cfg(feature = "async")]
+mod wakers;
 
 use std::sync::PoisonError;
 use std::time::Instant;
 
 use self::bell::Bells;
 pub(crate) use self::bell::{Bell, Hook};
-use crate::sync::{AtomicUsize, Condvar, Mutex, Ordering, fence};
+#[cfg(feature = "async")]
+pub(crate) use self::wakers::Waiting;
+#[cfg(feature = "async")]
+use self::wakers::Wakers;
+use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, fence};
 
 /// The sleepers of a queue.
 pub(crate) struct EventCount {
@@ -61,12 +68,18 @@ struct State {
     wakes_of_all: u64,
     /// Threads that wait here and elsewhere.
     bells: Bells,
+    #[cfg(feature = "async")]
+    wakers: Wakers,
 }
 
 impl State {
-    /// How many are registered and not yet woken.
+    /// How many threads and tasks are registered and not yet woken.
     fn asleep(&self) -> usize {
-        self.waiting + self.bells.len()
+        let threads = self.waiting + self.bells.len();
+        #[cfg(feature = "async")]
+        return threads + self.wakers.len();
+        #[cfg(not(feature = "async"))]
+        threads
     }
 }
 
@@ -85,6 +98,8 @@ impl EventCount {
                 permits: 0,
                 wakes_of_all: 0,
                 bells: Bells::default(),
+                #[cfg(feature = "async")]
+                wakers: Wakers::default(),
             }),
             wake: Condvar::new(),
         }
@@ -93,9 +108,9 @@ impl EventCount {
     /// Announces that the caller is about to sleep. It must look for work once more, and then
     /// [`wait`](Self::wait) or [`cancel`](Self::cancel).
     pub(crate) fn register(&self) -> Registration {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         state.waiting += 1;
-        self.sleepers.store(state.asleep(), Ordering::Relaxed);
+        self.note_asleep(&state);
         let wakes_of_all = state.wakes_of_all;
         drop(state);
         // Pairs with the fence in `notify_fenced`: of two fences one comes first, and what was
@@ -106,29 +121,39 @@ impl EventCount {
 
     /// Undoes [`register`](Self::register).
     pub(crate) fn cancel(&self, registration: Registration) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.wakes_of_all == registration.wakes_of_all {
-            self.deregister(&mut state);
+        let mut state = self.lock();
+        if state.wakes_of_all == registration.wakes_of_all && !self.deregister(&mut state) {
+            // A thread with a bell, or a task, sleeps on until it is told.
+            self.wake_some(state, 1);
         }
     }
 
-    fn deregister(&self, state: &mut State) {
+    /// Returns false if it has used up a permit.
+    fn deregister(&self, state: &mut State) -> bool {
         // A permit that was meant for the caller goes to another sleeper if there is one: both were
         // told of work, and one of them has found some.
-        if state.waiting > 0 {
+        let has_others = state.waiting > 0;
+        if has_others {
             state.waiting -= 1;
-            self.sleepers.store(state.asleep(), Ordering::Relaxed);
+            self.note_asleep(state);
         } else {
             state.permits -= 1;
-            // A thread with a bell sleeps on until it is told.
-            state.bells.ring(1);
-            self.sleepers.store(state.asleep(), Ordering::Relaxed);
         }
+        has_others
+    }
+
+    fn note_asleep(&self, state: &State) {
+        self.sleepers.store(state.asleep(), Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs under the lock, so lock poisoning carries no information.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sleeps until woken or until the deadline.
     pub(crate) fn wait(&self, registration: Registration, deadline: Option<Instant>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         loop {
             if state.wakes_of_all != registration.wakes_of_all {
                 return;
@@ -177,51 +202,62 @@ impl EventCount {
 
     /// Wakes all registered sleepers, after there was news for them.
     pub(crate) fn notify_all(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         state.wakes_of_all += 1;
         // Unconsumed permits belong to sleepers that this wakes up.
         state.waiting = 0;
         state.permits = 0;
         state.bells.ring(usize::MAX);
+        #[cfg(feature = "async")]
+        let wakers = state.wakers.take(usize::MAX);
         self.sleepers.store(0, Ordering::Relaxed);
         drop(state);
         self.wake.notify_all();
+        #[cfg(feature = "async")]
+        wakers::wake(wakers);
     }
 
     /// Runs `change` so that a consumer that registers later knows of it, and a thread that learns
     /// of it from memory that it released knows of all consumers that registered before. `change`
     /// must not call this event count.
     pub(crate) fn publish<T>(&self, change: impl FnOnce() -> T) -> T {
-        let _state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let _state = self.lock();
         change()
     }
 
     #[cold]
     fn notify_slow(&self, count: usize) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.wake_some(self.lock(), count);
+    }
+
+    /// Wakes up to `count` sleepers, threads before tasks: a thread has nothing else to do first.
+    fn wake_some(&self, mut state: MutexGuard<'_, State>, count: usize) {
         let woken = count.min(state.waiting);
         // Subtracted immediately, so that the next caller does not wake them again.
         state.waiting -= woken;
         state.permits += woken;
-        state.bells.ring(count - woken);
-        self.sleepers.store(state.asleep(), Ordering::Relaxed);
+        let _rung = state.bells.ring(count - woken);
+        #[cfg(feature = "async")]
+        let wakers = state.wakers.take(count - woken - _rung);
+        self.note_asleep(&state);
         drop(state);
         for _ in 0..woken {
             self.wake.notify_one();
         }
+        #[cfg(feature = "async")]
+        wakers::wake(wakers);
     }
 
     /// How many are registered and not yet woken.
     #[cfg(test)]
     pub(crate) fn asleep(&self) -> usize {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.asleep()
+        self.lock().asleep()
     }
 
     /// Whether nobody is registered and no permit is left over.
     #[cfg(test)]
     pub(super) fn is_quiet(&self) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.lock();
         state.asleep() == 0 && state.permits == 0 && self.sleepers.load(Ordering::Relaxed) == 0
     }
 }

@@ -5,10 +5,14 @@
 //! thread until the last lock is released; the locks in this file keep count. Events that a
 //! subscriber's own calls raise while it handles an event are dropped, since they would lead to
 //! further ones without end.
+//!
+//! The wakers of async tasks are user code too, and wait in the same way.
 
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+#[cfg(feature = "async")]
+use std::task::Waker;
 use std::time::Duration;
 
 use crate::user_code;
@@ -24,6 +28,8 @@ thread_local! {
 struct State {
     /// How many locks the thread holds.
     held: u32,
+    /// Whether something waits until the last of them is released. While a subscriber handles an
+    /// event, that can only be wakers.
     has_waiting: bool,
     is_telling: bool,
 }
@@ -53,11 +59,40 @@ pub(crate) fn raise(event: impl FnOnce() + 'static) {
         return;
     }
     // A thread that is ending, and has no locals any more, emits no more events.
-    let kept = WAITING.try_with(|waiting| waiting.borrow_mut().push(Box::new(event)));
+    let kept = WAITING.try_with(|waiting| {
+        waiting.borrow_mut().push(Box::new(move || tell(event)));
+    });
     STATE.set(State {
         has_waiting: kept.is_ok(),
         ..state
     });
+}
+
+/// Wakes a task as soon as the thread holds none of this crate's locks.
+#[cfg(feature = "async")]
+pub(crate) fn wake(waker: Waker) {
+    fn now(waker: Waker) {
+        // Its panic must not end what brought the news.
+        let _ = user_code::call(|| waker.wake());
+    }
+    let state = STATE.get();
+    if state.held == 0 {
+        return now(waker);
+    }
+    let mut waker = Some(waker);
+    let kept = WAITING.try_with(|waiting| {
+        let waker = waker.take();
+        let wake = move || waker.into_iter().for_each(now);
+        waiting.borrow_mut().push(Box::new(wake));
+    });
+    match waker {
+        // A thread that is ending has no locals any more.
+        Some(waker) if kept.is_err() => now(waker),
+        _ => STATE.set(State {
+            has_waiting: true,
+            ..state
+        }),
+    }
 }
 
 fn tell(event: impl FnOnce()) {
@@ -76,8 +111,8 @@ fn tell(event: impl FnOnce()) {
 #[cold]
 fn tell_waiting() {
     let waiting = WAITING.try_with(RefCell::take).unwrap_or_default();
-    for event in waiting {
-        tell(event);
+    for tell in waiting {
+        tell();
     }
 }
 
@@ -106,7 +141,7 @@ impl Drop for Held {
     fn drop(&mut self) {
         let state = STATE.get();
         let held = state.held - 1;
-        let tells = held == 0 && state.has_waiting && !state.is_telling;
+        let tells = held == 0 && state.has_waiting;
         STATE.set(State {
             held,
             has_waiting: state.has_waiting && !tells,
@@ -314,6 +349,7 @@ mod tests {
         let with_others = [
             "dispatch/registry.rs",
             "dispatch/timer.rs",
+            "engine/flusher.rs",
             "engine/maintenance.rs",
             "engine/running.rs",
             "log/mod.rs",

@@ -1,8 +1,13 @@
 //! A delivered job, until it is settled.
 
+#[cfg(feature = "async")]
+mod owned;
+
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+#[cfg(feature = "async")]
+pub use self::owned::OwnedJob;
 use crate::dispatch::lease_timeouts::Delivery;
 use crate::engine::Engine;
 use crate::engine::delivery::Attempt;

@@ -41,6 +41,13 @@
 //! - [`Durability`] decides what a returned enqueue survives; [`EnqueueOptions`] delays a job, or
 //!   waits for room.
 //! - [`DeadLetters`] holds the jobs that failed for good; [`Stats`] has the figures to monitor.
+//! - [`Queue::jobs`] and [`Queue::get`] look at the jobs of an open queue; a [`View`] shows a queue to
+//!   a process that does not have it open.
+//!
+//! # Features
+//! - `async`: for async tasks on any runtime. `AsyncConsumer` awaits jobs, `Queue::enqueue_async`
+//!   awaits room and flushes, and a `Ticket` tells when a job is on stable storage.
+//! - `serde`: ids of jobs and letters as strings.
 //!
 //! # How it works
 //! Producers append records to a memory-mapped segment log, with one atomic add and one release
@@ -79,6 +86,8 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("logmill runs on Linux only; see docs/DESIGN.md");
 
+#[cfg(feature = "async")]
+mod async_consumer;
 mod consumer;
 mod dead_letters;
 mod dispatch;
@@ -114,16 +123,23 @@ mod transaction;
 mod tree;
 mod turns;
 mod user_code;
+mod view;
 mod workers;
 
+#[cfg(feature = "async")]
+pub use async_consumer::AsyncConsumer;
 pub use consumer::Consumer;
 pub use dead_letters::{DeadLetter, DeadLetters};
+#[cfg(feature = "async")]
+pub use engine::ticket::Ticket;
 pub use error::{
     CancelError, Cancelled, DeadLetterError, EnqueueError, FlushError, OpenError, TransactionError,
 };
 pub use failure::{Failure, FailureError};
 pub use id::{JobId, LetterId, ParseIdError};
 pub use job::Job;
+#[cfg(feature = "async")]
+pub use job::OwnedJob;
 pub use keys::{Keys, Value};
 pub use log::headers::Headers;
 pub use log::meta::FailureReason;
@@ -146,6 +162,7 @@ pub use retry::{Jitter, MAX_ATTEMPTS, MAX_CRASHES, RetryPolicy};
 pub use stats::Stats;
 pub use storage::StorageError;
 pub use transaction::{Committed, Completion, Keep, Transaction};
+pub use view::{JobCursor, JobState, View, ViewStats, ViewedJob};
 pub use workers::{ShutdownReport, Workers, WorkersBuilder};
 
 use sequence::Sequence;

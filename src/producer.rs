@@ -1,5 +1,8 @@
 //! A handle for one thread that enqueues jobs.
 
+#[cfg(feature = "async")]
+mod asynchronous;
+
 use std::sync::Arc;
 
 use crate::JobId;

@@ -1,5 +1,9 @@
 //! The queue handle, from which everything else is reached.
 
+#[cfg(feature = "async")]
+mod asynchronous;
+mod looking;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,8 +25,9 @@ use crate::{
 /// queue.
 ///
 /// The queue is closed when its last handle is dropped. Handles are the queues, producers,
-/// consumers, dead letters and worker pools, and the threads of the pools. That drop waits for
-/// flushes and for what the background threads are doing for the queue; if it fails, it only emits an event.
+/// consumers, dead letters and worker pools, and the threads of the pools; with the feature `async`
+/// also the consumers of tasks, and owned jobs. That drop waits for flushes and for what the
+/// background threads are doing for the queue; if it fails, it only emits an event.
 /// [`close`](Self::close) returns the error instead.
 ///
 /// ```
@@ -408,7 +413,7 @@ impl Builder {
 
     fn open_in(&self, seat: Option<Seat>) -> Result<(Queue, RecoveryReport), OpenError> {
         let (running, report) = Running::open(self, seat)?;
-        let running = Arc::new(running);
+        let running = running.share();
         running.show();
         Ok((Queue { running }, report))
     }
@@ -425,7 +430,7 @@ impl Builder {
 impl Queue {
     pub(crate) fn of(running: Running) -> Self {
         Self {
-            running: Arc::new(running),
+            running: running.share(),
         }
     }
 

@@ -61,6 +61,10 @@ pub struct DeadLetters {
 pub struct DeadLetter(Letter);
 
 impl DeadLetter {
+    pub(crate) fn of(letter: Letter) -> Self {
+        Self(letter)
+    }
+
     /// The letter's own id.
     pub fn id(&self) -> LetterId {
         LetterId::of(self.0.sequence)

@@ -160,25 +160,32 @@ impl Dispatch {
     }
 
     fn steal_from(&self, place: ConsumerPlace<'_>, own: &Deques) -> Option<Work> {
+        let mut found = None;
+        let mut is_more_left = false;
         if let Some(other) = &*place.thief() {
             let run = steal(|| other.steal_run()).map(Work::Run);
-            let found = run.or_else(|| {
-                let lease = steal(|| other.leases.steal_batch_and_pop(&own.leases))?;
-                self.offer(own, 0);
-                Some(Work::Lease(lease))
-            });
-            if found.is_some() {
-                if other.has_work() {
+            let lease = || steal(|| other.leases.steal_batch_and_pop(&own.leases)).map(Work::Lease);
+            found = run.or_else(lease);
+            is_more_left = found.is_some() && other.has_work();
+        }
+        // Nobody is woken while the other consumer's place is locked.
+        match &found {
+            Some(work) => {
+                if matches!(work, Work::Lease(_)) {
+                    self.offer(own, 0);
+                }
+                if is_more_left {
                     self.sleepers.notify_fenced(1);
                 }
-                return found;
+            }
+            None => {
+                if !place.note_empty() {
+                    // Others may have looked before the bit was set again.
+                    self.sleepers.notify_fenced(1);
+                }
             }
         }
-        if !place.note_empty() {
-            // Others may have looked before the bit was set again.
-            self.sleepers.notify_fenced(1);
-        }
-        None
+        found
     }
 
     /// Whether there may be new jobs in the logs or in other consumers' deques.

@@ -16,6 +16,8 @@ pub(crate) mod lease_timeouts;
 #[cfg(all(loom, test))]
 mod loom_models;
 mod marks;
+#[cfg(feature = "async")]
+mod polling;
 mod registry;
 pub(crate) mod source;
 pub(crate) mod suspects;

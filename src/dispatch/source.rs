@@ -274,6 +274,11 @@ impl<D: AsRef<Dispatch>> Source<D> {
         Self { dispatch, own }
     }
 
+    #[cfg(feature = "async")]
+    pub(super) fn dispatch(&self) -> &Dispatch {
+        self.dispatch.as_ref()
+    }
+
     /// The next job, if there is one now.
     #[inline]
     pub(crate) fn try_next(&self) -> Option<Lease> {
@@ -328,7 +333,13 @@ impl<D: AsRef<Dispatch>> Source<D> {
     /// Gives a job back that was not delivered.
     #[cold]
     pub(crate) fn put_back(&self, lease: Lease) {
-        self.dispatch.as_ref().inject(lease);
+        let dispatch = self.dispatch.as_ref();
+        // A suspect was taken together with its turn, which ends without a handler.
+        let is_suspect = lease.is_suspect();
+        dispatch.inject(lease);
+        if is_suspect {
+            dispatch.end_suspect();
+        }
     }
 
     fn wait(&self, deadline: Option<Instant>, stopped: impl Fn() -> bool) -> Option<Lease> {

@@ -80,7 +80,7 @@ impl Engine {
         Some((lease, attempt, delivery))
     }
 
-    fn begin_any(&self, lease: Lease) -> Option<(Lease, u32, Delivery)> {
+    fn begin_any(&self, mut lease: Lease) -> Option<(Lease, u32, Delivery)> {
         if lease.is_done() {
             // Done by an earlier delivery that had timed out and succeeded after all.
             return None;
@@ -90,7 +90,7 @@ impl Engine {
             return None;
         }
         let failed = lease.failed();
-        let lease = self.unless_cancelled(lease, failed)?;
+        lease = self.unless_cancelled(lease, failed)?;
         let meta = match lease.has_meta() {
             true => lease.meta(),
             false => Meta::default(),
@@ -134,9 +134,14 @@ impl Engine {
                 let own = meta.options.lease_timeout;
                 let now = self.clock.now();
                 let is_cancelled = |record| self.dispatch.is_cancelled(record);
+                // A delivery that times out is followed by one of an ordinary job.
+                let is_suspect = lease.take_suspicion();
                 let Some((delivery, first)) =
                     leases.begin(&lease, attempts, own, now, is_cancelled)
                 else {
+                    if is_suspect {
+                        lease = lease.into_suspect();
+                    }
                     if let Some(lease) = self.unless_cancelled(lease, failed) {
                         // It is done; or its cancellation has failed at this moment.
                         self.put_back_if_live(lease);

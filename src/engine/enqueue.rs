@@ -19,7 +19,7 @@ use crate::{JobId, Sequence, Timestamp};
 const LETTER_BYTES: usize = 512;
 /// How often a producer that waits for room checks again without being woken: disk space can become
 /// free without this process doing anything.
-const ROOM_POLL: Duration = Duration::from_millis(20);
+pub(super) const ROOM_POLL: Duration = Duration::from_millis(20);
 
 /// Longest payload, in bytes, of a queue with stripes like this one.
 pub(crate) fn max_payload(stripe: &Log) -> usize {
@@ -167,23 +167,40 @@ impl Engine {
         payload: &[u8],
         options: &EnqueueOptions<'_>,
     ) -> Result<JobId, EnqueueError> {
+        let (meta, durability) = self.check(payload, options)?;
+        let record = new_record(options, &meta, payload);
+        let append = || self.append_with_room(&mut place, &record);
+        let job = JobId::of(self.with_room(options.wait, append)?);
+        self.dispatch().sleepers.notify(1);
+        self.make_durable(place.stripe, durability, &[job])?;
+        Ok(job)
+    }
+
+    /// Checks whether a job can be enqueued like this. Returns its metadata and its durability.
+    pub(super) fn check(
+        &self,
+        payload: &[u8],
+        options: &EnqueueOptions<'_>,
+    ) -> Result<(MetaBytes, Durability), EnqueueError> {
         options.validate()?;
         let meta = meta_of(options);
         self.check_len(options.len() + payload.len())?;
         let durability = options.durability.unwrap_or(self.durability());
         self.check_poison(durability)?;
-        let record = new_record(options, &meta, payload);
-        let sequence = self.with_room(options.wait, || {
-            self.take_room(1)?;
-            place.append(&record).map_err(|error| {
-                self.leave_room(1);
-                error.into()
-            })
-        })?;
-        self.dispatch().sleepers.notify(1);
-        let job = JobId::of(sequence);
-        self.make_durable(place.stripe, durability, &[job])?;
-        Ok(job)
+        Ok((meta, durability))
+    }
+
+    /// Appends a record if there is room for another job.
+    pub(super) fn append_with_room(
+        &self,
+        place: &mut Place<'_>,
+        record: &NewRecord<'_>,
+    ) -> Result<Sequence, EnqueueError> {
+        self.take_room(1)?;
+        place.append(record).map_err(|error| {
+            self.leave_room(1);
+            error.into()
+        })
     }
 
     /// Checks the bytes of a job: its name, its headers, and its payload.

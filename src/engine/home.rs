@@ -6,7 +6,7 @@
 //! the new queue do not stay in force.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::OpenError;
@@ -75,6 +75,51 @@ impl Directories {
     }
 }
 
+/// The directory of an existing queue, to look at it from outside.
+pub(crate) fn look(path: &Path) -> Result<(Arc<Directory>, Manifest), OpenError> {
+    let path = storage::absolute(path)?;
+    let Some(directory) = find(&path)? else {
+        return Err(OpenError::NoQueue { path });
+    };
+    let directory = Arc::new(directory);
+    let found = match read_manifest(&directory) {
+        // A queue that is created at this moment has gotten its files after its MANIFEST.
+        Err(OpenError::ManifestMissing { .. }) => read_manifest(&directory),
+        found => found,
+    };
+    match found? {
+        Some(manifest) => Ok((directory, manifest)),
+        None => Err(OpenError::NoQueue { path }),
+    }
+}
+
+/// The directory of a stripe's log, or without a number that of the dead letter log, in that of the
+/// queue; None if it is not there.
+pub(crate) fn directory_of_log(
+    queue: &Directory,
+    stripe: Option<u32>,
+) -> Result<Option<Directory>, StorageError> {
+    match stripe {
+        None => queue.subdirectory(DEAD),
+        Some(number) => match queue.subdirectory(LOG)? {
+            Some(log) => log.subdirectory(&stripe_name(number)),
+            None => Ok(None),
+        },
+    }
+}
+
+/// The directory at this path; None if nothing is there.
+fn find(path: &Path) -> Result<Option<Directory>, OpenError> {
+    match Directory::open(path) {
+        Err(error) if error.io_error().kind() == io::ErrorKind::NotADirectory => {
+            Err(OpenError::NotADirectory {
+                path: storage::in_the_way(path),
+            })
+        }
+        result => Ok(result?),
+    }
+}
+
 fn stripe_name(number: u32) -> String {
     format!("{number:02}")
 }
@@ -123,18 +168,12 @@ impl Home {
     /// Opens or creates the directory of a queue that is in no tree.
     fn directory_alone(builder: &Builder) -> Result<Directory, OpenError> {
         let path = storage::absolute(&builder.path)?;
-        match Directory::open(&path) {
-            Ok(Some(directory)) => Ok(directory.with_file_mode(builder.file_mode)),
-            Ok(None) => {
+        match find(&path)? {
+            Some(directory) => Ok(directory.with_file_mode(builder.file_mode)),
+            None => {
                 Manifest::new_for(builder).check(builder)?;
                 Ok(storage::create_directories(&path, builder.file_mode)?)
             }
-            Err(error) if error.io_error().kind() == io::ErrorKind::NotADirectory => {
-                Err(OpenError::NotADirectory {
-                    path: storage::in_the_way(&path),
-                })
-            }
-            Err(error) => Err(error.into()),
         }
     }
 

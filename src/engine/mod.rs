@@ -4,16 +4,22 @@
 //! and goes through `delivery.rs` to its end. A job that dies becomes a letter in `dead_log.rs`;
 //! `letters.rs` shows letters, and `replay.rs` turns them into jobs again.
 
+#[cfg(feature = "async")]
+mod alarms;
 mod batch;
 mod cancel;
 mod dead_log;
 pub(crate) mod delivery;
 mod depth;
 pub(crate) mod enqueue;
+#[cfg(feature = "async")]
+pub(crate) mod enqueue_async;
 mod failures;
 mod figures;
+#[cfg(feature = "async")]
+mod flusher;
 mod forwarding;
-mod home;
+pub(crate) mod home;
 pub(crate) mod letters;
 pub(crate) mod maintenance;
 mod manifest;
@@ -25,15 +31,23 @@ mod running;
 mod settling;
 #[cfg(all(test, not(loom)))]
 mod tests;
+#[cfg(feature = "async")]
+pub(crate) mod ticket;
 pub(crate) mod transactions;
 pub(crate) mod worker;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+#[cfg(feature = "async")]
+use std::sync::{OnceLock, Weak};
 
+#[cfg(feature = "async")]
+use self::alarms::Alarms;
 use self::dead_log::DeadLog;
 use self::depth::DepthLimit;
+#[cfg(feature = "async")]
+use self::flusher::Flusher;
 use self::home::Home;
 pub(crate) use self::home::names_in;
 use self::maintenance::Signal;
@@ -89,6 +103,15 @@ pub(crate) struct Engine {
     dead_lettered: AtomicU64,
     /// Jobs found at open.
     pub(crate) recovered: u64,
+    /// The engine with its threads, for jobs that keep it open.
+    #[cfg(feature = "async")]
+    running: OnceLock<Weak<Running>>,
+    /// Flushes for those who hold tickets.
+    #[cfg(feature = "async")]
+    flusher: Arc<Flusher>,
+    /// Wakes tasks that wait for room.
+    #[cfg(feature = "async")]
+    alarms: Alarms,
 }
 
 /// Event counts since the queue was opened.
@@ -110,6 +133,10 @@ impl Engine {
     pub(crate) fn name(&self) -> &str {
         let name = self.path().file_name().and_then(|name| name.to_str());
         name.unwrap_or_default()
+    }
+
+    pub(crate) fn home(&self) -> &Home {
+        &self.home
     }
 
     pub(crate) fn durability(&self) -> Durability {

@@ -1,10 +1,16 @@
 //! Opens an engine from a directory, through recovery.
 
 use std::sync::Arc;
+#[cfg(feature = "async")]
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
+#[cfg(feature = "async")]
+use super::alarms::Alarms;
 use super::dead_log::DeadLog;
 use super::depth::{DepthLimit, give_back_room};
+#[cfg(feature = "async")]
+use super::flusher::Flusher;
 use super::home::{Directories, Home};
 use super::maintenance::Signal;
 use super::{Engine, enqueue};
@@ -62,6 +68,8 @@ impl Engine {
         };
         let sleepers = Arc::new(EventCount::new());
         let poison = Arc::<Poison>::default();
+        #[cfg(feature = "async")]
+        let flusher = Arc::new(Flusher::new(&poison));
         let depth = builder.max_depth.map(|max| Arc::new(DepthLimit::new(max)));
         let room = Arc::new(EventCount::new());
         let lost = {
@@ -189,6 +197,12 @@ impl Engine {
             cancelled: AtomicU64::new(0),
             dead_lettered: AtomicU64::new(0),
             recovered: live,
+            #[cfg(feature = "async")]
+            running: OnceLock::new(),
+            #[cfg(feature = "async")]
+            flusher,
+            #[cfg(feature = "async")]
+            alarms: Alarms::default(),
         };
         if engine.finds_pause()? {
             engine.gate().set(Gate::PAUSED);

@@ -3,11 +3,15 @@
 //! A file in the queue's directory says that the queue is paused. It is durable before the call that
 //! pauses returns, and durably gone before consumers get jobs again.
 
+#[cfg(feature = "async")]
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::Engine;
 use crate::dispatch::gate::Gate;
 use crate::event_count::EventCount;
+#[cfg(feature = "async")]
+use crate::event_count::Waiting;
 use crate::storage::{Entry, StorageError};
 
 const FILE: &str = "PAUSED";
@@ -81,5 +85,23 @@ impl Engine {
             }
             self.resumed.wait(registered, deadline);
         }
+    }
+
+    /// Waits, as a task, while the queue is paused and not closed. Returns whether consumers get
+    /// jobs: false once it is closed.
+    #[cfg(feature = "async")]
+    pub(crate) fn poll_resume(&self, waiting: &mut Waiting, context: &Context<'_>) -> Poll<bool> {
+        let look = || match self.is_resting() {
+            false => Some(true),
+            true => self.is_closed().then_some(false),
+        };
+        self.resumed
+            .poll(waiting, context, look, || look().is_some())
+    }
+
+    /// Ends a wait without a look.
+    #[cfg(feature = "async")]
+    pub(crate) fn give_up_resume(&self, waiting: &mut Waiting) {
+        self.resumed.give_up(waiting);
     }
 }

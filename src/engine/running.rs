@@ -4,6 +4,8 @@ use std::ops::Deref;
 #[cfg(test)]
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+#[cfg(feature = "async")]
+use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -64,12 +66,23 @@ impl Engine {
         self.dead.log().reclaim_all()
     }
 
-    /// Makes due jobs available and ends leases that have timed out; returns when the next lease
-    /// would.
+    /// Makes due jobs available, ends leases that have timed out, and wakes tasks whose time has
+    /// come; returns when the next lease or task is due.
     fn bring_back(&self, due: Vec<Lease>) -> Option<Tick> {
         if !due.is_empty() {
             self.dispatch.inject_all(due);
         }
+        let end = self.end_leases();
+        #[cfg(feature = "async")]
+        let end = end
+            .into_iter()
+            .chain(self.alarms.ring(self.clock.now()))
+            .min();
+        end
+    }
+
+    /// Ends leases that have timed out; returns when the next one would.
+    fn end_leases(&self) -> Option<Tick> {
         let (timed_out, next) = self.leases.as_ref()?.time_out(self.clock.now());
         for timed_out in timed_out {
             self.fail_current(
@@ -80,6 +93,14 @@ impl Engine {
             );
         }
         next
+    }
+
+    /// The engine with its tasks, for who has a reference that keeps it open and wants to keep it
+    /// open otherwise.
+    #[cfg(feature = "async")]
+    pub(crate) fn running(&self) -> Arc<Running> {
+        let running = self.running.get().and_then(Weak::upgrade);
+        running.expect("the caller has a reference that keeps the queue open")
     }
 
     /// Does what the timer thread would do if it woke up now.
@@ -141,6 +162,9 @@ pub(crate) struct Running {
     engine: Arc<Engine>,
     /// The timer and maintenance.
     tasks: Vec<Task>,
+    /// The thread that flushes for async tasks, once there is one.
+    #[cfg(feature = "async")]
+    flusher: Mutex<Option<thread::JoinHandle<()>>>,
     /// The threads that do the tasks. Dropped last.
     _runtime: Option<Arc<Runtime>>,
     #[cfg(test)]
@@ -196,9 +220,54 @@ impl Running {
         Self {
             engine,
             tasks,
+            #[cfg(feature = "async")]
+            flusher: Mutex::new(None),
             _runtime: runtime,
             #[cfg(test)]
             is_dead: AtomicBool::new(false),
+        }
+    }
+
+    /// Shares it between handles.
+    pub(crate) fn share(self) -> Arc<Self> {
+        let running = Arc::new(self);
+        #[cfg(feature = "async")]
+        let _ = running.engine.running.set(Arc::downgrade(&running));
+        running
+    }
+
+    /// Starts the thread that flushes for async tasks, if it does not run.
+    #[cfg(feature = "async")]
+    pub(super) fn start_flusher(&self) -> Result<(), OpenError> {
+        if !self.engine.flusher.begin_start() {
+            return Ok(());
+        }
+        let engine = Arc::clone(&self.engine);
+        let started = thread::Builder::new()
+            .name("logmill-flusher".to_owned())
+            .spawn(move || engine.run_flusher());
+        match started {
+            Ok(thread) => {
+                *self.flusher.lock() = Some(thread);
+                Ok(())
+            }
+            Err(error) => {
+                self.engine.flusher.undo_start();
+                Err(OpenError::Thread(error))
+            }
+        }
+    }
+
+    /// Waits for the thread that flushes for async tasks. If it is this thread, as user code called
+    /// from it held the last handle, it ends when that code has returned.
+    #[cfg(feature = "async")]
+    fn stop_flusher(&self) {
+        self.engine.flusher.stop();
+        if let Some(thread) = self.flusher.lock().take()
+            && thread.thread().id() != thread::current().id()
+        {
+            // It does not panic; if it did, that has been reported, and closing goes on.
+            let _ = thread.join();
         }
     }
 
@@ -233,11 +302,17 @@ impl Drop for Running {
         // If user code called from a turn held the last handle, that turn ends when the code has
         // returned, and keeps the engine alive until then. Any other turn is waited for.
         self.tasks.clear();
+        #[cfg(feature = "async")]
+        self.stop_flusher();
         if let Some((state, id)) = self.engine.home.state() {
             state.leave(id);
         }
         let closed = self.engine.close().and(self.engine.close_dead_log());
         if let Err(error) = closed {
+            #[cfg(feature = "async")]
+            for stripe in self.engine.dispatch.stripes() {
+                stripe.rounds.close(&error);
+            }
             // Everything is in the page cache, and the next open scans what was not sealed.
             event!(error, %error, "the queue was not closed cleanly");
         }

@@ -76,14 +76,13 @@ impl Bells {
         self.hung.len()
     }
 
-    /// Takes up to `count` bells out, the oldest first, and rings them.
-    pub(super) fn ring(&mut self, count: usize) {
-        for _ in 0..count {
-            let Some((_, bell)) = self.hung.pop_first() else {
-                break;
-            };
+    /// Takes up to `count` bells out, the oldest first, and rings them. Returns how many.
+    pub(super) fn ring(&mut self, count: usize) -> usize {
+        let count = count.min(self.hung.len());
+        for (_, bell) in (0..count).filter_map(|_| self.hung.pop_first()) {
             bell.ring();
         }
+        count
     }
 }
 

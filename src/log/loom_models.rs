@@ -1,7 +1,7 @@
 //! Loom models of the log's protocols: appending, claiming, flushing, acks and retirement.
 //!
 //! ```text
-//! RUSTFLAGS="--cfg loom" cargo test --release --lib loom
+//! RUSTFLAGS="--cfg loom" cargo test --release --all-features --lib loom
 //! ```
 //!
 //! Loom runs each model in all interleavings, or in those with few preemptions, and with every
@@ -10,6 +10,9 @@
 //! lies in a mapping is modelled with the orderings of `segment/` and `ack/`: the words by loom's
 //! atomics, and the bytes by loom's cells, which report an access that does not happen after the
 //! store whose value it sees.
+
+#[cfg(feature = "async")]
+mod rounds;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, PoisonError};

@@ -143,6 +143,9 @@ impl Graveyard {
 impl Log {
     /// Flushes everything appended before this call; with `acks_too`, the acks as well.
     pub(crate) fn flush(&self, acks_too: bool) -> Result<(), Arc<StorageError>> {
+        #[cfg(feature = "async")]
+        self.rounds.flush(|| self.flush_segments(acks_too))?;
+        #[cfg(not(feature = "async"))]
         self.flush_segments(acks_too)?;
         if acks_too {
             // Acks in removed segments are durable when the removal is. This waits for a removal in

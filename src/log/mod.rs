@@ -32,13 +32,17 @@ mod owed;
 pub(crate) mod pinned;
 pub(crate) mod poison;
 mod progress;
+pub(crate) mod raw;
 pub(crate) mod record;
 pub(crate) mod records;
 pub(crate) mod recovery;
 pub(crate) mod reserve;
+#[cfg(feature = "async")]
+pub(crate) mod rounds;
 pub(crate) mod run;
 pub(crate) mod segment;
 mod segments;
+pub(crate) mod snapshot;
 mod spare;
 mod stats;
 pub(crate) mod tail;
@@ -65,6 +69,8 @@ use self::names::Names;
 use self::poison::Poison;
 use self::records::Mender;
 use self::recovery::{Quarantined, Recovery};
+#[cfg(feature = "async")]
+use self::rounds::Rounds;
 use self::segment::{Paths, Segment, Warm};
 use self::segments::Segments;
 use self::spare::{Spare, Spares};
@@ -165,6 +171,9 @@ pub(crate) struct Log {
     next: Mutex<Next>,
     /// The segment that was created at open, until it is warm.
     cold: Mutex<Option<Arc<Segment>>>,
+    /// The flushes so far, for those who wait for one.
+    #[cfg(feature = "async")]
+    pub(crate) rounds: Arc<Rounds>,
     /// Whether a flush was requested since the prepared segment was last flushed.
     flush_asked: AtomicBool,
     /// Whether jobs of this stripe wait in the timer, or did recently.
@@ -308,6 +317,8 @@ impl Log {
             failed_scan: OnceLock::new(),
             next: Mutex::new(next),
             cold: Mutex::new(created),
+            #[cfg(feature = "async")]
+            rounds: Arc::new(Rounds::new()),
             flush_asked: AtomicBool::new(false),
             has_waiting: AtomicBool::new(false),
             maintenance: Mutex::new(graveyard),

@@ -191,7 +191,7 @@ impl Pinned {
         let mut units = segment::START.units;
         loop {
             read_in(units + HEADER_UNITS)?;
-            let record = records.plausible_record(units, end)?;
+            let record = records.raw().plausible_record(units, end)?;
             let header = record.header();
             if header.is_job() && header.index >= index {
                 return None;
@@ -199,7 +199,7 @@ impl Pinned {
             if header.is_job() && !self.maps.acks.is_done(header.index) {
                 read_in(record.next())?;
                 let salt = self.segment.identity().salt;
-                return Some(*records.valid_record(units, end, salt)?.header());
+                return Some(*records.raw().valid_record(units, end, salt)?.header());
             }
             units = record.next();
         }

@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use super::header::{self, FileKind, Identity};
+use super::raw::RawSegment;
 use super::record::{
     self, Content, HEADER_UNITS, Header, KIND_PAD, NewRecord, RECORD_HEADER_BYTES, UNIT,
 };
@@ -66,13 +67,6 @@ impl Records {
         (self.file.len() / UNIT) as u32
     }
 
-    /// The word at `units`, for a scan.
-    pub(crate) fn unit(&self, units: u32) -> u64 {
-        self.file
-            .word64(units as usize * UNIT)
-            .load(Ordering::Relaxed)
-    }
-
     /// The bytes behind the header of a record of `len` bytes, without the first `from` of them.
     #[inline]
     pub(super) fn content(&self, units: u32, from: usize, len: u32) -> &[u8] {
@@ -133,26 +127,9 @@ impl SoleAccess<'_> {
         unsafe { self.0.file.bytes(0, self.0.file.len()) }
     }
 
-    /// The word at `units`.
-    pub(crate) fn unit(&self, units: u32) -> u64 {
-        self.0.unit(units)
-    }
-
-    /// The record at `units` if its header is plausible and it fits below `end`; the check value is
-    /// not verified.
-    pub(crate) fn plausible_record(&self, units: u32, end: u32) -> Option<Record<'_>> {
-        let header = self.0.plausible_header(units, end)?;
-        Some(Record {
-            records: self.0,
-            units,
-            header,
-        })
-    }
-
-    /// The record at `units`, if there is a complete, valid one below `end`.
-    pub(crate) fn valid_record(&self, units: u32, end: u32, salt: u64) -> Option<Record<'_>> {
-        let record = self.plausible_record(units, end)?;
-        record.has_valid_check(salt).then_some(record)
+    /// The whole file, as records.
+    pub(crate) fn raw(&self) -> RawSegment<'_> {
+        RawSegment::new(self.bytes())
     }
 
     /// Writes a record's header again.

@@ -16,6 +16,7 @@ mod error;
 pub(crate) mod faults;
 pub(crate) mod mapped;
 pub(crate) mod mappings;
+mod reading;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ pub(crate) use self::directory::{Directory, absolute, create_directories, in_the
 pub(crate) use self::entry::{Entry, Kind};
 pub use self::error::StorageError;
 use self::error::{Context, Result};
+pub(crate) use self::reading::ReadFile;
 
 /// A system call on a file or directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

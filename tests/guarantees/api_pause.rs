@@ -110,3 +110,25 @@ fn workers_rest_while_a_queue_is_paused_and_can_be_shut_down() {
     queue.clone().close().unwrap();
     eventually("the workers have ended", || workers.alive() == 0);
 }
+
+#[test]
+fn a_job_with_a_crash_is_delivered_when_the_queue_is_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()));
+    queue.enqueue(b"suspect").unwrap();
+    let consumer = queue.consumer();
+    let held = consumer.next().unwrap();
+    let crashed = crash_copy(dir.path());
+    held.ack();
+    let queue = open_after_kill(builder(crashed.path()));
+    queue.pause().unwrap();
+    let consumer = queue.consumer();
+    for _ in 0..2 {
+        assert!(consumer.try_next().is_none());
+        assert!(consumer.next_timeout(BRIEF).is_none());
+    }
+    queue.resume().unwrap();
+    let job = consumer.next_timeout(BRIEF).expect("the job is back");
+    assert_eq!((job.payload(), job.crashes()), (&b"suspect"[..], 1));
+    job.ack();
+}

@@ -5,6 +5,7 @@ mod api_batches;
 mod api_cancel;
 mod api_dead_letters;
 mod api_deliveries;
+mod api_looking;
 mod api_names;
 mod api_observers;
 mod api_options;
@@ -15,6 +16,8 @@ mod api_queues;
 mod api_stats;
 mod api_transactions;
 mod api_workers;
+mod g10_under_load;
+mod g10_views;
 mod g11_transactions;
 mod g1_at_least_once;
 mod g2_crashes;
@@ -59,5 +62,6 @@ fn child() {
         ),
         ("replay", api_dead_letters::replay_all),
         ("pass on", g11_transactions::pass_on_until_killed),
+        ("work under views", g10_under_load::work_under_views),
     ]);
 }

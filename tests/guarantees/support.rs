@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -293,7 +293,17 @@ impl Journal {
 
     /// The numbers noted so far; empty if there is no such file.
     pub(crate) fn read(path: &Path) -> Vec<u64> {
-        let bytes = fs::read(path).unwrap_or_default();
+        Self::read_from(path, 0)
+    }
+
+    /// The numbers noted so far, without the first `skipped`.
+    pub(crate) fn read_from(path: &Path, skipped: usize) -> Vec<u64> {
+        let mut bytes = Vec::new();
+        if let Ok(mut file) = File::open(path) {
+            let from = SeekFrom::Start(8 * skipped as u64);
+            file.seek(from).expect("seekable");
+            file.read_to_end(&mut bytes).expect("readable");
+        }
         bytes
             .as_chunks()
             .0

@@ -391,9 +391,9 @@ impl Case {
                     .iter()
                     .map(|payload| labels.len() + payload.len())
                     .sum();
-                // What is beside them for each job: a header, an option, a delay and rounding.
+                // What is beside them for each job: a header, an option, a delay and rounding. It may
+                // be refused before all of this is added up.
                 let most = bytes as u64 + refused.len() as u64 * 64;
-                // It is counted up to where it is too large.
                 assert!(size > max && *size <= most, "{error}");
             }
             error => self.check_no_room(error, refused.len() as u64),

@@ -24,11 +24,13 @@
 //! A delivery begins with one store that sets the running bit; a failure clears it. If recovery
 //! finds the bit set, the job was in a handler when its process died: a crash.
 
+mod copied;
 #[cfg(test)]
 mod tests;
 
 use std::sync::atomic::Ordering;
 
+pub(crate) use self::copied::CopiedAcks;
 use super::header::{FILE_HEADER_BYTES, MARK_OFFSET};
 use super::mark::Mark;
 use crate::storage::mapped::MappedFile;

@@ -99,14 +99,14 @@ pub fn scan(
     } else {
         ScanLimit::AtMost(limit)
     };
-    let scan = Scan::run(&access, limit, salt, max_record);
+    let scan = Scan::run(access.raw(), limit, salt, max_record);
     for region in &scan.regions {
         access.cover(region.from, region.to, region.index, salt);
     }
     let covered = access.bytes().to_vec();
     let mut jobs = Vec::new();
     let mut at = START.units;
-    while let Some(record) = access.valid_record(at, scan.end.units, salt) {
+    while let Some(record) = access.raw().valid_record(at, scan.end.units, salt) {
         let header = *record.header();
         if header.is_job() {
             jobs.push((header.index, at));

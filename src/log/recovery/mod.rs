@@ -36,12 +36,11 @@ mod checksums;
 pub(crate) mod fuzzing;
 mod quarantine;
 mod report;
-mod scan;
+pub(super) mod scan;
 #[cfg(test)]
 mod tests;
 
 use std::ffi::OsStr;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -58,7 +57,8 @@ use super::tail::Position;
 use crate::Sequence;
 use crate::events::event;
 use crate::log::pinned::Pinned;
-use crate::log::records::{Mender, Records, SoleAccess};
+use crate::log::raw::RawSegment;
+use crate::log::records::{Mender, Records};
 use crate::storage::mappings::{self, Purpose};
 use crate::storage::{Directory, Entry, Kind, StorageError};
 
@@ -250,11 +250,7 @@ impl Recovery<'_> {
         let len = u64::from(units) * UNIT as u64;
         let mut records = Records::open(paths.segment.clone(), len, Purpose::Look)?;
         let capacity = segment::capacity_of(self.segment_size);
-        let seal = header::decode_seal(identity.salt, &own_header).filter(|end| {
-            let all_units = (self.segment_size as usize / UNIT) as u32;
-            (START.units..=all_units).contains(&end.units)
-                && end.index <= (end.units - START.units) / HEADER_UNITS
-        });
+        let seal = seal_of(&identity, &own_header);
         let mut missing = Vec::new();
         let (end, sealed, unscanned) = match seal {
             // Row 4.
@@ -272,7 +268,7 @@ impl Recovery<'_> {
                     Some(_) => ScanLimit::CutOff(limit),
                     None => ScanLimit::AtMost(limit),
                 };
-                let scan = self.scan(&paths.segment, &access, limit, identity.salt)?;
+                let scan = self.scan(&paths.segment, access.raw(), limit, identity.salt)?;
                 self.report.bytes_scanned += file_len;
                 // Until it is sealed, a file has the length with which it was created.
                 let len = seal.map_or(self.segment_size, |end| u64::from(end.units) * UNIT as u64);
@@ -455,7 +451,7 @@ impl Recovery<'_> {
         let salt = segment.identity().salt;
         let mut access = pinned.sole_access(mender);
         let entry = &segment.paths().segment;
-        let scan = self.scan(entry, &access, limit, salt)?;
+        let scan = self.scan(entry, access.raw(), limit, salt)?;
         self.report.bytes_scanned += u64::from(end.units) * UNIT as u64;
         self.mend(segment.base(), entry, &mut access, salt, &scan.regions)?;
         let (mut lost, mut complete) = (0, false);
@@ -475,32 +471,27 @@ impl Recovery<'_> {
     fn scan(
         &self,
         entry: &Entry,
-        records: &SoleAccess<'_>,
+        records: RawSegment<'_>,
         limit: ScanLimit,
         salt: u64,
     ) -> Result<Scan, StorageError> {
         let max_record = super::max_record_bytes(self.segment_size);
-        let scan = Scan::run(records, limit, salt, max_record);
-        match scan.not_understood {
-            None => Ok(scan),
-            Some(units) => {
-                let offset = u64::from(units) * UNIT as u64;
-                let why = format!(
-                    "the record at byte {offset} is of a later version of this library: open the queue with that version"
-                );
-                Err(StorageError::new(
-                    "read",
-                    entry.path(),
-                    io::Error::other(why),
-                ))
-            }
-        }
+        Scan::of_file(entry, records, limit, salt, max_record)
     }
+}
+
+/// The end of the records of a sealed segment, from its header.
+pub(super) fn seal_of(identity: &Identity, header: &[u8]) -> Option<Position> {
+    header::decode_seal(identity.salt, header).filter(|end| {
+        let all_units = (identity.segment_size as usize / UNIT) as u32;
+        (START.units..=all_units).contains(&end.units)
+            && end.index <= (end.units - START.units) / HEADER_UNITS
+    })
 }
 
 /// The base in a file's name, within its stripe. None for names that this library cannot have
 /// given, including bases so high that their segment's sequences would leave the stripe.
-fn base_of(name: &str, suffix: &str, capacity: u32) -> Option<u64> {
+pub(super) fn base_of(name: &str, suffix: &str, capacity: u32) -> Option<u64> {
     let digits = name.strip_suffix(suffix)?;
     if digits.len() != 20 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;

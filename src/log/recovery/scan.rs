@@ -3,19 +3,20 @@
 //! It only reads. Its time is linear in the segment's size, whatever the bytes are.
 
 use std::collections::HashMap;
+use std::io;
 
 use super::checksums::Checksums;
 use crate::Sequence;
 use crate::log::meta::{Elsewhere, Meta};
+use crate::log::raw::{RawRecord, RawSegment};
 use crate::log::record::{self, HEADER_UNITS, Header, KIND_PAD, RECORD_HEADER_BYTES, UNIT};
-use crate::log::records::Record;
-use crate::log::records::SoleAccess;
 use crate::log::segment::START;
 use crate::log::tail::Position;
+use crate::storage::{Entry, StorageError};
 
 /// How the place where a scan ends is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ScanLimit {
+pub(crate) enum ScanLimit {
     /// Records may end anywhere up to here, and producers may have died before they wrote theirs.
     AtMost(Position),
     /// A seal proves that all records were written; the file has been cut off here since.
@@ -26,36 +27,36 @@ pub(super) enum ScanLimit {
 
 /// The result of a scan: valid records up to `end`, except for the regions and ordinals listed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Scan {
+pub(crate) struct Scan {
     /// The position after the last valid record or region.
-    pub(super) end: Position,
-    pub(super) regions: Vec<Region>,
+    pub(crate) end: Position,
+    pub(crate) regions: Vec<Region>,
     /// Ordinals `[from, to)` without a record that can be live: lost ones, and cancellations.
-    pub(super) missing: Vec<(u32, u32)>,
+    pub(crate) missing: Vec<(u32, u32)>,
     /// The first record that only a later version of this library knows the meaning of.
-    pub(super) not_understood: Option<u32>,
+    pub(crate) not_understood: Option<u32>,
     /// What the records settle.
-    pub(super) settles: Vec<Sequence>,
+    pub(crate) settles: Vec<Sequence>,
     /// What the records settle elsewhere.
-    pub(super) settles_elsewhere: Vec<Elsewhere>,
+    pub(crate) settles_elsewhere: Vec<Elsewhere>,
     /// Bytes hashed during the scan.
     #[cfg(fuzzing)]
-    pub(super) hashed: usize,
+    pub(crate) hashed: usize,
 }
 
 /// Units that hold no valid record.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Region {
-    pub(super) from: u32,
-    pub(super) to: u32,
+pub(crate) struct Region {
+    pub(crate) from: u32,
+    pub(crate) to: u32,
     /// The lowest ordinal that the next record can have.
-    pub(super) index: u32,
+    pub(crate) index: u32,
     /// The kind of damage.
-    pub(super) kind: RegionKind,
+    pub(crate) kind: RegionKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RegionKind {
+pub(crate) enum RegionKind {
     /// All zero: reserved by a producer that died before it wrote anything.
     Hole,
     /// Starts with a zero length.
@@ -68,8 +69,8 @@ pub(super) enum RegionKind {
 
 impl Scan {
     /// Scans the units of a segment up to the limit, for records of at most `max_record` bytes.
-    pub(super) fn run(
-        records: &SoleAccess<'_>,
+    pub(crate) fn run(
+        records: RawSegment<'_>,
         limit: ScanLimit,
         salt: u64,
         max_record: usize,
@@ -106,10 +107,54 @@ impl Scan {
         }
         scanner.scan
     }
+
+    /// Scans the segment file of this name. A record that only a later version of this library
+    /// understands is an error.
+    pub(crate) fn of_file(
+        entry: &Entry,
+        records: RawSegment<'_>,
+        limit: ScanLimit,
+        salt: u64,
+        max_record: usize,
+    ) -> Result<Self, StorageError> {
+        let scan = Self::run(records, limit, salt, max_record);
+        match scan.not_understood {
+            None => Ok(scan),
+            Some(units) => {
+                let offset = u64::from(units) * UNIT as u64;
+                let why = format!(
+                    "the record at byte {offset} is of a later version of this library: open the queue with that version"
+                );
+                Err(StorageError::new(
+                    "read",
+                    entry.path(),
+                    io::Error::other(why),
+                ))
+            }
+        }
+    }
+
+    /// The records that the scan found in these bytes, in order.
+    pub(crate) fn records<'a>(
+        &self,
+        scanned: RawSegment<'a>,
+    ) -> impl Iterator<Item = RawRecord<'a>> {
+        let mut at = START.units;
+        let mut regions = self.regions.iter().peekable();
+        std::iter::from_fn(move || {
+            while let Some(region) = regions.next_if(|region| region.from == at) {
+                at = region.to;
+            }
+            // None also for zeros in which no pad would fit, which are at the end.
+            let record = scanned.plausible_record(at, self.end.units)?;
+            at = record.next();
+            Some(record)
+        })
+    }
 }
 
 struct Scanner<'a> {
-    records: &'a SoleAccess<'a>,
+    records: RawSegment<'a>,
     checksums: Checksums<'a>,
     salt: u64,
     max_record: usize,
@@ -188,13 +233,13 @@ impl<'a> Scanner<'a> {
 
     /// The record at `at`, if it is valid and can be the next one after at most `lost` lost
     /// records.
-    fn valid_record(&mut self, at: u32, lost: u32) -> Option<Record<'a>> {
+    fn valid_record(&mut self, at: u32, lost: u32) -> Option<RawRecord<'a>> {
         let next = self.scan.end.index;
         self.valid_record_of(at, next, lost)
     }
 
     /// The record at `at`, if it is valid and has the ordinal `next`, or up to `lost` more.
-    fn valid_record_of(&mut self, at: u32, next: u32, lost: u32) -> Option<Record<'a>> {
+    fn valid_record_of(&mut self, at: u32, next: u32, lost: u32) -> Option<RawRecord<'a>> {
         let record = self.records.plausible_record(at, self.limit.units)?;
         let header = record.header();
         if !self.may_follow(header, next, lost) || !self.may_be_so_long(header) {
@@ -203,14 +248,14 @@ impl<'a> Scanner<'a> {
         let start = at as usize * UNIT + RECORD_HEADER_BYTES;
         let meta = start + usize::from(header.name_len);
         let payload = meta + usize::from(header.meta_len);
-        let end = start + record.bytes().len();
+        let end = start - RECORD_HEADER_BYTES + header.len as usize;
         let (name, content) = match header.kind {
             KIND_PAD => (&b""[..], 0),
             _ => {
                 let payload_check = self.checksums.of(payload, end);
                 let meta_check = self.checksums.of(meta, payload);
                 (
-                    record.name(),
+                    record.content().name,
                     record::joined_check(meta_check, payload_check),
                 )
             }
@@ -221,7 +266,7 @@ impl<'a> Scanner<'a> {
 
     /// Whether the batch of a valid record is complete, if it is of one. In a sealed segment every
     /// batch was, and what is there of it counts.
-    fn is_of_whole_batch(&mut self, record: &Record<'a>) -> bool {
+    fn is_of_whole_batch(&mut self, record: &RawRecord<'a>) -> bool {
         let header = record.header();
         if self.was_sealed || self.is_in_batch {
             return true;
@@ -269,7 +314,7 @@ impl<'a> Scanner<'a> {
         !header.has_ordinal() || header.len as usize <= self.max_record
     }
 
-    fn take(&mut self, record: Record<'_>) {
+    fn take(&mut self, record: RawRecord<'_>) {
         let header = record.header();
         let units = record::units_of(header.len as usize);
         let scan = &mut self.scan;
@@ -285,7 +330,7 @@ impl<'a> Scanner<'a> {
             }
             scan.end.index = header.index + 1;
             if header.meta_len > 0 {
-                let meta = Meta::decode(record.meta());
+                let meta = Meta::decode(record.content().meta);
                 scan.settles.extend(meta.settles);
                 scan.settles_elsewhere.extend(meta.settles_elsewhere);
             }

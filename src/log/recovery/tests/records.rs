@@ -359,7 +359,7 @@ fn a_payload_of_fake_headers_is_not_a_record_and_hides_none_after_it() {
         units: (bytes.len() / UNIT) as u32,
     };
     let scan = Scan::run(
-        &records.sole_access(),
+        records.sole_access().raw(),
         ScanLimit::AtMost(limit),
         1,
         usize::MAX,

@@ -29,13 +29,14 @@ impl Payload {
     /// The payload of a record. Checks that the record also has the name and the headers that the
     /// job was given.
     pub(super) fn of(record: Record<'_>) -> Self {
-        let payload = Self::new(record.payload());
-        let name = name_of(record.name());
-        labels::check(
-            payload.number(),
-            name,
-            Headers::of(headers_of(record.meta())),
-        );
+        let headers = Headers::of(headers_of(record.meta()));
+        Self::of_labelled(record.payload(), name_of(record.name()), headers)
+    }
+
+    /// As [`of`](Self::of), from the parts of a record.
+    pub(super) fn of_labelled(payload: &[u8], name: Option<&str>, headers: Headers<'_>) -> Self {
+        let payload = Self::new(payload);
+        labels::check(payload.number(), name, headers);
         payload
     }
 
