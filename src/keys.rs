@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::error::TransactionError;
+use crate::options::Durability;
 use crate::state::Found;
 use crate::transaction::{Keep, Transaction};
 use crate::tree::Tree;
@@ -14,14 +15,29 @@ use crate::tree::Tree;
 ///
 /// Keys live in the same log as the [transactions](Transaction) of the tree, so a transaction can
 /// change them together with jobs. Each call here that changes a key is a transaction of its own,
-/// with [`Durability::Process`](crate::Durability::Process): it survives the death of the process at
-/// once, and a power cut after the next [flush](crate::Queues::flush).
+/// with [`Durability::Process`](crate::Durability::Process) unless
+/// [`with_durability`](Self::with_durability) says otherwise: it survives the death of the process
+/// at once, and a power cut after the next [flush](crate::Queues::flush).
+///
+/// A key whose value has expired is absent. Maintenance frees the value without a call for the key;
+/// at a time, up to as many values may have expired and not be freed as are valid.
 ///
 /// # Costs
-/// A lookup copies the value. In memory, a key takes 16 bytes, and up to twice that while the index
-/// grows; keys and values themselves are in files that are mapped, in a record of 32 bytes plus key,
-/// value and a few bytes for its fields. Replaced and expired values are freed as new ones are
-/// written. An open reads all of it.
+/// A lookup copies the value. It does not wait for appends and flushes, only while a change is
+/// entered into the index. Changes are made one after the other, under a lock.
+///
+/// - **Heap:** 20 to 40 bytes for each key, as a table doubles when it is full, and 8 KiB.
+/// - **Mapped files:** a record of 32 bytes, key, value, 3 bytes for the field of the key, and 11
+///   bytes each for an expiry, for the value that it has replaced, and after it was moved by
+///   cleaning; this is rounded up to 8 bytes. Beside records, the files for acks take an eighth of
+///   a segment of 8 MiB. With values that are replaced and not freed yet, it is at most twice the
+///   valid values and a few segments more, except while maintenance is behind. Each segment takes
+///   two of the process's mappings.
+/// - **Open:** reads and checks all records of keys.
+/// - **Cleaning:** in the worst case, each byte that is written is moved once more.
+///
+/// A million keys of 32 bytes with values of 16 take 36 MB of heap and 100 to 115 MB of mapped
+/// files.
 ///
 /// ```
 /// use logmill::{Keep, Queues};
@@ -42,6 +58,7 @@ use crate::tree::Tree;
 #[derive(Clone)]
 pub struct Keys {
     tree: Arc<Tree>,
+    durability: Durability,
 }
 
 /// The value of a key, copied.
@@ -83,12 +100,37 @@ impl fmt::Debug for Value {
 
 impl Keys {
     pub(crate) fn new(tree: Arc<Tree>) -> Self {
-        Self { tree }
+        Self {
+            tree,
+            durability: Durability::Process,
+        }
+    }
+
+    /// A handle whose changes are as durable as this when they return.
+    ///
+    /// Default: [`Durability::Process`]. Concurrent changes with [`Durability::Sync`] share
+    /// flushes. For a single one, use a [`Transaction`] with that durability.
+    pub fn with_durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
     }
 
     /// The value of a key; None if it has none, or the value has expired.
     pub fn get(&self, key: &[u8]) -> Option<Value> {
         self.tree.state().get(key).map(Value)
+    }
+
+    /// The keys that begin with `prefix`, in no order, each with its value; with an empty prefix
+    /// all keys.
+    ///
+    /// A key that has a value during the whole walk is found exactly once; one that is given its
+    /// first value or loses its last one meanwhile may be found or not. The walk looks at every key
+    /// of the store, whatever the prefix, in 256 parts. While a part is copied, changes of keys
+    /// wait: with a million keys, for less than a millisecond.
+    pub fn with_prefix(&self, prefix: &[u8]) -> impl Iterator<Item = (Vec<u8>, Value)> + use<> {
+        let (tree, prefix) = (Arc::clone(&self.tree), prefix.to_vec());
+        let parts = (0..).map_while(move |part| tree.state().keys_in(part, &prefix));
+        parts.flatten().map(|(key, found)| (key, Value(found)))
     }
 
     /// How many keys have a value, including values that have expired and are not freed yet.
@@ -130,6 +172,7 @@ impl Keys {
         change: impl FnOnce(&mut Transaction) -> &mut Transaction,
     ) -> Result<(), TransactionError> {
         let mut transaction = Transaction::new(Arc::clone(&self.tree));
+        transaction.durability(self.durability);
         change(&mut transaction);
         transaction.commit().map(|_| ())
     }

@@ -145,7 +145,12 @@ pub use log::headers::Headers;
 pub use log::meta::FailureReason;
 #[cfg(fuzzing)]
 #[doc(hidden)]
-pub use log::recovery::fuzzing;
+pub mod fuzzing {
+    //! Entry points for the fuzz targets, not part of the API.
+
+    pub use crate::log::recovery::fuzzing::*;
+    pub use crate::state::fuzzing::*;
+}
 pub use log::recovery::{Damage, Quarantined, RecoveryProgress, RecoveryReport, VerifyReport};
 pub use observer::{JobEvent, JobEvents, ObservedJob, Observer, job_events};
 pub use options::{Builder, Durability, EnqueueOptions};

@@ -130,6 +130,12 @@ impl Queues {
         self.tree.state().turn()
     }
 
+    /// The log of transactions and keys.
+    #[cfg(test)]
+    pub(crate) fn state(&self) -> &crate::state::State {
+        self.tree.state()
+    }
+
     #[cfg(test)]
     pub(crate) fn die(&self) {
         self.tree.die();

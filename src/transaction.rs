@@ -1,5 +1,6 @@
 //! Transactions: jobs and keys that are written, and a job that is completed, all or nothing.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -146,10 +147,7 @@ impl Transaction {
             self.refuse(TransactionError::InvalidKey { len });
             return self;
         }
-        match self.changes.iter_mut().find(|(other, _)| other == key) {
-            Some((_, before)) => *before = change,
-            None => self.changes.push((key.to_vec(), change)),
-        }
+        self.changes.push((key.to_vec(), change));
         self
     }
 
@@ -199,7 +197,7 @@ impl Transaction {
     }
 
     pub(crate) fn commit_with(
-        self,
+        mut self,
         source: Option<Source<'_>>,
     ) -> Result<Committed, TransactionError> {
         if let Some(error) = self.invalid {
@@ -208,6 +206,7 @@ impl Transaction {
             }
             return Err(error);
         }
+        leave_last_of_each(&mut self.changes);
         let parts = transactions::Parts {
             jobs: &self.jobs,
             queues: &self.queues,
@@ -248,6 +247,16 @@ impl From<Transaction> for Completion {
 impl From<Option<Transaction>> for Completion {
     fn from(transaction: Option<Transaction>) -> Self {
         Self(transaction)
+    }
+}
+
+/// Leaves only what is done last to each key.
+fn leave_last_of_each(changes: &mut Vec<(Vec<u8>, Change)>) {
+    if changes.len() > 1 {
+        let mut seen = HashSet::with_capacity(changes.len());
+        changes.reverse();
+        changes.retain(|(key, _)| seen.insert(key.clone()));
+        changes.reverse();
     }
 }
 

@@ -11,7 +11,7 @@ mod scan;
 mod segment;
 
 pub use acks::{Acks, Deliveries};
-pub use record::{Fields, Record, fields, mend_records};
+pub use record::{Fields, Record, StateEntry, fields, mend_records, state_entry};
 pub use scan::{Gap, scan};
 pub use segment::{Content, Job, Segment};
 

@@ -7,7 +7,7 @@ use logmill::fuzzing;
 
 use crate::format::{
     self, ACK_MAGIC, Acks, End, FILE_HEADER, FIRST, Fields, Gap, RECORD_UNITS, Record,
-    SEGMENT_MAGIC, UNIT,
+    SEGMENT_MAGIC, StateEntry, UNIT,
 };
 use crate::is_one_in;
 
@@ -114,12 +114,15 @@ fn check_segment(file: &[u8], max_record: usize) {
     check_tiles(file, &found, end, is_sealed);
 
     let mut settles = Vec::new();
+    let mut settles_elsewhere = Vec::new();
     for &unit in &expected.records {
         let record = Record::at(file, unit, end.units).expect("a scan finds records");
         let fields = check_meta(record.meta());
         settles.extend(fields.settles);
+        settles_elsewhere.extend(fields.settles_elsewhere);
     }
     assert_eq!(found.settles, settles);
+    assert_eq!(found.settles_elsewhere, settles_elsewhere);
     assert_eq!(found.not_understood, expected.not_understood);
 
     // Bytes without a record are covered and all others unchanged, and what was decoded from them
@@ -185,6 +188,8 @@ fn check_meta(bytes: &[u8]) -> Fields {
     let max_attempts = found.max_attempts.map(|max| max.unwrap_or(0));
     assert_eq!(max_attempts, expected.max_attempts);
     assert_eq!(found.settles, expected.settles);
+    assert_eq!(found.settles_elsewhere, expected.settles_elsewhere);
+    check_state_entry(bytes);
     assert_eq!(found.original, expected.original);
     assert_eq!(found.prior_attempts, expected.prior_attempts);
     assert_eq!(found.prior_crashes, expected.prior_crashes);
@@ -212,6 +217,17 @@ fn check_meta(bytes: &[u8]) -> Fields {
         .splice(..0, found.reasons[..left_out].iter().cloned());
     assert_eq!(again, found);
     expected
+}
+
+fn check_state_entry(meta: &[u8]) {
+    let expected = match format::state_entry(meta) {
+        StateEntry::Job(queue) => fuzzing::StateEntry::Job(queue),
+        StateEntry::Value(key) => fuzzing::StateEntry::Value(key),
+        StateEntry::Removal(key) => fuzzing::StateEntry::Removal(key),
+        StateEntry::Completion => fuzzing::StateEntry::Completion,
+        StateEntry::Unknown => fuzzing::StateEntry::Unknown,
+    };
+    assert_eq!(fuzzing::state_entry(meta), expected);
 }
 
 fn check_acks(file: Vec<u8>, is_mended: bool) {

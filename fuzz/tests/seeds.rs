@@ -192,7 +192,44 @@ fn segments() -> Vec<(&'static str, Vec<u8>)> {
     ]
     .concat();
     let cancelled_sealed = header(b"logmillS", 3, (64 + cancelled.len() as u32) / 8);
+    // Records of a state log: jobs for a queue, values and removals of keys, and completions.
+    let elsewhere = field(12, &[word(17), word(5)].concat());
+    let state = [
+        field(13, &word(17)),
+        [
+            field(13, &word(17)),
+            field(10, &word(PAST)),
+            field(128, b"\x01kv"),
+        ]
+        .concat(),
+        field(14, b"key"),
+        [
+            field(14, b"key"),
+            field(10, &word(PAST)),
+            field(2, &word(2)),
+        ]
+        .concat(),
+        [field(14, b"key"), field(15, b""), field(2, &word(3))].concat(),
+        elsewhere.clone(),
+        [field(2, &word(0)), elsewhere.clone()].concat(),
+        // Cut short, of the wrong length, empty, and more than one.
+        elsewhere[..elsewhere.len() - 1].to_vec(),
+        field(12, &[1; 15]),
+        [elsewhere, field(12, b"")].concat(),
+        field(13, &[1; 7]),
+        [field(13, b""), field(14, b"")].concat(),
+        [field(14, b"one"), field(14, b"two")].concat(),
+        field(15, b""),
+    ];
+    let count = state.len() as u32;
+    let state = (0..)
+        .zip(state)
+        .map(|(index, meta)| record(index, &meta, b"value"));
+    let state = state.collect::<Vec<_>>().concat();
+    let state_sealed = header(b"logmillS", count, (64 + state.len() as u32) / 8);
     vec![
+        ("state", [open.clone(), state.clone()].concat()),
+        ("state-sealed", [state_sealed, state, vec![0; 8]].concat()),
         ("cancelled", [open.clone(), cancelled.clone()].concat()),
         (
             "cancelled-sealed",

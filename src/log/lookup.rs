@@ -148,12 +148,6 @@ impl Log {
         !self.segments.read().is_empty()
     }
 
-    /// Whether there is a full segment.
-    pub(crate) fn has_full(&self) -> bool {
-        let segments = self.segments.read();
-        segments.iter().any(|segment| segment.closed().is_some())
-    }
-
     /// The first sequence that a record can have which is not in a full segment.
     pub(crate) fn open_from(&self) -> Sequence {
         let active = self.active();

@@ -71,7 +71,8 @@ impl Pinned {
         self.maps().acks.is_done(index)
     }
 
-    pub(super) fn another(&self) -> Self {
+    /// Another share of the same mappings.
+    pub(crate) fn another(&self) -> Self {
         Self {
             segment: Arc::clone(&self.segment),
             maps: Arc::clone(&self.maps),

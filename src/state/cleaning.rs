@@ -1,33 +1,40 @@
-//! Maintenance of the state log: settling, sealing, retiring, and cleaning.
+//! Maintenance of the state log: settling, sealing, retiring, sweeping and cleaning.
 //!
-//! Cleaning frees segments in which few values are still valid: it appends those again, each naming
-//! the record that it replaces, as any new value of a key does. Values that have expired are marked
-//! done on the way.
+//! *Sweeping* forgets values that have expired, and marks them done. Each segment has a time for
+//! it: that at which half of its values will have expired, of those that expire at all.
+//!
+//! *Cleaning* frees segments in which few values are still valid: it appends those again, each
+//! naming the record that it replaces, as any new value of a key does. Only sealed segments are
+//! cleaned: what is copied is durable, so that a power cut cannot leave the copy of one key without
+//! the other keys of its transaction.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::entry::{Change, Entry};
+use super::State;
+use super::entry::{Entry, expiry_of};
 use super::index::Place;
-use super::{State, Writer, record_of};
 use crate::Timestamp;
 use crate::events::event;
 use crate::log::meta::{JobOptions, Meta};
-use crate::log::record::units_of;
-use crate::log::segment::Unsettled;
+use crate::log::pinned::Pinned;
+use crate::log::record::NewRecord;
+use crate::log::records::Record;
+use crate::log::segment::{Segment, Unsettled};
 use crate::log::{Kick, RollError};
 use crate::storage::StorageError;
 use crate::time;
 
-/// Segments are cleaned once more than this many bytes in full ones are used for each byte of valid
-/// values.
+/// Segments are cleaned once they take more than this many bytes for each byte of valid values.
 const BYTES_PER_LIVE_BYTE: u64 = 2;
+/// The bytes of so many segments are allowed beside that.
+const SPARE_SEGMENTS: u64 = 1;
+/// How many values are moved or forgotten before other callers get the log.
+const AT_ONCE: usize = 64;
 /// How soon an operation that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(50);
 /// Maintenance counts as recovered when nothing has failed for this long.
 const WELL_AGAIN: Duration = Duration::from_secs(2);
-/// So many full segments are left alone.
-const FULL_SEGMENTS: u64 = 2;
 
 impl State {
     /// Claims the id of a queue that is opened. Returns false if another one has it: one of the two
@@ -93,21 +100,25 @@ impl State {
             self.flush_at.lock().get_or_insert(time::now() + AGAIN);
             return Err(error);
         }
+        // First: what an expired value has replaced must not come back without it.
         if self.are_keys_due() {
             self.settle_keys()?;
         }
+        let next_sweep = self.sweep()?;
+        let next_seal = self.log.seal(false)?;
         let cleaned = self.clean();
         // Cleaning may have failed for want of the room that this makes.
-        self.writer.lock().index.let_go();
+        let unused = self.index.write().let_go();
+        drop(unused);
         self.log.reclaim().map_err(Arc::new)?;
         let mut next = cleaned?.then_some(Duration::ZERO);
         if self.log.has_records() {
             self.log.warm_up();
             next = next.or(self.log.prepare());
         }
-        next = next.into_iter().chain(self.log.seal(false)?).min();
         self.log.flush_ahead()?;
-        Ok(next)
+        let others = [next_sweep, next_seal, self.log.look_again()];
+        Ok(next.into_iter().chain(others.into_iter().flatten()).min())
     }
 
     /// Makes all durable, and leaves the log in a state that the next open can read with the least
@@ -119,7 +130,7 @@ impl State {
         }
         self.settle_keys()?;
         self.log.flush(true)?;
-        self.writer.lock().index.forget();
+        self.index.write().forget();
         self.log.seal(true)?;
         self.log.reclaim_all()
     }
@@ -132,96 +143,166 @@ impl State {
         }
     }
 
-    /// Frees the oldest segment of values if most of what is in the full ones is not valid any
-    /// more. Returns whether that was so.
-    fn clean(&self) -> Result<bool, Arc<StorageError>> {
-        let mut writer = self.writer.lock();
-        let full = writer.index.full_bytes();
-        let live = writer.index.live_bytes();
-        let spare = FULL_SEGMENTS * self.log.segment_size();
-        if full <= spare || full - spare <= live * BYTES_PER_LIVE_BYTE {
-            return Ok(false);
+    /// Forgets values that have expired, and marks them done. Returns when the next ones will have.
+    fn sweep(&self) -> Result<Option<Duration>, Arc<StorageError>> {
+        loop {
+            let now = Timestamp::now();
+            let due = self.index.write().begin_sweep(now);
+            let segment = match due {
+                Ok(segment) => segment,
+                Err(next) => return Ok(next),
+            };
+            let (next, result) = match self.sweep_one(&segment, now) {
+                Ok(next) => (next, Ok(())),
+                Err(error) => (Some(now), Err(error)),
+            };
+            self.index.write().end_sweep(&segment, next);
+            result?;
         }
-        let Some((segment, places)) = writer.index.oldest_full() else {
-            return Ok(false);
-        };
+    }
+
+    /// Forgets the values in a segment that have expired. Returns when to do it again.
+    fn sweep_one(
+        &self,
+        segment: &Pinned,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, Arc<StorageError>> {
+        let mut later = Vec::new();
         let mut expired = Vec::new();
-        let mut result = Ok(());
-        for place in places {
-            match self.clean_one(&mut writer, place) {
-                Ok(true) => {}
-                Ok(false) => expired.push(place.record),
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
+        for record in values_in(segment) {
+            match expiry_of(&record) {
+                Some(expiry) if expiry <= now => expired.push(place_of(segment, &record)),
+                Some(expiry) => later.push(expiry),
+                None => {}
             }
         }
-        if result.is_ok() {
-            writer.index.note_cleaned(segment);
+        for some in expired.chunks(AT_ONCE) {
+            {
+                let _writer = self.writer.lock();
+                let mut index = self.index.write();
+                for &place in some {
+                    if let Some(key) = index.key_at(place) {
+                        #[cfg(all(test, not(loom)))]
+                        swept::note();
+                        index.remove(&key, place);
+                    }
+                }
+            }
+            for place in some {
+                self.log.mark_done(place.record)?;
+            }
         }
-        drop(writer);
+        // By then half of what is left has expired, so there are few sweeps of a segment, and what
+        // has expired is never the larger part.
+        let half = later.len() / 2;
+        let next = (!later.is_empty()).then(|| *later.select_nth_unstable(half).1);
+        Ok(next)
+    }
+
+    /// Frees a sealed segment if most of what these hold is not valid any more. Returns whether
+    /// that was so.
+    fn clean(&self) -> Result<bool, Arc<StorageError>> {
+        let spare = SPARE_SEGMENTS * self.log.segment_size();
+        let overhead = self.log.ack_file_bytes();
+        let found = self
+            .index
+            .read()
+            .to_clean(spare, BYTES_PER_LIVE_BYTE, overhead);
+        let Some(segment) = found else {
+            return Ok(false);
+        };
+        #[cfg(all(test, not(loom)))]
+        cleaned::note();
+        let values = values_in(&segment).map(|record| place_of(&segment, &record));
+        let values: Vec<_> = values.collect();
+        let mut expired = Vec::new();
+        let mut result = Ok(());
+        for some in values.chunks(AT_ONCE) {
+            let mut active = self.writer.lock();
+            for &place in some {
+                match self.clean_one(&mut active, &segment, place) {
+                    Ok(true) => {}
+                    Ok(false) => expired.push(place.record),
+                    Err(error) => {
+                        result = Err(error);
+                        break;
+                    }
+                }
+            }
+            if result.is_err() {
+                break;
+            }
+        }
         for record in expired {
-            result = self.log.mark_done(record).map(|_| ()).and(result);
+            self.log.mark_done(record)?;
         }
-        result?;
+        match result {
+            Ok(()) => {}
+            Err(RollError::Storage(error)) => return Err(Arc::new(error)),
+            Err(RollError::Closed | RollError::OverBudget(_)) => return Ok(false),
+        }
         self.settle_keys()?;
-        Ok(true)
+        // Otherwise the same segment would be found again and again.
+        Ok(!self.index.read().has_values_in(segment.segment().base()))
     }
 
     /// Appends a value again, unless it is replaced already. Returns false if it has expired; then
     /// the index has forgotten it.
-    fn clean_one(&self, writer: &mut Writer, place: Place) -> Result<bool, Arc<StorageError>> {
-        let Writer { active, index } = writer;
-        let Some(record) = index.record_at(place) else {
+    fn clean_one(
+        &self,
+        active: &mut Arc<Segment>,
+        segment: &Pinned,
+        place: Place,
+    ) -> Result<bool, RollError> {
+        let Some(record) = segment.record(place.units) else {
             return Ok(true);
         };
         let Entry::Value { key } = Entry::of(&record) else {
             return Ok(true);
         };
-        let key = key.to_vec();
-        if index.place_of(&key) != Some(place) {
+        if self.index.read().place_of(key) != Some(place) {
             return Ok(true);
         }
-        if index.has_expired(place, Timestamp::now()) {
-            index.remove(&key, place);
+        let own = Meta::decode(record.meta());
+        let expires_at = own.options.expires_at;
+        if expires_at.is_some_and(|at| at <= Timestamp::now()) {
+            self.index.write().remove(key, place);
             return Ok(false);
         }
-        let own = Meta::decode(record.meta());
-        let change = Change::Put {
-            value: record.payload().to_vec(),
-            expires_at: own.options.expires_at,
-        };
         let meta = Meta {
             options: JobOptions {
-                expires_at: own.options.expires_at,
+                expires_at,
                 ..JobOptions::default()
             },
             settles: Some(place.record),
             original: Some(own.original.unwrap_or(place.record)),
             ..Meta::default()
         };
-        let meta = super::meta_of_key(&key, &change, &meta);
-        let new = record_of(&change, &meta, record.header().enqueued_at);
-        debug_assert!(units_of(new.len()) > 0);
-        let records = [new];
-        let Ok(batch) = self.log.batch(records.iter().copied()) else {
-            // It was as long before, apart from the name of what it replaces.
+        let meta = super::meta_of_key(key, false, &meta);
+        let new = NewRecord {
+            enqueued_at: record.header().enqueued_at,
+            due_at: Timestamp::ZERO,
+            name: b"",
+            meta: &meta,
+            payload: record.payload(),
+        };
+        let Ok(batch) = self.log.batch(std::iter::once(new)) else {
+            debug_assert!(
+                false,
+                "a value is written only if its copy is not too large"
+            );
             return Ok(true);
         };
-        let appended = self.log.append_batch_owing(active, &batch, 1);
-        let (first, unsettled) = match appended {
-            Ok(appended) => appended,
-            Err(RollError::Storage(error)) => return Err(Arc::new(error)),
-            Err(RollError::Closed | RollError::OverBudget(_)) => return Ok(true),
-        };
-        let base = active.base();
-        index.keep(|| active.pin(), base);
+        let (first, unsettled) = self.log.append_batch_owing(active, &batch, 1)?;
         let new_place = Place {
-            record: base.plus(first.index),
+            record: active.sequence(first.index),
             units: first.units,
         };
-        index.insert(&key, new_place);
+        {
+            let mut index = self.index.write();
+            index.keep(|| active.pin(), active.base());
+            index.insert(key, new_place);
+        }
         self.note_cleaned(place, new_place, unsettled);
         Ok(true)
     }
@@ -232,3 +313,43 @@ impl State {
         debts.note_replaced(by);
     }
 }
+
+/// The values in a segment that are not done.
+fn values_in(segment: &Pinned) -> impl Iterator<Item = Record<'_>> {
+    segment
+        .live_records()
+        .filter(|record| matches!(Entry::of(record), Entry::Value { .. }))
+}
+
+fn place_of(segment: &Pinned, record: &Record<'_>) -> Place {
+    Place {
+        record: segment.segment().sequence(record.header().index),
+        units: record.units(),
+    }
+}
+
+/// A count of what this thread has done, for tests that must have reached it.
+#[cfg(all(test, not(loom)))]
+macro_rules! count {
+    ($name:ident) => {
+        pub(crate) mod $name {
+            use std::cell::Cell;
+
+            thread_local! {
+                static COUNT: Cell<u64> = const { Cell::new(0) };
+            }
+
+            pub(in super::super) fn note() {
+                COUNT.set(COUNT.get() + 1);
+            }
+
+            pub(crate) fn count() -> u64 {
+                COUNT.get()
+            }
+        }
+    };
+}
+#[cfg(all(test, not(loom)))]
+count!(cleaned);
+#[cfg(all(test, not(loom)))]
+count!(swept);

@@ -82,7 +82,11 @@ pub(crate) enum Entry<'a> {
 
 impl<'a> Entry<'a> {
     pub(crate) fn of(record: &Record<'a>) -> Self {
-        let meta = record.meta();
+        Self::of_meta(record.meta())
+    }
+
+    /// What a record with this metadata is.
+    pub(crate) fn of_meta(meta: &'a [u8]) -> Self {
         let queue = field(meta, TAG_QUEUE).and_then(|queue| queue.try_into().ok());
         if let Some(queue) = queue {
             return Self::Job {
@@ -144,10 +148,10 @@ fn meta_in_queue(options: JobOptions, headers: &[u8], entry: Elsewhere) -> MetaB
 
 /// The metadata of the record of a key. `meta` says what the record settles, and when the value
 /// expires.
-pub(super) fn meta_of_key(key: &[u8], change: &Change, meta: &Meta) -> MetaBytes {
+pub(super) fn meta_of_key(key: &[u8], is_removed: bool, meta: &Meta) -> MetaBytes {
     let mut bytes = MetaBytes::new();
     put(&mut bytes, TAG_KEY, key);
-    if matches!(change, Change::Remove) {
+    if is_removed {
         put(&mut bytes, TAG_REMOVED, &[]);
     }
     bytes.extend_from_slice(&meta.encode(&[], MAX_META_BYTES));

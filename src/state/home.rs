@@ -65,7 +65,7 @@ impl Home {
                     id: fastrand::u64(1..),
                     ..manifest
                 };
-                manifest.write(&directory)?;
+                manifest.write(&directory, || Ok(()))?;
                 Some(manifest)
             }
             found => found,

@@ -2,18 +2,23 @@
 //! of keys.
 //!
 //! A transaction is a batch of records in this log, so all of it is there or nothing. Its records
-//! are jobs for queues, values of keys, and one that names the job that it completes. From here on all follows the order in which any job moves from one log to another: a record *names*
-//! the record that it settles, and that one is marked done once the new one is durable. So the
-//! job of a queue names the record of this log that it came from, and the new value of a key names
-//! the old one. An open finishes what a crash interrupted.
+//! are jobs for queues, values of keys, and one that names the job that it completes. From here on
+//! all follows the order in which any job moves from one log to another: a record *names* the
+//! record that it settles, and that one is marked done once the new one is durable. So the job of a
+//! queue names the record of this log that it came from, and the new value of a key names the old
+//! one. An open finishes what a crash interrupted.
 //!
 //! This module knows queues by their ids alone. `engine/transactions.rs` brings the two together.
 
 mod callers;
-mod cleaning;
+pub(crate) mod cleaning;
 pub(crate) mod entry;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod home;
 mod index;
+#[cfg(all(test, not(loom)))]
+mod key_tests;
 mod settling;
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -21,11 +26,13 @@ mod tests;
 use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::RwLock;
+
 use self::callers::Callers;
 use self::entry::{Change, Completes, Entry, NewJob, meta_of_forwarded, meta_of_key};
 use self::home::Home;
 pub(crate) use self::index::Found;
-use self::index::{Index, Place};
+use self::index::{Index, Place, SHARDS};
 use self::settling::Debts;
 use crate::error::{FlushError, OpenError};
 use crate::event_count::EventCount;
@@ -48,13 +55,20 @@ pub(crate) const STATE_ORIGIN: Sequence = Sequence::first_of_stripe(254);
 /// Bytes of a segment of the state log.
 const SEGMENT_SIZE: u64 = 8 * 1024 * 1024;
 
+/// Most bytes by which the record of a value is longer once the value is moved: it names the record
+/// that it was moved from, and the one that it was written with.
+const MOVED_META_BYTES: usize = 22;
+
 /// The state log.
 pub(crate) struct State {
     /// Records in other logs name records of this log by this number.
     id: u64,
     log: Log,
     poison: Arc<Poison>,
-    writer: Mutex<Writer>,
+    /// The segment to append to. Held to append, and to change the index; a lookup does not wait
+    /// for it.
+    writer: Mutex<Arc<Segment>>,
+    index: RwLock<Index>,
     debts: Mutex<Debts>,
     callers: Callers,
     /// When a flush is due.
@@ -63,12 +77,6 @@ pub(crate) struct State {
     task: Waker,
     /// What keeps maintenance from doing its work.
     failures: Lasting,
-}
-
-/// What is held to append to the log, and to look up keys.
-struct Writer {
-    active: Arc<Segment>,
-    index: Index,
 }
 
 /// What a transaction writes.
@@ -172,10 +180,8 @@ impl State {
         report.quarantined.extend(log.damage());
         let state = Self {
             id,
-            writer: Mutex::new(Writer {
-                active: log.active(),
-                index,
-            }),
+            writer: Mutex::new(log.active()),
+            index: RwLock::new(index),
             log,
             poison,
             debts: Mutex::new(debts),
@@ -205,24 +211,24 @@ impl State {
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<Found> {
-        self.writer.lock().index.get(key, Timestamp::now())
+        self.index.read().get(key, Timestamp::now())
     }
 
     /// How many keys there are, including those that have expired and are not removed yet.
     pub(crate) fn keys(&self) -> usize {
-        self.writer.lock().index.len()
+        self.index.read().len()
+    }
+
+    /// The keys of a part of the index that begin with `prefix`, with their values; None if there
+    /// is no such part. Each key stays in its part.
+    pub(crate) fn keys_in(&self, part: usize, prefix: &[u8]) -> Option<Vec<(Vec<u8>, Found)>> {
+        (part < SHARDS).then(|| self.index.read().in_shard(part, prefix, Timestamp::now()))
     }
 
     /// Appends a transaction, all of it or nothing.
     pub(crate) fn write(&self, group: &Group<'_>) -> Result<Written, NotWritten> {
-        let mut writer = self.writer.lock();
-        let Writer { active, index } = &mut *writer;
+        let mut active = self.writer.lock();
         let now = Timestamp::now();
-        for (key, expected) in group.conditions {
-            if index.version_of(key, now) != *expected {
-                return Err(NotWritten::Conflict(key.clone()));
-            }
-        }
         let completions: Vec<_> = group
             .completes
             .into_iter()
@@ -230,10 +236,19 @@ impl State {
             .collect();
         let metas: Vec<_> = group.jobs.iter().map(NewJob::meta_of_entry).collect();
         let mut keys = Vec::with_capacity(group.changes.len());
-        for (key, change) in group.changes {
-            let old = index.place_of(key);
-            if old.is_some() || matches!(change, Change::Put { .. }) {
-                keys.push((key, change, old, meta_of(key, change, old)));
+        {
+            // It does not change, as the writer is locked.
+            let index = self.index.read();
+            for (key, expected) in group.conditions {
+                if index.version_of(key, now) != *expected {
+                    return Err(NotWritten::Conflict(key.clone()));
+                }
+            }
+            for (key, change) in group.changes {
+                let old = index.place_of(key);
+                if old.is_some() || matches!(change, Change::Put { .. }) {
+                    keys.push((key, change, old, meta_of(key, change, old)));
+                }
             }
         }
         let jobs = group.jobs.iter().zip(&metas);
@@ -253,13 +268,19 @@ impl State {
             });
         }
         let max = self.log.max_record_bytes() as u64;
+        for record in records.iter().skip(group.jobs.len()) {
+            let size = (record.len() + MOVED_META_BYTES) as u64;
+            if size > max {
+                return Err(NotWritten::TooLarge { size, max });
+            }
+        }
         let batch = self.log.batch(records.iter().copied());
         let batch = batch.map_err(|size| NotWritten::TooLarge { size, max })?;
         let replaced = keys.iter().filter(|(_, _, old, _)| old.is_some()).count() as u64;
         let completes = completions.len() as u64;
         let (first, mut unsettled) = self
             .log
-            .append_batch_owing(active, &batch, replaced + completes)
+            .append_batch_owing(&mut active, &batch, replaced + completes)
             .map_err(NotWritten::Log)?;
         let completion = (completes > 0).then(|| unsettled.split(completes));
         let base = active.base();
@@ -273,26 +294,35 @@ impl State {
             place
         });
         let places: Vec<_> = places.collect();
+        let mut is_sweep_sooner = false;
         if !keys.is_empty() {
+            let mut index = self.index.write();
+            let sweep = index.next_sweep();
             index.keep(|| active.pin(), base);
+            for ((key, change, old, _), &place) in keys.iter().zip(&places[group.jobs.len()..]) {
+                match (change, old) {
+                    (Change::Put { .. }, _) => {
+                        let before = index.insert(key, place);
+                        debug_assert_eq!(before, *old);
+                    }
+                    (Change::Remove, Some(old)) => _ = index.remove(key, *old),
+                    (Change::Remove, None) => {}
+                }
+            }
+            is_sweep_sooner = index.next_sweep() != sweep;
         }
         let mut debts = self.debts.lock();
-        for ((key, change, old, _), &place) in keys.iter().zip(&places[group.jobs.len()..]) {
-            match (change, old) {
-                (Change::Put { .. }, _) => {
-                    let before = index.insert(key, place);
-                    debug_assert_eq!(before, *old);
-                }
-                (Change::Remove, Some(old)) => index.remove(key, *old),
-                (Change::Remove, None) => {}
-            }
+        for ((_, change, old, _), &place) in keys.iter().zip(&places[group.jobs.len()..]) {
             debts.note_key(*old, matches!(change, Change::Remove), place.record);
         }
         debts.note_replaced(unsettled);
         for place in &places[places.len() - completions.len()..] {
             debts.note_key(None, true, place.record);
         }
-        drop(debts);
+        drop((debts, active));
+        if is_sweep_sooner {
+            self.task.wake();
+        }
         Ok(Written {
             first_job: base.plus(first.index),
             completion,
@@ -374,7 +404,7 @@ fn meta_of(key: &[u8], change: &Change, old: Option<Place>) -> MetaBytes {
         settles: old.map(|old| old.record),
         ..Meta::default()
     };
-    meta_of_key(key, change, &meta)
+    meta_of_key(key, matches!(change, Change::Remove), &meta)
 }
 
 fn record_of<'a>(change: &'a Change, meta: &'a [u8], now: Timestamp) -> NewRecord<'a> {
@@ -424,23 +454,21 @@ fn find_entries(log: &Log, debts: &mut Debts) -> Result<Index, Arc<StorageError>
             if let Some(key) = removed {
                 // What it names is durably done. A power cut may have left an earlier value.
                 let old = index.place_of(&key);
-                old.inspect(|&old| index.remove(&key, old));
+                old.inspect(|&old| _ = index.remove(&key, old));
                 debts.note_key(old, true, place.record);
+                debts.note_urgent();
                 continue;
             }
-            let key = index
-                .record_at(place)
-                .and_then(|record| match Entry::of(&record) {
-                    Entry::Value { key } => Some(key.to_vec()),
-                    _ => None,
-                });
-            if let Some(key) = key
-                && let Some(old) = index.insert(&key, place)
-            {
+            let Some(key) = index.key_at(place) else {
+                continue;
+            };
+            if let Some(old) = index.insert(&key, place) {
                 // A power cut may leave both, if neither was flushed.
                 debts.note_key(Some(old), false, place.record);
+                debts.note_urgent();
             }
         }
     }
+    drop(index.let_go());
     Ok(index)
 }

@@ -48,6 +48,8 @@ struct OfKeys {
     by: Vec<Unsettled>,
     /// Records that remove keys: they are done once what they remove is.
     removals: Vec<Sequence>,
+    /// Whether an open found values that later ones do not name, so that nothing keeps those.
+    is_urgent: bool,
 }
 
 impl OfQueue {
@@ -93,8 +95,19 @@ impl Debts {
         }
     }
 
+    /// Notes that keys are to be settled before any value may expire or be moved.
+    pub(super) fn note_urgent(&mut self) {
+        self.keys.is_urgent = true;
+    }
+
     pub(super) fn note_replaced(&mut self, by: Unsettled) {
         add(&mut self.keys.by, by);
+    }
+
+    /// Leaves what queues owe to the next open.
+    #[cfg(test)]
+    pub(super) fn forget_queues(&mut self) {
+        self.queues.clear();
     }
 }
 
@@ -236,12 +249,15 @@ impl State {
         self.log.flush(true)
     }
 
-    /// Whether keys were replaced often enough for a flush to be due.
+    /// Whether a full segment waits for what is owed to keys, or that is much.
     pub(super) fn are_keys_due(&self) -> bool {
         let debts = self.debts.lock();
         let keys = &debts.keys;
-        let owes = !keys.replaced.is_empty() || !keys.removals.is_empty();
-        owes && (keys.replaced.len() >= MOST_WAITING || self.log.has_full())
+        let open = self.log.open_from();
+        keys.is_urgent
+            || keys.replaced.len() >= MOST_WAITING
+            || keys.by.iter().any(Unsettled::is_in_full)
+            || keys.removals.iter().any(|&removal| removal < open)
     }
 
     /// Marks replaced and removed values of keys done, once what replaces them is durable.
@@ -272,6 +288,7 @@ impl State {
                 debts.keys.replaced.append(&mut taken.replaced);
                 debts.keys.by.append(&mut taken.by);
                 debts.keys.removals.append(&mut taken.removals);
+                debts.keys.is_urgent |= taken.is_urgent;
                 Err(error)
             }
         }

@@ -282,8 +282,11 @@ fn leave_a_completion() -> TempDir {
     let job = take(&orders).unwrap();
     ack_with(&orders, job, with_job(&first, &mails, b"mail")).unwrap();
     let left = killed(dir.path());
-    let acks = "queues/orders/log/00/00000000000000000000.ack";
-    fs::copy(before.path().join(acks), left.path().join(acks)).unwrap();
+    let of_orders = "queues/orders/log/00";
+    let first_segment = segments(&before.path().join(of_orders)).remove(0);
+    let acks = first_segment.with_extension("ack");
+    let to = left.path().join(of_orders).join(acks.file_name().unwrap());
+    fs::copy(&acks, to).unwrap();
     die(first, [orders, mails]);
     left
 }
@@ -387,8 +390,8 @@ fn a_job_that_came_by_a_transaction_is_not_moved_before_that_is_settled() {
     let before = killed(dir.path());
     mails.fail(job.lease, job.delivery, job.attempt, again);
     mails.dispatch().keep_delays().unwrap();
-    let first_segment = "queues/mails/log/00/00000000000000000000.seg";
-    let of = |dir: &TempDir| fs::read(dir.path().join(first_segment)).unwrap();
+    let log = "queues/mails/log/00";
+    let of = |dir: &TempDir| fs::read(segments(&dir.path().join(log)).remove(0)).unwrap();
     assert!(of(&dir) == of(&before), "it was moved");
     // It is moved once it is settled.
     mails.keep_delays().unwrap();

@@ -223,3 +223,91 @@ fn what_batches_and_retries_allocate() {
         );
     }
 }
+
+/// What a million keys of 32 bytes with values of 16 take, in heap and mapped files, and how long
+/// it takes to open them. Prints figures for `docs/BENCHMARKS.md`, and fails if they exceed 100 MB
+/// of heap or a second.
+#[test]
+#[ignore = "takes a second optimized, and much longer otherwise"]
+fn a_million_keys() {
+    const KEYS: u64 = 1_000_000;
+    let _alone = alone();
+    let key = |number: u64| {
+        let mut key = [b'k'; 32];
+        key[..16].copy_from_slice(format!("{:016x}", number.wrapping_mul(0x9e37_79b9)).as_bytes());
+        key
+    };
+    let heap = || {
+        let stats = HEAP.stats();
+        stats.bytes_allocated as i64 - stats.bytes_deallocated as i64
+    };
+    let mapped = |path: &std::path::Path| {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("read");
+        let of_queue = maps
+            .lines()
+            .filter(|line| line.contains(path.to_str().unwrap()));
+        let bytes = of_queue.clone().map(|line| {
+            let range = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+            let parse = |hex| u64::from_str_radix(hex, 16).unwrap();
+            parse(range.1) - parse(range.0)
+        });
+        (bytes.sum::<u64>(), of_queue.count())
+    };
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a scratch directory");
+    let data = dir.path().join("data");
+    let before = heap();
+    let tell = |when: &str, path: &std::path::Path, took: Duration| {
+        let (bytes, mappings) = mapped(path);
+        let heap = heap() - before;
+        println!("{when}: {took:?}, {heap} bytes of heap, {bytes} mapped in {mappings} mappings");
+        assert!(heap < 100_000_000);
+    };
+    let timed_open = |when: &str, path: &std::path::Path| {
+        let start = std::time::Instant::now();
+        let queues = logmill::Queues::open(path).expect("opened");
+        let took = start.elapsed();
+        assert_eq!(queues.keys().len() as u64, KEYS);
+        tell(when, path, took);
+        assert!(cfg!(debug_assertions) || took < Duration::from_secs(1));
+        queues
+    };
+    let queues = logmill::Queues::open(&data).expect("a directory of queues");
+    let start = std::time::Instant::now();
+    for number in 0..KEYS {
+        let put = queues
+            .keys()
+            .put(&key(number), &[7; 16], logmill::Keep::Forever);
+        put.expect("put");
+    }
+    tell("put", &data, start.elapsed());
+    let copy = dir.path().join("copy");
+    let copied = std::process::Command::new("cp")
+        .args(["-r"])
+        .arg(&data)
+        .arg(&copy)
+        .status();
+    assert!(copied.expect("run").success());
+    drop(queues);
+    drop(timed_open("opened after a kill", &copy));
+    drop(timed_open("opened after a close", &copy));
+    let queues = timed_open("opened after a close", &data);
+    let start = std::time::Instant::now();
+    for number in 0..KEYS {
+        let put = queues
+            .keys()
+            .put(&key(number), &[8; 16], logmill::Keep::Forever);
+        put.expect("put");
+    }
+    tell("each key is put again", &data, start.elapsed());
+    // Maintenance flushes the new values, then frees the old ones.
+    for seconds in [2, 5, 10] {
+        std::thread::sleep(Duration::from_secs(seconds));
+        tell("and after a wait", &data, Duration::from_secs(seconds));
+    }
+    let start = std::time::Instant::now();
+    assert_eq!(
+        queues.keys().with_prefix(b"0000").count(),
+        queues.keys().with_prefix(b"0000").count()
+    );
+    println!("two walks over all keys: {:?}", start.elapsed());
+}

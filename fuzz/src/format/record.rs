@@ -166,6 +166,8 @@ pub struct Fields {
     /// 0: unlimited.
     pub max_attempts: Option<u8>,
     pub settles: Option<u64>,
+    /// The id of a queue or state log, and a sequence in it.
+    pub settles_elsewhere: Option<(u64, u64)>,
     pub original: Option<u64>,
     pub prior_attempts: u32,
     pub prior_crashes: u32,
@@ -195,6 +197,10 @@ pub fn fields(mut meta: &[u8]) -> Fields {
             _ if has_headers => {}
             1 => fields.max_attempts = value.first().copied(),
             2 => fields.settles = word,
+            12 => {
+                fields.settles_elsewhere =
+                    (len == 16).then(|| (u64_at(value, 0), u64_at(value, 8)));
+            }
             3 => fields.original = word,
             4 => fields.prior_attempts = count,
             8 => fields.prior_crashes = count,
@@ -210,6 +216,43 @@ pub fn fields(mut meta: &[u8]) -> Fields {
         meta = &meta[3 + len..];
     }
     fields
+}
+
+/// What a record of the state log is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum StateEntry {
+    /// A job for the queue with this id.
+    Job(u64),
+    Value(Vec<u8>),
+    Removal(Vec<u8>),
+    Completion,
+    Unknown,
+}
+
+/// Decides what a record of the state log is by the first field of each tag.
+pub fn state_entry(meta: &[u8]) -> StateEntry {
+    let first = |tag: u8| {
+        let mut rest = meta;
+        while rest.len() >= 3 {
+            let len = usize::from(u16::from_le_bytes([rest[1], rest[2]]));
+            let value = rest[3..].get(..len)?;
+            if rest[0] == tag {
+                return Some(value);
+            }
+            rest = &rest[3 + len..];
+        }
+        None
+    };
+    let key = first(14).map(<[u8]>::to_vec);
+    match first(13) {
+        Some(queue) if queue.len() == 8 => StateEntry::Job(u64_at(queue, 0)),
+        _ => match key {
+            Some(key) if first(15).is_some() => StateEntry::Removal(key),
+            Some(key) => StateEntry::Value(key),
+            None if fields(meta).settles_elsewhere.is_some() => StateEntry::Completion,
+            None => StateEntry::Unknown,
+        },
+    }
 }
 
 /// The key and the value of a header.

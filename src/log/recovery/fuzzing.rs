@@ -9,7 +9,7 @@ use super::{Damage, Position, Records, START, Sequence, check_acks, count_crashe
 use crate::log::ack::AckFile;
 use crate::log::header::{FileKind, Identity};
 use crate::log::headers::{Headers, headers_of};
-use crate::log::meta::{FailureReason, MAX_META_BYTES, Meta};
+use crate::log::meta::{Elsewhere, FailureReason, MAX_META_BYTES, Meta};
 use crate::storage::mapped::MappedFile;
 
 /// The header of a segment or an ack file.
@@ -53,6 +53,8 @@ pub struct Scanned {
     /// Ordinals `[from, to)` without a record.
     pub missing: Vec<(u32, u32)>,
     pub settles: Vec<u64>,
+    /// What records settle elsewhere: the id of a log, and a sequence.
+    pub settles_elsewhere: Vec<(u64, u64)>,
     /// The unit of the first record that only a later version understands.
     pub not_understood: Option<u32>,
     /// How many bytes were hashed.
@@ -131,6 +133,7 @@ pub fn scan(
         missing: scan.missing,
         not_understood: scan.not_understood,
         settles: scan.settles.into_iter().map(Sequence::get).collect(),
+        settles_elsewhere: scan.settles_elsewhere.into_iter().map(named).collect(),
         hashed: scan.hashed,
         covered,
         rewritten: records.sole_access().bytes().to_vec(),
@@ -144,6 +147,7 @@ pub fn scan(
 pub struct Fields {
     pub max_attempts: Option<Option<u8>>,
     pub settles: Option<u64>,
+    pub settles_elsewhere: Option<(u64, u64)>,
     pub original: Option<u64>,
     pub prior_attempts: u32,
     pub prior_crashes: u32,
@@ -163,6 +167,7 @@ pub fn meta(bytes: &[u8]) -> (Fields, Vec<u8>) {
     let fields = Fields {
         max_attempts: meta.options.max_attempts,
         settles: meta.settles.map(Sequence::get),
+        settles_elsewhere: meta.settles_elsewhere.map(named),
         original: meta.original.map(Sequence::get),
         prior_attempts: meta.prior_attempts,
         prior_crashes: meta.prior_crashes,
@@ -174,6 +179,10 @@ pub fn meta(bytes: &[u8]) -> (Fields, Vec<u8>) {
             .collect(),
     };
     (fields, encoded)
+}
+
+fn named(elsewhere: Elsewhere) -> (u64, u64) {
+    (elsewhere.home, elsewhere.record.get())
 }
 
 /// What an ack file says about its records, and its content after the jobs were delivered and

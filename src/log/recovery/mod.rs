@@ -33,7 +33,7 @@
 mod acks;
 mod checksums;
 #[cfg(fuzzing)]
-pub mod fuzzing;
+pub(crate) mod fuzzing;
 mod quarantine;
 mod report;
 pub(super) mod scan;

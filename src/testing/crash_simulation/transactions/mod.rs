@@ -32,6 +32,7 @@ use crate::failure::Failure;
 use crate::log::lease::Lease;
 use crate::log::mark::pretended::{self, Restarted};
 use crate::options::{Durability, EnqueueOptions};
+use crate::state::cleaning::{cleaned, swept};
 use crate::storage::Operation;
 use crate::storage::faults::{self, Moment};
 use crate::time::stopped;
@@ -171,7 +172,7 @@ fn look(dir: &Path, end: End) -> (Found, u64) {
     }
     for key in 0..KEYS {
         if let Some(value) = tree.keys().get(&[key]) {
-            let value = value.as_bytes().try_into().expect("8 bytes");
+            let value = value.as_bytes()[..8].try_into().expect("8 bytes");
             found.keys.insert(key, u64::from_le_bytes(value));
         }
     }
@@ -533,9 +534,13 @@ impl World {
             noted.jobs.push((number, queue));
         }
         let mut is_refused = false;
-        for _ in 0..self.number(4) {
-            let key = self.number(KEYS.into()) as u8;
+        for _ in 0..self.number(5) {
+            // Most changes are of few keys, so that the others keep segments.
+            let keys = if self.number(4) == 0 { KEYS } else { 4 };
+            let key = self.number(keys.into()) as u8;
             let value = self.shared.truth.borrow_mut().new_number();
+            let keep = self.keep(value);
+            let bytes = self.payload(value);
             match self.number(4) {
                 0 => {
                     transaction.remove(&[key]);
@@ -543,11 +548,11 @@ impl World {
                 }
                 1 => {
                     is_refused |= self.shared.truth.borrow().has(key);
-                    transaction.insert_new(&[key], &value.to_le_bytes(), Keep::Forever);
+                    transaction.insert_new(&[key], &bytes, keep);
                     noted.changes.insert(key, Some(value));
                 }
                 _ => {
-                    transaction.put(&[key], &value.to_le_bytes(), Keep::Forever);
+                    transaction.put(&[key], &bytes, keep);
                     noted.changes.insert(key, Some(value));
                 }
             }
@@ -584,6 +589,20 @@ impl World {
         }
     }
 
+    /// How long a value is kept.
+    fn keep(&self, value: u64) -> Keep {
+        let times = [None, None, Some(50), Some(1_000), Some(4_000)];
+        let Some(time) = times[self.number(times.len())].map(Duration::from_millis) else {
+            return Keep::Forever;
+        };
+        let now = stopped::now().unwrap_or_default();
+        self.shared
+            .truth
+            .borrow_mut()
+            .note_expiry(value, now + time);
+        Keep::For(time)
+    }
+
     /// Replays a letter, unless a late handler may still ack its job.
     fn replay(&mut self, queue: usize) {
         let open = &self.queues[queue];
@@ -604,7 +623,7 @@ impl World {
     }
 
     fn maintain(&mut self, queue: usize) {
-        if self.number(2) == 0 {
+        for _ in 0..self.number(4) {
             let _ = self.tree().maintain_state();
         }
         let open = &mut self.queues[queue];
@@ -738,5 +757,11 @@ fn a_transaction_has_happened_or_not_after_a_crash_at_any_step() {
         cuts += world.shared.cuts.get();
         seed += 1;
     }
-    println!("{cuts} crashes in {} runs, from seed {first}", seed - first);
+    let runs = seed - first;
+    let (cleaned, swept) = (cleaned::count(), swept::count());
+    println!(
+        "{cuts} crashes in {runs} runs, from seed {first}; {cleaned} segments were cleaned, and \
+         {swept} values had expired"
+    );
+    assert!(cleaned > 0 && swept > 0);
 }

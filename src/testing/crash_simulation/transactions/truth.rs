@@ -1,11 +1,13 @@
 //! What transactions, queues and keys have promised, and the check of what a crash left against it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::super::truth::Crash;
+use crate::time::stopped;
 
 /// How many keys there are.
-pub(super) const KEYS: u8 = 8;
+pub(super) const KEYS: u8 = 16;
 
 /// A job of either queue, by the number in its payload.
 #[derive(Clone, Debug)]
@@ -42,6 +44,8 @@ pub(super) struct Truth {
     /// The values that a key had since the last one that survives a power cut, which comes first;
     /// each with the number of its transaction.
     keys: BTreeMap<u8, Vec<(u64, Option<u64>)>>,
+    /// When values expire, since the epoch of the stopped clock.
+    expiries: BTreeMap<u64, Duration>,
     /// Transactions that are not durable, by number: the keys that each changes.
     unflushed: BTreeMap<u64, BTreeMap<u8, Option<u64>>>,
     next: u64,
@@ -73,7 +77,17 @@ impl Truth {
 
     fn value_of(&self, key: u8) -> Option<u64> {
         let values = self.keys.get(&key)?;
-        values.last().and_then(|(_, value)| *value)
+        values.last().and_then(|(_, value)| self.seen(*value))
+    }
+
+    pub(super) fn note_expiry(&mut self, value: u64, at: Duration) {
+        self.expiries.insert(value, at);
+    }
+
+    /// What is seen of a value: nothing once it has expired.
+    fn seen(&self, value: Option<u64>) -> Option<u64> {
+        let now = stopped::now().unwrap_or_default();
+        value.filter(|value| self.expiries.get(value).is_none_or(|&at| at > now))
     }
 
     /// Whether a key has a value.
@@ -297,14 +311,15 @@ impl Truth {
                 "{transaction:?} is done: {is_done}, its job is there: {is_source_there}"
             );
         }
-        let is_new = |key: u8| found.keys.get(&key).copied() == transaction.changes[&key];
+        let new = |key: u8| self.seen(transaction.changes[&key]);
+        let is_new = |key: u8| found.keys.get(&key).copied() == new(key);
         let is_old = |key: u8| found.keys.get(&key).copied() == self.value_of(key);
         let keys = || transaction.changes.keys().copied();
         if crash == Crash::Kill {
             let is_all_new = keys().all(is_new);
             assert!(is_all_new || keys().all(is_old), "{transaction:?}");
             if let Some(is_done) = is_done
-                && keys().any(|key| transaction.changes[&key] != self.value_of(key))
+                && keys().any(|key| new(key) != self.value_of(key))
             {
                 assert_eq!(is_all_new, is_done, "{transaction:?}");
             }
@@ -314,17 +329,18 @@ impl Truth {
     fn check_keys(&self, found: &Found, crash: Crash) {
         let being_changed = |key: u8| {
             let uncertain = self.uncertain.as_ref();
-            uncertain.and_then(|one| one.changes.get(&key).copied())
+            let change = uncertain.and_then(|one| one.changes.get(&key).copied());
+            change.map(|value| self.seen(value))
         };
         for key in 0..KEYS {
             let now = found.keys.get(&key).copied();
             let values = self.keys.get(&key);
             let may_be = |value: Option<u64>| match values {
                 None => value.is_none(),
-                Some(values) if crash == Crash::Kill => {
-                    values.last().is_some_and(|(_, last)| *last == value)
-                }
-                Some(values) => values.iter().any(|(_, one)| *one == value),
+                Some(values) if crash == Crash::Kill => values
+                    .last()
+                    .is_some_and(|(_, last)| self.seen(*last) == value),
+                Some(values) => values.iter().any(|(_, one)| self.seen(*one) == value),
             };
             assert!(
                 may_be(now) || being_changed(key) == Some(now),
@@ -342,11 +358,12 @@ impl Truth {
             let tells = |key: &u8| {
                 let values = &self.keys[key];
                 let earlier = &values[..values.len() - 1];
-                earlier.iter().all(|(_, value)| *value != changes[key])
+                let new = self.seen(changes[key]);
+                earlier.iter().all(|(_, value)| self.seen(*value) != new)
             };
             let keys = changes.keys().filter(|key| is_last(key) && tells(key));
             let new: Vec<_> = keys
-                .map(|key| found.keys.get(key).copied() == changes[key])
+                .map(|key| found.keys.get(key).copied() == self.seen(changes[key]))
                 .collect();
             assert!(
                 new.iter().all(|one| *one == new[0]),
