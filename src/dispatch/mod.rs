@@ -300,8 +300,7 @@ impl Dispatch {
 
     /// Whether a job may be delivered again after this many failed attempts.
     pub(crate) fn may_retry(&self, lease: &Lease, attempts: u32) -> bool {
-        let own = lease.has_meta().then(|| lease.meta().options.max_attempts);
-        let limit = match own.flatten() {
+        let limit = match lease.max_attempts() {
             Some(own) => own,
             None => self.retry.attempts_limit(),
         };

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::ack::Deliveries;
 use super::headers::headers_of;
 use super::hold::{Held, Hold};
-use super::meta::{Meta, has_engine_fields};
+use super::meta::{self, Meta, has_engine_fields};
 use super::record::NAME_LEN_SHIFT;
 use super::records::Record;
 use super::segment::{Maps, Segment};
@@ -215,11 +215,11 @@ impl Lease {
     /// The id of the job, which stays the same when the job is moved in the log.
     #[inline]
     pub(crate) fn job(&self) -> Sequence {
-        if self.has_meta() {
-            self.meta().original.unwrap_or(self.sequence())
-        } else {
-            self.sequence()
-        }
+        meta::original_of(self.encoded_meta()).unwrap_or(self.sequence())
+    }
+
+    fn encoded_meta(&self) -> &[u8] {
+        self.record().meta()
     }
 
     /// Whether the engine has noted anything about the job in its record.
@@ -245,24 +245,23 @@ impl Lease {
 
     /// Whether the record settles another one, and that is not known to be durable.
     pub(crate) fn may_not_be_durable_yet(&self) -> bool {
-        self.has_meta() && self.meta().settles_another() && self.owes()
+        meta::settles_another(self.encoded_meta()) && self.owes()
     }
 
     /// Failed attempts at the job, including those at the records that it was moved from.
     pub(crate) fn failed(&self) -> u32 {
         let failed = self.deliveries().failed().into();
-        match self.has_meta() {
-            true => self.meta().prior_attempts.saturating_add(failed),
-            false => failed,
-        }
+        meta::prior_attempts_of(self.encoded_meta()).saturating_add(failed)
     }
 
     /// How often the process died while a handler had the job, wherever it was in the log.
     pub(crate) fn crashes(&self) -> u32 {
         let crashes = self.deliveries().crashes().into();
-        match self.has_meta() {
-            true => self.meta().prior_crashes.saturating_add(crashes),
-            false => crashes,
-        }
+        meta::prior_crashes_of(self.encoded_meta()).saturating_add(crashes)
+    }
+
+    /// The attempts allowed for this job, if not the queue's default; `Some(None)` is unlimited.
+    pub(crate) fn max_attempts(&self) -> Option<Option<u8>> {
+        meta::max_attempts_of(self.encoded_meta())
     }
 }

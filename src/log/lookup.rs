@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Log;
 use super::ack::Deliveries;
-use super::meta::{Meta, has_engine_fields};
+use super::meta::{self, Meta};
 use super::records::Record;
 use super::recovery::Quarantined;
 use super::segment::Segment;
@@ -55,16 +55,13 @@ impl FoundJob {
 
     /// Whether the record settles another one, and that is not known to be durable.
     pub(crate) fn may_not_be_durable_yet(&self) -> bool {
-        self.meta().settles.is_some() && !self.segment().owes_nothing()
+        meta::settles_another(self.record().meta()) && !self.segment().owes_nothing()
     }
 }
 
 /// The id of the job that was moved to this place, if one was.
 fn moved_from(record: &Record<'_>) -> Option<Sequence> {
-    let has_meta = record.header().meta_len != 0 && has_engine_fields(record.meta());
-    has_meta
-        .then(|| Meta::decode(record.meta()).original)
-        .flatten()
+    meta::original_of(record.meta())
 }
 
 impl Log {

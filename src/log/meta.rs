@@ -121,11 +121,6 @@ pub(crate) const TAG_REMOVED: u8 = 15;
 const FIELD_HEADER_BYTES: usize = 3;
 
 impl Meta {
-    /// Whether the record settles another one.
-    pub(crate) fn settles_another(&self) -> bool {
-        self.settles.is_some() || self.settles_elsewhere.is_some()
-    }
-
     /// The encoded fields, and then the headers, which are encoded already. Reasons that would not
     /// fit `limit` bytes are left out, oldest first.
     pub(crate) fn encode(&self, headers: &[u8], limit: usize) -> MetaBytes {
@@ -269,9 +264,44 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
-/// The value of the first field with this tag.
+/// The value of the engine's field with this tag, without decoding the others.
 pub(crate) fn field(meta: &[u8], tag: u8) -> Option<&[u8]> {
-    Fields(meta).find_map(|(found, value)| (found == tag).then_some(value))
+    let mut engine = Fields(meta).take_while(|(tag, _)| *tag < TAG_HEADER);
+    engine.find_map(|(found, value)| (found == tag).then_some(value))
+}
+
+/// The sequence that the job was first enqueued under, if it was moved since.
+pub(crate) fn original_of(meta: &[u8]) -> Option<Sequence> {
+    let word = field(meta, TAG_ORIGINAL)?.try_into().ok()?;
+    Some(Sequence::new(u64::from_le_bytes(word)))
+}
+
+/// Failed attempts before the record was written.
+pub(crate) fn prior_attempts_of(meta: &[u8]) -> u32 {
+    count_in(meta, TAG_PRIOR_ATTEMPTS)
+}
+
+/// Crashes before the record was written.
+pub(crate) fn prior_crashes_of(meta: &[u8]) -> u32 {
+    count_in(meta, TAG_PRIOR_CRASHES)
+}
+
+fn count_in(meta: &[u8], tag: u8) -> u32 {
+    let count = field(meta, tag).and_then(|count| count.try_into().ok());
+    count.map_or(0, u32::from_le_bytes)
+}
+
+/// As [`JobOptions::max_attempts`].
+pub(crate) fn max_attempts_of(meta: &[u8]) -> Option<Option<u8>> {
+    let &max = field(meta, TAG_MAX_ATTEMPTS)?.first()?;
+    Some((max > 0).then_some(max))
+}
+
+/// Whether the record settles another one.
+pub(crate) fn settles_another(meta: &[u8]) -> bool {
+    [TAG_SETTLES, TAG_SETTLES_ELSEWHERE]
+        .into_iter()
+        .any(|tag| field(meta, tag).is_some())
 }
 
 #[inline]
@@ -343,7 +373,13 @@ mod tests {
                     })
                     .collect(),
             };
-            prop_assert_eq!(Meta::decode(&meta.encode(&[], MAX_META_BYTES)), meta);
+            let encoded = meta.encode(&[], MAX_META_BYTES);
+            prop_assert_eq!(original_of(&encoded), meta.original);
+            prop_assert_eq!(prior_attempts_of(&encoded), meta.prior_attempts);
+            prop_assert_eq!(prior_crashes_of(&encoded), meta.prior_crashes);
+            prop_assert_eq!(max_attempts_of(&encoded), meta.options.max_attempts);
+            prop_assert_eq!(settles_another(&encoded), meta.settles.is_some());
+            prop_assert_eq!(Meta::decode(&encoded), meta);
         }
 
         #[test]

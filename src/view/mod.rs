@@ -76,6 +76,10 @@ use crate::{OpenError, StorageError};
 /// aside and reports them when it opens the queue or reaches them. Where the acks of a segment are
 /// damaged or lost, its jobs are seen again, as they are delivered again.
 ///
+/// Of a queue in a directory of queues, a view does not read the log of transactions. After the death
+/// of the owner it may show jobs that a transaction has completed in the last moments before, and it
+/// does not show jobs that are still to come to the queue from there. The next open sorts this out.
+///
 /// # Costs
 /// An iteration reads each segment file of its logs once, those that are not sealed twice, and of
 /// each ack file what concerns these records. Memory holds one segment, without the unused room at
