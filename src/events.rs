@@ -342,8 +342,9 @@ mod tests {
     }
 
     /// `tracing` is called only here. Under other kinds of locks no event may be raised: those with
-    /// a condition variable, the list of segments, the index of keys and the places of consumers, which
-    /// guard a few lines each that raise none, and those of a turn's own state, which nobody else waits for.
+    /// a condition variable, the list of segments, the index of keys and the places of consumers,
+    /// which guard a few lines each that raise none, and those of a turn's own state, which nobody
+    /// else waits for.
     #[test]
     fn all_events_go_through_this_file_and_locks_are_of_the_kind_that_knows() {
         let with_others = [
