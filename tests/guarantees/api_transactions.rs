@@ -345,11 +345,12 @@ fn a_queue_of_a_tree_is_not_opened_alone_nor_the_other_way_round() {
     let dir = tempfile::tempdir().unwrap();
     let queues = tree(dir.path());
     drop(open_in(&queues, "mails"));
+    drop(queues);
     let alone = dir.path().join("queues/mails");
     let error = Queue::builder(&alone).open().unwrap_err();
     assert!(matches!(error, OpenError::Misplaced { .. }), "{error}");
     drop(open(builder(dir.path().join("alone"))));
     fs::rename(dir.path().join("alone"), dir.path().join("queues/moved")).unwrap();
-    let error = queues.queue("moved").unwrap_err();
+    let error = tree(dir.path()).queue("moved").unwrap_err();
     assert!(matches!(error, OpenError::Misplaced { .. }), "{error}");
 }
