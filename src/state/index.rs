@@ -201,8 +201,8 @@ impl Index {
         }
     }
 
-    /// Lets go of full segments without values of keys, and returns them: the last share of a mapping
-    /// is better dropped without a lock.
+    /// Lets go of full segments without values of keys, and returns them: the last share of a
+    /// mapping is better dropped without a lock.
     #[must_use]
     pub(super) fn let_go(&mut self) -> Vec<Pinned> {
         let is_unused = |kept: &mut Kept| kept.live == 0 && kept.pin.segment().closed().is_some();

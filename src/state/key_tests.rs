@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::cleaning::cleaned;
 use super::index::SHARDS;
+use crate::storage::Operation;
+use crate::storage::faults::{self, Call};
 use crate::testing::crash_simulation::copy_tree;
 use crate::time::stopped;
 use crate::{Durability, Keep, Keys, Queues, TransactionError};
@@ -156,6 +158,41 @@ fn only_what_is_durable_is_cleaned() {
     maintain(&queues);
     assert!(cleaned::count() > before);
     check_index(&queues);
+    stopped::set(None);
+}
+
+#[test]
+fn what_removes_a_key_stays_until_the_removal_is_durable() {
+    start_clock();
+    let dir = scratch();
+    let queues = open(dir.path());
+    let keys = queues.keys();
+    // Both in the first segment, so that it stays without the first, and is not cleaned either.
+    put(&keys, 1_000, 100, Keep::Forever);
+    put(&keys, 1_001, 3_000, Keep::Forever);
+    (0..300).for_each(|number| put(&keys, number % 10, 100, Keep::Forever));
+    maintain(&queues);
+    queues.flush().unwrap();
+    let segments = fs::read_dir(dir.path().join("state/log")).unwrap();
+    let segments = segments.map(|file| file.unwrap().path());
+    let is_segment = |path: &PathBuf| path.extension().is_some_and(|suffix| suffix == "seg");
+    let first = segments.filter(is_segment).min().unwrap();
+    let watched = faults::watch(dir.path(), Vec::new());
+    keys.remove(&1_000u64.to_le_bytes()).unwrap();
+    (0..300).for_each(|number| put(&keys, number % 10, 100, Keep::Forever));
+    maintain(&queues);
+    let calls = watched.take_calls();
+    let is_flush = |call: &Call| {
+        call.operation == Operation::Flush && call.path == first.with_extension("ack")
+    };
+    let is_retirement = |call: &Call| {
+        let goes = [Operation::Rename, Operation::Remove].contains(&call.operation);
+        goes && is_segment(&call.path)
+    };
+    let flushed = calls.iter().position(is_flush).expect("flushed");
+    let retired = calls.iter().position(is_retirement).expect("retired");
+    assert!(first.exists() && flushed < retired);
+    drop(watched);
     stopped::set(None);
 }
 
