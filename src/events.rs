@@ -315,7 +315,7 @@ mod tests {
             "dispatch/registry.rs",
             "dispatch/timer.rs",
             "engine/maintenance.rs",
-            "engine/running.rs",
+            "engine/threads.rs",
             "log/mod.rs",
             "tree.rs",
             "workers.rs",

@@ -19,10 +19,10 @@ mod open;
 mod pause;
 mod release;
 mod replay;
-mod running;
 mod settling;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod threads;
 pub(crate) mod worker;
 
 use std::path::Path;
@@ -34,7 +34,7 @@ use self::depth::DepthLimit;
 use self::home::Home;
 pub(crate) use self::home::names_in;
 use self::maintenance::Signal;
-pub(crate) use self::running::Running;
+pub(crate) use self::threads::Running;
 use crate::StorageError;
 use crate::dispatch::Dispatch;
 use crate::dispatch::lease_timeouts::Leases;
