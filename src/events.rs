@@ -352,7 +352,7 @@ mod tests {
             "dispatch/timer.rs",
             "engine/flusher.rs",
             "engine/maintenance.rs",
-            "engine/running.rs",
+            "engine/threads.rs",
             "log/mod.rs",
             "state/mod.rs",
             "tree.rs",

@@ -14,6 +14,9 @@ use crate::runtime::{Serve, Waker};
 use crate::storage::StorageError;
 use crate::{time, user_code};
 
+/// When a queue that starts idle has its first turn. It seals what an earlier process left, which
+/// takes flushes, and would slow down the opens of other queues.
+const FIRST_TURN: Duration = Duration::from_secs(2);
 /// How often to look for segments that only a few delayed jobs keep alive.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon consumers look again at a segment that could not be checked.
@@ -45,13 +48,13 @@ pub(crate) struct Wake {
 }
 
 impl Signal {
-    pub(crate) fn new(task: Waker) -> Self {
+    pub(crate) fn new(task: Waker, starts_idle: bool) -> Self {
         Self {
             state: Mutex::new(State {
                 // The first segments have to be prepared.
-                kicked: true,
+                kicked: !starts_idle,
                 flush_at: None,
-                turn_at: None,
+                turn_at: starts_idle.then(|| time::now() + FIRST_TURN),
             }),
             task,
         }

@@ -27,10 +27,10 @@ mod open;
 mod pause;
 mod release;
 mod replay;
-mod running;
 mod settling;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod threads;
 #[cfg(feature = "async")]
 pub(crate) mod ticket;
 pub(crate) mod transactions;
@@ -51,7 +51,7 @@ use self::flusher::Flusher;
 use self::home::Home;
 pub(crate) use self::home::names_in;
 use self::maintenance::Signal;
-pub(crate) use self::running::Running;
+pub(crate) use self::threads::Running;
 use crate::StorageError;
 use crate::dispatch::Dispatch;
 use crate::dispatch::gate::Gate;

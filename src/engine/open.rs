@@ -61,7 +61,7 @@ impl Engine {
         wakers: Wakers,
     ) -> Result<(Self, RecoveryReport), OpenError> {
         let manifest = &home.manifest;
-        let signal = Arc::new(Signal::new(wakers.maintenance));
+        let signal = Arc::new(Signal::new(wakers.maintenance, builder.starts_idle));
         let kick = {
             let signal = Arc::clone(&signal);
             Arc::new(move || signal.kick())
