@@ -33,8 +33,9 @@ use crate::storage::{Directory, ReadFile, StorageError};
 
 /// How often a segment is read that changes each time.
 const ATTEMPTS: u32 = 8;
-/// The pause between two of these, in which the owner can finish what it is doing.
-const PAUSE: Duration = Duration::from_millis(1);
+/// The pause between two of these, in which the owner can finish what it is doing. In unit tests it
+/// is not at work meanwhile.
+const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 1 });
 /// How much of a file is read at once: the zeros at its end need no more memory than this.
 const CHUNK: usize = 256 * 1024;
 
