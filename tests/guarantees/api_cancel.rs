@@ -546,3 +546,58 @@ fn whatever_else_happens_at_that_moment_a_job_ends_once_and_what_waited_is_not_b
             .stripes(2),
     );
 }
+
+/// Child: cancels jobs that wait, are delayed, back off or are in a handler, and notes each number
+/// when the call has returned.
+pub(crate) fn cancel_until_killed(dir: &Path) {
+    let queue = open_after_kill(builder(dir.join("queue")));
+    let mut cancelled = Journal::append_to(&dir.join("cancelled"));
+    let first = Journal::read(&dir.join("cancelled")).len() as u64 * 1000;
+    let consumer = queue.consumer();
+    let mut held = Vec::new();
+    for number in first.. {
+        let delayed = EnqueueOptions::new().delay(HOUR);
+        let id = match number % 3 {
+            0 => queue.enqueue_with(&payload_of(number, 100), delayed),
+            _ => queue.enqueue(&payload_of(number, 100)),
+        };
+        if number % 3 == 1 {
+            held.extend(consumer.try_next());
+        }
+        if number % 5 == 0 {
+            held.drain(..)
+                .for_each(|job| job.retry_after(HOUR, "not yet"));
+        }
+        if number % 2 == 0 {
+            assert_ne!(queue.cancel(id.unwrap()).unwrap(), Cancelled::Gone);
+            cancelled.note(number);
+        }
+    }
+}
+
+#[test]
+fn what_was_cancelled_does_not_come_back_after_kill_nine() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 1..=3 {
+        let mut child = Child::start("cancel", dir.path());
+        child.wait_until("the child cancels jobs", || {
+            Journal::read(&dir.path().join("cancelled")).len() >= round * 150
+        });
+        child.kill();
+        let cancelled = Journal::read(&dir.path().join("cancelled"));
+        let queue = open_after_kill(builder(dir.path().join("queue")));
+        let consumer = queue.consumer();
+        let mut delivered = Vec::new();
+        while let Some(job) = consumer.next_timeout(BRIEF * 10) {
+            let number = number_in(job.payload());
+            assert!(!cancelled.contains(&number), "{number} was cancelled");
+            delivered.push(number);
+            job.ack();
+        }
+        assert!(!delivered.is_empty());
+        assert_eq!((queue.stats().dead, queue.stats().ready), (0, 0));
+        // Those that are delayed are left, none of which was cancelled.
+        drop(consumer);
+        queue.close().unwrap();
+    }
+}

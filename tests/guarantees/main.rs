@@ -43,6 +43,7 @@ fn child() {
     support::play_role(&[
         ("enqueue", g1_at_least_once::enqueue_until_killed),
         ("work", g1_at_least_once::work_until_killed),
+        ("cancel", api_cancel::cancel_until_killed),
         ("abort", g2_no_poison::abort_on_poison),
         ("poison", g2_crashes::work_beside_poison),
         ("deploy", g2_crashes::end_while_handlers_work),

@@ -223,10 +223,17 @@ impl World {
         running.fail(one.lease, one.delivery, one.attempt, failure);
     }
 
-    /// Cancels a few jobs, wherever they are.
-    pub(super) fn cancel(&self) {
+    /// Cancels a few jobs, wherever they are. At times maintenance comes before their handlers end.
+    pub(super) fn cancel(&mut self) {
+        if self.number(2) == 0 {
+            self.take();
+        }
         for _ in 0..=self.number(4) {
             self.cancel_one();
+        }
+        if self.number(2) == 0 {
+            self.run_maintenance();
+            self.settle_some();
         }
     }
 
