@@ -34,7 +34,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use self::dead_log::DeadLog;
 use self::depth::DepthLimit;
 use self::home::Home;
-pub(crate) use self::home::names_in;
+pub(crate) use self::home::{ids_in, names_in};
 use self::maintenance::Signal;
 pub(crate) use self::running::Running;
 use crate::StorageError;
