@@ -555,6 +555,10 @@ impl World {
         self.shared.truth.borrow_mut().begin(noted);
         let running = Arc::clone(&self.queues[queue].running);
         let may_be_late = source.as_ref().is_some_and(InHand::is_late);
+        let has_come_again = source.as_ref().is_some_and(|one| {
+            let mut others = self.queues[queue].in_hand.iter();
+            others.any(|other| other.number == one.number && other.at > one.at)
+        });
         let source = source.map(|one| transactions::Source {
             engine: &running,
             lease: one.lease,
@@ -565,6 +569,7 @@ impl World {
         match result {
             Ok(_) => {
                 assert!(!is_refused, "a condition was not checked");
+                assert!(!has_come_again, "a late handler has committed");
                 self.shared.truth.borrow_mut().commit();
             }
             Err(TransactionError::NotDurable(_)) => self.crash(Crash::PowerCut),
