@@ -609,3 +609,39 @@ fn a_job_that_came_by_a_transaction_is_named_with_that() {
     assert_eq!(drain(&mails), [b"mail"]);
     die(again, [orders, mails]);
 }
+
+#[test]
+fn a_segment_with_a_completion_stays_until_the_job_is_durably_done() {
+    let dir = scratch();
+    stopped::set(Some(Duration::from_secs(1_000)));
+    let first = tree(dir.path());
+    let orders = queue(&first, "orders");
+    enqueue(&orders, b"order");
+    orders.flush().unwrap();
+    let before = killed(dir.path());
+    let job = take(&orders).unwrap();
+    let mut transaction = first.transaction();
+    transaction.durability(Durability::Sync);
+    ack_with(&orders, job, transaction).unwrap();
+    let files = dir.path().join("state/log");
+    let first_segment = segments(&files)[0].clone();
+    for number in 0..60 {
+        put(&first, b"key", &[number; 1000]);
+        stopped::set(Some(Duration::from_secs(1_001 + u64::from(number))));
+        first.maintain_state();
+    }
+    let left = killed(dir.path());
+    let acks = "queues/orders/log/00/00000000000000000000.ack";
+    fs::copy(before.path().join(acks), left.path().join(acks)).unwrap();
+    // Once the queue has settled, the segment goes.
+    assert!(segments(&files).contains(&first_segment));
+    maintain(&orders, &mut Maintenance::new());
+    first.maintain_state();
+    assert!(!segments(&files).contains(&first_segment));
+    die(first, [orders]);
+    stopped::set(None);
+    let again = tree(left.path());
+    let orders = queue(&again, "orders");
+    assert!(drain(&orders).is_empty(), "delivered again");
+    die(again, [orders]);
+}
