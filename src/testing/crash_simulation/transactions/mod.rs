@@ -69,6 +69,8 @@ struct Shared {
     disk: RefCell<Disk>,
     random: RefCell<Rng>,
     cuts: Cell<u64>,
+    /// How often rare things have happened.
+    counts: RefCell<BTreeMap<&'static str, u64>>,
 }
 
 struct World {
@@ -269,6 +271,10 @@ impl InHand {
 }
 
 impl Shared {
+    fn count(&self, what: &'static str) {
+        *self.counts.borrow_mut().entry(what).or_default() += 1;
+    }
+
     fn watch(&self, operation: Operation, path: &Path, moment: Moment) -> std::io::Result<()> {
         self.disk.borrow_mut().note(operation, path, moment)?;
         // Between the steps of a transaction, crashes are more frequent.
@@ -316,6 +322,7 @@ impl World {
             disk: RefCell::new(Disk::new(dir.path(), seed)),
             random: RefCell::new(Rng::with_seed(seed)),
             cuts: Cell::new(0),
+            counts: RefCell::default(),
         });
         let mut world = Self {
             shared,
@@ -567,13 +574,21 @@ impl World {
         });
         let result = transaction.commit_with(source);
         match result {
-            Ok(_) => {
+            Ok(committed) => {
+                if committed.jobs.contains(&None) {
+                    self.shared.count("jobs that wait");
+                }
                 assert!(!is_refused, "a condition was not checked");
                 assert!(!has_come_again, "a late handler has committed");
                 self.shared.truth.borrow_mut().commit();
             }
             Err(TransactionError::NotDurable(_)) => self.crash(Crash::PowerCut),
             Err(error) => {
+                self.shared.count(match error {
+                    TransactionError::LeaseLost => "late commits",
+                    TransactionError::StorageFull(_) => "full disks",
+                    _ => "other refusals",
+                });
                 let is_poisoned = self.shared.disk.borrow().has_failed();
                 let is_expected = match error {
                     TransactionError::Conflict { .. } => is_refused,
@@ -604,6 +619,7 @@ impl World {
         let of_job = letters::letters_of(&open.running)
             .filter_map(Result::ok)
             .filter(|letter| letter.payload[..8] == number.to_le_bytes());
+        self.shared.count("replays");
         self.shared.truth.borrow_mut().note(number, "replayed");
         let _ = open.running.replay(&of_job.collect::<Vec<_>>());
     }
@@ -615,8 +631,12 @@ impl World {
         let open = &mut self.queues[queue];
         open.running.turn_timer();
         open.running.signal.kick();
+        let moved = open.running.dispatch().moved().moved;
         if let Some(wake) = open.running.signal.take() {
             open.maintenance.turn(&open.running, &wake);
+        }
+        if open.running.dispatch().moved().moved > moved {
+            self.shared.count("moves");
         }
     }
 
@@ -632,8 +652,13 @@ impl World {
 
     fn wait(&self) {
         let now = stopped::now().unwrap_or_default();
-        let pause = [1, 60, 300, 1_500, 6_000, 40_000][self.number(6)];
+        let pause = [1, 60, 300, 1_500, 6_000, 6_000, 40_000][self.number(7)];
         stopped::set(Some(now + Duration::from_millis(pause)));
+        if pause > 1_500 {
+            self.queues
+                .iter()
+                .for_each(|open| open.running.turn_timer());
+        }
     }
 
     fn reopen_queue(&mut self, queue: usize) {
@@ -731,6 +756,7 @@ fn a_transaction_has_happened_or_not_after_a_crash_at_any_step() {
     let first = number_from("LOGMILL_SEED").unwrap_or(0);
     let has_failed = AtomicBool::new(false);
     let (mut cuts, mut seed) = (0, first);
+    let mut counts = BTreeMap::<_, u64>::new();
     while cuts < enough {
         let _named = Named {
             seed,
@@ -741,7 +767,11 @@ fn a_transaction_has_happened_or_not_after_a_crash_at_any_step() {
             world.step();
         }
         cuts += world.shared.cuts.get();
+        for (&what, &count) in world.shared.counts.borrow().iter() {
+            *counts.entry(what).or_default() += count;
+        }
         seed += 1;
     }
-    println!("{cuts} crashes in {} runs, from seed {first}", seed - first);
+    let runs = seed - first;
+    println!("{cuts} crashes in {runs} runs, from seed {first}: {counts:?}");
 }
