@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::engine;
 use crate::error::OpenError;
 use crate::events::event;
 use crate::lock::{self, DirectoryLock};
@@ -97,6 +98,7 @@ impl Tree {
         let runtime = Arc::new(Runtime::for_many());
         let task = runtime.maintenance_task();
         let (state, report) = State::open(root, state_segment_size, task.waker())?;
+        state.pass_over_missing(|| engine::ids_in(&queues))?;
         let state = Arc::new(state);
         Ok(Self {
             queues: Arc::new(queues.with_cache()),

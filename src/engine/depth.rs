@@ -32,6 +32,11 @@ impl DepthLimit {
         taken.is_ok()
     }
 
+    /// Takes room whether there is any or not.
+    fn force(&self, jobs: u64) {
+        self.jobs.fetch_add(jobs, Ordering::Relaxed);
+    }
+
     /// Sets the count to the number of jobs found at open.
     pub(super) fn start_with(&self, jobs: u64) {
         self.jobs.store(jobs, Ordering::Relaxed);
@@ -74,6 +79,17 @@ impl Engine {
                 false => depth.full(),
             }),
             _ => Ok(()),
+        }
+    }
+
+    /// Like [`take_room`](Self::take_room); with `by_force`, whether there is any or not.
+    pub(super) fn take_room_of(&self, jobs: u64, by_force: bool) -> Result<(), EnqueueError> {
+        match &self.depth {
+            Some(depth) if by_force => {
+                depth.force(jobs);
+                Ok(())
+            }
+            _ => self.take_room(jobs),
         }
     }
 

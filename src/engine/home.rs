@@ -5,6 +5,7 @@
 //! So if there is a MANIFEST, a missing subdirectory was lost. If creation fails, the options of
 //! the new queue do not stay in force.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -313,6 +314,22 @@ pub(crate) fn names_in(queues: &Directory) -> Result<Vec<String>, StorageError> 
         }
     }
     Ok(names)
+}
+
+/// The ids of all queues in a directory of queues. None if one of them cannot be told.
+pub(crate) fn ids_in(queues: &Directory) -> Result<Option<HashSet<u64>>, StorageError> {
+    let mut ids = HashSet::new();
+    for name in names_in(queues)? {
+        if let Some(queue) = subdirectory_only(queues, &name)?
+            && let Some(bytes) = Manifest::entry(&Arc::new(queue)).read_if_exists()?
+        {
+            match Manifest::decode(&bytes) {
+                Ok(manifest) => ids.insert(manifest.id),
+                Err(_) => return Ok(None),
+            };
+        }
+    }
+    Ok(Some(ids))
 }
 
 /// Reads the MANIFEST; None if the directory is new.

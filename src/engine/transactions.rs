@@ -183,6 +183,7 @@ pub(crate) fn commit(
     if durability == Durability::Sync
         && let Err(error) = state.flush_records()
     {
+        leave_room(parts);
         // The disk may have nothing of it, so nothing is done that it is the reason for.
         if let Some(completes) = completes {
             state.note_uncertain(completes.job.home, &error);
@@ -241,14 +242,21 @@ fn prepare(
     for engine in engines.chain(source.map(|source| source.engine)) {
         engine.check_poison(durability)?;
     }
+    // The first job for the queue of the one that is completed is to get that one's room, which is
+    // given back later: otherwise no job of a full queue could be followed by another.
+    let mut heir_of = source.map(|source| source.engine);
     for (at, running) in parts.queues.iter().enumerate() {
+        let engine: &Engine = running;
+        let is_heir = heir_of
+            .take_if(|source| std::ptr::eq(*source, engine))
+            .is_some();
         let taken = match running.is_closed() {
             true => Err(EnqueueError::Closed),
             // Those that wait come first. If there is no room for them, the state log would grow.
             false => running
                 .append_waiting()
                 .unwrap_or_else(|error| Err(EnqueueError::Storage(error)))
-                .and_then(|()| running.take_room(1)),
+                .and_then(|()| running.take_room_of(1, is_heir)),
         };
         if let Err(error) = taken {
             for running in &parts.queues[..at] {

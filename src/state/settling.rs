@@ -1,12 +1,13 @@
 //! What is owed between the state log and the queues: jobs that are still to go to their queues,
 //! and records that are to be marked done once what replaces them is durable.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::State;
 use super::index::Place;
 use crate::Sequence;
+use crate::events::event;
 use crate::log::meta::Elsewhere;
 use crate::log::segment::Unsettled;
 use crate::storage::StorageError;
@@ -176,6 +177,37 @@ impl State {
             true => Ok(0),
             false => self.log.settle(&own),
         }
+    }
+
+    /// Lets go of the completions that were found for queues that do not exist any more, as their
+    /// jobs are gone, too. Jobs for such queues stay, in case that the queues come back. `existing`
+    /// is only asked if something was found; None: some ids are not known.
+    pub(crate) fn pass_over_missing<E>(
+        &self,
+        existing: impl FnOnce() -> Result<Option<HashSet<u64>>, E>,
+    ) -> Result<(), E> {
+        if self.debts.lock().queues.is_empty() {
+            return Ok(());
+        }
+        let Some(existing) = existing()? else {
+            return Ok(());
+        };
+        let mut debts = self.debts.lock();
+        let queues = debts.queues.iter_mut();
+        for (&id, queue) in queues.filter(|(id, _)| !existing.contains(id)) {
+            let completions = std::mem::take(&mut queue.completions);
+            completions.into_iter().for_each(Unsettled::settle);
+            let (jobs, completed) = (queue.waiting.len(), queue.completed.len());
+            queue.completed = Vec::new();
+            event!(
+                warn,
+                queue = id,
+                jobs,
+                completed,
+                "transactions are about a queue that is gone"
+            );
+        }
+        Ok(())
     }
 
     /// The queues that are to settle what they owe.

@@ -184,6 +184,14 @@ fn undo(path: &Path, from: usize, to: usize) {
     fs::write(path, bytes).unwrap();
 }
 
+/// Replaces the log of a queue by an earlier one, as if nothing since had reached the disk.
+fn undo_log(left: &TempDir, before: &TempDir, name: &str) {
+    let files = format!("queues/{name}/log/00");
+    fs::remove_dir_all(left.path().join(&files)).unwrap();
+    let copied = killed(&before.path().join(&files));
+    fs::rename(copied.keep(), left.path().join(&files)).unwrap();
+}
+
 /// The start of a record with a key of 1 byte and nothing else but what it settles.
 fn start_of(payload_at: usize, meta: usize) -> usize {
     payload_at - meta - RECORD_HEADER_BYTES
@@ -440,10 +448,7 @@ fn a_replayed_job_is_named_with_the_letter_that_it_came_from() {
     die(first, [orders, mails]);
     // A power cut before the flush: nothing of the replay has reached the disk.
     let left = left.take().expect("taken");
-    let files = "queues/orders/log/00";
-    fs::remove_dir_all(left.path().join(files)).unwrap();
-    let copied = killed(&before.path().join(files));
-    fs::rename(copied.keep(), left.path().join(files)).unwrap();
+    undo_log(&left, &before, "orders");
     let again = tree(left.path());
     let (orders, mails) = (queue(&again, "orders"), queue(&again, "mails"));
     assert_eq!(letters_of(&orders).count(), 0, "its letter is still there");
@@ -566,4 +571,80 @@ fn a_state_log_that_is_lost_is_reported_and_has_another_id() {
     fs::remove_dir_all(dir.path().join("state")).unwrap();
     assert!(!tree(dir.path()).recovery().is_clean());
     assert!(tree(dir.path()).recovery().is_clean());
+}
+
+#[test]
+fn completions_of_a_queue_that_is_gone_keep_no_segment() {
+    let left = leave_a_completion();
+    fs::remove_dir_all(left.path().join("queues/orders")).unwrap();
+    let again = tree(left.path());
+    let mails = queue(&again, "mails");
+    assert_eq!(drain(&mails), [b"mail"]);
+    drop((mails, again));
+    let lens = segments(&left.path().join("state/log"));
+    let lens: Vec<_> = lens
+        .iter()
+        .map(|path| fs::metadata(path).unwrap().len())
+        .collect();
+    assert!(lens.iter().all(|&len| len == 0), "{lens:?}");
+}
+
+#[test]
+fn a_job_that_came_by_a_transaction_is_named_with_that() {
+    let dir = scratch();
+    let first = tree(dir.path());
+    let (orders, mails) = (queue(&first, "orders"), queue(&first, "mails"));
+    let before = killed(dir.path());
+    let mut transaction = with_job(&first, &orders, b"order");
+    transaction.durability(Durability::Sync);
+    transaction.commit().unwrap();
+    let job = take(&orders).unwrap();
+    let mut transaction = with_job(&first, &mails, b"mail");
+    transaction.durability(Durability::Sync);
+    ack_with(&orders, job, transaction).unwrap();
+    let left = killed(dir.path());
+    die(first, [orders, mails]);
+    // A power cut: nothing of the first job has reached the disk of its queue.
+    undo_log(&left, &before, "orders");
+    let again = tree(left.path());
+    let (orders, mails) = (queue(&again, "orders"), queue(&again, "mails"));
+    assert!(drain(&orders).is_empty(), "it comes again");
+    assert_eq!(drain(&mails), [b"mail"]);
+    die(again, [orders, mails]);
+}
+
+#[test]
+fn a_segment_with_a_completion_stays_until_the_job_is_durably_done() {
+    let dir = scratch();
+    stopped::set(Some(Duration::from_secs(1_000)));
+    let first = tree(dir.path());
+    let orders = queue(&first, "orders");
+    enqueue(&orders, b"order");
+    orders.flush().unwrap();
+    let before = killed(dir.path());
+    let job = take(&orders).unwrap();
+    let mut transaction = first.transaction();
+    transaction.durability(Durability::Sync);
+    ack_with(&orders, job, transaction).unwrap();
+    let files = dir.path().join("state/log");
+    let first_segment = segments(&files)[0].clone();
+    for number in 0..60 {
+        put(&first, b"key", &[number; 1000]);
+        stopped::set(Some(Duration::from_secs(1_001 + u64::from(number))));
+        first.maintain_state();
+    }
+    let left = killed(dir.path());
+    let acks = "queues/orders/log/00/00000000000000000000.ack";
+    fs::copy(before.path().join(acks), left.path().join(acks)).unwrap();
+    // Once the queue has settled, the segment goes.
+    assert!(segments(&files).contains(&first_segment));
+    maintain(&orders, &mut Maintenance::new());
+    first.maintain_state();
+    assert!(!segments(&files).contains(&first_segment));
+    die(first, [orders]);
+    stopped::set(None);
+    let again = tree(left.path());
+    let orders = queue(&again, "orders");
+    assert!(drain(&orders).is_empty(), "delivered again");
+    die(again, [orders]);
 }

@@ -354,3 +354,31 @@ fn a_queue_of_a_tree_is_not_opened_alone_nor_the_other_way_round() {
     let error = tree(dir.path()).queue("moved").unwrap_err();
     assert!(matches!(error, OpenError::Misplaced { .. }), "{error}");
 }
+
+#[test]
+fn a_job_of_a_full_queue_can_be_followed_by_one_in_the_same_queue() {
+    let dir = tempfile::tempdir().unwrap();
+    let queues = tree(dir.path());
+    let orders = open(small(&queues, "orders").max_depth(2));
+    orders.enqueue(b"1").unwrap();
+    orders.enqueue(b"2").unwrap();
+    let consumer = orders.consumer();
+    for _ in 0..10 {
+        let job = consumer.next_timeout(PATIENCE).unwrap();
+        let mut transaction = queues.transaction();
+        transaction.enqueue(&orders, job.payload());
+        job.ack_with(transaction).unwrap();
+        assert!(matches!(
+            orders.enqueue(b"3"),
+            Err(EnqueueError::Full { .. })
+        ));
+    }
+    let job = consumer.next_timeout(PATIENCE).unwrap();
+    let mut transaction = queues.transaction();
+    transaction.enqueue(&orders, b"3").enqueue(&orders, b"4");
+    assert!(job.ack_with(transaction).is_err());
+    let job = consumer.next_timeout(PATIENCE).unwrap();
+    job.ack_with(queues.transaction()).unwrap();
+    orders.enqueue(b"3").unwrap();
+    assert_eq!(orders.stats().depth(), 2);
+}

@@ -53,7 +53,7 @@ pub(crate) fn pass_on_until_killed(dir: &Path) {
                 to_name(&to),
                 Keep::Forever,
             );
-            if number % 7 == 0 {
+            if number.is_multiple_of(7) {
                 transaction.durability(Durability::Sync);
             }
             Ok(transaction)

@@ -70,6 +70,8 @@ struct Shared {
     disk: RefCell<Disk>,
     random: RefCell<Rng>,
     cuts: Cell<u64>,
+    /// How often rare things have happened.
+    counts: RefCell<BTreeMap<&'static str, u64>>,
 }
 
 struct World {
@@ -270,6 +272,10 @@ impl InHand {
 }
 
 impl Shared {
+    fn count(&self, what: &'static str) {
+        *self.counts.borrow_mut().entry(what).or_default() += 1;
+    }
+
     fn watch(&self, operation: Operation, path: &Path, moment: Moment) -> std::io::Result<()> {
         self.disk.borrow_mut().note(operation, path, moment)?;
         // Between the steps of a transaction, crashes are more frequent.
@@ -317,6 +323,7 @@ impl World {
             disk: RefCell::new(Disk::new(dir.path(), seed)),
             random: RefCell::new(Rng::with_seed(seed)),
             cuts: Cell::new(0),
+            counts: RefCell::default(),
         });
         let mut world = Self {
             shared,
@@ -560,6 +567,10 @@ impl World {
         self.shared.truth.borrow_mut().begin(noted);
         let running = Arc::clone(&self.queues[queue].running);
         let may_be_late = source.as_ref().is_some_and(InHand::is_late);
+        let has_come_again = source.as_ref().is_some_and(|one| {
+            let mut others = self.queues[queue].in_hand.iter();
+            others.any(|other| other.number == one.number && other.at > one.at)
+        });
         let source = source.map(|one| transactions::Source {
             engine: &running,
             lease: one.lease,
@@ -568,12 +579,21 @@ impl World {
         });
         let result = transaction.commit_with(source);
         match result {
-            Ok(_) => {
+            Ok(committed) => {
+                if committed.jobs.contains(&None) {
+                    self.shared.count("jobs that wait");
+                }
                 assert!(!is_refused, "a condition was not checked");
+                assert!(!has_come_again, "a late handler has committed");
                 self.shared.truth.borrow_mut().commit();
             }
             Err(TransactionError::NotDurable(_)) => self.crash(Crash::PowerCut),
             Err(error) => {
+                self.shared.count(match error {
+                    TransactionError::LeaseLost => "late commits",
+                    TransactionError::StorageFull(_) => "full disks",
+                    _ => "other refusals",
+                });
                 let is_poisoned = self.shared.disk.borrow().has_failed();
                 let is_expected = match error {
                     TransactionError::Conflict { .. } => is_refused,
@@ -618,6 +638,7 @@ impl World {
         let of_job = letters::letters_of(&open.running)
             .filter_map(Result::ok)
             .filter(|letter| letter.payload[..8] == number.to_le_bytes());
+        self.shared.count("replays");
         self.shared.truth.borrow_mut().note(number, "replayed");
         let _ = open.running.replay(&of_job.collect::<Vec<_>>());
     }
@@ -629,8 +650,12 @@ impl World {
         let open = &mut self.queues[queue];
         open.running.turn_timer();
         open.running.signal.kick();
+        let moved = open.running.dispatch().moved().moved;
         if let Some(wake) = open.running.signal.take() {
             open.maintenance.turn(&open.running, &wake);
+        }
+        if open.running.dispatch().moved().moved > moved {
+            self.shared.count("moves");
         }
     }
 
@@ -646,8 +671,13 @@ impl World {
 
     fn wait(&self) {
         let now = stopped::now().unwrap_or_default();
-        let pause = [1, 60, 300, 1_500, 6_000, 40_000][self.number(6)];
+        let pause = [1, 60, 300, 1_500, 6_000, 6_000, 40_000][self.number(7)];
         stopped::set(Some(now + Duration::from_millis(pause)));
+        if pause > 1_500 {
+            self.queues
+                .iter()
+                .for_each(|open| open.running.turn_timer());
+        }
     }
 
     fn reopen_queue(&mut self, queue: usize) {
@@ -745,6 +775,7 @@ fn a_transaction_has_happened_or_not_after_a_crash_at_any_step() {
     let first = number_from("LOGMILL_SEED").unwrap_or(0);
     let has_failed = AtomicBool::new(false);
     let (mut cuts, mut seed) = (0, first);
+    let mut counts = BTreeMap::<_, u64>::new();
     while cuts < enough {
         let _named = Named {
             seed,
@@ -755,13 +786,16 @@ fn a_transaction_has_happened_or_not_after_a_crash_at_any_step() {
             world.step();
         }
         cuts += world.shared.cuts.get();
+        for (&what, &count) in world.shared.counts.borrow().iter() {
+            *counts.entry(what).or_default() += count;
+        }
         seed += 1;
     }
     let runs = seed - first;
     let (cleaned, swept) = (cleaned::count(), swept::count());
     println!(
         "{cuts} crashes in {runs} runs, from seed {first}; {cleaned} segments were cleaned, and \
-         {swept} values had expired"
+         {swept} values had expired: {counts:?}"
     );
     assert!(cleaned > 0 && swept > 0);
 }

@@ -166,6 +166,11 @@ impl Truth {
         let is_durable = transaction.is_sync;
         if let Some(source) = transaction.source {
             let end = if is_durable { End::Durable } else { End::Acked };
+            let before = self.jobs[&source].end;
+            assert_eq!(
+                before, None,
+                "job {source} had ended before its transaction"
+            );
             self.acked(source, end);
         }
         for (job, queue) in transaction.jobs {
