@@ -634,7 +634,9 @@ fn a_segment_with_a_completion_stays_until_the_job_is_durably_done() {
         first.maintain_state();
     }
     let left = killed(dir.path());
-    let acks = "queues/orders/log/00/00000000000000000000.ack";
+    let records = &segments(&dir.path().join("queues/orders/log/00"))[0];
+    let acks = records.with_extension("ack");
+    let acks = acks.strip_prefix(dir.path()).unwrap();
     fs::copy(before.path().join(acks), left.path().join(acks)).unwrap();
     // Once the queue has settled, the segment goes.
     assert!(segments(&files).contains(&first_segment));

@@ -56,20 +56,21 @@ fn an_owned_job_is_the_job_that_it_was_made_of() {
 #[test]
 fn each_way_to_settle_an_owned_job_is_that_of_a_job() {
     let (queue, _dir) = queue();
+    let take_again = || {
+        let job = queue.consumer().try_next().expect("back").into_owned();
+        assert_eq!(job.attempts(), 2);
+        job
+    };
     take(&queue, b"ack").ack();
     drop(take(&queue, b"dropped"));
-    take(&queue, b"dropped").ack();
+    take_again().ack();
     take(&queue, b"retry").retry("why");
-    let consumer = queue.consumer();
-    while let Some(job) = consumer.try_next() {
-        assert_eq!(job.attempts(), 2);
-        job.into_owned().ack();
-    }
+    take_again().ack();
     take(&queue, b"later").retry_after(Duration::from_secs(3600), "why");
     take(&queue, b"dead").dead_letter("why");
     take(&queue, b"failed").fail(logmill::Failure::dead_letter("why"));
     let stats = queue.stats();
-    assert_eq!((stats.acked, stats.retried), (4, 3));
+    assert_eq!((stats.acked, stats.retried), (3, 3));
     assert_eq!((stats.delayed, stats.dead), (1, 2));
 }
 
