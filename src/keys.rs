@@ -15,7 +15,7 @@ use crate::tree::Tree;
 ///
 /// Keys live in the same log as the [transactions](Transaction) of the tree, so a transaction can
 /// change them together with jobs. Each call here that changes a key is a transaction of its own,
-/// with [`Durability::Process`](crate::Durability::Process) unless
+/// with [`Durability::Process`] unless
 /// [`with_durability`](Self::with_durability) says otherwise: it survives the death of the process
 /// at once, and a power cut after the next [flush](crate::Queues::flush).
 ///

@@ -364,8 +364,9 @@ impl Dispatch {
         self.sleepers.notify_fenced(1);
         flushed?;
         for lease in old {
-            lease.ack();
+            // First, so that statistics do not miss the job.
             self.moved.fetch_add(1, Ordering::Relaxed);
+            lease.ack();
         }
         if let Err(error) = stripe.flush(true) {
             // The cause may be a file that could not be opened: a later flush settles these.

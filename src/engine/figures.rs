@@ -12,6 +12,9 @@ impl Engine {
         let mut log = LogStats::default();
         let mut quarantined = 0;
         let mut oldest: Option<Timestamp> = None;
+        // Before the records are counted, and what has left its old place after that: a job that is
+        // moved in the meantime is counted, if need be twice.
+        let copied = dispatch.moved().copied;
         for stripe in dispatch.stripes() {
             let one = stripe.stats();
             log.live += one.live;
@@ -27,12 +30,12 @@ impl Engine {
         }
         let dead_log = self.dead().stats();
         let counters = self.counters();
-        let moved = dispatch.moved();
+        let moved = dispatch.moved().moved;
         // Counted as cancelled, and still in the log.
         let unmet = dispatch.cancels.waiting();
         // Under load, a count subtracted here may have changed after the one it is subtracted from
         // was read. The parts are capped by their total, so that they add up.
-        let twice = moved.copied - moved.moved;
+        let twice = copied.saturating_sub(moved);
         let depth = log.live.saturating_sub(dead_log.dying + twice + unmet);
         let delayed = (dispatch.timer.len() as u64).min(depth);
         let left = depth - delayed;
@@ -59,10 +62,10 @@ impl Engine {
             oldest_ready: dispatch.longest_wait().filter(|_| ready > 0),
             recovered: self.recovered,
             lost: log.lost,
-            enqueued: log.appended.saturating_sub(moved.copied),
+            enqueued: log.appended.saturating_sub(copied),
             acked: log
                 .done
-                .saturating_sub(moved.moved + counters.dead_lettered + counters.expired)
+                .saturating_sub(moved + counters.dead_lettered + counters.expired)
                 .saturating_sub(counters.cancelled - unmet.min(counters.cancelled)),
             retried: counters.retried,
             snoozed: counters.snoozed,
