@@ -355,7 +355,7 @@ mod tests {
             "engine/threads.rs",
             "log/mod.rs",
             "state/mod.rs",
-            "tree.rs",
+            "tree/mod.rs",
             "workers.rs",
         ];
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

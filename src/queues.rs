@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine;
 use crate::options::Builder;
-use crate::tree::{InTree, Tree};
+use crate::tree::{self, InTree, Tree};
 use crate::{FlushError, Keys, OpenError, Queue, RecoveryReport, StorageError, Transaction};
 
 /// A directory with many queues in it, which one process owns.
@@ -146,7 +145,7 @@ impl Queues {
     /// # Errors
     /// The directory could not be read.
     pub fn names(&self) -> Result<Vec<String>, StorageError> {
-        engine::names_in(self.tree.queues())
+        tree::names_in(self.tree.queues())
     }
 }
 

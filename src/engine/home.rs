@@ -5,7 +5,6 @@
 //! So if there is a MANIFEST, a missing subdirectory was lost. If creation fails, the options of
 //! the new queue do not stay in force.
 
-use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -301,37 +300,6 @@ fn try_undo(queue: &Arc<Directory>, manifest: &Manifest) -> Result<(), StorageEr
     Manifest::entry(queue).remove()
 }
 
-/// The names of the queues in a directory of queues, open or not, sorted. Those whose creation a
-/// crash has cut short are none.
-pub(crate) fn names_in(queues: &Directory) -> Result<Vec<String>, StorageError> {
-    let mut names = Vec::new();
-    for name in queues.list()? {
-        if tree::is_valid_name(&name)
-            && let Some(queue) = subdirectory_only(queues, &name)?
-            && Manifest::entry(&Arc::new(queue)).kind()?.is_some()
-        {
-            names.push(name);
-        }
-    }
-    Ok(names)
-}
-
-/// The ids of all queues in a directory of queues. None if one of them cannot be told.
-pub(crate) fn ids_in(queues: &Directory) -> Result<Option<HashSet<u64>>, StorageError> {
-    let mut ids = HashSet::new();
-    for name in names_in(queues)? {
-        if let Some(queue) = subdirectory_only(queues, &name)?
-            && let Some(bytes) = Manifest::entry(&Arc::new(queue)).read_if_exists()?
-        {
-            match Manifest::decode(&bytes) {
-                Ok(manifest) => ids.insert(manifest.id),
-                Err(_) => return Ok(None),
-            };
-        }
-    }
-    Ok(Some(ids))
-}
-
 /// Reads the MANIFEST; None if the directory is new.
 fn read_manifest(queue: &Arc<Directory>) -> Result<Option<Manifest>, OpenError> {
     let entry = Manifest::entry(queue);
@@ -373,7 +341,7 @@ fn foreign_in(queue: &Directory) -> Result<Option<String>, StorageError> {
 }
 
 fn is_log_without_files(queue: &Directory) -> Result<bool, StorageError> {
-    let Some(log) = subdirectory_only(queue, LOG)? else {
+    let Some(log) = queue.subdirectory_only(LOG)? else {
         return Ok(false);
     };
     for name in log.list()? {
@@ -385,16 +353,8 @@ fn is_log_without_files(queue: &Directory) -> Result<bool, StorageError> {
 }
 
 fn is_empty(directory: &Directory, name: &str) -> Result<bool, StorageError> {
-    match subdirectory_only(directory, name)? {
+    match directory.subdirectory_only(name)? {
         Some(directory) => Ok(directory.list()?.is_empty()),
         None => Ok(false),
-    }
-}
-
-/// Opens a subdirectory; None if the name is not a directory.
-fn subdirectory_only(directory: &Directory, name: &str) -> Result<Option<Directory>, StorageError> {
-    match directory.subdirectory(name) {
-        Err(error) if error.io_error().kind() == io::ErrorKind::NotADirectory => Ok(None),
-        result => result,
     }
 }

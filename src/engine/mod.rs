@@ -49,7 +49,6 @@ use self::depth::DepthLimit;
 #[cfg(feature = "async")]
 use self::flusher::Flusher;
 use self::home::Home;
-pub(crate) use self::home::{ids_in, names_in};
 use self::maintenance::Signal;
 pub(crate) use self::threads::Running;
 use crate::StorageError;

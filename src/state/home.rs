@@ -9,7 +9,6 @@ use crate::Timestamp;
 use crate::error::OpenError;
 use crate::log::manifest::Manifest;
 use crate::storage::{Directory, StorageError};
-use crate::tree::QUEUES;
 
 /// The directory in that of the tree.
 pub(crate) const STATE: &str = "state";
@@ -30,23 +29,19 @@ fn open_or_create(parent: &Directory, name: &str) -> Result<(Directory, bool), S
     }
 }
 
-/// Whether a tree has any queues, or what is left of some.
-fn has_queues(root: &Directory) -> Result<bool, StorageError> {
-    match root.subdirectory(QUEUES)? {
-        Some(queues) => Ok(!queues.list()?.is_empty()),
-        None => Ok(false),
-    }
-}
-
 impl Home {
     /// Opens the state log's directory in that of a tree, or creates it, for segments of this size.
     /// Its name is durable on return.
-    pub(super) fn open(root: &Directory, segment_size: u64) -> Result<Self, OpenError> {
+    pub(super) fn open(
+        root: &Directory,
+        has_queues: bool,
+        segment_size: u64,
+    ) -> Result<Self, OpenError> {
         let (directory, is_new) = open_or_create(root, STATE)?;
         let directory = Arc::new(directory);
         let found = Manifest::entry(&directory).read_if_exists()?;
         let mut lost = None;
-        if is_new && has_queues(root)? {
+        if is_new && has_queues {
             // Queues are only created once there is a whole state log.
             lost = Some(directory.path().to_path_buf());
         }

@@ -17,8 +17,6 @@ pub(crate) mod entry;
 pub(crate) mod fuzzing;
 mod home;
 mod index;
-#[cfg(all(test, not(loom)))]
-mod key_tests;
 mod settling;
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -111,10 +109,11 @@ pub(crate) enum NotWritten {
 }
 
 impl State {
-    /// Opens the state log of a tree, or creates it. A segment size is only given for a new one, or
-    /// to be checked.
+    /// Opens the state log of a tree, or creates it. `has_queues`: the tree has queues, or what is
+    /// left of some. A segment size is only given for a new log, or to be checked.
     pub(crate) fn open(
         root: &Directory,
+        has_queues: bool,
         segment_size: Option<u64>,
         task: Waker,
     ) -> Result<(Self, RecoveryReport), OpenError> {
@@ -123,7 +122,7 @@ impl State {
             log: directory,
             manifest,
             lost,
-        } = Home::open(root, segment_size.unwrap_or(SEGMENT_SIZE))?;
+        } = Home::open(root, has_queues, segment_size.unwrap_or(SEGMENT_SIZE))?;
         let Manifest {
             segment_size: on_disk,
             id,

@@ -74,6 +74,14 @@ impl Directory {
         }))
     }
 
+    /// Like [`subdirectory`](Self::subdirectory); None also if the name is not a directory.
+    pub(crate) fn subdirectory_only(&self, name: &str) -> Result<Option<Self>> {
+        match self.subdirectory(name) {
+            Err(error) if error.io_error().kind() == io::ErrorKind::NotADirectory => Ok(None),
+            result => result,
+        }
+    }
+
     /// The same directory; those below it are only held open while they are used.
     pub(crate) fn with_cache(self) -> Self {
         let handle = match self.handle {

@@ -5,6 +5,8 @@
 //! handles rather than its files. The queues keep the tree open: it is unlocked when the last
 //! handle of the tree and of any of its queues is gone.
 
+mod names;
+
 use std::any::Any;
 use std::collections::HashMap;
 use std::io;
@@ -15,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::engine;
+pub(crate) use self::names::{is_valid_name, names_in};
 use crate::error::OpenError;
 use crate::events::event;
 use crate::lock::{self, DirectoryLock};
@@ -29,17 +31,6 @@ use crate::user_code;
 pub(crate) const QUEUES: &str = "queues";
 /// A directory that some file systems have in their root.
 const LOST_AND_FOUND: &str = "lost+found";
-
-/// The longest name of a queue, in bytes.
-pub(crate) const MAX_NAME_BYTES: usize = 100;
-
-/// Whether a queue can have this name.
-pub(crate) fn is_valid_name(name: &str) -> bool {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    (1..=MAX_NAME_BYTES).contains(&name.len())
-        && !name.starts_with('.')
-        && name.bytes().all(is_allowed)
-}
 
 /// A directory of queues, open and locked.
 pub(crate) struct Tree {
@@ -97,8 +88,9 @@ impl Tree {
         lock.note_holder();
         let runtime = Arc::new(Runtime::for_many());
         let task = runtime.maintenance_task();
-        let (state, report) = State::open(root, state_segment_size, task.waker())?;
-        state.pass_over_missing(|| engine::ids_in(&queues))?;
+        let has_queues = !queues.list()?.is_empty();
+        let (state, report) = State::open(root, has_queues, state_segment_size, task.waker())?;
+        state.pass_over_missing(|| names::ids_in(&queues))?;
         let state = Arc::new(state);
         Ok(Self {
             queues: Arc::new(queues.with_cache()),

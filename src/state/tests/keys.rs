@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::cleaning::cleaned;
-use super::index::SHARDS;
+use crate::state::cleaning::cleaned;
+use crate::state::index::SHARDS;
 use crate::storage::Operation;
 use crate::storage::faults::{self, Call};
 use crate::testing::crash_simulation::copy_tree;

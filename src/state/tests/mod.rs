@@ -1,5 +1,7 @@
 //! Unit tests of the state log.
 
+mod keys;
+
 use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
