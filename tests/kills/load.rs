@@ -273,7 +273,8 @@ impl Hand<'_> {
                 }
             };
             // With what is beside the payload in a record.
-            let bytes: usize = payloads.iter().map(|payload| payload.len() + 256).sum();
+            let beside = Task::labels(ids[0]).len() + 256;
+            let bytes: usize = payloads.iter().map(|one| one.len() + beside).sum();
             let fits_a_batch = bytes <= self.queue.max_payload();
             match self.rng.u32(..4) {
                 0 if fits_a_batch => {

@@ -313,7 +313,7 @@ impl Task {
     }
 
     /// Its name and headers.
-    fn labels(id: u64) -> Labels {
+    pub(crate) fn labels(id: u64) -> Labels {
         Labels::of(rng(&[id / GROUP, 7]).u64(..))
     }
 
