@@ -43,7 +43,11 @@ pub fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
 pub enum Manifest {
     Corrupt,
     OtherVersion,
-    Of { stripes: u32, segment_size: u64 },
+    Of {
+        stripes: u32,
+        segment_size: u64,
+        is_in_tree: bool,
+    },
 }
 
 pub fn manifest(bytes: &[u8]) -> Manifest {
@@ -65,6 +69,7 @@ pub fn manifest(bytes: &[u8]) -> Manifest {
     Manifest::Of {
         stripes,
         segment_size,
+        is_in_tree: u64_at(bytes, 32) != 0,
     }
 }
 

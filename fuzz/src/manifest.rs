@@ -38,8 +38,15 @@ fn open_with(bytes: &[u8]) {
         Manifest::Of {
             stripes,
             segment_size,
+            ..
         } if (stripes as usize, segment_size) != (STRIPES, SEGMENT_SIZE) => {
             assert!(matches!(opened, Err(OpenError::OptionMismatch { .. })));
+            assert_untouched(dir.path());
+        }
+        Manifest::Of {
+            is_in_tree: true, ..
+        } => {
+            assert!(matches!(opened, Err(OpenError::Misplaced { .. })));
             assert_untouched(dir.path());
         }
         Manifest::Of { .. } => {

@@ -19,6 +19,7 @@ mod api_workers;
 mod g10_under_load;
 mod g10_views;
 mod g11_transactions;
+mod g12_keys;
 mod g1_at_least_once;
 mod g2_crashes;
 mod g2_no_poison;
@@ -64,6 +65,7 @@ fn child() {
         ),
         ("replay", api_dead_letters::replay_all),
         ("pass on", g11_transactions::pass_on_until_killed),
+        ("change keys", g12_keys::change_keys_until_killed),
         ("work under views", g10_under_load::work_under_views),
     ]);
 }
