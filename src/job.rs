@@ -14,8 +14,9 @@ use crate::engine::delivery::Attempt;
 use crate::engine::transactions::Source;
 use crate::error::TransactionError;
 use crate::failure::Failure;
-use crate::log::headers::{Headers, name_of};
+use crate::log::headers::Headers;
 use crate::log::lease::Lease;
+use crate::log::records::name_of;
 use crate::transaction::{Committed, Transaction};
 use crate::{JobId, Sequence};
 

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime};
 
-use crate::log::headers::{Headers, headers_of, name_of};
+use crate::log::headers::{Headers, headers_of};
 use crate::log::lease::Lease;
 use crate::log::lookup::FoundJob;
+use crate::log::records::name_of;
 use crate::user_code;
 use crate::{JobId, Sequence};
 

@@ -10,8 +10,9 @@ use crate::engine::Running;
 use crate::engine::letters::{Letter, letters_of};
 use crate::error::DeadLetterError;
 use crate::events::event;
-use crate::log::headers::{Headers, name_of};
+use crate::log::headers::Headers;
 use crate::log::meta::FailureReason;
+use crate::log::records::name_of;
 use crate::{JobId, LetterId, StorageError};
 
 /// Most letters that are replayed with one flush of each log.

@@ -56,14 +56,6 @@ pub(crate) fn headers_of(meta: &[u8]) -> &[u8] {
     }
 }
 
-/// The name in a record.
-pub(crate) fn name_of(stored: &[u8]) -> Option<&str> {
-    match stored.is_empty() {
-        true => None,
-        false => str::from_utf8(stored).ok(),
-    }
-}
-
 /// The headers of a job: an iterator over keys and values, in the order in which the producer gave
 /// them.
 ///
@@ -169,8 +161,6 @@ mod tests {
         assert!(!is_valid_name("") && !is_valid_name(&"n".repeat(256)));
         assert!(is_valid_key("k") && is_valid_key(&"k".repeat(255)));
         assert!(!is_valid_key("") && !is_valid_key(&"k".repeat(256)));
-        assert_eq!(name_of(b""), None);
-        assert_eq!(name_of(b"send_mail"), Some("send_mail"));
     }
 
     proptest! {

@@ -258,6 +258,32 @@ impl<'a> Record<'a> {
     }
 }
 
+/// The name in a record.
+#[inline]
+pub(crate) fn name_of(stored: &[u8]) -> Option<&str> {
+    if is_short_ascii(stored) {
+        // SAFETY: ASCII is UTF-8. (The general check takes longer than an enqueue's share of a
+        // short name.)
+        return Some(unsafe { str::from_utf8_unchecked(stored) });
+    }
+    match stored.is_empty() {
+        true => None,
+        false => str::from_utf8(stored).ok(),
+    }
+}
+
+/// Whether these are 8 to 16 bytes, all of them ASCII.
+#[inline]
+fn is_short_ascii(bytes: &[u8]) -> bool {
+    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
+    match (bytes.len(), bytes.first_chunk(), bytes.last_chunk()) {
+        (8..=16, Some(&first), Some(&last)) => {
+            (u64::from_ne_bytes(first) | u64::from_ne_bytes(last)) & HIGH == 0
+        }
+        _ => false,
+    }
+}
+
 /// Stores a file header. No other thread has seen the mapping yet.
 pub(super) fn write_header(file: &MappedFile, bytes: &[u8]) {
     for (word, chunk) in bytes.as_chunks::<8>().0.iter().enumerate() {
@@ -351,4 +377,28 @@ pub(super) fn write_record_header(
         .store(header.due_at.as_nanos(), Ordering::Relaxed);
     // Release: a thread that sees the length, with the Acquire in `commit_word`, sees the record.
     words.len.store(header.len, Ordering::Release);
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_what_is_valid_utf8_and_not_empty() {
+        assert_eq!(name_of(b""), None);
+        for len in 1..=20 {
+            let mut bytes = vec![b'n'; len];
+            assert_eq!(name_of(&bytes), str::from_utf8(&bytes).ok());
+            for at in 0..len {
+                bytes[at] = 0xc3;
+                assert_eq!(name_of(&bytes), None, "{at} of {len}");
+                if at + 1 < len {
+                    bytes[at + 1] = 0xa4;
+                    assert_eq!(name_of(&bytes), str::from_utf8(&bytes).ok());
+                    bytes[at + 1] = b'n';
+                }
+                bytes[at] = b'n';
+            }
+        }
+    }
 }

@@ -5,7 +5,8 @@ use std::time::SystemTime;
 
 use super::looking::JobCursor;
 use super::walk::Found;
-use crate::log::headers::{Headers, name_of};
+use crate::log::headers::Headers;
+use crate::log::records::name_of;
 use crate::{JobId, Sequence, Timestamp};
 
 /// A copy of a job that waits or that a handler has, from [`View::jobs`](crate::View::jobs) or

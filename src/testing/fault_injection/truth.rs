@@ -3,8 +3,9 @@
 
 use std::collections::HashSet;
 
-use crate::log::headers::{headers_of, name_of};
+use crate::log::headers::headers_of;
 use crate::log::records::Record;
+use crate::log::records::name_of;
 use crate::testing::labels;
 use crate::{DeadLetter, EnqueueOptions, Headers, Job as Delivery, JobId};
 

@@ -12,8 +12,9 @@ use fastrand::Rng;
 
 use crate::engine::delivery::Attempt;
 use crate::log::ack::RECORDS_PER_WORD;
-use crate::log::headers::{Headers, headers_of, name_of};
+use crate::log::headers::{Headers, headers_of};
 use crate::log::records::Record;
+use crate::log::records::name_of;
 use crate::testing::labels;
 use crate::{Cancelled, EnqueueOptions, JobId, Sequence};
 
