@@ -175,17 +175,17 @@ fn fold_word(fold: u64, word: u64) -> u64 {
 
 /// Folds a name in, 8 bytes at a time. The last word may overlap the one before, and the words of a
 /// name of less than 8 bytes are made of bytes that may overlap; the header has its length.
-#[inline(always)]
+#[inline]
 fn fold_name(mut fold: u64, name: &[u8]) -> u64 {
     let half = |half: &[u8; 4]| u64::from(u32::from_le_bytes(*half));
-    if let (9..=16, Some(first), Some(last)) =
-        (name.len(), name.first_chunk::<8>(), name.last_chunk::<8>())
-    {
-        fold = fold_word(fold, u64::from_le_bytes(*first));
-        fold_word(fold, u64::from_le_bytes(*last))
-    } else if let Some(last) = name.last_chunk::<8>() {
-        for word in name.as_chunks::<8>().0 {
-            fold = fold_word(fold, u64::from_le_bytes(*word));
+    if let Some(last) = name.last_chunk::<8>() {
+        let whole = name.len() / 8;
+        if let (1, Some(first)) = (whole, name.first_chunk::<8>()) {
+            fold = fold_word(fold, u64::from_le_bytes(*first));
+        } else {
+            for word in name.as_chunks::<8>().0 {
+                fold = fold_word(fold, u64::from_le_bytes(*word));
+            }
         }
         match name.len().is_multiple_of(8) {
             true => fold,
