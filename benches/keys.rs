@@ -20,8 +20,6 @@ const VALUE: [u8; 16] = [7; 16];
 const KEYS: u64 = 1_000_000;
 /// Changes in one timed run.
 const RUN: u64 = 100_000;
-/// Changes in one timed run of those that are flushed.
-const SYNC_RUN: u64 = 100;
 
 /// A key of 32 bytes. Consecutive numbers give keys that have nothing to do with each other.
 fn key(number: u64) -> [u8; 32] {
@@ -133,11 +131,16 @@ fn lookups(criterion: &mut Criterion) {
 fn sync(criterion: &mut Criterion) {
     let mut group = group(criterion, "sync");
     group.bench_function("put-new", |bencher| {
-        let put = |keys: &Keys, number| {
-            let keys = keys.clone().with_durability(Durability::Sync);
-            put(&keys, number);
+        let opened = open(0);
+        let keys = opened.keys.clone().with_durability(Durability::Sync);
+        let mut next = 0;
+        let mut put_next = || {
+            put(&keys, next);
+            next += 1;
         };
-        bencher.iter_custom(|count| scaled(count, SYNC_RUN, |run| timed(0, run, put)));
+        // The first flush of a new segment writes all of it.
+        put_next();
+        bencher.iter(&mut put_next);
     });
     group.finish();
 }
