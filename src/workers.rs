@@ -1,22 +1,21 @@
-//! The worker pool: threads that run a handler for each job.
+//! The worker pool: threads that run a handler for each job. The threads are in `workers/thread.rs`.
+
+mod thread;
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
 use parking_lot::{Condvar, Mutex};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::dispatch::source::Source;
-use crate::engine::{Running, worker};
-use crate::events::event;
-use crate::log::lease::Lease;
+use self::thread::{Alive, One, Worker, usable_cores};
+use crate::engine::Running;
+use crate::engine::worker::WorkerMark;
 use crate::several::{Several, Sources};
 use crate::transaction::Completion;
-use crate::{Failure, Job, JobId, user_code};
+use crate::{Failure, Job, JobId};
 
 /// Most workers in a pool: more threads than a machine is likely to be able to run.
 const MAX_WORKERS: usize = 64 * 1024;
@@ -65,68 +64,6 @@ impl Served {
     }
 }
 
-/// Where a worker gets its jobs from.
-trait Feed {
-    /// Waits for the next job; None once the pool is stopping or nothing is left to serve.
-    fn next(&self, is_stopping: impl Fn() -> bool) -> Option<(&Running, Lease)>;
-
-    /// Waits while jobs that are found may not be delivered. Returns whether to look for the next
-    /// one.
-    fn rest(&self, is_stopping: impl Fn() -> bool) -> bool;
-}
-
-/// One queue.
-struct One {
-    source: Source<Arc<Running>>,
-    running: Arc<Running>,
-}
-
-impl One {
-    fn new(running: &Arc<Running>) -> Self {
-        Self {
-            source: Source::new(Arc::clone(running)),
-            running: Arc::clone(running),
-        }
-    }
-}
-
-impl Feed for One {
-    #[inline]
-    fn next(&self, is_stopping: impl Fn() -> bool) -> Option<(&Running, Lease)> {
-        let stopped = || is_stopping() || self.running.is_resting();
-        loop {
-            if let Some(lease) = self.source.next(|| None, stopped) {
-                if is_stopping() {
-                    self.source.put_back(lease);
-                    return None;
-                }
-                return Some((&self.running, lease));
-            }
-            if !self.running.is_resting() || !self.rest(&is_stopping) {
-                return None;
-            }
-        }
-    }
-
-    #[cold]
-    fn rest(&self, is_stopping: impl Fn() -> bool) -> bool {
-        let running = &self.running;
-        !running.is_resting() || running.is_paused() && running.wait_for_resume(None, is_stopping)
-    }
-}
-
-impl Feed for Sources {
-    fn next(&self, is_stopping: impl Fn() -> bool) -> Option<(&Running, Lease)> {
-        let (at, lease) = Sources::next(self, || None, is_stopping)?;
-        Some((self.running(at), lease))
-    }
-
-    fn rest(&self, _: impl Fn() -> bool) -> bool {
-        // It passes over queues that are paused or closed.
-        true
-    }
-}
-
 /// Marks a worker that is not running a job.
 const IDLE: u64 = u64::MAX;
 
@@ -147,9 +84,19 @@ struct State {
 }
 
 impl Pool {
+    fn new(threads: usize) -> Self {
+        let idle = || CachePadded::new(AtomicU64::new(IDLE));
+        Self {
+            stopping: AtomicBool::new(false),
+            current: (0..threads).map(|_| idle()).collect(),
+            state: Mutex::default(),
+            ended: Condvar::new(),
+        }
+    }
+
     /// Whether the calling thread is a worker of this pool, and so runs a handler.
     fn is_own(&self) -> bool {
-        worker::WorkerMark::is_current_in(std::ptr::from_ref(self).addr())
+        WorkerMark::is_current_in(std::ptr::from_ref(self).addr())
     }
 }
 
@@ -173,7 +120,7 @@ impl WorkersBuilder {
     }
 
     fn of(served: Served, threads: usize) -> Self {
-        let cores = || thread::available_parallelism().map_or(1, usize::from);
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             served,
             threads: if threads == 0 { cores() } else { threads },
@@ -224,14 +171,7 @@ impl WorkersBuilder {
         if self.threads > MAX_WORKERS {
             return invalid("a pool has at most 65,536 workers");
         }
-        let pool = Arc::new(Pool {
-            stopping: AtomicBool::new(false),
-            current: (0..self.threads)
-                .map(|_| CachePadded::new(AtomicU64::new(IDLE)))
-                .collect(),
-            state: Mutex::default(),
-            ended: Condvar::new(),
-        });
+        let pool = Arc::new(Pool::new(self.threads));
         // If this function returns an error, dropping the pool stops the threads already started.
         let workers = Workers {
             pool: Arc::clone(&pool),
@@ -242,7 +182,7 @@ impl WorkersBuilder {
         for at in 0..self.threads {
             let core = (!cores.is_empty()).then(|| cores[at % cores.len()]);
             let (handler, alive) = (Arc::clone(&handler), Alive::new(Arc::clone(&pool)));
-            let thread = thread::Builder::new().name(format!("{}-{at}", self.name));
+            let thread = std::thread::Builder::new().name(format!("{}-{at}", self.name));
             match &self.served {
                 Served::One(running) => {
                     let feed = One::new(running);
@@ -255,154 +195,6 @@ impl WorkersBuilder {
             }
         }
         Ok(workers)
-    }
-}
-
-/// Counts a worker as alive from before its thread starts until it has ended, in whatever way.
-struct Alive(Arc<Pool>);
-
-impl Alive {
-    fn new(pool: Arc<Pool>) -> Self {
-        pool.state.lock().alive += 1;
-        Self(pool)
-    }
-
-    /// Counts the worker as one that died.
-    fn note_death(&self, at: usize) {
-        self.0.state.lock().died += 1;
-        if let Some(current) = self.0.current.get(at) {
-            current.store(IDLE, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for Alive {
-    fn drop(&mut self) {
-        self.0.state.lock().alive -= 1;
-        self.0.ended.notify_all();
-    }
-}
-
-struct Worker<H, F> {
-    handler: Arc<H>,
-    feed: F,
-    served: Served,
-    alive: Alive,
-    at: usize,
-}
-
-impl<H, C, E, F> Worker<H, F>
-where
-    H: Fn(&Job<'_>) -> Result<C, E>,
-    C: Into<Completion>,
-    E: Into<Failure>,
-    F: Feed,
-{
-    fn new(handler: Arc<H>, feed: F, served: &Served, alive: Alive, at: usize) -> Self {
-        Self {
-            handler,
-            feed,
-            served: served.clone(),
-            alive,
-            at,
-        }
-    }
-
-    fn spawn(self, thread: thread::Builder, core: Option<usize>) -> io::Result<()>
-    where
-        Self: Send + 'static,
-    {
-        thread.spawn(move || {
-            if let Some(core) = core {
-                pin_to(core);
-            }
-            self.live();
-        })?;
-        Ok(())
-    }
-
-    /// Runs jobs until the pool is stopped or all queues are closed.
-    fn live(self) {
-        let queues = self.served.queues();
-        let queues = queues.into_iter().map(|queue| &**queue);
-        worker::WorkerMark::mark(queues, Arc::as_ptr(&self.alive.0).addr());
-        // No code of this library is expected to panic here. If it does, the other workers go on,
-        // and an event reports it.
-        if let Err(panic) = user_code::call(|| self.work()) {
-            event!(error, panic, "a worker has died: a bug in logmill");
-            self.alive.note_death(self.at);
-        }
-        // Before the worker counts as ended, its claimed jobs are returned, and everything in it
-        // that keeps the queue open is dropped. The handler is user code, and dropping the rest may
-        // close the queue.
-        let Self {
-            handler,
-            feed,
-            served,
-            alive,
-            ..
-        } = self;
-        user_code::discard(handler);
-        user_code::discard(feed);
-        user_code::discard(served);
-        drop(alive);
-    }
-
-    fn work(&self) {
-        let pool = &*self.alive.0;
-        let current = &pool.current[self.at];
-        // Relaxed: whoever stops the pool or closes the queue wakes this thread through a lock.
-        let is_stopping = || pool.stopping.load(Ordering::Relaxed);
-        while let Some((running, lease)) = self.feed.next(is_stopping) {
-            let Some(job) = Job::begin(running, lease) else {
-                match self.feed.rest(is_stopping) {
-                    true => continue,
-                    false => return,
-                }
-            };
-            // Relaxed: read for reports only.
-            current.store(job.id().get(), Ordering::Relaxed);
-            let handle = || (self.handler)(&job).map(Into::into).map_err(Into::into);
-            match user_code::call_here(handle) {
-                Ok(Ok(completion)) => complete(job, completion),
-                Ok(Err(failure)) => job.fail(failure),
-                Err(panic) => job.retry(panic),
-            }
-            current.store(IDLE, Ordering::Relaxed);
-        }
-    }
-}
-
-#[inline]
-fn complete(job: Job<'_>, completion: Completion) {
-    match completion.into_transaction() {
-        None => job.ack(),
-        Some(transaction) => {
-            let id = job.id();
-            if let Err(error) = job.ack_with(transaction) {
-                event!(debug, job = %id, %error, "a transaction was not committed");
-            }
-        }
-    }
-}
-
-fn usable_cores() -> Vec<usize> {
-    match sched_getaffinity(None) {
-        Ok(set) => (0..CpuSet::MAX_CPU)
-            .filter(|&core| set.is_set(core))
-            .collect(),
-        Err(error) => {
-            event!(warn, %error, "workers are not pinned: the usable cores are unknown");
-            Vec::new()
-        }
-    }
-}
-
-fn pin_to(core: usize) {
-    let mut set = CpuSet::new();
-    set.set(core);
-    if let Err(error) = sched_setaffinity(None, &set) {
-        event!(warn, core, %error, "a worker is not pinned");
     }
 }
 
@@ -528,41 +320,5 @@ impl std::fmt::Debug for Workers {
         f.debug_struct("Workers")
             .field("threads", &self.pool.current.len())
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-    use crate::Builder;
-
-    #[test]
-    fn a_worker_that_dies_of_a_bug_is_reported_and_holds_nothing_up() {
-        let dir = tempfile::tempdir().unwrap();
-        let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
-        let running = Arc::new(Running::open(&builder, None).unwrap().0);
-        let pool = Arc::new(Pool {
-            stopping: AtomicBool::new(false),
-            current: Box::default(),
-            state: Mutex::default(),
-            ended: Condvar::new(),
-        });
-        let worker = Worker {
-            handler: Arc::new(|_: &Job<'_>| Ok::<(), Failure>(())),
-            feed: One::new(&running),
-            served: Served::One(Arc::clone(&running)),
-            alive: Alive::new(Arc::clone(&pool)),
-            // The bug: this index is out of range.
-            at: 7,
-        };
-        let served = Served::One(running);
-        let workers = Workers { pool, served };
-        assert_eq!(workers.alive(), 1);
-        thread::spawn(move || worker.live()).join().unwrap();
-        assert_eq!(workers.alive(), 0);
-        let report = workers.shutdown(Duration::MAX);
-        assert!(report.finished_in_time);
-        assert_eq!((report.still_running, report.died), (vec![], 1));
-        assert!(Running::open(&builder, None).is_ok());
     }
 }
