@@ -134,8 +134,12 @@ pub enum OpenError {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransactionError {
-    /// The delivery of the job has timed out, so the job has gone on.
-    #[error("the lease of the job has timed out, so the transaction is not committed")]
+    /// This delivery of the job is over: its lease has timed out, so the job has gone on, or an
+    /// earlier handler, whose own lease had timed out, has acked the job.
+    #[error(
+        "this delivery of the job is over, so the transaction is not committed: its lease has \
+             timed out, or an earlier handler has acked the job"
+    )]
     LeaseLost,
     /// A key does not have the version that the transaction expects, or is not new.
     #[error(

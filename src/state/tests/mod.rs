@@ -511,6 +511,50 @@ fn a_queue_whose_room_is_short_takes_no_further_transactions() {
 }
 
 #[test]
+fn a_job_that_a_late_handler_has_acked_is_completed_by_no_other_transaction() {
+    let dir = scratch();
+    stopped::set(Some(Duration::from_secs(1_000)));
+    let tree = tree(dir.path());
+    let timeout = Duration::from_secs(5);
+    let orders = open(&builder(&tree, "orders").lease_timeout(timeout));
+    let mails = queue(&tree, "mails");
+    enqueue(&orders, b"order");
+    let late = take(&orders).unwrap();
+    stopped::set(Some(Duration::from_secs(1_006)));
+    orders.turn_timer();
+    let current = take(&orders).unwrap();
+    orders.ack(late.lease, late.delivery, late.attempt);
+    let error = ack_with(&orders, current, with_job(&tree, &mails, b"mail")).unwrap_err();
+    assert!(matches!(error, TransactionError::LeaseLost), "{error}");
+    assert!(drain(&orders).is_empty() && drain(&mails).is_empty());
+    stopped::set(None);
+    die(tree, [orders, mails]);
+}
+
+#[test]
+fn a_change_whose_flush_has_failed_is_seen_by_this_process() {
+    let dir = scratch();
+    let first = tree(dir.path());
+    put(&first, b"key", b"before");
+    first.flush().unwrap();
+    let before = killed(dir.path());
+    let fails = fail(&dir.path().join("state/log"), Operation::Flush, Errno::IO);
+    let keys = first.keys().with_durability(Durability::Sync);
+    let error = keys.put(b"key", b"after", Keep::Forever).unwrap_err();
+    assert!(matches!(error, TransactionError::NotDurable(_)), "{error}");
+    drop(fails);
+    assert_eq!(value(&first, b"key").unwrap(), b"after");
+    // A restart of the machine may find what was flushed before, or all of it.
+    let after = killed(dir.path());
+    drop((keys, first));
+    for (left, expected) in [(before, "before"), (after, "after")] {
+        let again = tree(left.path());
+        assert_eq!(value(&again, b"key").unwrap(), expected.as_bytes());
+        again.die();
+    }
+}
+
+#[test]
 fn a_queue_is_not_opened_again_while_it_is_uncertain_whether_its_job_is_done() {
     let dir = scratch();
     let first = tree(dir.path());
