@@ -70,8 +70,8 @@ pub enum Durability {
     /// flush takes.
     ///
     /// The flush covers acks too. If it fails, an event reports it, and later durable enqueues
-    /// return [`EnqueueError::Poisoned`]; jobs enqueued since the previous flush may then not be
-    /// durable.
+    /// return [`EnqueueError::Poisoned`](crate::EnqueueError::Poisoned); jobs enqueued since the
+    /// previous flush may then not be durable.
     Interval(Duration),
     /// Survives a power cut: the call returns after the record is flushed to stable storage.
     ///
@@ -214,8 +214,8 @@ impl Builder {
 
     /// Limits how many jobs are enqueued and neither acked nor dead; at least 1.
     ///
-    /// An enqueue beyond the limit returns [`EnqueueError::Full`]. Jobs found by the open count,
-    /// however many they are. Default: unlimited.
+    /// An enqueue beyond the limit returns [`EnqueueError::Full`](crate::EnqueueError::Full). Jobs
+    /// found by the open count, however many they are. Default: unlimited.
     ///
     /// With a limit, every enqueue and every ack changes one shared counter.
     pub fn max_depth(mut self, jobs: u64) -> Self {
@@ -225,8 +225,9 @@ impl Builder {
 
     /// Limits the bytes of the log's segment files, counted in whole segments.
     ///
-    /// An enqueue that needs another segment beyond the limit returns [`EnqueueError::Full`]. The
-    /// limit must allow at least three segments for each stripe. Default: unlimited.
+    /// An enqueue that needs another segment beyond the limit returns
+    /// [`EnqueueError::Full`](crate::EnqueueError::Full). The limit must allow at least three
+    /// segments for each stripe. Default: unlimited.
     ///
     /// One of these segments is reserved for moving jobs that wait, so that a few delayed jobs in
     /// each segment do not fill the queue; enqueues get the others. Which jobs wait is known once

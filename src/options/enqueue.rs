@@ -132,7 +132,7 @@ impl<'a> EnqueueOptions<'a> {
     /// Retries this job for ever.
     ///
     /// It becomes dead only if a handler asks for that, or after too many
-    /// [crashes](RetryPolicy::max_crashes).
+    /// [crashes](crate::RetryPolicy::max_crashes).
     pub fn unlimited_attempts(mut self) -> Self {
         self.max_attempts = Some(None);
         self
@@ -142,9 +142,10 @@ impl<'a> EnqueueOptions<'a> {
     ///
     /// For work that is of no use when it comes late, such as a login code. The job ends when a
     /// consumer would get it: it counts in [`Stats::expired`](crate::Stats::expired), and with
-    /// [`Builder::keep_expired`] it becomes a dead letter. Until then it takes its room. A handler
-    /// that has the job at that time keeps it, and may ack it; if it fails, the job does not come
-    /// back. Expiry is by the wall clock. A letter that is replayed does not expire.
+    /// [`Builder::keep_expired`](crate::Builder::keep_expired) it becomes a dead letter. Until then
+    /// it takes its room. A handler that has the job at that time keeps it, and may ack it; if it
+    /// fails, the job does not come back. Expiry is by the wall clock. A letter that is replayed
+    /// does not expire.
     pub fn expires_after(mut self, delay: Duration) -> Self {
         self.expires = Some(Expires::After(delay));
         self
@@ -159,7 +160,7 @@ impl<'a> EnqueueOptions<'a> {
     }
 
     /// Lets a handler have this job for this long, instead of for the queue's
-    /// [lease timeout](Builder::lease_timeout); at least 1 ms.
+    /// [lease timeout](crate::Builder::lease_timeout); at least 1 ms.
     ///
     /// A queue that is opened without lease timeouts has none for this job either. A shorter time
     /// is an [`EnqueueError::InvalidOption`].
