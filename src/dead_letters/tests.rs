@@ -192,6 +192,37 @@ fn a_job_found_beside_its_letter_is_settled_and_dies_only_once() {
 }
 
 #[test]
+fn a_segment_of_letters_stays_open_until_their_jobs_are_durably_done() {
+    let (dir, queue, _) = queue_with_letter();
+    let disk = copy_of(dir.path());
+    queue.enqueue(b"another").unwrap();
+    let consumer = queue.consumer();
+    consumer.next_timeout(LIMIT).unwrap().dead_letter("why");
+    assert_eq!(queue.dead_letters().iter().count(), 2);
+    drop(consumer);
+    // The letter is durable, that its job is done is not.
+    let segment = queue.engine().dispatch().stripes()[0].active();
+    let fault = faults::fail_flushes(&segment.paths().ack);
+    assert!(
+        queue
+            .engine()
+            .settle_deaths()
+            .unwrap_err()
+            .is_failed_flush()
+    );
+    drop((fault, segment));
+    assert!(queue.close().is_err());
+    // A power cut, in which the mark of the job is lost. The open scans the letters, and settles it.
+    let ack = format!("log/00/{:020}.ack", 0);
+    std::fs::copy(disk.path().join(&ack), dir.path().join(&ack)).unwrap();
+    let (_queue, report) = builder(dir.path()).open().unwrap();
+    assert_eq!(
+        (report.settled, report.jobs, report.dead_letters),
+        (1, 0, 2)
+    );
+}
+
+#[test]
 fn segments_of_purged_letters_are_removed_once_their_jobs_are_durably_done() {
     let dir = tempfile::tempdir().unwrap();
     let (queue, _) = builder(dir.path()).open().unwrap();
