@@ -214,14 +214,23 @@ impl Log {
         first.is_some_and(|segment| segment.is_of_a_later_version && !segment.is_complete)
     }
 
-    /// Whether a job becomes due about now, so that either outcome would be correct.
+    /// Whether a job becomes due or expires about now, so that either outcome would be correct.
     fn is_due_soon(&self) -> bool {
         let soon = self.read_at..self.read_at + FAR.as_nanos() as u64;
-        self.jobs(|job| soon.contains(&job.due_at)).next().is_some()
+        let is_soon = |job: &Job| {
+            let mut times = [job.due_at].into_iter().chain(job.expires_at);
+            times.any(|at| soon.contains(&at))
+        };
+        self.jobs(is_soon).next().is_some()
     }
 
     fn is_delayed(&self, job: &Job) -> bool {
         job.due_at > self.read_at
+    }
+
+    /// Whether a job is dropped once it is due.
+    fn has_expired(&self, job: &Job) -> bool {
+        job.expires_at.is_some_and(|at| at <= self.read_at)
     }
 
     /// Unless checks were recomputed, damage to a segment can only lose jobs, and damage to an ack
@@ -279,10 +288,11 @@ fn content_of(name: Option<&str>, headers: Headers<'_>, payload: &[u8]) -> Conte
 /// Opens the queue and takes all jobs, which must be those of `log` and a new one. Acks the jobs
 /// that `acks` selects.
 fn deliver(dir: &Path, log: &Log, acks: impl Fn(usize) -> bool) -> Deliveries {
+    let has_expired = |job: &Job| !log.is_delayed(job) && log.has_expired(job);
     let has_died = |job: &Job| {
         let limit = u32::from(job.max_attempts.unwrap_or(POLICY_LIMIT));
         let has_failed = job.failed() > 0 && limit > 0 && job.failed() >= limit;
-        has_failed || job.crashes() >= CRASHES_LIMIT
+        !has_expired(job) && (has_failed || job.crashes() >= CRASHES_LIMIT)
     };
     let is_delayed = |job: &Job| log.is_delayed(job);
 
@@ -335,7 +345,7 @@ fn deliver(dir: &Path, log: &Log, acks: impl Fn(usize) -> bool) -> Deliveries {
         let left = sorted(log.live().into_iter().chain([as_found(0)]));
         return Deliveries { report, left };
     }
-    let expected = log.jobs(|job| !is_delayed(job) && !has_died(job));
+    let expected = log.jobs(|job| !is_delayed(job) && !has_expired(job) && !has_died(job));
     let expected = expected.map(|job| {
         let delivery = (job.next_attempt(), job.crashes());
         (job.id, job.content.clone(), delivery)
@@ -351,6 +361,7 @@ fn deliver(dir: &Path, log: &Log, acks: impl Fn(usize) -> bool) -> Deliveries {
     }
     let stats = queue.stats();
     assert_eq!(stats.delayed, delayed.len() as u64, "{stats:?}");
+    assert_eq!(stats.expired, log.jobs(has_expired).count() as u64);
     assert_eq!(stats.in_flight, left.len() as u64, "{stats:?}");
     // A job that already has a letter gets no second one.
     let has_letter = |id: u64| letters.iter().any(|letter| letter.0 == id);

@@ -187,6 +187,10 @@ fn check_meta(bytes: &[u8]) -> Fields {
     let (found, encoded) = fuzzing::meta(bytes);
     let max_attempts = found.max_attempts.map(|max| max.unwrap_or(0));
     assert_eq!(max_attempts, expected.max_attempts);
+    let (delay, lease_timeout) = (expected.delay, expected.lease_timeout);
+    assert_eq!(found.delay, delay.map(Duration::from_nanos));
+    assert_eq!(found.expires_at, expected.expires_at);
+    assert_eq!(found.lease_timeout, lease_timeout.map(Duration::from_nanos));
     assert_eq!(found.settles, expected.settles);
     assert_eq!(found.settles_elsewhere, expected.settles_elsewhere);
     check_state_entry(bytes);

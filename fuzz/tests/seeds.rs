@@ -221,6 +221,12 @@ fn segments() -> Vec<(&'static str, Vec<u8>)> {
         [field(14, b"one"), field(14, b"two")].concat(),
         field(15, b""),
     ];
+    let state = [
+        &state[..],
+        // What follows a header is no field of the engine's.
+        &[[field(128, b"\x01kv"), field(14, b"key")].concat()],
+    ]
+    .concat();
     let count = state.len() as u32;
     let state = (0..)
         .zip(state)
@@ -262,6 +268,7 @@ fn segments() -> Vec<(&'static str, Vec<u8>)> {
             [open.clone(), one, vec![9; 8], record(1, b"", b"near")].concat(),
         ),
         ("list", [open.clone(), list.clone(), list].concat()),
+        ("expiring", [open.clone(), expiring_jobs()].concat()),
         ("named", [open.clone(), named.clone()].concat()),
         ("later", [open.clone(), all.clone()].concat()),
         ("later-sealed", [all_sealed, all, vec![0; 8]].concat()),
@@ -312,6 +319,34 @@ fn jobs_of_kinds(kinds: &[u8]) -> Vec<u8> {
         }
     });
     jobs.collect::<Vec<_>>().concat()
+}
+
+/// Jobs 0 to 9 of the good queue, which are done, and jobs with the option to expire.
+fn expiring_jobs() -> Vec<u8> {
+    let done = (0..10).map(|index| record(index, b"", b"done"));
+    let past = field(10, &PAST.to_le_bytes());
+    let far = field(10, &(PAST * 2).to_le_bytes());
+    let spent = [field(1, &[1]), field(4, &1u32.to_le_bytes())].concat();
+    let metas = [
+        past.clone(),
+        far.clone(),
+        [past.clone(), far.clone()].concat(),
+        [far, past.clone()].concat(),
+        // Its attempts are used up, too.
+        [past.clone(), spent].concat(),
+        past[..past.len() - 1].to_vec(),
+        field(10, &[0; 7]),
+        [field(128, b"\x01kv"), past.clone()].concat(),
+    ];
+    let expiring = (10..)
+        .zip(metas)
+        .map(|(index, meta)| record(index, &meta, b"expires"));
+    let mut delayed = record(18, &past, b"not due yet");
+    delayed[24..32].copy_from_slice(&(PAST * 2).to_le_bytes());
+    done.chain(expiring)
+        .chain([delayed])
+        .collect::<Vec<_>>()
+        .concat()
 }
 
 /// 14 jobs with names of many lengths and with headers, some of which are not valid.

@@ -165,6 +165,10 @@ pub fn mend_records(file: &mut [u8], salt: u64) {
 pub struct Fields {
     /// 0: unlimited.
     pub max_attempts: Option<u8>,
+    /// Nanoseconds, as are the next two.
+    pub delay: Option<u64>,
+    pub expires_at: Option<u64>,
+    pub lease_timeout: Option<u64>,
     pub settles: Option<u64>,
     /// The id of a queue or state log, and a sequence in it.
     pub settles_elsewhere: Option<(u64, u64)>,
@@ -201,6 +205,9 @@ pub fn fields(mut meta: &[u8]) -> Fields {
                 fields.settles_elsewhere =
                     (len == 16).then(|| (u64_at(value, 0), u64_at(value, 8)));
             }
+            9 => fields.delay = word,
+            10 => fields.expires_at = word,
+            11 => fields.lease_timeout = word,
             3 => fields.original = word,
             4 => fields.prior_attempts = count,
             8 => fields.prior_crashes = count,
@@ -233,7 +240,8 @@ pub enum StateEntry {
 pub fn state_entry(meta: &[u8]) -> StateEntry {
     let first = |tag: u8| {
         let mut rest = meta;
-        while rest.len() >= 3 {
+        // The first header ends the other fields.
+        while rest.len() >= 3 && rest[0] < HEADER {
             let len = usize::from(u16::from_le_bytes([rest[1], rest[2]]));
             let value = rest[3..].get(..len)?;
             if rest[0] == tag {

@@ -50,6 +50,8 @@ pub struct Job {
     /// 0: unlimited. `None`: as many as the queue allows.
     pub max_attempts: Option<u8>,
     pub due_at: u64,
+    /// From then on it is not delivered.
+    pub expires_at: Option<u64>,
 }
 
 impl Job {
@@ -194,6 +196,7 @@ impl Segment {
                 deliveries,
                 max_attempts: fields.max_attempts,
                 due_at: record.due_at(),
+                expires_at: fields.expires_at,
             });
         }
         segment

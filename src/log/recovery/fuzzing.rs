@@ -4,6 +4,8 @@
 
 #![allow(missing_docs)]
 
+use std::time::Duration;
+
 use super::scan::{RegionKind, Scan, ScanLimit};
 use super::{Damage, Position, Records, START, Sequence, check_acks, count_crashes, header};
 use crate::log::ack::AckFile;
@@ -146,6 +148,9 @@ pub fn scan(
 #[derive(Debug, PartialEq, Eq)]
 pub struct Fields {
     pub max_attempts: Option<Option<u8>>,
+    pub delay: Option<Duration>,
+    pub expires_at: Option<u64>,
+    pub lease_timeout: Option<Duration>,
     pub settles: Option<u64>,
     pub settles_elsewhere: Option<(u64, u64)>,
     pub original: Option<u64>,
@@ -166,6 +171,9 @@ pub fn meta(bytes: &[u8]) -> (Fields, Vec<u8>) {
     let encoded = meta.encode(headers, MAX_META_BYTES).to_vec();
     let fields = Fields {
         max_attempts: meta.options.max_attempts,
+        delay: meta.options.delay,
+        expires_at: meta.options.expires_at.map(|at| at.as_nanos()),
+        lease_timeout: meta.options.lease_timeout,
         settles: meta.settles.map(Sequence::get),
         settles_elsewhere: meta.settles_elsewhere.map(named),
         original: meta.original.map(Sequence::get),
