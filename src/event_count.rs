@@ -31,13 +31,15 @@
 //! does.
 //!
 //! A consumer of several queues sleeps at several event counts, see `bell.rs`. With the feature
-//! `async`, tasks wait beside threads, see `wakers.rs`.
+//! `async`, tasks wait beside threads, see `wakers.rs`. A consumer that looks for work again and
+//! again spares producers the wake-ups, see `watch.rs`.
 
 mod bell;
 #[cfg(all(loom, test))]
 mod loom_models;
 #[cfg(feature = "async")]
 mod wakers;
+mod watch;
 
 use std::sync::PoisonError;
 use std::time::Instant;
@@ -56,12 +58,16 @@ pub(crate) struct EventCount {
     /// lock. Relaxed throughout: it is ordered by the read-modify-writes and fences described at
     /// the top of this file.
     sleepers: AtomicUsize,
+    /// The same as producers see it: 0 while a consumer [watches](Self::watch).
+    to_wake: AtomicUsize,
     state: Mutex<State>,
     wake: Condvar,
 }
 
 struct State {
     waiting: usize,
+    /// Whether a consumer watches.
+    is_watched: bool,
     /// Wake-ups given and not yet consumed.
     permits: usize,
     /// How often all sleepers were woken.
@@ -93,8 +99,10 @@ impl EventCount {
     pub(crate) fn new() -> Self {
         Self {
             sleepers: AtomicUsize::new(0),
+            to_wake: AtomicUsize::new(0),
             state: Mutex::new(State {
                 waiting: 0,
+                is_watched: false,
                 permits: 0,
                 wakes_of_all: 0,
                 bells: Bells::default(),
@@ -143,7 +151,10 @@ impl EventCount {
     }
 
     fn note_asleep(&self, state: &State) {
-        self.sleepers.store(state.asleep(), Ordering::Relaxed);
+        let asleep = state.asleep();
+        let to_wake = if state.is_watched { 0 } else { asleep };
+        self.sleepers.store(asleep, Ordering::Relaxed);
+        self.to_wake.store(to_wake, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -185,10 +196,11 @@ impl EventCount {
     }
 
     /// Wakes up to `count` sleepers, after work was made visible by a read-modify-write on a
-    /// variable that sleepers look at with a read-modify-write of their own.
+    /// variable that sleepers look at with a read-modify-write of their own. Wakes none while a
+    /// consumer watches.
     #[inline]
     pub(crate) fn notify(&self, count: usize) {
-        if self.sleepers.load(Ordering::Relaxed) > 0 {
+        if self.to_wake.load(Ordering::Relaxed) > 0 {
             self.notify_slow(count);
         }
     }
@@ -197,7 +209,9 @@ impl EventCount {
     pub(crate) fn notify_fenced(&self, count: usize) {
         // Pairs with the fence in `register`.
         fence(Ordering::SeqCst);
-        self.notify(count);
+        if self.sleepers.load(Ordering::Relaxed) > 0 {
+            self.notify_slow(count);
+        }
     }
 
     /// Wakes all registered sleepers, after there was news for them.
@@ -210,7 +224,7 @@ impl EventCount {
         state.bells.ring(usize::MAX);
         #[cfg(feature = "async")]
         let wakers = state.wakers.take(usize::MAX);
-        self.sleepers.store(0, Ordering::Relaxed);
+        self.note_asleep(&state);
         drop(state);
         self.wake.notify_all();
         #[cfg(feature = "async")]
@@ -258,7 +272,11 @@ impl EventCount {
     #[cfg(test)]
     pub(super) fn is_quiet(&self) -> bool {
         let state = self.lock();
-        state.asleep() == 0 && state.permits == 0 && self.sleepers.load(Ordering::Relaxed) == 0
+        state.asleep() == 0
+            && state.permits == 0
+            && self.sleepers.load(Ordering::Relaxed) == 0
+            && self.to_wake.load(Ordering::Relaxed) == 0
+            && !state.is_watched
     }
 }
 

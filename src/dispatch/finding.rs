@@ -125,7 +125,9 @@ impl Dispatch {
             let stripe = &self.stripes[(first + at) % stripes];
             match stripe.claim(CLAIM_JOBS, CLAIM_BYTES, self.counted, claimed) {
                 Claim::Taken { caught_up } => {
-                    own.note_claim(claimed.iter().map(Run::jobs).sum(), caught_up);
+                    let jobs = claimed.iter().map(Run::jobs).sum();
+                    own.note_claim(jobs, caught_up);
+                    self.naps.note_claimed(jobs);
                     let mut runs = claimed.drain(..);
                     let first = runs.next();
                     for run in runs {

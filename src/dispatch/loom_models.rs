@@ -15,6 +15,7 @@
 mod pausing;
 #[cfg(feature = "async")]
 mod wakers;
+mod watching;
 
 use std::sync::Arc;
 
@@ -372,12 +373,20 @@ impl Log {
     /// Sleeps until there is a record in the active segment. The one before it has no unclaimed
     /// records.
     fn sleep(&self) {
-        let claiming = || &self.segments[self.active.load(Ordering::Acquire)];
-        let may_have_work = || {
-            let segment = claiming();
-            segment.may_have_work() || !std::ptr::eq(segment, claiming())
-        };
-        sleep(&self.sleepers, || claiming().claim(), may_have_work);
+        sleep(
+            &self.sleepers,
+            || self.claiming().claim(),
+            || self.may_have_work(),
+        );
+    }
+
+    fn claiming(&self) -> &Segment {
+        &self.segments[self.active.load(Ordering::Acquire)]
+    }
+
+    fn may_have_work(&self) -> bool {
+        let segment = self.claiming();
+        segment.may_have_work() || !std::ptr::eq(segment, self.claiming())
     }
 }
 

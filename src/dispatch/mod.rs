@@ -16,6 +16,7 @@ pub(crate) mod lease_timeouts;
 #[cfg(all(loom, test))]
 mod loom_models;
 mod marks;
+mod naps;
 #[cfg(feature = "async")]
 mod polling;
 mod registry;
@@ -32,6 +33,7 @@ use std::time::Duration;
 use self::came_back::CameBack;
 use self::cancels::Cancels;
 use self::gate::Gate;
+use self::naps::Naps;
 use self::registry::Registry;
 use self::source::{Deques, Looking};
 use self::suspects::Suspects;
@@ -68,6 +70,7 @@ pub(crate) struct Dispatch {
     consumers: Registry,
     pub(crate) sleepers: Arc<EventCount>,
     looking: Looking,
+    naps: Naps,
     pub(crate) timer: Timer,
     pub(crate) gate: Gate,
     pub(crate) cancels: Cancels,
@@ -116,6 +119,7 @@ impl Dispatch {
         clock: Clock,
         retry: RetryPolicy,
         counted: bool,
+        wake_within: Duration,
     ) -> Self {
         Self {
             turns: Turns::new(stripes.len()),
@@ -125,6 +129,7 @@ impl Dispatch {
             consumers: Registry::new(),
             sleepers,
             looking: Looking::new(),
+            naps: Naps::new(wake_within),
             timer: Timer::new(timer),
             gate: Gate::new(),
             cancels: Cancels::new(),
@@ -143,6 +148,11 @@ impl Dispatch {
 
     pub(crate) fn stripes(&self) -> &[Log] {
         &self.stripes
+    }
+
+    /// Prepares a thread of a worker pool, which belongs to the library.
+    pub(crate) fn prepare_worker(&self) {
+        self.naps.prepare_thread();
     }
 
     pub(crate) fn moved(&self) -> Moved {

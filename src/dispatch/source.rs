@@ -59,6 +59,10 @@ pub(super) struct Deques {
     close_behind: Cell<u32>,
     /// A consumer that can wait makes no claim until then.
     pub(super) distance: Cell<Option<Instant>>,
+    /// When the consumer last took a job from its naps, until it comes back.
+    left_at: Cell<Option<Instant>>,
+    /// How long it is away from its naps, on average.
+    away: Cell<Duration>,
 }
 
 /// A claim that caught up with the producers and found this many jobs counts as close behind.
@@ -113,6 +117,8 @@ impl Deques {
             looks: Cell::new(0),
             close_behind: Cell::new(0),
             distance: Cell::new(None),
+            left_at: Cell::new(None),
+            away: Cell::new(Duration::ZERO),
         };
         (own, thief)
     }
@@ -133,6 +139,14 @@ impl Deques {
         let looks = self.looks.get().wrapping_add(1);
         self.looks.set(looks);
         looks.is_multiple_of(LOOKS_AT_LOGS)
+    }
+
+    /// Records that the consumer has nothing to do any more.
+    fn note_return(&self, now: Instant) {
+        if let Some(left) = self.left_at.take() {
+            let away = now.saturating_duration_since(left);
+            self.away.set((self.away.get() * 3 + away) / 4);
+        }
     }
 
     /// Whether a consumer that can wait should make no claim for now.
@@ -369,6 +383,12 @@ impl<D: AsRef<Dispatch>> Source<D> {
                 }
             }
             let has_looked = looking.take().is_some();
+            if let Some(ended) = self.watch(deadline, &stopped) {
+                if ended.is_some() {
+                    return ended;
+                }
+                continue;
+            }
             let registered = dispatch.sleepers.register();
             if stopped() || dispatch.may_have_work() {
                 dispatch.sleepers.cancel(registered);
@@ -380,6 +400,43 @@ impl<D: AsRef<Dispatch>> Source<D> {
                 dispatch.sleepers.wait(registered, deadline);
             }
         }
+    }
+
+    /// Naps until there may be work, where that is better than to sleep, and takes a job; None where
+    /// it is not. Ends without a job at the deadline, once stopped, or when it is better to sleep.
+    fn watch(
+        &self,
+        deadline: Option<Instant>,
+        stopped: &impl Fn() -> bool,
+    ) -> Option<Option<Lease>> {
+        let dispatch = self.dispatch.as_ref();
+        let mut now = Instant::now();
+        self.own.note_return(now);
+        let longest = dispatch.naps.until(now)?;
+        let until = deadline.map_or(longest, |deadline| deadline.min(longest));
+        let watch = dispatch.sleepers.watch()?;
+        while now < until && !stopped() && !dispatch.may_have_work() {
+            dispatch.naps.nap(now, until);
+            now = Instant::now();
+        }
+        // Before user code runs: a handler, or a subscriber that hears of a damaged record.
+        let has_sleepers = watch.end();
+        let found = dispatch.find(&self.own, false);
+        let is_away_for_long = match &found {
+            Some(_) => {
+                self.own.left_at.set(Some(now));
+                dispatch.naps.is_long(self.own.away.get())
+            }
+            None if now >= longest => {
+                dispatch.naps.note_idle();
+                false
+            }
+            None => false,
+        };
+        if has_sleepers && (is_away_for_long || dispatch.may_have_work()) {
+            dispatch.sleepers.notify(1);
+        }
+        Some(found)
     }
 }
 

@@ -93,7 +93,7 @@ impl EventCount {
         state.bells.last += 1;
         let hook = state.bells.last;
         state.bells.hung.insert(hook, Arc::clone(bell));
-        self.sleepers.store(state.asleep(), Ordering::Relaxed);
+        self.note_asleep(&state);
         drop(state);
         // As in `register`.
         fence(Ordering::SeqCst);
@@ -104,7 +104,7 @@ impl EventCount {
     pub(crate) fn take_back(&self, hook: Hook) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let was_rung = state.bells.hung.remove(&hook.0).is_none();
-        self.sleepers.store(state.asleep(), Ordering::Relaxed);
+        self.note_asleep(&state);
         was_rung
     }
 

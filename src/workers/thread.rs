@@ -146,6 +146,9 @@ where
     fn live(self) {
         let queues = self.served.queues();
         let queues = queues.into_iter().map(|queue| &**queue);
+        queues
+            .clone()
+            .for_each(|queue| queue.dispatch().prepare_worker());
         WorkerMark::mark(queues, Arc::as_ptr(&self.alive.0).addr());
         // No code of this library is expected to panic here. If it does, the other workers go on,
         // and an event reports it.

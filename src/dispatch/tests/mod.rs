@@ -61,6 +61,7 @@ fn dispatch_of(dir: &Path, counted: bool) -> Arc<Dispatch> {
         clock,
         retry,
         counted,
+        Duration::ZERO,
     ))
 }
 

@@ -1,0 +1,143 @@
+//! When an idle consumer naps rather than sleeps.
+//!
+//! A consumer that sleeps must be woken, by a system call of the producer. One that naps wakes up by
+//! itself, so it costs producers nothing, and its own core a wake-up every few tens of microseconds.
+//! That pays off while jobs come often: a consumer naps while the mean time between jobs has been
+//! less than [`GAPS`] naps, and sleeps once it has met none for [`LONGEST`] naps.
+
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::events::event;
+
+/// Naps for each job, at most, on average.
+const GAPS: u32 = 4;
+/// Naps in a row, at most, that find nothing. The rate is measured over as long a time.
+const LONGEST: u32 = 20;
+
+/// Whether consumers of a queue nap.
+pub(super) struct Naps {
+    /// The longest time between two looks; zero if there are no naps.
+    within: Duration,
+    /// Jobs claimed. Relaxed throughout: it is only used to estimate a rate.
+    claimed: AtomicU64,
+    pace: Mutex<Pace>,
+}
+
+struct Pace {
+    since: Instant,
+    claimed: u64,
+    is_fast: bool,
+}
+
+impl Naps {
+    pub(super) fn new(within: Duration) -> Self {
+        Self {
+            within,
+            claimed: AtomicU64::new(0),
+            pace: Mutex::new(Pace {
+                since: Instant::now(),
+                claimed: 0,
+                is_fast: false,
+            }),
+        }
+    }
+
+    fn longest(&self) -> Duration {
+        self.within * LONGEST
+    }
+
+    pub(super) fn note_claimed(&self, jobs: u64) {
+        if !self.within.is_zero() {
+            self.claimed.fetch_add(jobs, Ordering::Relaxed);
+        }
+    }
+
+    /// Has this thread wake up from naps in time. Only for threads of the library's own, as it holds
+    /// for all sleeps of a thread.
+    pub(super) fn prepare_thread(&self) {
+        if !self.within.is_zero()
+            && let Err(error) = rustix::thread::set_current_timer_slack(Some(NonZeroU64::MIN))
+        {
+            event!(debug, %error, "naps are longer than asked for");
+        }
+    }
+
+    /// Until when a consumer that has found nothing may nap; None if it sleeps.
+    pub(super) fn until(&self, now: Instant) -> Option<Instant> {
+        if self.within.is_zero() {
+            return None;
+        }
+        let claimed = self.claimed.load(Ordering::Relaxed);
+        let mut pace = self.pace.lock();
+        let passed = now.saturating_duration_since(pace.since);
+        if passed >= self.longest() {
+            let jobs = claimed.wrapping_sub(pace.claimed);
+            let enough = passed.as_nanos() / (self.within * GAPS).as_nanos();
+            *pace = Pace {
+                since: now,
+                claimed,
+                is_fast: u128::from(jobs) > enough,
+            };
+        }
+        pace.is_fast.then(|| now + self.longest())
+    }
+
+    /// Records that a consumer has napped for as long as it may, and found nothing.
+    pub(super) fn note_idle(&self) {
+        self.pace.lock().is_fast = false;
+    }
+
+    /// Sleeps until the next look, at most until the deadline.
+    pub(super) fn nap(&self, now: Instant, deadline: Instant) {
+        // The kernel may add as much as the thread's timer slack, 50 us unless it was set.
+        let slack = rustix::thread::current_timer_slack().unwrap_or_default();
+        let nap = self.within.saturating_sub(Duration::from_nanos(slack));
+        let nap = nap.max(Duration::from_micros(1));
+        thread::sleep(nap.min(deadline.saturating_duration_since(now)));
+    }
+
+    /// Whether a consumer that is away for so long each time should have another one watch.
+    pub(super) fn is_long(&self, away: Duration) -> bool {
+        away > self.within / 2
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const WITHIN: Duration = Duration::from_micros(50);
+
+    #[test]
+    fn consumers_nap_while_jobs_come_often() {
+        let naps = Naps::new(WITHIN);
+        let mut now = naps.pace.lock().since;
+        let mut after = |time: Duration, jobs| {
+            now += time;
+            naps.note_claimed(jobs);
+            naps.until(now).is_some()
+        };
+        let ms = Duration::from_millis;
+        assert!(!after(ms(1), 5), "a nap more for each");
+        assert!(after(ms(1), 6));
+        assert!(after(WITHIN, 0), "too short a time to tell");
+        assert!(!after(ms(1), 0));
+        assert!(!after(ms(1_000), 1));
+        assert!(after(ms(1), 1_000));
+        naps.note_idle();
+        assert!(!after(WITHIN, 3));
+        assert!(after(ms(1), 10));
+    }
+
+    #[test]
+    fn without_a_bound_nobody_naps() {
+        let naps = Naps::new(Duration::ZERO);
+        naps.note_claimed(1_000_000);
+        assert_eq!(naps.until(Instant::now() + Duration::from_millis(1)), None);
+    }
+}
