@@ -15,7 +15,7 @@ type Set = fn(Builder) -> Builder;
 fn options_out_of_range_are_errors_that_name_the_option_and_create_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("queue");
-    let cases: [(&str, Set); 17] = [
+    let cases: [(&str, Set); 19] = [
         ("stripes", |b| b.stripes(0)),
         ("stripes", |b| b.stripes(65)),
         ("stripes", |b| b.stripes(usize::MAX)),
@@ -36,6 +36,12 @@ fn options_out_of_range_are_errors_that_name_the_option_and_create_nothing() {
         }),
         ("max_depth", |b| b.max_depth(0)),
         ("lease_timeout", |b| b.lease_timeout(Duration::ZERO)),
+        ("wake_within", |b| {
+            b.wake_within(Duration::from_nanos(9_999))
+        }),
+        ("wake_within", |b| {
+            b.wake_within(Duration::from_micros(10_001))
+        }),
         ("lease_timeout", |b| {
             b.lease_timeout(Duration::from_micros(999))
         }),

@@ -26,6 +26,7 @@ mod g2_no_poison;
 mod g3_no_silent_loss;
 mod g4_no_needless_duplicate;
 mod g5_order;
+mod g6_naps;
 mod g6_progress;
 mod g6_subscribers;
 mod g6_user_code;

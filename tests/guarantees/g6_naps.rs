@@ -1,0 +1,163 @@
+//! Tests of guarantee 6 where consumers nap: every job finds a consumer, at any pace, and a queue
+//! without jobs leaves them asleep.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use logmill::{Builder, EnqueueOptions, Failure, Job, Queue, RetryPolicy};
+
+use crate::support::*;
+
+const BOUND: Duration = Duration::from_micros(50);
+
+fn napping(builder: Builder) -> Queue {
+    open(builder.wake_within(BOUND))
+}
+
+/// Enqueues jobs at a pace at which consumers nap.
+fn enqueue_often(queue: &Queue, numbers: std::ops::Range<u64>) {
+    let mut random = fastrand::Rng::with_seed(numbers.start);
+    let mut producer = queue.producer();
+    for number in numbers {
+        producer.enqueue(&payload_of(number, 16)).unwrap();
+        // At times longer than a consumer naps.
+        let pause = match random.u32(0..100) {
+            0 => Duration::from_millis(2),
+            _ => Duration::from_micros(random.u64(0..60)),
+        };
+        let start = Instant::now();
+        while start.elapsed() < pause {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+#[test]
+fn every_job_finds_one_of_the_consumers_that_nap_or_sleep() {
+    const EACH: u64 = 3_000;
+    for (consumers, handler_takes) in [(1, 0), (2, 0), (4, 0), (4, 200)] {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = napping(builder(dir.path()).stripes(2));
+        let done = Arc::new(AtomicU64::new(0));
+        let workers = {
+            let done = Arc::clone(&done);
+            let handler = move |_: &Job<'_>| {
+                thread::sleep(Duration::from_micros(handler_takes));
+                done.fetch_add(1, Ordering::Relaxed);
+                Ok::<(), Failure>(())
+            };
+            queue.workers(consumers).run(handler).unwrap()
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| enqueue_often(&queue, 0..EACH));
+            scope.spawn(|| enqueue_often(&queue, EACH..2 * EACH));
+        });
+        // Nothing wakes a consumer any more.
+        eventually("all jobs are done", || {
+            done.load(Ordering::Relaxed) == 2 * EACH
+        });
+        assert!(workers.shutdown(PATIENCE).finished_in_time);
+    }
+}
+
+#[test]
+fn jobs_that_come_back_or_are_due_find_a_consumer_that_naps() {
+    let dir = tempfile::tempdir().unwrap();
+    let policy = RetryPolicy::fixed(Duration::from_millis(1));
+    let queue = napping(builder(dir.path()).retry(policy));
+    let done = Arc::new(AtomicU64::new(0));
+    let _workers = {
+        let done = Arc::clone(&done);
+        let handler = move |job: &Job<'_>| match job.attempts() {
+            1 => Err("not yet"),
+            _ => {
+                done.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+        };
+        queue.workers(2).run(handler).unwrap()
+    };
+    for number in 0..500u64 {
+        let delay = Duration::from_micros(number % 7 * 300);
+        let options = EnqueueOptions::new().delay(delay);
+        queue
+            .enqueue_with(&payload_of(number, 16), options)
+            .unwrap();
+        thread::sleep(Duration::from_micros(50));
+    }
+    eventually("all jobs are done", || done.load(Ordering::Relaxed) == 500);
+}
+
+#[test]
+fn a_pause_a_stop_a_deadline_and_a_close_end_naps() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = napping(builder(dir.path()));
+    let keep_napping = |queue: &Queue| enqueue_often(queue, 0..100);
+    let workers = queue
+        .workers(2)
+        .run(|_: &Job<'_>| Ok::<(), Failure>(()))
+        .unwrap();
+    keep_napping(&queue);
+    eventually("all jobs are done", || queue.stats().depth() == 0);
+    queue.pause().unwrap();
+    queue.enqueue(b"waits").unwrap();
+    eventually("only that job is left", || queue.stats().ready == 1);
+    queue.resume().unwrap();
+    eventually("it is done", || queue.stats().depth() == 0);
+    keep_napping(&queue);
+    assert!(workers.shutdown(PATIENCE).finished_in_time);
+    let consumer = queue.consumer();
+    keep_napping(&queue);
+    while let Some(job) = consumer.next_timeout(Duration::from_millis(1)) {
+        job.ack();
+    }
+    thread::scope(|scope| {
+        let other = queue.clone();
+        let waits = scope.spawn(move || {
+            let consumer = other.consumer();
+            std::iter::from_fn(|| consumer.next()).for_each(Job::ack)
+        });
+        keep_napping(&queue);
+        while let Some(job) = consumer.try_next() {
+            job.ack();
+        }
+        drop(consumer);
+        queue.close().unwrap();
+        waits.join().unwrap();
+    });
+}
+
+/// How often the worker threads of this name have gone to sleep.
+fn sleeps_of(name: &str) -> u64 {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let statuses = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+    statuses
+        .filter(|status| status.contains(name))
+        .map(|status| {
+            let mut lines = status.lines();
+            let line = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            line.unwrap().trim().parse::<u64>().unwrap()
+        })
+        .sum()
+}
+
+#[test]
+fn consumers_that_napped_sleep_once_no_jobs_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = napping(builder(dir.path()));
+    let pool = queue.workers(2).thread_name("napping");
+    let _workers = pool.run(|_: &Job<'_>| Ok::<(), Failure>(())).unwrap();
+    // On a busy machine, one that yields its core may have the next job when it is back, and not nap.
+    enqueue_often(&queue, 0..1_000);
+    let mut before = sleeps_of("napping");
+    eventually("they sleep", || {
+        thread::sleep(Duration::from_millis(100));
+        let now = sleeps_of("napping");
+        now == std::mem::replace(&mut before, now)
+    });
+    queue.enqueue(b"wakes one").unwrap();
+    eventually("the job is done", || queue.stats().depth() == 0);
+}
