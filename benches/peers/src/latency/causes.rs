@@ -148,6 +148,7 @@ mod tests {
             waits,
             preemptions,
             minor_faults,
+            cpu: 0,
         };
         assert_eq!(Cause::of(true, usage(1, 0, 3)), Cause::RollThatWaited);
         assert_eq!(Cause::of(true, usage(0, 0, 0)), Cause::Roll);

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 use crossbeam_channel::unbounded;
@@ -16,16 +17,23 @@ pub enum Contender {
     Empty,
     Channel,
     Logmill,
+    /// A consumer that has nothing to do naps, while jobs come often.
+    Naps,
 }
 
 impl Contender {
-    pub const ALL: [Self; 3] = [Self::Empty, Self::Channel, Self::Logmill];
+    pub const ALL: [Self; 4] = [Self::Empty, Self::Channel, Self::Logmill, Self::Naps];
+
+    pub fn is_logmill(self) -> bool {
+        matches!(self, Self::Logmill | Self::Naps)
+    }
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Empty => "empty loop",
             Self::Channel => "crossbeam channel",
             Self::Logmill => "logmill",
+            Self::Naps => "logmill, naps",
         }
     }
 
@@ -40,6 +48,10 @@ impl Contender {
             Self::Logmill => {
                 "`Producer::enqueue` with `Durability::Process`, `Consumer::next`, each job acked: \
                  a job and its ack survive `kill -9`, not a power cut"
+            }
+            Self::Naps => {
+                "the same with `Builder::wake_within` of 50 µs: while jobs come often, an idle \
+                 consumer looks for them, and producers wake nobody"
             }
         }
     }
@@ -115,10 +127,15 @@ impl Receive for ChannelReceiver {
     }
 }
 
+const NAP: Duration = Duration::from_micros(50);
+
 /// A new queue in an empty directory, all of it as it comes but for one stripe: there is one
 /// producer.
-pub fn open_queue(dir: &Path) -> Result<Queue> {
-    let builder = Queue::builder(dir).stripes(1);
+pub fn open_queue(dir: &Path, contender: Contender) -> Result<Queue> {
+    let mut builder = Queue::builder(dir).stripes(1);
+    if contender == Contender::Naps {
+        builder = builder.wake_within(NAP);
+    }
     let (queue, _) = builder.durability(Durability::Process).open()?;
     Ok(queue)
 }
@@ -174,7 +191,7 @@ mod tests {
     #[test]
     fn every_roll_is_counted() {
         let dir = tempfile::tempdir().unwrap();
-        let queue = open_queue(dir.path()).unwrap();
+        let queue = open_queue(dir.path(), Contender::Logmill).unwrap();
         let (mut sender, receiver) = logmill(&queue);
         // Five of these fill a segment of 8 MiB, four of 1.5 MiB do with their headers.
         let payload = vec![7; 3 << 19];

@@ -145,6 +145,7 @@ pub fn intended_time(payload: &[u8]) -> Option<Nanos> {
 mod tests {
     use std::time::Duration;
 
+    use super::super::schedule::Arrivals;
     use super::*;
 
     /// Notes what it is sent, and stalls once.
@@ -181,7 +182,7 @@ mod tests {
         };
         let (clock, each) = (Clock::start(), Duration::from_millis(10));
         // One job each millisecond: ten to warm up, forty that are measured.
-        let schedule = Schedule::new(1_000_000, 1_000, each, 4 * each);
+        let schedule = Schedule::new(1_000_000, (1_000, Arrivals::Even), each, 4 * each);
         let mut watch = NoWatch;
         let generator = Generator::new(&clock, &schedule, 64, &mut sender, &mut watch);
         let measured = generator.run().unwrap();

@@ -71,10 +71,10 @@ pub fn run_watched(
     match contender {
         Contender::Empty => measure(scenario, setup, (Empty, Empty), watch, || Ok(())),
         Contender::Channel => measure(scenario, setup, contenders::channel(), watch, || Ok(())),
-        Contender::Logmill => {
+        Contender::Logmill | Contender::Naps => {
             let dir = tempfile::tempdir_in(setup.dir).context("no directory for a queue")?;
             // Opened here, where no thread is pinned, so that the queue's own threads are not.
-            let queue = contenders::open_queue(dir.path())?;
+            let queue = contenders::open_queue(dir.path(), contender)?;
             let ends = contenders::logmill(&queue);
             measure(scenario, setup, ends, watch, || Ok(queue.close()?))
         }
@@ -98,7 +98,7 @@ where
         warm_up, measured, ..
     } = setup.turns;
     let start = HEAD_START.as_nanos() as Nanos;
-    let schedule = Schedule::new(start, scenario.rate, warm_up, measured);
+    let schedule = Schedule::new(start, (scenario.rate, scenario.arrivals), warm_up, measured);
     let (clock, schedule) = (&clock, &schedule);
     thread::scope(|scope| {
         let consumer = scope.spawn(move || {
@@ -185,7 +185,7 @@ mod tests {
             assert_eq!((latencies.call.len(), latencies.enqueue.len()), (500, 500));
             let handled = match contender {
                 Contender::Empty => 0,
-                Contender::Channel | Contender::Logmill => 500,
+                _ => 500,
             };
             assert_eq!(latencies.handler.len(), handled, "{contender:?}");
         }

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::schedule::Arrivals;
+
 /// A load: so many jobs a second, each this long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Scenario {
     pub rate: u64,
     pub payload: usize,
+    pub arrivals: Arrivals,
 }
 
 /// The rate at which the way to the handler has a target.
@@ -18,7 +21,15 @@ pub const CALM: Scenario = Scenario::new(10_000, 64);
 /// about six times a second.
 pub const BUSY: Scenario = Scenario::new(500_000, 64);
 
-pub const SCENARIOS: [Scenario; 5] = [
+/// Rates at which a consumer sleeps between jobs, naps, and hardly ever has nothing to do.
+pub const RARE: Scenario = Scenario::poisson(1_000, 64);
+pub const OFTEN: Scenario = Scenario::poisson(10_000, 64);
+pub const CLOSE: Scenario = Scenario::poisson(50_000, 64);
+
+pub const SCENARIOS: [Scenario; 8] = [
+    RARE,
+    OFTEN,
+    CLOSE,
     CALM,
     Scenario::new(10_000, 1024),
     Scenario::new(100_000, 64),
@@ -28,12 +39,28 @@ pub const SCENARIOS: [Scenario; 5] = [
 
 impl Scenario {
     const fn new(rate: u64, payload: usize) -> Self {
-        Self { rate, payload }
+        Self {
+            rate,
+            payload,
+            arrivals: Arrivals::Even,
+        }
+    }
+
+    const fn poisson(rate: u64, payload: usize) -> Self {
+        Self {
+            rate,
+            payload,
+            arrivals: Arrivals::Poisson,
+        }
     }
 
     /// For names of files and for choosing one on the command line.
     pub fn slug(&self) -> String {
-        format!("{}-{}", self.rate, self.payload)
+        let arrivals = match self.arrivals {
+            Arrivals::Even => "",
+            Arrivals::Poisson => "-poisson",
+        };
+        format!("{}-{}{arrivals}", self.rate, self.payload)
     }
 }
 
@@ -47,6 +74,10 @@ impl fmt::Display for Scenario {
             write!(f, "{} KiB", self.payload / 1024)
         } else {
             write!(f, "{} B", self.payload)
+        }?;
+        match self.arrivals {
+            Arrivals::Even => Ok(()),
+            Arrivals::Poisson => f.write_str(" at random times"),
         }
     }
 }
@@ -83,5 +114,10 @@ mod tests {
         let other = Scenario::new(1_050, 2048);
         assert_eq!(other.to_string(), "1,050 jobs a second of 2 KiB");
         assert_eq!(BUSY.slug(), "500000-64");
+        assert_eq!(
+            OFTEN.to_string(),
+            "10,000 jobs a second of 64 B at random times"
+        );
+        assert_eq!(OFTEN.slug(), "10000-64-poisson");
     }
 }

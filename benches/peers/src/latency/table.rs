@@ -116,8 +116,10 @@ fn threads(text: &mut String, outcome: &Outcome) {
         if *contender != Contender::Empty {
             let _ = write!(
                 text,
-                "; consumer: preempted {} times, slept {} times",
-                consumer.preemptions, consumer.waits
+                "; consumer: preempted {} times, slept {} times, {:.0} % of a core",
+                consumer.preemptions,
+                consumer.waits,
+                percent_of_core(consumer.cpu, outcome, merged.latencies.handler.len()),
             );
         }
         let rolls = &merged.rolls;
@@ -129,12 +131,18 @@ fn threads(text: &mut String, outcome: &Outcome) {
                 time(rolls.at(0.5)),
                 time(rolls.max()),
             );
-        } else if *contender == Contender::Logmill {
+        } else if contender.is_logmill() {
             text.push_str("; no segment filled up");
         }
         text.push_str(".\n");
     }
     text.push('\n');
+}
+
+/// How much of a core's time this is, of the time in which so many jobs came.
+fn percent_of_core(cpu_micros: i64, outcome: &Outcome, jobs: u64) -> f64 {
+    let seconds = jobs as f64 / outcome.scenario.rate as f64;
+    cpu_micros as f64 / 1e4 / seconds
 }
 
 fn guarantees(text: &mut String) {

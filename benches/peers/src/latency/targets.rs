@@ -1,33 +1,40 @@
-//! The targets: what logmill's tails may be, beside the channel's and the machine's own.
+//! The targets: what logmill's tails may be, beside the channel's and the machine's own, and beside
+//! each other.
 
 use serde::Serialize;
 
 use super::Outcome;
 use super::contenders::Contender;
-use super::scenario::{BUSY, CALM, Scenario};
+use super::scenario::{BUSY, CALM, OFTEN, Scenario};
 use super::schedule::Nanos;
 use super::series::Kind;
 
-/// A percentile of logmill's may be so many times a percentile of another contender.
+/// A percentile of a contender may be so many times that of another one, or of a time.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     pub scenario: Scenario,
     pub kind: Kind,
+    pub contender: Contender,
     pub quantile: f64,
-    pub other: Contender,
-    pub other_quantile: f64,
+    pub other: Other,
     pub at_most: f64,
     /// Counts only if segments were full while it was measured.
     pub with_rolls: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Other {
+    Percentile(Contender, f64),
+    Time(Nanos),
 }
 
 const fn way_to_handler(quantile: f64, at_most: f64) -> Target {
     Target {
         scenario: CALM,
         kind: Kind::Handler,
+        contender: Contender::Logmill,
         quantile,
-        other: Contender::Channel,
-        other_quantile: quantile,
+        other: Other::Percentile(Contender::Channel, quantile),
         at_most,
         with_rolls: false,
     }
@@ -37,21 +44,41 @@ const fn enqueue(kind: Kind, quantile: f64, at_most: f64) -> Target {
     Target {
         scenario: BUSY,
         kind,
+        contender: Contender::Logmill,
         quantile,
-        other: Contender::Empty,
-        other_quantile: 0.999,
+        other: Other::Percentile(Contender::Empty, 0.999),
         at_most,
         with_rolls: true,
     }
 }
 
-pub const TARGETS: [Target; 6] = [
+const fn with_naps(kind: Kind, quantile: f64, other: Other, at_most: f64) -> Target {
+    Target {
+        scenario: OFTEN,
+        kind,
+        contender: Contender::Naps,
+        quantile,
+        other,
+        at_most,
+        with_rolls: false,
+    }
+}
+
+pub const TARGETS: [Target; 9] = [
     way_to_handler(0.5, 1.5),
     way_to_handler(0.99, 1.2),
     enqueue(Kind::Call, 0.999, 4.0),
     enqueue(Kind::Call, 0.9999, 10.0),
     enqueue(Kind::Enqueue, 0.999, 4.0),
     enqueue(Kind::Enqueue, 0.9999, 10.0),
+    with_naps(Kind::Call, 0.5, Other::Time(100), 1.0),
+    with_naps(Kind::Call, 0.99, Other::Time(1_000), 1.0),
+    with_naps(
+        Kind::Handler,
+        0.99,
+        Other::Percentile(Contender::Logmill, 0.99),
+        1.2,
+    ),
 ];
 
 /// What became of a target.
@@ -94,15 +121,21 @@ impl Target {
             .find(|outcome| outcome.scenario == self.scenario)?;
         let at =
             |latencies: &super::series::Latencies, quantile| latencies.of(self.kind).at(quantile);
-        let own = outcome.of(Contender::Logmill);
-        let other = outcome.of(self.other);
+        let own = outcome.of(self.contender);
         let measured = at(&own.merged.latencies, self.quantile);
-        let of_other = at(&other.merged.latencies, self.other_quantile);
+        let (of_other, of_others) = match self.other {
+            Other::Time(time) => (time, vec![time; own.rounds.len()]),
+            Other::Percentile(other, quantile) => {
+                let other = outcome.of(other);
+                let rounds = other.rounds.iter().map(|round| at(round, quantile));
+                (at(&other.merged.latencies, quantile), rounds.collect())
+            }
+        };
         let ratios = own
             .rounds
             .iter()
-            .zip(&other.rounds)
-            .map(|(own, other)| ratio(at(own, self.quantile), at(other, self.other_quantile)));
+            .zip(of_others)
+            .map(|(own, other)| ratio(at(own, self.quantile), other));
         let of_rounds = ratios.fold((f64::INFINITY, 0.0_f64), |(least, most), ratio| {
             (least.min(ratio), most.max(ratio))
         });
@@ -138,15 +171,20 @@ fn verdict(ratio: f64, at_most: f64, with_rolls: bool, rolls: u64) -> Verdict {
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = |quantile| super::series::name_of(quantile);
-        write!(
-            f,
-            "{}, {}: {}, to {} of the {}",
-            self.scenario,
-            self.kind.title(),
-            name(self.quantile),
-            name(self.other_quantile),
-            self.other.name(),
-        )
+        write!(f, "{}, {}: ", self.scenario, self.kind.title())?;
+        if self.contender != Contender::Logmill {
+            write!(f, "{}, ", self.contender.name())?;
+        }
+        write!(f, "{}, to ", name(self.quantile))?;
+        match self.other {
+            Other::Time(time) => f.write_str(&super::table::time(time)),
+            Other::Percentile(Contender::Logmill, quantile) => {
+                write!(f, "{} of {}", name(quantile), Contender::Logmill.name())
+            }
+            Other::Percentile(other, quantile) => {
+                write!(f, "{} of the {}", name(quantile), other.name())
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::ops::{AddAssign, Sub};
 use anyhow::Result;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use nix::unistd::Pid;
 use serde::Serialize;
 
@@ -47,6 +48,8 @@ pub struct Usage {
     pub preemptions: i64,
     /// It gave its core up: it slept, or waited for a lock or for the disk.
     pub waits: i64,
+    /// Microseconds of CPU time.
+    pub cpu: i64,
 }
 
 impl Usage {
@@ -57,6 +60,7 @@ impl Usage {
                 minor_faults: usage.minor_page_faults(),
                 preemptions: usage.involuntary_context_switches(),
                 waits: usage.voluntary_context_switches(),
+                cpu: usage.user_time().num_microseconds() + usage.system_time().num_microseconds(),
             },
             // There is no other error than a bad argument.
             Err(_) => Self::default(),
@@ -72,6 +76,7 @@ impl Sub for Usage {
             minor_faults: self.minor_faults - earlier.minor_faults,
             preemptions: self.preemptions - earlier.preemptions,
             waits: self.waits - earlier.waits,
+            cpu: self.cpu - earlier.cpu,
         }
     }
 }
@@ -81,6 +86,7 @@ impl AddAssign for Usage {
         self.minor_faults += other.minor_faults;
         self.preemptions += other.preemptions;
         self.waits += other.waits;
+        self.cpu += other.cpu;
     }
 }
 
