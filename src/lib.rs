@@ -153,7 +153,7 @@ pub mod fuzzing {
 }
 pub use log::recovery::{Damage, Quarantined, RecoveryProgress, RecoveryReport, VerifyReport};
 pub use observer::{JobEvent, JobEvents, ObservedJob, Observer, job_events};
-pub use options::{Builder, Durability, EnqueueOptions};
+pub use options::{Builder, Durability, EnqueueOptions, WaitStrategy};
 pub use producer::Producer;
 pub use queue::Queue;
 pub use queue_set::{QueueSet, SetConsumer};

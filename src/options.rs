@@ -1,14 +1,15 @@
 //! Options of a queue, given when it is opened; those of a job are in `options/enqueue.rs`.
 
 mod enqueue;
+mod wait_strategy;
 
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::enqueue::EnqueueOptions;
 pub(crate) use self::enqueue::{Due, Expires};
+pub use self::wait_strategy::WaitStrategy;
 use crate::log::header::FILE_HEADER_BYTES;
 use crate::log::recovery::RecoveryProgress;
 use crate::observer::{Observer, Observing};
@@ -33,7 +34,6 @@ pub(crate) const MAX_DEFAULT_STRIPES: usize = 8;
 /// A flush takes about this long, so a shorter interval would flush all the time.
 const MIN_FLUSH_INTERVAL: Duration = Duration::from_millis(1);
 
-const WAKE_BOUNDS: RangeInclusive<Duration> = Duration::from_micros(10)..=Duration::from_millis(10);
 const MIN_LEASE_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// Decides which failures a job survives once its enqueue has returned `Ok`.
@@ -134,7 +134,7 @@ pub struct Builder {
     pub(crate) max_depth: Option<u64>,
     pub(crate) max_bytes: Option<u64>,
     pub(crate) lease_timeout: Option<Duration>,
-    pub(crate) wake_within: Duration,
+    pub(crate) wait_strategy: WaitStrategy,
     pub(crate) keep_expired: bool,
     pub(crate) lock_wait: Duration,
     pub(crate) file_mode: u32,
@@ -170,7 +170,7 @@ impl Builder {
             max_depth: None,
             max_bytes: None,
             lease_timeout: None,
-            wake_within: Duration::ZERO,
+            wait_strategy: WaitStrategy::Sleep,
             keep_expired: false,
             lock_wait: Duration::ZERO,
             file_mode: 0o600,
@@ -258,26 +258,9 @@ impl Builder {
         self
     }
 
-    /// Has an idle consumer look for jobs at least this often rather than sleep until a producer
-    /// wakes it, while jobs come often: 10 µs to 10 ms, or zero.
-    ///
-    /// Default: zero. A consumer that has looked for some ten microseconds and found nothing sleeps,
-    /// and the next enqueue wakes it by a system call, which takes a producer several microseconds,
-    /// a hundred times as long as the rest of the enqueue.
-    ///
-    /// With a bound, one of the consumers that have nothing to do *naps*: it sleeps for so long,
-    /// looks, and sleeps again, and producers wake nobody meanwhile. A job waits up to that long for
-    /// its handler. It naps while jobs have come, on average, more often than one in four naps, and
-    /// sleeps once it has found nothing for twenty naps in a row; so an idle process uses no CPU,
-    /// and one that gets few jobs hardly more than without naps. While the consumer that naps is in
-    /// a handler, another one that sleeps is woken by the next enqueue; if handlers take longer than
-    /// half a nap, by the consumer itself.
-    ///
-    /// The bound holds for the threads of [`Workers`](crate::Workers). On other threads the kernel
-    /// adds their timer slack, 50 µs by default, where the bound is shorter than that. Async tasks
-    /// and consumers of several queues do not nap.
-    pub fn wake_within(mut self, bound: Duration) -> Self {
-        self.wake_within = bound;
+    /// Sets how an idle consumer waits for jobs. Default: [`WaitStrategy::Sleep`].
+    pub fn wait_strategy(mut self, strategy: WaitStrategy) -> Self {
+        self.wait_strategy = strategy;
         self
     }
 
@@ -381,8 +364,8 @@ impl Builder {
         {
             return invalid("lease_timeout", "must be at least 1 ms");
         }
-        if !self.wake_within.is_zero() && !WAKE_BOUNDS.contains(&self.wake_within) {
-            return invalid("wake_within", "must be zero, or 10 us to 10 ms");
+        if !self.wait_strategy.is_valid() {
+            return invalid("wait_strategy", "a nap must take from 10 us to 10 ms");
         }
         Ok(())
     }

@@ -38,7 +38,6 @@ use self::registry::Registry;
 use self::source::{Deques, Looking};
 use self::suspects::Suspects;
 use self::timer::{Now, Scheduled, Timer, When};
-use crate::RetryPolicy;
 use crate::Sequence;
 use crate::event_count::EventCount;
 use crate::events::Mutex;
@@ -50,6 +49,7 @@ use crate::log::segment::Unsettled;
 use crate::runtime::Waker;
 use crate::time::Clock;
 use crate::turns::Turns;
+use crate::{RetryPolicy, WaitStrategy};
 
 /// Most jobs that one claim takes: enough to pay for the cache lines that a claim moves between
 /// cores, few enough that thieves find work. Measured in `benches/`.
@@ -70,6 +70,8 @@ pub(crate) struct Dispatch {
     consumers: Registry,
     pub(crate) sleepers: Arc<EventCount>,
     looking: Looking,
+    /// Whether consumers look for work until there is some.
+    spins: bool,
     naps: Naps,
     pub(crate) timer: Timer,
     pub(crate) gate: Gate,
@@ -119,7 +121,7 @@ impl Dispatch {
         clock: Clock,
         retry: RetryPolicy,
         counted: bool,
-        wake_within: Duration,
+        waiting: WaitStrategy,
     ) -> Self {
         Self {
             turns: Turns::new(stripes.len()),
@@ -129,7 +131,8 @@ impl Dispatch {
             consumers: Registry::new(),
             sleepers,
             looking: Looking::new(),
-            naps: Naps::new(wake_within),
+            spins: waiting == WaitStrategy::Spin,
+            naps: Naps::new(waiting.nap()),
             timer: Timer::new(timer),
             gate: Gate::new(),
             cancels: Cancels::new(),

@@ -251,17 +251,26 @@ impl Looking {
 /// The looks of a consumer before it goes to sleep.
 pub(crate) struct Looks<'a> {
     done: u32,
-    most: u32,
+    /// None: it looks until there is work.
+    most: Option<u32>,
     looker: Option<Looker<'a>>,
 }
 
 impl Looks<'_> {
+    fn of(dispatch: &Dispatch) -> Self {
+        Self {
+            done: 0,
+            most: (!dispatch.spins).then_some(LOOKS_BEFORE_SLEEP),
+            looker: None,
+        }
+    }
+
     /// For a consumer of this many queues, whose looks take longer.
     pub(crate) fn of_one_among(queues: usize) -> Self {
         let queues = u32::try_from(queues).unwrap_or(u32::MAX);
         Self {
             done: 0,
-            most: LOOKS_BEFORE_SLEEP / queues.max(1),
+            most: Some(LOOKS_BEFORE_SLEEP / queues.max(1)),
             looker: None,
         }
     }
@@ -330,11 +339,11 @@ impl<D: AsRef<Dispatch>> Source<D> {
         if looks.done == 0 {
             looks.looker = self.dispatch.as_ref().looking.join();
         }
-        looks.done += 1;
-        if looks.looker.is_none() || looks.done >= looks.most {
+        looks.done = looks.done.saturating_add(1);
+        if looks.looker.is_none() || looks.most.is_some_and(|most| looks.done >= most) {
             return false;
         }
-        if looks.done <= LOOKS_WITH_SPIN {
+        if looks.most.is_none() || looks.done <= LOOKS_WITH_SPIN {
             for _ in 0..SPINS_PER_LOOK {
                 std::hint::spin_loop();
             }
@@ -359,8 +368,8 @@ impl<D: AsRef<Dispatch>> Source<D> {
     fn wait(&self, deadline: Option<Instant>, stopped: impl Fn() -> bool) -> Option<Lease> {
         let dispatch = self.dispatch.as_ref();
         loop {
-            let mut looking = None;
-            for look in 0..LOOKS_BEFORE_SLEEP {
+            let mut looks = Looks::of(dispatch);
+            loop {
                 let is_last = deadline.is_some_and(|deadline| deadline <= Instant::now());
                 if let Some(lease) = dispatch.find(&self.own, !is_last) {
                     return Some(lease);
@@ -368,21 +377,11 @@ impl<D: AsRef<Dispatch>> Source<D> {
                 if is_last || stopped() {
                     return None;
                 }
-                if look == 0 {
-                    looking = dispatch.looking.join();
-                }
-                if looking.is_none() {
+                if !self.pause(&mut looks) {
                     break;
                 }
-                if look < LOOKS_WITH_SPIN {
-                    for _ in 0..SPINS_PER_LOOK {
-                        std::hint::spin_loop();
-                    }
-                } else {
-                    thread::yield_now();
-                }
             }
-            let has_looked = looking.take().is_some();
+            let has_looked = looks.looker.take().is_some();
             if let Some(ended) = self.watch(deadline, &stopped) {
                 if ended.is_some() {
                     return ended;

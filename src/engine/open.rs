@@ -175,7 +175,7 @@ impl Engine {
                 clock,
                 builder.retry.clone(),
                 builder.lease_timeout.is_some(),
-                builder.wake_within,
+                builder.wait_strategy,
             ),
             leases: builder.lease_timeout.map(Leases::new),
             observer: builder.observer.clone(),

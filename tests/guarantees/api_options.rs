@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use logmill::{Builder, Durability, EnqueueError, EnqueueOptions, OpenError, Queue, RetryPolicy};
+use logmill::{
+    Builder, Durability, EnqueueError, EnqueueOptions, OpenError, Queue, RetryPolicy, WaitStrategy,
+};
 
 use crate::support::*;
 
@@ -36,11 +38,11 @@ fn options_out_of_range_are_errors_that_name_the_option_and_create_nothing() {
         }),
         ("max_depth", |b| b.max_depth(0)),
         ("lease_timeout", |b| b.lease_timeout(Duration::ZERO)),
-        ("wake_within", |b| {
-            b.wake_within(Duration::from_nanos(9_999))
+        ("wait_strategy", |b| {
+            b.wait_strategy(WaitStrategy::Nap(Duration::from_nanos(9_999)))
         }),
-        ("wake_within", |b| {
-            b.wake_within(Duration::from_micros(10_001))
+        ("wait_strategy", |b| {
+            b.wait_strategy(WaitStrategy::Nap(Duration::from_micros(10_001)))
         }),
         ("lease_timeout", |b| {
             b.lease_timeout(Duration::from_micros(999))

@@ -1,5 +1,5 @@
-//! Tests of guarantee 6 where consumers nap: every job finds a consumer, at any pace, and a queue
-//! without jobs leaves them asleep.
+//! Tests of guarantee 6 where consumers nap or spin: every job finds a consumer, at any pace, and a
+//! queue without jobs leaves those that nap asleep.
 
 use std::fs;
 use std::sync::Arc;
@@ -7,14 +7,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use logmill::{Builder, EnqueueOptions, Failure, Job, Queue, RetryPolicy};
+use logmill::{Builder, EnqueueOptions, Failure, Job, Queue, RetryPolicy, WaitStrategy};
 
 use crate::support::*;
 
-const BOUND: Duration = Duration::from_micros(50);
+const NAP: Duration = Duration::from_micros(50);
+
+const NAPS: WaitStrategy = WaitStrategy::Nap(NAP);
 
 fn napping(builder: Builder) -> Queue {
-    open(builder.wake_within(BOUND))
+    open(builder.wait_strategy(NAPS))
 }
 
 /// Enqueues jobs at a pace at which consumers nap.
@@ -36,11 +38,13 @@ fn enqueue_often(queue: &Queue, numbers: std::ops::Range<u64>) {
 }
 
 #[test]
-fn every_job_finds_one_of_the_consumers_that_nap_or_sleep() {
+fn every_job_finds_one_of_the_consumers_that_nap_spin_or_sleep() {
     const EACH: u64 = 3_000;
-    for (consumers, handler_takes) in [(1, 0), (2, 0), (4, 0), (4, 200)] {
+    let each = [(1, 0), (2, 0), (4, 0), (4, 200)];
+    let all = [NAPS, WaitStrategy::Spin].map(|strategy| each.map(|each| (strategy, each)));
+    for (strategy, (consumers, handler_takes)) in all.into_iter().flatten() {
         let dir = tempfile::tempdir().unwrap();
-        let queue = napping(builder(dir.path()).stripes(2));
+        let queue = open(builder(dir.path()).stripes(2).wait_strategy(strategy));
         let done = Arc::new(AtomicU64::new(0));
         let workers = {
             let done = Arc::clone(&done);
@@ -92,25 +96,30 @@ fn jobs_that_come_back_or_are_due_find_a_consumer_that_naps() {
 }
 
 #[test]
-fn a_pause_a_stop_a_deadline_and_a_close_end_naps() {
+fn a_pause_a_stop_a_deadline_and_a_close_end_naps_and_spins() {
+    end_waits_with(NAPS);
+    end_waits_with(WaitStrategy::Spin);
+}
+
+fn end_waits_with(strategy: WaitStrategy) {
     let dir = tempfile::tempdir().unwrap();
-    let queue = napping(builder(dir.path()));
-    let keep_napping = |queue: &Queue| enqueue_often(queue, 0..100);
+    let queue = open(builder(dir.path()).wait_strategy(strategy));
+    let keep_busy = |queue: &Queue| enqueue_often(queue, 0..100);
     let workers = queue
         .workers(2)
         .run(|_: &Job<'_>| Ok::<(), Failure>(()))
         .unwrap();
-    keep_napping(&queue);
+    keep_busy(&queue);
     eventually("all jobs are done", || queue.stats().depth() == 0);
     queue.pause().unwrap();
     queue.enqueue(b"waits").unwrap();
     eventually("only that job is left", || queue.stats().ready == 1);
     queue.resume().unwrap();
     eventually("it is done", || queue.stats().depth() == 0);
-    keep_napping(&queue);
+    keep_busy(&queue);
     assert!(workers.shutdown(PATIENCE).finished_in_time);
     let consumer = queue.consumer();
-    keep_napping(&queue);
+    keep_busy(&queue);
     while let Some(job) = consumer.next_timeout(Duration::from_millis(1)) {
         job.ack();
     }
@@ -120,7 +129,7 @@ fn a_pause_a_stop_a_deadline_and_a_close_end_naps() {
             let consumer = other.consumer();
             std::iter::from_fn(|| consumer.next()).for_each(Job::ack)
         });
-        keep_napping(&queue);
+        keep_busy(&queue);
         while let Some(job) = consumer.try_next() {
             job.ack();
         }

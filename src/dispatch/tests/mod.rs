@@ -19,7 +19,7 @@ use crate::runtime::Waker;
 use crate::storage::faults::{self, Effect, Plan};
 use crate::storage::{Directory, Operation};
 use crate::time::stopped;
-use crate::{Sequence, Timestamp};
+use crate::{Sequence, Timestamp, WaitStrategy};
 
 fn dispatch(dir: &Path) -> Arc<Dispatch> {
     dispatch_of(dir, false)
@@ -61,7 +61,7 @@ fn dispatch_of(dir: &Path, counted: bool) -> Arc<Dispatch> {
         clock,
         retry,
         counted,
-        Duration::ZERO,
+        WaitStrategy::Sleep,
     ))
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use crossbeam_channel::unbounded;
-use logmill::{Consumer, Durability, JobId, Producer, Queue};
+use logmill::{Consumer, Durability, JobId, Producer, Queue, WaitStrategy};
 use serde::Serialize;
 
 /// Who is measured.
@@ -19,13 +19,31 @@ pub enum Contender {
     Logmill,
     /// A consumer that has nothing to do naps, while jobs come often.
     Naps,
+    /// A consumer that has nothing to do looks again and again.
+    Spins,
 }
 
 impl Contender {
-    pub const ALL: [Self; 4] = [Self::Empty, Self::Channel, Self::Logmill, Self::Naps];
+    pub const ALL: [Self; 5] = [
+        Self::Empty,
+        Self::Channel,
+        Self::Logmill,
+        Self::Naps,
+        Self::Spins,
+    ];
+
+    /// None: it is not logmill.
+    fn wait_strategy(self) -> Option<WaitStrategy> {
+        match self {
+            Self::Empty | Self::Channel => None,
+            Self::Logmill => Some(WaitStrategy::Sleep),
+            Self::Naps => Some(WaitStrategy::Nap(NAP)),
+            Self::Spins => Some(WaitStrategy::Spin),
+        }
+    }
 
     pub fn is_logmill(self) -> bool {
-        matches!(self, Self::Logmill | Self::Naps)
+        self.wait_strategy().is_some()
     }
 
     pub fn name(self) -> &'static str {
@@ -34,6 +52,7 @@ impl Contender {
             Self::Channel => "crossbeam channel",
             Self::Logmill => "logmill",
             Self::Naps => "logmill, naps",
+            Self::Spins => "logmill, spins",
         }
     }
 
@@ -50,8 +69,11 @@ impl Contender {
                  a job and its ack survive `kill -9`, not a power cut"
             }
             Self::Naps => {
-                "the same with `Builder::wake_within` of 50 µs: while jobs come often, an idle \
+                "the same with `WaitStrategy::Nap` of 50 µs: while jobs come often, an idle \
                  consumer looks for them, and producers wake nobody"
+            }
+            Self::Spins => {
+                "the same with `WaitStrategy::Spin`: an idle consumer looks for jobs all the time"
             }
         }
     }
@@ -132,10 +154,9 @@ const NAP: Duration = Duration::from_micros(50);
 /// A new queue in an empty directory, all of it as it comes but for one stripe: there is one
 /// producer.
 pub fn open_queue(dir: &Path, contender: Contender) -> Result<Queue> {
-    let mut builder = Queue::builder(dir).stripes(1);
-    if contender == Contender::Naps {
-        builder = builder.wake_within(NAP);
-    }
+    let builder = Queue::builder(dir)
+        .stripes(1)
+        .wait_strategy(contender.wait_strategy().unwrap_or_default());
     let (queue, _) = builder.durability(Durability::Process).open()?;
     Ok(queue)
 }

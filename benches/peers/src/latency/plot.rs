@@ -92,6 +92,7 @@ fn colour(contender: Contender) -> RGBColor {
         Contender::Channel => RGBColor(230, 130, 0),
         Contender::Logmill => RGBColor(0, 90, 180),
         Contender::Naps => RGBColor(0, 150, 130),
+        Contender::Spins => RGBColor(150, 60, 160),
     }
 }
 

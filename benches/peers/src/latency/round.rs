@@ -71,7 +71,7 @@ pub fn run_watched(
     match contender {
         Contender::Empty => measure(scenario, setup, (Empty, Empty), watch, || Ok(())),
         Contender::Channel => measure(scenario, setup, contenders::channel(), watch, || Ok(())),
-        Contender::Logmill | Contender::Naps => {
+        Contender::Logmill | Contender::Naps | Contender::Spins => {
             let dir = tempfile::tempdir_in(setup.dir).context("no directory for a queue")?;
             // Opened here, where no thread is pinned, so that the queue's own threads are not.
             let queue = contenders::open_queue(dir.path(), contender)?;

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::Outcome;
 use super::contenders::Contender;
-use super::scenario::{BUSY, CALM, OFTEN, Scenario};
+use super::scenario::{BUSY, CALM, OFTEN, RARE, Scenario};
 use super::schedule::Nanos;
 use super::series::Kind;
 
@@ -52,6 +52,18 @@ const fn enqueue(kind: Kind, quantile: f64, at_most: f64) -> Target {
     }
 }
 
+const fn with_spins(scenario: Scenario) -> Target {
+    Target {
+        scenario,
+        kind: Kind::Handler,
+        contender: Contender::Spins,
+        quantile: 0.99,
+        other: Other::Time(2_000),
+        at_most: 1.0,
+        with_rolls: false,
+    }
+}
+
 const fn with_naps(kind: Kind, quantile: f64, other: Other, at_most: f64) -> Target {
     Target {
         scenario: OFTEN,
@@ -64,7 +76,7 @@ const fn with_naps(kind: Kind, quantile: f64, other: Other, at_most: f64) -> Tar
     }
 }
 
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 11] = [
     way_to_handler(0.5, 1.5),
     way_to_handler(0.99, 1.2),
     enqueue(Kind::Call, 0.999, 4.0),
@@ -79,6 +91,8 @@ pub const TARGETS: [Target; 9] = [
         Other::Percentile(Contender::Logmill, 0.99),
         1.2,
     ),
+    with_spins(RARE),
+    with_spins(OFTEN),
 ];
 
 /// What became of a target.
