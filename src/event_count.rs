@@ -68,6 +68,8 @@ struct State {
     waiting: usize,
     /// Whether a consumer watches.
     is_watched: bool,
+    /// Whether a roll has left it to that one to ask for maintenance.
+    wants_maintenance: bool,
     /// Wake-ups given and not yet consumed.
     permits: usize,
     /// How often all sleepers were woken.
@@ -103,6 +105,7 @@ impl EventCount {
             state: Mutex::new(State {
                 waiting: 0,
                 is_watched: false,
+                wants_maintenance: false,
                 permits: 0,
                 wakes_of_all: 0,
                 bells: Bells::default(),
@@ -277,6 +280,7 @@ impl EventCount {
             && self.sleepers.load(Ordering::Relaxed) == 0
             && self.to_wake.load(Ordering::Relaxed) == 0
             && !state.is_watched
+            && !state.wants_maintenance
     }
 }
 

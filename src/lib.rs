@@ -104,6 +104,7 @@ mod lock;
 mod log;
 mod observer;
 mod options;
+mod planned_flush;
 mod producer;
 mod queue;
 mod queue_set;

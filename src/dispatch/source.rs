@@ -419,7 +419,10 @@ impl<D: AsRef<Dispatch>> Source<D> {
             now = Instant::now();
         }
         // Before user code runs: a handler, or a subscriber that hears of a damaged record.
-        let has_sleepers = watch.end();
+        let ended = watch.end();
+        if ended.wants_maintenance {
+            dispatch.stripes[0].kick();
+        }
         let found = dispatch.find(&self.own, false);
         let is_away_for_long = match &found {
             Some(_) => {
@@ -432,7 +435,7 @@ impl<D: AsRef<Dispatch>> Source<D> {
             }
             None => false,
         };
-        if has_sleepers && (is_away_for_long || dispatch.may_have_work()) {
+        if ended.has_sleepers && (is_away_for_long || dispatch.may_have_work()) {
             dispatch.sleepers.notify(1);
         }
         Some(found)

@@ -10,6 +10,7 @@ use crate::engine::Engine;
 use crate::events::event;
 use crate::lasting::Lasting;
 use crate::log::Log;
+use crate::planned_flush::PlannedFlush;
 use crate::runtime::{Serve, Waker};
 use crate::storage::StorageError;
 use crate::{time, user_code};
@@ -38,7 +39,7 @@ pub(crate) struct Signal {
 
 struct State {
     kicked: bool,
-    flush_at: Option<Instant>,
+    flush: PlannedFlush,
     turn_at: Option<Instant>,
 }
 
@@ -53,7 +54,7 @@ impl Signal {
             state: Mutex::new(State {
                 // The first segments have to be prepared.
                 kicked: !starts_idle,
-                flush_at: None,
+                flush: PlannedFlush::default(),
                 turn_at: starts_idle.then(|| time::now() + FIRST_TURN),
             }),
             task,
@@ -67,13 +68,9 @@ impl Signal {
 
     /// Requests a flush of everything within `interval` from now.
     pub(crate) fn flush_within(&self, interval: Duration) {
-        let Some(at) = time::now().checked_add(interval) else {
-            return;
-        };
-        let mut state = self.state.lock();
-        if state.flush_at.is_none_or(|before| at < before) {
-            state.flush_at = Some(at);
-            drop(state);
+        let now = time::now();
+        let is_next = self.state.lock().flush.ask(now, interval);
+        if is_next {
             self.task.wake();
         }
     }
@@ -97,7 +94,7 @@ impl Signal {
     /// The earliest time for which something was requested.
     fn requested(&self) -> Option<Instant> {
         let state = self.state.lock();
-        state.flush_at.into_iter().chain(state.turn_at).min()
+        state.flush.at().into_iter().chain(state.turn_at).min()
     }
 
     /// What there is to do, without waiting.
@@ -110,10 +107,7 @@ impl Signal {
 impl State {
     fn take(&mut self, deadline: Option<Instant>) -> Option<Wake> {
         let now = time::now();
-        let flush = self.flush_at.is_some_and(|at| at <= now);
-        if flush {
-            self.flush_at = None;
-        }
+        let flush = self.flush.take_due(now);
         let is_asked = self.turn_at.is_some_and(|at| at <= now);
         if is_asked {
             self.turn_at = None;

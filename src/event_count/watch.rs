@@ -13,12 +13,23 @@
 //! All others (a timer, a consumer that offers jobs) see the sleepers at any time, and wake them. If
 //! there are none, the watcher finds what they bring at its next look.
 
-use super::EventCount;
-use crate::sync::{Ordering, fence};
+use super::{EventCount, State};
+use crate::sync::{MutexGuard, Ordering, fence};
 
 /// A watch that has begun.
 #[must_use]
 pub(crate) struct Watch<'a>(&'a EventCount);
+
+/// What a watcher finds at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) struct Ended {
+    /// Somebody sleeps: the caller looks once more, after it has taken what it found, and wakes one
+    /// of them if there is anything left.
+    pub(crate) has_sleepers: bool,
+    /// The caller asks for maintenance, in place of a producer.
+    pub(crate) wants_maintenance: bool,
+}
 
 impl EventCount {
     /// Begins a watch, unless another consumer watches. The caller looks for work from time to time
@@ -32,34 +43,44 @@ impl EventCount {
         self.note_asleep(&state);
         Some(Watch(self))
     }
+
+    /// Leaves it to the consumer that watches to ask for maintenance, once it looks; false if none
+    /// watches. To wake a thread is a system call, which a producer need not make if another thread
+    /// is awake soon.
+    pub(crate) fn leave_to_watcher(&self) -> bool {
+        let mut state = self.lock();
+        state.wants_maintenance |= state.is_watched;
+        state.is_watched
+    }
 }
 
 impl Watch<'_> {
-    /// Ends the watch. Returns whether somebody sleeps: then the caller looks once more, after it has
-    /// taken what it found, and wakes one of them if there is anything left.
-    pub(crate) fn end(self) -> bool {
-        let has_sleepers = self.show_sleepers();
+    /// Ends the watch.
+    pub(crate) fn end(self) -> Ended {
+        let mut state = self.0.lock();
+        let ended = Ended {
+            has_sleepers: state.asleep() > 0,
+            wants_maintenance: std::mem::take(&mut state.wants_maintenance),
+        };
+        self.show_sleepers(state);
         std::mem::forget(self);
-        has_sleepers
+        ended
     }
 
-    /// Returns whether there are any.
-    fn show_sleepers(&self) -> bool {
-        let mut state = self.0.lock();
+    fn show_sleepers(&self, mut state: MutexGuard<'_, State>) {
         state.is_watched = false;
         self.0.note_asleep(&state);
-        let has_sleepers = state.asleep() > 0;
         drop(state);
         // As in `register`.
         fence(Ordering::SeqCst);
-        has_sleepers
     }
 }
 
 impl Drop for Watch<'_> {
-    /// Ends a watch that a panic has interrupted: another consumer looks.
+    /// Ends a watch that a panic has interrupted: another consumer looks, and the next one to watch
+    /// asks for maintenance.
     fn drop(&mut self) {
-        self.show_sleepers();
+        self.show_sleepers(self.0.lock());
         self.0.notify(1);
     }
 }
@@ -79,7 +100,7 @@ mod tests {
         count.notify_fenced(1);
         assert_eq!(count.asleep(), 0);
         count.wait(sleeps, None);
-        assert!(!watch.end());
+        assert!(!watch.end().has_sleepers);
         assert!(count.is_quiet());
     }
 
@@ -89,11 +110,23 @@ mod tests {
         let watch = count.watch().unwrap();
         let sleeps = count.register();
         count.notify(1);
-        assert!(watch.end());
+        assert!(watch.end().has_sleepers);
         assert_eq!(count.asleep(), 1);
         count.notify(1);
         count.wait(sleeps, None);
         assert!(count.is_quiet());
+    }
+
+    #[test]
+    fn what_a_roll_leaves_to_one_that_watches_is_told_at_the_end_of_its_watch() {
+        let count = EventCount::new();
+        assert!(!count.leave_to_watcher());
+        let watch = count.watch().unwrap();
+        assert!(count.leave_to_watcher());
+        assert!(watch.end().wants_maintenance);
+        assert!(count.is_quiet());
+        assert!(!count.watch().unwrap().end().wants_maintenance);
+        assert!(!count.leave_to_watcher());
     }
 
     #[test]

@@ -135,9 +135,15 @@ impl Log {
     #[cold]
     fn after_full(&self, full: &Arc<Segment>, complete: bool) -> Result<Arc<Segment>, RollError> {
         if complete {
-            (self.config.kick)();
+            self.ask_for_maintenance();
         }
         self.roll(full)
+    }
+
+    fn ask_for_maintenance(&self) {
+        if !self.config.sleepers.leave_to_watcher() {
+            (self.config.kick)();
+        }
     }
 
     /// Returns the segment after `full`, making it the active one if no other thread has.
@@ -202,7 +208,7 @@ impl Log {
         // Dropped after the lock is released.
         let _before = self.make_active(&mut next, &segment);
         drop(next);
-        (self.config.kick)();
+        self.ask_for_maintenance();
         Ok(segment)
     }
 

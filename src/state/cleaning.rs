@@ -60,13 +60,9 @@ impl State {
 
     /// Flushes the log within this time.
     pub(crate) fn flush_within(&self, interval: Duration) {
-        let Some(at) = time::now().checked_add(interval) else {
-            return;
-        };
-        let mut flush_at = self.flush_at.lock();
-        if flush_at.is_none_or(|before| at < before) {
-            *flush_at = Some(at);
-            drop(flush_at);
+        let now = time::now();
+        let is_next = self.flush.lock().ask(now, interval);
+        if is_next {
             self.task.wake();
         }
     }
@@ -83,21 +79,19 @@ impl State {
             event!(info, failure, "maintenance of the state log is well again");
         }
         let next = next.map(|pause| time::now() + pause);
-        next.into_iter().chain(*self.flush_at.lock()).min()
+        next.into_iter().chain(self.flush.lock().at()).min()
     }
 
     /// Returns how soon to look again.
     fn maintain(&self) -> Result<Option<Duration>, Arc<StorageError>> {
         // Taken in any case, so that it is not due again and again after a failed flush.
-        let is_due = self.flush_at.lock().take_if(|at| *at <= time::now());
+        let is_due = self.flush.lock().take_due(time::now());
         if self.poison.is_set() {
             return Ok(None);
         }
         self.callers.wake(&self.debtors());
-        if is_due.is_some()
-            && let Err(error) = self.log.flush(true)
-        {
-            self.flush_at.lock().get_or_insert(time::now() + AGAIN);
+        if is_due && let Err(error) = self.log.flush(true) {
+            self.flush.lock().ask(time::now(), AGAIN);
             return Err(error);
         }
         // First: what an expired value has replaced must not come back without it.

@@ -22,7 +22,6 @@ mod settling;
 mod tests;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use parking_lot::RwLock;
 
@@ -43,6 +42,7 @@ use crate::log::record::{NewRecord, units_of};
 use crate::log::recovery::{Recovery, RecoveryReport};
 use crate::log::segment::{Segment, Unsettled};
 use crate::log::{Kick, Log, LogConfig, RollError, SpaceBudget};
+use crate::planned_flush::PlannedFlush;
 use crate::runtime::Waker;
 use crate::storage::{Directory, StorageError};
 use crate::{Sequence, Timestamp};
@@ -70,7 +70,7 @@ pub(crate) struct State {
     debts: Mutex<Debts>,
     callers: Callers,
     /// When a flush is due.
-    flush_at: Mutex<Option<Instant>>,
+    flush: Mutex<PlannedFlush>,
     /// Wakes the maintenance of this log.
     task: Waker,
     /// What keeps maintenance from doing its work.
@@ -185,7 +185,7 @@ impl State {
             poison,
             debts: Mutex::new(debts),
             callers: Callers::default(),
-            flush_at: Mutex::new(None),
+            flush: Mutex::default(),
             task,
             failures: Lasting::default(),
         };

@@ -11,7 +11,7 @@ fn watch(sleepers: &EventCount, take: impl Fn() -> bool, may_have_work: impl Fn(
         return false;
     };
     may_have_work();
-    let has_sleepers = watch.end();
+    let has_sleepers = watch.end().has_sleepers;
     let has_taken = take();
     if has_sleepers && may_have_work() {
         sleepers.notify(1);
