@@ -23,8 +23,10 @@ pub struct Setup<'a> {
     pub turns: Turns,
     /// None: the scheduler chooses.
     pub cores: Option<Cores>,
-    /// Where queues are made.
+    /// Where queues are made, and the file of a writer beside them.
     pub dir: &'a Path,
+    /// The size of that file.
+    pub writer_size: u64,
 }
 
 /// What was measured in a round, or in several.
@@ -179,6 +181,7 @@ mod tests {
             },
             cores: None,
             dir: dir.path(),
+            writer_size: 0,
         };
         for contender in Contender::ALL {
             let latencies = run(contender, CALM, &setup).unwrap().latencies;

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-/// A load: so many jobs a second, each this long.
+/// A load: so many jobs a second, each this long, on an idle disk or beside a writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Scenario {
     pub rate: u64,
     pub payload: usize,
+    /// A writer fills the disk's queue meanwhile.
+    pub beside_writer: bool,
 }
 
 /// The rate at which the way to the handler has a target.
@@ -18,22 +20,40 @@ pub const CALM: Scenario = Scenario::new(10_000, 64);
 /// about six times a second.
 pub const BUSY: Scenario = Scenario::new(500_000, 64);
 
-pub const SCENARIOS: [Scenario; 5] = [
+/// The rate of the two scenarios that show what a busy disk costs.
+const STEADY: Scenario = Scenario::new(20_000, 1024);
+
+/// The one with a writer is last, so that what it leaves to the disk affects none.
+pub const SCENARIOS: [Scenario; 7] = [
     CALM,
     Scenario::new(10_000, 1024),
+    STEADY,
     Scenario::new(100_000, 64),
     Scenario::new(100_000, 1024),
     BUSY,
+    STEADY.beside_writer(),
 ];
 
 impl Scenario {
     const fn new(rate: u64, payload: usize) -> Self {
-        Self { rate, payload }
+        Self {
+            rate,
+            payload,
+            beside_writer: false,
+        }
+    }
+
+    const fn beside_writer(self) -> Self {
+        Self {
+            beside_writer: true,
+            ..self
+        }
     }
 
     /// For names of files and for choosing one on the command line.
     pub fn slug(&self) -> String {
-        format!("{}-{}", self.rate, self.payload)
+        let writer = if self.beside_writer { "-writer" } else { "" };
+        format!("{}-{}{writer}", self.rate, self.payload)
     }
 }
 
@@ -44,10 +64,14 @@ impl fmt::Display for Scenario {
         let rest = self.rate % 1000;
         write!(f, "{thousands},{rest:03} jobs a second of ")?;
         if self.payload.is_multiple_of(1024) {
-            write!(f, "{} KiB", self.payload / 1024)
+            write!(f, "{} KiB", self.payload / 1024)?;
         } else {
-            write!(f, "{} B", self.payload)
+            write!(f, "{} B", self.payload)?;
         }
+        if self.beside_writer {
+            f.write_str(" beside a writer")?;
+        }
+        Ok(())
     }
 }
 
@@ -83,5 +107,9 @@ mod tests {
         let other = Scenario::new(1_050, 2048);
         assert_eq!(other.to_string(), "1,050 jobs a second of 2 KiB");
         assert_eq!(BUSY.slug(), "500000-64");
+        let writer = STEADY.beside_writer();
+        let text = "20,000 jobs a second of 1 KiB beside a writer";
+        assert_eq!(writer.to_string(), text);
+        assert_eq!(writer.slug(), "20000-1024-writer");
     }
 }
