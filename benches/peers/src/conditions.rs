@@ -10,13 +10,18 @@ use crate::peers::servers;
 /// The lock file, with the versions of all libraries, compiled into the program.
 const LOCK: &str = include_str!("../Cargo.lock");
 /// The libraries whose versions are reported.
-const PEERS: [&str; 8] = [
+const PEERS: [&str; 13] = [
     "crossbeam-channel",
     "crossbeam-queue",
     "fjall",
     "khata-rs",
+    "persistent-queue",
     "queue-file",
+    "raft-engine",
+    "redb",
     "rusqlite",
+    "sled",
+    "walrus-rust",
     "yaque",
     "crc32fast",
 ];

@@ -42,6 +42,9 @@ enum Command {
     /// Fills a queue and waits to be killed
     #[command(hide = true)]
     Child(child::Args),
+    /// Runs a turn of walrus-rust
+    #[command(hide = true)]
+    Walrus(peers::walrus::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -52,5 +55,6 @@ fn main() -> anyhow::Result<()> {
         Some(Command::Latency(args)) => latency::run(&args),
         Some(Command::All(args)) => all::run(args),
         Some(Command::Child(args)) => child::run(&args),
+        Some(Command::Walrus(args)) => peers::walrus::run(&args),
     }
 }

@@ -6,7 +6,10 @@ pub mod group;
 pub mod limit;
 pub mod logmill;
 pub mod memory;
+pub mod persistent_queue;
+pub mod raft_engine;
 pub mod servers;
+pub mod walrus;
 
 use std::time::{Duration, Instant};
 

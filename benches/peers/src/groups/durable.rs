@@ -7,7 +7,7 @@ use super::{SIZES, size_name};
 use crate::contender::{Comparison, Contender, Outcome};
 use crate::context::Context;
 use crate::format::Unit;
-use crate::peers::{databases, files, group, limit, logmill};
+use crate::peers::{databases, files, group, limit, logmill, raft_engine};
 
 /// Threads that enqueue with `Sync` at once.
 const PRODUCERS: usize = 64;
@@ -39,7 +39,9 @@ fn group_commit(context: &Context, size: usize) -> Result<Comparison> {
              count its flushes. *shared write + fdatasync* has as many threads as there are \
              producers, which share such writes and flushes through a mutex and a condition \
              variable, without a log: what the loop costs once each record has a thread to be \
-             woken."
+             woken. In *raft-engine* each producer writes to a Raft group of its own, into files \
+             of 8 MiB that were written in advance; reading and removing the entries after each \
+             turn is not timed."
         ),
         unit: Unit::Nanoseconds,
         figures: &["per job"],
@@ -56,6 +58,11 @@ fn group_commit(context: &Context, size: usize) -> Result<Comparison> {
                 "shared write + fdatasync",
                 limit::FLUSHED,
                 group::shared_flushes(dir()?, size, PRODUCERS),
+            ),
+            Contender::jobs(
+                "raft-engine",
+                raft_engine::SYNC,
+                raft_engine::group_commit(dir()?, size, PRODUCERS),
             ),
         ],
     })

@@ -4,20 +4,22 @@
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
+use persistent_queue::Durability;
 
 use super::{SIZES, size_name};
 use crate::contender::{Comparison, Contender, Outcome};
 use crate::context::Context;
 use crate::format::Unit;
 use crate::peers::servers::{self, PIPELINE, Server};
-use crate::peers::{databases, files, logmill, memory};
+use crate::peers::{databases, files, logmill, memory, persistent_queue as persistent};
 
 const NOTE: &str = "Time per job or message, from the first enqueue until the last job is acked or \
                     the last message is received. Producers and consumers run at once; the title \
                     says how many of each. Consumers touch every payload. Each message costs yaque \
                     a send, a receive and a commit; SQLite INSERT, UPDATE .. RETURNING (claim) and \
                     DELETE, each a transaction; fjall an insert, a read of the first key and a \
-                    remove; queue-file an add, a peek and a remove; Redis LPUSH, BLMOVE and LREM; \
+                    remove; queue-file an add, a peek and a remove; persistent-queue a push, \
+                    a reserve and an ack, each a transaction of its database; Redis LPUSH, BLMOVE and LREM; \
                     beanstalkd put, reserve and delete.";
 
 pub fn run(context: &Context) -> Result<Vec<Outcome>> {
@@ -45,6 +47,34 @@ fn again(server: &Result<Arc<Server>>) -> Result<Arc<Server>> {
         Ok(server) => Ok(Arc::clone(server)),
         Err(error) => Err(anyhow!("{error:#}")),
     }
+}
+
+/// persistent-queue with each of its databases, without and with flushes. It has one consumer.
+fn persistent_queue(context: &Context, size: usize) -> [Contender; 4] {
+    let sled = |durability| persistent::sled_end_to_end(context.fresh()?, size, durability);
+    let redb = |durability| persistent::redb_end_to_end(context.fresh()?, size, durability);
+    [
+        Contender::jobs(
+            "persistent-queue, sled",
+            persistent::SLED,
+            sled(Durability::None),
+        ),
+        Contender::jobs(
+            "persistent-queue, redb",
+            persistent::REDB,
+            redb(Durability::None),
+        ),
+        Contender::jobs(
+            "persistent-queue, sled, fsync",
+            persistent::SYNC,
+            sled(Durability::Sync),
+        ),
+        Contender::jobs(
+            "persistent-queue, redb, fsync",
+            persistent::SYNC,
+            redb(Durability::Sync),
+        ),
+    ]
 }
 
 fn comparison(
@@ -77,6 +107,7 @@ fn comparison(
             files::YAQUE,
             files::yaque_end_to_end(dir()?, size),
         ));
+        contenders.extend(persistent_queue(context, size));
     }
     contenders.extend([
         Contender::jobs(

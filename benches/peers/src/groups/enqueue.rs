@@ -6,7 +6,7 @@ use super::{SIZES, size_name};
 use crate::contender::{Comparison, Contender, Outcome};
 use crate::context::Context;
 use crate::format::Unit;
-use crate::peers::{files, limit, logmill, memory};
+use crate::peers::{files, limit, logmill, memory, walrus};
 
 pub fn run(context: &Context) -> Result<Vec<Outcome>> {
     SIZES
@@ -25,7 +25,9 @@ fn comparison(context: &Context, size: usize) -> Result<Comparison> {
         note: "Time per job, on one thread unless the row says two. Each burst of 50,000 jobs is \
                drained afterwards, which is not timed; a step to the next segment or file is. \
                khata-rs cannot remove messages: it writes into a new file each turn, and creating \
-               and flushing that file is not timed. *limit* is a loop over touched anonymous \
+               and flushing that file is not timed. walrus-rust has a new process and directory \
+               each turn; even without flushes of its entries it flushes each block of 10 MiB when \
+               it is full. *limit* is a loop over touched anonymous \
                memory: atomic add, header, copy, CRC-32 (crc32fast), release store."
             .to_owned(),
         unit: Unit::Nanoseconds,
@@ -71,6 +73,16 @@ fn comparison(context: &Context, size: usize) -> Result<Comparison> {
                 "queue-file",
                 files::QUEUE_FILE,
                 files::queue_file_add(dir()?, size),
+            ),
+            Contender::jobs(
+                "walrus-rust",
+                walrus::UNFLUSHED,
+                walrus::append(dir()?, size, false),
+            ),
+            Contender::jobs(
+                "walrus-rust, fsync",
+                walrus::FLUSHED,
+                walrus::append(dir()?, size, true),
             ),
         ],
     })

@@ -21,22 +21,25 @@ pub enum Contender {
     Naps,
     /// A consumer that has nothing to do looks again and again.
     Spins,
+    /// What was enqueued is flushed each 10 ms.
+    Interval,
 }
 
 impl Contender {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Empty,
         Self::Channel,
         Self::Logmill,
         Self::Naps,
         Self::Spins,
+        Self::Interval,
     ];
 
     /// None: it is not logmill.
     fn wait_strategy(self) -> Option<WaitStrategy> {
         match self {
             Self::Empty | Self::Channel => None,
-            Self::Logmill => Some(WaitStrategy::Sleep),
+            Self::Logmill | Self::Interval => Some(WaitStrategy::Sleep),
             Self::Naps => Some(WaitStrategy::Nap(NAP)),
             Self::Spins => Some(WaitStrategy::Spin),
         }
@@ -53,6 +56,7 @@ impl Contender {
             Self::Logmill => "logmill",
             Self::Naps => "logmill, naps",
             Self::Spins => "logmill, spins",
+            Self::Interval => "logmill, flushed each 10 ms",
         }
     }
 
@@ -74,6 +78,10 @@ impl Contender {
             }
             Self::Spins => {
                 "the same with `WaitStrategy::Spin`: an idle consumer looks for jobs all the time"
+            }
+            Self::Interval => {
+                "with `Durability::Interval` of 10 ms: a power cut loses what is younger than that and \
+                 a flush"
             }
         }
     }
@@ -150,6 +158,7 @@ impl Receive for ChannelReceiver {
 }
 
 const NAP: Duration = Duration::from_micros(50);
+const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A new queue in an empty directory, all of it as it comes but for one stripe: there is one
 /// producer.
@@ -157,7 +166,11 @@ pub fn open_queue(dir: &Path, contender: Contender) -> Result<Queue> {
     let builder = Queue::builder(dir)
         .stripes(1)
         .wait_strategy(contender.wait_strategy().unwrap_or_default());
-    let (queue, _) = builder.durability(Durability::Process).open()?;
+    let durability = match contender {
+        Contender::Interval => Durability::Interval(FLUSH_INTERVAL),
+        _ => Durability::Process,
+    };
+    let (queue, _) = builder.durability(durability).open()?;
     Ok(queue)
 }
 

@@ -15,6 +15,7 @@ mod series;
 mod table;
 mod targets;
 mod thread;
+mod writer;
 
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use self::scenario::{BUSY, SCENARIOS, Scenario, Turns};
 use self::series::{Kind, Latencies, Percentiles};
 use self::targets::{Judged, TARGETS};
 use self::thread::{Cores, Usage};
+use self::writer::{DiskWriter, Written};
 use crate::output::Output;
 
 /// Latency of an enqueue, and from there to the handler, at fixed rates.
@@ -37,7 +39,8 @@ pub struct Args {
     /// Some seconds instead of some minutes: to see that it works.
     #[arg(long)]
     quick: bool,
-    /// Only these loads, as in 500000-64: jobs a second, bytes of each.
+    /// Only these loads, as in 500000-64: jobs a second, bytes of each. With -writer: beside a
+    /// writer that fills the disk's queue.
     #[arg(long = "load", value_name = "LOAD")]
     loads: Vec<String>,
     /// Turns of each contender in each load.
@@ -82,6 +85,8 @@ pub struct Part {
 pub struct Outcome {
     pub scenario: Scenario,
     pub parts: [Part; Contender::ALL.len()],
+    /// What the writer beside it wrote, if there is one.
+    pub written: Option<Written>,
 }
 
 impl Outcome {
@@ -105,9 +110,19 @@ pub fn run(args: &Args) -> Result<()> {
         turns: turns(args)?,
         cores: if args.unpinned { None } else { Cores::find()? },
         dir: data.path(),
+        writer_size: if args.quick {
+            writer::QUICK
+        } else {
+            writer::size()
+        },
     };
+    let with_writer = scenarios.iter().any(|scenario| scenario.beside_writer);
+    if with_writer {
+        // Before anything is measured, and once more when its turn has come.
+        writer::check_room(setup.dir, setup.writer_size)?;
+    }
     // First, as the load is to be that of before.
-    let conditions = conditions::describe(&setup);
+    let conditions = conditions::describe(&setup, with_writer);
     let outcomes = scenarios
         .into_iter()
         .map(|scenario| measure(scenario, &setup))
@@ -173,6 +188,12 @@ fn measure(scenario: Scenario, setup: &Setup<'_>) -> Result<Outcome> {
         rounds: Vec::new(),
         merged: Measured::new(),
     });
+    let writer = if scenario.beside_writer {
+        eprintln!("{scenario}: filling the disk's queue");
+        Some(DiskWriter::start(setup.dir, setup.writer_size)?)
+    } else {
+        None
+    };
     for round in 0..setup.turns.rounds {
         eprintln!("{scenario}: round {} of {}", round + 1, setup.turns.rounds);
         let first = round as usize % parts.len();
@@ -184,7 +205,12 @@ fn measure(scenario: Scenario, setup: &Setup<'_>) -> Result<Outcome> {
             part.rounds.push(measured.latencies);
         }
     }
-    Ok(Outcome { scenario, parts })
+    let written = writer.map(DiskWriter::stop).transpose()?;
+    Ok(Outcome {
+        scenario,
+        parts,
+        written,
+    })
 }
 
 fn look_for_causes(setup: &Setup<'_>) -> Result<String> {
@@ -216,6 +242,7 @@ struct Load {
     #[serde(flatten)]
     scenario: Scenario,
     contenders: Vec<Figures>,
+    written: Option<Written>,
 }
 
 #[derive(Serialize)]
@@ -241,6 +268,7 @@ impl<'a> Summary<'a> {
         let load = |outcome: &Outcome| Load {
             scenario: outcome.scenario,
             contenders: outcome.parts.iter().map(figures).collect(),
+            written: outcome.written,
         };
         Self {
             conditions: &report.conditions,

@@ -93,6 +93,7 @@ fn colour(contender: Contender) -> RGBColor {
         Contender::Logmill => RGBColor(0, 90, 180),
         Contender::Naps => RGBColor(0, 150, 130),
         Contender::Spins => RGBColor(150, 60, 160),
+        Contender::Interval => RGBColor(200, 60, 60),
     }
 }
 

@@ -23,8 +23,10 @@ pub struct Setup<'a> {
     pub turns: Turns,
     /// None: the scheduler chooses.
     pub cores: Option<Cores>,
-    /// Where queues are made.
+    /// Where queues are made, and the file of a writer beside them.
     pub dir: &'a Path,
+    /// The size of that file.
+    pub writer_size: u64,
 }
 
 /// What was measured in a round, or in several.
@@ -71,7 +73,7 @@ pub fn run_watched(
     match contender {
         Contender::Empty => measure(scenario, setup, (Empty, Empty), watch, || Ok(())),
         Contender::Channel => measure(scenario, setup, contenders::channel(), watch, || Ok(())),
-        Contender::Logmill | Contender::Naps | Contender::Spins => {
+        _ => {
             let dir = tempfile::tempdir_in(setup.dir).context("no directory for a queue")?;
             // Opened here, where no thread is pinned, so that the queue's own threads are not.
             let queue = contenders::open_queue(dir.path(), contender)?;
@@ -179,6 +181,7 @@ mod tests {
             },
             cores: None,
             dir: dir.path(),
+            writer_size: 0,
         };
         for contender in Contender::ALL {
             let latencies = run(contender, CALM, &setup).unwrap().latencies;

@@ -7,12 +7,14 @@ use serde::Serialize;
 
 use super::schedule::Arrivals;
 
-/// A load: so many jobs a second, each this long.
+/// A load: so many jobs a second, each this long, on an idle disk or beside a writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Scenario {
     pub rate: u64,
     pub payload: usize,
     pub arrivals: Arrivals,
+    /// A writer fills the disk's queue meanwhile.
+    pub beside_writer: bool,
 }
 
 /// The rate at which the way to the handler has a target.
@@ -22,19 +24,25 @@ pub const CALM: Scenario = Scenario::new(10_000, 64);
 pub const BUSY: Scenario = Scenario::new(500_000, 64);
 
 /// Rates at which a consumer sleeps between jobs, naps, and hardly ever has nothing to do.
-pub const RARE: Scenario = Scenario::poisson(1_000, 64);
-pub const OFTEN: Scenario = Scenario::poisson(10_000, 64);
-pub const CLOSE: Scenario = Scenario::poisson(50_000, 64);
+pub const RARE: Scenario = CALM.at_random(1_000);
+pub const OFTEN: Scenario = CALM.at_random(10_000);
+pub const CLOSE: Scenario = CALM.at_random(50_000);
 
-pub const SCENARIOS: [Scenario; 8] = [
+/// The rate of the two scenarios that show what a busy disk costs.
+const STEADY: Scenario = Scenario::new(20_000, 1024);
+
+/// The one with a writer is last, so that what it leaves to the disk affects none.
+pub const SCENARIOS: [Scenario; 10] = [
     RARE,
     OFTEN,
     CLOSE,
     CALM,
     Scenario::new(10_000, 1024),
+    STEADY,
     Scenario::new(100_000, 64),
     Scenario::new(100_000, 1024),
     BUSY,
+    STEADY.beside_writer(),
 ];
 
 impl Scenario {
@@ -43,14 +51,22 @@ impl Scenario {
             rate,
             payload,
             arrivals: Arrivals::Even,
+            beside_writer: false,
         }
     }
 
-    const fn poisson(rate: u64, payload: usize) -> Self {
+    const fn at_random(self, rate: u64) -> Self {
         Self {
             rate,
-            payload,
             arrivals: Arrivals::Poisson,
+            ..self
+        }
+    }
+
+    const fn beside_writer(self) -> Self {
+        Self {
+            beside_writer: true,
+            ..self
         }
     }
 
@@ -60,7 +76,8 @@ impl Scenario {
             Arrivals::Even => "",
             Arrivals::Poisson => "-poisson",
         };
-        format!("{}-{}{arrivals}", self.rate, self.payload)
+        let writer = if self.beside_writer { "-writer" } else { "" };
+        format!("{}-{}{arrivals}{writer}", self.rate, self.payload)
     }
 }
 
@@ -71,14 +88,17 @@ impl fmt::Display for Scenario {
         let rest = self.rate % 1000;
         write!(f, "{thousands},{rest:03} jobs a second of ")?;
         if self.payload.is_multiple_of(1024) {
-            write!(f, "{} KiB", self.payload / 1024)
+            write!(f, "{} KiB", self.payload / 1024)?;
         } else {
-            write!(f, "{} B", self.payload)
-        }?;
-        match self.arrivals {
-            Arrivals::Even => Ok(()),
-            Arrivals::Poisson => f.write_str(" at random times"),
+            write!(f, "{} B", self.payload)?;
         }
+        if self.arrivals == Arrivals::Poisson {
+            f.write_str(" at random times")?;
+        }
+        if self.beside_writer {
+            f.write_str(" beside a writer")?;
+        }
+        Ok(())
     }
 }
 
@@ -119,5 +139,9 @@ mod tests {
             "10,000 jobs a second of 64 B at random times"
         );
         assert_eq!(OFTEN.slug(), "10000-64-poisson");
+        let writer = STEADY.beside_writer();
+        let text = "20,000 jobs a second of 1 KiB beside a writer";
+        assert_eq!(writer.to_string(), text);
+        assert_eq!(writer.slug(), "20000-1024-writer");
     }
 }

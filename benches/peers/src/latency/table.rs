@@ -96,7 +96,7 @@ fn percentiles(text: &mut String, outcome: &Outcome) {
     text.push('\n');
 }
 
-/// What else happened: rolls, and what the kernel did to the threads.
+/// What else happened: rolls, what the kernel did to the threads, and what a writer wrote.
 fn threads(text: &mut String, outcome: &Outcome) {
     for Part {
         contender, merged, ..
@@ -135,6 +135,15 @@ fn threads(text: &mut String, outcome: &Outcome) {
             text.push_str("; no segment filled up");
         }
         text.push_str(".\n");
+    }
+    if let Some(written) = outcome.written {
+        let _ = writeln!(
+            text,
+            "- the writer beside them: {} in {:.0} s, {:.0} MiB a second.",
+            super::writer::gibibytes(written.bytes),
+            written.took.as_secs_f64(),
+            written.mebibytes_a_second(),
+        );
     }
     text.push('\n');
 }
