@@ -96,8 +96,11 @@ fn a_replay_whose_mark_cannot_be_flushed_is_settled_by_the_next_open() {
     let fault = faults::fail_flushes(&dead.paths().ack);
     // The job is durable and names its letter.
     let job = queue.dead_letters().replay(letter).unwrap();
+    // Its segment stays open.
+    let segment = queue.engine().dispatch().stripes()[0].active();
+    assert!(!segment.owes_nothing());
     assert!(queue.flush().is_err());
-    drop((fault, dead));
+    drop((fault, dead, segment));
     assert!(queue.close().is_err());
     // A power cut, in which the mark is lost.
     put_back("dead", disk.path(), dir.path());
