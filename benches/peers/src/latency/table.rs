@@ -139,10 +139,11 @@ fn threads(text: &mut String, outcome: &Outcome) {
     if let Some(written) = outcome.written {
         let _ = writeln!(
             text,
-            "- the writer beside them: {} in {:.0} s, {:.0} MiB a second.",
-            super::writer::gibibytes(written.bytes),
+            "- the writer beside them: {:.0} MiB a second for {:.0} s; {:.0} MiB a second of it \
+             were pages that were not dirty before, which the disk has to write.",
+            written.mebibytes_a_second(written.bytes),
             written.took.as_secs_f64(),
-            written.mebibytes_a_second(),
+            written.mebibytes_a_second(written.to_disk),
         );
     }
     text.push('\n');

@@ -28,7 +28,7 @@ const MOST: u64 = 16 * GIB;
 ///
 /// The kernel lets a program write at the speed of memory until a share of all memory is dirty, and
 /// pages that are dirty already do not count again. So the file is half as large again as that
-/// share: from then on it is the disk that holds the writer up, and its queue stays full.
+/// share: in a smaller one, the writer could go round in memory while the disk idles.
 pub fn size() -> u64 {
     let statistics = fs::read_to_string("/proc/vmstat").unwrap_or_default();
     let share = dirty_threshold(&statistics).unwrap_or(0) * rustix::param::page_size() as u64;
@@ -67,13 +67,26 @@ pub fn gibibytes(bytes: u64) -> String {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Written {
     pub bytes: u64,
+    /// What of it the disk has to write: pages that were not dirty before. 0 if the kernel does not
+    /// count them.
+    pub to_disk: u64,
     pub took: Duration,
 }
 
 impl Written {
-    pub fn mebibytes_a_second(&self) -> f64 {
-        self.bytes as f64 / MIB as f64 / self.took.as_secs_f64()
+    /// Of these bytes.
+    pub fn mebibytes_a_second(&self, bytes: u64) -> f64 {
+        bytes as f64 / MIB as f64 / self.took.as_secs_f64()
     }
+}
+
+/// Bytes that the calling thread has given to the disk to write.
+fn given_to_disk() -> u64 {
+    let counters = fs::read_to_string("/proc/thread-self/io").unwrap_or_default();
+    let value = counters
+        .lines()
+        .find_map(|line| line.strip_prefix("write_bytes: "));
+    value.and_then(|value| value.parse().ok()).unwrap_or(0)
 }
 
 /// A thread that overwrites a file in a loop, buffered and without a sync. It ends when this is
@@ -136,9 +149,9 @@ impl Drop for DiskWriter {
 /// Writes until told to stop; counts from when the file has been written once.
 fn write(file: &File, size: u64, stop: &AtomicBool, filled: &Sender<()>) -> Result<Written> {
     let piece = vec![7; PIECE as usize];
-    let mut count = None;
+    let mut count: Option<Written> = None;
     loop {
-        let (start, mut bytes) = (Instant::now(), 0);
+        let (start, given, mut bytes) = (Instant::now(), given_to_disk(), 0);
         for at in (0..size).step_by(PIECE as usize) {
             if stop.load(Ordering::Relaxed) {
                 break;
@@ -153,11 +166,13 @@ fn write(file: &File, size: u64, stop: &AtomicBool, filled: &Sender<()>) -> Resu
                 let _ = filled.send(());
                 count = Some(Written {
                     bytes: 0,
+                    to_disk: 0,
                     took: Duration::ZERO,
                 });
             }
             Some(written) => {
                 written.bytes += bytes;
+                written.to_disk += given_to_disk() - given;
                 written.took += start.elapsed();
             }
         }
@@ -177,7 +192,7 @@ mod tests {
         let writer = DiskWriter::start(dir.path(), 4 * PIECE).unwrap();
         thread::sleep(Duration::from_millis(50));
         let written = writer.stop().unwrap();
-        assert!(written.bytes > 0 && written.mebibytes_a_second() > 0.0);
+        assert!(written.bytes > 0 && written.mebibytes_a_second(written.bytes) > 0.0);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
