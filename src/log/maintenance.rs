@@ -180,7 +180,9 @@ impl Log {
             Some(prepared)
                 if !prepared.was_flushed() && self.flush_asked.swap(false, Ordering::Relaxed) =>
             {
-                prepared.flush(true)
+                prepared.flush(true)?;
+                self.leave_if_bad(&prepared, prepared.make_writable_ahead());
+                Ok(())
             }
             _ => Ok(()),
         }

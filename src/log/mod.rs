@@ -384,17 +384,29 @@ impl Log {
         let Some(first) = self.cold.lock().take() else {
             return false;
         };
-        if let Err(error) = first.warm_up() {
-            // A store to such a page would raise a signal. A segment that was sealed in the
-            // meantime has no pages at its end, and nothing is stored there.
-            if first.closed().is_none() {
-                event!(error, %error, "left the first segment");
-            }
-            if first.abandon() {
-                (self.config.kick)();
-            }
-        }
+        self.leave_if_bad(&first, first.warm_up());
         true
+    }
+
+    /// Makes the pages writable that producers come to next, after a flush of what is before them.
+    pub(crate) fn make_writable_ahead(&self) {
+        let active = self.active();
+        self.leave_if_bad(&active, active.make_writable_ahead());
+    }
+
+    /// Leaves a segment some of whose pages cannot be made present.
+    fn leave_if_bad(&self, segment: &Segment, made: Result<(), StorageError>) {
+        let Err(error) = made else {
+            return;
+        };
+        // A store to such a page would raise a signal. A segment that was sealed in the meantime
+        // has no pages at its end, and nothing is stored there.
+        if segment.closed().is_none() {
+            event!(error, %error, "left a segment");
+        }
+        if segment.abandon() {
+            (self.config.kick)();
+        }
     }
 
     /// Prepares the next segment ahead of need. A failure is left to the roll that needs the

@@ -94,11 +94,12 @@ impl State {
             return Ok(None);
         }
         self.callers.wake(&self.debtors());
-        if is_due.is_some()
-            && let Err(error) = self.log.flush(true)
-        {
-            self.flush_at.lock().get_or_insert(time::now() + AGAIN);
-            return Err(error);
+        if is_due.is_some() {
+            if let Err(error) = self.log.flush(true) {
+                self.flush_at.lock().get_or_insert(time::now() + AGAIN);
+                return Err(error);
+            }
+            self.log.make_writable_ahead();
         }
         // First: what an expired value has replaced must not come back without it.
         if self.are_keys_due() {

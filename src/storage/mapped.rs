@@ -16,7 +16,7 @@ use std::io;
 use std::ops::Range;
 #[cfg(fuzzing)]
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::io::Errno;
@@ -24,9 +24,9 @@ use rustix::ioctl::{self, Opcode, Updater, opcode};
 
 use crate::events::event;
 use crate::storage::mappings::{Counted, Purpose};
-use crate::storage::{Entry, Operation, StorageError};
+use crate::storage::{Entry, Operation, StorageError, faults};
 
-/// The smallest page size.
+/// The smallest page size. The kernel, and the crate that calls it, round to larger ones.
 const SMALLEST_PAGE: usize = 4096;
 
 /// The header of a record in the mapping; the layout is in `log/record.rs`.
@@ -45,6 +45,8 @@ pub(crate) struct MappedFile {
     /// After `map`, so that the file is unmapped before it is no longer counted.
     _counted: Counted,
     entry: Entry,
+    /// Whether a flush has covered the whole of it, since it was mapped or zeroed.
+    is_based: AtomicBool,
 }
 
 impl MappedFile {
@@ -92,6 +94,7 @@ impl MappedFile {
             map: map.into(),
             _counted: Counted::unlimited(),
             entry: Entry::at(Path::new("/memory")),
+            is_based: AtomicBool::new(false),
         }
     }
 
@@ -108,6 +111,7 @@ impl MappedFile {
             map,
             _counted: counted,
             entry,
+            is_based: AtomicBool::new(false),
         })
     }
 
@@ -134,6 +138,7 @@ impl MappedFile {
 
     /// Zeroes the bytes `[offset, offset + len)`.
     pub(crate) fn zero(&mut self, offset: usize, len: usize) {
+        *self.is_based.get_mut() = false;
         let pointer = self.pointer(offset, len, 1);
         // SAFETY: inside the mapping, and `self` is borrowed exclusively, so nobody has a reference
         // into it.
@@ -142,7 +147,37 @@ impl MappedFile {
 
     /// Makes everything stored so far durable, with the metadata needed to read it back.
     pub(crate) fn flush(&self) -> Result<(), StorageError> {
-        Operation::Flush.run(self.entry.path(), || self.map.flush())
+        Operation::Flush.run(self.entry.path(), || self.map.flush())?;
+        // Release pairs with the Acquire in `flush_range`.
+        self.is_based.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Makes the pages of these bytes durable as they are, once a flush has covered the whole file;
+    /// before that, flushes all of it. What was written of other pages stays as it is on the disk.
+    ///
+    /// A flush of a range makes durable what is needed to read these pages back, as `fdatasync`
+    /// does. It also fails if the kernel has failed to write any other page of the file since the
+    /// last flush.
+    pub(crate) fn flush_range(&self, range: Range<usize>) -> Result<(), StorageError> {
+        if !self.is_based.load(Ordering::Acquire) {
+            return self.flush();
+        }
+        let end = range.end.next_multiple_of(SMALLEST_PAGE).min(self.len());
+        let start = (range.start / SMALLEST_PAGE * SMALLEST_PAGE).min(end);
+        let flush = || self.map.flush_range(start, end - start);
+        faults::flushing(start..end, || {
+            Operation::Flush.run(self.entry.path(), flush)
+        })
+    }
+
+    /// Makes the pages of these bytes writable again, which a flush has write-protected, while
+    /// other threads may use them. On a kernel that cannot do this, they stay as they are.
+    pub(crate) fn make_writable(&self, range: Range<usize>) -> Result<(), StorageError> {
+        let end = range.end.min(self.len());
+        let start = range.start / SMALLEST_PAGE * SMALLEST_PAGE;
+        self.prefault(start..end)?;
+        Ok(())
     }
 
     /// Makes the pages from `offset` on present and writable, while other threads may use them. On

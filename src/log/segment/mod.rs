@@ -110,6 +110,10 @@ pub(crate) struct Segment {
     flushed: AtomicBool,
     /// Whether its first record is durable.
     has_durable_record: AtomicBool,
+    /// Everything in its file before these units is durable. Stored by one flush at a time.
+    durable: AtomicU32,
+    /// Where producers were when pages ahead of them were last made writable.
+    made_writable: AtomicU32,
     /// Whether all records that it will ever have are durable.
     settled: AtomicBool,
     /// Whether some of its pages cannot be made present.
