@@ -45,7 +45,7 @@ pub(crate) struct MappedFile {
     /// After `map`, so that the file is unmapped before it is no longer counted.
     _counted: Counted,
     entry: Entry,
-    /// Whether a flush has covered the whole of it, since it was mapped or zeroed.
+    /// Whether a flush has covered the whole of it, since it was mapped.
     is_based: AtomicBool,
 }
 
@@ -138,7 +138,6 @@ impl MappedFile {
 
     /// Zeroes the bytes `[offset, offset + len)`.
     pub(crate) fn zero(&mut self, offset: usize, len: usize) {
-        *self.is_based.get_mut() = false;
         let pointer = self.pointer(offset, len, 1);
         // SAFETY: inside the mapping, and `self` is borrowed exclusively, so nobody has a reference
         // into it.
@@ -466,6 +465,52 @@ mod tests {
             assert!(!mapped.is_zero_from(0));
             assert_eq!(mapped.is_zero_from(64), at < 64);
             mapped.word32(at).store(0, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_flush_of_a_range_covers_its_pages_once_the_whole_file_was_flushed() {
+        let dir = tempfile::tempdir().unwrap();
+        let len = 5 * 4096 + 100;
+        let mapped = MappedFile::create(Entry::at(&dir.path().join("f")), len, len).unwrap();
+        let watch = faults::watch(dir.path(), Vec::new());
+        let covered = |range| {
+            mapped.flush_range(range).unwrap();
+            let calls = watch.take_calls();
+            assert_eq!(calls.len(), 1);
+            calls[0].range.clone()
+        };
+        assert_eq!(covered(0..64), None);
+        assert_eq!(covered(0..64), Some(0..4096));
+        assert_eq!(covered(4095..4096), Some(0..4096));
+        assert_eq!(covered(4096..4097), Some(4096..8192));
+        assert_eq!(covered(5000..5000), Some(4096..8192));
+        assert_eq!(covered(8191..12_289), Some(4096..16_384));
+        assert_eq!(covered(20_000..1 << 30), Some(16_384..len as usize));
+        mapped.flush().unwrap();
+        assert_eq!(watch.take_calls()[0].range, None);
+    }
+
+    #[test]
+    fn after_a_flush_that_has_failed_a_range_is_not_enough() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let mapped = MappedFile::create(Entry::at(&path), 8192, 8192).unwrap();
+        let failing = faults::fail_flushes(&path);
+        assert!(mapped.flush_range(0..64).is_err());
+        drop(failing);
+        let watch = faults::watch(dir.path(), Vec::new());
+        mapped.flush_range(0..64).unwrap();
+        assert_eq!(watch.take_calls()[0].range, None);
+    }
+
+    #[test]
+    fn pages_are_made_writable_as_far_as_there_are_any() {
+        let dir = tempfile::tempdir().unwrap();
+        let mapped = MappedFile::create(Entry::at(&dir.path().join("f")), 8192, 8192).unwrap();
+        mapped.flush().unwrap();
+        for range in [0..64, 100..5000, 4096..1 << 30, 8192..1 << 30] {
+            mapped.make_writable(range).unwrap();
         }
     }
 

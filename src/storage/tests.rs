@@ -75,6 +75,19 @@ fn the_names_of_new_directories_are_flushed() {
 }
 
 #[test]
+fn a_new_file_is_written_in_small_pieces() {
+    let dir = tempfile::tempdir().unwrap();
+    let watch = faults::watch(dir.path(), Vec::new());
+    let entry = Entry::at(&dir.path().join("f"));
+    entry.create_allocated(100_000, 50_000).unwrap();
+    let calls = watch.take_calls();
+    let writes = calls
+        .iter()
+        .filter(|call| call.operation == Operation::Write);
+    assert_eq!(writes.count(), 50_000_usize.div_ceil(16 * 1024));
+}
+
+#[test]
 fn holes_are_filled_with_blocks_and_nothing_else_changes() {
     let (_root, path, entry) = file();
     let file = File::create(&path).unwrap();

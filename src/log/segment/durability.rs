@@ -8,7 +8,7 @@ use super::{Maps, START, Segment, is_missing};
 use crate::events::event;
 use crate::log::header;
 use crate::log::record::UNIT;
-use crate::log::records::{Record, Records};
+use crate::log::records::Record;
 use crate::storage::StorageError;
 
 /// Bytes of records that are made writable ahead of the producers after a flush at an interval: at
@@ -52,7 +52,7 @@ impl Segment {
                 let is_whole = !self.is_unscanned() && self.is_committed();
                 // A segment without records may be flushed ahead of need, and nobody relies on that.
                 let has_record = Record::at(records, START.units).is_some();
-                self.flush_records(records)?;
+                self.flush_records(&looked)?;
                 if has_record {
                     self.has_durable_record.store(true, Ordering::Release);
                 }
@@ -80,7 +80,8 @@ impl Segment {
     /// Flushes the records, one flush at a time: from where they are durable up to where the last
     /// reservation ends. So the pages that come next, which producers write to meanwhile, are
     /// neither written nor write-protected.
-    fn flush_records(&self, records: &Records) -> Result<(), StorageError> {
+    fn flush_records(&self, maps: &Maps) -> Result<(), StorageError> {
+        let Maps { records, acks } = maps;
         if self.recovered {
             // Nobody knows what of it is durable, and a recovery may have mended any of it.
             return records.file.flush();
@@ -99,6 +100,7 @@ impl Segment {
         let bytes = |units: u32| units as usize * UNIT;
         records.file.flush_range(bytes(from)..bytes(to))?;
         self.durable.store(committed, Ordering::Relaxed);
+        acks.note_durable(committed);
         Ok(())
     }
 

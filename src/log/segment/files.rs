@@ -28,6 +28,7 @@ impl Maps {
         write_header(&self.records.file, &identity.encode(FileKind::Segment));
         write_header(&self.acks.file, &identity.encode(FileKind::Ack));
         self.acks.mark_fresh();
+        self.acks.note_durable(START.units);
     }
 
     /// Writes records, which must fit, at the start of a new segment that no other thread has seen.
