@@ -120,7 +120,7 @@ impl Spare {
         const COLD: u64 = 1;
         let capacity = segment::capacity_of(segment_size);
         let file = MappedFile::create(paths.segment.clone(), segment_size, COLD)?;
-        let acks = MappedFile::create(paths.ack.clone(), ack::file_bytes(capacity), COLD)
+        let acks = MappedFile::create_small(paths.ack.clone(), ack::file_bytes(capacity), COLD)
             .inspect_err(|_| _ = paths.segment.remove())?;
         Ok(Self(Maps {
             records: Records { file },

@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use rustix::ioctl::{self, Opcode, Updater, opcode};
 
 use crate::events::event;
+use crate::storage::allocate::{PIECE, SMALL_PIECE};
 use crate::storage::mappings::{Counted, Purpose};
 use crate::storage::{Entry, Operation, StorageError, faults};
 
@@ -56,7 +57,22 @@ impl MappedFile {
     ///
     /// The file must not exist; nothing is left behind on failure.
     pub(crate) fn create(entry: Entry, len: u64, warm: u64) -> Result<Self, StorageError> {
-        let file = entry.create_allocated(len, warm)?;
+        Self::create_in_pieces(entry, len, warm, PIECE)
+    }
+
+    /// Like [`create`](Self::create), for a small file in which bytes are changed here and there. A
+    /// flush writes only the pages that have changed.
+    pub(crate) fn create_small(entry: Entry, len: u64, warm: u64) -> Result<Self, StorageError> {
+        Self::create_in_pieces(entry, len, warm, SMALL_PIECE)
+    }
+
+    fn create_in_pieces(
+        entry: Entry,
+        len: u64,
+        warm: u64,
+        piece: usize,
+    ) -> Result<Self, StorageError> {
+        let file = entry.create_allocated(len, warm, piece)?;
         Self::map(&file, entry.clone(), len, Purpose::Use)
             .and_then(|mapped| {
                 let warm = usize::try_from(warm).unwrap_or(usize::MAX);
