@@ -1,6 +1,7 @@
 //! Durability of a segment: flushing its records, its acks and its names, and writing the seal.
 #![deny(unsafe_code)]
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -86,21 +87,17 @@ impl Segment {
             // Nobody knows what of it is durable, and a recovery may have mended any of it.
             return records.file.flush();
         }
-        // Relaxed, here and below: one flush at a time, and the gate's lock orders them.
-        let from = self.durable.load(Ordering::Relaxed);
         // Includes each record that was committed before this flush was asked for.
-        let to = self.reached().units;
-        // A record that is not committed yet is flushed again, with all behind it.
-        let mut committed = from.max(START.units);
-        while committed < to
-            && let Some(record) = Record::at(records, committed)
-        {
-            committed = record.next();
-        }
-        let bytes = |units: u32| units as usize * UNIT;
-        records.file.flush_range(bytes(from)..bytes(to))?;
-        self.durable.store(committed, Ordering::Relaxed);
-        acks.note_durable(committed);
+        let reached = self.reached().units;
+        let end_of = |units| Record::at(records, units).map(|record| record.next());
+        let flush = |units: Range<u32>| {
+            let bytes = |units: u32| units as usize * UNIT;
+            records
+                .file
+                .flush_range(bytes(units.start)..bytes(units.end))
+        };
+        let durable = self.durable.flush(START.units, reached, end_of, flush)?;
+        acks.note_durable(durable);
         Ok(())
     }
 

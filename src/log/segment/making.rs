@@ -160,7 +160,7 @@ impl Segment {
             full_since: OnceLock::new(),
             flushed: AtomicBool::new(found.is_some()),
             has_durable_record: AtomicBool::new(false),
-            durable: AtomicU32::new(0),
+            durable: DurableEnd::new(),
             made_writable: AtomicU32::new(START.units),
             settled: AtomicBool::new(found.is_some_and(|found| found.sealed)),
             abandoned: AtomicBool::new(false),

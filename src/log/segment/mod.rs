@@ -48,6 +48,7 @@ pub(crate) use self::making::{Done, Found};
 pub(crate) use self::unsettled::Unsettled;
 use super::ack::{self, AckFile};
 use super::crc::Crc32;
+use super::durable_end::DurableEnd;
 use super::flush::FlushGate;
 use super::flushed_acks::{DeliveriesChanged, FlushedAcks};
 use super::header::{self, Identity};
@@ -110,8 +111,7 @@ pub(crate) struct Segment {
     flushed: AtomicBool,
     /// Whether its first record is durable.
     has_durable_record: AtomicBool,
-    /// Everything in its file before these units is durable. Stored by one flush at a time.
-    durable: AtomicU32,
+    durable: DurableEnd,
     /// Where producers were when pages ahead of them were last made writable.
     made_writable: AtomicU32,
     /// Whether all records that it will ever have are durable.

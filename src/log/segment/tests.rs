@@ -405,18 +405,6 @@ fn what_was_not_committed_during_a_flush_is_covered_by_the_next_one() {
 }
 
 #[test]
-fn a_flush_that_failed_leaves_what_is_durable_where_it_was() {
-    let dir = tempfile::tempdir().unwrap();
-    let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
-    segment.flush(false).unwrap();
-    append(&segment, &[1; 1000]);
-    let fault = faults::fail_flushes(&segment.paths().segment);
-    assert!(segment.flush(false).is_err());
-    drop(fault);
-    assert_eq!(segment.durable.load(Ordering::Relaxed), START.units);
-}
-
-#[test]
 fn a_failed_flush_of_the_records_is_final_and_no_seal_follows_it() {
     let dir = tempfile::tempdir().unwrap();
     let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
