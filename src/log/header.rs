@@ -15,8 +15,8 @@
 //!     60     4  0
 //! ```
 //! The ack file repeats the segment's identity, so that either header can replace the other. It has
-//! no seal; at offset 48 it has the segment's mark, and at 56 how far a segment that reuses files is
-//! durable, 8 bytes each, see `mark.rs`.
+//! no seal; at offset 48 it has the segment's mark, and at 56 up to where a segment with reused
+//! files is durable, 8 bytes each, see `mark.rs`.
 
 use super::mark::{Mark, reused};
 use super::tail::Position;

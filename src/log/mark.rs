@@ -57,8 +57,8 @@ impl Mark {
 ///
 /// ```text
 /// bits  0..28  units
-///      28..40  of the boot in which the files were zeroed: until the next one, what another process
-///              finds is what was written
+///      28..40  of the boot in which the files were zeroed: until the next one, a process finds
+///              what the last one has written
 ///      40..64  check of the salt and the bits below
 /// ```
 pub(in crate::log) mod reused {

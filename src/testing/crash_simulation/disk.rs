@@ -7,8 +7,8 @@
 //! directory has happened or not: in most cuts all of them up to some point have happened, in the
 //! others any subset.
 //!
-//! A flush of a range covers the bytes of that range, which the mapping has rounded to pages, and the
-//! length of the file; nothing else of the file is more durable after it than before.
+//! A flush of a range covers the bytes of that range, which the mapping has rounded to pages, and
+//! the length of the file; nothing else of the file is more durable after it than before.
 //!
 //! The model assumes one thing of a disk, as SQLite does ("powersafe overwrite"): bytes that are
 //! overwritten with the same content are not torn. Records share sectors with others that were
