@@ -391,8 +391,10 @@ impl Log {
 
     /// Makes the pages writable that producers come to next, after a flush of what is before them.
     pub(crate) fn make_writable_ahead(&self) {
+        // A queue that is hardly used should make few pages dirty, which the kernel writes at times.
+        const AT_LEAST: usize = 128 * 1024;
         let active = self.active();
-        self.leave_if_bad(&active, active.make_writable_ahead());
+        self.leave_if_bad(&active, active.make_writable_ahead(AT_LEAST));
     }
 
     /// Leaves a segment some of whose pages cannot be made present.

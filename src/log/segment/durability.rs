@@ -12,10 +12,6 @@ use crate::log::record::UNIT;
 use crate::log::records::Record;
 use crate::storage::StorageError;
 
-/// Bytes of records that are made writable ahead of the producers after a flush at an interval: at
-/// 50 MB a second, what they fill in ten milliseconds.
-const AHEAD: usize = 512 * 1024;
-
 impl Segment {
     /// Makes every record committed before this call durable, sharing one flush with concurrent
     /// callers; with `acks_too`, the acks as well.
@@ -102,9 +98,9 @@ impl Segment {
     }
 
     /// Makes the pages writable that producers come to next, and that a flush has write-protected:
-    /// as far as they came since the last call, twice, and at least [`AHEAD`]. A store to them
+    /// as far as they came since the last call, twice, and `at_least` so many bytes. A store to them
     /// then causes no page fault.
-    pub(crate) fn make_writable_ahead(&self) -> Result<(), StorageError> {
+    pub(crate) fn make_writable_ahead(&self, at_least: usize) -> Result<(), StorageError> {
         let Some(maps) = self.maps() else {
             return Ok(());
         };
@@ -113,8 +109,9 @@ impl Segment {
         let before = self.made_writable.swap(reached, Ordering::Relaxed);
         let from = reached as usize * UNIT;
         let passed = reached.saturating_sub(before) as usize * UNIT;
-        let ahead = AHEAD.max(2 * passed);
-        maps.records.file.make_writable(from..from + ahead)
+        maps.records
+            .file
+            .make_writable(from..from + at_least.max(2 * passed))
     }
 
     fn flush_acks(&self, maps: Option<&Maps>) -> Result<(), Arc<StorageError>> {
