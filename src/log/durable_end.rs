@@ -17,11 +17,12 @@ impl DurableEnd {
     /// end up to the end of the last reservation. Calls do not overlap; a
     /// [`FlushGate`](super::flush::FlushGate) ensures that. Returns the new durable end.
     ///
-    /// The first record starts at `start`. `reached` is the end of the last reservation, and
-    /// `end_of` the end of the record that starts somewhere, if it is committed.
+    /// All records before `committed`, where a record ends or the first one starts, are known to be
+    /// committed. `reached` is the end of the last reservation, and `end_of` the end of the record
+    /// that starts somewhere, if it is committed.
     pub(crate) fn flush<E>(
         &self,
-        start: u32,
+        committed: u32,
         reached: u32,
         end_of: impl Fn(u32) -> Option<u32>,
         flush: impl FnOnce(Range<u32>) -> Result<(), E>,
@@ -30,7 +31,7 @@ impl DurableEnd {
         let from = self.0.load(Ordering::Relaxed);
         // Looked at before the flush, which may miss what is committed meanwhile. A record that is
         // not committed is flushed again, with all behind it.
-        let mut committed = from.max(start);
+        let mut committed = from.max(committed);
         while committed < reached
             && let Some(end) = end_of(committed)
         {
@@ -66,6 +67,21 @@ mod tests {
         assert_eq!(covers(&durable, 24, &[8, 16, 20]), (12..24, 12));
         assert_eq!(covers(&durable, 24, &[8, 12, 16, 20]), (12..24, 24));
         assert_eq!(covers(&durable, 24, &[8, 12, 16, 20]), (24..24, 24));
+    }
+
+    #[test]
+    fn records_that_are_known_to_be_committed_are_not_looked_at() {
+        let durable = DurableEnd::new();
+        let end_of = |units: u32| match units {
+            16 => Some(20),
+            20 => None,
+            _ => panic!("looked at {units}"),
+        };
+        let flushed = durable.flush(16, 24, end_of, |range| match range {
+            Range { start: 0, end: 24 } => Ok(()),
+            _ => Err(range),
+        });
+        assert_eq!(flushed, Ok(20));
     }
 
     #[test]

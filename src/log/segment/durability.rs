@@ -83,6 +83,9 @@ impl Segment {
             // Nobody knows what of it is durable, and a recovery may have mended any of it.
             return records.file.flush();
         }
+        // A claim has found all before it committed, and saves another look at each. Loaded before
+        // the end of the last reservation, which is not before it then.
+        let claimed = self.claimed().units;
         // Includes each record that was committed before this flush was asked for.
         let reached = self.reached().units;
         let end_of = |units| Record::at(records, units).map(|record| record.next());
@@ -92,7 +95,7 @@ impl Segment {
                 .file
                 .flush_range(bytes(units.start)..bytes(units.end))
         };
-        let durable = self.durable.flush(START.units, reached, end_of, flush)?;
+        let durable = self.durable.flush(claimed, reached, end_of, flush)?;
         acks.note_durable(durable);
         Ok(())
     }
