@@ -95,7 +95,7 @@ fn check_segment(file: &[u8], max_record: usize) {
     let is_sealed = seal.is_some();
     let end = seal.unwrap_or(most);
 
-    let expected = format::scan(file, salt, max_record, end, is_sealed, is_sealed);
+    let expected = format::scan(file, salt, max_record, end, is_sealed, is_sealed, u32::MAX);
     let found = fuzzing::scan(file, salt, max_record, (end.records, end.units), is_sealed);
     let is_gap = |(found, expected): (&fuzzing::Gap, &Gap)| {
         let places = [found.from, found.to, found.next_index];

@@ -276,13 +276,14 @@ impl Maintenance {
                     Err(error) => note(error),
                 }
             }
-            if wake.flush
-                && let Err(error) = engine.flush()
-            {
-                // Something may not have been flushed, so the flush is retried. If the flush itself
-                // failed, the poison ends the retries.
-                engine.signal.flush_within(RETRY_INTERVAL);
-                note(error);
+            if wake.flush {
+                if let Err(error) = engine.flush() {
+                    // Something may not have been flushed, so the flush is retried. If the flush
+                    // itself failed, the poison ends the retries.
+                    engine.signal.flush_within(RETRY_INTERVAL);
+                    note(error);
+                }
+                stripes.iter().for_each(Log::make_writable_ahead);
             }
             for stripe in stripes {
                 stripe.flush_ahead().unwrap_or_else(&mut note);

@@ -15,9 +15,10 @@
 //!     60     4  0
 //! ```
 //! The ack file repeats the segment's identity, so that either header can replace the other. It has
-//! no seal; at offset 48 it has the segment's mark, 8 bytes, see `mark.rs`.
+//! no seal; at offset 48 it has the segment's mark, and at 56 up to where a segment with reused
+//! files is durable, 8 bytes each, see `mark.rs`.
 
-use super::mark::Mark;
+use super::mark::{Mark, reused};
 use super::tail::Position;
 use crate::{Sequence, Timestamp};
 
@@ -26,6 +27,8 @@ pub(crate) const FILE_HEADER_BYTES: usize = 64;
 pub(crate) const SEAL_OFFSET: usize = 48;
 /// Offset of the mark in the header of an ack file.
 pub(crate) const MARK_OFFSET: usize = 48;
+/// Offset in the header of an ack file of how far a segment that reuses files is durable.
+pub(crate) const REUSED_OFFSET: usize = 56;
 /// Format version of segments, ack files and the manifest.
 pub(crate) const VERSION: u32 = 1;
 
@@ -111,6 +114,13 @@ pub(crate) fn decode_seal(salt: u64, bytes: &[u8]) -> Option<Position> {
     };
     let (_, check) = encode_seal(salt, end);
     (end.units != 0 && check == u32_at(bytes, SEAL_OFFSET + 8)).then_some(end)
+}
+
+/// From where on bytes of an earlier life of the files may stand in a segment with this salt, from
+/// the header of its ack file.
+pub(crate) fn decode_reused(salt: u64, bytes: &[u8]) -> Option<u32> {
+    let bytes: &[u8; FILE_HEADER_BYTES] = bytes.first_chunk()?;
+    reused::decode(salt, u64_at(bytes, REUSED_OFFSET))
 }
 
 /// The mark of a segment with this salt, from the header of its ack file.

@@ -6,7 +6,7 @@
 //!
 //! Loom runs each model in all interleavings, or in those with few preemptions, and with every
 //! value that the memory model lets a load see. The types under test are the real ones: the tail,
-//! the cursor, the progress, the flush gate, and the notes of what is flushed of an ack file. What
+//! the cursor, the progress, the flush gate, and the notes of what is flushed of either file. What
 //! lies in a mapping is modelled with the orderings of `segment/` and `ack/`: the words by loom's
 //! atomics, and the bytes by loom's cells, which report an access that does not happen after the
 //! store whose value it sees.
@@ -21,6 +21,7 @@ use loom::cell::Cell;
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use super::durable_end::DurableEnd;
 use super::flush::FlushGate;
 use super::flushed_acks::{DeliveriesChanged, FlushedAcks};
 use super::progress::Progress;
@@ -525,6 +526,72 @@ fn callers_that_waited_for_a_flush_that_panics_run_another() {
                 |file| assert_eq!(file.write_and_flush(1), Ok(())),
             ],
         );
+    });
+}
+
+/// A model of the file of a segment with three records of one unit each, which the flush makes
+/// durable as far as it covers them.
+struct Records {
+    tail: Tail,
+    commit_words: [AtomicU32; 4],
+    on_disk: [AtomicU32; 4],
+    durable: DurableEnd,
+    gate: FlushGate<()>,
+}
+
+impl Records {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            tail: Tail::open(START, 4),
+            commit_words: Default::default(),
+            on_disk: Default::default(),
+            durable: DurableEnd::new(),
+            gate: FlushGate::new(),
+        })
+    }
+
+    /// Models `Segment::flush`. The stores to the disk are Relaxed, so that only the gate makes a
+    /// caller see them.
+    fn flush(&self) {
+        let flushed = self.gate.flush(|| {
+            let reached = self.tail.reached().units;
+            let end_of = |units: u32| {
+                let word = &self.commit_words[units as usize];
+                (word.load(Ordering::Acquire) != 0).then_some(units + 1)
+            };
+            let flush = |units: std::ops::Range<u32>| {
+                for units in units {
+                    let word = self.commit_words[units as usize].load(Ordering::Relaxed);
+                    self.on_disk[units as usize].store(word, Ordering::Relaxed);
+                }
+                Ok(())
+            };
+            let durable = self.durable.flush(START.units, reached, end_of, flush)?;
+            for units in START.units..durable {
+                let on_disk = self.on_disk[units as usize].load(Ordering::Relaxed);
+                assert_ne!(on_disk, 0, "a record counts as durable and is not");
+            }
+            Ok(())
+        });
+        assert_eq!(flushed, Ok(()));
+    }
+
+    fn append_and_flush(&self) {
+        let Reserved::At(position) = self.tail.reserve(1, 1) else {
+            panic!("it fits");
+        };
+        let units = position.units as usize;
+        self.commit_words[units].store(1, Ordering::Release);
+        self.flush();
+        let on_disk = self.on_disk[units].load(Ordering::Relaxed);
+        assert_ne!(on_disk, 0, "a flush left out a record");
+    }
+}
+
+#[test]
+fn a_flush_of_what_comes_after_the_durable_records_leaves_none_out() {
+    check(Some(3), || {
+        concurrently(&Records::new(), [Records::append_and_flush; 3]);
     });
 }
 

@@ -180,7 +180,12 @@ impl Log {
             Some(prepared)
                 if !prepared.was_flushed() && self.flush_asked.swap(false, Ordering::Relaxed) =>
             {
-                prepared.flush(true)
+                prepared.flush(true)?;
+                // Until the next flush, all of a new segment's pages are write-protected: at 50 MB a
+                // second, what is filled in ten milliseconds.
+                let first = prepared.make_writable_ahead(512 * 1024);
+                self.leave_if_bad(&prepared, first);
+                Ok(())
             }
             _ => Ok(()),
         }

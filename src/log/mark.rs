@@ -49,6 +49,49 @@ impl Mark {
     }
 }
 
+/// How far a segment that reuses files is durable, in the header of its ack file.
+///
+/// The zeros that its files were filled with need not be durable, so a power cut may leave bytes of
+/// an earlier life of the files behind its records. This says from where on that is possible; what
+/// is before it was flushed.
+///
+/// ```text
+/// bits  0..28  units
+///      28..40  of the boot in which the files were zeroed: until the next one, a process finds
+///              what the last one has written
+///      40..64  check of the salt and the bits below
+/// ```
+pub(in crate::log) mod reused {
+    use super::boot;
+
+    const UNITS: u64 = (1 << 28) - 1;
+    const CHECKED: u64 = (1 << 40) - 1;
+
+    fn boot_bits() -> u64 {
+        (boot() >> 52) << 28
+    }
+
+    fn with_check(salt: u64, bits: u64) -> u64 {
+        let folded = (salt ^ bits).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let check = (folded ^ (folded >> 32)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        check & !CHECKED | bits
+    }
+
+    /// The word that says that everything before these units is durable.
+    pub(in crate::log) fn encode(salt: u64, units: u32) -> u64 {
+        with_check(salt, u64::from(units) & UNITS | boot_bits())
+    }
+
+    /// From where on bytes of an earlier life may stand. None if the files were not reused, or were
+    /// since the machine started, or if the word is not valid.
+    pub(in crate::log) fn decode(salt: u64, word: u64) -> Option<u32> {
+        let bits = word & CHECKED;
+        let units = (bits & UNITS) as u32;
+        let is_valid = units > 0 && with_check(salt, bits) == word;
+        (is_valid && bits & !UNITS != boot_bits()).then_some(units)
+    }
+}
+
 /// A value that identifies this boot of the machine.
 fn boot() -> u64 {
     static BOOT: LazyLock<u64> =
@@ -114,6 +157,21 @@ mod tests {
             assert_eq!(Mark::decode(7, word), (!is_fresh).then_some(mark));
         }
         assert_eq!(Mark::decode(7, 0), None);
+    }
+
+    #[test]
+    fn how_far_reused_files_are_durable_matters_only_after_a_restart_of_the_machine() {
+        for units in [8, 1000, 1 << 27] {
+            let word = reused::encode(7, units);
+            assert_eq!(reused::decode(7, word), None);
+            let _restarted = pretended::restart();
+            assert_eq!(reused::decode(7, word), Some(units));
+            assert_eq!(reused::decode(8, word), None);
+            for bit in 0..64 {
+                assert_eq!(reused::decode(7, word ^ 1 << bit), None, "{bit}");
+            }
+        }
+        assert_eq!(reused::decode(7, 0), None);
     }
 
     #[test]

@@ -12,7 +12,8 @@ mod append;
 mod budget;
 mod claiming;
 mod crc;
-pub(crate) mod flush;
+pub(crate) mod durable_end;
+mod flush;
 mod flushed_acks;
 pub(crate) mod header;
 pub(crate) mod headers;
@@ -384,17 +385,31 @@ impl Log {
         let Some(first) = self.cold.lock().take() else {
             return false;
         };
-        if let Err(error) = first.warm_up() {
-            // A store to such a page would raise a signal. A segment that was sealed in the
-            // meantime has no pages at its end, and nothing is stored there.
-            if first.closed().is_none() {
-                event!(error, %error, "left the first segment");
-            }
-            if first.abandon() {
-                (self.config.kick)();
-            }
-        }
+        self.leave_if_bad(&first, first.warm_up());
         true
+    }
+
+    /// Makes the pages writable that producers come to next, after a flush of what is before them.
+    pub(crate) fn make_writable_ahead(&self) {
+        // A queue that is hardly used should make few pages dirty, which the kernel writes at times.
+        const AT_LEAST: usize = 128 * 1024;
+        let active = self.active();
+        self.leave_if_bad(&active, active.make_writable_ahead(AT_LEAST));
+    }
+
+    /// Leaves a segment some of whose pages cannot be made present.
+    fn leave_if_bad(&self, segment: &Segment, made: Result<(), StorageError>) {
+        let Err(error) = made else {
+            return;
+        };
+        // A store to such a page would raise a signal. A segment that was sealed in the meantime
+        // has no pages at its end, and nothing is stored there.
+        if segment.closed().is_none() {
+            event!(error, %error, "left a segment");
+        }
+        if segment.abandon() {
+            (self.config.kick)();
+        }
     }
 
     /// Prepares the next segment ahead of need. A failure is left to the roll that needs the

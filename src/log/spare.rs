@@ -6,7 +6,9 @@
 //!
 //! While a spare waits, its files have names of their own, which the next open removes. Everything
 //! but its headers is zero before it gets its new names, and its new salt makes any old contents
-//! that a power cut brings back fail every check.
+//! that a power cut brings back fail every check. The zeros are not flushed: that would be as many
+//! bytes again as the records. The header of the ack file says that the files are reused, and up to
+//! where the records are durable, so that recovery does not take old contents for damage.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -108,6 +110,7 @@ impl Spare {
         maps.acks.file.moved_to(paths.ack);
         maps.records.file.zero(0, end.units as usize * UNIT);
         maps.acks.zero_up_to(end.index);
+        maps.acks.set_reused();
         Self(maps)
     }
 
@@ -117,7 +120,7 @@ impl Spare {
         const COLD: u64 = 1;
         let capacity = segment::capacity_of(segment_size);
         let file = MappedFile::create(paths.segment.clone(), segment_size, COLD)?;
-        let acks = MappedFile::create(paths.ack.clone(), ack::file_bytes(capacity), COLD)
+        let acks = MappedFile::create_small(paths.ack.clone(), ack::file_bytes(capacity), COLD)
             .inspect_err(|_| _ = paths.segment.remove())?;
         Ok(Self(Maps {
             records: Records { file },

@@ -90,9 +90,12 @@ impl State {
             return Ok(None);
         }
         self.callers.wake(&self.debtors());
-        if is_due && let Err(error) = self.log.flush(true) {
-            self.flush.lock().ask(time::now(), AGAIN);
-            return Err(error);
+        if is_due {
+            if let Err(error) = self.log.flush(true) {
+                self.flush.lock().ask(time::now(), AGAIN);
+                return Err(error);
+            }
+            self.log.make_writable_ahead();
         }
         // First: what an expired value has replaced must not come back without it.
         if self.are_keys_due() {

@@ -16,6 +16,9 @@ static FAULTS: Mutex<Vec<State>> = Mutex::new(Vec::new());
 
 thread_local! {
     static OBSERVER: RefCell<Option<(PathBuf, Observer)>> = const { RefCell::new(None) };
+    /// The bytes that this thread is about to flush, and those that the observer is told of.
+    static FLUSHING: RefCell<Option<Range<usize>>> = const { RefCell::new(None) };
+    static FLUSHED: RefCell<Option<Range<usize>>> = const { RefCell::new(None) };
 }
 
 /// The moment at which an operation is observed.
@@ -54,6 +57,8 @@ pub(crate) struct Plan {
 pub(crate) struct Call {
     pub(crate) operation: Operation,
     pub(crate) path: PathBuf,
+    /// The bytes that a flush covers, if it does not cover the whole file.
+    pub(crate) range: Option<Range<usize>>,
     pub(crate) effect: Option<Effect>,
 }
 
@@ -151,7 +156,12 @@ impl State {
         hit.map(|(plan, _)| plan.effect)
     }
 
-    fn note(&mut self, operation: Operation, path: &Path) -> Option<Effect> {
+    fn note(
+        &mut self,
+        operation: Operation,
+        path: &Path,
+        range: Option<&Range<usize>>,
+    ) -> Option<Effect> {
         let effect = self.effect(operation);
         for (plan, seen) in &mut self.plans {
             *seen += usize::from(plan.operation == operation);
@@ -159,10 +169,25 @@ impl State {
         self.calls.push(Call {
             operation,
             path: path.to_path_buf(),
+            range: range.cloned(),
             effect,
         });
         effect
     }
+}
+
+/// Makes a call that flushes these bytes of a file and no others.
+pub(super) fn flushing<T>(range: Range<usize>, call: impl FnOnce() -> T) -> T {
+    FLUSHING.set(Some(range));
+    let result = call();
+    FLUSHING.set(None);
+    result
+}
+
+/// For an observer that is told of a flush: the bytes that it covers, None if it covers the whole
+/// file.
+pub(crate) fn flushed_range() -> Option<Range<usize>> {
+    FLUSHED.with_borrow(Clone::clone)
 }
 
 /// Sets the observer of this thread's operations; returns the previous one. The operations of an
@@ -187,14 +212,27 @@ pub(super) fn around<T>(
     path: &Path,
     call: &mut impl FnMut() -> io::Result<T>,
 ) -> io::Result<T> {
-    tell(operation, path, Moment::Before)?;
+    // An observer makes calls of its own.
+    let range = FLUSHING.take();
+    let result = around_range(operation, path, range.as_ref(), call);
+    FLUSHING.set(range);
+    result
+}
+
+fn around_range<T>(
+    operation: Operation,
+    path: &Path,
+    range: Option<&Range<usize>>,
+    call: &mut impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    tell(operation, path, range, Moment::Before)?;
     let mut effect = None;
     for state in FAULTS
         .lock()
         .iter_mut()
         .filter(|state| state.is_about(path))
     {
-        effect = effect.or(state.note(operation, path));
+        effect = effect.or(state.note(operation, path, range));
     }
     let result = match effect {
         Some(Effect::Fail(error)) => return Err(error.into()),
@@ -205,17 +243,22 @@ pub(super) fn around<T>(
         Some(Effect::Short) | None => call(),
     };
     // The operation has happened.
-    let _ = tell(operation, path, Moment::After);
+    let _ = tell(operation, path, range, Moment::After);
     result
 }
 
 /// Tells the observer that a record of a batch was committed.
 pub(crate) fn note_commit(segment: &Path) {
     // There is nothing that an error could prevent.
-    let _ = tell(Operation::Commit, segment, Moment::After);
+    let _ = tell(Operation::Commit, segment, None, Moment::After);
 }
 
-fn tell(operation: Operation, path: &Path, moment: Moment) -> io::Result<()> {
+fn tell(
+    operation: Operation,
+    path: &Path,
+    range: Option<&Range<usize>>,
+    moment: Moment,
+) -> io::Result<()> {
     use Operation::{Commit, Create, Flush, FlushDirectory, Remove, Rename, Truncate};
     if !matches!(
         operation,
@@ -226,11 +269,13 @@ fn tell(operation: Operation, path: &Path, moment: Moment) -> io::Result<()> {
     let Some((dir, mut observer)) = OBSERVER.take() else {
         return Ok(());
     };
+    let outer = FLUSHED.replace(range.cloned());
     let told = if path.starts_with(&dir) {
         observer(operation, path, moment)
     } else {
         Ok(())
     };
+    FLUSHED.set(outer);
     OBSERVER.set(Some((dir, observer)));
     told
 }

@@ -16,17 +16,18 @@ use std::io;
 use std::ops::Range;
 #[cfg(fuzzing)]
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::io::Errno;
 use rustix::ioctl::{self, Opcode, Updater, opcode};
 
 use crate::events::event;
+use crate::storage::allocate::{PIECE, SMALL_PIECE};
 use crate::storage::mappings::{Counted, Purpose};
-use crate::storage::{Entry, Operation, StorageError};
+use crate::storage::{Entry, Operation, StorageError, faults};
 
-/// The smallest page size.
+/// The smallest page size. The kernel, and the crate that calls it, round to larger ones.
 const SMALLEST_PAGE: usize = 4096;
 
 /// The header of a record in the mapping; the layout is in `log/record.rs`.
@@ -45,6 +46,8 @@ pub(crate) struct MappedFile {
     /// After `map`, so that the file is unmapped before it is no longer counted.
     _counted: Counted,
     entry: Entry,
+    /// Whether a flush has covered the whole of it, since it was mapped.
+    is_based: AtomicBool,
 }
 
 impl MappedFile {
@@ -54,7 +57,22 @@ impl MappedFile {
     ///
     /// The file must not exist; nothing is left behind on failure.
     pub(crate) fn create(entry: Entry, len: u64, warm: u64) -> Result<Self, StorageError> {
-        let file = entry.create_allocated(len, warm)?;
+        Self::create_in_pieces(entry, len, warm, PIECE)
+    }
+
+    /// Like [`create`](Self::create), for a small file in which bytes are changed here and there. A
+    /// flush writes only the pages that have changed.
+    pub(crate) fn create_small(entry: Entry, len: u64, warm: u64) -> Result<Self, StorageError> {
+        Self::create_in_pieces(entry, len, warm, SMALL_PIECE)
+    }
+
+    fn create_in_pieces(
+        entry: Entry,
+        len: u64,
+        warm: u64,
+        piece: usize,
+    ) -> Result<Self, StorageError> {
+        let file = entry.create_allocated(len, warm, piece)?;
         Self::map(&file, entry.clone(), len, Purpose::Use)
             .and_then(|mapped| {
                 let warm = usize::try_from(warm).unwrap_or(usize::MAX);
@@ -92,6 +110,7 @@ impl MappedFile {
             map: map.into(),
             _counted: Counted::unlimited(),
             entry: Entry::at(Path::new("/memory")),
+            is_based: AtomicBool::new(false),
         }
     }
 
@@ -108,6 +127,7 @@ impl MappedFile {
             map,
             _counted: counted,
             entry,
+            is_based: AtomicBool::new(false),
         })
     }
 
@@ -142,7 +162,37 @@ impl MappedFile {
 
     /// Makes everything stored so far durable, with the metadata needed to read it back.
     pub(crate) fn flush(&self) -> Result<(), StorageError> {
-        Operation::Flush.run(self.entry.path(), || self.map.flush())
+        Operation::Flush.run(self.entry.path(), || self.map.flush())?;
+        // Release pairs with the Acquire in `flush_range`.
+        self.is_based.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Makes the pages of these bytes durable as they are, once a flush has covered the whole file;
+    /// before that, flushes all of it. What was written of other pages stays as it is on the disk.
+    ///
+    /// A flush of a range makes durable what is needed to read these pages back, as `fdatasync`
+    /// does. It also fails if the kernel has failed to write any other page of the file since the
+    /// last flush.
+    pub(crate) fn flush_range(&self, range: Range<usize>) -> Result<(), StorageError> {
+        if !self.is_based.load(Ordering::Acquire) {
+            return self.flush();
+        }
+        let end = range.end.next_multiple_of(SMALLEST_PAGE).min(self.len());
+        let start = (range.start / SMALLEST_PAGE * SMALLEST_PAGE).min(end);
+        let flush = || self.map.flush_range(start, end - start);
+        faults::flushing(start..end, || {
+            Operation::Flush.run(self.entry.path(), flush)
+        })
+    }
+
+    /// Makes the pages of these bytes writable again, which a flush has write-protected, while
+    /// other threads may use them. On a kernel that cannot do this, they stay as they are.
+    pub(crate) fn make_writable(&self, range: Range<usize>) -> Result<(), StorageError> {
+        let end = range.end.min(self.len());
+        let start = range.start / SMALLEST_PAGE * SMALLEST_PAGE;
+        self.prefault(start..end)?;
+        Ok(())
     }
 
     /// Makes the pages from `offset` on present and writable, while other threads may use them. On
@@ -431,6 +481,52 @@ mod tests {
             assert!(!mapped.is_zero_from(0));
             assert_eq!(mapped.is_zero_from(64), at < 64);
             mapped.word32(at).store(0, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_flush_of_a_range_covers_its_pages_once_the_whole_file_was_flushed() {
+        let dir = tempfile::tempdir().unwrap();
+        let len = 5 * 4096 + 100;
+        let mapped = MappedFile::create(Entry::at(&dir.path().join("f")), len, len).unwrap();
+        let watch = faults::watch(dir.path(), Vec::new());
+        let covered = |range| {
+            mapped.flush_range(range).unwrap();
+            let calls = watch.take_calls();
+            assert_eq!(calls.len(), 1);
+            calls[0].range.clone()
+        };
+        assert_eq!(covered(0..64), None);
+        assert_eq!(covered(0..64), Some(0..4096));
+        assert_eq!(covered(4095..4096), Some(0..4096));
+        assert_eq!(covered(4096..4097), Some(4096..8192));
+        assert_eq!(covered(5000..5000), Some(4096..8192));
+        assert_eq!(covered(8191..12_289), Some(4096..16_384));
+        assert_eq!(covered(20_000..1 << 30), Some(16_384..len as usize));
+        mapped.flush().unwrap();
+        assert_eq!(watch.take_calls()[0].range, None);
+    }
+
+    #[test]
+    fn after_a_flush_that_has_failed_a_range_is_not_enough() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let mapped = MappedFile::create(Entry::at(&path), 8192, 8192).unwrap();
+        let failing = faults::fail_flushes(&path);
+        assert!(mapped.flush_range(0..64).is_err());
+        drop(failing);
+        let watch = faults::watch(dir.path(), Vec::new());
+        mapped.flush_range(0..64).unwrap();
+        assert_eq!(watch.take_calls()[0].range, None);
+    }
+
+    #[test]
+    fn pages_are_made_writable_as_far_as_there_are_any() {
+        let dir = tempfile::tempdir().unwrap();
+        let mapped = MappedFile::create(Entry::at(&dir.path().join("f")), 8192, 8192).unwrap();
+        mapped.flush().unwrap();
+        for range in [0..64, 100..5000, 4096..1 << 30, 8192..1 << 30] {
+            mapped.make_writable(range).unwrap();
         }
     }
 

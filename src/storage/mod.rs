@@ -129,6 +129,8 @@ impl Write for Stream<'_> {
 /// Outside of unit tests, no faults are injected.
 #[cfg(not(test))]
 mod faults {
+    use std::ops::Range;
+
     use super::{Operation, Path, io};
 
     #[inline]
@@ -137,6 +139,11 @@ mod faults {
         _: &Path,
         call: &mut impl FnMut() -> io::Result<T>,
     ) -> io::Result<T> {
+        call()
+    }
+
+    #[inline]
+    pub(super) fn flushing<T>(_: Range<usize>, call: impl FnOnce() -> T) -> T {
         call()
     }
 

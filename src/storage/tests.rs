@@ -75,6 +75,19 @@ fn the_names_of_new_directories_are_flushed() {
 }
 
 #[test]
+fn a_new_file_is_written_in_small_pieces() {
+    let dir = tempfile::tempdir().unwrap();
+    let watch = faults::watch(dir.path(), Vec::new());
+    let entry = Entry::at(&dir.path().join("f"));
+    entry.create_allocated(100_000, 50_000, 16 * 1024).unwrap();
+    let calls = watch.take_calls();
+    let writes = calls
+        .iter()
+        .filter(|call| call.operation == Operation::Write);
+    assert_eq!(writes.count(), 50_000_usize.div_ceil(16 * 1024));
+}
+
+#[test]
 fn holes_are_filled_with_blocks_and_nothing_else_changes() {
     let (_root, path, entry) = file();
     let file = File::create(&path).unwrap();
@@ -142,7 +155,7 @@ fn calls_that_a_signal_interrupts_are_made_again() {
     let plans = operations.map(|operation| plan(operation, 1, interrupted));
     let fault = faults::watch(root.path(), plans.into());
     create_directories(&root.path().join("d"), 0o600).unwrap();
-    entry.create_allocated(4096, 4096).unwrap();
+    entry.create_allocated(4096, 4096, 4096).unwrap();
     entry.replace(b"new").unwrap();
     assert_eq!(entry.read_start(10).unwrap().unwrap(), b"new");
     assert_eq!(entry.file_len().unwrap(), Some(3));
@@ -191,11 +204,11 @@ fn nothing_is_left_of_a_file_whose_blocks_cannot_be_allocated() {
         let (root, path, entry) = file();
         let plan = plan(operation, 1, Effect::Fail(Errno::DQUOT));
         let fault = faults::watch(root.path(), vec![plan]);
-        let error = entry.create_allocated(4096, 4096).unwrap_err();
+        let error = entry.create_allocated(4096, 4096, 4096).unwrap_err();
         assert_eq!((error.action(), error.path()), (operation.verb(), &*path));
         assert!(error.is_full() && !path.exists());
         fault.lift();
-        entry.create_allocated(4096, 4096).unwrap();
+        entry.create_allocated(4096, 4096, 4096).unwrap();
     }
 }
 
@@ -205,7 +218,7 @@ fn a_file_system_that_cannot_allocate_ahead_is_written_to() {
     let unsupported = Effect::Fail(Errno::OPNOTSUPP);
     let plan = plan(Operation::Allocate, usize::MAX, unsupported);
     let _fault = faults::watch(root.path(), vec![plan]);
-    entry.create_allocated(1 << 20, 0).unwrap();
+    entry.create_allocated(1 << 20, 0, 4096).unwrap();
     assert!(fs::metadata(&path).unwrap().blocks() * 512 >= 1 << 20);
     entry.back_with_blocks(1 << 20).unwrap();
 }
@@ -244,7 +257,7 @@ fn only_the_start_of_a_file_is_read_that_is_too_large_to_belong_to_a_queue() {
 fn a_failure_says_what_was_tried_on_which_path_and_whether_the_disk_is_full() {
     let (root, path, entry) = file();
     let _fault = faults::fill_disk(root.path());
-    let error = entry.create_allocated(10, 10).unwrap_err();
+    let error = entry.create_allocated(10, 10, 4096).unwrap_err();
     assert!(error.is_full() && !error.is_failed_flush());
     let text = error.to_string();
     assert!(

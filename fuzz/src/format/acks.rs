@@ -99,11 +99,18 @@ impl<B: AsRef<[u8]>> Acks<B> {
 
     /// Whether the mark says that the files are as a process left them since the machine started.
     pub fn is_fresh(&self) -> bool {
-        let id = std::fs::read("/proc/sys/kernel/random/boot_id").expect("read");
-        let folded = id.iter().fold(0u64, |folded, &byte| {
-            folded.rotate_left(7).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(byte)
-        });
-        u64_at(self.file.as_ref(), 48) == mark(self.salt, folded | 4)
+        u64_at(self.file.as_ref(), 48) == mark(self.salt, boot() | 4)
+    }
+
+    /// From where on bytes of an earlier life of the files may stand, if they are reused and were
+    /// before the machine started.
+    pub fn reused_from(&self) -> Option<u32> {
+        let word = u64_at(self.file.as_ref(), 56);
+        let (units, of_boot) = (word as u32 & 0xfff_ffff, word >> 28 & 0xfff);
+        let folded = (self.salt ^ word & 0xff_ffff_ffff).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let check = (folded ^ folded >> 32).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let is_valid = units > 0 && check >> 40 == word >> 40;
+        (is_valid && of_boot != boot() >> 52).then_some(units)
     }
 
     /// Whether the file shows that there are jobs not all of which are done: an ack or a delivery
@@ -161,4 +168,12 @@ fn mark(salt: u64, code: u64) -> u64 {
     word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     word ^ word >> 31
+}
+
+/// What identifies this boot of the machine.
+fn boot() -> u64 {
+    let id = std::fs::read("/proc/sys/kernel/random/boot_id").expect("read");
+    id.iter().fold(0u64, |folded, &byte| {
+        folded.rotate_left(7).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(byte)
+    })
 }

@@ -32,7 +32,7 @@ pub struct Scan {
 
 /// Finds the records of a segment, of up to `max_record` bytes each. They end at `limit` in a
 /// sealed segment, and at or before `limit` in an unsealed one, or in one that `was_sealed` and was
-/// cut off since.
+/// cut off since. Bytes of an earlier life of the file may stand from the unit `reused_from` on.
 ///
 /// The ordinal of a record is at least that of the previous job plus one. It is more only if
 /// records may have been lost between: at most as many as fit the pads and gaps since that job.
@@ -43,6 +43,7 @@ pub fn scan(
     limit: End,
     is_sealed: bool,
     was_sealed: bool,
+    reused_from: u32,
 ) -> Scan {
     let zero = |unit: u32| u64_at(file, unit as usize * UNIT) == 0;
     let valid = |at: u32, next: u32, lost: u32| {
@@ -120,8 +121,11 @@ pub fn scan(
             Some(to) => to,
             None if is_sealed => limit.units,
             None => match (at..limit.units).rev().find(|&unit| !zero(unit)) {
-                Some(last) => (last + 1).max(at + RECORD_UNITS).min(limit.units),
-                None => break,
+                Some(last) if (last + 1).min(reused_from) > at => (last + 1)
+                    .min(reused_from)
+                    .max(at + RECORD_UNITS)
+                    .min(limit.units),
+                _ => break,
             },
         };
         scan.end.units = to;

@@ -129,6 +129,8 @@ impl Segment {
         let max_record = max_record(segment_size);
         let end_or_most = end.unwrap_or(most);
         let was_sealed = seal.is_some();
+        let copy_of_its_own = copy.filter(|&id| id == identity && !was_sealed);
+        let reused_from = copy_of_its_own.and_then(|id| acks_of(id).reused_from());
         let scan = scan(
             file,
             salt,
@@ -136,6 +138,7 @@ impl Segment {
             end_or_most,
             segment.is_sealed,
             was_sealed,
+            reused_from.unwrap_or(u32::MAX),
         );
         segment.is_of_a_later_version = scan.not_understood.is_some();
         let offset = |units: u32| u64::from(units) * UNIT as u64;

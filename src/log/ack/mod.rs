@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! offset          size           field
-//!      0            64           header (see header.rs): the identity of the segment's own, and at
-//!                                48 the segment's mark (see mark.rs)
+//!      0            64           header (see header.rs): the identity of the segment's own, at 48
+//!                                the segment's mark, and at 56 how far it is durable if its files
+//!                                are reused (see mark.rs)
 //!     64   8 * ceil(capacity/32) ack words
 //!      -   4 * capacity          delivery words
 //! ```
@@ -31,8 +32,8 @@ mod tests;
 use std::sync::atomic::Ordering;
 
 pub(crate) use self::copied::CopiedAcks;
-use super::header::{FILE_HEADER_BYTES, MARK_OFFSET};
-use super::mark::Mark;
+use super::header::{FILE_HEADER_BYTES, MARK_OFFSET, REUSED_OFFSET};
+use super::mark::{Mark, reused};
 use crate::storage::mapped::MappedFile;
 
 /// Records per ack word.
@@ -210,6 +211,8 @@ pub(crate) struct AckFile {
     deliveries: usize,
     salt: u64,
     key: Key,
+    /// Whether the files of the segment had an earlier life.
+    is_reused: bool,
 }
 
 impl AckFile {
@@ -222,6 +225,23 @@ impl AckFile {
             deliveries: deliveries_offset(capacity),
             salt,
             key: Key::new(salt),
+            is_reused: false,
+        }
+    }
+
+    /// Records that the files of the segment had an earlier life.
+    pub(super) fn set_reused(&mut self) {
+        self.is_reused = true;
+    }
+
+    /// Records that everything in the segment before these units is durable, if its files are
+    /// reused. This reaches the disk with the next flush of acks.
+    pub(super) fn note_durable(&self, units: u32) {
+        if self.is_reused {
+            // Relaxed: one flush at a time stores it, and only recovery reads it.
+            self.file
+                .word64(REUSED_OFFSET)
+                .store(reused::encode(self.salt, units), Ordering::Relaxed);
         }
     }
 

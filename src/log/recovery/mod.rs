@@ -106,6 +106,8 @@ struct Settles {
 struct Copy {
     identity: Identity,
     mark: Option<Mark>,
+    /// From where on bytes of an earlier life of the files may stand.
+    reused_from: Option<u32>,
 }
 
 impl Recovery<'_> {
@@ -212,6 +214,7 @@ impl Recovery<'_> {
         self.is_ours(base, &identity).then(|| Copy {
             identity,
             mark: header::decode_mark(identity.salt, header),
+            reused_from: header::decode_reused(identity.salt, header),
         })
     }
 
@@ -275,9 +278,13 @@ impl Recovery<'_> {
                 records.read_in()?;
                 let mut access = records.sole_access();
                 // A seal, though not the file, says that every batch was complete.
-                let limit = match seal {
-                    Some(_) => ScanLimit::CutOff(limit),
-                    None => ScanLimit::AtMost(limit),
+                let reused_from = copied
+                    .filter(|copied| copied.identity == identity)
+                    .and_then(|copied| copied.reused_from);
+                let limit = match (seal, reused_from) {
+                    (Some(_), _) => ScanLimit::CutOff(limit),
+                    (None, Some(from)) => ScanLimit::Reused(limit, from),
+                    (None, None) => ScanLimit::AtMost(limit),
                 };
                 let scan = self.scan(&paths.segment, access.raw(), limit, identity.salt)?;
                 self.report.bytes_scanned += file_len;
@@ -420,6 +427,7 @@ impl Recovery<'_> {
             Some(Copy {
                 mark: Some(Mark::Fresh),
                 identity,
+                ..
             }) => identity,
             _ => return Ok(false),
         };

@@ -19,6 +19,9 @@ use crate::storage::{Entry, StorageError};
 pub(crate) enum ScanLimit {
     /// Records may end anywhere up to here, and producers may have died before they wrote theirs.
     AtMost(Position),
+    /// The same in files that had an earlier life, of which a power cut may have left bytes from
+    /// these units on.
+    Reused(Position, u32),
     /// A seal proves that all records were written; the file has been cut off here since.
     CutOff(Position),
     /// A seal proves that the records fill everything up to here.
@@ -75,7 +78,12 @@ impl Scan {
         salt: u64,
         max_record: usize,
     ) -> Self {
-        let (ScanLimit::AtMost(end) | ScanLimit::CutOff(end) | ScanLimit::Exactly(end)) = limit;
+        let (end, reused_from) = match limit {
+            ScanLimit::AtMost(end) | ScanLimit::CutOff(end) | ScanLimit::Exactly(end) => {
+                (end, u32::MAX)
+            }
+            ScanLimit::Reused(end, from) => (end, from),
+        };
         let mut scanner = Scanner {
             records,
             checksums: Checksums::new(&records.bytes()[..end.units as usize * UNIT]),
@@ -83,7 +91,8 @@ impl Scan {
             max_record,
             limit: end,
             is_exact: matches!(limit, ScanLimit::Exactly(_)),
-            was_sealed: !matches!(limit, ScanLimit::AtMost(_)),
+            was_sealed: !matches!(limit, ScanLimit::AtMost(_) | ScanLimit::Reused(..)),
+            reused_from,
             lost: 0,
             is_in_batch: false,
             is_torn: false,
@@ -161,6 +170,8 @@ struct Scanner<'a> {
     limit: Position,
     is_exact: bool,
     was_sealed: bool,
+    /// From here on, what no record follows may be of an earlier life of the file.
+    reused_from: u32,
     /// Most records that may have been lost since the last valid one: one for each smallest record
     /// that fits the pads and regions passed since. With `scan.end.index`, it limits the ordinals
     /// to what fits the bytes, whatever the headers say.
@@ -205,8 +216,12 @@ impl<'a> Scanner<'a> {
             let to = match next {
                 Some(next) => next,
                 None if self.is_exact => self.limit.units,
-                None if written > at => written.max(at + HEADER_UNITS).min(self.limit.units),
-                // Zeros up to the limit: this is where the records end.
+                None if written.min(self.reused_from) > at => written
+                    .min(self.reused_from)
+                    .max(at + HEADER_UNITS)
+                    .min(self.limit.units),
+                // Zeros up to the limit, or what an earlier life has left: this is where the records
+                // end.
                 None => return,
             };
             self.pass(to, valid.is_some() && is_torn);

@@ -1,6 +1,7 @@
 //! Durability of a segment: flushing its records, its acks and its names, and writing the seal.
 #![deny(unsafe_code)]
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -48,7 +49,7 @@ impl Segment {
                 let is_whole = !self.is_unscanned() && self.is_committed();
                 // A segment without records may be flushed ahead of need, and nobody relies on that.
                 let has_record = Record::at(records, START.units).is_some();
-                records.file.flush()?;
+                self.flush_records(&looked)?;
                 if has_record {
                     self.has_durable_record.store(true, Ordering::Release);
                 }
@@ -71,6 +72,49 @@ impl Segment {
             self.flush_acks(maps.as_deref())?;
         }
         Ok(())
+    }
+
+    /// Flushes the records, one flush at a time: from where they are durable up to where the last
+    /// reservation ends. So the pages that come next, which producers write to meanwhile, are
+    /// neither written nor write-protected.
+    fn flush_records(&self, maps: &Maps) -> Result<(), StorageError> {
+        let Maps { records, acks } = maps;
+        if self.recovered {
+            // Nobody knows what of it is durable, and a recovery may have mended any of it.
+            return records.file.flush();
+        }
+        // A claim has found all before it committed, and saves another look at each. Loaded before
+        // the end of the last reservation, which is not before it then.
+        let claimed = self.claimed().units;
+        // Includes each record that was committed before this flush was asked for.
+        let reached = self.reached().units;
+        let end_of = |units| Record::at(records, units).map(|record| record.next());
+        let flush = |units: Range<u32>| {
+            let bytes = |units: u32| units as usize * UNIT;
+            records
+                .file
+                .flush_range(bytes(units.start)..bytes(units.end))
+        };
+        let durable = self.durable.flush(claimed, reached, end_of, flush)?;
+        acks.note_durable(durable);
+        Ok(())
+    }
+
+    /// Makes the pages writable that producers come to next, and that a flush has write-protected:
+    /// as far as they came since the last call, twice, and `at_least` so many bytes. A store to them
+    /// then causes no page fault.
+    pub(crate) fn make_writable_ahead(&self, at_least: usize) -> Result<(), StorageError> {
+        let Some(maps) = self.maps() else {
+            return Ok(());
+        };
+        let reached = self.reached().units;
+        // Relaxed: a hint.
+        let before = self.made_writable.swap(reached, Ordering::Relaxed);
+        let from = reached as usize * UNIT;
+        let passed = reached.saturating_sub(before) as usize * UNIT;
+        maps.records
+            .file
+            .make_writable(from..from + at_least.max(2 * passed))
     }
 
     fn flush_acks(&self, maps: Option<&Maps>) -> Result<(), Arc<StorageError>> {
@@ -175,7 +219,8 @@ impl Segment {
         records
             .word32(header::SEAL_OFFSET + 8)
             .store(check, Ordering::Relaxed);
-        let sealed = self.records_gate.flush(|| records.flush());
+        let header = 0..header::FILE_HEADER_BYTES;
+        let sealed = self.records_gate.flush(|| records.flush_range(header));
         sealed.inspect_err(|error| {
             // Not settled any more, so that later flushes meet the failure at the gate.
             self.settled.store(false, Ordering::Release);

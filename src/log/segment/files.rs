@@ -28,6 +28,7 @@ impl Maps {
         write_header(&self.records.file, &identity.encode(FileKind::Segment));
         write_header(&self.acks.file, &identity.encode(FileKind::Ack));
         self.acks.mark_fresh();
+        self.acks.note_durable(START.units);
     }
 
     /// Writes records, which must fit, at the start of a new segment that no other thread has seen.
@@ -117,7 +118,7 @@ pub(crate) fn create_ack_file(
     capacity: u32,
     warm: Warm,
 ) -> Result<AckFile, StorageError> {
-    let file = MappedFile::create(entry.clone(), ack::file_bytes(capacity), warm.acks())?;
+    let file = MappedFile::create_small(entry.clone(), ack::file_bytes(capacity), warm.acks())?;
     write_header(&file, &identity.encode(FileKind::Ack));
     let acks = AckFile::new(file, capacity, identity.salt);
     acks.mark_fresh();

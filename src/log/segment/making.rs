@@ -160,6 +160,8 @@ impl Segment {
             full_since: OnceLock::new(),
             flushed: AtomicBool::new(found.is_some()),
             has_durable_record: AtomicBool::new(false),
+            durable: DurableEnd::new(),
+            made_writable: AtomicU32::new(START.units),
             settled: AtomicBool::new(found.is_some_and(|found| found.sealed)),
             abandoned: AtomicBool::new(false),
             named: AtomicBool::new(found.is_some_and(|found| found.sealed)),

@@ -48,6 +48,7 @@ pub(crate) use self::making::{Done, Found};
 pub(crate) use self::unsettled::Unsettled;
 use super::ack::{self, AckFile};
 use super::crc::Crc32;
+use super::durable_end::DurableEnd;
 use super::flush::FlushGate;
 use super::flushed_acks::{DeliveriesChanged, FlushedAcks};
 use super::header::{self, Identity};
@@ -110,6 +111,9 @@ pub(crate) struct Segment {
     flushed: AtomicBool,
     /// Whether its first record is durable.
     has_durable_record: AtomicBool,
+    durable: DurableEnd,
+    /// Where producers were when pages ahead of them were last made writable.
+    made_writable: AtomicU32,
     /// Whether all records that it will ever have are durable.
     settled: AtomicBool,
     /// Whether some of its pages cannot be made present.

@@ -2,6 +2,7 @@
 //! seals.
 
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use super::*;
@@ -343,6 +344,64 @@ fn a_walk_that_began_before_the_segment_was_closed_ends_at_its_end_after_the_sea
     // A read past the end of the file would be a SIGBUS.
     assert!(records.next().is_none());
     assert!(fs::metadata(&segment.paths().segment).unwrap().len() < 8192);
+}
+
+/// The bytes of the segment file that `act` flushes; None if that is the whole file.
+fn flushed_of(segment: &Segment, act: impl FnOnce()) -> Vec<Option<Range<usize>>> {
+    let path = segment.paths().segment.path();
+    let watch = faults::watch(path.parent().unwrap(), Vec::new());
+    act();
+    let calls = watch.take_calls();
+    let flushes = calls
+        .into_iter()
+        .filter(|call| call.operation == Operation::Flush && call.path == path);
+    flushes.map(|call| call.range).collect()
+}
+
+#[test]
+fn a_flush_covers_the_pages_from_what_is_durable_to_what_is_reserved() {
+    let dir = tempfile::tempdir().unwrap();
+    let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
+    let flush = || segment.flush(false).unwrap();
+    append(&segment, &[1; 1000]);
+    assert_eq!(flushed_of(&segment, flush), [None]);
+    append(&segment, &[1; 1000]);
+    assert_eq!(flushed_of(&segment, flush), [Some(0..4096)]);
+    append(&segment, &[1; 4000]);
+    assert_eq!(flushed_of(&segment, flush), [Some(0..8192)]);
+    append(&segment, &[1; 4000]);
+    assert_eq!(flushed_of(&segment, flush), [Some(4096..12_288)]);
+    assert_eq!(flushed_of(&segment, flush), [Some(8192..12_288)]);
+    // The records once more, as no flush has begun since it was closed, and then the header.
+    segment.close_now();
+    let seal = || segment.seal().unwrap();
+    assert_eq!(
+        flushed_of(&segment, seal),
+        [Some(8192..12_288), Some(0..4096)]
+    );
+}
+
+#[test]
+fn what_was_not_committed_during_a_flush_is_covered_by_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
+    segment.flush(false).unwrap();
+    let late = job(0, 0, b"", &[1; 4000]);
+    let Reserved::At(position) = segment.tail.reserve(1, record::units_of(late.len())) else {
+        panic!("it fits");
+    };
+    append(&segment, &[2; 4000]);
+    append(&segment, &[3; 100]);
+    let flush = || segment.flush(false).unwrap();
+    assert_eq!(flushed_of(&segment, flush), [Some(0..12_288)]);
+    segment.commit(
+        position,
+        record::KIND_JOB,
+        &late,
+        segment.content_check(&late),
+    );
+    assert_eq!(flushed_of(&segment, flush), [Some(0..12_288)]);
+    assert_eq!(flushed_of(&segment, flush), [Some(8192..12_288)]);
 }
 
 #[test]

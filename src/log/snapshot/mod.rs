@@ -220,10 +220,13 @@ impl LogFiles {
             index: capacity_of(self.segment_size),
             units: ((bytes.len() / UNIT) as u32).max(START.units),
         };
-        let limit = match seal {
-            Some(end) if bytes.len() as u64 == bytes_to(end) => ScanLimit::Exactly(end),
-            Some(_) => ScanLimit::CutOff(all),
-            None => ScanLimit::AtMost(all),
+        let has_its_acks = opened.headers.copied == Some(*identity);
+        let reused_from = opened.headers.reused_from.filter(|_| has_its_acks);
+        let limit = match (seal, reused_from) {
+            (Some(end), _) if bytes.len() as u64 == bytes_to(end) => ScanLimit::Exactly(end),
+            (Some(_), _) => ScanLimit::CutOff(all),
+            (None, Some(from)) => ScanLimit::Reused(all, from),
+            (None, None) => ScanLimit::AtMost(all),
         };
         let entry = self.entry(opened.base, "seg");
         let raw = RawSegment::new(&bytes);

@@ -2,7 +2,7 @@
 
 use super::LogFiles;
 use crate::Sequence;
-use crate::log::header::{FILE_HEADER_BYTES, FileKind, Identity};
+use crate::log::header::{FILE_HEADER_BYTES, FileKind, Identity, decode_reused};
 use crate::log::record::UNIT;
 use crate::log::recovery::seal_of;
 use crate::log::tail::Position;
@@ -22,6 +22,8 @@ pub(super) struct Headers {
     own: Option<Identity>,
     pub(super) copied: Option<Identity>,
     pub(super) seal: Option<Position>,
+    /// From where on bytes of an earlier life of the files may stand.
+    pub(super) reused_from: Option<u32>,
     /// Whether the header of the segment file is all zero.
     pub(super) is_zero: bool,
 }
@@ -74,12 +76,14 @@ impl LogFiles {
         };
         let (header, len) = header_of(records)?;
         let own = identity_of(FileKind::Segment, &header[..len]);
-        let copied = match acks {
+        let (copied, reused_from) = match acks {
             Some(acks) => {
                 let (header, len) = header_of(acks)?;
-                identity_of(FileKind::Ack, &header[..len])
+                let copied = identity_of(FileKind::Ack, &header[..len]);
+                let reused_from = copied.and_then(|copied| decode_reused(copied.salt, &header));
+                (copied, reused_from)
             }
-            None => None,
+            None => (None, None),
         };
         // A file that ends within its header holds nothing.
         let copied = copied.filter(|_| len == FILE_HEADER_BYTES);
@@ -89,6 +93,7 @@ impl LogFiles {
             seal: own
                 .or(copied)
                 .and_then(|identity| seal_of(&identity, &header)),
+            reused_from,
             is_zero: header == [0; FILE_HEADER_BYTES],
         })
     }

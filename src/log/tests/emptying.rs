@@ -32,6 +32,38 @@ fn the_segment_prepared_after_a_flush_is_flushed_before_it_is_needed() {
 }
 
 #[test]
+fn pages_ahead_are_made_writable_and_a_segment_with_a_bad_one_is_left() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    stripe.warm_up();
+    append(&stripe, b"before");
+    let prefaults = |watch: &faults::Fault| {
+        let calls = watch.take_calls();
+        let is_prefault = |call: &&faults::Call| call.operation == Operation::Prefault;
+        calls.iter().filter(is_prefault).count()
+    };
+    let watch = faults::watch(&fixture.dir(), Vec::new());
+    stripe.make_writable_ahead();
+    assert_eq!(prefaults(&watch), 1);
+    let plan = |error| Plan {
+        operation: Operation::Prefault,
+        calls: 0..1,
+        effect: Effect::Fail(error),
+    };
+    // An older kernel.
+    let fault = faults::watch(&fixture.dir(), vec![plan(Errno::INVAL)]);
+    stripe.make_writable_ahead();
+    assert!(stripe.active().closed().is_none());
+    drop(fault);
+    let fault = faults::watch(&fixture.dir(), vec![plan(Errno::HWPOISON)]);
+    stripe.make_writable_ahead();
+    assert!(stripe.active().closed().is_some());
+    drop(fault);
+    append(&stripe, b"after");
+    assert_eq!(claim_all(&stripe).len(), 2);
+}
+
+#[test]
 fn a_first_segment_whose_pages_cannot_be_prefaulted_is_left_for_another() {
     let fixture = Fixture::new();
     let stripe = fixture.open();

@@ -1,6 +1,40 @@
 //! Tests of a log from append to retirement: rolls to the next segment, sequences, closing.
 
 use super::*;
+use crate::log::header;
+use crate::log::mark::pretended;
+use crate::log::segment::START;
+
+/// From where on, after a restart of the machine, bytes of an earlier life of its files may stand in
+/// the active segment.
+fn reused_from(stripe: &Log) -> Option<u32> {
+    let active = stripe.active();
+    let bytes = fs::read(active.paths().ack.path()).unwrap();
+    let _restarted = pretended::restart();
+    header::decode_reused(active.identity().salt, &bytes)
+}
+
+#[test]
+fn files_that_are_used_again_say_so_and_how_far_they_are_durable() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    fill_segments(&stripe, 3);
+    assert_eq!(reused_from(&stripe), None);
+    ack_all(&stripe);
+    stripe.reclaim().unwrap();
+    stripe.prepare();
+    append(&stripe, &LARGE);
+    assert_eq!(reused_from(&stripe), Some(START.units));
+    stripe.flush(true).unwrap();
+    let durable = Some(stripe.active().reached().units);
+    assert_eq!(reused_from(&stripe), durable);
+    append(&stripe, b"job");
+    let path = stripe.active().paths().segment.path().to_path_buf();
+    let failing = faults::fail_flushes(&path);
+    assert!(stripe.flush(true).is_err());
+    drop(failing);
+    assert_eq!(reused_from(&stripe), durable);
+}
 
 #[test]
 fn records_are_claimed_in_log_order_across_segments() {

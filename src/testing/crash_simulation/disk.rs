@@ -7,6 +7,9 @@
 //! directory has happened or not: in most cuts all of them up to some point have happened, in the
 //! others any subset.
 //!
+//! A flush of a range covers the bytes of that range, which the mapping has rounded to pages, and
+//! the length of the file; nothing else of the file is more durable after it than before.
+//!
 //! The model assumes one thing of a disk, as SQLite does ("powersafe overwrite"): bytes that are
 //! overwritten with the same content are not torn. Records share sectors with others that were
 //! flushed before. In a file that was never flushed, anything may be torn.
@@ -21,7 +24,7 @@ use fastrand::Rng;
 use rustix::io::Errno;
 
 use crate::storage::Operation;
-use crate::storage::faults::Moment;
+use crate::storage::faults::{self, Moment};
 
 /// Identifies a file or directory under whatever name.
 type Inode = u64;
@@ -313,6 +316,13 @@ impl Disk {
                 let now = self.written(inode);
                 let mut bytes = mix(&flushed, &now, now.len(), self.sector, &mut self.random);
                 let stored = self.stored.entry(inode).or_default();
+                let range = faults::flushed_range();
+                if let Some(range) = &range {
+                    let mut kept = cut(&stored.bytes, now.len());
+                    let covered = range.start.min(now.len())..range.end.min(now.len());
+                    kept[covered.clone()].copy_from_slice(&bytes[covered]);
+                    bytes = kept;
+                }
                 if let Some(forgotten) = &stored.forgotten {
                     // After a failed flush, only bytes that have changed since are written.
                     for (at, byte) in bytes.iter_mut().enumerate() {
@@ -322,7 +332,8 @@ impl Disk {
                     }
                 }
                 stored.bytes = bytes;
-                stored.was_flushed = true;
+                // Until all of it was, anything of it may be torn.
+                stored.was_flushed |= range.is_none();
             }
             Operation::FlushDirectory => {
                 let mut durable = std::mem::take(&mut self.durable);

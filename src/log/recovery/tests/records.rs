@@ -88,6 +88,87 @@ fn a_torn_end_is_quarantined_as_far_as_anything_was_written() {
     assert_eq!(jobs(&log.segments[0]).len(), 2);
 }
 
+/// A segment with two records that reuses files, of which an earlier life has left something in
+/// each unit from the end of the records on; its ack file says that `durable` records were flushed.
+fn reused(durable: usize) -> Fixture {
+    let fixture = Fixture::open(&[b"one", b"two"]);
+    fixture.change_segment(|bytes| {
+        let mut earlier = Vec::new();
+        for index in 0.. {
+            let record = Header {
+                len: 40,
+                index,
+                kind: KIND_JOB,
+                name_len: 0,
+                meta_len: 0,
+                enqueued_at: Timestamp::ZERO,
+                due_at: Timestamp::ZERO,
+            };
+            earlier.extend_from_slice(&encode(&record, identity(9).salt, &[5; 8]));
+            if earlier.len() >= bytes.len() {
+                break;
+            }
+        }
+        let from = offset(2);
+        bytes[from..].copy_from_slice(&earlier[from - 8..SIZE as usize - 8]);
+    });
+    let durable = (offset(durable) / UNIT) as u32;
+    let word = mark::reused::encode(identity(0).salt, durable);
+    fixture.change(&fixture.paths.ack, |bytes| {
+        bytes[56..64].copy_from_slice(&word.to_le_bytes());
+    });
+    fixture
+}
+
+#[test]
+fn after_a_power_cut_what_an_earlier_life_of_the_files_has_left_is_not_damage() {
+    for durable in 0..=2 {
+        let fixture = reused(durable);
+        let _restarted = mark::pretended::restart();
+        let (log, report) = fixture.recover();
+        assert_eq!((report.quarantined, report.holes), (Vec::new(), 0));
+        assert_eq!(jobs(&log.segments[0]), [job(0, b"one"), job(1, b"two")]);
+        log.segments[0].seal().unwrap();
+        drop(log);
+        let (log, report) = fixture.recover();
+        assert!(report.is_clean());
+        assert!(log.segments[0].is_sealed());
+    }
+}
+
+#[test]
+fn without_a_power_cut_bytes_behind_the_records_of_reused_files_are_damage() {
+    let fixture = reused(2);
+    let (log, report) = fixture.recover();
+    assert_eq!(report.quarantined.len(), 1);
+    assert_eq!(report.quarantined[0].offset, offset(2) as u64);
+    assert_eq!(jobs(&log.segments[0]), [job(0, b"one"), job(1, b"two")]);
+}
+
+#[test]
+fn a_damaged_record_of_reused_files_is_damage_if_it_was_flushed_or_another_one_follows() {
+    for durable in 0..=2 {
+        for damaged in 0..2 {
+            let fixture = reused(durable);
+            fixture.change_segment(|bytes| bytes[offset(damaged) + 33] ^= 1);
+            let _restarted = mark::pretended::restart();
+            let (log, report) = fixture.recover();
+            let (was_flushed, is_followed) = (damaged < durable, damaged == 0);
+            let found = &report.quarantined[..];
+            if was_flushed || is_followed {
+                assert_eq!(found.len(), 1, "{durable} {damaged}");
+                let at = (found[0].offset, found[0].len);
+                assert_eq!(at, (offset(damaged) as u64, 40));
+            } else {
+                assert_eq!(found, []);
+            }
+            let left = log.segments.first().map(jobs).unwrap_or_default();
+            let whole = [job(0, b"one"), job(1, b"two")];
+            assert_eq!(left, [whole[1 - damaged].clone()]);
+        }
+    }
+}
+
 #[test]
 fn bytes_in_the_last_units_of_a_file_are_quarantined_and_no_claim_waits_for_them() {
     let fixture = Fixture::open(&[b"one"]);

@@ -144,7 +144,14 @@ impl World {
 
     fn watch(&self) {
         let shared = Rc::clone(&self.shared);
-        let observer = move |operation, path: &Path, moment| shared.watch(operation, path, moment);
+        let dir = self.dir.path().to_path_buf();
+        let observer = move |operation, path: &Path, moment| {
+            shared.watch(operation, path, moment)?;
+            if operation == Operation::Commit {
+                shared.flush_beside(&dir);
+            }
+            Ok(())
+        };
         faults::observe(Some((self.dir.path().to_path_buf(), Box::new(observer))));
     }
 

@@ -154,6 +154,32 @@ impl Shared {
         }
     }
 
+    /// At times flushes the records as another thread could in the middle of a batch, when some of
+    /// its records are committed.
+    pub(super) fn flush_beside(self: &Rc<Self>, dir: &Path) {
+        let Some(running) = self.running.borrow().as_ref().map(Arc::clone) else {
+            return;
+        };
+        if running.is_closed() || self.random.borrow_mut().u8(0..4) > 0 {
+            return;
+        }
+        let shared = Rc::clone(self);
+        let observer = move |operation, path: &Path, moment| {
+            shared.disk.borrow_mut().note(operation, path, moment)
+        };
+        let outer = faults::observe(Some((dir.to_path_buf(), Box::new(observer))));
+        for (number, stripe) in running.dispatch().stripes().iter().enumerate() {
+            let mark = self.truth.borrow().mark(Some(number as u8));
+            let flushed = stripe.flush(false);
+            let mut truth = self.truth.borrow_mut();
+            match flushed {
+                Ok(()) => truth.note_records_flushed(&mark),
+                Err(_) => truth.is_poisoned = true,
+            }
+        }
+        faults::observe(outer);
+    }
+
     /// Opens what a crash left and checks that the queue kept its promises. Returns what was found.
     pub(super) fn check(&self, dir: &Path, disk: Disk, crash: Crash) -> Found {
         let truth = self.truth.borrow().clone();
