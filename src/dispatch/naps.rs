@@ -10,9 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
-use crate::events::event;
+use crate::events::{Mutex, event};
 
 /// Naps for each job, at most, on average.
 const GAPS: u32 = 4;
