@@ -44,6 +44,8 @@ mod watch;
 use std::sync::PoisonError;
 use std::time::Instant;
 
+use crossbeam_utils::CachePadded;
+
 use self::bell::Bells;
 pub(crate) use self::bell::{Bell, Hook};
 #[cfg(feature = "async")]
@@ -58,8 +60,9 @@ pub(crate) struct EventCount {
     /// lock. Relaxed throughout: it is ordered by the read-modify-writes and fences described at
     /// the top of this file.
     sleepers: AtomicUsize,
-    /// The same as producers see it: 0 while a consumer [watches](Self::watch).
-    to_wake: AtomicUsize,
+    /// The same as producers see it: 0 while a consumer [watches](Self::watch). On a cache line of its
+    /// own, which is written only when it changes, so that producers mostly have it.
+    to_wake: CachePadded<AtomicUsize>,
     state: Mutex<State>,
     wake: Condvar,
 }
@@ -101,7 +104,7 @@ impl EventCount {
     pub(crate) fn new() -> Self {
         Self {
             sleepers: AtomicUsize::new(0),
-            to_wake: AtomicUsize::new(0),
+            to_wake: CachePadded::new(AtomicUsize::new(0)),
             state: Mutex::new(State {
                 waiting: 0,
                 is_watched: false,
@@ -157,7 +160,9 @@ impl EventCount {
         let asleep = state.asleep();
         let to_wake = if state.is_watched { 0 } else { asleep };
         self.sleepers.store(asleep, Ordering::Relaxed);
-        self.to_wake.store(to_wake, Ordering::Relaxed);
+        if self.to_wake.load(Ordering::Relaxed) != to_wake {
+            self.to_wake.store(to_wake, Ordering::Relaxed);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

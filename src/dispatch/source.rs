@@ -288,6 +288,15 @@ pub(crate) struct Source<D: AsRef<Dispatch>> {
     pub(super) own: Deques,
 }
 
+/// How a watch ended.
+enum Watched {
+    Found(Lease),
+    /// It met what another consumer took, reached its deadline, or was stopped.
+    Interrupted,
+    /// The consumer sleeps.
+    InVain,
+}
+
 impl<D: AsRef<Dispatch>> Source<D> {
     pub(crate) fn new(dispatch: D) -> Self {
         let (mut own, thief) = Deques::new();
@@ -382,11 +391,10 @@ impl<D: AsRef<Dispatch>> Source<D> {
                 }
             }
             let has_looked = looks.looker.take().is_some();
-            if let Some(ended) = self.watch(deadline, &stopped) {
-                if ended.is_some() {
-                    return ended;
-                }
-                continue;
+            match self.watch(deadline, &stopped) {
+                Watched::Found(lease) => return Some(lease),
+                Watched::Interrupted => continue,
+                Watched::InVain => {}
             }
             let registered = dispatch.sleepers.register();
             if stopped() || dispatch.may_have_work() {
@@ -401,19 +409,18 @@ impl<D: AsRef<Dispatch>> Source<D> {
         }
     }
 
-    /// Naps until there may be work, where that is better than to sleep, and takes a job; None where
-    /// it is not. Ends without a job at the deadline, once stopped, or when it is better to sleep.
-    fn watch(
-        &self,
-        deadline: Option<Instant>,
-        stopped: &impl Fn() -> bool,
-    ) -> Option<Option<Lease>> {
+    /// Naps until there may be work, unless it is better to sleep, and takes a job.
+    fn watch(&self, deadline: Option<Instant>, stopped: &impl Fn() -> bool) -> Watched {
         let dispatch = self.dispatch.as_ref();
         let mut now = Instant::now();
         self.own.note_return(now);
-        let longest = dispatch.naps.until(now)?;
+        let Some(longest) = dispatch.naps.until(now) else {
+            return Watched::InVain;
+        };
         let until = deadline.map_or(longest, |deadline| deadline.min(longest));
-        let watch = dispatch.sleepers.watch()?;
+        let Some(watch) = dispatch.sleepers.watch() else {
+            return Watched::InVain;
+        };
         while now < until && !stopped() && !dispatch.may_have_work() {
             dispatch.naps.nap(now, until);
             now = Instant::now();
@@ -424,21 +431,18 @@ impl<D: AsRef<Dispatch>> Source<D> {
             dispatch.stripes[0].kick();
         }
         let found = dispatch.find(&self.own, false);
-        let is_away_for_long = match &found {
-            Some(_) => {
-                self.own.left_at.set(Some(now));
-                dispatch.naps.is_long(self.own.away.get())
-            }
-            None if now >= longest => {
-                dispatch.naps.note_idle();
-                false
-            }
-            None => false,
-        };
+        if found.is_some() {
+            self.own.left_at.set(Some(now));
+        }
+        let is_away_for_long = found.is_some() && dispatch.naps.is_long(self.own.away.get());
         if ended.has_sleepers && (is_away_for_long || dispatch.may_have_work()) {
             dispatch.sleepers.notify(1);
         }
-        Some(found)
+        match found {
+            Some(lease) => Watched::Found(lease),
+            None if now >= longest => Watched::InVain,
+            None => Watched::Interrupted,
+        }
     }
 }
 

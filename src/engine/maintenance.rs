@@ -202,7 +202,8 @@ impl Maintenance {
         let has_waiting = engine.dispatch().timer.len() > 0;
         let compaction = (has_waiting && has_place_to_move_to(engine))
             .then(|| self.next_compaction.saturating_duration_since(now));
-        let spares = stripes.iter().filter_map(Log::look_again).min();
+        let logs = stripes.iter().chain([engine.dead().log()]);
+        let spares = logs.filter_map(Log::look_again).min();
         // Consumers may be asleep beside a segment that could not be checked, and may be checkable
         // by now.
         let held_back = stripes

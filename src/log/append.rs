@@ -5,8 +5,8 @@ use super::record::{NewRecord, UNIT};
 use super::segment::{Append, Batch, BatchRecords, Segment, Unsettled, Warm};
 use super::tail::Position;
 use super::{Log, Next, RollError, SPARE_WAIT, create_segment};
-use crate::Sequence;
 use crate::events::event;
+use crate::{Sequence, time};
 
 impl Log {
     /// Longest record, in bytes.
@@ -154,7 +154,7 @@ impl Log {
         {
             // The maintenance thread is behind. Reusing a finished segment is faster than creating
             // a new one; if there is none, this only checks.
-            let reclaimed = self.reclaim_into(&mut graveyard);
+            let reclaimed = self.reclaim_into(&mut graveyard, usize::MAX);
             if let Err(error) = reclaimed {
                 event!(debug, %error, "nothing reclaimed for a roll");
             }
@@ -215,6 +215,7 @@ impl Log {
     /// Makes `segment` the active one. Returns the segment that was active before.
     pub(super) fn make_active(&self, next: &mut Next, segment: &Arc<Segment>) -> Arc<Segment> {
         next.put_off = 0;
+        next.active_since = time::now();
         next.is_idle = false;
         let in_use = {
             let mut segments = self.segments.write();

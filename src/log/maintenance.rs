@@ -12,9 +12,11 @@ use std::time::Duration;
 use super::ack::Deliveries;
 use super::names::Names;
 use super::poison::Poison;
+use super::record::UNIT;
 use super::segment::{Maps, Paths, Segment};
 use super::spare::{self, Spare};
 use super::tail::Position;
+use super::zeroing::{self, Dirty};
 use super::{Log, Next};
 use crate::events::event;
 use crate::storage::mappings;
@@ -30,6 +32,8 @@ pub(super) struct Graveyard {
     /// Files without contents: found at open, or not removed yet because of an error.
     leftovers: Vec<Paths>,
     retired: Vec<Retired>,
+    /// Files that are reused once they are zeroed.
+    dirty: Vec<Dirty>,
     /// Ack files whose segment's removal is not durable yet, or that could not be removed.
     ack_files: Vec<Entry>,
     /// Whether names were removed or changed since the directory was last flushed.
@@ -53,9 +57,8 @@ enum Fate {
 }
 
 impl Graveyard {
-    /// Unmaps retired segments that are no longer read, and returns those that can be reused.
-    fn sweep(&mut self, poison: &Poison) -> Vec<Spare> {
-        let mut spares = Vec::new();
+    /// Unmaps retired segments that are no longer read, or has them zeroed if they can be reused.
+    fn sweep(&mut self, poison: &Poison) {
         for Retired { maps, fate } in std::mem::take(&mut self.retired) {
             // Every share was taken before `retire`; no further ones can be made.
             let maps = match maps.map(Arc::try_unwrap).transpose() {
@@ -68,7 +71,8 @@ impl Graveyard {
             };
             match fate {
                 Fate::Recycle(end, paths) => {
-                    spares.extend(maps.map(|maps| Spare::clean(maps, end, paths)));
+                    let dirty = maps.map(|maps| Dirty::new(maps, end, paths));
+                    self.dirty.extend(dirty);
                 }
                 Fate::Empty(segment) => {
                     drop(maps);
@@ -85,13 +89,18 @@ impl Graveyard {
                 Fate::Unmap => {}
             }
         }
-        spares
+    }
+
+    /// Zeroes a piece of each of the files that are reused. Returns those that are ready.
+    fn zero(&mut self, piece: usize) -> Vec<Spare> {
+        let ready = self.dirty.extract_if(.., |dirty| dirty.zero(piece));
+        ready.map(Dirty::into_spare).collect()
     }
 
     /// How many of the retired segments will become spares.
     pub(super) fn future_spares(&self) -> usize {
         let is_spare = |retired: &&Retired| matches!(retired.fate, Fate::Recycle(..));
-        self.retired.iter().filter(is_spare).count()
+        self.retired.iter().filter(is_spare).count() + self.dirty.len()
     }
 
     /// Makes removed and changed names durable.
@@ -299,10 +308,19 @@ impl Log {
     /// retired earlier that are no longer read. Returns whether a segment was retired. Does nothing
     /// after a failed flush.
     pub(crate) fn reclaim(&self) -> Result<bool, StorageError> {
-        self.reclaim_into(&mut self.maintenance.lock())
+        let mut graveyard = self.maintenance.lock();
+        let reached = u64::from(self.active().reached().units) * UNIT as u64;
+        let since = self.next.lock().active_since;
+        let piece = zeroing::piece(self.config.segment_size, reached, since);
+        self.reclaim_into(&mut graveyard, piece)
     }
 
-    pub(super) fn reclaim_into(&self, graveyard: &mut Graveyard) -> Result<bool, StorageError> {
+    /// As [`reclaim`](Self::reclaim), zeroing at most so many bytes of each segment that is reused.
+    pub(super) fn reclaim_into(
+        &self,
+        graveyard: &mut Graveyard,
+        piece: usize,
+    ) -> Result<bool, StorageError> {
         let active = self.active();
         let is_due = |segment: &Segment| segment.can_go() && segment.base() != active.base();
         let mut result = Ok(());
@@ -336,8 +354,8 @@ impl Log {
         if self.config.poison.is_set() {
             return result.map(|()| freed);
         }
-        let spares = graveyard.sweep(&self.config.poison);
-        self.take_in(spares);
+        graveyard.sweep(&self.config.poison);
+        self.zero(graveyard, piece);
         if freed {
             self.note_unmapped();
         }
@@ -420,14 +438,24 @@ impl Log {
         Ok(())
     }
 
-    /// When [`reclaim`](Self::reclaim) may have spares to give back.
+    /// When [`reclaim`](Self::reclaim) may have spares to give back, or another piece to zero.
     pub(crate) fn look_again(&self) -> Option<Duration> {
         let next = self.next.lock();
+        if next.dirty > 0 && !self.config.poison.is_set() {
+            return Some(zeroing::PAUSE);
+        }
         if next.spares.is_empty() {
             return None;
         }
         let size = self.segments.read().len() + next.reserve();
         next.pool.look_again(size)
+    }
+
+    /// Zeroes at most so many bytes of each segment that is reused, and takes in those that are ready.
+    fn zero(&self, graveyard: &mut Graveyard, piece: usize) {
+        let spares = graveyard.zero(piece);
+        self.next.lock().dirty = graveyard.dirty.len();
+        self.take_in(spares);
     }
 
     /// Makes the next segments of spares, and frees the space of those that are not needed.
@@ -487,7 +515,7 @@ impl Log {
         graveyard: &mut Graveyard,
         with_active: bool,
     ) -> Result<(), StorageError> {
-        self.reclaim_into(graveyard)?;
+        self.reclaim_into(graveyard, usize::MAX)?;
         let active = self.active();
         if !with_active || !active.can_go() || self.config.poison.is_set() {
             return Ok(());
@@ -501,7 +529,8 @@ impl Log {
                 maps,
                 fate: Fate::Empty(active),
             });
-            self.take_in(graveyard.sweep(&self.config.poison));
+            graveyard.sweep(&self.config.poison);
+            self.zero(graveyard, usize::MAX);
         }
         Ok(())
     }

@@ -50,12 +50,13 @@ pub(crate) mod tail;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod zeroing;
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::RwLock;
@@ -80,7 +81,7 @@ use crate::event_count::EventCount;
 use crate::events::{Mutex, event};
 use crate::lasting::Lasting;
 use crate::storage::{Directory, Entry, StorageError};
-use crate::{Sequence, Timestamp};
+use crate::{Sequence, Timestamp, time};
 
 /// How often preparing a segment is put off after a roll, each time twice as long: about a quarter
 /// of a second in total.
@@ -201,6 +202,10 @@ struct Next {
     spares: Vec<Spare>,
     /// A spare that only compaction may use.
     reserved: Option<Spare>,
+    /// How many files will be spares once they are zeroed.
+    dirty: usize,
+    /// When the active segment became that.
+    active_since: Instant,
     /// How many segments there should be, including spares.
     pool: Spares,
     /// How often preparing a segment was put off since the last roll.
@@ -257,6 +262,8 @@ impl Log {
             reserved: None,
             pool: Spares::new(config.budget.is_limited()),
             put_off: 0,
+            dirty: 0,
+            active_since: time::now(),
             is_idle: config.starts_idle,
             closed: false,
         };
@@ -420,6 +427,10 @@ impl Log {
     pub(crate) fn prepare(&self) -> Option<Duration> {
         let mut next = self.next.lock();
         if next.prepared.is_some() || next.closed || next.is_idle {
+            return None;
+        }
+        if next.spares.is_empty() && next.dirty > 0 {
+            // One is ready soon.
             return None;
         }
         if next.spares.is_empty() && next.put_off < MOST_PUT_OFF && self.is_kept_up_with() {

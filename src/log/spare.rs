@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::ack::{self, AckFile};
 use super::header::Identity;
 use super::names::Names;
-use super::record::{NewRecord, UNIT};
+use super::record::NewRecord;
 use super::segment::{self, Maps, Paths, START, Segment};
 use super::tail::Position;
 use crate::events::event;
@@ -104,11 +104,8 @@ pub(super) fn left_in(directory: &Names, names: &[String]) -> Vec<Entry> {
 }
 
 impl Spare {
-    /// Empties the files, which were renamed to `paths` and are already zero from `end` on.
-    pub(super) fn clean(mut maps: Maps, end: Position, paths: Paths) -> Self {
-        maps.records.file.moved_to(paths.segment);
-        maps.acks.file.moved_to(paths.ack);
-        maps.records.file.zero(0, end.units as usize * UNIT);
+    /// Of files whose records are zeroed. Those ended at this position; their acks are zeroed here.
+    pub(super) fn of_zeros(mut maps: Maps, end: Position) -> Self {
         maps.acks.zero_up_to(end.index);
         maps.acks.set_reused();
         Self(maps)

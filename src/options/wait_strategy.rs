@@ -42,9 +42,9 @@ pub enum WaitStrategy {
     /// It sleeps for this long at a time, 10 µs to 10 ms, and looks in between, while jobs come
     /// often; otherwise it sleeps until a producer wakes it.
     ///
-    /// One of the idle consumers naps, and producers wake nobody meanwhile. Consumers nap while jobs
-    /// have come more often than one in four naps on average, and sleep once one has found nothing
-    /// for twenty naps in a row. While the consumer that naps is in a handler, another one that
+    /// One of the idle consumers naps, and producers wake nobody meanwhile. Consumers begin to nap when
+    /// jobs come more often than one in four naps on average, and no longer nap when they come half as
+    /// often. One that has found nothing for twenty naps in a row sleeps until the next job. While the consumer that naps is in a handler, another one that
     /// sleeps is woken by the next enqueue; if handlers take longer than half a nap, by the consumer
     /// itself.
     ///

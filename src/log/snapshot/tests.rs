@@ -9,8 +9,9 @@ use crate::log::ack;
 use crate::log::names::Names;
 use crate::log::record::NewRecord;
 use crate::log::segment::{Append, Batch, Segment, Warm};
-use crate::log::spare::{self, Spare};
+use crate::log::spare;
 use crate::log::tail::Reserved;
+use crate::log::zeroing::Dirty;
 use crate::storage::Entry;
 
 const SIZE: u64 = 16 * 1024;
@@ -178,7 +179,7 @@ fn a_segment_whose_files_become_another_one_in_between_is_not_taken_for_either()
     assert_eq!(jobs_since(&files, &opened), None);
     let maps = Arc::into_inner(segment.retire().unwrap()).unwrap();
     paths.ack.rename(&waiting.ack).unwrap();
-    let spare = Spare::clean(maps, end, waiting);
+    let spare = Dirty::new(maps, end, waiting).into_spare();
     // Its acks are gone, and would make every record come again.
     assert_eq!(jobs_since(&files, &opened), None);
     let next = spare.into_segment(&names, identity(1000, SIZE)).unwrap();

@@ -37,6 +37,43 @@ fn files_that_are_used_again_say_so_and_how_far_they_are_durable() {
 }
 
 #[test]
+fn files_that_are_used_again_are_zeroed_in_pieces_and_a_roll_zeroes_what_is_left() {
+    let fixture = Fixture::new();
+    let stripe = fixture.open();
+    let reclaim_some = || stripe.reclaim_into(&mut stripe.maintenance.lock(), 1000);
+    let is_zeroing = || stripe.look_again() == Some(zeroing::PAUSE);
+    fill_segments(&stripe, 3);
+    ack_all(&stripe);
+    let mut pieces = 0;
+    loop {
+        reclaim_some().unwrap();
+        // Nothing is made of new files meanwhile.
+        stripe.prepare();
+        if !is_zeroing() {
+            break;
+        }
+        pieces += 1;
+        assert!(stripe.next.lock().prepared.is_none());
+    }
+    assert!(pieces > SIZE / 1000 / 2, "{pieces}");
+    assert!(stripe.next.lock().prepared.is_some());
+    // Now the roll comes first.
+    append(&stripe, &LARGE);
+    assert!(reused_from(&stripe).is_some());
+    while stripe.next.lock().reserve() > 0 {
+        append(&stripe, &LARGE);
+    }
+    (1..LARGE_PER_SEGMENT).for_each(|_| _ = append(&stripe, &LARGE));
+    ack_all(&stripe);
+    reclaim_some().unwrap();
+    assert!(is_zeroing());
+    append(&stripe, &LARGE);
+    assert!(reused_from(&stripe).is_some());
+    assert!(!is_zeroing());
+    assert_eq!(claim_all(&stripe).len(), 1);
+}
+
+#[test]
 fn records_are_claimed_in_log_order_across_segments() {
     let fixture = Fixture::new();
     let stripe = fixture.open();

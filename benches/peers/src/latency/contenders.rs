@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
-use crossbeam_channel::unbounded;
+use crossbeam_channel::{TryRecvError, unbounded};
 use logmill::{Consumer, Durability, JobId, Producer, Queue, WaitStrategy};
 use serde::Serialize;
 
@@ -16,6 +16,8 @@ pub enum Contender {
     /// The generator with nothing between its two looks at the clock: the machine's own noise.
     Empty,
     Channel,
+    /// Its receiver looks again and again: what a spinning thread can do on this machine.
+    ChannelSpins,
     Logmill,
     /// A consumer that has nothing to do naps, while jobs come often.
     Naps,
@@ -26,9 +28,10 @@ pub enum Contender {
 }
 
 impl Contender {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Empty,
         Self::Channel,
+        Self::ChannelSpins,
         Self::Logmill,
         Self::Naps,
         Self::Spins,
@@ -38,7 +41,7 @@ impl Contender {
     /// None: it is not logmill.
     fn wait_strategy(self) -> Option<WaitStrategy> {
         match self {
-            Self::Empty | Self::Channel => None,
+            Self::Empty | Self::Channel | Self::ChannelSpins => None,
             Self::Logmill | Self::Interval => Some(WaitStrategy::Sleep),
             Self::Naps => Some(WaitStrategy::Nap(NAP)),
             Self::Spins => Some(WaitStrategy::Spin),
@@ -53,6 +56,7 @@ impl Contender {
         match self {
             Self::Empty => "empty loop",
             Self::Channel => "crossbeam channel",
+            Self::ChannelSpins => "channel, spins",
             Self::Logmill => "logmill",
             Self::Naps => "logmill, naps",
             Self::Spins => "logmill, spins",
@@ -68,6 +72,7 @@ impl Contender {
                 "`crossbeam_channel::unbounded`, a newly allocated `Vec<u8>` for each message, \
                  `recv`: a message is lost with the process"
             }
+            Self::ChannelSpins => "the same with `try_recv` in a loop instead of `recv`",
             Self::Logmill => {
                 "`Producer::enqueue` with `Durability::Process`, `Consumer::next`, each job acked: \
                  a job and its ack survive `kill -9`, not a power cut"
@@ -126,11 +131,15 @@ impl Receive for Empty {
 }
 
 pub struct ChannelSender(crossbeam_channel::Sender<Vec<u8>>);
-pub struct ChannelReceiver(crossbeam_channel::Receiver<Vec<u8>>);
+pub struct ChannelReceiver {
+    messages: crossbeam_channel::Receiver<Vec<u8>>,
+    spins: bool,
+}
 
-pub fn channel() -> (ChannelSender, ChannelReceiver) {
-    let (sender, receiver) = unbounded();
-    (ChannelSender(sender), ChannelReceiver(receiver))
+pub fn channel(contender: Contender) -> (ChannelSender, ChannelReceiver) {
+    let (sender, messages) = unbounded();
+    let spins = contender == Contender::ChannelSpins;
+    (ChannelSender(sender), ChannelReceiver { messages, spins })
 }
 
 impl Send for ChannelSender {
@@ -149,7 +158,17 @@ impl Send for ChannelSender {
 
 impl Receive for ChannelReceiver {
     fn receive(self, mut handle: impl FnMut(&[u8]) -> ControlFlow<()>) {
-        while let Ok(message) = self.0.recv() {
+        let next = || match self.spins {
+            false => self.messages.recv().ok(),
+            true => loop {
+                match self.messages.try_recv() {
+                    Ok(message) => break Some(message),
+                    Err(TryRecvError::Empty) => std::hint::spin_loop(),
+                    Err(TryRecvError::Disconnected) => break None,
+                }
+            },
+        };
+        while let Some(message) = next() {
             if handle(&message).is_break() {
                 break;
             }

@@ -90,6 +90,7 @@ fn colour(contender: Contender) -> RGBColor {
     match contender {
         Contender::Empty => RGBColor(130, 130, 130),
         Contender::Channel => RGBColor(230, 130, 0),
+        Contender::ChannelSpins => RGBColor(240, 190, 110),
         Contender::Logmill => RGBColor(0, 90, 180),
         Contender::Naps => RGBColor(0, 150, 130),
         Contender::Spins => RGBColor(150, 60, 160),

@@ -72,7 +72,10 @@ pub fn run_watched(
 ) -> Result<Measured> {
     match contender {
         Contender::Empty => measure(scenario, setup, (Empty, Empty), watch, || Ok(())),
-        Contender::Channel => measure(scenario, setup, contenders::channel(), watch, || Ok(())),
+        Contender::Channel | Contender::ChannelSpins => {
+            let ends = contenders::channel(contender);
+            measure(scenario, setup, ends, watch, || Ok(()))
+        }
         _ => {
             let dir = tempfile::tempdir_in(setup.dir).context("no directory for a queue")?;
             // Opened here, where no thread is pinned, so that the queue's own threads are not.
