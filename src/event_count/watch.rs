@@ -113,6 +113,7 @@ mod tests {
         assert!(watch.end().has_sleepers);
         assert_eq!(count.asleep(), 1);
         count.notify(1);
+        assert_eq!(count.asleep(), 0);
         count.wait(sleeps, None);
         assert!(count.is_quiet());
     }
