@@ -12,6 +12,7 @@ use crossbeam_deque::{Steal, Stealer, Worker};
 use crossbeam_utils::CachePadded;
 
 use super::Dispatch;
+use crate::log::Log;
 use crate::log::lease::Lease;
 use crate::log::run::Run;
 
@@ -421,7 +422,7 @@ impl<D: AsRef<Dispatch>> Source<D> {
         let Some(watch) = dispatch.sleepers.watch() else {
             return Watched::InVain;
         };
-        while now < until && !stopped() && !dispatch.may_have_work() {
+        while now < until && !stopped() && !dispatch.may_have_work() && !watch.wants_maintenance() {
             dispatch.naps.nap(now, until);
             now = Instant::now();
         }
@@ -435,14 +436,24 @@ impl<D: AsRef<Dispatch>> Source<D> {
             self.own.left_at.set(Some(now));
         }
         let is_away_for_long = found.is_some() && dispatch.naps.is_long(self.own.away.get());
-        if ended.has_sleepers && (is_away_for_long || dispatch.may_have_work()) {
-            dispatch.sleepers.notify(1);
+        if ended.has_sleepers {
+            self.wake_for_the_rest(is_away_for_long);
         }
         match found {
             Some(lease) => Watched::Found(lease),
             None if now >= longest => Watched::InVain,
             None => Watched::Interrupted,
         }
+    }
+
+    /// Wakes as many as the producers have left asleep during the watch: one for each job. Looks at
+    /// every stripe, so that a producer that it does not see sees those that sleep.
+    fn wake_for_the_rest(&self, and_another: bool) {
+        let dispatch = self.dispatch.as_ref();
+        let unclaimed = dispatch.stripes.iter().map(Log::most_unclaimed);
+        let jobs = unclaimed.fold(0, usize::saturating_add);
+        let other = usize::from(and_another || dispatch.may_have_work());
+        dispatch.sleepers.notify(jobs.max(other));
     }
 }
 

@@ -7,7 +7,7 @@
 //! two orders, as with a registration:
 //!
 //! - A producer that reserved before the watcher's last look, a read-modify-write on the same tail,
-//!   is seen by that look, and the watcher wakes a sleeper.
+//!   is seen by that look. The watcher looks at all tails, and wakes a sleeper for each job.
 //! - One that reserves afterwards has acquired from that look, and sees the sleepers.
 //!
 //! All others (a timer, a consumer that offers jobs) see the sleepers at any time, and wake them. If
@@ -25,7 +25,7 @@ pub(crate) struct Watch<'a>(&'a EventCount);
 #[must_use]
 pub(crate) struct Ended {
     /// Somebody sleeps: the caller looks once more, after it has taken what it found, and wakes one
-    /// of them if there is anything left.
+    /// of them for each job that is left.
     pub(crate) has_sleepers: bool,
     /// The caller asks for maintenance, in place of a producer.
     pub(crate) wants_maintenance: bool,
@@ -55,6 +55,11 @@ impl EventCount {
 }
 
 impl Watch<'_> {
+    /// Whether there is a reason to end the watch.
+    pub(crate) fn wants_maintenance(&self) -> bool {
+        self.0.lock().wants_maintenance
+    }
+
     /// Ends the watch.
     pub(crate) fn end(self) -> Ended {
         let mut state = self.0.lock();

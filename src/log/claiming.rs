@@ -233,6 +233,23 @@ impl Log {
         claiming.may_have_work() || has_next()
     }
 
+    /// How many jobs there may be to claim, at most; for a caller as that of
+    /// [`may_have_work`](Self::may_have_work).
+    pub(crate) fn most_unclaimed(&self) -> usize {
+        if !self.may_have_work() {
+            return 0;
+        }
+        let claiming = self.claiming.load();
+        if self.active.load().base() != claiming.base() {
+            return usize::MAX;
+        }
+        let records = claiming
+            .reached()
+            .index
+            .saturating_sub(claiming.claimed().index);
+        (records as usize).max(1)
+    }
+
     /// Whether a segment could not be made ready at the last attempt.
     pub(crate) fn has_held_back(&self) -> bool {
         self.held_back.lock().is_some()

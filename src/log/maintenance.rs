@@ -21,6 +21,7 @@ use super::{Log, Next};
 use crate::events::event;
 use crate::storage::mappings;
 use crate::storage::{Entry, StorageError};
+use crate::time;
 
 /// How long a segment is full before it is sealed. If consumers keep up, it is complete long before
 /// that, and costs no disk bandwidth.
@@ -310,8 +311,9 @@ impl Log {
     pub(crate) fn reclaim(&self) -> Result<bool, StorageError> {
         let mut graveyard = self.maintenance.lock();
         let reached = u64::from(self.active().reached().units) * UNIT as u64;
-        let since = self.next.lock().active_since;
-        let piece = zeroing::piece(self.config.segment_size, reached, since);
+        let filled = (time::now(), reached);
+        let before = std::mem::replace(&mut self.next.lock().filled, filled);
+        let piece = zeroing::piece(self.config.segment_size, before, filled);
         self.reclaim_into(&mut graveyard, piece)
     }
 

@@ -204,8 +204,8 @@ struct Next {
     reserved: Option<Spare>,
     /// How many files will be spares once they are zeroed.
     dirty: usize,
-    /// When the active segment became that.
-    active_since: Instant,
+    /// How many bytes of the active segment were filled at this time.
+    filled: (Instant, u64),
     /// How many segments there should be, including spares.
     pool: Spares,
     /// How often preparing a segment was put off since the last roll.
@@ -263,7 +263,7 @@ impl Log {
             pool: Spares::new(config.budget.is_limited()),
             put_off: 0,
             dirty: 0,
-            active_since: time::now(),
+            filled: (time::now(), 0),
             is_idle: config.starts_idle,
             closed: false,
         };
@@ -429,7 +429,7 @@ impl Log {
         if next.prepared.is_some() || next.closed || next.is_idle {
             return None;
         }
-        if next.spares.is_empty() && next.dirty > 0 {
+        if next.spares.is_empty() && next.dirty > 0 && !self.config.poison.is_set() {
             // One is ready soon.
             return None;
         }

@@ -11,7 +11,6 @@ use super::record::UNIT;
 use super::segment::{Maps, Paths};
 use super::spare::Spare;
 use super::tail::Position;
-use crate::time;
 
 /// Bytes of a piece: some twenty microseconds.
 const PIECE: u64 = 256 * 1024;
@@ -56,11 +55,12 @@ impl Dirty {
     }
 }
 
-/// How many bytes to zero now, while the active segment has this size, and was filled up to
-/// `reached` bytes since it became the active one.
-pub(super) fn piece(size: u64, reached: u64, since: Instant) -> usize {
-    let passed = time::now().saturating_duration_since(since).as_secs_f64();
-    let left = passed * size.saturating_sub(reached) as f64 / reached.max(1) as f64;
+/// How many bytes to zero now, while the active segment has this size, and so many bytes of it were
+/// filled before and are filled now.
+pub(super) fn piece(size: u64, before: (Instant, u64), now: (Instant, u64)) -> usize {
+    let passed = now.0.saturating_duration_since(before.0).as_secs_f64();
+    let filled = now.1.saturating_sub(before.1).max(1);
+    let left = passed * size.saturating_sub(now.1) as f64 / filled as f64;
     let needed = PAUSE.as_secs_f64() * size.div_ceil(PIECE) as f64;
     if left > MARGIN * needed {
         PIECE as usize
@@ -72,26 +72,23 @@ pub(super) fn piece(size: u64, reached: u64, since: Instant) -> usize {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::time::stopped;
 
     #[test]
     fn a_segment_is_zeroed_in_pieces_only_if_there_is_time_for_them() {
         const SIZE: u64 = 8 << 20;
-        stopped::set(Some(Duration::from_secs(1)));
-        let since = time::now();
-        let after = |time: Duration, reached| {
-            stopped::set(Some(Duration::from_secs(1) + time));
-            piece(SIZE, reached, since) != usize::MAX
+        let start = Instant::now();
+        let is_in_pieces = |micros, from, to| {
+            let now = start + Duration::from_micros(micros);
+            piece(SIZE, (start, from), (now, to)) != usize::MAX
         };
-        let ms = Duration::from_millis;
         // 48 MiB a second, 800 MiB a second.
-        assert!(after(ms(1), 48 << 10));
-        assert!(!after(ms(1), 800 << 10));
+        assert!(is_in_pieces(1_000, 0, 48 << 10));
+        assert!(!is_in_pieces(1_000, 0, 800 << 10));
         // Nearly full.
-        assert!(after(ms(80), 4 << 20));
-        assert!(!after(ms(160), 15 << 19));
+        assert!(is_in_pieces(1_000, 4 << 20, (4 << 20) + (48 << 10)));
+        assert!(!is_in_pieces(1_000, 15 << 19, (15 << 19) + (48 << 10)));
         // Nobody enqueues.
-        assert!(after(ms(10_000), 64));
-        stopped::set(None);
+        assert!(is_in_pieces(1_000, 64, 64));
+        assert!(is_in_pieces(10_000_000, 64, 8_000));
     }
 }

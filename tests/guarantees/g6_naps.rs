@@ -68,6 +68,41 @@ fn every_job_finds_one_of_the_consumers_that_nap_spin_or_sleep() {
 }
 
 #[test]
+fn each_job_that_came_during_a_nap_finds_a_consumer_though_all_handlers_take_long() {
+    const LONG: usize = 4;
+    let dir = tempfile::tempdir().unwrap();
+    let strategy = WaitStrategy::Nap(Duration::from_millis(10));
+    let queue = open(builder(dir.path()).stripes(LONG).wait_strategy(strategy));
+    let running = Arc::new(AtomicU64::new(0));
+    let workers = {
+        let running = Arc::clone(&running);
+        let handler = move |job: &Job<'_>| {
+            if job.payload() == b"long" {
+                running.fetch_add(1, Ordering::Relaxed);
+                eventually("all of them run", || {
+                    running.load(Ordering::Relaxed) == LONG as u64
+                });
+            }
+            Ok::<(), Failure>(())
+        };
+        queue.workers(LONG + 2).run(handler).unwrap()
+    };
+    for _ in 0..300 {
+        queue.enqueue(b"short").unwrap();
+        thread::sleep(Duration::from_millis(5));
+    }
+    // One in each stripe at once, while a consumer naps.
+    let mut producers: Vec<_> = (0..LONG).map(|_| queue.producer()).collect();
+    thread::sleep(Duration::from_millis(35));
+    for producer in &mut producers {
+        producer.enqueue(b"long").unwrap();
+    }
+    eventually("all jobs are done", || queue.stats().depth() == 0);
+    assert_eq!((queue.stats().retried, queue.stats().dead), (0, 0));
+    assert!(workers.shutdown(PATIENCE).finished_in_time);
+}
+
+#[test]
 fn jobs_that_come_back_or_are_due_find_a_consumer_that_naps() {
     let dir = tempfile::tempdir().unwrap();
     let policy = RetryPolicy::fixed(Duration::from_millis(1));
