@@ -195,8 +195,9 @@ impl Run {
                 (Operation::Flush, true) if has_extension(&call.path, "tmp") => {
                     broken.push(&call.path);
                 }
-                (Operation::Prefault, false) => used.push(&call.path),
-                // A segment that is already in use stays: the next append goes to another one.
+                // A segment that is in use, or was prepared and flushed, stays: the next append goes
+                // to another one.
+                (Operation::Prefault | Operation::Flush, false) => used.push(&call.path),
                 (Operation::Prefault, true) if !used.contains(&&call.path) => {
                     bad_pages.push(&call.path);
                 }
