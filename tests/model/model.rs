@@ -424,6 +424,14 @@ impl Model {
         self.letters.keys().copied().collect()
     }
 
+    /// Whether a dead job has neither a letter yet, nor one among these.
+    pub(crate) fn awaits_letters(&self, found: &[DeadLetter]) -> bool {
+        self.jobs.iter().any(|(&sequence, job)| {
+            let is_dead = matches!(job.place, Place::Dead { .. }) && job.letter.is_none();
+            is_dead && !found.iter().any(|letter| letter.job_id() == sequence)
+        })
+    }
+
     /// Compares the letters that were found with those of the model, and adds new ones to the
     /// model.
     pub(crate) fn check_letters(&mut self, found: &[DeadLetter]) {
