@@ -25,8 +25,8 @@ const REPLAY_BATCH: usize = 256;
 ///
 /// All methods except [`len`](Self::len) and [`is_empty`](Self::is_empty) first write the letters
 /// of the jobs that have died so far, and wait until these are flushed.
-/// A job that dies in the moment in which compaction moves it has its letter once the move is
-/// durable.
+/// One kind of job may follow a moment later: a job that was replayed or moved, and that dies while
+/// compaction moves others to where it is, has its letter once these moves are durable.
 ///
 /// ```
 /// use logmill::Queue;

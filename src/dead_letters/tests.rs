@@ -241,3 +241,20 @@ fn segments_of_purged_letters_are_removed_once_their_jobs_are_durably_done() {
     assert_eq!((report.records, report.settled), (0, 0), "{report:?}");
     assert!(queue.dead_letters().is_empty());
 }
+
+#[test]
+fn a_replayed_job_that_dies_while_others_are_moved_has_its_letter_once_they_are() {
+    let (_dir, queue, letter) = queue_with_letter();
+    queue.dead_letters().replay(letter).unwrap();
+    // As compaction does it, between a copy and the mark of what was copied.
+    let moving = queue.engine().dispatch().stripes()[0].active().owing(1);
+    queue
+        .consumer()
+        .next_timeout(LIMIT)
+        .unwrap()
+        .dead_letter("again");
+    assert_eq!(queue.dead_letters().iter().count(), 0);
+    assert_eq!(queue.stats().dead, 1);
+    moving.settle();
+    assert_eq!(queue.dead_letters().iter().count(), 1);
+}

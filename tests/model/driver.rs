@@ -472,7 +472,7 @@ impl Case {
     fn check_letters(&mut self, queue: &Queue) {
         let start = Instant::now();
         let mut letters: Vec<DeadLetter> = queue.dead_letters().iter().collect();
-        // A job that dies while it is moved has a letter as soon as the move is settled.
+        // One that was replayed or moved, and dies while others are moved, has its letter after that.
         while self.model.awaits_letters(&letters) && start.elapsed() < PATIENCE {
             std::thread::yield_now();
             letters = queue.dead_letters().iter().collect();
