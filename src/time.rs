@@ -80,6 +80,8 @@ impl From<Timestamp> for SystemTime {
 pub(crate) struct Tick(u64);
 
 impl Tick {
+    pub(crate) const MAX: Self = Self(u64::MAX);
+
     pub(crate) const fn as_nanos(self) -> u64 {
         self.0
     }

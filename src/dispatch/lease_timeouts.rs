@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::events::Mutex;
-use crate::log::lease::Lease;
+use crate::log::lease::{Acked, Lease};
 use crate::sequence::{Sequence, SequenceMap};
 use crate::time::Tick;
 
@@ -162,17 +162,39 @@ impl Leases {
         ended
     }
 
-    /// Ends a delivery by an ack if it is its job's current one, and returns whether it is. Any
-    /// other one ends in [`end_late`](Self::end_late).
-    pub(crate) fn end(&self, lease: &Lease, delivery: Delivery) -> bool {
+    /// Keeps a delivery from timing out, unless it has. Returns whether it is its job's current one.
+    pub(crate) fn fence(&self, lease: &Lease, delivery: Delivery) -> bool {
+        let mut state = self.state.lock();
+        let State {
+            current,
+            other_ends,
+            ..
+        } = &mut *state;
+        let sequence = lease.sequence();
+        let running = current.get_mut(&sequence);
+        let Some(running) = running.filter(|running| running.delivery == delivery) else {
+            return false;
+        };
+        other_ends.remove(&(running.ends, sequence, delivery));
+        running.ends = Tick::MAX;
+        state.drop_ended();
+        true
+    }
+
+    /// Acks a job and ends its delivery, if that is its current one; if not, returns the lease, and
+    /// [`end_late`](Self::end_late) is to be called once the job is acked.
+    ///
+    /// The job is marked done under the lock: whoever cancels it finds that a handler has it, or
+    /// that it is done.
+    pub(crate) fn ack(&self, lease: Lease, delivery: Delivery) -> Result<Acked, Lease> {
         let mut state = self.state.lock();
         let sequence = lease.sequence();
-        let is_current = state.is_current(sequence, delivery);
-        if is_current {
-            state.remove(sequence);
-            state.drop_ended();
+        if !state.is_current(sequence, delivery) {
+            return Err(lease);
         }
-        is_current
+        state.remove(sequence);
+        state.drop_ended();
+        Ok(lease.ack())
     }
 
     /// Ends a delivery by a failure. A delivery that is not the current one has already failed, by
@@ -358,8 +380,8 @@ mod tests {
         let now = Clock::start().now();
         leases.begin(&slow, 1, None, now, |_| false);
         let (delivery, _) = leases.begin(&quick, 1, None, now, |_| false).unwrap();
-        assert!(leases.end(&quick, delivery));
-        assert!(quick.ack().segment_complete);
+        let acked = leases.ack(quick, delivery).ok().unwrap();
+        assert!(acked.segment_complete);
         let maps = second.retire().unwrap();
         assert_eq!(Arc::strong_count(&maps), 1);
     }
@@ -381,7 +403,8 @@ mod tests {
         assert_eq!(leases.fail(&lease, second), ALONE);
         let (third, _) = leases.begin(&lease, 3, None, now, |_| false).unwrap();
         leases.time_out(now);
-        assert!(!leases.end(&lease, third));
+        assert!(!leases.fence(&lease, third));
+        assert!(leases.ack(lease.duplicate().unwrap(), third).is_err());
         let (fourth, _) = leases.begin(&lease, 4, None, now, |_| false).unwrap();
         leases.end_late(lease.sequence());
         assert_eq!(leases.running(), 0);

@@ -651,6 +651,8 @@ struct OneJob {
     cancels: Cancels<(), (), ()>,
     /// 1 while a handler has it. Relaxed throughout: the gate alone must be enough.
     delivery_word: AtomicU32,
+    /// Where jobs have lease timeouts: whether a handler has it.
+    leases: Option<Mutex<bool>>,
     /// How often its done bit was set.
     done: AtomicU32,
     /// How often it was counted as cancelled.
@@ -666,7 +668,12 @@ const RECORD: Sequence = Sequence::new(7);
 
 impl OneJob {
     fn new(is_running: bool) -> Arc<Self> {
+        Self::with(is_running, None)
+    }
+
+    fn with(is_running: bool, leases: Option<Mutex<bool>>) -> Arc<Self> {
         Arc::new(Self {
+            leases,
             gate: Gate::new(),
             cancels: Cancels::new(),
             delivery_word: AtomicU32::new(is_running.into()),
@@ -706,6 +713,22 @@ impl OneJob {
         goes_on
     }
 
+    /// Models a handler that acks a job with a lease timeout: `Leases::begin` and `Leases::ack`.
+    fn lease_and_ack(&self) {
+        let lock = || self.leases.as_ref().unwrap().lock().unwrap();
+        let begins = {
+            let mut is_running = lock();
+            *is_running = !self.cancels.has(&self.gate, RECORD);
+            *is_running
+        };
+        if begins || self.meet() {
+            self.delivered.fetch_add(1, Ordering::Relaxed);
+            let mut is_running = lock();
+            *is_running = false;
+            assert_eq!(self.done.fetch_add(1, Ordering::AcqRel), 0, "done twice");
+        }
+    }
+
     /// Models a handler that acks the job.
     fn deliver_and_ack(&self) {
         if self.deliver() {
@@ -733,8 +756,13 @@ impl OneJob {
     /// Models `Engine::cancel`. Returns whether a handler had the job.
     fn cancel(&self) -> bool {
         self.cancels.begin(&self.gate, RECORD).unwrap();
-        self.gate.barrier().unwrap();
-        let is_running = self.delivery_word.load(Ordering::Relaxed) == 1;
+        let is_running = match &self.leases {
+            Some(leases) => *leases.lock().unwrap(),
+            None => {
+                self.gate.barrier().unwrap();
+                self.delivery_word.load(Ordering::Relaxed) == 1
+            }
+        };
         if self.done.load(Ordering::Acquire) == 1 {
             assert!(self.cancels.give_up(&self.gate, RECORD).is_none());
             return false;
@@ -790,6 +818,19 @@ fn a_job_that_is_acked_while_it_is_cancelled_ends_once() {
     check(None, || {
         let job = OneJob::new(false);
         concurrently(&job, [OneJob::deliver_and_ack, |job| _ = job.cancel()]);
+        assert!(job.is_done());
+        let delivered = job.delivered.load(Ordering::Relaxed);
+        let cancelled = job.cancelled.load(Ordering::Relaxed);
+        assert_eq!(delivered + cancelled, 1);
+        job.sweep();
+    });
+}
+
+#[test]
+fn a_job_with_a_lease_timeout_that_is_acked_while_it_is_cancelled_ends_once() {
+    check(None, || {
+        let job = OneJob::with(false, Some(Mutex::new(false)));
+        concurrently(&job, [OneJob::lease_and_ack, |job| _ = job.cancel()]);
         assert!(job.is_done());
         let delivered = job.delivered.load(Ordering::Relaxed);
         let cancelled = job.cancelled.load(Ordering::Relaxed);

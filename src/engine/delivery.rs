@@ -8,7 +8,7 @@ use crate::Timestamp;
 use crate::dispatch::lease_timeouts::{Delivery, Ended, Leases};
 use crate::events::event;
 use crate::failure::{Failure, Verdict};
-use crate::log::lease::Lease;
+use crate::log::lease::{Acked, Lease};
 use crate::log::meta::Meta;
 
 /// The number of an attempt at a job; whether the job is a suspect: when such an attempt ends, the
@@ -182,12 +182,24 @@ impl Engine {
     /// Marks a job done that its handler acks. Returns whether this call was the first to do so.
     #[inline(always)]
     fn finish(&self, lease: Lease, delivery: Delivery) -> bool {
-        if let Some(leases) = &self.leases
-            && !leases.end(&lease, delivery)
-        {
-            return self.ack_late(lease, leases);
+        let acked = match &self.leases {
+            None => lease.ack(),
+            Some(leases) => match leases.ack(lease, delivery) {
+                Ok(acked) => acked,
+                Err(late) => return self.ack_late(late, leases),
+            },
+        };
+        self.complete(acked)
+    }
+
+    /// Gives back the room of a job that was acked. Returns whether it was not done before.
+    #[inline(always)]
+    pub(crate) fn complete(&self, acked: Acked) -> bool {
+        let first = self.note_done(acked);
+        if first {
+            self.give_back_room(1);
         }
-        self.complete(lease)
+        first
     }
 
     /// Acks a job that failed before, or a suspect, or one whose end an observer is told.
@@ -202,53 +214,6 @@ impl Engine {
         if attempt.is_suspect() {
             self.dispatch.end_suspect();
         }
-    }
-
-    /// Acks a job whose delivery has ended already, and could not time out any more.
-    pub(super) fn complete_fenced(&self, lease: Lease, attempt: Attempt) {
-        let seen = self.observer.see(&lease, attempt.number());
-        self.dead.failures.forget(lease.job());
-        // Unless a handler has acked it whose delivery had timed out.
-        if self.complete(lease) {
-            self.observer
-                .tell(seen, |observer, job| observer.completed(job));
-        }
-        if attempt.is_suspect() {
-            self.dispatch.end_suspect();
-        }
-    }
-
-    /// Fails an attempt whose delivery has ended already, and could not time out any more.
-    pub(super) fn fail_fenced(
-        &self,
-        lease: Lease,
-        delivery: Delivery,
-        attempt: Attempt,
-        failure: Failure,
-    ) {
-        let Some(leases) = &self.leases else {
-            return self.fail(lease, delivery, attempt, failure);
-        };
-        let others = leases.has_handler(lease.sequence());
-        lease.count_failure(others);
-        let lease = match attempt.is_suspect() {
-            true => lease.into_suspect(),
-            false => lease,
-        };
-        self.fail_current(lease, attempt.number(), failure, others);
-        if attempt.is_suspect() {
-            self.dispatch.end_suspect();
-        }
-    }
-
-    /// Marks a job done that is not dying. Returns whether this call was the first to do so.
-    #[inline(always)]
-    pub(crate) fn complete(&self, lease: Lease) -> bool {
-        let first = self.mark_done(lease);
-        if first {
-            self.give_back_room(1);
-        }
-        first
     }
 
     /// Acks a job whose delivery has timed out. By then the job waits for its next delivery, is
@@ -294,7 +259,11 @@ impl Engine {
     /// Marks a job done. Returns whether this call was the first to do so.
     #[inline(always)]
     pub(super) fn mark_done(&self, lease: Lease) -> bool {
-        let acked = lease.ack();
+        self.note_done(lease.ack())
+    }
+
+    #[inline(always)]
+    fn note_done(&self, acked: Acked) -> bool {
         if acked.segment_complete {
             self.signal.kick();
         }

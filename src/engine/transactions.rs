@@ -65,23 +65,17 @@ impl Source<'_> {
         })
     }
 
-    /// Ends the delivery, so that it cannot time out any more. Returns whether it had not.
+    /// Keeps the delivery from timing out. Returns whether it had not.
     fn fence(&self) -> bool {
         let leases = self.engine.leases();
-        leases.is_none_or(|leases| leases.end(&self.lease, self.delivery))
+        leases.is_none_or(|leases| leases.fence(&self.lease, self.delivery))
     }
 
     pub(crate) fn fail(self, error: &TransactionError) {
-        let failure = not_committed(error);
+        let failure = format_args!("its transaction was not committed: {error}");
+        let failure = Failure::retry(failure);
         self.engine
             .fail(self.lease, self.delivery, self.attempt, failure);
-    }
-
-    /// Like [`fail`](Self::fail), after [`fence`](Self::fence).
-    fn fail_fenced(self, error: &TransactionError) {
-        let failure = not_committed(error);
-        self.engine
-            .fail_fenced(self.lease, self.delivery, self.attempt, failure);
     }
 
     /// Leaves the job as it is for the next open, which finds out whether it is completed.
@@ -91,10 +85,6 @@ impl Source<'_> {
             self.engine.dispatch.end_suspect();
         }
     }
-}
-
-fn not_committed(error: &TransactionError) -> Failure {
-    Failure::retry(format_args!("its transaction was not committed: {error}"))
 }
 
 /// Makes the entry of a job that a transaction enqueues.
@@ -175,7 +165,7 @@ pub(crate) fn commit(
             leave_room(parts);
             let error = TransactionError::from(error);
             if let Some(source) = source {
-                source.fail_fenced(&error);
+                source.fail(&error);
             }
             return Err(error);
         }
@@ -202,11 +192,11 @@ pub(crate) fn commit(
     if let Some(Source {
         engine,
         lease,
+        delivery,
         attempt,
-        ..
     }) = source
     {
-        engine.complete_fenced(lease, attempt);
+        engine.ack(lease, delivery, attempt);
         if let (Some(job), Some(completion)) = (completes, written.completion) {
             state.note_completion(job.job.home, completion);
         }

@@ -2,7 +2,7 @@
 
 mod keys;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use tempfile::TempDir;
 
+use crate::dispatch::gate::Gate;
 use crate::dispatch::lease_timeouts::Delivery;
 use crate::dispatch::source::Source;
 use crate::engine::Running;
@@ -27,7 +28,9 @@ use crate::options::{Durability, EnqueueOptions};
 use crate::storage::Operation;
 use crate::storage::faults::{self, Effect, Fault, Moment, Plan};
 use crate::time::stopped;
-use crate::{Builder, Keep, OpenError, Queues, RetryPolicy, Transaction, TransactionError};
+use crate::{
+    Builder, Cancelled, Keep, OpenError, Queues, RetryPolicy, Transaction, TransactionError,
+};
 
 const SEGMENT_SIZE: u64 = 16 * 1024;
 
@@ -532,6 +535,51 @@ fn a_job_that_a_late_handler_has_acked_is_completed_by_no_other_transaction() {
     assert!(drain(&orders).is_empty() && drain(&mails).is_empty());
     stopped::set(None);
     die(tree, [orders, mails]);
+}
+
+#[test]
+fn a_job_that_is_cancelled_while_it_is_completed_ends_once() {
+    for lease_timeout in [None, Some(Duration::from_secs(3600))] {
+        for fails in [false, true] {
+            let dir = scratch();
+            let tree = tree(dir.path());
+            let mut builder = builder(&tree, "queue").max_depth(3);
+            if let Some(timeout) = lease_timeout {
+                builder = builder.lease_timeout(timeout);
+            }
+            let running = open(&builder);
+            enqueue(&running, b"job");
+            let one = take(&running).unwrap();
+            let job = one.lease.job();
+            let answer = Rc::new(Cell::new(None));
+            let (other, noted) = (Arc::clone(&running), Rc::clone(&answer));
+            // The state log has no segment yet: the transaction creates one.
+            let state = dir.path().join("state/log");
+            let _full = fails.then(|| fail(&state, Operation::Create, Errno::NOSPC));
+            let observer = move |operation, path: &Path, _| {
+                if operation == Operation::Create
+                    && path.starts_with(&state)
+                    && noted.get().is_none()
+                {
+                    noted.set(Some(other.cancel(job).unwrap()));
+                }
+                Ok(())
+            };
+            faults::observe(Some((dir.path().to_path_buf(), Box::new(observer))));
+            let committed = ack_with(&running, one, with_job(&tree, &running, b"next"));
+            faults::observe(None);
+            assert_eq!(committed.is_err(), fails);
+            assert_eq!(answer.get(), Some(Cancelled::Running));
+            let stats = running.stats();
+            let (acked, cancelled) = (u64::from(!fails), u64::from(fails));
+            assert_eq!((stats.acked, stats.cancelled), (acked, cancelled));
+            assert_eq!((stats.depth(), stats.retried), (acked, 0));
+            assert_eq!(drain(&running).len() as u64, acked);
+            running.sweep_cancels();
+            assert!(!running.gate().has(Gate::CANCELS), "an entry is left");
+            die(tree, [running]);
+        }
+    }
 }
 
 #[test]

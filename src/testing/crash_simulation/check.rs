@@ -375,7 +375,7 @@ fn work_off(setup: &Setup, dir: &Path, truth: &Truth) {
             break;
         }
         for lease in leases {
-            running.complete(lease);
+            running.complete(lease.ack());
         }
     }
     let letters = DeadLetters::new(Arc::clone(&running));
