@@ -66,6 +66,13 @@ impl Consumer {
     /// that was unmapped is mapped again.
     #[inline]
     pub fn try_next(&self) -> Option<Job<'_>> {
+        match self.at_hand() {
+            Some(job) => Some(job),
+            None => self.find(),
+        }
+    }
+
+    fn find(&self) -> Option<Job<'_>> {
         loop {
             let lease = self.source.try_next()?;
             if let Some(job) = Job::begin(&self.running, lease) {
@@ -83,7 +90,10 @@ impl Consumer {
     /// producer may leave new jobs in the log for up to 12 microseconds, which makes both faster.
     #[inline]
     pub fn next(&self) -> Option<Job<'_>> {
-        self.next_until(|| None)
+        match self.at_hand() {
+            Some(job) => Some(job),
+            None => self.next_until(|| None),
+        }
     }
 
     /// Waits for the next job for at most this long.
@@ -93,10 +103,10 @@ impl Consumer {
     /// timeout.
     #[inline]
     pub fn next_timeout(&self, timeout: Duration) -> Option<Job<'_>> {
-        // The clock is read only if no job is available. A deadline that overflows means no
-        // deadline.
-        let deadline = LazyCell::new(|| Instant::now().checked_add(timeout));
-        self.next_until(|| *deadline)
+        match self.at_hand() {
+            Some(job) => Some(job),
+            None => self.next_within(timeout),
+        }
     }
 
     /// Returns up to `max` jobs.
@@ -120,7 +130,20 @@ impl Consumer {
         jobs
     }
 
-    #[inline]
+    /// The next job, if the consumer has claimed it already.
+    // Always inlined, so that a job that its caller acks need not be assembled in memory.
+    #[inline(always)]
+    fn at_hand(&self) -> Option<Job<'_>> {
+        Job::begin(&self.running, self.source.at_hand()?)
+    }
+
+    fn next_within(&self, timeout: Duration) -> Option<Job<'_>> {
+        // The clock is read only if no job is available. A deadline that overflows means no
+        // deadline.
+        let deadline = LazyCell::new(|| Instant::now().checked_add(timeout));
+        self.next_until(|| *deadline)
+    }
+
     fn next_until(&self, deadline: impl Fn() -> Option<Instant>) -> Option<Job<'_>> {
         loop {
             if let Some(lease) = self.source.next(&deadline, || self.running.is_resting()) {

@@ -4,6 +4,7 @@
 mod owned;
 
 use std::fmt;
+use std::mem;
 use std::time::{Duration, SystemTime};
 
 #[cfg(feature = "async")]
@@ -109,7 +110,8 @@ impl<'a> Job<'a> {
     }
 
     /// The bytes that were enqueued.
-    #[inline]
+    // Always inlined, as `ack` is: a call would need the job's address, and so a job in memory.
+    #[inline(always)]
     pub fn payload(&self) -> &[u8] {
         match &self.lease {
             Some(lease) => lease.payload(),
@@ -194,8 +196,13 @@ impl<'a> Job<'a> {
     /// last [flush](crate::Queue::flush); those jobs are delivered again.
     #[inline(always)]
     pub fn ack(mut self) {
-        if let Some(lease) = self.lease.take() {
-            self.engine.ack(lease, self.delivery, self.attempt);
+        let (engine, delivery, attempt) = (self.engine, self.delivery, self.attempt);
+        let lease = self.lease.take();
+        // There is nothing left to drop. If the compiler had to see to that in the case of a panic,
+        // it would move the whole job in memory, which costs as much as the rest of the call.
+        mem::forget(self);
+        if let Some(lease) = lease {
+            engine.ack(lease, delivery, attempt);
         }
     }
 
@@ -312,7 +319,7 @@ impl<'a> Job<'a> {
 impl Drop for Job<'_> {
     // Inlined, with the rest out of line and its arguments in registers: a job that is acked where
     // it was received is then never assembled in memory.
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         if let Some(lease) = self.lease.take() {
             fail_dropped(self.engine, lease, self.delivery, self.attempt);

@@ -312,6 +312,12 @@ impl<D: AsRef<Dispatch>> Source<D> {
         self.dispatch.as_ref()
     }
 
+    /// The next job, if the consumer has claimed it already.
+    #[inline(always)]
+    pub(crate) fn at_hand(&self) -> Option<Lease> {
+        self.dispatch.as_ref().find_at_hand(&self.own)
+    }
+
     /// The next job, if there is one now.
     #[inline]
     pub(crate) fn try_next(&self) -> Option<Lease> {

@@ -14,18 +14,19 @@ use crate::log::meta::Meta;
 /// The number of an attempt at a job; whether the job is a suspect: when such an attempt ends, the
 /// next suspect may begin; and whether an observer is to be told of its end.
 ///
-/// All are in one number, so that an ack checks with one comparison that it has nothing else to do.
+/// All are in one number, so that an ack checks with one comparison that it has nothing else to do,
+/// and in one as wide as the other fields of a job: one that is moved right after it was made would
+/// otherwise stall on its last bytes (a load of more bytes than the store before it wrote).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Attempt(u32);
+pub(crate) struct Attempt(u64);
 
 impl Attempt {
-    const SUSPECT: u32 = 1 << 31;
-    const OBSERVED: u32 = 1 << 30;
+    const SUSPECT: u64 = 1 << 33;
+    const OBSERVED: u64 = 1 << 32;
 
     #[inline]
     pub(crate) fn new(number: u32, is_suspect: bool) -> Self {
-        let number = number.min(Self::OBSERVED - 1);
-        Self(number | if is_suspect { Self::SUSPECT } else { 0 })
+        Self(u64::from(number) | if is_suspect { Self::SUSPECT } else { 0 })
     }
 
     /// The attempt after so many that failed, at a job that is not a suspect.
@@ -37,7 +38,7 @@ impl Attempt {
     /// The number of the attempt, starting at 1.
     #[inline]
     pub(crate) fn number(self) -> u32 {
-        self.0 & !(Self::SUSPECT | Self::OBSERVED)
+        self.0 as u32
     }
 
     fn observed(self) -> Self {

@@ -119,7 +119,7 @@ impl Lease {
         Record::committed(&self.maps().records, self.units())
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn payload(&self) -> &[u8] {
         let records = &self.maps().records;
         let units = self.units();
