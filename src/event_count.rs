@@ -213,6 +213,12 @@ impl EventCount {
         }
     }
 
+    /// Whether there are sleepers. It may have changed a moment ago.
+    #[inline]
+    pub(crate) fn may_have_any(&self) -> bool {
+        self.sleepers.load(Ordering::Relaxed) > 0
+    }
+
     /// Wakes up to `count` sleepers, after work was made visible in any other way.
     pub(crate) fn notify_fenced(&self, count: usize) {
         // Pairs with the fence in `register`.

@@ -17,6 +17,26 @@ pub(crate) use loom::sync::{
 #[cfg(loom)]
 pub(crate) use loom::thread::yield_now;
 
+#[cfg(loom)]
+pub(crate) use loom::cell::UnsafeCell;
+
+/// A standard cell with the interface of loom's.
+#[cfg(not(loom))]
+pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
+
+#[cfg(not(loom))]
+impl<T> UnsafeCell<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(std::cell::UnsafeCell::new(value))
+    }
+
+    /// Calls a function with a pointer to the value.
+    #[inline(always)]
+    pub(crate) fn with_mut<R>(&self, access: impl FnOnce(*mut T) -> R) -> R {
+        access(self.0.get())
+    }
+}
+
 /// Runs the loom models of the protocols.
 #[cfg(all(loom, test))]
 pub(crate) mod model {

@@ -1,14 +1,20 @@
 //! Finding the next job for a consumer: in its own deques, in the logs, among what came back, or in
 //! others' deques.
 
+use std::hint::spin_loop;
+use std::sync::atomic::Ordering;
+
 use crossbeam_deque::Steal;
 
 use super::registry::ConsumerPlace;
-use super::source::{Deques, Turn};
+use super::source::{Deques, SPINS_PER_LOOK, Thief, Turn};
 use super::{CLAIM_BYTES, CLAIM_JOBS, Dispatch};
 use crate::log::Log;
 use crate::log::lease::Lease;
 use crate::log::run::{Claim, Run};
+
+/// So often in a row a consumer that has nothing to do leaves others their leases at hand.
+const MOST_LEFT_ALONE: u32 = 32;
 
 impl Dispatch {
     /// The next job for the consumer that owns the deques, without a search elsewhere.
@@ -16,7 +22,7 @@ impl Dispatch {
     pub(super) fn find_at_hand(&self, own: &Deques) -> Option<Lease> {
         match self.came_back.is_empty() {
             // Turns only matter once something came back.
-            true => own.leases.pop(),
+            true => own.pop(),
             false => self.find_in_turn(own),
         }
     }
@@ -148,7 +154,7 @@ impl Dispatch {
     /// This also wakes consumers that looked while jobs were on their way into the deques and saw
     /// them nowhere.
     pub(super) fn offer(&self, own: &Deques, taken: usize) {
-        if own.leases.len() > taken || own.has_runs() {
+        if own.leases() > taken || own.has_runs() {
             self.consumers.mark(own.place);
             self.sleepers.notify_fenced(1);
         }
@@ -166,9 +172,16 @@ impl Dispatch {
         let mut is_more_left = false;
         if let Some(other) = &*place.thief() {
             let run = steal(|| other.steal_run()).map(Work::Run);
-            let lease = || steal(|| other.leases.steal_batch_and_pop(&own.leases)).map(Work::Lease);
-            found = run.or_else(lease);
+            let lease = || steal(|| other.leases.steal_batch_and_pop(&own.leases));
+            found = run.or_else(|| {
+                let lease = lease().or_else(|| self.take_at_hand(other, own));
+                lease.map(Work::Lease)
+            });
             is_more_left = found.is_some() && other.has_work();
+            if found.is_none() && other.at_hand.len() > 0 {
+                // It is at work on them.
+                return None;
+            }
         }
         // Nobody is woken while the other consumer's place is locked.
         match &found {
@@ -188,6 +201,32 @@ impl Dispatch {
             }
         }
         found
+    }
+
+    /// Takes leases that another consumer has at hand. One that is taking them itself is mostly left
+    /// alone: it is done with them sooner than a barrier is.
+    fn take_at_hand(&self, other: &Thief, own: &Deques) -> Option<Lease> {
+        if other.at_hand.len() == 0 {
+            return None;
+        }
+        let before = other.at_hand.progress();
+        for _ in 0..SPINS_PER_LOOK {
+            spin_loop();
+        }
+        let left_alone = own.left_alone.get();
+        if other.at_hand.progress() != before && left_alone < MOST_LEFT_ALONE {
+            own.left_alone.set(left_alone + 1);
+            return None;
+        }
+        own.left_alone.set(0);
+        let mut taken = Vec::new();
+        if other.at_hand.take(&self.gate, &mut taken).is_err() {
+            self.shares.store(true, Ordering::Relaxed);
+        }
+        let mut taken = taken.into_iter();
+        let first = taken.next();
+        taken.for_each(|lease| own.leases.push(lease));
+        first
     }
 
     /// Whether there may be new jobs in the logs or in other consumers' deques.

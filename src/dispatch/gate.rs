@@ -58,6 +58,11 @@ impl Gate {
         self.0.load(Ordering::Relaxed)
     }
 
+    /// Whether the kernel has a barrier for other threads.
+    pub(super) fn has_barrier(&self) -> bool {
+        !self.has(Self::FENCED)
+    }
+
     /// Whether one of these flags is set. It may have been set a moment ago and not be seen yet,
     /// except by a thread that takes a lock which the setter has held since.
     #[inline]
@@ -89,7 +94,7 @@ impl Gate {
 /// Keeps the compiler from swapping what is before with what is after. The barrier of the other
 /// side does the rest.
 #[inline(always)]
-fn light_fence() {
+pub(super) fn light_fence() {
     #[cfg(not(loom))]
     std::sync::atomic::compiler_fence(Ordering::SeqCst);
     // Loom knows no barrier for other threads, so both sides have a fence in its models.

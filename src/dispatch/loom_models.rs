@@ -12,6 +12,7 @@
 //! relies on that. What the fences let a consumer see is a single flag or pointer. The data that it
 //! stands for is published by the Acquire of that flag, or by the lock of the event count.
 
+mod at_hand;
 mod pausing;
 #[cfg(feature = "async")]
 mod wakers;

@@ -7,6 +7,7 @@
 //! handler had when a process died are delivered one at a time, through neither of these. The
 //! deques are Chase and Lev's (SPAA 2005), as implemented by crossbeam.
 
+mod at_hand;
 mod came_back;
 pub(crate) mod cancels;
 mod compaction;
@@ -27,7 +28,7 @@ mod tests;
 pub(crate) mod timer;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use self::came_back::CameBack;
@@ -75,6 +76,9 @@ pub(crate) struct Dispatch {
     naps: Naps,
     pub(crate) timer: Timer,
     pub(crate) gate: Gate,
+    /// Whether consumers put all their leases where others need no barrier to steal them, as the
+    /// kernel has or grants none.
+    shares: AtomicBool,
     pub(crate) cancels: Cancels,
     /// Held while jobs are moved in the log, and while it is found out where a job is that is to be
     /// cancelled.
@@ -123,18 +127,20 @@ impl Dispatch {
         counted: bool,
         waiting: WaitStrategy,
     ) -> Self {
+        let gate = Gate::new();
         Self {
             turns: Turns::new(stripes.len()),
             stripes,
             came_back: CameBack::new(),
             suspects: Suspects::new(),
+            shares: AtomicBool::new(!gate.has_barrier()),
             consumers: Registry::new(),
             sleepers,
             looking: Looking::new(),
             spins: waiting == WaitStrategy::Spin,
             naps: Naps::new(waiting.nap()),
             timer: Timer::new(timer),
-            gate: Gate::new(),
+            gate,
             cancels: Cancels::new(),
             moving: Mutex::default(),
             copied: AtomicU64::new(0),
@@ -226,9 +232,26 @@ impl Dispatch {
         }
     }
 
-    /// Turns a run into leases: those that are due go into the deque, others into the timer.
+    /// Turns a run into leases: those that are due become the consumer's, others go into the timer.
+    ///
+    /// They go to the deque, where others steal them without a barrier, if some sleep that are about
+    /// to be woken for that.
     fn expand(&self, run: Run, own: &Deques) {
-        self.make_leases(run, |lease| own.leases.push(lease));
+        let is_shared = self.sleepers.may_have_any() || self.shares.load(Ordering::Relaxed);
+        let mut at_hand = match is_shared {
+            true => None,
+            false => own.at_hand.fill(),
+        };
+        self.make_leases(run, |lease| {
+            let rest = match &mut at_hand {
+                Some(at_hand) => at_hand.push(lease).err(),
+                None => Some(lease),
+            };
+            if let Some(lease) = rest {
+                own.leases.push(lease);
+            }
+        });
+        drop(at_hand);
         self.offer(own, 1);
     }
 

@@ -1,4 +1,4 @@
-//! When an idle consumer naps rather than sleeps.
+//! When an idle consumer naps rather than sleeps, and how it watches for jobs meanwhile.
 //!
 //! A consumer that sleeps must be woken, by a system call of the producer. One that naps wakes up by
 //! itself, so it costs producers nothing, and its own core a wake-up every few tens of microseconds.
@@ -11,7 +11,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::Dispatch;
+use super::source::{Deques, Source};
 use crate::events::{Mutex, event};
+use crate::log::Log;
+use crate::log::lease::Lease;
 
 /// Naps for each job, at most, on average.
 const GAPS: u32 = 4;
@@ -97,6 +101,71 @@ impl Naps {
     /// Whether a consumer that is away for so long each time should have another one watch.
     pub(super) fn is_long(&self, away: Duration) -> bool {
         away > self.within / 2
+    }
+}
+
+/// How a watch ended.
+pub(super) enum Watched {
+    Found(Lease),
+    /// It met what another consumer took, reached its deadline, or was stopped.
+    Interrupted,
+    /// The consumer sleeps.
+    InVain,
+}
+
+impl<D: AsRef<Dispatch>> Source<D> {
+    /// Naps until there may be work, unless it is better to sleep, and takes a job.
+    pub(super) fn watch(&self, deadline: Option<Instant>, stopped: &impl Fn() -> bool) -> Watched {
+        let dispatch = self.dispatch.as_ref();
+        let mut now = Instant::now();
+        note_return(&self.own, now);
+        let Some(longest) = dispatch.naps.until(now) else {
+            return Watched::InVain;
+        };
+        let until = deadline.map_or(longest, |deadline| deadline.min(longest));
+        let Some(watch) = dispatch.sleepers.watch() else {
+            return Watched::InVain;
+        };
+        while now < until && !stopped() && !dispatch.may_have_work() && !watch.wants_maintenance() {
+            dispatch.naps.nap(now, until);
+            now = Instant::now();
+        }
+        // Before user code runs: a handler, or a subscriber that hears of a damaged record.
+        let ended = watch.end();
+        if ended.wants_maintenance {
+            dispatch.stripes[0].kick();
+        }
+        let found = dispatch.find(&self.own, false);
+        if found.is_some() {
+            self.own.left_at.set(Some(now));
+        }
+        let is_away_for_long = found.is_some() && dispatch.naps.is_long(self.own.away.get());
+        if ended.has_sleepers {
+            self.wake_for_the_rest(is_away_for_long);
+        }
+        match found {
+            Some(lease) => Watched::Found(lease),
+            None if now >= longest => Watched::InVain,
+            None => Watched::Interrupted,
+        }
+    }
+
+    /// Wakes as many as the producers have left asleep during the watch: one for each job. Looks at
+    /// every stripe, so that a producer that it does not see sees those that sleep.
+    fn wake_for_the_rest(&self, and_another: bool) {
+        let dispatch = self.dispatch.as_ref();
+        let unclaimed = dispatch.stripes.iter().map(Log::most_unclaimed);
+        let jobs = unclaimed.fold(0, usize::saturating_add);
+        let other = usize::from(and_another || dispatch.may_have_work());
+        dispatch.sleepers.notify(jobs.max(other));
+    }
+}
+
+/// Records that the consumer has nothing to do any more.
+fn note_return(own: &Deques, now: Instant) {
+    if let Some(left) = own.left_at.take() {
+        let away = now.saturating_duration_since(left);
+        own.away.set((own.away.get() * 3 + away) / 4);
     }
 }
 

@@ -12,7 +12,8 @@ use crossbeam_deque::{Steal, Stealer, Worker};
 use crossbeam_utils::CachePadded;
 
 use super::Dispatch;
-use crate::log::Log;
+use super::at_hand::{AtHand, Taker};
+use super::naps::Watched;
 use crate::log::lease::Lease;
 use crate::log::run::Run;
 
@@ -26,7 +27,7 @@ const LOOKS_WITH_SPIN: u32 = 24;
 /// Spin-loop hints per pause, about a microsecond. A consumer that looked more often would follow
 /// the producer record by record, and each record's cache line would travel between the cores
 /// twice: slower for both than a run at a time.
-const SPINS_PER_LOOK: u32 = 24;
+pub(super) const SPINS_PER_LOOK: u32 = 24;
 
 /// The two kinds of jobs that a consumer takes in turn.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,7 +38,9 @@ pub(super) enum Turn {
 
 /// A consumer's own deques.
 pub(super) struct Deques {
-    /// New jobs to deliver next; never more than a run, so that the deque does not grow.
+    /// New jobs to deliver next.
+    pub(super) at_hand: AtHand<Lease>,
+    /// New jobs to deliver after these; never more than a run, so that the deque does not grow.
     pub(super) leases: Worker<Lease>,
     /// Claimed runs that are not turned into leases yet.
     runs: Worker<Run>,
@@ -47,6 +50,8 @@ pub(super) struct Deques {
     pub(super) turn: Cell<Turn>,
     /// Whether the last look beyond the leases found a suspect.
     pub(super) had_suspect: Cell<bool>,
+    /// How often in a row others were left their leases at hand because they were taking them.
+    pub(super) left_alone: Cell<u32>,
     /// The buffer into which a claim puts its runs.
     pub(super) claimed: Cell<Vec<Run>>,
     /// The consumer's place in the registry.
@@ -61,9 +66,9 @@ pub(super) struct Deques {
     /// A consumer that can wait makes no claim until then.
     pub(super) distance: Cell<Option<Instant>>,
     /// When the consumer last took a job from its naps, until it comes back.
-    left_at: Cell<Option<Instant>>,
+    pub(super) left_at: Cell<Option<Instant>>,
     /// How long it is away from its naps, on average.
-    away: Cell<Duration>,
+    pub(super) away: Cell<Duration>,
 }
 
 /// A claim that caught up with the producers and found this many jobs counts as close behind.
@@ -89,6 +94,7 @@ const LOOKS_AT_LOGS: usize = 16;
 
 /// What other consumers see of a consumer: the stealing ends of its deques.
 pub(super) struct Thief {
+    pub(super) at_hand: Taker<Lease>,
     pub(super) leases: Stealer<Lease>,
     runs: Stealer<Run>,
     in_runs: Arc<AtomicU64>,
@@ -97,20 +103,24 @@ pub(super) struct Thief {
 impl Deques {
     /// Empty deques with the first stripe as home, and their stealing ends.
     pub(super) fn new() -> (Self, Thief) {
+        let (at_hand, taker) = AtHand::new();
         let leases = Worker::new_fifo();
         let runs = Worker::new_fifo();
         let in_runs = Arc::new(AtomicU64::new(0));
         let thief = Thief {
+            at_hand: taker,
             leases: leases.stealer(),
             runs: runs.stealer(),
             in_runs: Arc::clone(&in_runs),
         };
         let own = Self {
+            at_hand,
             leases,
             runs,
             in_runs,
             turn: Cell::new(Turn::New),
             had_suspect: Cell::new(false),
+            left_alone: Cell::new(0),
             claimed: Cell::default(),
             place: 0,
             home: 0,
@@ -142,14 +152,6 @@ impl Deques {
         looks.is_multiple_of(LOOKS_AT_LOGS)
     }
 
-    /// Records that the consumer has nothing to do any more.
-    fn note_return(&self, now: Instant) {
-        if let Some(left) = self.left_at.take() {
-            let away = now.saturating_duration_since(left);
-            self.away.set((self.away.get() * 3 + away) / 4);
-        }
-    }
-
     /// Whether a consumer that can wait should make no claim for now.
     pub(super) fn keeps_distance(&self) -> bool {
         let until = self.distance.get();
@@ -175,9 +177,20 @@ impl Deques {
         self.close_behind.set(in_a_row);
     }
 
+    /// Takes the next lease.
+    #[inline(always)]
+    pub(super) fn pop(&self) -> Option<Lease> {
+        self.at_hand.pop().or_else(|| self.leases.pop())
+    }
+
+    /// How many leases there are.
+    pub(super) fn leases(&self) -> usize {
+        self.at_hand.len() + self.leases.len()
+    }
+
     /// Takes the next lease. After that it is the turn of a job that came back.
     pub(super) fn pop_lease(&self) -> Option<Lease> {
-        let lease = self.leases.pop()?;
+        let lease = self.pop()?;
         self.turn.set(Turn::CameBack);
         Some(lease)
     }
@@ -210,11 +223,11 @@ impl Thief {
 
     /// Jobs in the deques.
     pub(super) fn queued(&self) -> u64 {
-        self.leases.len() as u64 + self.in_runs.load(Ordering::Relaxed)
+        (self.at_hand.len() + self.leases.len()) as u64 + self.in_runs.load(Ordering::Relaxed)
     }
 
     pub(super) fn has_work(&self) -> bool {
-        !self.leases.is_empty() || !self.runs.is_empty()
+        self.at_hand.len() > 0 || !self.leases.is_empty() || !self.runs.is_empty()
     }
 }
 
@@ -285,17 +298,8 @@ impl Drop for Looker<'_> {
 
 /// A consumer's place in the dispatch. When it is dropped, its jobs go back to the other consumers.
 pub(crate) struct Source<D: AsRef<Dispatch>> {
-    dispatch: D,
+    pub(super) dispatch: D,
     pub(super) own: Deques,
-}
-
-/// How a watch ended.
-enum Watched {
-    Found(Lease),
-    /// It met what another consumer took, reached its deadline, or was stopped.
-    Interrupted,
-    /// The consumer sleeps.
-    InVain,
 }
 
 impl<D: AsRef<Dispatch>> Source<D> {
@@ -415,59 +419,13 @@ impl<D: AsRef<Dispatch>> Source<D> {
             }
         }
     }
-
-    /// Naps until there may be work, unless it is better to sleep, and takes a job.
-    fn watch(&self, deadline: Option<Instant>, stopped: &impl Fn() -> bool) -> Watched {
-        let dispatch = self.dispatch.as_ref();
-        let mut now = Instant::now();
-        self.own.note_return(now);
-        let Some(longest) = dispatch.naps.until(now) else {
-            return Watched::InVain;
-        };
-        let until = deadline.map_or(longest, |deadline| deadline.min(longest));
-        let Some(watch) = dispatch.sleepers.watch() else {
-            return Watched::InVain;
-        };
-        while now < until && !stopped() && !dispatch.may_have_work() && !watch.wants_maintenance() {
-            dispatch.naps.nap(now, until);
-            now = Instant::now();
-        }
-        // Before user code runs: a handler, or a subscriber that hears of a damaged record.
-        let ended = watch.end();
-        if ended.wants_maintenance {
-            dispatch.stripes[0].kick();
-        }
-        let found = dispatch.find(&self.own, false);
-        if found.is_some() {
-            self.own.left_at.set(Some(now));
-        }
-        let is_away_for_long = found.is_some() && dispatch.naps.is_long(self.own.away.get());
-        if ended.has_sleepers {
-            self.wake_for_the_rest(is_away_for_long);
-        }
-        match found {
-            Some(lease) => Watched::Found(lease),
-            None if now >= longest => Watched::InVain,
-            None => Watched::Interrupted,
-        }
-    }
-
-    /// Wakes as many as the producers have left asleep during the watch: one for each job. Looks at
-    /// every stripe, so that a producer that it does not see sees those that sleep.
-    fn wake_for_the_rest(&self, and_another: bool) {
-        let dispatch = self.dispatch.as_ref();
-        let unclaimed = dispatch.stripes.iter().map(Log::most_unclaimed);
-        let jobs = unclaimed.fold(0, usize::saturating_add);
-        let other = usize::from(and_another || dispatch.may_have_work());
-        dispatch.sleepers.notify(jobs.max(other));
-    }
 }
 
 impl<D: AsRef<Dispatch>> Drop for Source<D> {
     fn drop(&mut self) {
         let dispatch = self.dispatch.as_ref();
         let mut rest = Vec::new();
-        while let Some(lease) = self.own.leases.pop() {
+        while let Some(lease) = self.own.pop() {
             rest.push(lease);
         }
         while let Some(run) = self.own.pop_run() {

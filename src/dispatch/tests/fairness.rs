@@ -167,3 +167,35 @@ fn jobs_claimed_by_a_stuck_consumer_do_not_wait_for_the_end_of_a_backlog() {
     assert_eq!(left, 0, "claimed jobs waited for the end of the backlog");
     held.ack();
 }
+
+#[test]
+fn what_a_stuck_consumer_has_claimed_is_taken_with_and_without_a_barrier_for_its_thread() {
+    for shares in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let dispatch = Handle(dispatch(dir.path()));
+        dispatch.0.shares.store(shares, Ordering::Relaxed);
+        let stuck = Source::new(dispatch.clone());
+        let others = [Source::new(dispatch.clone()), Source::new(dispatch.clone())];
+        append(&dispatch.0, 250);
+        let mut taken = take(&stuck, 1);
+        assert_eq!(stuck.own.at_hand.len() > 0, !shares);
+        for other in others.iter().cycle() {
+            match other.try_next() {
+                Some(lease) => taken.push(lease),
+                None => break,
+            }
+        }
+        // One of the two may have what the other looked for.
+        taken.extend(
+            others
+                .iter()
+                .flat_map(|other| std::iter::from_fn(|| other.try_next())),
+        );
+        let mut sequences: Vec<_> = taken.iter().map(Lease::sequence).collect();
+        sequences.sort();
+        sequences.dedup();
+        assert_eq!((taken.len(), sequences.len()), (250, 250));
+        assert!(stuck.try_next().is_none());
+        assert_eq!(dispatch.0.queued(), 0);
+    }
+}
