@@ -178,8 +178,8 @@ impl Dispatch {
                 lease.map(Work::Lease)
             });
             is_more_left = found.is_some() && other.has_work();
-            if found.is_none() && other.at_hand.len() > 0 {
-                // It is at work on them.
+            if found.is_none() && other.at_hand.has_any() {
+                // It is at work on them, or another one takes some.
                 return None;
             }
         }
@@ -206,7 +206,7 @@ impl Dispatch {
     /// Takes leases that another consumer has at hand. One that is taking them itself is mostly left
     /// alone: it is done with them sooner than a barrier is.
     fn take_at_hand(&self, other: &Thief, own: &Deques) -> Option<Lease> {
-        if other.at_hand.len() == 0 {
+        if !other.at_hand.has_any() {
             return None;
         }
         let before = other.at_hand.progress();

@@ -10,10 +10,11 @@
 //!
 //! Where the kernel offers no such barrier, the gate is never open, and consumers fence.
 
-#[cfg(not(loom))]
+use std::io;
+#[cfg(not(any(loom, miri)))]
 use std::sync::OnceLock;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, miri)))]
 use rustix::thread::{MembarrierCommand, MembarrierQuery, membarrier, membarrier_query};
 
 use crate::sync::{AtomicUsize, Ordering, fence};
@@ -79,9 +80,21 @@ impl Gate {
         self.0.fetch_and(!flags, Ordering::Relaxed);
     }
 
+    /// Does what the first [`barrier`](Self::barrier) of a process has to do, which may take some
+    /// milliseconds.
+    ///
+    /// # Errors
+    /// If the kernel has no barrier for other threads or refuses it.
+    pub(super) fn prepare(&self) -> io::Result<()> {
+        match self.has_barrier() {
+            true => register(),
+            false => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// A fence for all threads of the process. Each consumer that does not see the flags that were
     /// set before has stored by now that a handler has its job.
-    pub(crate) fn barrier(&self) -> std::io::Result<()> {
+    pub(crate) fn barrier(&self) -> io::Result<()> {
         fence(Ordering::SeqCst);
         if !self.has(Self::FENCED) {
             heavy_fence()?;
@@ -95,17 +108,17 @@ impl Gate {
 /// side does the rest.
 #[inline(always)]
 pub(super) fn light_fence() {
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, miri)))]
     std::sync::atomic::compiler_fence(Ordering::SeqCst);
-    // Loom knows no barrier for other threads, so both sides have a fence in its models.
-    #[cfg(loom)]
+    // Loom and Miri know no barrier for other threads, so both sides have a fence there.
+    #[cfg(any(loom, miri))]
     fence(Ordering::SeqCst);
 }
 
 /// Whether the kernel can run a barrier on all threads of the process.
 fn has_barrier() -> bool {
     #[cfg(any(loom, miri))]
-    return cfg!(loom);
+    return true;
     #[cfg(not(any(loom, miri)))]
     {
         let needed =
@@ -114,20 +127,31 @@ fn has_barrier() -> bool {
     }
 }
 
-#[cfg(not(loom))]
-fn heavy_fence() -> std::io::Result<()> {
+#[cfg(not(any(loom, miri)))]
+fn register() -> io::Result<()> {
     // The first registration of a process may take some milliseconds, so it is left to the first
-    // call.
+    // barrier.
     static REGISTERED: OnceLock<()> = OnceLock::new();
     if REGISTERED.get().is_none() {
         membarrier(MembarrierCommand::RegisterPrivateExpedited)?;
         let _ = REGISTERED.set(());
     }
+    Ok(())
+}
+
+#[cfg(not(any(loom, miri)))]
+fn heavy_fence() -> io::Result<()> {
+    register()?;
     Ok(membarrier(MembarrierCommand::PrivateExpedited)?)
 }
 
-#[cfg(loom)]
-fn heavy_fence() -> std::io::Result<()> {
+#[cfg(any(loom, miri))]
+fn register() -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(any(loom, miri))]
+fn heavy_fence() -> io::Result<()> {
     Ok(())
 }
 

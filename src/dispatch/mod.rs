@@ -235,9 +235,11 @@ impl Dispatch {
     /// Turns a run into leases: those that are due become the consumer's, others go into the timer.
     ///
     /// They go to the deque, where others steal them without a barrier, if some sleep that are about
-    /// to be woken for that.
+    /// to be woken for that; also if user code may run before all are there.
     fn expand(&self, run: Run, own: &Deques) {
-        let is_shared = self.sleepers.may_have_any() || self.shares.load(Ordering::Relaxed);
+        let is_shared = self.sleepers.may_have_any()
+            || run.is_recovered()
+            || self.shares.load(Ordering::Relaxed);
         let mut at_hand = match is_shared {
             true => None,
             false => own.at_hand.fill(),

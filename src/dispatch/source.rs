@@ -227,7 +227,7 @@ impl Thief {
     }
 
     pub(super) fn has_work(&self) -> bool {
-        self.at_hand.len() > 0 || !self.leases.is_empty() || !self.runs.is_empty()
+        self.at_hand.has_any() || !self.leases.is_empty() || !self.runs.is_empty()
     }
 }
 

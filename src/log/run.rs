@@ -157,6 +157,12 @@ impl Run {
         u64::from(self.jobs)
     }
 
+    /// Whether its segment was found at open. Otherwise all its jobs are as their producers left
+    /// them.
+    pub(crate) fn is_recovered(&self) -> bool {
+        self.hold.segment().recovered
+    }
+
     /// Makes the leases, in log order. `is_ready` tells of a lease that its job can be delivered
     /// immediately: it has no due time, and was not found at open.
     #[inline]

@@ -8,6 +8,8 @@ mod open;
 
 use anyhow::Result;
 
+pub use self::end_to_end::logmill_and_channel;
+
 use crate::contender::Outcome;
 use crate::context::Context;
 
@@ -58,6 +60,7 @@ fn size_name(size: usize) -> &'static str {
     match size {
         64 => "64 B",
         1024 => "1 KiB",
+        5120 => "5 KiB",
         _ => "odd size",
     }
 }

@@ -16,6 +16,7 @@ mod latency;
 mod output;
 mod peers;
 mod report;
+mod spread;
 mod statistics;
 mod targets;
 mod threads;
@@ -37,6 +38,8 @@ enum Command {
     Compare(compare::Args),
     /// Latency under a load of fixed rates: enqueue, and enqueue to handler
     Latency(latency::Args),
+    /// Adds a run beside the channel to those of the last hours
+    Spread(spread::Args),
     /// Both, with a pause in between for the machine to become quiet
     All(all::Args),
     /// Fills a queue and waits to be killed
@@ -53,6 +56,7 @@ fn main() -> anyhow::Result<()> {
         None => compare::run(&cli.compare),
         Some(Command::Compare(args)) => compare::run(&args),
         Some(Command::Latency(args)) => latency::run(&args),
+        Some(Command::Spread(args)) => spread::run(&args),
         Some(Command::All(args)) => all::run(args),
         Some(Command::Child(args)) => child::run(&args),
         Some(Command::Walrus(args)) => peers::walrus::run(&args),

@@ -1,6 +1,7 @@
 //! The options of every subcommand that say where data and results go.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -48,6 +49,15 @@ impl Output {
         let path = self.results().join(name);
         fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
         Ok(path)
+    }
+
+    /// The content of a file in the directory of results; empty if there is none.
+    pub fn read(&self, name: &str) -> anyhow::Result<String> {
+        let path = self.results().join(name);
+        match fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+            read => read.with_context(|| format!("reading {}", path.display())),
+        }
     }
 
     /// Writes a picture into the directory of results and, if asked for, beside the document.

@@ -79,3 +79,19 @@ fn what_the_owner_adds_while_a_thief_is_at_work_is_taken_once() {
         assert_eq!(run(2, work, 1, 2), [0, 1, 2, 3, 4]);
     });
 }
+
+#[test]
+fn a_slot_is_filled_again_only_after_a_thief_has_read_it() {
+    check(None, || {
+        let (own, taker) = AtHand::new();
+        fill(&own, 0..1);
+        let thief = thread::spawn(move || take(&taker, &Gate::new()));
+        while own.len() > 0 {
+            thread::yield_now();
+        }
+        fill(&own, 1..2);
+        let mut all = thief.join().unwrap();
+        all.extend(pop_all(&own));
+        assert_eq!(all, [0, 1]);
+    });
+}

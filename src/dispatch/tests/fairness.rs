@@ -199,3 +199,21 @@ fn what_a_stuck_consumer_has_claimed_is_taken_with_and_without_a_barrier_for_its
         assert_eq!(dispatch.0.queued(), 0);
     }
 }
+
+#[test]
+fn where_the_kernel_refuses_the_barrier_idle_consumers_sleep_and_all_leases_are_shared() {
+    let dir = tempfile::tempdir().unwrap();
+    let dispatch = Handle(dispatch(dir.path()));
+    let (stuck, other) = (Source::new(dispatch.clone()), Source::new(dispatch.clone()));
+    append(&dispatch.0, 3);
+    let mut taken = take(&stuck, 1);
+    dispatch.0.gate.always_fence();
+    assert!(other.try_next().is_none());
+    assert!(!dispatch.0.may_have_work(), "the other one would not sleep");
+    assert_eq!(dispatch.0.queued(), 2);
+    taken.extend(take(&stuck, 2));
+    append(&dispatch.0, 3);
+    taken.extend(take(&stuck, 1));
+    taken.extend(take(&other, 2));
+    assert_eq!(taken.len(), 6);
+}

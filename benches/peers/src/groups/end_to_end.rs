@@ -77,6 +77,27 @@ fn persistent_queue(context: &Context, size: usize) -> [Contender; 4] {
     ]
 }
 
+/// logmill and the channel alone.
+pub fn logmill_and_channel(context: &Context, threads: usize, size: usize) -> Result<Comparison> {
+    let contenders = memory_and_logmill(context, threads, size)?;
+    Ok(of(contenders.into(), threads, size))
+}
+
+fn memory_and_logmill(context: &Context, threads: usize, size: usize) -> Result<[Contender; 2]> {
+    Ok([
+        Contender::jobs(
+            "logmill",
+            logmill::PROCESS,
+            logmill::end_to_end(context.fresh()?, threads, size),
+        ),
+        Contender::jobs(
+            "crossbeam channel",
+            memory::NOTHING,
+            memory::channel_end_to_end(threads, size),
+        ),
+    ])
+}
+
 fn comparison(
     context: &Context,
     servers: &Servers,
@@ -84,23 +105,12 @@ fn comparison(
     size: usize,
 ) -> Result<Comparison> {
     let dir = || context.fresh();
-    let mut contenders = vec![
-        Contender::jobs(
-            "logmill",
-            logmill::PROCESS,
-            logmill::end_to_end(dir()?, threads, size),
-        ),
-        Contender::jobs(
-            "crossbeam channel",
-            memory::NOTHING,
-            memory::channel_end_to_end(threads, size),
-        ),
-        Contender::jobs(
-            "crossbeam SegQueue",
-            memory::NOTHING,
-            memory::seg_queue_end_to_end(threads, size),
-        ),
-    ];
+    let mut contenders = Vec::from(memory_and_logmill(context, threads, size)?);
+    contenders.push(Contender::jobs(
+        "crossbeam SegQueue",
+        memory::NOTHING,
+        memory::seg_queue_end_to_end(threads, size),
+    ));
     if threads == 1 {
         contenders.push(Contender::jobs(
             "yaque",
@@ -146,7 +156,11 @@ fn comparison(
             servers::end_to_end(again(&servers.beanstalkd), threads, size, PIPELINE),
         ),
     ]);
-    Ok(Comparison {
+    Ok(of(contenders, threads, size))
+}
+
+fn of(contenders: Vec<Contender>, threads: usize, size: usize) -> Comparison {
+    Comparison {
         name: format!("end-to-end/{threads}x{threads}/{size}"),
         title: format!("End to end, {threads}x{threads}, {}", size_name(size)),
         note: NOTE.to_owned(),
@@ -154,5 +168,5 @@ fn comparison(
         figures: &["per job"],
         rounds: None,
         contenders,
-    })
+    }
 }
