@@ -1,5 +1,5 @@
-//! Finding the next job for a consumer: in its own deques, in the logs, among what came back, or in
-//! others' deques.
+//! Finding the next job for a consumer: among its own leases and runs, in the logs, among what came
+//! back, or among others' leases and runs.
 
 use std::hint::spin_loop;
 use std::sync::atomic::Ordering;

@@ -187,12 +187,14 @@ impl Leases {
     /// The job is marked done under the lock: whoever cancels it finds that a handler has it, or
     /// that it is done.
     pub(crate) fn ack(&self, lease: Lease, delivery: Delivery) -> Result<Acked, Lease> {
+        // Its lease may be the last one of a segment, which is unmapped then: not under the lock.
+        let _running;
         let mut state = self.state.lock();
         let sequence = lease.sequence();
         if !state.is_current(sequence, delivery) {
             return Err(lease);
         }
-        state.remove(sequence);
+        _running = state.remove(sequence);
         state.drop_ended();
         Ok(lease.ack())
     }

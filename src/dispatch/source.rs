@@ -1,5 +1,5 @@
-//! One consumer's end of the dispatch: its deques, the distance that it keeps from a fast producer,
-//! and how it waits when there is nothing to do.
+//! One consumer's end of the dispatch: its leases and runs, the distance that it keeps from a fast
+//! producer, and how it waits when there is nothing to do.
 
 use std::cell::Cell;
 use std::ops::Range;

@@ -15,6 +15,7 @@ mod crc;
 pub(crate) mod durable_end;
 mod flush;
 mod flushed_acks;
+mod graveyard;
 pub(crate) mod header;
 pub(crate) mod headers;
 mod hold;
@@ -63,9 +64,9 @@ use parking_lot::RwLock;
 
 pub(crate) use self::budget::SpaceBudget;
 use self::claiming::HeldBack;
+use self::graveyard::Graveyard;
 use self::header::Identity;
 use self::limit::SequenceLimit;
-use self::maintenance::Graveyard;
 use self::meta::Elsewhere;
 use self::names::Names;
 use self::poison::Poison;
