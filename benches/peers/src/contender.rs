@@ -216,7 +216,7 @@ impl Row {
         median(&self.column(figure))
     }
 
-    /// The ratio of this contender's cost to another one's, taken in each round.
+    /// How many times as much another contender costs as this one, taken in each round.
     pub fn ratio_to(&self, other: &Self) -> Option<Ratio> {
         Ratio::of(&other.column(0), &self.column(0))
     }

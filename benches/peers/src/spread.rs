@@ -45,6 +45,7 @@ struct Figure {
     title: String,
     logmill: f64,
     channel: f64,
+    limit: f64,
     ratio: f64,
 }
 
@@ -59,13 +60,13 @@ pub fn run(args: &Args) -> Result<()> {
     let mut figures = Vec::new();
     for (threads, size) in RUNS {
         let outcome = logmill_and_channel(&context, threads, size)?.run(&context);
-        let [logmill, channel] = &outcome.rows[..] else {
+        let [logmill, channel, limit] = &outcome.rows[..] else {
             anyhow::bail!("{} has other rows", outcome.title);
         };
         let failed = || logmill.missing.clone().or(channel.missing.clone());
-        let ratio = channel.ratio_to(logmill);
-        let (Some(logmill), Some(channel), Some(ratio)) =
-            (logmill.median(0), channel.median(0), ratio)
+        let ratio = logmill.ratio_to(channel);
+        let (Some(logmill), Some(channel), Some(limit), Some(ratio)) =
+            (logmill.median(0), channel.median(0), limit.median(0), ratio)
         else {
             anyhow::bail!("{}: {}", outcome.title, failed().unwrap_or_default());
         };
@@ -73,6 +74,7 @@ pub fn run(args: &Args) -> Result<()> {
             title: outcome.title,
             logmill,
             channel,
+            limit,
             ratio: ratio.median,
         });
     }
@@ -106,7 +108,7 @@ fn report(runs: &[Run]) -> String {
     let mut table = format!(
         "{} runs in {hours:.1} hours, each of {} rounds. A cell is the median of the runs' medians, \
          with the smallest and the largest.\n\n\
-         | | logmill | crossbeam channel | ratio |\n|---|---:|---:|---:|\n",
+         | | logmill | crossbeam channel | ratio | limit |\n|---|---:|---:|---:|---:|\n",
         runs.len(),
         Pace::FULL.rounds,
     );
@@ -127,10 +129,11 @@ fn report(runs: &[Run]) -> String {
         };
         let time = |value| Unit::Nanoseconds.show(value);
         table.push_str(&format!(
-            "| {title} | {} | {} | {} |\n",
+            "| {title} | {} | {} | {} | {} |\n",
             cell(|figure| figure.logmill, &time),
             cell(|figure| figure.channel, &time),
             cell(|figure| figure.ratio, &|ratio| format!("{ratio:.2}")),
+            cell(|figure| figure.limit, &time),
         ));
     }
     table
@@ -149,13 +152,14 @@ mod tests {
                 title: "one".to_owned(),
                 logmill,
                 channel: 100.0,
+                limit: 10.0,
                 ratio: 100.0 / logmill,
             }],
         };
         let report = report(&[run(0, 20.0), run(3600, 40.0), run(5400, 25.0)]);
         assert!(report.starts_with("3 runs in 1.5 hours"), "{report}");
         let row = "| one | 25.0 ns (20.0 ns to 40.0 ns) | 100 ns (100 ns to 100 ns) | \
-                   4.00 (2.50 to 5.00) |";
+                   4.00 (2.50 to 5.00) | 10.0 ns (10.0 ns to 10.0 ns) |";
         assert!(report.contains(row), "{report}");
     }
 }

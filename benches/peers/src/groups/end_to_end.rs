@@ -11,7 +11,7 @@ use crate::contender::{Comparison, Contender, Outcome};
 use crate::context::Context;
 use crate::format::Unit;
 use crate::peers::servers::{self, PIPELINE, Server};
-use crate::peers::{databases, files, logmill, memory, persistent_queue as persistent};
+use crate::peers::{databases, files, limit, logmill, memory, persistent_queue as persistent};
 
 const NOTE: &str = "Time per job or message, from the first enqueue until the last job is acked or \
                     the last message is received. Producers and consumers run at once; the title \
@@ -20,7 +20,9 @@ const NOTE: &str = "Time per job or message, from the first enqueue until the la
                     DELETE, each a transaction; fjall an insert, a read of the first key and a \
                     remove; queue-file an add, a peek and a remove; persistent-queue a push, \
                     a reserve and an ack, each a transaction of its database; Redis LPUSH, BLMOVE and LREM; \
-                    beanstalkd put, reserve and delete.";
+                    beanstalkd put, reserve and delete. *limit* is a ring in memory for each producer and \
+                    its consumer: what the limit of an enqueue does, and a load, a look at the \
+                    payload and one locked add for each record, 256 at a time.";
 
 pub fn run(context: &Context) -> Result<Vec<Outcome>> {
     // All comparisons use the same instance of each server.
@@ -77,13 +79,13 @@ fn persistent_queue(context: &Context, size: usize) -> [Contender; 4] {
     ]
 }
 
-/// logmill and the channel alone.
+/// logmill, the channel and the limit alone.
 pub fn logmill_and_channel(context: &Context, threads: usize, size: usize) -> Result<Comparison> {
     let contenders = memory_and_logmill(context, threads, size)?;
     Ok(of(contenders.into(), threads, size))
 }
 
-fn memory_and_logmill(context: &Context, threads: usize, size: usize) -> Result<[Contender; 2]> {
+fn memory_and_logmill(context: &Context, threads: usize, size: usize) -> Result<[Contender; 3]> {
     Ok([
         Contender::jobs(
             "logmill",
@@ -95,6 +97,7 @@ fn memory_and_logmill(context: &Context, threads: usize, size: usize) -> Result<
             memory::NOTHING,
             memory::channel_end_to_end(threads, size),
         ),
+        Contender::jobs("limit", limit::ANONYMOUS, limit::end_to_end(threads, size)),
     ])
 }
 
