@@ -56,9 +56,9 @@ impl Consumer {
 
     /// Returns the next job if one is available, without waiting for one.
     ///
-    /// None does not mean that the queue is empty. All jobs may be held by others, not due, behind
-    /// a record that a producer is still writing, or in a segment that cannot be read. Also returns
-    /// None once the queue is closed.
+    /// None does not mean that the queue is empty. All jobs may be held by others, claimed by a
+    /// consumer that is taking them at this moment, not due, behind a record that a producer is still
+    /// writing, or in a segment that cannot be read. Also returns None once the queue is closed.
     ///
     /// The call may wait for the disk and for other consumers of the stripe when it claims from a
     /// segment that has to be prepared first. A segment that an earlier process sealed is mapped,
