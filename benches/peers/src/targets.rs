@@ -49,7 +49,7 @@ const TARGETS: &[Target] = &[
     target("end-to-end/1x1/64", "logmill", Faster(1000.0, "Redis")),
     target("end-to-end/1x1/64", "logmill", Faster(1000.0, "beanstalkd")),
     target("end-to-end/1x1/1024", "logmill", Faster(3.0, "crossbeam channel")),
-    target("end-to-end/2x2/64", "logmill", Faster(4.0, "crossbeam channel")),
+    target("end-to-end/2x2/64", "logmill", Faster(5.0, "crossbeam channel")),
     target("end-to-end/2x2/1024", "logmill", Faster(3.0, "crossbeam channel")),
 
     target("durable/group/64", "logmill, 1 stripe", Faster(0.8, "write + fdatasync")),

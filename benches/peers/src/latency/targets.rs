@@ -81,7 +81,7 @@ pub const TARGETS: [Target; 11] = [
     way_to_handler(0.99, 1.2),
     enqueue(Kind::Call, 0.999, 4.0),
     enqueue(Kind::Call, 0.9999, 10.0),
-    enqueue(Kind::Enqueue, 0.999, 4.0),
+    enqueue(Kind::Enqueue, 0.999, 2.0),
     enqueue(Kind::Enqueue, 0.9999, 10.0),
     with_naps(Kind::Call, 0.5, Other::Time(100), 1.0),
     with_naps(Kind::Call, 0.99, Other::Time(1_000), 1.0),
