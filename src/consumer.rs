@@ -92,7 +92,7 @@ impl Consumer {
     pub fn next(&self) -> Option<Job<'_>> {
         match self.at_hand() {
             Some(job) => Some(job),
-            None => self.next_until(|| None),
+            None => self.wait(|| None, || false),
         }
     }
 
@@ -106,6 +106,47 @@ impl Consumer {
         match self.at_hand() {
             Some(job) => Some(job),
             None => self.next_within(timeout),
+        }
+    }
+
+    /// Waits for the next job until the deadline, or until `stopped` returns true; for threads of your
+    /// own that must end while they wait.
+    ///
+    /// `stopped` is called each time that the consumer is about to sleep or was woken. Whoever makes
+    /// it true calls [`Queue::wake_consumers`](crate::Queue::wake_consumers). A job that is found at
+    /// once is returned all the same. Without a deadline, None means that the consumer was stopped
+    /// or the queue closed.
+    ///
+    /// ```
+    /// use logmill::Queue;
+    /// use std::sync::atomic::{AtomicBool, Ordering};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let (queue, _) = Queue::builder(dir.path()).open()?;
+    /// let stopping = AtomicBool::new(false);
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| {
+    ///         let consumer = queue.consumer();
+    ///         while let Some(job) = consumer.next_until(None, || stopping.load(Ordering::Relaxed)) {
+    ///             job.ack();
+    ///         }
+    ///     });
+    ///     stopping.store(true, Ordering::Relaxed);
+    ///     queue.wake_consumers();
+    /// });
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[inline]
+    pub fn next_until(
+        &self,
+        deadline: Option<Instant>,
+        stopped: impl Fn() -> bool,
+    ) -> Option<Job<'_>> {
+        match self.at_hand() {
+            Some(job) => Some(job),
+            None => self.wait(|| deadline, stopped),
         }
     }
 
@@ -141,12 +182,17 @@ impl Consumer {
         // The clock is read only if no job is available. A deadline that overflows means no
         // deadline.
         let deadline = LazyCell::new(|| Instant::now().checked_add(timeout));
-        self.next_until(|| *deadline)
+        self.wait(|| *deadline, || false)
     }
 
-    fn next_until(&self, deadline: impl Fn() -> Option<Instant>) -> Option<Job<'_>> {
+    fn wait(
+        &self,
+        deadline: impl Fn() -> Option<Instant>,
+        stopped: impl Fn() -> bool,
+    ) -> Option<Job<'_>> {
+        let ends = || stopped() || self.running.is_resting();
         loop {
-            if let Some(lease) = self.source.next(&deadline, || self.running.is_resting()) {
+            if let Some(lease) = self.source.next(&deadline, ends) {
                 if let Some(job) = Job::begin(&self.running, lease) {
                     return Some(job);
                 }
@@ -154,7 +200,7 @@ impl Consumer {
                     continue;
                 }
             }
-            if !self.running.is_paused() || !self.running.wait_for_resume(deadline(), || false) {
+            if !self.running.is_paused() || !self.running.wait_for_resume(deadline(), &stopped) {
                 return None;
             }
         }

@@ -1,5 +1,6 @@
 //! A delivered job, until it is settled.
 
+mod held;
 #[cfg(feature = "async")]
 mod owned;
 
@@ -7,6 +8,7 @@ use std::fmt;
 use std::mem;
 use std::time::{Duration, SystemTime};
 
+pub use self::held::HeldJob;
 #[cfg(feature = "async")]
 pub use self::owned::OwnedJob;
 use crate::dispatch::lease_timeouts::Delivery;

@@ -138,9 +138,9 @@ pub use error::{
 };
 pub use failure::{Failure, FailureError};
 pub use id::{JobId, LetterId, ParseIdError};
-pub use job::Job;
 #[cfg(feature = "async")]
 pub use job::OwnedJob;
+pub use job::{HeldJob, Job};
 pub use keys::{Keys, Value};
 pub use log::headers::Headers;
 pub use log::meta::FailureReason;

@@ -21,7 +21,7 @@ use crate::{JobId, Sequence};
 /// thread; [`job_events`] hands events on to another one. A panic in it is caught.
 ///
 /// A queue without an observer pays nothing; with one, each delivery takes some tens of nanoseconds
-/// more. If the process dies at that moment, what has happened is not told.
+/// more, unless it does not [observe completions](Self::observes_completions). If the process dies at that moment, what has happened is not told.
 ///
 /// ```
 /// use logmill::{Observer, ObservedJob, Queue};
@@ -46,6 +46,14 @@ use crate::{JobId, Sequence};
 /// # }
 /// ```
 pub trait Observer: Send + Sync {
+    /// Whether [`completed`](Self::completed) is to be called. Asked once, when the queue is opened.
+    ///
+    /// With an observer that returns false, a job that is delivered once and acked costs no more than
+    /// without one. Default: true.
+    fn observes_completions(&self) -> bool {
+        true
+    }
+
     /// A job was acked.
     fn completed(&self, job: &ObservedJob) {
         let _ = job;
@@ -80,16 +88,30 @@ pub trait Observer: Send + Sync {
 
 /// The observer of a queue, if it has one.
 #[derive(Clone, Default)]
-pub(crate) struct Observing(Option<Arc<dyn Observer>>);
+pub(crate) struct Observing {
+    observer: Option<Arc<dyn Observer>>,
+    /// Whether it is told of completions.
+    sees_all: bool,
+}
 
 impl Observing {
     pub(crate) fn by(observer: impl Observer + 'static) -> Self {
-        Self(Some(Arc::new(observer)))
+        let sees_all = user_code::call(|| observer.observes_completions());
+        Self {
+            observer: Some(Arc::new(observer)),
+            sees_all: sees_all.unwrap_or(true),
+        }
     }
 
     #[inline]
     pub(crate) fn is_on(&self) -> bool {
-        self.0.is_some()
+        self.observer.is_some()
+    }
+
+    /// Whether it is told of a job that is delivered once and acked.
+    #[inline]
+    pub(crate) fn sees_all(&self) -> bool {
+        self.sees_all
     }
 
     /// What the observer will be told of a job, copied while there is a lease of it.
@@ -120,7 +142,7 @@ impl Observing {
         seen: Option<ObservedJob>,
         what: impl FnOnce(&dyn Observer, &ObservedJob),
     ) {
-        if let (Some(observer), Some(job)) = (&self.0, &seen) {
+        if let (Some(observer), Some(job)) = (&self.observer, &seen) {
             // A panic is the observer's own.
             let _ = user_code::call(|| what(&**observer, job));
         }
@@ -130,7 +152,7 @@ impl Observing {
 impl Drop for Observing {
     fn drop(&mut self) {
         // The last clone may be dropped along with the queue, on a thread of this library.
-        user_code::discard(self.0.take());
+        user_code::discard(self.observer.take());
     }
 }
 

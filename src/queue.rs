@@ -214,6 +214,14 @@ impl Queue {
         Consumer::new(Arc::clone(&self.running))
     }
 
+    /// Wakes all threads that wait for a job of this queue, so that those in
+    /// [`Consumer::next_until`] look whether they are to stop.
+    ///
+    /// Those in other calls go on waiting.
+    pub fn wake_consumers(&self) {
+        self.running.wake_consumers();
+    }
+
     /// Returns the options of a worker pool with this many threads; 0 means one for each core.
     ///
     /// No thread starts before [`run`](WorkersBuilder::run).

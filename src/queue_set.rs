@@ -138,7 +138,7 @@ impl SetConsumer {
     ///
     /// Polls for a few tens of microseconds, then sleeps until one of the queues has a job.
     pub fn next(&self) -> Option<Job<'_>> {
-        self.next_until(|| None)
+        self.wait(|| None, || false)
     }
 
     /// Waits for the next job for at most this long; None after that, or once all queues are
@@ -146,7 +146,19 @@ impl SetConsumer {
     pub fn next_timeout(&self, timeout: Duration) -> Option<Job<'_>> {
         // A deadline that overflows means no deadline.
         let deadline = LazyCell::new(|| Instant::now().checked_add(timeout));
-        self.next_until(|| *deadline)
+        self.wait(|| *deadline, || false)
+    }
+
+    /// Waits for the next job until the deadline, or until `stopped` returns true, see
+    /// [`Consumer::next_until`](crate::Consumer::next_until).
+    ///
+    /// Whoever makes `stopped` true wakes the consumers of each of the queues.
+    pub fn next_until(
+        &self,
+        deadline: Option<Instant>,
+        stopped: impl Fn() -> bool,
+    ) -> Option<Job<'_>> {
+        self.wait(|| deadline, stopped)
     }
 
     /// Returns up to `max` jobs, see [`Consumer::next_batch`](crate::Consumer::next_batch).
@@ -164,9 +176,13 @@ impl SetConsumer {
         jobs
     }
 
-    fn next_until(&self, deadline: impl Fn() -> Option<Instant>) -> Option<Job<'_>> {
+    fn wait(
+        &self,
+        deadline: impl Fn() -> Option<Instant>,
+        stopped: impl Fn() -> bool,
+    ) -> Option<Job<'_>> {
         loop {
-            let (at, lease) = self.sources.next(&deadline, || false)?;
+            let (at, lease) = self.sources.next(&deadline, &stopped)?;
             if let Some(job) = Job::begin(self.sources.running(at), lease) {
                 return Some(job);
             }

@@ -74,7 +74,7 @@ impl Engine {
         let (mut lease, attempts, delivery) = begun?;
         lease.take_suspicion();
         let attempt = Attempt::new(attempts, is_suspect);
-        let attempt = match self.observer.is_on() {
+        let attempt = match self.observer.sees_all() {
             true => attempt.observed(),
             false => attempt,
         };

@@ -39,7 +39,6 @@ pub(crate) mod worker;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-#[cfg(feature = "async")]
 use std::sync::{OnceLock, Weak};
 
 #[cfg(feature = "async")]
@@ -103,7 +102,6 @@ pub(crate) struct Engine {
     /// Jobs found at open.
     pub(crate) recovered: u64,
     /// The engine with its threads, for jobs that keep it open.
-    #[cfg(feature = "async")]
     running: OnceLock<Weak<Running>>,
     /// Flushes for those who hold tickets.
     #[cfg(feature = "async")]

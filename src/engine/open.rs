@@ -1,7 +1,6 @@
 //! Opens an engine from a directory, through recovery.
 
 use std::sync::Arc;
-#[cfg(feature = "async")]
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
@@ -179,7 +178,7 @@ impl Engine {
             ),
             leases: builder.lease_timeout.map(Leases::new),
             observer: builder.observer.clone(),
-            only_counts: builder.lease_timeout.is_none() && !builder.observer.is_on(),
+            only_counts: builder.lease_timeout.is_none() && !builder.observer.sees_all(),
             dead: DeadLog::new(dead, Arc::clone(&poison)),
             depth,
             room,
@@ -199,7 +198,6 @@ impl Engine {
             cancelled: AtomicU64::new(0),
             dead_lettered: AtomicU64::new(0),
             recovered: live,
-            #[cfg(feature = "async")]
             running: OnceLock::new(),
             #[cfg(feature = "async")]
             flusher,

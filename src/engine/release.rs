@@ -65,6 +65,36 @@ impl Engine {
         }
     }
 
+    /// Ends a delivery without an attempt, for a job that is to wait outside the queue. None if the
+    /// delivery has timed out, or the job was cancelled.
+    pub(crate) fn hold(&self, lease: Lease, delivery: Delivery, attempt: Attempt) -> Option<Lease> {
+        let is_current = match &self.leases {
+            None => {
+                lease.end_delivery();
+                true
+            }
+            Some(leases) => matches!(leases.release(&lease, delivery), Ended::Current { .. }),
+        };
+        let held = if is_current {
+            let lease = match attempt.is_suspect() {
+                true => lease.into_suspect(),
+                false => lease,
+            };
+            self.unless_cancelled(lease, attempt.number())
+        } else {
+            // The attempt has failed, and the job has gone on.
+            if let Some(leases) = &self.leases {
+                let has_handler = || leases.has_handler(lease.sequence());
+                self.dead.end_late(lease.job(), has_handler);
+            }
+            None
+        };
+        if attempt.is_suspect() {
+            self.dispatch.end_suspect();
+        }
+        held
+    }
+
     /// Has the maintenance thread store a delay that a handler named.
     pub(super) fn keep_delay(&self, delay: Duration) {
         if delay >= KEPT_DELAY {

@@ -97,7 +97,6 @@ impl Engine {
 
     /// The engine with its tasks, for who has a reference that keeps it open and wants to keep it
     /// open otherwise.
-    #[cfg(feature = "async")]
     pub(crate) fn running(&self) -> Arc<Running> {
         let running = self.running.get().and_then(Weak::upgrade);
         running.expect("the caller has a reference that keeps the queue open")
@@ -231,7 +230,6 @@ impl Running {
     /// Shares it between handles.
     pub(crate) fn share(self) -> Arc<Self> {
         let running = Arc::new(self);
-        #[cfg(feature = "async")]
         let _ = running.engine.running.set(Arc::downgrade(&running));
         running
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::Job;
+use super::{HeldJob, Job};
 use crate::dispatch::lease_timeouts::Delivery;
 use crate::engine::Running;
 use crate::engine::delivery::Attempt;
@@ -162,6 +162,11 @@ impl OwnedJob {
     /// [`Job::snooze`].
     pub fn snooze(mut self, delay: Duration) {
         self.take().snooze(delay);
+    }
+
+    /// Takes the job out of the queue's order without an attempt, see [`Job::hold`].
+    pub fn hold(mut self) -> HeldJob {
+        self.take().hold()
     }
 
     /// Lets the handler have the job for its whole [lease timeout](crate::Builder::lease_timeout)

@@ -97,6 +97,36 @@ impl Queue {
         View::of(&self.running).jobs_after(cursor)
     }
 
+    /// Whether a job has not ended: waits, backs off, or is with a handler.
+    ///
+    /// For a job that has not ended this is a look at its place in the log. For one that has, it
+    /// looks whether compaction has moved the job: through later segments of its stripe that may hold
+    /// such jobs.
+    ///
+    /// ```
+    /// # use logmill::Queue;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let (queue, _) = Queue::builder(dir.path()).open()?;
+    /// let id = queue.enqueue(b"resize cat.jpg")?;
+    /// assert!(queue.contains(id)?);
+    /// queue.consumer().next().expect("a job was enqueued").ack();
+    /// assert!(!queue.contains(id)?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// A segment could not be read in which the job may be.
+    pub fn contains(&self, id: JobId) -> Result<bool, Arc<StorageError>> {
+        let stripes = self.running.dispatch().stripes();
+        let Some(stripe) = stripes.get(usize::from(id.stripe())) else {
+            return Ok(false);
+        };
+        let sequence = id.sequence();
+        Ok(stripe.pin_live(sequence)?.is_some() || stripe.find_job(sequence)?.is_some())
+    }
+
     /// Looks for one job; None if it is acked, dead or expired, or was never enqueued.
     ///
     /// As [`jobs`](Self::jobs), this reads files and stops nobody. It reads the segments of the

@@ -5,6 +5,7 @@ mod api_batches;
 mod api_cancel;
 mod api_dead_letters;
 mod api_deliveries;
+mod api_hold;
 mod api_looking;
 mod api_names;
 mod api_observers;
