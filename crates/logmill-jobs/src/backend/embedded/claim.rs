@@ -1,0 +1,118 @@
+//! Jobs of the engine that a consumer has, or that wait outside the queue's order.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use logmill::{Failure, HeldJob, Job, OwnedJob};
+
+use super::errors::on_transaction;
+use super::{Shared, numbers_of};
+use crate::backend::{BackendError, Claim, Held, Settlement};
+
+/// A job that is borrowed from its consumer.
+pub(super) struct Borrowed<'a> {
+    /// Taken when it is settled.
+    job: Option<Job<'a>>,
+    shared: &'a Arc<Shared>,
+}
+
+/// A job that is on its own.
+struct Owned {
+    /// Taken when it is settled.
+    job: Option<OwnedJob>,
+    shared: Arc<Shared>,
+}
+
+impl<'a> Borrowed<'a> {
+    #[inline]
+    pub(super) fn new(job: Job<'a>, shared: &'a Arc<Shared>) -> Self {
+        Self {
+            job: Some(job),
+            shared,
+        }
+    }
+}
+
+/// Both kinds of jobs have the same methods, and no trait in common.
+macro_rules! claim {
+    ($type:ty, hold: |$held:ident| $hold:expr, detach: |$detached:ident, $shared:ident| $detach:expr) => {
+        impl Claim for $type {
+            fn queue(&self) -> &str {
+                self.job.as_ref().map_or("", |job| job.queue_name())
+            }
+
+            fn number(&self) -> u64 {
+                self.job.as_ref().map_or(0, |job| job.id().get())
+            }
+
+            fn kind(&self) -> &str {
+                let job = self.job.as_ref();
+                job.and_then(|job| job.name()).unwrap_or_default()
+            }
+
+            fn payload(&self) -> &[u8] {
+                self.job.as_ref().map_or(&[], |job| job.payload())
+            }
+
+            fn header(&self, key: &str) -> Option<&[u8]> {
+                self.job.as_ref()?.headers().get(key)
+            }
+
+            fn attempt(&self) -> u32 {
+                self.job.as_ref().map_or(0, |job| job.attempts())
+            }
+
+            fn crashes(&self) -> u32 {
+                self.job.as_ref().map_or(0, |job| job.crashes())
+            }
+
+            fn enqueued_at(&self) -> SystemTime {
+                let job = self.job.as_ref();
+                job.map_or(SystemTime::UNIX_EPOCH, |job| job.enqueued_at())
+            }
+
+            fn is_cancelled(&self) -> bool {
+                self.job.as_ref().is_some_and(|job| job.is_cancelled())
+            }
+
+            #[inline]
+            fn settle(&mut self, settlement: Settlement<'_>) -> Result<Vec<u64>, BackendError> {
+                let job = self.job.take().ok_or(BackendError::Lost)?;
+                match settlement {
+                    Settlement::Done(None) => job.ack(),
+                    Settlement::Done(Some(changes)) => {
+                        let transaction = self.shared.transaction(changes)?;
+                        let committed = job.ack_with(transaction).map_err(on_transaction)?;
+                        return Ok(numbers_of(committed));
+                    }
+                    Settlement::Retry { after, reason } => job.retry_after(after, reason),
+                    Settlement::Snooze { after } => job.snooze(after),
+                    Settlement::Dead { reason } => job.fail(Failure::dead_letter(reason)),
+                }
+                Ok(Vec::new())
+            }
+
+            fn hold(&mut self) -> Option<Box<dyn Held>> {
+                let $held = self.job.take()?;
+                Some(Box::new($hold))
+            }
+
+            fn detach(&mut self) -> Option<Box<dyn Claim + Send>> {
+                let ($detached, $shared) = (self.job.take()?, Arc::clone(&self.shared));
+                Some(Box::new(Owned {
+                    job: Some($detach),
+                    shared: $shared,
+                }))
+            }
+        }
+    };
+}
+
+claim!(Borrowed<'_>, hold: |job| job.hold(), detach: |job, shared| job.into_owned());
+claim!(Owned, hold: |job| job.hold(), detach: |job, shared| job);
+
+impl Held for HeldJob {
+    fn payload(&self) -> &[u8] {
+        self.payload()
+    }
+}

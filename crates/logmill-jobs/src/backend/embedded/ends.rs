@@ -1,0 +1,41 @@
+//! Jobs that end without a completion, as the engine tells of them.
+
+use std::sync::Weak;
+
+use logmill::{ObservedJob, Observer};
+
+use super::Shared;
+use crate::backend::{End, Ended, UNIQUE_HEADER};
+
+/// The observer of a queue.
+pub(super) struct Ends {
+    pub(super) shared: Weak<Shared>,
+    pub(super) queue: String,
+}
+
+impl Ends {
+    fn tell(&self, job: &ObservedJob, how: End<'_>) {
+        let Some(shared) = self.shared.upgrade() else {
+            return;
+        };
+        if let Some(tell) = shared.on_end.get() {
+            let kind = job.name().unwrap_or_default();
+            let unique = job.headers().get(UNIQUE_HEADER);
+            tell(&Ended::new(&self.queue, job.id().get(), kind, unique, how));
+        }
+    }
+}
+
+impl Observer for Ends {
+    fn observes_completions(&self) -> bool {
+        false
+    }
+
+    fn dead(&self, job: &ObservedJob, reason: &str) {
+        self.tell(job, End::Dead(reason));
+    }
+
+    fn expired(&self, job: &ObservedJob) {
+        self.tell(job, End::Expired);
+    }
+}

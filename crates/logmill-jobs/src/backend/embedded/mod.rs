@@ -1,0 +1,235 @@
+//! The engine in this process as a backend.
+
+mod claim;
+mod ends;
+mod errors;
+mod queue;
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use logmill::{Durability, QueueSet, Queues, SetConsumer};
+use parking_lot::Mutex;
+
+use self::claim::Borrowed;
+use self::ends::Ends;
+use self::errors::{on_open, on_storage, on_transaction};
+use self::queue::{EmbeddedQueue, options_of};
+use super::{
+    Backend, BackendError, Capabilities, Changes, Choice, Consumer, Keep, KeyChange, KeyValue,
+    Next, OnEnd, Queue, Served,
+};
+
+/// A directory of queues of the engine.
+pub(crate) struct Embedded(Arc<Shared>);
+
+/// What the backend and its consumers share.
+struct Shared {
+    queues: Queues,
+    durability: Durability,
+    on_end: OnceLock<OnEnd>,
+    /// Those that are open; None once the backend is closed.
+    open: Mutex<Option<HashMap<String, logmill::Queue>>>,
+}
+
+impl Embedded {
+    pub(crate) fn new(queues: Queues, durability: Durability) -> Self {
+        Self(Arc::new(Shared {
+            queues,
+            durability,
+            on_end: OnceLock::new(),
+            open: Mutex::new(Some(HashMap::new())),
+        }))
+    }
+}
+
+impl Shared {
+    /// A handle of the queue of this name, which is opened or created if it is not open.
+    fn open(self: &Arc<Self>, name: &str) -> Result<logmill::Queue, BackendError> {
+        let mut open = self.open.lock();
+        let open = open.as_mut().ok_or(BackendError::Closed)?;
+        if let Some(queue) = open.get(name) {
+            return Ok(queue.clone());
+        }
+        // Attempts are counted and limited by the kinds.
+        let retry = logmill::RetryPolicy::default().unlimited_attempts();
+        let builder = self.queues.builder(name).durability(self.durability);
+        let ends = Ends {
+            shared: Arc::downgrade(self),
+            queue: name.to_owned(),
+        };
+        let opened = builder.retry(retry).observer(ends).open();
+        let (queue, report) = opened.map_err(on_open)?;
+        if !report.is_clean() {
+            tracing::warn!(queue = name, ?report, "recovery found damage");
+        }
+        open.insert(name.to_owned(), queue.clone());
+        Ok(queue)
+    }
+
+    fn transaction(
+        self: &Arc<Self>,
+        changes: &Changes<'_>,
+    ) -> Result<logmill::Transaction, BackendError> {
+        let mut transaction = self.queues.transaction();
+        let mut sync = changes.sync;
+        for (queue, job) in &changes.jobs {
+            let queue = self.open(queue)?;
+            transaction.enqueue_with(&queue, job.payload, options_of(job));
+            sync |= job.sync;
+        }
+        for change in &changes.keys {
+            match *change {
+                KeyChange::Put(key, value, keep) => transaction.put(key, value, keep_of(keep)),
+                KeyChange::Insert(key, value, keep) => {
+                    transaction.insert_new(key, value, keep_of(keep))
+                }
+                KeyChange::Remove(key) => transaction.remove(key),
+                KeyChange::Expect(key, version) => transaction.expect(key, version),
+            };
+        }
+        if sync {
+            transaction.durability(Durability::Sync);
+        }
+        Ok(transaction)
+    }
+}
+
+fn keep_of(keep: Keep) -> logmill::Keep {
+    match keep {
+        Keep::Forever => logmill::Keep::Forever,
+        Keep::For(time) => logmill::Keep::For(time),
+    }
+}
+
+/// The numbers of the jobs that a transaction enqueued.
+fn numbers_of(committed: logmill::Committed) -> Vec<u64> {
+    let jobs = committed.jobs.into_iter();
+    jobs.map(|job| job.map_or(u64::MAX, logmill::JobId::get))
+        .collect()
+}
+
+fn value_of(value: logmill::Value) -> KeyValue {
+    KeyValue {
+        version: value.version(),
+        value: value.into_bytes(),
+    }
+}
+
+impl Backend for Embedded {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new(true, false)
+    }
+
+    fn on_end(&self, tell: OnEnd) {
+        // Called once; a second caller is told nothing.
+        let _ = self.0.on_end.set(tell);
+    }
+
+    fn queue(&self, name: &str) -> Result<Box<dyn Queue>, BackendError> {
+        Ok(Box::new(EmbeddedQueue::new(self.0.open(name)?)))
+    }
+
+    fn queue_names(&self) -> Result<Vec<String>, BackendError> {
+        self.0.queues.names().map_err(on_storage)
+    }
+
+    fn consumer(
+        &self,
+        queues: &[Served<'_>],
+        choice: Choice,
+    ) -> Result<Box<dyn Consumer>, BackendError> {
+        let open = queues.iter().map(|served| self.0.open(served.queue));
+        let open: Vec<_> = open.collect::<Result<_, _>>()?;
+        // A consumer of one queue takes the shortest way to its jobs.
+        if let [queue] = &open[..] {
+            return Ok(Box::new(Of::One(queue.consumer(), Arc::clone(&self.0))));
+        }
+        let set = match choice {
+            Choice::Priority => QueueSet::by_priority(&open.iter().collect::<Vec<_>>()),
+            Choice::Weight => {
+                let weights = queues.iter().map(|served| served.weight);
+                QueueSet::by_weight(&open.iter().zip(weights).collect::<Vec<_>>())
+            }
+        };
+        Ok(Box::new(Of::Several(set.consumer(), Arc::clone(&self.0))))
+    }
+
+    fn wake_consumers(&self, queues: &[&str]) {
+        let open = self.0.open.lock();
+        for queue in queues {
+            if let Some(queue) = open.as_ref().and_then(|open| open.get(*queue)) {
+                queue.wake_consumers();
+            }
+        }
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<KeyValue>, BackendError> {
+        Ok(self.0.queues.keys().get(key).map(value_of))
+    }
+
+    fn keys(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, KeyValue)>, BackendError> {
+        let keys = self.0.queues.keys().with_prefix(prefix);
+        Ok(keys.map(|(key, value)| (key, value_of(value))).collect())
+    }
+
+    fn commit(&self, changes: &Changes<'_>) -> Result<Vec<u64>, BackendError> {
+        let transaction = self.0.transaction(changes)?;
+        let committed = transaction.commit().map_err(on_transaction)?;
+        Ok(numbers_of(committed))
+    }
+
+    fn flush(&self) -> Result<(), BackendError> {
+        let open: Vec<_> = match &*self.0.open.lock() {
+            Some(open) => open.values().cloned().collect(),
+            None => return Err(BackendError::Closed),
+        };
+        self.0.queues.flush().map_err(on_storage)?;
+        open.iter()
+            .try_for_each(logmill::Queue::flush)
+            .map_err(on_storage)
+    }
+
+    fn close(&self) -> Result<(), BackendError> {
+        let open = self.0.open.lock().take().unwrap_or_default();
+        let mut closed = Ok(());
+        for queue in open.into_values() {
+            if let Err(error) = queue.close() {
+                closed = closed.and(Err(on_storage(error)));
+            }
+        }
+        closed
+    }
+}
+
+/// A consumer of one queue, or of several.
+enum Of {
+    One(logmill::Consumer, Arc<Shared>),
+    Several(SetConsumer, Arc<Shared>),
+}
+
+impl Consumer for Of {
+    #[inline]
+    fn next(
+        &mut self,
+        until: Option<Instant>,
+        stopped: &dyn Fn() -> bool,
+        take: &mut dyn FnMut(&mut dyn super::Claim),
+    ) -> Next {
+        let (job, shared) = match self {
+            Self::One(consumer, shared) => (consumer.next_until(until, stopped), shared),
+            Self::Several(consumer, shared) => (consumer.next_until(until, stopped), shared),
+        };
+        match job {
+            Some(job) => {
+                take(&mut Borrowed::new(job, shared));
+                Next::Taken
+            }
+            None if stopped() || until.is_some_and(|until| until <= Instant::now()) => {
+                Next::Nothing
+            }
+            None => Next::Closed,
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! A queue of the engine as one of a backend.
+
+use std::time::SystemTime;
+
+use logmill::{DeadLetterError, Durability, EnqueueOptions, JobId, JobState, LetterId, ViewedJob};
+
+use super::errors::{on_enqueue, on_storage};
+use crate::backend::{BackendError, Cancelled, DeadJob, Due, NewJob, Queue, QueueStats, Seen};
+
+pub(super) struct EmbeddedQueue(logmill::Queue);
+
+/// How the engine stores a job.
+#[inline]
+pub(super) fn options_of<'a>(job: &NewJob<'a>) -> EnqueueOptions<'a> {
+    let mut options = EnqueueOptions::new().name(job.kind).headers(job.headers);
+    match job.due {
+        Due::Now => {}
+        Due::After(delay) => options = options.delay(delay),
+        Due::At(time) => options = options.due_at(time),
+    }
+    if let Some(time) = job.expires {
+        options = options.expires_at(time);
+    }
+    if job.sync {
+        options = options.durability(Durability::Sync);
+    }
+    options
+}
+
+fn seen(job: &ViewedJob) -> Seen {
+    let headers = job.headers();
+    Seen {
+        number: job.id().get(),
+        kind: job.name().unwrap_or_default().to_owned(),
+        payload: job.payload().to_vec(),
+        headers: headers
+            .map(|(key, value)| (key.to_owned(), value.to_vec()))
+            .collect(),
+        failed: job.attempts(),
+        is_running: job.state() == JobState::InFlight,
+        due: job.due_at().filter(|due| *due > SystemTime::now()),
+        enqueued_at: job.enqueued_at(),
+    }
+}
+
+impl EmbeddedQueue {
+    pub(super) fn new(queue: logmill::Queue) -> Self {
+        Self(queue)
+    }
+
+    fn on_letter(&self, error: DeadLetterError) -> BackendError {
+        match error {
+            DeadLetterError::Enqueue(error) => on_enqueue(error, self.0.name()),
+            error => on_storage(error),
+        }
+    }
+}
+
+impl Queue for EmbeddedQueue {
+    #[inline]
+    fn publish(&self, job: &NewJob<'_>) -> Result<u64, BackendError> {
+        let enqueued = self.0.enqueue_with(job.payload, options_of(job));
+        match enqueued {
+            Ok(id) => Ok(id.get()),
+            Err(error) => Err(on_enqueue(error, self.0.name())),
+        }
+    }
+
+    fn publish_all(&self, jobs: &[NewJob<'_>]) -> Result<Vec<u64>, BackendError> {
+        let jobs: Vec<_> = jobs
+            .iter()
+            .map(|job| (job.payload, options_of(job)))
+            .collect();
+        let enqueued = self.0.enqueue_batch_with(&jobs);
+        let ids = enqueued.map_err(|error| on_enqueue(error, self.0.name()))?;
+        Ok(ids.into_iter().map(JobId::get).collect())
+    }
+
+    fn set_paused(&self, paused: bool) -> Result<(), BackendError> {
+        match paused {
+            true => self.0.pause(),
+            false => self.0.resume(),
+        }
+        .map_err(on_storage)
+    }
+
+    fn is_paused(&self) -> bool {
+        self.0.is_paused()
+    }
+
+    fn cancel(&self, number: u64) -> Result<Cancelled, BackendError> {
+        match self.0.cancel(JobId::new(number)) {
+            Ok(logmill::Cancelled::Waiting) => Ok(Cancelled::Waiting),
+            Ok(logmill::Cancelled::Running) => Ok(Cancelled::Running),
+            Ok(_) => Ok(Cancelled::Gone),
+            Err(logmill::CancelError::Closed) => Err(BackendError::Closed),
+            Err(error @ logmill::CancelError::NotDurable { .. }) => {
+                Err(BackendError::NotDurable(Box::new(error)))
+            }
+            Err(error) => Err(on_storage(error)),
+        }
+    }
+
+    fn look(&self, number: u64) -> Result<Option<Seen>, BackendError> {
+        let found = self.0.get(JobId::new(number)).map_err(on_storage)?;
+        Ok(found.as_ref().map(seen))
+    }
+
+    fn contains(&self, number: u64) -> Result<bool, BackendError> {
+        self.0.contains(JobId::new(number)).map_err(on_storage)
+    }
+
+    fn each(&self, see: &mut dyn FnMut(&Seen) -> bool) -> Result<(), BackendError> {
+        for job in self.0.jobs() {
+            if !see(&seen(&job.map_err(on_storage)?)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn stats(&self) -> Result<QueueStats, BackendError> {
+        let stats = self.0.stats();
+        Ok(QueueStats {
+            ready: stats.ready,
+            delayed: stats.delayed,
+            running: stats.in_flight,
+            dead: stats.dead,
+            oldest_ready: stats.oldest_ready,
+            enqueued: stats.enqueued,
+            completed: stats.acked,
+            retried: stats.retried,
+        })
+    }
+
+    fn dead_letters(&self) -> Result<Vec<DeadJob>, BackendError> {
+        let letters = self.0.dead_letters();
+        let dead = letters.iter().map(|letter| DeadJob {
+            letter: letter.id().get(),
+            number: letter.job_id().get(),
+            kind: letter.name().unwrap_or_default().to_owned(),
+            payload: letter.payload().to_vec(),
+            attempts: letter.attempts(),
+            crashes: letter.crashes(),
+            reasons: letter
+                .reasons()
+                .iter()
+                .map(|one| one.reason.clone())
+                .collect(),
+            died_at: letter.last_failure(),
+        });
+        Ok(dead.collect())
+    }
+
+    fn replay(&self, letter: u64) -> Result<Option<u64>, BackendError> {
+        match self.0.dead_letters().replay(LetterId::new(letter)) {
+            Ok(id) => Ok(Some(id.get())),
+            Err(DeadLetterError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.on_letter(error)),
+        }
+    }
+
+    fn purge(&self, letter: u64) -> Result<bool, BackendError> {
+        match self.0.dead_letters().purge(LetterId::new(letter)) {
+            Ok(()) => Ok(true),
+            Err(DeadLetterError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(self.on_letter(error)),
+        }
+    }
+}

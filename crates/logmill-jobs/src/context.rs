@@ -1,0 +1,293 @@
+//! What a handler can learn of its attempt, and do in it.
+
+use std::cell::OnceCell;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::backend::{Changes, Claim, Due, Keep, KeyChange};
+use crate::enqueue::{check_name, header};
+use crate::error::EnqueueError;
+use crate::failure::{Failure, JobResult, discard};
+use crate::handler::FromAttempt;
+use crate::keys;
+use crate::mill::Mill;
+use crate::running::Signals;
+use crate::{Job, JobId};
+
+/// The result of a step is kept for this long, in case the job never ends.
+const KEEP_STEPS: Duration = Duration::from_secs(30 * 86_400);
+
+/// An attempt at a job, from which extractors take what they need.
+pub struct Attempt<'a> {
+    pub(crate) mill: &'a Mill,
+    pub(crate) id: &'a JobId,
+    pub(crate) claim: &'a dyn Claim,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) pool_stops: &'a Arc<AtomicBool>,
+    /// Made when an extractor asks for it.
+    pub(crate) context: OnceCell<Context>,
+}
+
+impl Attempt<'_> {
+    /// The context of the attempt; the same for each call.
+    pub fn context(&self) -> &Context {
+        self.context.get_or_init(|| {
+            let signals = self.mill.inner.running.begin(self.id);
+            let key = self.claim.header(header::KEY);
+            Context {
+                inner: Arc::new(Inner {
+                    mill: self.mill.clone(),
+                    id: self.id.clone(),
+                    kind: self.claim.kind().to_owned(),
+                    key: key.map(|key| String::from_utf8_lossy(key).into_owned()),
+                    attempt: self.claim.attempt(),
+                    crashes: self.claim.crashes(),
+                    enqueued_at: self.claim.enqueued_at(),
+                    deadline: self.deadline,
+                    pool_stops: Arc::clone(self.pool_stops),
+                    signals,
+                    follows: Mutex::default(),
+                }),
+            }
+        })
+    }
+}
+
+impl std::fmt::Debug for Attempt<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Attempt")
+            .field("id", self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The attempt that a handler is called for: take it as an argument, in any place after the job.
+///
+/// ```
+/// use logmill_jobs::{Context, Job, JobResult};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize, Job)]
+/// #[job(kind = "charge", output = String)]
+/// struct Charge {
+///     cents: u64,
+/// }
+///
+/// fn charge(job: Charge, cx: Context) -> JobResult<String> {
+///     // Not called again if a later attempt follows a crash.
+///     let receipt: String = cx.step("charge", || Ok(format!("{} cents", job.cents)))?;
+///     println!("attempt {} of {}", cx.attempt(), cx.id());
+///     Ok(receipt)
+/// }
+/// ```
+#[derive(Clone)]
+pub struct Context {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    mill: Mill,
+    id: JobId,
+    kind: String,
+    key: Option<String>,
+    attempt: u32,
+    crashes: u32,
+    enqueued_at: SystemTime,
+    deadline: Option<Instant>,
+    pool_stops: Arc<AtomicBool>,
+    signals: Arc<Signals>,
+    follows: Mutex<Follows>,
+}
+
+/// What is stored together with the completion of the job.
+#[derive(Default)]
+struct Follows {
+    followed: Followed,
+    /// The names of steps so far.
+    steps: HashSet<String>,
+}
+
+#[derive(Default)]
+pub(crate) struct Followed {
+    pub(crate) jobs: Vec<FollowingJob>,
+    /// The keys of the results of steps, which the end of the job removes.
+    pub(crate) steps: Vec<Vec<u8>>,
+}
+
+/// A job that follows from the completion of another one.
+pub(crate) struct FollowingJob {
+    pub(crate) queue: String,
+    pub(crate) kind: &'static str,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) due: Due,
+    pub(crate) expires: Option<SystemTime>,
+    codec: Option<String>,
+    key: Option<String>,
+}
+
+impl FollowingJob {
+    pub(crate) fn headers(&self) -> Vec<(&str, &[u8])> {
+        let codec = self.codec.as_deref().map(|tag| (header::CODEC, tag));
+        let key = self.key.as_deref().map(|key| (header::KEY, key));
+        let both = codec.into_iter().chain(key);
+        both.map(|(key, value)| (key, value.as_bytes())).collect()
+    }
+}
+
+impl Followed {
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.jobs.is_empty() && self.steps.is_empty()
+    }
+}
+
+impl Context {
+    /// The mill that the job is of.
+    pub fn mill(&self) -> &Mill {
+        &self.inner.mill
+    }
+
+    /// The job's id.
+    pub fn id(&self) -> &JobId {
+        &self.inner.id
+    }
+
+    /// The kind under which the job is stored: that of its type, or an alias.
+    pub fn kind(&self) -> &str {
+        &self.inner.kind
+    }
+
+    /// The key that limits count the job by.
+    pub fn key(&self) -> Option<&str> {
+        self.inner.key.as_deref()
+    }
+
+    /// The number of this attempt: 1 for the first, one more for each that failed.
+    pub fn attempt(&self) -> u32 {
+        self.inner.attempt
+    }
+
+    /// How often the process died during an attempt at this job.
+    pub fn crashes(&self) -> u32 {
+        self.inner.crashes
+    }
+
+    /// When the job was enqueued.
+    pub fn enqueued_at(&self) -> SystemTime {
+        self.inner.enqueued_at
+    }
+
+    /// When the attempt's time is up, if its kind has a timeout.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.inner.deadline
+    }
+
+    /// Whether the handler should end: the job was cancelled, its time is up, or the workers are
+    /// being shut down.
+    ///
+    /// A handler that takes long asks from time to time.
+    pub fn is_stopping(&self) -> bool {
+        self.is_cancelled() || self.is_late() || self.inner.pool_stops.load(Ordering::Relaxed)
+    }
+
+    /// Whether the job was cancelled since the handler got it.
+    pub fn is_cancelled(&self) -> bool {
+        self.inner.signals.is_cancelled()
+    }
+
+    fn is_late(&self) -> bool {
+        let deadline = self.inner.deadline;
+        deadline.is_some_and(|deadline| deadline <= Instant::now())
+    }
+
+    /// Enqueues a job when this one is done, in the same step: whatever happens in between, either
+    /// this job comes again and the other is not there, or this one is done and the other is there
+    /// exactly once.
+    ///
+    /// If the attempt fails, nothing is enqueued.
+    ///
+    /// # Errors
+    /// The arguments could not be encoded, or the name of the queue is not valid.
+    pub fn then<J: Job>(&self, job: J) -> Result<(), EnqueueError> {
+        let options = J::kind_options();
+        check_name(options.queue)?;
+        let inner = &self.inner.mill.inner;
+        let payload = inner.encoded(&job, |bytes| Ok(bytes.to_vec()))?;
+        let expires = options.expires_after;
+        let following = FollowingJob {
+            queue: crate::backend::name_of_level(options.queue, options.priority),
+            kind: J::KIND,
+            payload,
+            due: Due::Now,
+            expires: expires.and_then(|after| SystemTime::now().checked_add(after)),
+            codec: inner.codec.tag().map(str::to_owned),
+            key: job.limit_key(),
+        };
+        self.inner.follows.lock().followed.jobs.push(following);
+        Ok(())
+    }
+
+    /// Runs a step of the job, once: its result is stored, and a later attempt gets it from there.
+    ///
+    /// If the process dies after the step and before its result is stored, the step runs again. The
+    /// results of steps are removed when the job is done.
+    ///
+    /// # Errors
+    /// The step's own failure, in which case it runs again; a result that cannot be encoded or
+    /// decoded; a failure of the storage. Two steps of the same name are a mistake of the handler,
+    /// and discard the job.
+    pub fn step<T>(&self, name: &str, run: impl FnOnce() -> JobResult<T>) -> JobResult<T>
+    where
+        T: Serialize + DeserializeOwned,
+    {
+        let inner = &self.inner;
+        let key = keys::of_step(&inner.id, name);
+        {
+            let mut follows = inner.follows.lock();
+            if !follows.steps.insert(name.to_owned()) {
+                return Err(discard(format!("the job has two steps named {name:?}")));
+            }
+            follows.followed.steps.push(key.clone());
+        }
+        let mill = &inner.mill.inner;
+        if let Some(stored) = mill.backend.get(&key)? {
+            return Ok(serde_json::from_slice(&stored.value)?);
+        }
+        let result = run()?;
+        let value = serde_json::to_vec(&result)?;
+        let put = KeyChange::Put(&key, &value, Keep::For(KEEP_STEPS));
+        mill.backend.commit(&Changes {
+            keys: vec![put],
+            ..Changes::default()
+        })?;
+        Ok(result)
+    }
+
+    /// Ends the attempt; returns what is to be stored with the completion of the job.
+    pub(crate) fn end(&self) -> Followed {
+        let inner = &self.inner;
+        inner.mill.inner.running.end(&inner.id, &inner.signals);
+        std::mem::take(&mut inner.follows.lock().followed)
+    }
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context")
+            .field("id", &self.inner.id)
+            .field("attempt", &self.inner.attempt)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S> FromAttempt<S> for Context {
+    fn from_attempt(attempt: &Attempt<'_>, _: &S) -> Result<Self, Failure> {
+        Ok(attempt.context().clone())
+    }
+}

@@ -1,0 +1,234 @@
+//! How a job gets into the mill: its options, its encoding, its uniqueness.
+
+use std::time::{Duration, SystemTime};
+
+use crate::backend::{Due, NewJob};
+use crate::error::EnqueueError;
+use crate::handle::{JobHandle, Outcome};
+use crate::mill::Mill;
+use crate::unique::{self, Unique};
+use crate::{Job, JobId, KindOptions, Priority};
+
+/// Headers of a job, as the backend stores them.
+pub(crate) mod header {
+    /// How it is encoded, if not as plain JSON.
+    pub(crate) const CODEC: &str = "codec";
+    /// The key that limits count by.
+    pub(crate) const KEY: &str = "key";
+    /// The attempts that may follow the first, if not those of the kind.
+    pub(crate) const RETRIES: &str = "retries";
+    /// The key within which the job is unique, and for how long.
+    pub(crate) const UNIQUE: &str = "unique";
+}
+
+/// A job that is about to be enqueued, from [`Mill::job`].
+#[must_use = "a job is enqueued by `enqueue`"]
+#[derive(Debug)]
+pub struct Enqueue<'a, J> {
+    mill: &'a Mill,
+    job: J,
+    options: Options,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Options {
+    queue: Option<String>,
+    due: Due,
+    priority: Option<Priority>,
+    max_retries: Option<u32>,
+    expires: Option<SystemTime>,
+    key: Option<String>,
+    unique: Option<Unique>,
+    sync: bool,
+}
+
+impl<'a, J: Job> Enqueue<'a, J> {
+    pub(crate) fn new(mill: &'a Mill, job: J) -> Self {
+        Self {
+            mill,
+            job,
+            options: Options::default(),
+        }
+    }
+
+    /// Enqueues it in this queue instead of the kind's.
+    pub fn queue(mut self, queue: impl Into<String>) -> Self {
+        self.options.queue = Some(queue.into());
+        self
+    }
+
+    /// Starts it once this time has passed from now, never earlier.
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.options.due = Due::After(delay);
+        self
+    }
+
+    /// Starts it when the wall clock shows this time, or at once if that has passed.
+    pub fn at(mut self, time: SystemTime) -> Self {
+        self.options.due = Due::At(time);
+        self
+    }
+
+    /// Sets its priority among the jobs of the queue, instead of the kind's.
+    pub fn priority(mut self, priority: Priority) -> Self {
+        self.options.priority = Some(priority);
+        self
+    }
+
+    /// Sets how many attempts may follow the first, instead of the kind's number.
+    pub fn max_retries(mut self, retries: u32) -> Self {
+        self.options.max_retries = Some(retries);
+        self
+    }
+
+    /// Does not start it any more once this time has passed from now.
+    pub fn expires_after(mut self, after: Duration) -> Self {
+        self.options.expires = SystemTime::now().checked_add(after);
+        self
+    }
+
+    /// Sets the key that limits count it by, such as its tenant.
+    pub fn key(mut self, key: impl Into<String>) -> Self {
+        self.options.key = Some(key.into());
+        self
+    }
+
+    /// Enqueues it only if there is no other job of its kind with the same key; see [`Unique`].
+    pub fn unique(mut self, unique: Unique) -> Self {
+        self.options.unique = Some(unique);
+        self
+    }
+
+    /// Returns only once the job survives a power cut.
+    pub fn sync(mut self) -> Self {
+        self.options.sync = true;
+        self
+    }
+
+    /// Enqueues the job.
+    ///
+    /// Returns once it survives the death of the process.
+    ///
+    /// # Errors
+    /// See [`EnqueueError`]; the job is not enqueued, except after `NotDurable`.
+    pub fn enqueue(self) -> Result<JobHandle<J>, EnqueueError> {
+        let Self { mill, job, options } = self;
+        let kind = J::kind_options();
+        let queue = options.queue.as_deref().unwrap_or(kind.queue);
+        check_name(queue)?;
+        let queue = mill
+            .inner
+            .queue(queue, options.priority.unwrap_or(kind.priority))?;
+        let unique = match &options.unique {
+            Some(unique) => Some(unique.clone()),
+            None => job.unique_key().map(Unique::by),
+        };
+        let key = options.key.clone().or_else(|| job.limit_key());
+        mill.inner
+            .encoded(&job, |payload| {
+                let retries = options.max_retries.map(u32::to_le_bytes);
+                let unique_header = unique.as_ref().map(Unique::header);
+                let mut headers = Headers::default();
+                headers.add(header::CODEC, mill.inner.codec.tag().map(str::as_bytes));
+                headers.add(header::KEY, key.as_deref().map(str::as_bytes));
+                headers.add(header::RETRIES, retries.as_ref().map(|bytes| &bytes[..]));
+                headers.add(header::UNIQUE, unique_header.as_deref().map(str::as_bytes));
+                let new = NewJob {
+                    kind: J::KIND,
+                    payload,
+                    headers: headers.as_slice(),
+                    due: options.due,
+                    expires: options.expires.or_else(|| expiry_of(&kind)),
+                    sync: options.sync,
+                };
+                let (number, outcome) = match &unique {
+                    None => (queue.queue.publish(&new)?, Outcome::New),
+                    Some(unique) => return unique::enqueue(mill, &queue, J::KIND, unique, &new),
+                };
+                let id = JobId::new(queue.name.clone(), number);
+                Ok((id, outcome))
+            })
+            .map(|(id, outcome)| JobHandle::new(mill.clone(), id, outcome))
+    }
+}
+
+/// Enqueues jobs of a kind, those of a queue in one batch.
+pub(crate) fn all<J: Job>(
+    mill: &Mill,
+    jobs: impl IntoIterator<Item = J>,
+) -> Result<Vec<JobHandle<J>>, EnqueueError> {
+    let kind = J::kind_options();
+    let jobs: Vec<J> = jobs.into_iter().collect();
+    if jobs.iter().any(|job| job.unique_key().is_some()) {
+        // Each finds out whether it is new, so they go one by one.
+        return jobs.into_iter().map(|job| mill.enqueue(job)).collect();
+    }
+    check_name(kind.queue)?;
+    let queue = mill.inner.queue(kind.queue, kind.priority)?;
+    let tag = mill.inner.codec.tag();
+    let encoded = jobs.iter().map(|job| {
+        let payload = mill.inner.encoded(job, |bytes| Ok(bytes.to_vec()))?;
+        Ok((payload, job.limit_key()))
+    });
+    let encoded = encoded.collect::<Result<Vec<_>, EnqueueError>>()?;
+    let headers = encoded.iter().map(|(_, key)| {
+        let mut headers = Headers::default();
+        headers.add(header::CODEC, tag.map(str::as_bytes));
+        headers.add(header::KEY, key.as_deref().map(str::as_bytes));
+        headers
+    });
+    let headers: Vec<_> = headers.collect();
+    let new: Vec<_> = encoded
+        .iter()
+        .zip(&headers)
+        .map(|((payload, _), headers)| NewJob {
+            kind: J::KIND,
+            payload,
+            headers: headers.as_slice(),
+            due: Due::Now,
+            expires: expiry_of(&kind),
+            sync: false,
+        })
+        .collect();
+    let numbers = queue.queue.publish_all(&new)?;
+    let handle = |number| {
+        let id = JobId::new(queue.name.clone(), number);
+        JobHandle::new(mill.clone(), id, Outcome::New)
+    };
+    Ok(numbers.into_iter().map(handle).collect())
+}
+
+fn expiry_of(kind: &KindOptions) -> Option<SystemTime> {
+    kind.expires_after
+        .and_then(|after| SystemTime::now().checked_add(after))
+}
+
+/// Checks the name of a queue. A dot separates it from its level.
+pub(crate) fn check_name(queue: &str) -> Result<(), EnqueueError> {
+    let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if matches!(queue.len(), 1..=90) && queue.bytes().all(is_valid) {
+        return Ok(());
+    }
+    let why = "the name of a queue has 1 to 90 letters, digits, - and _";
+    Err(EnqueueError::Invalid(format!("{why}: {queue:?}")))
+}
+
+/// Up to as many headers as there are kinds of them.
+#[derive(Default)]
+struct Headers<'a> {
+    headers: [(&'static str, &'a [u8]); 4],
+    len: usize,
+}
+
+impl<'a> Headers<'a> {
+    fn add(&mut self, key: &'static str, value: Option<&'a [u8]>) {
+        if let Some(value) = value {
+            self.headers[self.len] = (key, value);
+            self.len += 1;
+        }
+    }
+
+    fn as_slice(&self) -> &[(&'a str, &'a [u8])] {
+        &self.headers[..self.len]
+    }
+}

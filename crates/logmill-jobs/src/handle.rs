@@ -1,0 +1,358 @@
+//! The handle of an enqueued job: its id, its state, its result.
+
+use std::any::TypeId;
+use std::marker::PhantomData;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::de::DeserializeOwned;
+
+use crate::backend::{BackendError, Cancelled, Seen};
+use crate::error::WaitError;
+use crate::keys::{self, Record};
+use crate::mill::Mill;
+use crate::waiters::{Ended, Waiter};
+use crate::{Job, JobId};
+
+/// A job that was enqueued: its id, and the way to its result.
+///
+/// Dropping it changes nothing. [`Mill::handle`] makes another one from the id.
+pub struct JobHandle<J> {
+    mill: Mill,
+    id: JobId,
+    outcome: Outcome,
+    job: PhantomData<fn() -> J>,
+}
+
+/// What a call that enqueues did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// It enqueued a job.
+    New,
+    /// There was a job with the same key, which the handle is of.
+    Existing,
+}
+
+/// Where a job is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Status {
+    /// It waits: for a worker, for its time, or for its next attempt.
+    Waiting {
+        /// Failed attempts so far.
+        failed: u32,
+        /// When it may begin, if that is a time to come.
+        due: Option<SystemTime>,
+    },
+    /// A handler has it.
+    Running {
+        /// Failed attempts before this one.
+        failed: u32,
+    },
+    /// It is done, and its result is kept.
+    Done,
+    /// It is dead; this was its last failure.
+    Dead {
+        /// What went wrong.
+        reason: String,
+    },
+    /// It was cancelled.
+    Cancelled {
+        /// Why.
+        reason: String,
+    },
+    /// It expired before it began.
+    Expired,
+    /// There is no job and no record of this id: it has ended without a result to keep, its record
+    /// was kept for long enough, or it never was.
+    Unknown,
+}
+
+impl<J: Job> JobHandle<J> {
+    pub(crate) fn new(mill: Mill, id: JobId, outcome: Outcome) -> Self {
+        Self {
+            mill,
+            id,
+            outcome,
+            job: PhantomData,
+        }
+    }
+
+    /// The job's id.
+    pub fn id(&self) -> &JobId {
+        &self.id
+    }
+
+    /// What the call that returned the handle did.
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
+    /// Where the job is, see [`Mill::status`].
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn status(&self) -> Result<Status, BackendError> {
+        self.mill.status(&self.id)
+    }
+
+    /// Cancels the job, see [`Mill::cancel`].
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn cancel(&self, reason: &str) -> Result<Cancelled, BackendError> {
+        self.mill.cancel(&self.id, reason)
+    }
+
+    /// Waits until the job has ended, and returns its result.
+    ///
+    /// Woken by the end of the job, without polling; the job must be run by workers of this mill.
+    ///
+    /// # Errors
+    /// The job is dead or cancelled, or its result is not kept, see [`WaitError`].
+    pub fn wait(&self) -> Result<J::Output, WaitError> {
+        self.wait_until(None)
+    }
+
+    /// Waits until the job has ended, for at most this long.
+    ///
+    /// # Errors
+    /// [`WaitError::TimedOut`], or as for [`wait`](Self::wait).
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<J::Output, WaitError> {
+        self.wait_until(Instant::now().checked_add(timeout))
+    }
+
+    /// Waits in an async task until the job has ended, on any runtime.
+    ///
+    /// # Errors
+    /// As for [`wait`](Self::wait).
+    pub async fn wait_async(&self) -> Result<J::Output, WaitError> {
+        let waiter = self.mill.inner.waiters.join(&self.id);
+        loop {
+            let listener = waiter.listen();
+            if let Some(result) = self.look(&waiter)? {
+                return Ok(result);
+            }
+            listener.await;
+        }
+    }
+
+    /// The result if the job has ended; None if it has not.
+    ///
+    /// # Errors
+    /// As for [`wait`](Self::wait).
+    pub fn try_result(&self) -> Result<Option<J::Output>, WaitError> {
+        let waiter = self.mill.inner.waiters.join(&self.id);
+        self.look(&waiter)
+    }
+
+    fn wait_until(&self, deadline: Option<Instant>) -> Result<J::Output, WaitError> {
+        let waiter = self.mill.inner.waiters.join(&self.id);
+        loop {
+            let listener = waiter.listen();
+            if let Some(result) = self.look(&waiter)? {
+                return Ok(result);
+            }
+            match deadline {
+                None => event_listener::Listener::wait(listener),
+                Some(deadline) => {
+                    let woken = event_listener::Listener::wait_deadline(listener, deadline);
+                    if woken.is_none() {
+                        return self.look(&waiter)?.ok_or(WaitError::TimedOut);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The result, if the job has ended.
+    fn look(&self, waiter: &Waiter<'_>) -> Result<Option<J::Output>, WaitError> {
+        let inner = &self.mill.inner;
+        // Asked first: what was told is true whatever is stored by now.
+        match waiter.ended() {
+            Some(Ended::Dead(reason)) => return Err(WaitError::Dead(reason)),
+            Some(Ended::Cancelled(reason)) => return Err(WaitError::Cancelled(reason)),
+            Some(Ended::Expired) => return Err(WaitError::Expired),
+            Some(Ended::Done) => return self.kept_or_unit().map(Some),
+            None => {}
+        }
+        if let Some(record) = self.record()? {
+            return self.result_of(record).map(Some);
+        }
+        if inner.is_closed() {
+            return Err(WaitError::Closed);
+        }
+        let queue = inner.backend_queue(self.id.place())?;
+        if queue.queue.contains(self.id.number())? {
+            return Ok(None);
+        }
+        // It may have ended since its record was looked for.
+        match self.record()? {
+            Some(record) => self.result_of(record).map(Some),
+            None => match self.mill.dead_reason(&self.id)? {
+                Some(reason) => Err(WaitError::Dead(reason)),
+                None => unit().ok_or(WaitError::NotKept).map(Some),
+            },
+        }
+    }
+
+    fn record(&self) -> Result<Option<Record>, BackendError> {
+        self.mill.record(&self.id)
+    }
+
+    fn kept_or_unit(&self) -> Result<J::Output, WaitError> {
+        match self.record()? {
+            Some(record) => self.result_of(record),
+            None => unit().ok_or(WaitError::NotKept),
+        }
+    }
+
+    fn result_of(&self, record: Record) -> Result<J::Output, WaitError> {
+        match record {
+            Record::Done { tag, output } => {
+                let codec = &self.mill.inner.codec;
+                codec
+                    .decode(tag.as_deref(), &output)
+                    .map_err(WaitError::Decode)
+            }
+            Record::Cancelled { reason } => Err(WaitError::Cancelled(reason)),
+            Record::Expired => Err(WaitError::Expired),
+            Record::Dead { reason } => Err(WaitError::Dead(reason)),
+        }
+    }
+}
+
+/// Whether a result of this type is nothing that would have to be kept.
+pub(crate) fn is_unit<T: 'static>() -> bool {
+    TypeId::of::<T>() == TypeId::of::<()>()
+}
+
+/// The result of a job that returns nothing.
+fn unit<T: DeserializeOwned + 'static>() -> Option<T> {
+    // Any format has a unit; JSON's is `null`.
+    is_unit::<T>()
+        .then(|| serde_json::from_slice(b"null").ok())
+        .flatten()
+}
+
+impl Mill {
+    /// The handle of a job that was enqueued before, also by an earlier process.
+    pub fn handle<J: Job>(&self, id: JobId) -> JobHandle<J> {
+        JobHandle::new(self.clone(), id, Outcome::Existing)
+    }
+
+    /// Where a job is.
+    ///
+    /// Reads files; for figures of a queue, [`JobQueue::stats`](crate::JobQueue::stats) costs far less.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn status(&self, id: &JobId) -> Result<Status, BackendError> {
+        if let Some(record) = self.record(id)? {
+            return Ok(status_of(record));
+        }
+        let queue = self.inner.backend_queue(id.place())?;
+        if let Some(seen) = queue.queue.look(id.number())? {
+            let Seen { failed, due, .. } = seen;
+            return Ok(match seen.is_running {
+                true => Status::Running { failed },
+                false => Status::Waiting { failed, due },
+            });
+        }
+        // It may have ended since its record was looked for.
+        if let Some(record) = self.record(id)? {
+            return Ok(status_of(record));
+        }
+        let reason = self.dead_reason(id)?;
+        Ok(reason.map_or(Status::Unknown, |reason| Status::Dead { reason }))
+    }
+
+    /// Cancels a job: one that waits ends at once, and the handler of one that runs is told by
+    /// [`Context::is_stopping`](crate::Context::is_stopping). However that handler ends, the job
+    /// does not come back.
+    ///
+    /// Stored before the call returns.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn cancel(&self, id: &JobId, reason: &str) -> Result<Cancelled, BackendError> {
+        let queue = self.inner.backend_queue(id.place())?;
+        let seen = queue.queue.look(id.number())?;
+        let cancelled = queue.queue.cancel(id.number())?;
+        match cancelled {
+            Cancelled::Gone => {}
+            Cancelled::Running => self.inner.running.cancel(id),
+            Cancelled::Waiting => self.end_cancelled(id, seen.as_ref(), reason)?,
+        }
+        // A job that is held ends when a worker comes to it.
+        self.inner.parked.release_job(id);
+        Ok(cancelled)
+    }
+
+    /// Notes that a job which waited was cancelled.
+    fn end_cancelled(
+        &self,
+        id: &JobId,
+        seen: Option<&Seen>,
+        reason: &str,
+    ) -> Result<(), BackendError> {
+        let ended = crate::settle::EndedJob {
+            kind: seen.map_or("", |seen| &seen.kind),
+            unique: seen.and_then(|seen| {
+                let mut headers = seen.headers.iter();
+                let found = headers.find(|(key, _)| key == crate::enqueue::header::UNIQUE);
+                found.map(|(_, value)| &value[..])
+            }),
+        };
+        crate::settle::note_end(self, id, &ended, Record::cancelled(reason))?;
+        if self.inner.waiters.has_any() {
+            let ended = Ended::Cancelled(reason.to_owned());
+            self.inner.waiters.end(id, ended);
+        }
+        Ok(())
+    }
+
+    fn record(&self, id: &JobId) -> Result<Option<Record>, BackendError> {
+        let value = self.inner.backend.get(&keys::of_record(id))?;
+        Ok(value.and_then(|value| Record::parse(&value.value)))
+    }
+
+    /// The last failure of a dead job.
+    fn dead_reason(&self, id: &JobId) -> Result<Option<String>, BackendError> {
+        let queue = self.inner.backend_queue(id.place())?;
+        let letters = queue.queue.dead_letters()?;
+        let letter = letters
+            .into_iter()
+            .find(|letter| letter.number == id.number());
+        Ok(letter.map(|letter| letter.reasons.last().cloned().unwrap_or_default()))
+    }
+}
+
+fn status_of(record: Record) -> Status {
+    match record {
+        Record::Done { .. } => Status::Done,
+        Record::Cancelled { reason } => Status::Cancelled { reason },
+        Record::Expired => Status::Expired,
+        Record::Dead { reason } => Status::Dead { reason },
+    }
+}
+
+impl<J> Clone for JobHandle<J> {
+    fn clone(&self) -> Self {
+        Self {
+            mill: self.mill.clone(),
+            id: self.id.clone(),
+            outcome: self.outcome,
+            job: PhantomData,
+        }
+    }
+}
+
+impl<J> std::fmt::Debug for JobHandle<J> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JobHandle")
+            .field("id", &self.id)
+            .field("outcome", &self.outcome)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,136 @@
+//! The way from stored bytes to a handler and back: decode, call, encode. The handlers of a pool are
+//! boxed here, so that the types of jobs go no further.
+
+use std::marker::PhantomData;
+
+#[cfg(feature = "tokio")]
+use super::AsyncHandler;
+use super::Handler;
+use crate::context::Attempt;
+use crate::enqueue::header;
+use crate::handle::is_unit;
+use crate::mill::Mill;
+use crate::settle::Returned;
+use crate::{Failure, Job, KindOptions, user_code};
+
+/// The handler of a kind.
+pub(crate) trait Route<S>: Send + Sync {
+    /// The kinds that it takes, its own first.
+    fn kinds(&self) -> Vec<&'static str>;
+
+    fn options(&self) -> &KindOptions;
+
+    /// Runs an attempt, or begins it.
+    fn call(&self, state: &S, attempt: &Attempt<'_>) -> Called;
+}
+
+/// What a handler has done so far.
+pub(crate) enum Called {
+    Returned(Returned),
+    /// It is to be awaited.
+    #[cfg(feature = "tokio")]
+    Begun(std::pin::Pin<Box<dyn Future<Output = Returned> + Send>>),
+}
+
+/// A handler that runs on the worker's thread.
+pub(crate) struct SyncRoute<J, H, M> {
+    handler: H,
+    options: KindOptions,
+    types: PhantomData<fn() -> (J, M)>,
+}
+
+impl<J: Job, H, M> SyncRoute<J, H, M> {
+    pub(crate) fn new(handler: H) -> Self {
+        Self {
+            handler,
+            options: J::kind_options(),
+            types: PhantomData,
+        }
+    }
+}
+
+impl<S, J: Job, H: Handler<J, S, M>, M> Route<S> for SyncRoute<J, H, M> {
+    fn kinds(&self) -> Vec<&'static str> {
+        kinds_of::<J>()
+    }
+
+    fn options(&self) -> &KindOptions {
+        &self.options
+    }
+
+    #[inline]
+    fn call(&self, state: &S, attempt: &Attempt<'_>) -> Called {
+        let run = || {
+            let job = decode::<J>(attempt)?;
+            let output = self.handler.call(job, state, attempt)?;
+            encode(attempt.mill, output)
+        };
+        Called::Returned(user_code::call(run).unwrap_or_else(|panic| Err(Failure::retry(panic))))
+    }
+}
+
+fn kinds_of<J: Job>() -> Vec<&'static str> {
+    let aliases = J::ALIASES.iter().copied();
+    std::iter::once(J::KIND).chain(aliases).collect()
+}
+
+#[inline]
+fn decode<J: Job>(attempt: &Attempt<'_>) -> Result<J, Failure> {
+    let tag = attempt.claim.header(header::CODEC);
+    let payload = attempt.claim.payload();
+    let decoded = attempt.mill.inner.codec.decode(tag, payload);
+    decoded.map_err(|error| Failure::retry(format!("the arguments cannot be decoded: {error}")))
+}
+
+#[inline]
+fn encode<T: serde::Serialize + 'static>(mill: &Mill, output: T) -> Returned {
+    if is_unit::<T>() {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    match mill.inner.codec.encode(&output, &mut bytes) {
+        Ok(()) => Ok(Some(bytes)),
+        Err(error) => Err(Failure::retry(format!(
+            "the output cannot be encoded: {error}"
+        ))),
+    }
+}
+
+/// A handler that is awaited.
+#[cfg(feature = "tokio")]
+pub(crate) struct AsyncRoute<J, H, M>(SyncRoute<J, H, M>);
+
+#[cfg(feature = "tokio")]
+impl<J: Job, H, M> AsyncRoute<J, H, M> {
+    pub(crate) fn new(handler: H) -> Self {
+        Self(SyncRoute::new(handler))
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<S, J: Job, H: AsyncHandler<J, S, M>, M> Route<S> for AsyncRoute<J, H, M> {
+    fn kinds(&self) -> Vec<&'static str> {
+        kinds_of::<J>()
+    }
+
+    fn options(&self) -> &KindOptions {
+        &self.0.options
+    }
+
+    fn call(&self, state: &S, attempt: &Attempt<'_>) -> Called {
+        let begin = || {
+            let job = decode::<J>(attempt)?;
+            self.0.handler.call(job, state, attempt)
+        };
+        let future = match user_code::call(begin) {
+            Ok(Ok(future)) => future,
+            Ok(Err(failure)) => return Called::Returned(Err(failure)),
+            Err(panic) => return Called::Returned(Err(Failure::retry(panic))),
+        };
+        let mill = attempt.mill.clone();
+        Called::Begun(Box::pin(async move {
+            let output = future.await?;
+            encode(&mill, output)
+        }))
+    }
+}

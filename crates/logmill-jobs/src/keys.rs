@@ -1,0 +1,149 @@
+//! The names of the keys that the jobs layer keeps in the backend, and the values of records of
+//! ended jobs.
+
+use crate::JobId;
+
+/// The record of a job that has ended: its result, or that it was cancelled.
+pub(crate) fn of_record(id: &JobId) -> Vec<u8> {
+    format!("end/{id}").into_bytes()
+}
+
+/// The job that is unique within a key.
+pub(crate) fn of_unique(kind: &str, key: &str) -> Vec<u8> {
+    bounded("one", kind, key)
+}
+
+/// The result of a step of a job.
+pub(crate) fn of_step(id: &JobId, step: &str) -> Vec<u8> {
+    bounded("step", &id.to_string(), step)
+}
+
+/// Keys have at most this many bytes in every backend.
+const MOST: usize = 512;
+
+/// A key of three parts. One that would be too long ends with a hash of what is left out.
+fn bounded(prefix: &str, first: &str, second: &str) -> Vec<u8> {
+    // A kind contains any characters, so its length says where it ends.
+    let mut key = format!("{prefix}/{}:{first}/{second}", first.len()).into_bytes();
+    if key.len() > MOST {
+        let hash = fnv_1a(&key);
+        key.truncate(MOST - 34);
+        key.extend_from_slice(format!("#{hash:033x}").as_bytes());
+    }
+    key
+}
+
+/// FNV-1a with 128 bits, by Fowler, Noll and Vo: the same in every process.
+fn fnv_1a(bytes: &[u8]) -> u128 {
+    const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    bytes.iter().fold(OFFSET, |hash, byte| {
+        (hash ^ u128::from(*byte)).wrapping_mul(PRIME)
+    })
+}
+
+/// What is kept of a job that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Record {
+    /// Its output, and how that is encoded.
+    Done {
+        tag: Option<Vec<u8>>,
+        output: Vec<u8>,
+    },
+    Cancelled {
+        reason: String,
+    },
+    Expired,
+    Dead {
+        reason: String,
+    },
+}
+
+impl Record {
+    pub(crate) fn done(tag: Option<&str>, output: &[u8]) -> Vec<u8> {
+        let tag = tag.unwrap_or_default().as_bytes();
+        let len = u8::try_from(tag.len()).unwrap_or(u8::MAX);
+        let tag = &tag[..usize::from(len)];
+        [&[b'D', len], tag, output].concat()
+    }
+
+    pub(crate) fn cancelled(reason: &str) -> Vec<u8> {
+        [b"C", reason.as_bytes()].concat()
+    }
+
+    pub(crate) fn expired() -> Vec<u8> {
+        b"E".to_vec()
+    }
+
+    pub(crate) fn dead(reason: &str) -> Vec<u8> {
+        [b"X", reason.as_bytes()].concat()
+    }
+
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match bytes.split_first()? {
+            (b'C', reason) => Some(Self::Cancelled {
+                reason: text(reason),
+            }),
+            (b'E', _) => Some(Self::Expired),
+            (b'X', reason) => Some(Self::Dead {
+                reason: text(reason),
+            }),
+            (b'D', rest) => {
+                let (len, rest) = rest.split_first()?;
+                let (tag, output) = rest.split_at_checked(usize::from(*len))?;
+                Some(Self::Done {
+                    tag: (!tag.is_empty()).then(|| tag.to_vec()),
+                    output: output.to_vec(),
+                })
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_told_apart_and_have_a_bounded_length() {
+        assert_ne!(of_unique("a/b", "c"), of_unique("a", "b/c"));
+        let (long, longer) = ("x".repeat(2000), "x".repeat(2001));
+        let (one, other) = (of_unique("k", &long), of_unique("k", &longer));
+        assert!(one.len() <= MOST && other.len() <= MOST && one != other);
+        // The reference values of the algorithm's authors.
+        assert_eq!(fnv_1a(b""), 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d);
+        assert_eq!(fnv_1a(b"a"), 0xd228_cb69_6f1a_8caf_7891_2b70_4e4a_8964);
+    }
+
+    #[test]
+    fn a_record_is_parsed_as_it_was_made() {
+        let done = Record::Done {
+            tag: Some(b"json+zstd".to_vec()),
+            output: b"7".to_vec(),
+        };
+        let bytes = Record::done(Some("json+zstd"), b"7");
+        assert_eq!(Record::parse(&bytes), Some(done));
+        let plain = Record::Done {
+            tag: None,
+            output: Vec::new(),
+        };
+        assert_eq!(Record::parse(&Record::done(None, b"")), Some(plain));
+        let reason = "late".to_owned();
+        let cancelled = Record::parse(&Record::cancelled("late"));
+        assert_eq!(
+            cancelled,
+            Some(Record::Cancelled {
+                reason: reason.clone()
+            })
+        );
+        assert_eq!(
+            Record::parse(&Record::dead("late")),
+            Some(Record::Dead { reason })
+        );
+        for bytes in [&b""[..], b"Z", b"D", b"D\x05abc"] {
+            assert_eq!(Record::parse(bytes), None);
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Typed background jobs in process, on the durable queue [`logmill`](https://docs.rs/logmill).
+//!
+//! A job is a type that serde can serialize; a handler is a plain function that takes it. Enqueueing
+//! one returns at once, and workers of the same process run it later: with retries and backoff,
+//! priorities, unique jobs and results, and so that no crash loses a job.
+//!
+//! ```
+//! use logmill_jobs::{Context, Job, JobResult, Mill, State, Workers, discard, retry_in, secs};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Serialize, Deserialize, Job)]
+//! #[job(kind = "send_welcome", queue = "mail", max_retries = 3)]
+//! struct SendWelcome {
+//!     user_id: u64,
+//! }
+//!
+//! fn send_welcome(job: SendWelcome, State(mailer): State<Mailer>, cx: Context) -> JobResult {
+//!     match mailer.send(job.user_id) {
+//!         Answer::Sent => Ok(()),
+//!         Answer::Busy => Err(retry_in(secs(60), format!("busy at attempt {}", cx.attempt()))),
+//!         Answer::NoSuchUser => Err(discard("no such user")),
+//!     }
+//! }
+//! # #[derive(Clone)]
+//! # struct Mailer;
+//! # enum Answer { Sent, Busy, NoSuchUser }
+//! # impl Mailer {
+//! #     fn send(&self, user: u64) -> Answer {
+//! #         match user { 0 => Answer::NoSuchUser, 1 => Answer::Busy, _ => Answer::Sent }
+//! #     }
+//! # }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("jobs");
+//! let mill = Mill::open(path)?;
+//! let workers = Workers::new(Mailer).on(send_welcome).start(&mill)?;
+//! let handle = mill.enqueue(SendWelcome { user_id: 42 })?;
+//! handle.wait()?;
+//! workers.shutdown(secs(30));
+//! mill.close()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Guarantees
+//! - **At least once.** A job whose enqueue has returned runs until a handler has completed it, or it
+//!   is dead, cancelled or expired; also if the process dies in between. A handler may run twice for
+//!   the same job, so what it does outside has to be idempotent.
+//! - **Exactly once for what the mill stores.** The completion of a job, its result, the jobs that
+//!   [follow](Context::then) and the release of its unique key are one step: after the death of the
+//!   process either all of it has happened, or none. A power cut may undo the last steps; with
+//!   [`MillBuilder::sync`] it does not.
+//!
+//! # Features
+//! - `embedded` (default): the engine that runs in this process. Without it, the crate has the types
+//!   of jobs and the [`backend`] seam.
+//! - `tokio`: handlers that are async functions.
+//! - `msgpack`, `postcard`: other [formats](Format) than JSON.
+
+mod backoff;
+mod codec;
+mod context;
+mod enqueue;
+mod error;
+mod failure;
+mod handle;
+mod handler;
+mod id;
+mod job;
+mod keys;
+mod mill;
+mod parked;
+mod queue;
+mod running;
+mod settle;
+mod unique;
+mod user_code;
+mod waiters;
+mod workers;
+
+pub mod backend;
+
+pub use backoff::Backoff;
+pub use codec::{CodecError, Format, Layer};
+pub use context::{Attempt, Context};
+pub use enqueue::Enqueue;
+pub use error::{EnqueueError, OpenError, StartError, WaitError};
+pub use failure::{Failure, FailureError, JobResult, cancel, discard, retry_in, snooze};
+pub use handle::{JobHandle, Outcome, Status};
+#[cfg(feature = "tokio")]
+pub use handler::AsyncHandler;
+pub use handler::{FromAttempt, FromRef, Handler, State};
+pub use id::{JobId, ParseIdError};
+#[doc(hidden)]
+pub use job::key_of;
+pub use job::{Job, KindOptions, Priority, days, hours, minutes, secs};
+pub use logmill_jobs_macros::Job;
+#[cfg(feature = "embedded")]
+pub use mill::MillBuilder;
+pub use mill::{Mill, MillOptions};
+pub use parked::ParkedKind;
+pub use queue::{DeadJob, JobQueue};
+pub use unique::Unique;
+pub use workers::{Pool, ShutdownReport, Workers};

@@ -1,0 +1,407 @@
+//! The mill: what an application opens, enqueues to and starts workers on.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+#[cfg(feature = "embedded")]
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::RwLock;
+
+use crate::backend::{Backend, BackendError, Queue, name_of_level};
+use crate::codec::{Codec, Format, Layer};
+use crate::enqueue::Enqueue;
+use crate::error::EnqueueError;
+#[cfg(feature = "embedded")]
+use crate::error::OpenError;
+use crate::handle::JobHandle;
+use crate::parked::Parked;
+use crate::running::Running;
+use crate::waiters::Waiters;
+use crate::workers::Pools;
+use crate::{Job, Priority};
+
+/// How long results are kept by default.
+const KEEP_RESULTS: Duration = Duration::from_secs(86_400);
+
+/// A store of typed jobs, from which workers of this process take them.
+///
+/// A `Mill` is a handle: clone it to share it.
+///
+/// ```
+/// use logmill_jobs::{Job, JobResult, Mill, Workers, secs};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize, Job)]
+/// #[job(kind = "send_welcome", output = String)]
+/// struct SendWelcome {
+///     user_id: u64,
+/// }
+///
+/// fn send_welcome(job: SendWelcome) -> JobResult<String> {
+///     Ok(format!("mail to user {}", job.user_id))
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("jobs");
+/// let mill = Mill::open(path)?;
+/// let workers = Workers::new(()).on(send_welcome).start(&mill)?;
+///
+/// // Once this returns, the job survives the death of the process.
+/// let handle = mill.enqueue(SendWelcome { user_id: 42 })?;
+/// assert_eq!(handle.wait()?, "mail to user 42");
+///
+/// workers.shutdown(secs(30));
+/// mill.close()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Mill {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) codec: Codec,
+    pub(crate) keep_results: Duration,
+    /// Tells this process from earlier ones that had the mill open.
+    pub(crate) epoch: u64,
+    /// The queues that were used, by the names that the backend knows.
+    queues: RwLock<HashMap<String, Arc<OpenQueue>>>,
+    pub(crate) waiters: Waiters,
+    pub(crate) running: Running,
+    pub(crate) pools: Pools,
+    pub(crate) parked: Parked,
+    is_closed: AtomicBool,
+}
+
+/// A queue of the backend.
+pub(crate) struct OpenQueue {
+    pub(crate) name: Arc<str>,
+    pub(crate) queue: Box<dyn Queue>,
+}
+
+/// Options for opening a mill, from [`Mill::builder`].
+#[cfg(feature = "embedded")]
+#[must_use]
+pub struct MillBuilder {
+    path: PathBuf,
+    sync: bool,
+    options: MillOptions,
+}
+
+/// Options of a mill that do not depend on its backend.
+#[must_use]
+pub struct MillOptions {
+    format: Format,
+    layer: Option<Arc<dyn Layer>>,
+    other_layers: Vec<Arc<dyn Layer>>,
+    keep_results: Duration,
+}
+
+impl Default for MillOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MillOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self {
+            format: Format::default(),
+            layer: None,
+            other_layers: Vec::new(),
+            keep_results: KEEP_RESULTS,
+        }
+    }
+
+    /// Sets the format of new jobs and results. Jobs of other formats are decoded as well.
+    ///
+    /// Default: JSON.
+    pub fn format(mut self, format: Format) -> Self {
+        self.format = format;
+        self
+    }
+
+    /// Sets the layer that new jobs and results are wrapped in, such as a compression.
+    pub fn layer(mut self, layer: impl Layer) -> Self {
+        self.layer = Some(Arc::new(layer));
+        self
+    }
+
+    /// Adds a layer that only unwraps: that of jobs enqueued before.
+    pub fn former_layer(mut self, layer: impl Layer) -> Self {
+        self.other_layers.push(Arc::new(layer));
+        self
+    }
+
+    /// Sets how long results are kept. Default: a day.
+    pub fn keep_results(mut self, time: Duration) -> Self {
+        self.keep_results = time;
+        self
+    }
+}
+
+impl std::fmt::Debug for MillOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MillOptions")
+            .field("format", &self.format)
+            .field("keep_results", &self.keep_results)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(feature = "embedded")]
+impl MillBuilder {
+    /// Sets whether an enqueue and a completion with results return only once they survive a power
+    /// cut; otherwise they survive the death of the process. Default: no.
+    pub fn sync(mut self, sync: bool) -> Self {
+        self.sync = sync;
+        self
+    }
+
+    /// Sets the options that do not depend on the backend.
+    pub fn options(mut self, options: MillOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Opens the mill, or creates it.
+    ///
+    /// # Errors
+    /// Another process has it open, the directory has other files in it, or the storage failed.
+    pub fn open(self) -> Result<Mill, OpenError> {
+        let queues = logmill::Queues::open(&self.path);
+        let queues = queues.map_err(|error| OpenError(Box::new(error)))?;
+        let durability = match self.sync {
+            true => logmill::Durability::Sync,
+            false => logmill::Durability::Process,
+        };
+        let backend = crate::backend::embedded::Embedded::new(queues, durability);
+        Ok(Mill::with_backend(backend, self.options))
+    }
+}
+
+#[cfg(feature = "embedded")]
+impl std::fmt::Debug for MillBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MillBuilder")
+            .field("path", &self.path)
+            .field("sync", &self.sync)
+            .field("options", &self.options)
+            .finish()
+    }
+}
+
+thread_local! {
+    /// Where jobs are encoded; taken while one is.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A buffer that is larger than this after its use is not kept.
+const KEPT_BUFFER: usize = 64 * 1024;
+
+impl Mill {
+    /// Opens a mill in this directory, or creates it, with the defaults.
+    ///
+    /// One process has a mill open at a time.
+    ///
+    /// # Errors
+    /// Those of [`MillBuilder::open`].
+    #[cfg(feature = "embedded")]
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::builder(path).open()
+    }
+
+    /// The options for opening a mill in this directory.
+    #[cfg(feature = "embedded")]
+    pub fn builder(path: impl AsRef<Path>) -> MillBuilder {
+        MillBuilder {
+            path: path.as_ref().to_path_buf(),
+            sync: false,
+            options: MillOptions::new(),
+        }
+    }
+
+    /// A mill on a backend.
+    pub fn with_backend(backend: impl Backend, options: MillOptions) -> Self {
+        let MillOptions {
+            format,
+            layer,
+            other_layers,
+            keep_results,
+        } = options;
+        let inner = Arc::new(Inner {
+            backend: Box::new(backend),
+            codec: Codec::new(format, layer, other_layers),
+            keep_results,
+            epoch: epoch(),
+            queues: RwLock::default(),
+            waiters: Waiters::default(),
+            running: Running::default(),
+            pools: Pools::default(),
+            parked: Parked::default(),
+            is_closed: AtomicBool::new(false),
+        });
+        let told = Arc::downgrade(&inner);
+        inner.backend.on_end(Box::new(move |ended| {
+            if let Some(inner) = told.upgrade() {
+                crate::settle::ended_otherwise(&Self { inner }, ended);
+            }
+        }));
+        Self { inner }
+    }
+
+    /// Enqueues a job with the options of its kind.
+    ///
+    /// Returns once the job survives the death of the process. The handle waits for the result, and
+    /// can be dropped.
+    ///
+    /// # Errors
+    /// See [`EnqueueError`]; the job is not enqueued, except after `NotDurable`.
+    pub fn enqueue<J: Job>(&self, job: J) -> Result<JobHandle<J>, EnqueueError> {
+        self.job(job).enqueue()
+    }
+
+    /// Options for enqueueing a job: a delay, a priority, uniqueness.
+    ///
+    /// ```
+    /// # use logmill_jobs::{Job, Mill, Priority, secs};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Serialize, Deserialize, Job)]
+    /// # #[job(kind = "remind")]
+    /// # struct Remind;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let mill = Mill::open(dir.path().join("jobs"))?;
+    /// mill.job(Remind).after(secs(3600)).priority(Priority::Low).enqueue()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn job<J: Job>(&self, job: J) -> Enqueue<'_, J> {
+        Enqueue::new(self, job)
+    }
+
+    /// Enqueues jobs of a kind with its options, all or none of those of a queue.
+    ///
+    /// # Errors
+    /// See [`EnqueueError`].
+    pub fn enqueue_all<J: Job>(
+        &self,
+        jobs: impl IntoIterator<Item = J>,
+    ) -> Result<Vec<JobHandle<J>>, EnqueueError> {
+        crate::enqueue::all(self, jobs)
+    }
+
+    /// Makes durable what was enqueued and completed before.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn flush(&self) -> Result<(), BackendError> {
+        self.inner.backend.flush()
+    }
+
+    /// Closes the mill: what is called after that is refused, workers end, and threads that wait for
+    /// results return.
+    ///
+    /// Shut the workers down before, so that their jobs can end.
+    ///
+    /// # Errors
+    /// What was done before may not be durable.
+    pub fn close(self) -> Result<(), BackendError> {
+        self.inner.is_closed.store(true, Ordering::SeqCst);
+        self.inner.waiters.wake_all();
+        self.inner.parked.release_all();
+        self.inner.backend.close()
+    }
+}
+
+/// A number that earlier processes and other mills have not had.
+fn epoch() -> u64 {
+    // Random keys, whose hash differs from one process to the next.
+    std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), SystemTime::now())
+}
+
+impl Inner {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::SeqCst)
+    }
+
+    /// The queue of the backend for this level of a queue.
+    #[inline]
+    pub(crate) fn queue(
+        &self,
+        queue: &str,
+        priority: Priority,
+    ) -> Result<Arc<OpenQueue>, BackendError> {
+        match priority {
+            Priority::Normal => self.backend_queue(queue),
+            other => {
+                let name = name_of_level(queue, other);
+                if let Some(open) = self.queues.read().get(&name) {
+                    return Ok(Arc::clone(open));
+                }
+                let open = self.open_queue(&name)?;
+                self.pools.note_new_level(queue);
+                Ok(open)
+            }
+        }
+    }
+
+    /// A queue by the name that the backend knows.
+    #[inline]
+    pub(crate) fn backend_queue(&self, name: &str) -> Result<Arc<OpenQueue>, BackendError> {
+        if let Some(open) = self.queues.read().get(name) {
+            return Ok(Arc::clone(open));
+        }
+        self.open_queue(name)
+    }
+
+    #[cold]
+    fn open_queue(&self, name: &str) -> Result<Arc<OpenQueue>, BackendError> {
+        let queue = self.backend.queue(name)?;
+        let mut queues = self.queues.write();
+        let open = queues.entry(name.to_owned()).or_insert_with(|| {
+            Arc::new(OpenQueue {
+                name: name.into(),
+                queue,
+            })
+        });
+        Ok(Arc::clone(open))
+    }
+
+    /// Encodes a value and passes the bytes on.
+    #[inline]
+    pub(crate) fn encoded<T>(
+        &self,
+        value: &impl serde::Serialize,
+        with: impl FnOnce(&[u8]) -> Result<T, EnqueueError>,
+    ) -> Result<T, EnqueueError> {
+        // Serializing a value may itself enqueue a job, which finds no buffer then.
+        let mut buffer = BUFFER.try_with(RefCell::take).unwrap_or_default();
+        buffer.clear();
+        let encoded = crate::user_code::call(|| self.codec.encode(value, &mut buffer));
+        let result = match encoded {
+            Ok(Ok(())) => with(&buffer),
+            Ok(Err(error)) => Err(EnqueueError::Encode(error)),
+            Err(panic) => Err(EnqueueError::Encode(crate::codec::CodecError::from(panic))),
+        };
+        if buffer.capacity() <= KEPT_BUFFER {
+            let _ = BUFFER.try_with(|kept| kept.replace(buffer));
+        }
+        result
+    }
+}
+
+impl std::fmt::Debug for Mill {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mill")
+            .field("capabilities", &self.inner.backend.capabilities())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,226 @@
+//! A queue, as operators see it: its figures, its pause, its dead jobs.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::backend::{self, BackendError, QueueStats, name_of_level};
+use crate::enqueue::check_name;
+use crate::mill::{Mill, OpenQueue};
+use crate::{JobId, Priority};
+
+/// A queue of a mill, from [`Mill::queue`]: to pause it, to look at its figures, and to replay or
+/// purge what is dead.
+///
+/// ```
+/// use logmill_jobs::{Job, JobResult, Mill, Workers, discard, secs};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize, Job)]
+/// #[job(kind = "resize", queue = "images")]
+/// struct Resize;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// let mill = Mill::open(dir.path().join("jobs"))?;
+/// let pool = Workers::new(())
+///     .on(|_: Resize| JobResult::Err(discard("not an image")))
+///     .start(&mill)?;
+/// let _ = mill.enqueue(Resize)?.wait();
+///
+/// let images = mill.queue("images")?;
+/// let dead = images.dead_jobs()?;
+/// assert_eq!((dead[0].kind.as_str(), dead[0].reason()), ("resize", "not an image"));
+/// images.purge(&dead[0])?;
+/// assert_eq!(images.stats()?.dead, 0);
+/// # pool.shutdown(secs(30));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct JobQueue {
+    name: String,
+    /// Those levels of priority that were ever used.
+    levels: Vec<Arc<OpenQueue>>,
+}
+
+/// A dead job: its attempts have failed, or its handler gave up on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeadJob {
+    /// The id that the job had.
+    pub id: JobId,
+    /// Its kind.
+    pub kind: String,
+    /// Its arguments, encoded.
+    pub payload: Vec<u8>,
+    /// Attempts that failed.
+    pub attempts: u32,
+    /// How often the process died during an attempt.
+    pub crashes: u32,
+    /// What went wrong, oldest first.
+    pub reasons: Vec<String>,
+    /// When the last attempt failed.
+    pub died_at: Option<SystemTime>,
+    letter: u64,
+}
+
+impl DeadJob {
+    /// What went wrong last.
+    pub fn reason(&self) -> &str {
+        self.reasons.last().map_or("", String::as_str)
+    }
+}
+
+impl Mill {
+    /// A queue, for operators. It is created if it does not exist.
+    ///
+    /// # Errors
+    /// The name is not valid, or the storage failed.
+    pub fn queue(&self, name: &str) -> Result<JobQueue, BackendError> {
+        check_name(name).map_err(|error| BackendError::Invalid(error.to_string()))?;
+        let existing = self.inner.backend.queue_names()?;
+        let levels = Priority::ALL.into_iter().filter_map(|level| {
+            let place = name_of_level(name, level);
+            let is_there = level == Priority::Normal || existing.contains(&place);
+            is_there.then(|| self.inner.backend_queue(&place))
+        });
+        Ok(JobQueue {
+            name: name.to_owned(),
+            levels: levels.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The names of the queues that exist, sorted.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn queue_names(&self) -> Result<Vec<String>, BackendError> {
+        let names = self.inner.backend.queue_names()?.into_iter();
+        let mut names: Vec<_> = names
+            .filter_map(|name| name.split('.').next().map(str::to_owned))
+            .collect();
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+}
+
+impl JobQueue {
+    /// The queue's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Pauses the queue: no worker takes a job of it, also after a restart, until it is resumed.
+    ///
+    /// Jobs that run go on, and jobs can be enqueued. A level of priority that is used for the first
+    /// time during the pause is not paused.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn pause(&self) -> Result<(), BackendError> {
+        self.set_paused(true)
+    }
+
+    /// Ends a pause.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn resume(&self) -> Result<(), BackendError> {
+        self.set_paused(false)
+    }
+
+    fn set_paused(&self, paused: bool) -> Result<(), BackendError> {
+        let mut levels = self.levels.iter();
+        levels.try_for_each(|level| level.queue.set_paused(paused))
+    }
+
+    /// Whether the queue is paused.
+    pub fn is_paused(&self) -> bool {
+        self.levels.iter().all(|level| level.queue.is_paused())
+    }
+
+    /// The figures of the queue, all levels of priority together.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn stats(&self) -> Result<QueueStats, BackendError> {
+        let mut sum = QueueStats::default();
+        for level in &self.levels {
+            let one = level.queue.stats()?;
+            sum.ready += one.ready;
+            sum.delayed += one.delayed;
+            sum.running += one.running;
+            sum.dead += one.dead;
+            sum.oldest_ready = sum.oldest_ready.max(one.oldest_ready);
+            sum.enqueued += one.enqueued;
+            sum.completed += one.completed;
+            sum.retried += one.retried;
+        }
+        Ok(sum)
+    }
+
+    /// The dead jobs, oldest first within each level of priority.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn dead_jobs(&self) -> Result<Vec<DeadJob>, BackendError> {
+        let mut dead = Vec::new();
+        for level in &self.levels {
+            let letters = level.queue.dead_letters()?.into_iter();
+            dead.extend(letters.map(|letter| dead_job(level, letter)));
+        }
+        Ok(dead)
+    }
+
+    /// Enqueues a dead job anew. Returns its new id; None if it is not there any more.
+    ///
+    /// # Errors
+    /// The queue is full, or the storage failed.
+    pub fn replay(&self, dead: &DeadJob) -> Result<Option<JobId>, BackendError> {
+        let Some(level) = self.level_of(dead) else {
+            return Ok(None);
+        };
+        let number = level.queue.replay(dead.letter)?;
+        Ok(number.map(|number| JobId::new(level.name.clone(), number)))
+    }
+
+    /// Removes a dead job. Returns whether it was there.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn purge(&self, dead: &DeadJob) -> Result<bool, BackendError> {
+        match self.level_of(dead) {
+            Some(level) => level.queue.purge(dead.letter),
+            None => Ok(false),
+        }
+    }
+
+    fn level_of(&self, dead: &DeadJob) -> Option<&Arc<OpenQueue>> {
+        let mut levels = self.levels.iter();
+        levels.find(|level| &*level.name == dead.id.place())
+    }
+}
+
+fn dead_job(level: &OpenQueue, letter: backend::DeadJob) -> DeadJob {
+    DeadJob {
+        id: JobId::new(level.name.clone(), letter.number),
+        kind: letter.kind,
+        payload: letter.payload,
+        attempts: letter.attempts,
+        crashes: letter.crashes,
+        reasons: letter.reasons,
+        died_at: letter.died_at,
+        letter: letter.letter,
+    }
+}
+
+impl fmt::Debug for JobQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobQueue")
+            .field("name", &self.name)
+            .field("levels", &self.levels.len())
+            .finish()
+    }
+}

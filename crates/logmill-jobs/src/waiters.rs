@@ -1,0 +1,112 @@
+//! Threads and tasks of this process that wait for the end of a job.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
+
+use event_listener::Event;
+use parking_lot::Mutex;
+
+use crate::JobId;
+
+/// Those who wait, by job.
+#[derive(Default)]
+pub(crate) struct Waiters {
+    /// How many there are, so that a job that nobody waits for costs a load.
+    count: AtomicUsize,
+    waiting: Mutex<HashMap<JobId, Waiting>>,
+}
+
+struct Waiting {
+    event: Arc<Event>,
+    count: usize,
+    /// How the job ended, once it has.
+    ended: Option<Ended>,
+}
+
+/// How a job ended, as far as those who wait cannot read it elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Done; its result, if it has one, is stored.
+    Done,
+    Dead(String),
+    Cancelled(String),
+    Expired,
+}
+
+/// One who waits for a job.
+pub(crate) struct Waiter<'a> {
+    waiters: &'a Waiters,
+    id: JobId,
+    event: Arc<Event>,
+}
+
+impl Waiters {
+    /// Waits for a job from now on.
+    pub(crate) fn join(&self, id: &JobId) -> Waiter<'_> {
+        let mut waiting = self.waiting.lock();
+        self.count.fetch_add(1, Ordering::Relaxed);
+        // Pairs with the fence in `has_any`: either the waiter, which looks at the job after this,
+        // finds that it has ended, or who has ended it finds the waiter.
+        fence(Ordering::SeqCst);
+        let entry = waiting.entry(id.clone()).or_insert_with(|| Waiting {
+            event: Arc::default(),
+            count: 0,
+            ended: None,
+        });
+        entry.count += 1;
+        Waiter {
+            waiters: self,
+            id: id.clone(),
+            event: Arc::clone(&entry.event),
+        }
+    }
+
+    /// Whether somebody waits for a job; asked after one has ended.
+    #[inline]
+    pub(crate) fn has_any(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.count.load(Ordering::Relaxed) > 0
+    }
+
+    /// Tells those who wait for a job that it has ended.
+    pub(crate) fn end(&self, id: &JobId, ended: Ended) {
+        let mut waiting = self.waiting.lock();
+        if let Some(entry) = waiting.get_mut(id) {
+            entry.ended = Some(ended);
+            entry.event.notify(usize::MAX);
+        }
+    }
+
+    /// Has all look again.
+    pub(crate) fn wake_all(&self) {
+        for entry in self.waiting.lock().values() {
+            entry.event.notify(usize::MAX);
+        }
+    }
+}
+
+impl Waiter<'_> {
+    /// How the job ended, if it was told.
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        self.waiters.waiting.lock().get(&self.id)?.ended.clone()
+    }
+
+    /// Notified from this call on.
+    pub(crate) fn listen(&self) -> event_listener::EventListener {
+        self.event.listen()
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.waiters.waiting.lock();
+        if let Some(entry) = waiting.get_mut(&self.id) {
+            entry.count -= 1;
+            if entry.count == 0 {
+                waiting.remove(&self.id);
+            }
+        }
+        self.waiters.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}

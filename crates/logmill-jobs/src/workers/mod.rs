@@ -1,0 +1,221 @@
+//! Workers: the handlers of an application, and the threads and tasks that run them.
+
+mod pool;
+mod served;
+mod thread;
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+pub(crate) use self::pool::Pools;
+use self::pool::Shared;
+pub use self::pool::{Pool, ShutdownReport};
+use self::served::Served;
+use crate::Job;
+use crate::backend::Choice;
+use crate::error::StartError;
+use crate::handler::{Handler, Route, SyncRoute};
+use crate::mill::Mill;
+
+/// The handlers of an application, to be started on a mill.
+///
+/// Each handler takes the jobs of one kind. A pool serves the queues of its kinds; others can be
+/// named by [`queue`](Self::queue).
+///
+/// ```
+/// use logmill_jobs::{Job, JobResult, Mill, State, Workers, secs};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize, Job)]
+/// #[job(kind = "resize", queue = "images")]
+/// struct Resize {
+///     image: u64,
+/// }
+///
+/// #[derive(Clone)]
+/// struct Studio;
+///
+/// fn resize(job: Resize, State(_studio): State<Studio>) -> JobResult {
+///     println!("resizing {}", job.image);
+///     Ok(())
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// let mill = Mill::open(dir.path().join("jobs"))?;
+/// let pool = Workers::new(Studio).on(resize).threads(4).start(&mill)?;
+/// mill.enqueue(Resize { image: 7 })?.wait()?;
+///
+/// let report = pool.shutdown(secs(30));
+/// assert!(report.finished_in_time);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "workers run once they are started"]
+pub struct Workers<S> {
+    state: S,
+    routes: Vec<Arc<dyn Route<S>>>,
+    threads: Option<usize>,
+    tasks: usize,
+    has_blocking: bool,
+    #[cfg_attr(not(feature = "tokio"), expect(dead_code))]
+    has_async: bool,
+    name: String,
+    /// Queues with their weights, beside those of the kinds.
+    queues: BTreeMap<String, u32>,
+    choice: Choice,
+}
+
+/// Async handlers that run at the same time by default.
+const TASKS: usize = 100;
+impl<S: Clone + Send + Sync + 'static> Workers<S> {
+    /// Workers of an application with this state, which handlers take as
+    /// [`State`](crate::State).
+    pub fn new(state: S) -> Self {
+        Self {
+            state,
+            routes: Vec::new(),
+            threads: None,
+            tasks: TASKS,
+            has_blocking: false,
+            has_async: false,
+            name: "jobs".to_owned(),
+            queues: BTreeMap::new(),
+            choice: Choice::Weight,
+        }
+    }
+
+    /// Registers a handler, which runs on a thread of the pool.
+    pub fn on<J, M, H>(mut self, handler: H) -> Self
+    where
+        J: Job,
+        M: 'static,
+        H: Handler<J, S, M>,
+    {
+        let route = SyncRoute::<J, H, M>::new(handler);
+        self.has_blocking = true;
+        self.routes.push(Arc::new(route));
+        self
+    }
+
+    /// Registers an async handler, which runs as a task of the tokio runtime in which the workers
+    /// are started.
+    #[cfg(feature = "tokio")]
+    pub fn on_async<J, M, H>(mut self, handler: H) -> Self
+    where
+        J: Job,
+        M: 'static,
+        H: crate::handler::AsyncHandler<J, S, M>,
+    {
+        let route = crate::handler::AsyncRoute::<J, H, M>::new(handler);
+        self.has_async = true;
+        self.routes.push(Arc::new(route));
+        self
+    }
+
+    /// Sets how many threads take jobs, and run those of handlers that are not async: how many of
+    /// these run at the same time.
+    ///
+    /// Default: one for each core; one if all handlers are async.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads.max(1));
+        self
+    }
+
+    /// Sets how many async handlers run at the same time.
+    ///
+    /// While so many run, no job is taken, also none of a blocking handler: where both kinds of
+    /// handlers are busy, give them queues and workers of their own. Default: 100.
+    pub fn tasks(mut self, tasks: usize) -> Self {
+        self.tasks = tasks.max(1);
+        self
+    }
+
+    /// Serves a queue with this weight: its share of the turns while several queues have jobs.
+    ///
+    /// The queues of the kinds are served with weight 1 if they are not named here.
+    pub fn queue(mut self, queue: impl Into<String>, weight: u32) -> Self {
+        self.queues.insert(queue.into(), weight.max(1));
+        self
+    }
+
+    /// Serves the queues strictly: one with a lower weight gets a turn only while those with higher
+    /// weights have no jobs.
+    pub fn strictly(mut self) -> Self {
+        self.choice = Choice::Priority;
+        self
+    }
+
+    /// Sets the name of the threads. Default: `jobs`.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Starts the workers.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing runs then.
+    pub fn start(self, mill: &Mill) -> Result<Pool, StartError> {
+        let mut by_kind = HashMap::new();
+        let mut queues = self.queues.clone();
+        for route in &self.routes {
+            for kind in route.kinds() {
+                if by_kind.insert(kind, Arc::clone(route)).is_some() {
+                    return Err(StartError::DuplicateKind(kind.to_owned()));
+                }
+            }
+            queues.entry(route.options().queue.to_owned()).or_insert(1);
+        }
+        if by_kind.is_empty() {
+            return Err(StartError::NoHandlers);
+        }
+        let served = Served::new(&queues, self.choice)?;
+        let threads = self.threads.unwrap_or_else(|| match self.has_blocking {
+            true => std::thread::available_parallelism().map_or(1, usize::from),
+            false => 1,
+        });
+        let runtime = self.runtime()?;
+        let shared = Shared::new(mill, served, threads, self.tasks)?;
+        let kinds: Vec<_> = by_kind.keys().copied().collect();
+        let pool = thread::start(self.state, by_kind, shared, threads, &self.name, runtime)?;
+        mill.inner.parked.release(kinds.into_iter());
+        Ok(pool)
+    }
+
+    #[cfg(feature = "tokio")]
+    fn runtime(&self) -> Result<Runtime, StartError> {
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => Ok(Some(runtime)),
+            Err(_) if self.has_async => Err(StartError::NoRuntime),
+            Err(_) => Ok(None),
+        }
+    }
+
+    #[cfg(not(feature = "tokio"))]
+    fn runtime(&self) -> Result<Runtime, StartError> {
+        Ok(NoRuntime)
+    }
+}
+
+/// Where async handlers run.
+#[cfg(feature = "tokio")]
+type Runtime = Option<tokio::runtime::Handle>;
+#[cfg(not(feature = "tokio"))]
+type Runtime = NoRuntime;
+
+/// There are no async handlers.
+#[cfg(not(feature = "tokio"))]
+#[derive(Clone)]
+struct NoRuntime;
+
+impl<S> std::fmt::Debug for Workers<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Workers")
+            .field("handlers", &self.routes.len())
+            .field("threads", &self.threads)
+            .field("queues", &self.queues)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,233 @@
+//! The threads of a pool: each takes jobs, runs those of blocking handlers, and hands those of async
+//! ones to the runtime.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use super::Runtime;
+use super::pool::{Pool, Shared};
+use crate::JobId;
+use crate::backend::{Claim, Consumer, Next};
+use crate::context::{Attempt, Context, Followed};
+use crate::error::StartError;
+use crate::handler::{Called, Route};
+use crate::{settle, user_code};
+
+type Routes<S> = HashMap<&'static str, Arc<dyn Route<S>>>;
+
+/// One thread of a pool.
+struct Worker<S> {
+    state: S,
+    routes: Arc<Routes<S>>,
+    shared: Arc<Shared>,
+    at: usize,
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+    runtime: Runtime,
+    /// The job that it runs or ran last.
+    id: JobId,
+}
+
+pub(super) fn start<S: Clone + Send + Sync + 'static>(
+    state: S,
+    routes: Routes<S>,
+    shared: Arc<Shared>,
+    threads: usize,
+    name: &str,
+    runtime: Runtime,
+) -> Result<Pool, StartError> {
+    // Dropped on an error, it stops the threads that run by then.
+    let pool = Pool {
+        shared: Arc::clone(&shared),
+    };
+    let routes = Arc::new(routes);
+    // Held until all threads run, so that the pool does not leave the mill in between.
+    let starting = Alive::new(&shared);
+    for at in 0..threads {
+        let worker = Worker {
+            state: state.clone(),
+            routes: Arc::clone(&routes),
+            shared: Arc::clone(&shared),
+            at,
+            runtime: runtime.clone(),
+            id: JobId::new("", 0),
+        };
+        let consumer = shared.served.consumer(&*shared.mill.inner.backend)?;
+        let alive = Alive::new(&shared);
+        let builder = thread::Builder::new().name(format!("{name}-{at}"));
+        builder
+            .spawn(move || worker.live(consumer, alive))
+            .map_err(StartError::Thread)?;
+    }
+    drop(starting);
+    Ok(pool)
+}
+
+/// Counts a thread of a pool from before its start until it has ended, in whatever way.
+struct Alive(Arc<Shared>);
+
+impl Alive {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.begin_thread();
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.end_thread();
+    }
+}
+
+impl<S: Clone + Send + Sync + 'static> Worker<S> {
+    fn live(mut self, mut consumer: Box<dyn Consumer>, alive: Alive) {
+        while self.work(&mut *consumer) {
+            match self
+                .shared
+                .served
+                .consumer(&*self.shared.mill.inner.backend)
+            {
+                Ok(new) => consumer = new,
+                // The consumer that it has serves the levels that were there before.
+                Err(error) => tracing::warn!(%error, "a new level of a queue is not served yet"),
+            }
+        }
+        // What the application gave is dropped before the thread counts as ended.
+        drop(consumer);
+        user_code::discard(self);
+        drop(alive);
+    }
+
+    /// Runs jobs until the pool stops or the mill is closed; true if the levels have changed.
+    fn work(&mut self, consumer: &mut dyn Consumer) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let levels = shared.levels();
+        let stopped = || shared.is_stopping() || shared.levels() != levels;
+        while !shared.is_stopping() {
+            if shared.levels() != levels {
+                return true;
+            }
+            if !shared.wait_for_task() {
+                return false;
+            }
+            let taken = consumer.next(None, &stopped, &mut |claim| self.run(claim));
+            if taken == Next::Closed {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Runs an attempt, or begins it.
+    fn run(&mut self, claim: &mut dyn Claim) {
+        let is_other_queue = claim.queue() != self.id.place();
+        match is_other_queue {
+            true => self.id = JobId::new(claim.queue(), claim.number()),
+            false => self.id.set_number(claim.number()),
+        }
+        let Some(route) = self.routes.get(claim.kind()) else {
+            return self.shared.mill.inner.parked.park(&self.id, claim);
+        };
+        let route = Arc::clone(route);
+        let options = route.options();
+        let mill = &self.shared.mill;
+        let seat = self.shared.seat(self.at);
+        seat.begin(&self.id, is_other_queue);
+        let timeout = options.timeout;
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let attempt = Attempt {
+            mill,
+            id: &self.id,
+            claim: &*claim,
+            deadline,
+            pool_stops: &self.shared.stopping,
+            context: std::cell::OnceCell::new(),
+        };
+        let called = route.call(&self.state, &attempt);
+        let context = attempt.context.into_inner();
+        match called {
+            Called::Returned(returned) => {
+                let followed = followed_by(context);
+                settle::settle(mill, claim, &self.id, options, returned, followed);
+            }
+            #[cfg(feature = "tokio")]
+            Called::Begun(future) => self.spawn(claim, &route, context, deadline, future),
+        }
+        seat.end();
+    }
+
+    /// Has the runtime finish an attempt.
+    #[cfg(feature = "tokio")]
+    fn spawn(
+        &self,
+        claim: &mut dyn Claim,
+        route: &Arc<dyn Route<S>>,
+        context: Option<Context>,
+        deadline: Option<Instant>,
+        future: std::pin::Pin<Box<dyn Future<Output = settle::Returned> + Send>>,
+    ) {
+        let (Some(mut claim), Some(runtime)) = (claim.detach(), &self.runtime) else {
+            return;
+        };
+        let (mill, id) = (self.shared.mill.clone(), self.id.clone());
+        let (task, route) = (self.shared.begin_task(&id), Arc::clone(route));
+        runtime.spawn(async move {
+            // Cancelled attempts, at the end of the runtime, drop all of this: the job comes back.
+            let returned = until(deadline, future).await;
+            let followed = followed_by(context);
+            settle::settle(&mill, &mut *claim, &id, route.options(), returned, followed);
+            drop(task);
+        });
+    }
+}
+
+/// What is stored with the completion.
+fn followed_by(context: Option<Context>) -> Followed {
+    context.map(|context| context.end()).unwrap_or_default()
+}
+
+/// Awaits a handler until its time is up. A panic is a failure.
+#[cfg(feature = "tokio")]
+async fn until(
+    deadline: Option<Instant>,
+    future: std::pin::Pin<Box<dyn Future<Output = settle::Returned> + Send>>,
+) -> settle::Returned {
+    let future = Guarded(Some(future));
+    let Some(deadline) = deadline else {
+        return future.await;
+    };
+    match tokio::time::timeout_at(deadline.into(), future).await {
+        Ok(returned) => returned,
+        Err(_) => Err(crate::Failure::retry(
+            "the attempt took too long".to_owned(),
+        )),
+    }
+}
+
+/// A future whose panics are failures, also those of its drop.
+#[cfg(feature = "tokio")]
+struct Guarded(Option<std::pin::Pin<Box<dyn Future<Output = settle::Returned> + Send>>>);
+
+#[cfg(feature = "tokio")]
+impl Future for Guarded {
+    type Output = settle::Returned;
+
+    fn poll(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<settle::Returned> {
+        let Some(future) = &mut self.0 else {
+            return std::task::Poll::Pending;
+        };
+        let polled = user_code::call(|| future.as_mut().poll(cx));
+        polled.unwrap_or_else(|panic| std::task::Poll::Ready(Err(crate::Failure::retry(panic))))
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        user_code::discard(self.0.take());
+    }
+}

@@ -1,0 +1,148 @@
+//! Async handlers: tasks of a tokio runtime.
+#![cfg(feature = "tokio")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use logmill_jobs::{
+    Context, Job, JobResult, Mill, StartError, State, Status, WaitError, Workers, retry_in, secs,
+};
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "call", output = u64, max_retries = 1, backoff = logmill_jobs::Backoff::fixed(Duration::ZERO))]
+struct Call {
+    number: u64,
+}
+
+fn mill() -> (Mill, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let mill = Mill::open(dir.path().join("jobs")).unwrap();
+    (mill, dir)
+}
+
+/// How many run, and how many did at most.
+#[derive(Clone, Default)]
+struct Gauge(Arc<(AtomicUsize, AtomicUsize)>);
+
+async fn call(job: Call, State(gauge): State<Gauge>, cx: Context) -> JobResult<u64> {
+    let running = gauge.0.0.fetch_add(1, Ordering::SeqCst) + 1;
+    gauge.0.1.fetch_max(running, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    gauge.0.0.fetch_sub(1, Ordering::SeqCst);
+    match (job.number, cx.attempt()) {
+        (3, 1) => Err(retry_in(Duration::ZERO, "again")),
+        (number, _) => Ok(number + 1),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn async_handlers_run_side_by_side_up_to_their_limit() {
+    let (mill, _dir) = mill();
+    let gauge = Gauge::default();
+    let workers = Workers::new(gauge.clone()).on_async(call).tasks(8);
+    let pool = workers.start(&mill).unwrap();
+    let handles = mill
+        .enqueue_all((0..100).map(|number| Call { number }))
+        .unwrap();
+    for (number, handle) in (0..).zip(&handles) {
+        assert_eq!(handle.wait_async().await.unwrap(), number + 1);
+    }
+    let most = gauge.0.1.load(Ordering::SeqCst);
+    assert!((2..=8).contains(&most), "{most}");
+    let ended = tokio::task::spawn_blocking(move || pool.shutdown(PATIENCE));
+    assert!(ended.await.unwrap().finished_in_time);
+}
+
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "slow", timeout = Duration::from_millis(20), max_retries = 1, backoff = logmill_jobs::Backoff::fixed(Duration::ZERO))]
+struct Slow;
+
+#[tokio::test]
+async fn an_attempt_whose_time_is_up_is_dropped_and_has_failed() {
+    let (mill, _dir) = mill();
+    let dropped = Arc::new(AtomicU32::new(0));
+    struct Counts(Arc<AtomicU32>);
+    impl Drop for Counts {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let counted = Arc::clone(&dropped);
+    let handler = move |_: Slow| {
+        let counts = Counts(Arc::clone(&counted));
+        async move {
+            std::future::pending::<()>().await;
+            drop(counts);
+            JobResult::Ok(())
+        }
+    };
+    let pool = Workers::new(()).on_async(handler).start(&mill).unwrap();
+    let handle = mill.enqueue(Slow).unwrap();
+    let error = handle.wait_async().await.unwrap_err();
+    assert!(
+        matches!(&error, WaitError::Dead(reason) if reason.contains("too long")),
+        "{error}"
+    );
+    assert_eq!(dropped.load(Ordering::SeqCst), 2);
+    drop(pool);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_is_a_failed_attempt_wherever_it_happens() {
+    let (mill, _dir) = mill();
+    let handler = |job: Call, cx: Context| {
+        assert!(job.number != 1 || cx.attempt() > 1, "before the future");
+        async move {
+            tokio::task::yield_now().await;
+            assert!(job.number != 2 || cx.attempt() > 1, "within the future");
+            JobResult::Ok(job.number)
+        }
+    };
+    let pool = Workers::new(()).on_async(handler).start(&mill).unwrap();
+    for number in [1, 2, 3] {
+        let handle = mill.enqueue(Call { number }).unwrap();
+        assert_eq!(handle.wait_async().await.unwrap(), number);
+    }
+    drop(pool);
+}
+
+#[test]
+fn async_handlers_need_a_runtime_and_their_jobs_outlive_it() {
+    let (mill, _dir) = mill();
+    let workers = Workers::new(Gauge::default()).on_async(call);
+    assert!(matches!(workers.start(&mill), Err(StartError::NoRuntime)));
+
+    let handle = mill.enqueue(Call { number: 9 }).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let begun = Arc::new(AtomicU32::new(0));
+    let begins = Arc::clone(&begun);
+    let stuck = move |_: Call| {
+        begins.fetch_add(1, Ordering::SeqCst);
+        std::future::pending::<JobResult<u64>>()
+    };
+    let pool = runtime.block_on(async { Workers::new(()).on_async(stuck).start(&mill).unwrap() });
+    while begun.load(Ordering::SeqCst) == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(handle.status().unwrap(), Status::Running { failed: 0 });
+    let report = pool.shutdown(Duration::from_millis(10));
+    assert_eq!(report.still_running, [handle.id().clone()]);
+    // The runtime drops the task, and the job comes back.
+    runtime.shutdown_timeout(secs(10));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let workers = Workers::new(Gauge::default()).on_async(call);
+    let pool = runtime.block_on(async { workers.start(&mill).unwrap() });
+    assert_eq!(handle.wait_timeout(PATIENCE).unwrap(), 10);
+    let _ = pool.shutdown(PATIENCE);
+}

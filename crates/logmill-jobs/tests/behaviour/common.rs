@@ -1,0 +1,45 @@
+//! Jobs and helpers that the tests share.
+
+use std::time::{Duration, Instant};
+
+use logmill_jobs::{Job, Mill};
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+
+/// Far more than anything here takes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A job that returns twice its number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Job)]
+#[job(kind = "double", output = u64)]
+pub(crate) struct Double {
+    pub(crate) number: u64,
+}
+
+/// A job that returns nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Job)]
+#[job(kind = "note", queue = "notes", max_retries = 2, backoff = logmill_jobs::Backoff::fixed(Duration::ZERO))]
+pub(crate) struct Note {
+    pub(crate) text: String,
+}
+
+pub(crate) fn note(text: &str) -> Note {
+    Note {
+        text: text.to_owned(),
+    }
+}
+
+pub(crate) fn mill() -> (Mill, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let mill = Mill::open(dir.path().join("jobs")).unwrap();
+    (mill, dir)
+}
+
+/// Waits until something is true.
+pub(crate) fn until(what: &str, is_true: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_true() {
+        assert!(start.elapsed() < PATIENCE, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

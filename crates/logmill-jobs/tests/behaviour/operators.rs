@@ -1,0 +1,70 @@
+//! What operators do: pause, look, replay, purge.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use logmill_jobs::{JobResult, Mill, Priority, Workers};
+
+use crate::common::{Note, PATIENCE, mill, note, until};
+
+#[test]
+fn a_paused_queue_keeps_its_jobs_over_a_restart() {
+    let (mill, dir) = mill();
+    mill.queue("notes").unwrap().pause().unwrap();
+    let id = mill.enqueue(note("x")).unwrap().id().clone();
+    mill.close().unwrap();
+
+    let mill = Mill::open(dir.path().join("jobs")).unwrap();
+    let pool = Workers::new(())
+        .on(|_: Note| JobResult::Ok(()))
+        .start(&mill)
+        .unwrap();
+    let handle = mill.handle::<Note>(id);
+    let queue = mill.queue("notes").unwrap();
+    assert!(queue.is_paused());
+    assert!(handle.wait_timeout(Duration::from_millis(50)).is_err());
+    queue.resume().unwrap();
+    handle.wait_timeout(PATIENCE).unwrap();
+    let _ = pool.shutdown(PATIENCE);
+}
+
+#[test]
+fn dead_jobs_of_all_levels_are_listed_and_replayed() {
+    let (mill, _dir) = mill();
+    let is_fixed = Arc::new(AtomicBool::new(false));
+    let fixed = Arc::clone(&is_fixed);
+    let handler = move |job: Note| -> JobResult {
+        match fixed.load(Ordering::SeqCst) {
+            true => Ok(()),
+            false => Err(format!("{} failed", job.text))?,
+        }
+    };
+    let pool = Workers::new(()).on(handler).start(&mill).unwrap();
+    for (text, priority) in [("a", Priority::Normal), ("b", Priority::High)] {
+        let handle = mill.job(note(text)).priority(priority).enqueue().unwrap();
+        assert!(handle.wait_timeout(PATIENCE).is_err());
+    }
+    let queue = mill.queue("notes").unwrap();
+    until("both letters are written", || {
+        queue.stats().unwrap().dead == 2
+    });
+    let dead = queue.dead_jobs().unwrap();
+    let mut seen: Vec<_> = dead
+        .iter()
+        .map(|job| (job.reason(), job.attempts))
+        .collect();
+    seen.sort();
+    assert_eq!(seen, [("a failed", 3), ("b failed", 3)]);
+    assert_eq!(dead[0].reasons.len(), 3);
+
+    is_fixed.store(true, Ordering::SeqCst);
+    let id = queue.replay(&dead[0]).unwrap().unwrap();
+    mill.handle::<Note>(id).wait_timeout(PATIENCE).unwrap();
+    assert_eq!(queue.replay(&dead[0]).unwrap(), None);
+    assert!(queue.purge(&dead[1]).unwrap());
+    assert!(!queue.purge(&dead[1]).unwrap());
+    assert_eq!(queue.stats().unwrap().dead, 0);
+    assert_eq!(mill.queue_names().unwrap(), ["notes"]);
+    let _ = pool.shutdown(PATIENCE);
+}
