@@ -4,7 +4,7 @@ use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 use syn::meta::ParseNestedMeta;
 use syn::spanned::Spanned;
-use syn::{Data, DeriveInput, Expr, Fields, Ident, LitStr, Token, Type, parenthesized};
+use syn::{Data, DeriveInput, Expr, Ident, LitStr, Member, Token, Type, parenthesized};
 
 /// The options of a kind that take an expression of the same name.
 const OPTIONS: [&str; 6] = [
@@ -103,7 +103,7 @@ fn key_of(meta: &ParseNestedMeta<'_>, input: &DeriveInput) -> syn::Result<TokenS
         parenthesized!(content in meta.input);
         named.extend(content.parse_terminated(<LitStr as syn::parse::Parse>::parse, Token![,])?);
     }
-    let fields = fields_of(input);
+    let fields = fields_of(input, meta)?;
     let chosen = match named.is_empty() {
         true => fields,
         false => named
@@ -115,21 +115,21 @@ fn key_of(meta: &ParseNestedMeta<'_>, input: &DeriveInput) -> syn::Result<TokenS
     Ok(quote!(::logmill_jobs::key_of(&(#(#parts,)*))))
 }
 
-fn find(fields: &[Ident], name: &LitStr) -> syn::Result<Ident> {
-    let found = fields.iter().find(|field| **field == name.value());
+fn find(fields: &[Member], name: &LitStr) -> syn::Result<Member> {
+    let is_named = |field: &&Member| match field {
+        Member::Named(field) => *field == name.value(),
+        Member::Unnamed(index) => index.index.to_string() == name.value(),
+    };
     let missing = || syn::Error::new(name.span(), "the type has no field of this name");
-    found.cloned().ok_or_else(missing)
+    fields.iter().find(is_named).cloned().ok_or_else(missing)
 }
 
-fn fields_of(input: &DeriveInput) -> Vec<Ident> {
+fn fields_of(input: &DeriveInput, meta: &ParseNestedMeta<'_>) -> syn::Result<Vec<Member>> {
     match &input.data {
-        Data::Struct(data) => match &data.fields {
-            Fields::Named(fields) => {
-                let names = fields.named.iter().map(|field| field.ident.clone());
-                names.flatten().collect()
-            }
-            _ => Vec::new(),
-        },
-        _ => Vec::new(),
+        Data::Struct(data) => Ok(data.fields.members().collect()),
+        _ => Err(meta.error(
+            "the key of a type that is not a struct cannot be made of fields; \
+             implement `logmill_jobs::Job` by hand",
+        )),
     }
 }

@@ -32,15 +32,25 @@ fn implement(input: &DeriveInput) -> syn::Result<proc_macro2::TokenStream> {
     let (for_impl, of_type, bounds) = input.generics.split_for_impl();
     let unique = unique.map(|unique| {
         quote! {
-            fn unique_key(&self) -> ::core::option::Option<::std::string::String> {
-                ::core::option::Option::Some(#unique)
+            fn unique_key(
+                &self,
+            ) -> ::core::result::Result<
+                ::core::option::Option<::std::string::String>,
+                ::logmill_jobs::CodecError,
+            > {
+                #unique.map(::core::option::Option::Some)
             }
         }
     });
     let key = key.map(|key| {
         quote! {
-            fn limit_key(&self) -> ::core::option::Option<::std::string::String> {
-                ::core::option::Option::Some(#key)
+            fn limit_key(
+                &self,
+            ) -> ::core::result::Result<
+                ::core::option::Option<::std::string::String>,
+                ::logmill_jobs::CodecError,
+            > {
+                #key.map(::core::option::Option::Some)
             }
         }
     });

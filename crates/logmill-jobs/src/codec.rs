@@ -96,7 +96,7 @@ pub trait Layer: Send + Sync + 'static {
 pub struct CodecError(Box<dyn Error + Send + Sync>);
 
 impl CodecError {
-    fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+    pub(crate) fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self(error.into())
     }
 }

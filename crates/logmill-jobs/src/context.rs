@@ -39,6 +39,10 @@ impl Attempt<'_> {
     pub fn context(&self) -> &Context {
         self.context.get_or_init(|| {
             let signals = self.mill.inner.running.begin(self.id);
+            // It may have been cancelled before it could be told.
+            if self.claim.is_cancelled() {
+                signals.cancel();
+            }
             let key = self.claim.header(header::KEY);
             Context {
                 inner: Arc::new(Inner {
@@ -213,11 +217,17 @@ impl Context {
     /// If the attempt fails, nothing is enqueued.
     ///
     /// # Errors
-    /// The arguments could not be encoded, or the name of the queue is not valid.
+    /// The arguments could not be encoded, the name of the queue is not valid, or the kind is unique.
     pub fn then<J: Job>(&self, job: J) -> Result<(), EnqueueError> {
         let options = J::kind_options();
         check_name(options.queue)?;
+        if job.unique_key()?.is_some() {
+            let why = "a job that follows from another one cannot be unique";
+            return Err(EnqueueError::Invalid(why.to_owned()));
+        }
         let inner = &self.inner.mill.inner;
+        // Workers learn of a level of its queue that is new.
+        inner.queue(options.queue, options.priority)?;
         let payload = inner.encoded(&job, |bytes| Ok(bytes.to_vec()))?;
         let expires = options.expires_after;
         let following = FollowingJob {
@@ -227,7 +237,7 @@ impl Context {
             due: Due::Now,
             expires: expires.and_then(|after| SystemTime::now().checked_add(after)),
             codec: inner.codec.tag().map(str::to_owned),
-            key: job.limit_key(),
+            key: job.limit_key()?,
         };
         self.inner.follows.lock().followed.jobs.push(following);
         Ok(())
@@ -236,7 +246,8 @@ impl Context {
     /// Runs a step of the job, once: its result is stored, and a later attempt gets it from there.
     ///
     /// If the process dies after the step and before its result is stored, the step runs again. The
-    /// results of steps are removed when the job is done.
+    /// results of steps are removed when the job is done. A dead job that is replayed is a new one, whose
+    /// steps run again.
     ///
     /// # Errors
     /// The step's own failure, in which case it runs again; a result that cannot be encoded or
@@ -248,24 +259,26 @@ impl Context {
     {
         let inner = &self.inner;
         let key = keys::of_step(&inner.id, name);
-        {
-            let mut follows = inner.follows.lock();
-            if !follows.steps.insert(name.to_owned()) {
-                return Err(discard(format!("the job has two steps named {name:?}")));
-            }
-            follows.followed.steps.push(key.clone());
+        if !inner.follows.lock().steps.insert(name.to_owned()) {
+            return Err(discard(format!("the job has two steps named {name:?}")));
         }
         let mill = &inner.mill.inner;
         if let Some(stored) = mill.backend.get(&key)? {
-            return Ok(serde_json::from_slice(&stored.value)?);
+            let result = serde_json::from_slice(&stored.value)?;
+            inner.follows.lock().followed.steps.push(key);
+            return Ok(result);
         }
-        let result = run()?;
+        let result = run().inspect_err(|_| {
+            // The handler may try again.
+            inner.follows.lock().steps.remove(name);
+        })?;
         let value = serde_json::to_vec(&result)?;
         let put = KeyChange::Put(&key, &value, Keep::For(KEEP_STEPS));
         mill.backend.commit(&Changes {
             keys: vec![put],
             ..Changes::default()
         })?;
+        inner.follows.lock().followed.steps.push(key);
         Ok(result)
     }
 

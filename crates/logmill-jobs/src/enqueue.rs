@@ -7,7 +7,7 @@ use crate::error::EnqueueError;
 use crate::handle::{JobHandle, Outcome};
 use crate::mill::Mill;
 use crate::unique::{self, Unique};
-use crate::{Job, JobId, KindOptions, Priority};
+use crate::{Job, JobId, Priority};
 
 /// Headers of a job, as the backend stores them.
 pub(crate) mod header {
@@ -36,7 +36,7 @@ struct Options {
     due: Due,
     priority: Option<Priority>,
     max_retries: Option<u32>,
-    expires: Option<SystemTime>,
+    expires_after: Option<Duration>,
     key: Option<String>,
     unique: Option<Unique>,
     sync: bool,
@@ -83,7 +83,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
 
     /// Does not start it any more once this time has passed from now.
     pub fn expires_after(mut self, after: Duration) -> Self {
-        self.options.expires = SystemTime::now().checked_add(after);
+        self.options.expires_after = Some(after);
         self
     }
 
@@ -121,29 +121,32 @@ impl<'a, J: Job> Enqueue<'a, J> {
             .queue(queue, options.priority.unwrap_or(kind.priority))?;
         let unique = match &options.unique {
             Some(unique) => Some(unique.clone()),
-            None => job.unique_key().map(Unique::by),
+            None => job.unique_key()?.map(Unique::by),
         };
-        let key = options.key.clone().or_else(|| job.limit_key());
+        let key = match &options.key {
+            Some(key) => Some(key.clone()),
+            None => job.limit_key()?,
+        };
         mill.inner
             .encoded(&job, |payload| {
                 let retries = options.max_retries.map(u32::to_le_bytes);
-                let unique_header = unique.as_ref().map(Unique::header);
                 let mut headers = Headers::default();
                 headers.add(header::CODEC, mill.inner.codec.tag().map(str::as_bytes));
                 headers.add(header::KEY, key.as_deref().map(str::as_bytes));
                 headers.add(header::RETRIES, retries.as_ref().map(|bytes| &bytes[..]));
-                headers.add(header::UNIQUE, unique_header.as_deref().map(str::as_bytes));
                 let new = NewJob {
                     kind: J::KIND,
                     payload,
                     headers: headers.as_slice(),
                     due: options.due,
-                    expires: options.expires.or_else(|| expiry_of(&kind)),
+                    expires: expiry_of(options.expires_after.or(kind.expires_after)),
                     sync: options.sync,
                 };
                 let (number, outcome) = match &unique {
                     None => (queue.queue.publish(&new)?, Outcome::New),
-                    Some(unique) => return unique::enqueue(mill, &queue, J::KIND, unique, &new),
+                    Some(unique) => {
+                        return unique::enqueue(mill, &queue, (J::KIND, J::ALIASES), unique, &new);
+                    }
                 };
                 let id = JobId::new(queue.name.clone(), number);
                 Ok((id, outcome))
@@ -159,7 +162,9 @@ pub(crate) fn all<J: Job>(
 ) -> Result<Vec<JobHandle<J>>, EnqueueError> {
     let kind = J::kind_options();
     let jobs: Vec<J> = jobs.into_iter().collect();
-    if jobs.iter().any(|job| job.unique_key().is_some()) {
+    let keys = jobs.iter().map(Job::unique_key);
+    let keys: Vec<_> = keys.collect::<Result<_, _>>()?;
+    if keys.iter().any(Option::is_some) {
         // Each finds out whether it is new, so they go one by one.
         return jobs.into_iter().map(|job| mill.enqueue(job)).collect();
     }
@@ -168,7 +173,7 @@ pub(crate) fn all<J: Job>(
     let tag = mill.inner.codec.tag();
     let encoded = jobs.iter().map(|job| {
         let payload = mill.inner.encoded(job, |bytes| Ok(bytes.to_vec()))?;
-        Ok((payload, job.limit_key()))
+        Ok((payload, job.limit_key()?))
     });
     let encoded = encoded.collect::<Result<Vec<_>, EnqueueError>>()?;
     let headers = encoded.iter().map(|(_, key)| {
@@ -186,7 +191,7 @@ pub(crate) fn all<J: Job>(
             payload,
             headers: headers.as_slice(),
             due: Due::Now,
-            expires: expiry_of(&kind),
+            expires: expiry_of(kind.expires_after),
             sync: false,
         })
         .collect();
@@ -198,9 +203,9 @@ pub(crate) fn all<J: Job>(
     Ok(numbers.into_iter().map(handle).collect())
 }
 
-fn expiry_of(kind: &KindOptions) -> Option<SystemTime> {
-    kind.expires_after
-        .and_then(|after| SystemTime::now().checked_add(after))
+/// When a job expires. A time that overflows is one that never comes.
+fn expiry_of(after: Option<Duration>) -> Option<SystemTime> {
+    SystemTime::now().checked_add(after?)
 }
 
 /// Checks the name of a queue. A dot separates it from its level.
@@ -216,7 +221,7 @@ pub(crate) fn check_name(queue: &str) -> Result<(), EnqueueError> {
 /// Up to as many headers as there are kinds of them.
 #[derive(Default)]
 struct Headers<'a> {
-    headers: [(&'static str, &'a [u8]); 4],
+    headers: [(&'static str, &'a [u8]); 3],
     len: usize,
 }
 

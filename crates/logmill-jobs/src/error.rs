@@ -32,6 +32,12 @@ pub enum EnqueueError {
     Storage(BackendError),
 }
 
+impl From<CodecError> for EnqueueError {
+    fn from(error: CodecError) -> Self {
+        Self::Encode(error)
+    }
+}
+
 impl From<BackendError> for EnqueueError {
     fn from(error: BackendError) -> Self {
         match error {

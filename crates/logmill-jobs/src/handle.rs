@@ -20,6 +20,8 @@ pub struct JobHandle<J> {
     mill: Mill,
     id: JobId,
     outcome: Outcome,
+    /// Whether it is from the call that enqueued the job.
+    is_own: bool,
     job: PhantomData<fn() -> J>,
 }
 
@@ -74,6 +76,7 @@ impl<J: Job> JobHandle<J> {
             mill,
             id,
             outcome,
+            is_own: outcome == Outcome::New,
             job: PhantomData,
         }
     }
@@ -105,6 +108,10 @@ impl<J: Job> JobHandle<J> {
     }
 
     /// Waits until the job has ended, and returns its result.
+    ///
+    /// When a job without an output is done, nothing is stored of it. So of such a job that is gone and
+    /// has no record, the handle from the call that enqueued it says that it is done, and another
+    /// handle that its result is not kept.
     ///
     /// Woken by the end of the job, without polling; the job must be run by workers of this mill.
     ///
@@ -182,7 +189,9 @@ impl<J: Job> JobHandle<J> {
         if inner.is_closed() {
             return Err(WaitError::Closed);
         }
-        let queue = inner.backend_queue(self.id.place())?;
+        let Some(queue) = inner.existing_queue(self.id.place())? else {
+            return Err(WaitError::NotKept);
+        };
         if queue.queue.contains(self.id.number())? {
             return Ok(None);
         }
@@ -191,7 +200,9 @@ impl<J: Job> JobHandle<J> {
             Some(record) => self.result_of(record).map(Some),
             None => match self.mill.dead_reason(&self.id)? {
                 Some(reason) => Err(WaitError::Dead(reason)),
-                None => unit().ok_or(WaitError::NotKept).map(Some),
+                // Of those that ended otherwise there is a record.
+                None if self.is_own => unit().ok_or(WaitError::NotKept).map(Some),
+                None => Err(WaitError::NotKept),
             },
         }
     }
@@ -236,6 +247,16 @@ fn unit<T: DeserializeOwned + 'static>() -> Option<T> {
 }
 
 impl Mill {
+    /// Why a job waits that a worker came to already: a limit, or a kind without a handler. None if no
+    /// worker has come to it, it is not due, it runs, or has ended; [`status`](Self::status) says
+    /// which.
+    ///
+    /// Looks through all jobs that are held.
+    pub fn why_waiting(&self, id: &JobId) -> Option<String> {
+        let limit = self.inner.limits.reason_of(id);
+        limit.or_else(|| self.inner.parked.reason_of(id))
+    }
+
     /// The handle of a job that was enqueued before, also by an earlier process.
     pub fn handle<J: Job>(&self, id: JobId) -> JobHandle<J> {
         JobHandle::new(self.clone(), id, Outcome::Existing)
@@ -251,7 +272,9 @@ impl Mill {
         if let Some(record) = self.record(id)? {
             return Ok(status_of(record));
         }
-        let queue = self.inner.backend_queue(id.place())?;
+        let Some(queue) = self.inner.existing_queue(id.place())? else {
+            return Ok(Status::Unknown);
+        };
         if let Some(seen) = queue.queue.look(id.number())? {
             let Seen { failed, due, .. } = seen;
             return Ok(match seen.is_running {
@@ -276,40 +299,22 @@ impl Mill {
     /// # Errors
     /// The storage failed.
     pub fn cancel(&self, id: &JobId, reason: &str) -> Result<Cancelled, BackendError> {
-        let queue = self.inner.backend_queue(id.place())?;
-        let seen = queue.queue.look(id.number())?;
-        let cancelled = queue.queue.cancel(id.number())?;
-        match cancelled {
-            Cancelled::Gone => {}
-            Cancelled::Running => self.inner.running.cancel(id),
-            Cancelled::Waiting => self.end_cancelled(id, seen.as_ref(), reason)?,
+        let inner = &self.inner;
+        let Some(queue) = inner.existing_queue(id.place())? else {
+            return Ok(Cancelled::Gone);
+        };
+        // The end of the job is told by the backend, at once or when its handler has ended.
+        inner.cancelling.begin(id, reason);
+        let cancelled = queue.queue.cancel(id.number());
+        match &cancelled {
+            Ok(Cancelled::Running) => inner.running.cancel(id),
+            Ok(Cancelled::Waiting) | Err(BackendError::NotDurable(_)) => {}
+            Ok(Cancelled::Gone) | Err(_) => inner.cancelling.forget(id),
         }
         // A job that is held ends when a worker comes to it.
-        self.inner.parked.release_job(id);
-        Ok(cancelled)
-    }
-
-    /// Notes that a job which waited was cancelled.
-    fn end_cancelled(
-        &self,
-        id: &JobId,
-        seen: Option<&Seen>,
-        reason: &str,
-    ) -> Result<(), BackendError> {
-        let ended = crate::settle::EndedJob {
-            kind: seen.map_or("", |seen| &seen.kind),
-            unique: seen.and_then(|seen| {
-                let mut headers = seen.headers.iter();
-                let found = headers.find(|(key, _)| key == crate::enqueue::header::UNIQUE);
-                found.map(|(_, value)| &value[..])
-            }),
-        };
-        crate::settle::note_end(self, id, &ended, Record::cancelled(reason))?;
-        if self.inner.waiters.has_any() {
-            let ended = Ended::Cancelled(reason.to_owned());
-            self.inner.waiters.end(id, ended);
-        }
-        Ok(())
+        inner.parked.release_job(id);
+        inner.limits.forget(id);
+        cancelled
     }
 
     fn record(&self, id: &JobId) -> Result<Option<Record>, BackendError> {
@@ -319,7 +324,9 @@ impl Mill {
 
     /// The last failure of a dead job.
     fn dead_reason(&self, id: &JobId) -> Result<Option<String>, BackendError> {
-        let queue = self.inner.backend_queue(id.place())?;
+        let Some(queue) = self.inner.existing_queue(id.place())? else {
+            return Ok(None);
+        };
         let letters = queue.queue.dead_letters()?;
         let letter = letters
             .into_iter()
@@ -343,6 +350,7 @@ impl<J> Clone for JobHandle<J> {
             mill: self.mill.clone(),
             id: self.id.clone(),
             outcome: self.outcome,
+            is_own: self.is_own,
             job: PhantomData,
         }
     }

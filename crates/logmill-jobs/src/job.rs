@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::Backoff;
+use crate::{Backoff, CodecError};
 
 /// A type of job: what a producer enqueues and a handler gets.
 ///
@@ -38,7 +38,8 @@ use crate::Backoff;
 /// | `key = "tenant"` | the field by which limits count | none |
 ///
 /// `unique` and `key` also take several fields, `unique("user_id", "day")`; `unique` alone means all
-/// fields.
+/// fields. A key is the JSON of the fields, so those of a `HashSet`, which has no order, are not equal
+/// for equal sets.
 pub trait Job: Serialize + DeserializeOwned + Send + 'static {
     /// What the handler returns.
     ///
@@ -58,13 +59,19 @@ pub trait Job: Serialize + DeserializeOwned + Send + 'static {
     }
 
     /// The key within which the job is unique, if it is.
-    fn unique_key(&self) -> Option<String> {
-        None
+    ///
+    /// # Errors
+    /// The key cannot be made; the job is not enqueued.
+    fn unique_key(&self) -> Result<Option<String>, CodecError> {
+        Ok(None)
     }
 
     /// The key by which limits count the job, such as its tenant.
-    fn limit_key(&self) -> Option<String> {
-        None
+    ///
+    /// # Errors
+    /// The key cannot be made; the job is not enqueued.
+    fn limit_key(&self) -> Result<Option<String>, CodecError> {
+        Ok(None)
     }
 }
 
@@ -138,7 +145,7 @@ impl KindOptions {
         self
     }
 
-    /// Sets how many attempts may follow the first, if that fails.
+    /// Sets how many attempts may follow the first, if that fails; at most 249.
     pub const fn max_retries(mut self, retries: u32) -> Self {
         self.max_retries = retries;
         self
@@ -193,9 +200,9 @@ pub const fn days(days: u64) -> Duration {
     Duration::from_secs(days.saturating_mul(86_400))
 }
 
-/// The key that these values make, as one JSON array: equal for equal values, and for no others.
+/// The key that these values make: as JSON, with the keys of maps in order.
 #[doc(hidden)]
-pub fn key_of(values: &impl Serialize) -> String {
-    // Only a map with keys that are no strings, or an error of the type's own, has no JSON.
-    serde_json::to_string(values).unwrap_or_default()
+pub fn key_of(values: &impl Serialize) -> Result<String, CodecError> {
+    let value = serde_json::to_value(values).map_err(CodecError::new)?;
+    Ok(value.to_string())
 }

@@ -59,6 +59,7 @@
 //! - `msgpack`, `postcard`: other [formats](Format) than JSON.
 
 mod backoff;
+mod cancelling;
 mod codec;
 mod context;
 mod enqueue;
@@ -69,6 +70,7 @@ mod handler;
 mod id;
 mod job;
 mod keys;
+mod limits;
 mod mill;
 mod parked;
 mod queue;
@@ -95,6 +97,7 @@ pub use id::{JobId, ParseIdError};
 #[doc(hidden)]
 pub use job::key_of;
 pub use job::{Job, KindOptions, Priority, days, hours, minutes, secs};
+pub use limits::Limit;
 pub use logmill_jobs_macros::Job;
 #[cfg(feature = "embedded")]
 pub use mill::MillBuilder;
@@ -103,3 +106,10 @@ pub use parked::ParkedKind;
 pub use queue::{DeadJob, JobQueue};
 pub use unique::Unique;
 pub use workers::{Pool, ShutdownReport, Workers};
+
+/// Compiles and runs the snippets of the guide.
+#[cfg(all(doctest, feature = "embedded"))]
+mod snippets {
+    #[doc = include_str!("../../../docs/JOBS.md")]
+    mod guide {}
+}

@@ -6,23 +6,29 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 
 use crate::backend::{Backend, BackendError, Queue, name_of_level};
+use crate::cancelling::Cancelling;
 use crate::codec::{Codec, Format, Layer};
 use crate::enqueue::Enqueue;
 use crate::error::EnqueueError;
 #[cfg(feature = "embedded")]
 use crate::error::OpenError;
 use crate::handle::JobHandle;
+use crate::limits::{Limit, Limits};
 use crate::parked::Parked;
 use crate::running::Running;
+use crate::unique::Locks;
 use crate::waiters::Waiters;
 use crate::workers::Pools;
 use crate::{Job, Priority};
 
+/// How long an open waits for the end of another one.
+#[cfg(feature = "embedded")]
+const WAIT_FOR_LOCK: Duration = Duration::from_secs(1);
 /// How long results are kept by default.
 const KEEP_RESULTS: Duration = Duration::from_secs(86_400);
 
@@ -68,14 +74,15 @@ pub(crate) struct Inner {
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) codec: Codec,
     pub(crate) keep_results: Duration,
-    /// Tells this process from earlier ones that had the mill open.
-    pub(crate) epoch: u64,
     /// The queues that were used, by the names that the backend knows.
     queues: RwLock<HashMap<String, Arc<OpenQueue>>>,
     pub(crate) waiters: Waiters,
     pub(crate) running: Running,
+    pub(crate) cancelling: Cancelling,
+    pub(crate) unique_locks: Locks,
     pub(crate) pools: Pools,
     pub(crate) parked: Parked,
+    pub(crate) limits: Arc<Limits>,
     is_closed: AtomicBool,
 }
 
@@ -101,6 +108,7 @@ pub struct MillOptions {
     layer: Option<Arc<dyn Layer>>,
     other_layers: Vec<Arc<dyn Layer>>,
     keep_results: Duration,
+    limits: Vec<Limit>,
 }
 
 impl Default for MillOptions {
@@ -117,6 +125,7 @@ impl MillOptions {
             layer: None,
             other_layers: Vec::new(),
             keep_results: KEEP_RESULTS,
+            limits: Vec::new(),
         }
     }
 
@@ -137,6 +146,12 @@ impl MillOptions {
     /// Adds a layer that only unwraps: that of jobs enqueued before.
     pub fn former_layer(mut self, layer: impl Layer) -> Self {
         self.other_layers.push(Arc::new(layer));
+        self
+    }
+
+    /// Adds a limit. A job runs when all limits that concern it let it.
+    pub fn limit(mut self, limit: Limit) -> Self {
+        self.limits.push(limit);
         self
     }
 
@@ -176,7 +191,9 @@ impl MillBuilder {
     /// # Errors
     /// Another process has it open, the directory has other files in it, or the storage failed.
     pub fn open(self) -> Result<Mill, OpenError> {
-        let queues = logmill::Queues::open(&self.path);
+        // The threads of workers that were shut down let go of a mill a moment later.
+        let options = logmill::Queues::options(&self.path);
+        let queues = options.wait_for_lock(WAIT_FOR_LOCK).open();
         let queues = queues.map_err(|error| OpenError(Box::new(error)))?;
         let durability = match self.sync {
             true => logmill::Durability::Sync,
@@ -235,17 +252,20 @@ impl Mill {
             layer,
             other_layers,
             keep_results,
+            limits,
         } = options;
         let inner = Arc::new(Inner {
             backend: Box::new(backend),
             codec: Codec::new(format, layer, other_layers),
             keep_results,
-            epoch: epoch(),
             queues: RwLock::default(),
             waiters: Waiters::default(),
             running: Running::default(),
+            cancelling: Cancelling::default(),
+            unique_locks: Locks::default(),
             pools: Pools::default(),
             parked: Parked::default(),
+            limits: Limits::new(limits),
             is_closed: AtomicBool::new(false),
         });
         let told = Arc::downgrade(&inner);
@@ -287,7 +307,8 @@ impl Mill {
         Enqueue::new(self, job)
     }
 
-    /// Enqueues jobs of a kind with its options, all or none of those of a queue.
+    /// Enqueues jobs of a kind with its options: in one batch, all or none; those of a unique kind one
+    /// after the other, up to the first error.
     ///
     /// # Errors
     /// See [`EnqueueError`].
@@ -317,14 +338,15 @@ impl Mill {
         self.inner.is_closed.store(true, Ordering::SeqCst);
         self.inner.waiters.wake_all();
         self.inner.parked.release_all();
+        self.inner.limits.close();
         self.inner.backend.close()
     }
 }
 
-/// A number that earlier processes and other mills have not had.
-fn epoch() -> u64 {
-    // Random keys, whose hash differs from one process to the next.
-    std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), SystemTime::now())
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.limits.close();
+    }
 }
 
 impl Inner {
@@ -341,16 +363,20 @@ impl Inner {
     ) -> Result<Arc<OpenQueue>, BackendError> {
         match priority {
             Priority::Normal => self.backend_queue(queue),
-            other => {
-                let name = name_of_level(queue, other);
-                if let Some(open) = self.queues.read().get(&name) {
-                    return Ok(Arc::clone(open));
-                }
-                let open = self.open_queue(&name)?;
-                self.pools.note_new_level(queue);
-                Ok(open)
-            }
+            other => self.backend_queue(&name_of_level(queue, other)),
         }
+    }
+
+    /// A queue by the name that the backend knows, if it exists.
+    pub(crate) fn existing_queue(
+        &self,
+        name: &str,
+    ) -> Result<Option<Arc<OpenQueue>>, BackendError> {
+        if let Some(open) = self.queues.read().get(name) {
+            return Ok(Some(Arc::clone(open)));
+        }
+        let exists = self.backend.queue_names()?.iter().any(|one| one == name);
+        exists.then(|| self.open_queue(name)).transpose()
     }
 
     /// A queue by the name that the backend knows.
@@ -365,14 +391,20 @@ impl Inner {
     #[cold]
     fn open_queue(&self, name: &str) -> Result<Arc<OpenQueue>, BackendError> {
         let queue = self.backend.queue(name)?;
-        let mut queues = self.queues.write();
-        let open = queues.entry(name.to_owned()).or_insert_with(|| {
-            Arc::new(OpenQueue {
-                name: name.into(),
-                queue,
-            })
-        });
-        Ok(Arc::clone(open))
+        let open = {
+            let mut queues = self.queues.write();
+            let open = queues.entry(name.to_owned()).or_insert_with(|| {
+                Arc::new(OpenQueue {
+                    name: name.into(),
+                    queue,
+                })
+            });
+            Arc::clone(open)
+        };
+        if let Some((queue, _)) = name.split_once('.') {
+            self.pools.note_new_level(queue);
+        }
+        Ok(open)
     }
 
     /// Encodes a value and passes the bytes on.

@@ -43,15 +43,18 @@ impl Parked {
             let _ = claim.settle(Settlement::Snooze { after });
             return;
         };
-        let mut kinds = self.kinds.lock();
-        let jobs = kinds.entry(kind).or_insert_with_key(|kind| {
+        let is_first = {
+            let mut kinds = self.kinds.lock();
+            let jobs = kinds.entry(kind.clone()).or_default();
+            jobs.push(ParkedJob {
+                id: id.clone(),
+                _held: held,
+            });
+            jobs.len() == 1
+        };
+        if is_first {
             tracing::warn!(kind, %id, "no handler takes this kind: its jobs are parked");
-            Vec::new()
-        });
-        jobs.push(ParkedJob {
-            id: id.clone(),
-            _held: held,
-        });
+        }
     }
 
     /// Gives back the jobs of kinds that are handled from now on.
@@ -73,6 +76,14 @@ impl Parked {
         kinds.retain(|_, jobs| !jobs.is_empty());
         drop(kinds);
         drop(released);
+    }
+
+    /// Why a job waits here.
+    pub(crate) fn reason_of(&self, id: &JobId) -> Option<String> {
+        let kinds = self.kinds.lock();
+        let mut kinds = kinds.iter();
+        let (kind, _) = kinds.find(|(_, jobs)| jobs.iter().any(|parked| parked.id == *id))?;
+        Some(format!("no handler takes the kind {kind:?}"))
     }
 
     /// Gives back all.

@@ -15,6 +15,10 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
@@ -43,7 +47,7 @@ impl Running {
 
     pub(crate) fn cancel(&self, id: &JobId) {
         if let Some(signals) = self.jobs.lock().get(id) {
-            signals.cancelled.store(true, Ordering::Relaxed);
+            signals.cancel();
         }
     }
 }

@@ -1,6 +1,19 @@
 //! Jobs of which there is one at a time.
+//!
+//! A key is a key of the backend whose value names the job that has it. It is taken in the same
+//! transaction in which the job is stored, and released in the one in which the job is completed. The
+//! number of the job is known after the first transaction, and noted in a second one. Each enqueue
+//! has a random *ticket*, which the job's header and the value of its key have in common: no job
+//! releases the key of another.
+//!
+//! In this process both go on under a lock for each key. What a process left that died in between is
+//! found by the tickets: a key whose job has ended is taken over, and a job whose number is not noted
+//! is looked for in its queue.
 
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
+
+use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
 use crate::JobId;
 use crate::backend::{BackendError, Changes, Keep, KeyChange, KeyValue, NewJob};
@@ -36,6 +49,8 @@ use crate::mill::{Mill, OpenQueue};
 /// # Ok(())
 /// # }
 /// ```
+///
+/// A dead job that is replayed does not take its key again: it runs beside one that has it by then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Unique {
@@ -58,116 +73,170 @@ impl Unique {
         self.period = Some(period);
         self
     }
-
-    /// What is stored with the job, which tells whether its end releases the key.
-    pub(crate) fn header(&self) -> String {
-        let until = match self.period {
-            None => UNTIL_END,
-            Some(_) => FOR_A_PERIOD,
-        };
-        format!("{until}{}", self.key)
-    }
 }
 
-/// How the header of a job begins whose end releases its key, and of one whose end does not.
-const UNTIL_END: &str = "end:";
-const FOR_A_PERIOD: &str = "period:";
+/// Keys that share a lock are those whose hashes agree in the lowest bits.
+const LOCKS: usize = 256;
 
-/// A key that is taken and whose job is not noted yet is looked at again this often: another thread
-/// is between its two steps.
-const LOOKS: u32 = 100_000;
-
-/// Enqueues a job unless there is one with its key.
+/// The locks under which keys are taken and released in this process.
 ///
-/// Takes the key and enqueues in one transaction. The number of the job is known after that, and is
-/// noted in a second step.
-pub(crate) fn enqueue(
-    mill: &Mill,
-    queue: &OpenQueue,
-    kind: &str,
-    unique: &Unique,
-    new: &NewJob<'_>,
-) -> Result<(JobId, Outcome), EnqueueError> {
-    let key = keys::of_unique(kind, &unique.key);
-    let keep = unique.period.map_or(Keep::Forever, Keep::For);
-    let taken = Holder::Pending(queue.name.to_string()).to_value(mill.inner.epoch);
-    let mut replaces = None;
-    loop {
-        let keys = match replaces {
-            None => vec![KeyChange::Insert(&key, &taken, keep)],
-            Some(version) => vec![
-                KeyChange::Expect(&key, Some(version)),
-                KeyChange::Put(&key, &taken, keep),
-            ],
-        };
-        let changes = Changes {
-            jobs: vec![(&*queue.name, *new)],
-            keys,
-            sync: new.sync,
-        };
-        match mill.inner.backend.commit(&changes) {
-            Ok(numbers) => {
-                let number = numbers.first().copied().unwrap_or_default();
-                let id = JobId::new(queue.name.clone(), number);
-                note(mill, &key, &taken, &id, keep)?;
-                return Ok((id, Outcome::New));
-            }
-            Err(BackendError::Conflict(_)) => match look_up(mill, &key, unique)? {
-                Found::Job(id) => return Ok((id, Outcome::Existing)),
-                Found::Nobody => replaces = None,
-                Found::Gone(version) => replaces = Some(version),
-            },
-            Err(error) => return Err(error.into()),
+/// Reentrant: the backend calls subscribers, which may enqueue.
+pub(crate) struct Locks {
+    hasher: RandomState,
+    locks: Box<[ReentrantMutex<()>]>,
+}
+
+impl Default for Locks {
+    fn default() -> Self {
+        Self {
+            hasher: RandomState::new(),
+            locks: (0..LOCKS).map(|_| ReentrantMutex::new(())).collect(),
         }
     }
 }
 
-/// Notes which job has a key, unless the job has ended and released it by now.
-fn note(mill: &Mill, key: &[u8], taken: &[u8], id: &JobId, keep: Keep) -> Result<(), EnqueueError> {
-    let current = mill.inner.backend.get(key)?;
-    let Some(current) = current.filter(|current| current.value == taken) else {
-        return Ok(());
+impl Locks {
+    fn lock(&self, key: &[u8]) -> ReentrantMutexGuard<'_, ()> {
+        let hash = self.hasher.hash_one(key);
+        // The remainder is less than the number of locks.
+        self.locks[(hash % LOCKS as u64) as usize].lock()
+    }
+}
+
+/// How a ticket is written.
+fn ticket() -> String {
+    format!("{:016x}", fastrand::u64(..))
+}
+
+/// The header of a job with a key: its ticket, whether its end releases the key, and the key.
+fn header_of(ticket: &str, unique: &Unique) -> String {
+    let until = match unique.period {
+        None => UNTIL_END,
+        Some(_) => FOR_A_PERIOD,
     };
-    let value = Holder::Job(id.clone()).to_value(mill.inner.epoch);
+    format!("{ticket} {until} {}", unique.key)
+}
+
+const UNTIL_END: &str = "end";
+const FOR_A_PERIOD: &str = "period";
+
+/// Enqueues a job unless there is one with its key.
+pub(crate) fn enqueue(
+    mill: &Mill,
+    queue: &OpenQueue,
+    (kind, aliases): (&str, &[&str]),
+    unique: &Unique,
+    new: &NewJob<'_>,
+) -> Result<(JobId, Outcome), EnqueueError> {
+    for alias in aliases {
+        let former = keys::of_unique(alias, &unique.key);
+        if let Found::Job(id) = look_up(mill, &former)? {
+            return Ok((id, Outcome::Existing));
+        }
+    }
+    let key = keys::of_unique(kind, &unique.key);
+    let keep = unique.period.map_or(Keep::Forever, Keep::For);
+    let ticket = ticket();
+    let header = header_of(&ticket, unique);
+    let mut headers = new.headers.to_vec();
+    headers.push((header::UNIQUE, header.as_bytes()));
+    let new = NewJob {
+        headers: &headers,
+        ..*new
+    };
+    let mut value = Value {
+        ticket,
+        is_for_period: unique.period.is_some(),
+        place: queue.name.to_string(),
+        number: None,
+    };
+    let _lock = mill.inner.unique_locks.lock(&key);
+    let replaces = match look_up(mill, &key)? {
+        Found::Job(id) => return Ok((id, Outcome::Existing)),
+        Found::Nobody => None,
+        Found::Gone(version) => Some(version),
+    };
+    let pending = value.to_bytes();
     let changes = Changes {
+        jobs: vec![(&*queue.name, new)],
         keys: vec![
-            KeyChange::Expect(key, Some(current.version)),
-            KeyChange::Put(key, &value, keep),
+            KeyChange::Expect(&key, replaces),
+            KeyChange::Put(&key, &pending, keep),
         ],
-        ..Changes::default()
+        sync: new.sync,
     };
-    match mill.inner.backend.commit(&changes) {
-        Ok(_) | Err(BackendError::Conflict(_)) => Ok(()),
-        Err(error) => Err(error.into()),
+    let numbers = mill.inner.backend.commit(&changes)?;
+    let Some(number) = numbers.first().copied().flatten() else {
+        let why = "it enters its queue once the disk has room";
+        return Err(BackendError::NotDurable(why.into()).into());
+    };
+    value.number = Some(number);
+    note(mill, &key, &value, keep);
+    let id = JobId::new(queue.name.clone(), number);
+    Ok((id, Outcome::New))
+}
+
+/// Notes the number of the job that has a key, unless the job has released it by now. If that fails,
+/// the job is looked for when it is needed.
+fn note(mill: &Mill, key: &[u8], value: &Value, keep: Keep) {
+    let bytes = value.to_bytes();
+    let noted = mill.inner.backend.get(key).and_then(|current| {
+        let Some(current) = current.filter(|current| value.has_ticket_of(current)) else {
+            return Ok(());
+        };
+        let changes = Changes {
+            keys: vec![
+                KeyChange::Expect(key, Some(current.version)),
+                KeyChange::Put(key, &bytes, keep),
+            ],
+            ..Changes::default()
+        };
+        mill.inner.backend.commit(&changes).map(|_| ())
+    });
+    if let Err(error) = noted {
+        tracing::warn!(%error, "the number of a unique job could not be noted");
     }
 }
 
 /// What the value of a key says.
-#[derive(Debug, PartialEq, Eq)]
-enum Holder {
-    /// A job of this queue, whose number is not noted yet.
-    Pending(String),
-    Job(JobId),
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Value {
+    ticket: String,
+    is_for_period: bool,
+    /// The backend's queue.
+    place: String,
+    /// None until it is noted.
+    number: Option<u64>,
 }
 
-impl Holder {
-    /// The value that says it, with the process that it is of.
-    fn to_value(&self, epoch: u64) -> Vec<u8> {
-        match self {
-            Self::Pending(queue) => format!("{epoch} {queue}"),
-            Self::Job(id) => format!("{epoch} {}/{}", id.place(), id.number()),
+impl Value {
+    fn to_bytes(&self) -> Vec<u8> {
+        let until = match self.is_for_period {
+            false => UNTIL_END,
+            true => FOR_A_PERIOD,
+        };
+        let Self { ticket, place, .. } = self;
+        match self.number {
+            None => format!("{ticket} {until} {place}"),
+            Some(number) => format!("{ticket} {until} {place} {number}"),
         }
         .into_bytes()
     }
 
-    fn parse(value: &KeyValue) -> Option<(u64, Self)> {
-        let text = std::str::from_utf8(&value.value).ok()?;
-        let (epoch, rest) = text.split_once(' ')?;
-        let holder = match rest.contains('/') {
-            true => Self::Job(rest.parse().ok()?),
-            false => Self::Pending(rest.to_owned()),
-        };
-        Some((epoch.parse().ok()?, holder))
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let mut parts = std::str::from_utf8(bytes).ok()?.split(' ');
+        let (ticket, until, place) = (parts.next()?, parts.next()?, parts.next()?);
+        let number = parts.next().map(str::parse).transpose().ok()?;
+        Some(Self {
+            ticket: ticket.to_owned(),
+            is_for_period: until == FOR_A_PERIOD,
+            place: place.to_owned(),
+            number,
+        })
+    }
+
+    fn has_ticket_of(&self, other: &KeyValue) -> bool {
+        Self::parse(&other.value).is_some_and(|other| other.ticket == self.ticket)
     }
 }
 
@@ -179,61 +248,90 @@ enum Found {
     Gone(u64),
 }
 
-fn look_up(mill: &Mill, key: &[u8], unique: &Unique) -> Result<Found, EnqueueError> {
-    let mut looks = 0;
-    loop {
-        let Some(value) = mill.inner.backend.get(key)? else {
-            return Ok(Found::Nobody);
-        };
-        let Some((epoch, holder)) = Holder::parse(&value) else {
-            return Ok(Found::Gone(value.version));
-        };
-        // A job of this process releases its key when it ends. Whether one of an earlier process
-        // had the time to do so is found out by looking for it.
-        let is_of_this_process = epoch == mill.inner.epoch;
-        return Ok(match holder {
-            Holder::Job(id) if is_of_this_process || unique.period.is_some() => Found::Job(id),
-            Holder::Job(id) => {
-                let queue = mill.inner.backend_queue(id.place())?;
-                match queue.queue.contains(id.number())? {
-                    true => Found::Job(id),
-                    false => Found::Gone(value.version),
-                }
-            }
-            Holder::Pending(_) if is_of_this_process && looks < LOOKS => {
-                looks += 1;
-                std::thread::yield_now();
-                continue;
-            }
-            Holder::Pending(queue) => match search(mill, &queue, unique)? {
-                Some(id) => Found::Job(id),
-                None => Found::Gone(value.version),
-            },
-        });
-    }
+fn look_up(mill: &Mill, key: &[u8]) -> Result<Found, BackendError> {
+    let Some(current) = mill.inner.backend.get(key)? else {
+        return Ok(Found::Nobody);
+    };
+    let Some(value) = Value::parse(&current.value) else {
+        return Ok(Found::Gone(current.version));
+    };
+    let Some(queue) = mill.inner.existing_queue(&value.place)? else {
+        return Ok(Found::Gone(current.version));
+    };
+    let number = match value.number {
+        Some(number) if value.is_for_period || queue.queue.contains(number)? => Some(number),
+        Some(_) => None,
+        None => search(&queue, &value.ticket)?,
+    };
+    Ok(match number {
+        Some(number) => Found::Job(JobId::new(queue.name.clone(), number)),
+        None => Found::Gone(current.version),
+    })
 }
 
-/// Looks through a queue for the job of a key: the process that enqueued it died before it had
+/// Looks through a queue for the job with a ticket: the process that enqueued it died before it had
 /// noted the number.
-fn search(mill: &Mill, queue: &str, unique: &Unique) -> Result<Option<JobId>, EnqueueError> {
-    let queue = mill.inner.backend_queue(queue)?;
-    let header = unique.header();
+fn search(queue: &OpenQueue, ticket: &str) -> Result<Option<u64>, BackendError> {
     let mut found = None;
     queue.queue.each(&mut |job| {
         let mut headers = job.headers.iter();
-        if headers.any(|(key, value)| key == header::UNIQUE && *value == header.as_bytes()) {
+        let has_ticket = |value: &[u8]| {
+            let rest = value.strip_prefix(ticket.as_bytes());
+            rest.is_some_and(|rest| rest.starts_with(b" "))
+        };
+        if headers.any(|(key, value)| key == header::UNIQUE && has_ticket(value)) {
             found = Some(job.number);
         }
         found.is_none()
     })?;
-    Ok(found.map(|number| JobId::new(queue.name.clone(), number)))
+    Ok(found)
 }
 
-/// The key that a job releases when it ends, by the header that says so.
-pub(crate) fn key_to_release(kind: &str, header: Option<&[u8]>) -> Option<Vec<u8>> {
-    let text = std::str::from_utf8(header?).ok()?;
-    let key = text.strip_prefix(UNTIL_END)?;
-    Some(keys::of_unique(kind, key))
+/// The key of a job that ends, locked until it is released, if its end releases it and it has it.
+pub(crate) struct Release<'a> {
+    key: Vec<u8>,
+    version: u64,
+    _lock: ReentrantMutexGuard<'a, ()>,
+}
+
+impl<'a> Release<'a> {
+    /// Finds the key of a job by its kind and its header.
+    pub(crate) fn of(
+        mill: &'a Mill,
+        kind: &str,
+        header: Option<&[u8]>,
+    ) -> Result<Option<Self>, BackendError> {
+        let Some((ticket, key)) = header.and_then(parse_header) else {
+            return Ok(None);
+        };
+        let key = keys::of_unique(kind, key);
+        let lock = mill.inner.unique_locks.lock(&key);
+        let Some(current) = mill.inner.backend.get(&key)? else {
+            return Ok(None);
+        };
+        let has_it = Value::parse(&current.value).is_some_and(|value| value.ticket == ticket);
+        Ok(has_it.then(|| Self {
+            key,
+            version: current.version,
+            _lock: lock,
+        }))
+    }
+
+    /// What releases it.
+    pub(crate) fn changes(&self) -> [KeyChange<'_>; 2] {
+        [
+            KeyChange::Expect(&self.key, Some(self.version)),
+            KeyChange::Remove(&self.key),
+        ]
+    }
+}
+
+/// The ticket and the key of a job whose end releases it.
+fn parse_header(header: &[u8]) -> Option<(&str, &str)> {
+    let text = std::str::from_utf8(header).ok()?;
+    let (ticket, rest) = text.split_once(' ')?;
+    let (until, key) = rest.split_once(' ')?;
+    (until == UNTIL_END).then_some((ticket, key))
 }
 
 #[cfg(test)]
@@ -242,21 +340,27 @@ mod tests {
 
     #[test]
     fn a_value_says_who_has_the_key() {
-        for holder in [
-            Holder::Pending("mail.high".to_owned()),
-            Holder::Job(JobId::new("mail.high", 17)),
-        ] {
-            let value = KeyValue {
-                value: holder.to_value(3),
-                version: 1,
+        for number in [None, Some(17)] {
+            let value = Value {
+                ticket: ticket(),
+                is_for_period: number.is_some(),
+                place: "mail.high".to_owned(),
+                number,
             };
-            assert_eq!(Holder::parse(&value), Some((3, holder)));
+            assert_eq!(Value::parse(&value.to_bytes()), Some(value));
         }
-        let unique = Unique::by("Ada");
-        let header = unique.header();
-        let released = key_to_release("k", Some(header.as_bytes()));
-        assert_eq!(released, Some(keys::of_unique("k", "Ada")));
-        let header = unique.for_at_least(Duration::from_secs(1)).header();
-        assert_eq!(key_to_release("k", Some(header.as_bytes())), None);
+        assert_eq!(Value::parse(b"x end mail y"), None);
+    }
+
+    #[test]
+    fn a_header_says_which_key_the_end_releases() {
+        let unique = Unique::by("Ada Lovelace");
+        let header = header_of("0a", &unique);
+        assert_eq!(
+            parse_header(header.as_bytes()),
+            Some(("0a", "Ada Lovelace"))
+        );
+        let header = header_of("0a", &unique.for_at_least(Duration::from_secs(1)));
+        assert_eq!(parse_header(header.as_bytes()), None);
     }
 }

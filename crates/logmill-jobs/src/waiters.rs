@@ -71,17 +71,29 @@ impl Waiters {
 
     /// Tells those who wait for a job that it has ended.
     pub(crate) fn end(&self, id: &JobId, ended: Ended) {
-        let mut waiting = self.waiting.lock();
-        if let Some(entry) = waiting.get_mut(id) {
-            entry.ended = Some(ended);
-            entry.event.notify(usize::MAX);
+        let event = {
+            let mut waiting = self.waiting.lock();
+            waiting.get_mut(id).map(|entry| {
+                entry.ended = Some(ended);
+                Arc::clone(&entry.event)
+            })
+        };
+        // Not under the lock: a waker is user code.
+        if let Some(event) = event {
+            event.notify(usize::MAX);
         }
     }
 
     /// Has all look again.
     pub(crate) fn wake_all(&self) {
-        for entry in self.waiting.lock().values() {
-            entry.event.notify(usize::MAX);
+        let waiting = self.waiting.lock();
+        let events: Vec<_> = waiting
+            .values()
+            .map(|entry| Arc::clone(&entry.event))
+            .collect();
+        drop(waiting);
+        for event in events {
+            event.notify(usize::MAX);
         }
     }
 }

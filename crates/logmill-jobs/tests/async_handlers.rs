@@ -44,7 +44,10 @@ async fn call(job: Call, State(gauge): State<Gauge>, cx: Context) -> JobResult<u
 async fn async_handlers_run_side_by_side_up_to_their_limit() {
     let (mill, _dir) = mill();
     let gauge = Gauge::default();
-    let workers = Workers::new(gauge.clone()).on_async(call).tasks(8);
+    let workers = Workers::new(gauge.clone())
+        .on_async(call)
+        .threads(4)
+        .tasks(8);
     let pool = workers.start(&mill).unwrap();
     let handles = mill
         .enqueue_all((0..100).map(|number| Call { number }))
@@ -142,6 +145,14 @@ fn async_handlers_need_a_runtime_and_their_jobs_outlive_it() {
         .build()
         .unwrap();
     let workers = Workers::new(Gauge::default()).on_async(call);
+    assert_eq!(
+        handle.status().unwrap(),
+        Status::Waiting {
+            failed: 0,
+            due: None
+        },
+        "an attempt that was interrupted has not failed"
+    );
     let pool = runtime.block_on(async { workers.start(&mill).unwrap() });
     assert_eq!(handle.wait_timeout(PATIENCE).unwrap(), 10);
     let _ = pool.shutdown(PATIENCE);

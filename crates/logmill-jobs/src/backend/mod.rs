@@ -17,8 +17,7 @@ pub trait Backend: Send + Sync + 'static {
     /// What this backend can do.
     fn capabilities(&self) -> Capabilities;
 
-    /// Has `tell` called with each job that ends otherwise than by its completion or a call of
-    /// [`Queue::cancel`]. Called once, before any queue is used.
+    /// Has `tell` called with each job that ends otherwise than by its completion. Called once, before any queue is used.
     fn on_end(&self, tell: OnEnd);
 
     /// The queue of this name, which is created if it does not exist.
@@ -58,11 +57,12 @@ pub trait Backend: Send + Sync + 'static {
     /// The storage failed.
     fn keys(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, KeyValue)>, BackendError>;
 
-    /// Makes all changes, or none. Returns the numbers of the jobs that were published.
+    /// Makes all changes, or none. Returns the numbers of the jobs that were published; None for one
+    /// that is stored and enters its queue later.
     ///
     /// # Errors
     /// [`BackendError::Conflict`] if a key is not as expected; nothing has changed then.
-    fn commit(&self, changes: &Changes<'_>) -> Result<Vec<u64>, BackendError>;
+    fn commit(&self, changes: &Changes<'_>) -> Result<Vec<Option<u64>>, BackendError>;
 
     /// Makes durable what was done before.
     ///
@@ -266,7 +266,7 @@ pub trait Claim {
     ///
     /// # Errors
     /// Nothing has happened then, and the attempt has failed.
-    fn settle(&mut self, settlement: Settlement<'_>) -> Result<Vec<u64>, BackendError>;
+    fn settle(&mut self, settlement: Settlement<'_>) -> Result<(), BackendError>;
 
     /// Takes the job out of the queue's order without an attempt, to wait for something else.
     fn hold(&mut self) -> Option<Box<dyn Held>>;
@@ -430,6 +430,8 @@ pub enum End<'a> {
     Dead(&'a str),
     /// It expired before it began.
     Expired,
+    /// It was cancelled: while it waited, or its handler has ended since.
+    Cancelled,
 }
 
 impl<'a> Ended<'a> {

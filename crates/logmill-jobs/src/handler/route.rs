@@ -20,6 +20,12 @@ pub(crate) trait Route<S>: Send + Sync {
 
     fn options(&self) -> &KindOptions;
 
+    /// Whether its attempts go on as tasks.
+    #[cfg(feature = "tokio")]
+    fn is_async(&self) -> bool {
+        false
+    }
+
     /// Runs an attempt, or begins it.
     fn call(&self, state: &S, attempt: &Attempt<'_>) -> Called;
 }
@@ -115,6 +121,10 @@ impl<S, J: Job, H: AsyncHandler<J, S, M>, M> Route<S> for AsyncRoute<J, H, M> {
 
     fn options(&self) -> &KindOptions {
         &self.0.options
+    }
+
+    fn is_async(&self) -> bool {
+        true
     }
 
     fn call(&self, state: &S, attempt: &Attempt<'_>) -> Called {

@@ -9,6 +9,9 @@ use parking_lot::{Condvar, Mutex};
 
 use super::served::Served;
 use crate::JobId;
+#[cfg(feature = "tokio")]
+use crate::backend::Claim;
+use crate::backend::Held;
 use crate::error::StartError;
 use crate::mill::Mill;
 
@@ -33,6 +36,8 @@ struct State {
     threads: usize,
     /// What runs as tasks.
     tasks: HashMap<u64, JobId>,
+    /// Jobs of async handlers that were taken while as many ran as may.
+    held: Vec<Box<dyn Held>>,
     /// Tasks so far.
     #[cfg(feature = "tokio")]
     begun: u64,
@@ -139,17 +144,22 @@ impl Shared {
         &self.seats[at]
     }
 
-    /// Begins a task for this job.
+    /// Begins a task for this job; holds the job if as many run as may.
     #[cfg(feature = "tokio")]
-    pub(super) fn begin_task(self: &Arc<Self>, id: &JobId) -> Task {
+    pub(super) fn begin_task(self: &Arc<Self>, id: &JobId, claim: &mut dyn Claim) -> Option<Task> {
         let mut state = self.state.lock();
+        if state.tasks.len() >= self.max_tasks {
+            // Another thread was faster. At most one job a thread is held here.
+            state.held.extend(claim.hold());
+            return None;
+        }
         state.begun += 1;
         let number = state.begun;
         state.tasks.insert(number, id.clone());
-        Task {
+        Some(Task {
             shared: Arc::clone(self),
             number,
-        }
+        })
     }
 
     pub(super) fn end_thread(self: &Arc<Self>) {
@@ -170,12 +180,14 @@ impl Shared {
         !self.is_stopping()
     }
 
-    fn stop(&self) {
-        {
+    pub(super) fn stop(&self) {
+        let held = {
             // Under the lock, so that nobody goes on waiting who has looked before.
-            let _state = self.state.lock();
+            let mut state = self.state.lock();
             self.stopping.store(true, Ordering::SeqCst);
-        }
+            std::mem::take(&mut state.held)
+        };
+        drop(held);
         self.changed.notify_all();
         self.served.wake(&*self.mill.inner.backend);
     }
@@ -204,10 +216,24 @@ impl Seat {
 }
 
 #[cfg(feature = "tokio")]
+impl Task {
+    /// Stops the pool that it is of.
+    pub(super) fn stop_pool(&self) {
+        self.shared.stop();
+    }
+}
+
+#[cfg(feature = "tokio")]
 impl Drop for Task {
     fn drop(&mut self) {
-        self.shared.state.lock().tasks.remove(&self.number);
+        let held = {
+            let mut state = self.shared.state.lock();
+            state.tasks.remove(&self.number);
+            std::mem::take(&mut state.held)
+        };
         self.shared.changed.notify_all();
+        // They go back to their queues.
+        drop(held);
     }
 }
 

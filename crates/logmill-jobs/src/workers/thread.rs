@@ -7,12 +7,17 @@ use std::thread;
 use std::time::Instant;
 
 use super::Runtime;
+#[cfg(feature = "tokio")]
+use super::pool::Task;
 use super::pool::{Pool, Shared};
 use crate::JobId;
 use crate::backend::{Claim, Consumer, Next};
 use crate::context::{Attempt, Context, Followed};
 use crate::error::StartError;
 use crate::handler::{Called, Route};
+use crate::limits::Admission;
+#[cfg(feature = "tokio")]
+use crate::limits::Permit;
 use crate::{settle, user_code};
 
 type Routes<S> = HashMap<&'static str, Arc<dyn Route<S>>>;
@@ -53,11 +58,13 @@ pub(super) fn start<S: Clone + Send + Sync + 'static>(
             runtime: runtime.clone(),
             id: JobId::new("", 0),
         };
+        // Read before the levels that exist, so that none is missed.
+        let levels = shared.levels();
         let consumer = shared.served.consumer(&*shared.mill.inner.backend)?;
         let alive = Alive::new(&shared);
         let builder = thread::Builder::new().name(format!("{name}-{at}"));
         builder
-            .spawn(move || worker.live(consumer, alive))
+            .spawn(move || worker.live(consumer, levels, alive))
             .map_err(StartError::Thread)?;
     }
     drop(starting);
@@ -81,16 +88,16 @@ impl Drop for Alive {
 }
 
 impl<S: Clone + Send + Sync + 'static> Worker<S> {
-    fn live(mut self, mut consumer: Box<dyn Consumer>, alive: Alive) {
-        while self.work(&mut *consumer) {
-            match self
-                .shared
-                .served
-                .consumer(&*self.shared.mill.inner.backend)
-            {
+    fn live(mut self, mut consumer: Box<dyn Consumer>, mut levels: u64, alive: Alive) {
+        while self.work(&mut *consumer, levels) {
+            // Read before the levels that exist, so that none is missed.
+            levels = self.shared.levels();
+            let backend = &*self.shared.mill.inner.backend;
+            match self.shared.served.consumer(backend) {
                 Ok(new) => consumer = new,
-                // The consumer that it has serves the levels that were there before.
-                Err(error) => tracing::warn!(%error, "a new level of a queue is not served yet"),
+                // The consumer that it has serves the levels that were there before; the next new one
+                // has it try again.
+                Err(error) => tracing::error!(%error, "a new level of a queue is not served yet"),
             }
         }
         // What the application gave is dropped before the thread counts as ended.
@@ -100,9 +107,8 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
     }
 
     /// Runs jobs until the pool stops or the mill is closed; true if the levels have changed.
-    fn work(&mut self, consumer: &mut dyn Consumer) -> bool {
+    fn work(&mut self, consumer: &mut dyn Consumer, levels: u64) -> bool {
         let shared = Arc::clone(&self.shared);
-        let levels = shared.levels();
         let stopped = || shared.is_stopping() || shared.levels() != levels;
         while !shared.is_stopping() {
             if shared.levels() != levels {
@@ -111,9 +117,13 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             if !shared.wait_for_task() {
                 return false;
             }
-            let taken = consumer.next(None, &stopped, &mut |claim| self.run(claim));
-            if taken == Next::Closed {
-                return false;
+            let taken =
+                user_code::call(|| consumer.next(None, &stopped, &mut |claim| self.run(claim)));
+            match taken {
+                Ok(Next::Closed) => return false,
+                Ok(Next::Taken | Next::Nothing) => {}
+                // Of a subscriber or a waker: that of a handler does not get here.
+                Err(panic) => tracing::error!(panic, "a worker was interrupted by a panic"),
             }
         }
         false
@@ -132,6 +142,17 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         let route = Arc::clone(route);
         let options = route.options();
         let mill = &self.shared.mill;
+        let Admission::Runs(permit) = mill.inner.limits.admit(&self.id, claim) else {
+            return;
+        };
+        #[cfg(feature = "tokio")]
+        let task = match route.is_async() {
+            false => None,
+            true => match self.shared.begin_task(&self.id, claim) {
+                Some(task) => Some(task),
+                None => return,
+            },
+        };
         let seat = self.shared.seat(self.at);
         seat.begin(&self.id, is_other_queue);
         let timeout = options.timeout;
@@ -152,47 +173,99 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
                 settle::settle(mill, claim, &self.id, options, returned, followed);
             }
             #[cfg(feature = "tokio")]
-            Called::Begun(future) => self.spawn(claim, &route, context, deadline, future),
+            Called::Begun(future) => {
+                let begun = Begun {
+                    mill: mill.clone(),
+                    id: self.id.clone(),
+                    claim: claim.detach(),
+                    context,
+                    _permit: Some(permit),
+                    task,
+                };
+                self.spawn(begun, &route, deadline, future);
+                return seat.end();
+            }
         }
         seat.end();
+        drop(permit);
     }
 
     /// Has the runtime finish an attempt.
     #[cfg(feature = "tokio")]
     fn spawn(
         &self,
-        claim: &mut dyn Claim,
+        begun: Begun,
         route: &Arc<dyn Route<S>>,
-        context: Option<Context>,
         deadline: Option<Instant>,
-        future: std::pin::Pin<Box<dyn Future<Output = settle::Returned> + Send>>,
+        future: Running,
     ) {
-        let (Some(mut claim), Some(runtime)) = (claim.detach(), &self.runtime) else {
-            return;
-        };
-        let (mill, id) = (self.shared.mill.clone(), self.id.clone());
-        let (task, route) = (self.shared.begin_task(&id), Arc::clone(route));
-        runtime.spawn(async move {
-            // Cancelled attempts, at the end of the runtime, drop all of this: the job comes back.
-            let returned = until(deadline, future).await;
-            let followed = followed_by(context);
-            settle::settle(&mill, &mut *claim, &id, route.options(), returned, followed);
-            drop(task);
-        });
+        let route = Arc::clone(route);
+        if let Some(runtime) = &self.runtime {
+            runtime.spawn(async move {
+                let mut begun = begun;
+                let returned = Guarded(Some(Box::pin(until(deadline, future)))).await;
+                begun.end(route.options(), returned);
+            });
+        }
     }
 }
+
+/// An attempt that goes on as a task. Dropped before it has ended, as the runtime ends, it gives its
+/// job back without a failed attempt, and stops its pool, which could not run another one.
+#[cfg(feature = "tokio")]
+struct Begun {
+    mill: crate::Mill,
+    id: JobId,
+    /// Taken at the end.
+    claim: Option<Box<dyn Claim + Send>>,
+    context: Option<Context>,
+    _permit: Option<Permit>,
+    task: Option<Task>,
+}
+
+#[cfg(feature = "tokio")]
+impl Begun {
+    fn end(&mut self, options: &crate::KindOptions, returned: settle::Returned) {
+        if let Some(mut claim) = self.claim.take() {
+            let followed = followed_by(self.context.take());
+            settle::settle(
+                &self.mill,
+                &mut *claim,
+                &self.id,
+                options,
+                returned,
+                followed,
+            );
+        }
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let Some(mut claim) = self.claim.take() else {
+            return;
+        };
+        followed_by(self.context.take());
+        if let Some(task) = &self.task {
+            task.stop_pool();
+        }
+        drop(claim.hold());
+    }
+}
+
+/// An async handler that runs.
+#[cfg(feature = "tokio")]
+type Running = std::pin::Pin<Box<dyn Future<Output = settle::Returned> + Send>>;
 
 /// What is stored with the completion.
 fn followed_by(context: Option<Context>) -> Followed {
     context.map(|context| context.end()).unwrap_or_default()
 }
 
-/// Awaits a handler until its time is up. A panic is a failure.
+/// Awaits a handler until its time is up.
 #[cfg(feature = "tokio")]
-async fn until(
-    deadline: Option<Instant>,
-    future: std::pin::Pin<Box<dyn Future<Output = settle::Returned> + Send>>,
-) -> settle::Returned {
+async fn until(deadline: Option<Instant>, future: Running) -> settle::Returned {
     let future = Guarded(Some(future));
     let Some(deadline) = deadline else {
         return future.await;
@@ -207,7 +280,7 @@ async fn until(
 
 /// A future whose panics are failures, also those of its drop.
 #[cfg(feature = "tokio")]
-struct Guarded(Option<std::pin::Pin<Box<dyn Future<Output = settle::Returned> + Send>>>);
+struct Guarded(Option<Running>);
 
 #[cfg(feature = "tokio")]
 impl Future for Guarded {

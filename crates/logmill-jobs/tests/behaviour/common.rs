@@ -43,3 +43,12 @@ pub(crate) fn until(what: &str, is_true: impl Fn() -> bool) {
         std::thread::sleep(Duration::from_millis(2));
     }
 }
+
+/// Waits for a job without an output by a handle that was made from its id.
+pub(crate) fn wait_for_end<J: Job<Output = ()>>(handle: &logmill_jobs::JobHandle<J>) {
+    match handle.wait_timeout(PATIENCE) {
+        // Nothing is kept of one that was done before.
+        Ok(()) | Err(logmill_jobs::WaitError::NotKept) => {}
+        Err(error) => panic!("{}: {error}", handle.id()),
+    }
+}

@@ -10,7 +10,7 @@ use logmill_jobs::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::common::{Double, Note, PATIENCE, mill, note, until};
+use crate::common::{Double, Note, PATIENCE, mill, note, until, wait_for_end};
 
 #[derive(Clone)]
 struct App {
@@ -278,7 +278,7 @@ fn a_kind_without_a_handler_is_parked_and_goes_on_once_it_has_one() {
         })
         .start(&mill)
         .unwrap();
-    mill.handle::<Other>(id).wait_timeout(PATIENCE).unwrap();
+    wait_for_end(&mill.handle::<Other>(id));
     assert!(mill.parked().is_empty());
     let _ = pool.shutdown(PATIENCE);
 }

@@ -1,7 +1,9 @@
 //! What an application sees of its jobs, through the public API.
 
 mod common;
+mod ends;
 mod handlers;
+mod limits;
 mod operators;
 mod results;
 mod unique;

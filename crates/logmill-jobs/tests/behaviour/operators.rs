@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use logmill_jobs::{JobResult, Mill, Priority, Workers};
 
-use crate::common::{Note, PATIENCE, mill, note, until};
+use crate::common::{Note, PATIENCE, mill, note, until, wait_for_end};
 
 #[test]
 fn a_paused_queue_keeps_its_jobs_over_a_restart() {
@@ -25,7 +25,7 @@ fn a_paused_queue_keeps_its_jobs_over_a_restart() {
     assert!(queue.is_paused());
     assert!(handle.wait_timeout(Duration::from_millis(50)).is_err());
     queue.resume().unwrap();
-    handle.wait_timeout(PATIENCE).unwrap();
+    wait_for_end(&handle);
     let _ = pool.shutdown(PATIENCE);
 }
 
@@ -60,7 +60,7 @@ fn dead_jobs_of_all_levels_are_listed_and_replayed() {
 
     is_fixed.store(true, Ordering::SeqCst);
     let id = queue.replay(&dead[0]).unwrap().unwrap();
-    mill.handle::<Note>(id).wait_timeout(PATIENCE).unwrap();
+    wait_for_end(&mill.handle::<Note>(id));
     assert_eq!(queue.replay(&dead[0]).unwrap(), None);
     assert!(queue.purge(&dead[1]).unwrap());
     assert!(!queue.purge(&dead[1]).unwrap());

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 
 use logmill::{Failure, HeldJob, Job, OwnedJob};
 
+use super::Shared;
 use super::errors::on_transaction;
-use super::{Shared, numbers_of};
 use crate::backend::{BackendError, Claim, Held, Settlement};
 
 /// A job that is borrowed from its consumer.
@@ -76,20 +76,19 @@ macro_rules! claim {
             }
 
             #[inline]
-            fn settle(&mut self, settlement: Settlement<'_>) -> Result<Vec<u64>, BackendError> {
+            fn settle(&mut self, settlement: Settlement<'_>) -> Result<(), BackendError> {
                 let job = self.job.take().ok_or(BackendError::Lost)?;
                 match settlement {
                     Settlement::Done(None) => job.ack(),
                     Settlement::Done(Some(changes)) => {
                         let transaction = self.shared.transaction(changes)?;
-                        let committed = job.ack_with(transaction).map_err(on_transaction)?;
-                        return Ok(numbers_of(committed));
+                        job.ack_with(transaction).map_err(on_transaction)?;
                     }
                     Settlement::Retry { after, reason } => job.retry_after(after, reason),
                     Settlement::Snooze { after } => job.snooze(after),
                     Settlement::Dead { reason } => job.fail(Failure::dead_letter(reason)),
                 }
-                Ok(Vec::new())
+                Ok(())
             }
 
             fn hold(&mut self) -> Option<Box<dyn Held>> {

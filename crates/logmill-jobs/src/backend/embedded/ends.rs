@@ -35,6 +35,10 @@ impl Observer for Ends {
         self.tell(job, End::Dead(reason));
     }
 
+    fn cancelled(&self, job: &ObservedJob) {
+        self.tell(job, End::Cancelled);
+    }
+
     fn expired(&self, job: &ObservedJob) {
         self.tell(job, End::Expired);
     }

@@ -73,7 +73,7 @@ impl Shared {
         changes: &Changes<'_>,
     ) -> Result<logmill::Transaction, BackendError> {
         let mut transaction = self.queues.transaction();
-        let mut sync = changes.sync;
+        let mut sync = changes.sync || self.durability == Durability::Sync;
         for (queue, job) in &changes.jobs {
             let queue = self.open(queue)?;
             transaction.enqueue_with(&queue, job.payload, options_of(job));
@@ -101,13 +101,6 @@ fn keep_of(keep: Keep) -> logmill::Keep {
         Keep::Forever => logmill::Keep::Forever,
         Keep::For(time) => logmill::Keep::For(time),
     }
-}
-
-/// The numbers of the jobs that a transaction enqueued.
-fn numbers_of(committed: logmill::Committed) -> Vec<u64> {
-    let jobs = committed.jobs.into_iter();
-    jobs.map(|job| job.map_or(u64::MAX, logmill::JobId::get))
-        .collect()
 }
 
 fn value_of(value: logmill::Value) -> KeyValue {
@@ -174,10 +167,11 @@ impl Backend for Embedded {
         Ok(keys.map(|(key, value)| (key, value_of(value))).collect())
     }
 
-    fn commit(&self, changes: &Changes<'_>) -> Result<Vec<u64>, BackendError> {
+    fn commit(&self, changes: &Changes<'_>) -> Result<Vec<Option<u64>>, BackendError> {
         let transaction = self.0.transaction(changes)?;
         let committed = transaction.commit().map_err(on_transaction)?;
-        Ok(numbers_of(committed))
+        let numbers = committed.jobs.into_iter();
+        Ok(numbers.map(|id| id.map(logmill::JobId::get)).collect())
     }
 
     fn flush(&self) -> Result<(), BackendError> {

@@ -1,0 +1,43 @@
+//! Why jobs are being cancelled, until their end is told.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::JobId;
+
+/// The reasons of calls that cancel, by job.
+#[derive(Default)]
+pub(crate) struct Cancelling {
+    /// How many there are, so that the end of a job that nobody cancels costs a load.
+    count: AtomicUsize,
+    reasons: Mutex<HashMap<JobId, String>>,
+}
+
+impl Cancelling {
+    pub(crate) fn begin(&self, id: &JobId, reason: &str) {
+        let mut reasons = self.reasons.lock();
+        if reasons.insert(id.clone(), reason.to_owned()).is_none() {
+            // Relaxed, here and below: a job whose end misses the reason has one of no text.
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The reason for which a job was cancelled.
+    pub(crate) fn take(&self, id: &JobId) -> String {
+        let Some(reason) = self.reasons.lock().remove(id) else {
+            return String::new();
+        };
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        reason
+    }
+
+    /// Forgets a job that has ended otherwise.
+    #[inline]
+    pub(crate) fn forget(&self, id: &JobId) {
+        if self.count.load(Ordering::Relaxed) > 0 {
+            self.take(id);
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The thread that puts jobs back when a rate lets them begin. It sleeps while none waits for that.
+
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Limits;
+
+pub(super) struct Timer {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    next: Option<Instant>,
+    is_stopped: bool,
+}
+
+impl Timer {
+    pub(super) fn new() -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Starts the thread, which ends with the limits.
+    pub(super) fn start(self: &Arc<Self>, limits: &Arc<Limits>) {
+        let (timer, limits) = (Arc::clone(self), Arc::downgrade(limits));
+        let thread = std::thread::Builder::new().name("jobs-limits".to_owned());
+        if let Err(error) = thread.spawn(move || timer.run(&limits)) {
+            // Jobs that wait for a rate then wait for the next end of an attempt instead.
+            tracing::error!(%error, "could not start the thread that ends the waits of rate limits");
+        }
+    }
+
+    fn run(&self, limits: &Weak<Limits>) {
+        loop {
+            let mut state = self.state.lock();
+            loop {
+                if state.is_stopped {
+                    return;
+                }
+                match state.next {
+                    None => self.changed.wait(&mut state),
+                    Some(next) if next > Instant::now() => {
+                        self.changed.wait_until(&mut state, next);
+                    }
+                    Some(_) => break,
+                }
+            }
+            state.next = None;
+            drop(state);
+            let Some(limits) = limits.upgrade() else {
+                return;
+            };
+            if let Some(next) = limits.ring(Instant::now()) {
+                self.ring_at(next);
+            }
+        }
+    }
+
+    /// Has the thread look again at this time.
+    pub(super) fn ring_at(&self, time: Instant) {
+        let mut state = self.state.lock();
+        if state.next.is_none_or(|next| time < next) {
+            state.next = Some(time);
+            self.changed.notify_one();
+        }
+    }
+
+    pub(super) fn stop(&self) {
+        self.state.lock().is_stopped = true;
+        self.changed.notify_one();
+    }
+}

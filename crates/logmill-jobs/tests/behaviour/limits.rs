@@ -1,0 +1,229 @@
+//! Limits: what they let through, and that a job which waits for one holds up no other.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use logmill_jobs::{
+    Context, Job, JobResult, Limit, Mill, MillOptions, State, WaitError, Workers, snooze,
+};
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+
+use crate::common::{Note, PATIENCE, note, until, wait_for_end};
+
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "export", key = "tenant", max_retries = 3, backoff = logmill_jobs::Backoff::fixed(Duration::ZERO))]
+struct Export {
+    tenant: String,
+    number: u32,
+}
+
+fn export(tenant: &str, number: u32) -> Export {
+    Export {
+        tenant: tenant.to_owned(),
+        number,
+    }
+}
+
+fn mill_with(limits: impl IntoIterator<Item = Limit>) -> (Mill, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let mill = open(&dir, limits);
+    (mill, dir)
+}
+
+fn open(dir: &TempDir, limits: impl IntoIterator<Item = Limit>) -> Mill {
+    let options = limits
+        .into_iter()
+        .fold(MillOptions::new(), MillOptions::limit);
+    let builder = Mill::builder(dir.path().join("jobs"));
+    builder.options(options).open().unwrap()
+}
+
+/// What runs, by tenant, and what ran at most.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<HashMap<String, (u32, u32)>>>);
+
+impl Seen {
+    fn begin(&self, tenant: &str) {
+        let mut seen = self.0.lock().unwrap();
+        let (running, most) = seen.entry(tenant.to_owned()).or_default();
+        *running += 1;
+        *most = (*most).max(*running);
+    }
+
+    fn end(&self, tenant: &str) {
+        self.0.lock().unwrap().get_mut(tenant).unwrap().0 -= 1;
+    }
+
+    fn most(&self, tenant: &str) -> u32 {
+        self.0.lock().unwrap()[tenant].1
+    }
+}
+
+#[test]
+fn a_saturated_key_holds_up_no_other_and_takes_no_worker() {
+    let (mill, _dir) = mill_with([Limit::on_kind("export").by_key().at_once(2)]);
+    let leave = Arc::new(AtomicU32::new(0));
+    let left = Arc::clone(&leave);
+    let handler = move |job: Export, State(seen): State<Seen>, cx: Context| -> JobResult {
+        assert_eq!(cx.attempt(), 1);
+        seen.begin(&job.tenant);
+        if job.tenant == "busy" {
+            until("it may leave", || left.load(Ordering::SeqCst) == 1);
+        }
+        seen.end(&job.tenant);
+        Ok(())
+    };
+    let seen = Seen::default();
+    let pool = Workers::new(seen.clone())
+        .on(handler)
+        .threads(3)
+        .start(&mill)
+        .unwrap();
+    let busy: Vec<_> = (0..50)
+        .map(|n| mill.enqueue(export("busy", n)).unwrap())
+        .collect();
+    // Behind all of them, and one thread is free for it.
+    mill.enqueue(export("calm", 0))
+        .unwrap()
+        .wait_timeout(PATIENCE)
+        .unwrap();
+    until("a job is known to wait", || {
+        mill.why_waiting(busy[49].id()).is_some()
+    });
+    let why = mill.why_waiting(busy[49].id()).unwrap();
+    assert_eq!(
+        why,
+        "the limit of the kind \"export\", of each key, 2 at once"
+    );
+    leave.store(1, Ordering::SeqCst);
+    for handle in &busy {
+        handle.wait_timeout(PATIENCE).unwrap();
+    }
+    assert_eq!(seen.most("busy"), 2);
+    assert_eq!(mill.why_waiting(busy[49].id()), None);
+    let _ = pool.shutdown(PATIENCE);
+}
+
+#[test]
+fn every_way_in_which_an_attempt_ends_gives_its_place_back() {
+    let limits = [
+        Limit::on_kind("export").at_once(1),
+        Limit::on_queue("default").by_key().at_once(1),
+    ];
+    let (mill, _dir) = mill_with(limits);
+    let handler = |job: Export, State(seen): State<Seen>, cx: Context| -> JobResult {
+        seen.begin("all");
+        std::thread::yield_now();
+        seen.end("all");
+        match (job.number % 5, cx.attempt()) {
+            (0, 1) => panic!("a bug"),
+            (1, 1) => Err("failed")?,
+            (2, 1) if job.number.is_multiple_of(2) => Err(logmill_jobs::discard("no use")),
+            (3, 1) if cx.enqueued_at().elapsed().unwrap() < Duration::from_millis(5) => {
+                Err(snooze(Duration::from_millis(6)))
+            }
+            _ => Ok(()),
+        }
+    };
+    let seen = Seen::default();
+    let pool = Workers::new(seen.clone())
+        .on(handler)
+        .threads(4)
+        .start(&mill)
+        .unwrap();
+    let handles: Vec<_> = (0..400)
+        .map(|n| {
+            mill.enqueue(export(["a", "b", "c"][n as usize % 3], n))
+                .unwrap()
+        })
+        .collect();
+    for handle in &handles {
+        match handle.wait_timeout(PATIENCE) {
+            Ok(()) | Err(WaitError::Dead(_)) => {}
+            Err(error) => panic!(
+                "{}: {error}, {:?}",
+                handle.id(),
+                mill.why_waiting(handle.id())
+            ),
+        }
+    }
+    assert_eq!(seen.most("all"), 1);
+    let _ = pool.shutdown(PATIENCE);
+}
+
+#[test]
+fn a_rate_is_never_exceeded_and_jobs_come_by_themselves_when_it_allows() {
+    let interval = Duration::from_millis(5);
+    let limit = Limit::on_queue("notes").rate(1, interval).burst(3);
+    let (mill, _dir) = mill_with([limit]);
+    let begun: Arc<Mutex<Vec<Instant>>> = Arc::default();
+    let begins = Arc::clone(&begun);
+    let handler = move |_: Note| -> JobResult {
+        begins.lock().unwrap().push(Instant::now());
+        Ok(())
+    };
+    let pool = Workers::new(())
+        .on(handler)
+        .threads(2)
+        .start(&mill)
+        .unwrap();
+    let handles: Vec<_> = (0..20).map(|_| mill.enqueue(note("x")).unwrap()).collect();
+    for handle in handles {
+        handle.wait_timeout(PATIENCE).unwrap();
+    }
+    let begun = begun.lock().unwrap();
+    // Three at once, then one in each interval.
+    let least = interval * (20 - 3);
+    let took = *begun.iter().max().unwrap() - *begun.iter().min().unwrap();
+    assert!(took >= least, "{took:?}");
+    let _ = pool.shutdown(PATIENCE);
+}
+
+#[test]
+fn a_job_that_waits_for_a_limit_can_be_cancelled_and_survives_a_restart() {
+    let limits = || [Limit::on_queue("notes").at_once(1)];
+    let (mill, dir) = mill_with(limits());
+    let leave = Arc::new(AtomicU32::new(0));
+    let left = Arc::clone(&leave);
+    let handler = move |_: Note, cx: Context| -> JobResult {
+        assert_eq!((cx.attempt(), cx.crashes()), (1, 0));
+        until("it may leave", || left.load(Ordering::SeqCst) == 1);
+        Ok(())
+    };
+    let pool = Workers::new(())
+        .on(handler.clone())
+        .threads(2)
+        .start(&mill)
+        .unwrap();
+    let handles: Vec<_> = (0..4).map(|_| mill.enqueue(note("x")).unwrap()).collect();
+    until("the last one waits", || {
+        mill.why_waiting(handles[3].id()).is_some()
+    });
+    handles[1].cancel("not needed").unwrap();
+    assert!(matches!(
+        handles[1].wait_timeout(PATIENCE),
+        Err(WaitError::Cancelled(_))
+    ));
+    leave.store(1, Ordering::SeqCst);
+    handles[2].wait_timeout(PATIENCE).unwrap();
+    handles[3].wait_timeout(PATIENCE).unwrap();
+
+    // Another one waits when the mill is closed.
+    leave.store(0, Ordering::SeqCst);
+    let running = mill.enqueue(note("y")).unwrap();
+    let waiting = mill.enqueue(note("z")).unwrap();
+    until("it waits", || mill.why_waiting(waiting.id()).is_some());
+    leave.store(1, Ordering::SeqCst);
+    running.wait_timeout(PATIENCE).unwrap();
+    let _ = pool.shutdown(PATIENCE);
+    let id = waiting.id().clone();
+    drop((handles, running, waiting));
+    mill.close().unwrap();
+    let mill = open(&dir, limits());
+    let pool = Workers::new(()).on(handler).start(&mill).unwrap();
+    wait_for_end(&mill.handle::<Note>(id));
+    let _ = pool.shutdown(PATIENCE);
+}
