@@ -107,9 +107,15 @@ pub use queue::{DeadJob, JobQueue};
 pub use unique::Unique;
 pub use workers::{Pool, ShutdownReport, Workers};
 
-/// Compiles and runs the snippets of the guide.
+/// Compiles and runs the snippets of the guides.
 #[cfg(all(doctest, feature = "embedded"))]
 mod snippets {
     #[doc = include_str!("../../../docs/JOBS.md")]
     mod guide {}
+    #[doc = include_str!("../../../docs/jobs/bullmq.md")]
+    mod bullmq {}
+    #[doc = include_str!("../../../docs/jobs/celery.md")]
+    mod celery {}
+    #[doc = include_str!("../../../docs/jobs/rq.md")]
+    mod rq {}
 }

@@ -2,6 +2,7 @@
 //! those that wait in the order in which workers came to them.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -12,16 +13,37 @@ use crate::backend::{Claim, Held, Settlement};
 
 pub(super) struct Gate {
     pub(super) limit: Limit,
+    opened: Instant,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    buckets: HashMap<u64, Bucket>,
+    buckets: HashMap<u64, Bucket, BuildHasherDefault<Same>>,
     /// Keys whose first waiting job may begin at that time, as far as the rate is concerned.
     times: BTreeSet<(Instant, u64)>,
     /// Buckets are looked through for idle ones when there are as many as this.
     sweep_at: usize,
+}
+
+/// A hash of keys that are hashes.
+#[derive(Default)]
+struct Same(u64);
+
+impl Hasher for Same {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes
+            .iter()
+            .fold(self.0, |hash, byte| hash.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
 }
 
 /// The jobs of a key.
@@ -114,18 +136,22 @@ impl Gate {
     pub(super) fn new(limit: Limit) -> Self {
         Self {
             limit,
+            opened: Instant::now(),
             state: Mutex::default(),
         }
     }
 
+    /// The time, as far as the limit depends on it.
+    pub(super) fn now(&self) -> Instant {
+        match self.limit.rate {
+            Some(_) => Instant::now(),
+            None => self.opened,
+        }
+    }
+
     /// Takes a place for a job, or has it wait behind the others of its key.
-    pub(super) fn take_or_wait(
-        &self,
-        key: u64,
-        now: Instant,
-        id: &JobId,
-        claim: &mut dyn Claim,
-    ) -> Taken {
+    pub(super) fn take_or_wait(&self, key: u64, id: &JobId, claim: &mut dyn Claim) -> Taken {
+        let now = self.now();
         let mut state = self.state.lock();
         let bucket = state.bucket(key, now);
         let refusal = bucket.refusal(&self.limit, now);
@@ -152,14 +178,14 @@ impl Gate {
         }
     }
 
-    pub(super) fn give_back(&self, key: u64) {
+    /// Gives a place back. Returns whether a job waits for one.
+    pub(super) fn give_back(&self, key: u64) -> bool {
         let mut state = self.state.lock();
-        if let Some(bucket) = state.buckets.get_mut(&key) {
-            bucket.running -= 1;
-            if bucket.is_idle(Instant::now()) {
-                state.buckets.remove(&key);
-            }
-        }
+        let Some(bucket) = state.buckets.get_mut(&key) else {
+            return false;
+        };
+        bucket.running -= 1;
+        !bucket.waiting.is_empty()
     }
 
     /// The first job that waits, if there is a place for it, which it has then; and when there may be

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use self::gate::{Gate, Taken};
 use self::timer::Timer;
@@ -172,7 +173,7 @@ struct Grant {
 /// The places that a job has at gates, until its attempt has ended.
 pub(crate) struct Permit {
     limits: Option<Arc<Limits>>,
-    places: Vec<Grant>,
+    places: SmallVec<[Grant; 2]>,
 }
 
 /// What became of a job that asked to run.
@@ -221,7 +222,7 @@ impl Limits {
             let Some(key) = self.key_of(&gate.limit, claim) else {
                 continue;
             };
-            match gate.take_or_wait(key, Instant::now(), id, claim) {
+            match gate.take_or_wait(key, id, claim) {
                 Taken::Place => permit.places.push(Grant { gate: at, key }),
                 Taken::Waits(until) => {
                     if let Some(until) = until {
@@ -256,14 +257,15 @@ impl Limits {
 
     /// Gives a place back, and the next job that waits for it its turn.
     fn give_back(&self, place: Grant) {
-        self.gates[place.gate].give_back(place.key);
-        self.grant(place.gate, place.key);
+        if self.gates[place.gate].give_back(place.key) {
+            self.grant(place.gate, place.key);
+        }
     }
 
     /// Puts back the jobs for which there is a place at a gate.
     fn grant(&self, gate: usize, key: u64) {
         loop {
-            let (next, until) = self.gates[gate].next(key, Instant::now());
+            let (next, until) = self.gates[gate].next(key, self.gates[gate].now());
             if let Some(until) = until {
                 self.timer.ring_at(until);
             }
@@ -325,7 +327,7 @@ impl Permit {
     pub(crate) fn none() -> Self {
         Self {
             limits: None,
-            places: Vec::new(),
+            places: SmallVec::new(),
         }
     }
 }
