@@ -200,7 +200,11 @@ impl Consumer {
                     continue;
                 }
             }
-            if !self.running.is_paused() || !self.running.wait_for_resume(deadline(), &stopped) {
+            // Paused, or resumed since: then the wait goes on.
+            if !self.running.wait_for_resume(deadline(), &stopped)
+                || stopped()
+                || deadline().is_some_and(|deadline| deadline <= Instant::now())
+            {
                 return None;
             }
         }

@@ -206,7 +206,9 @@ impl Engine {
     /// Acks a job that failed before, or a suspect, or one whose end an observer is told.
     #[cold]
     fn ack_marked(&self, lease: Lease, delivery: Delivery, attempt: Attempt) {
-        let seen = self.observer.see(&lease, attempt.number());
+        let sees_all = self.observer.sees_all();
+        let seen = sees_all.then(|| self.observer.see(&lease, attempt.number()));
+        let seen = seen.flatten();
         self.dead.failures.forget(lease.job());
         if self.finish(lease, delivery) {
             self.observer

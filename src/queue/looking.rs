@@ -124,7 +124,13 @@ impl Queue {
             return Ok(false);
         };
         let sequence = id.sequence();
-        Ok(stripe.pin_live(sequence)?.is_some() || stripe.find_job(sequence)?.is_some())
+        let is_gone = |record| self.running.dispatch().is_gone(record);
+        if stripe.pin_live(sequence)?.is_some() {
+            // At this place is the job, or another one that was moved here.
+            return Ok(!is_gone(sequence));
+        }
+        let found = stripe.find_job(sequence)?;
+        Ok(found.is_some_and(|found| !is_gone(found.sequence())))
     }
 
     /// Looks for one job; None if it is acked, dead or expired, or was never enqueued.

@@ -54,7 +54,8 @@ impl Feed for One {
                 }
                 return Some((&self.running, lease));
             }
-            if !self.running.is_resting() || !self.rest(&is_stopping) {
+            // Paused, or resumed since: then the wait goes on.
+            if is_stopping() || !self.rest(&is_stopping) {
                 return None;
             }
         }

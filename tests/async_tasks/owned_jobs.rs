@@ -114,7 +114,10 @@ fn an_owned_job_has_every_method_of_a_job() {
         names.sort_unstable();
         names
     }
-    let of_job = methods(include_str!("../../src/job.rs"));
+    let mut of_job = methods(include_str!("../../src/job.rs"));
+    // In a file of its own.
+    of_job.push("hold");
+    of_job.sort_unstable();
     let mut of_owned = methods(include_str!("../../src/job/owned.rs"));
     // It makes an owned job of a borrowed one.
     of_owned.retain(|name| *name != "into_owned");

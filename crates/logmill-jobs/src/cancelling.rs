@@ -16,12 +16,16 @@ pub(crate) struct Cancelling {
 }
 
 impl Cancelling {
-    pub(crate) fn begin(&self, id: &JobId, reason: &str) {
+    /// Enters the reason of a call, unless another call has entered its own. Returns whether it did.
+    pub(crate) fn begin(&self, id: &JobId, reason: &str) -> bool {
         let mut reasons = self.reasons.lock();
-        if reasons.insert(id.clone(), reason.to_owned()).is_none() {
-            // Relaxed, here and below: a job whose end misses the reason has one of no text.
-            self.count.fetch_add(1, Ordering::Relaxed);
+        if reasons.contains_key(id) {
+            return false;
         }
+        reasons.insert(id.clone(), reason.to_owned());
+        // Relaxed, here and below: a job whose end misses the reason has one of no text.
+        self.count.fetch_add(1, Ordering::Relaxed);
+        true
     }
 
     /// The reason for which a job was cancelled.

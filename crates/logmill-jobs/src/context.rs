@@ -262,23 +262,25 @@ impl Context {
         if !inner.follows.lock().steps.insert(name.to_owned()) {
             return Err(discard(format!("the job has two steps named {name:?}")));
         }
+        let name = StepName {
+            follows: &inner.follows,
+            name,
+            is_done: false,
+        };
         let mill = &inner.mill.inner;
         if let Some(stored) = mill.backend.get(&key)? {
             let result = serde_json::from_slice(&stored.value)?;
-            inner.follows.lock().followed.steps.push(key);
+            name.end(key);
             return Ok(result);
         }
-        let result = run().inspect_err(|_| {
-            // The handler may try again.
-            inner.follows.lock().steps.remove(name);
-        })?;
+        let result = run()?;
         let value = serde_json::to_vec(&result)?;
         let put = KeyChange::Put(&key, &value, Keep::For(KEEP_STEPS));
         mill.backend.commit(&Changes {
             keys: vec![put],
             ..Changes::default()
         })?;
-        inner.follows.lock().followed.steps.push(key);
+        name.end(key);
         Ok(result)
     }
 
@@ -287,6 +289,29 @@ impl Context {
         let inner = &self.inner;
         inner.mill.inner.running.end(&inner.id, &inner.signals);
         std::mem::take(&mut inner.follows.lock().followed)
+    }
+}
+
+/// The name of a step that runs; free again if the step is not done, so that the handler may try again.
+struct StepName<'a> {
+    follows: &'a Mutex<Follows>,
+    name: &'a str,
+    is_done: bool,
+}
+
+impl StepName<'_> {
+    /// The step is done, and its result is stored under this key.
+    fn end(mut self, key: Vec<u8>) {
+        self.is_done = true;
+        self.follows.lock().followed.steps.push(key);
+    }
+}
+
+impl Drop for StepName<'_> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.follows.lock().steps.remove(self.name);
+        }
     }
 }
 

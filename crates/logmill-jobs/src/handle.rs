@@ -304,12 +304,12 @@ impl Mill {
             return Ok(Cancelled::Gone);
         };
         // The end of the job is told by the backend, at once or when its handler has ended.
-        inner.cancelling.begin(id, reason);
+        let is_first = inner.cancelling.begin(id, reason);
         let cancelled = queue.queue.cancel(id.number());
         match &cancelled {
-            Ok(Cancelled::Running) => inner.running.cancel(id),
-            Ok(Cancelled::Waiting) | Err(BackendError::NotDurable(_)) => {}
-            Ok(Cancelled::Gone) | Err(_) => inner.cancelling.forget(id),
+            Ok(Cancelled::Running) | Err(BackendError::NotDurable(_)) => inner.running.cancel(id),
+            Ok(Cancelled::Gone) | Err(_) if is_first => inner.cancelling.forget(id),
+            Ok(_) | Err(_) => {}
         }
         // A job that is held ends when a worker comes to it.
         inner.parked.release_job(id);

@@ -74,6 +74,7 @@ mod limits;
 mod mill;
 mod parked;
 mod queue;
+mod refused;
 mod running;
 mod settle;
 mod unique;

@@ -20,6 +20,7 @@ use crate::error::OpenError;
 use crate::handle::JobHandle;
 use crate::limits::{Limit, Limits};
 use crate::parked::Parked;
+use crate::refused::Refused;
 use crate::running::Running;
 use crate::unique::Locks;
 use crate::waiters::Waiters;
@@ -79,6 +80,7 @@ pub(crate) struct Inner {
     pub(crate) waiters: Waiters,
     pub(crate) running: Running,
     pub(crate) cancelling: Cancelling,
+    pub(crate) refused: Refused,
     pub(crate) unique_locks: Locks,
     pub(crate) pools: Pools,
     pub(crate) parked: Parked,
@@ -262,6 +264,7 @@ impl Mill {
             waiters: Waiters::default(),
             running: Running::default(),
             cancelling: Cancelling::default(),
+            refused: Refused::default(),
             unique_locks: Locks::default(),
             pools: Pools::default(),
             parked: Parked::default(),

@@ -67,12 +67,16 @@ fn done(
     followed: &Followed,
 ) {
     // If what is to be stored is refused, the attempt has failed. That must not go on for ever.
-    if claim.attempt() > retries_of(claim, kind).saturating_add(1) {
+    if mill.inner.refused.count(id) > retries_of(claim, kind) {
         let reason = "its completion could not be stored, at several attempts";
         return settle_quietly(claim, id, Settlement::Dead { reason });
     }
     let record = output.map(|output| Record::done(mill.inner.codec.tag(), &output));
     let ended = end(mill, claim, id, record, followed).map(|()| Ended::Done);
+    match ended {
+        Ok(_) => mill.inner.refused.forget(id),
+        Err(_) => mill.inner.refused.add(id),
+    }
     report(mill, id, ended);
 }
 
@@ -191,6 +195,7 @@ pub(crate) fn ended_otherwise(mill: &Mill, ended: &backend::Ended<'_>) {
         tracing::warn!(%id, %error, "the end of a job could not be stored");
     }
     mill.inner.limits.forget(&id);
+    mill.inner.refused.forget(&id);
     tell(mill, &id, told);
 }
 

@@ -268,7 +268,9 @@ pub trait Claim {
     /// Nothing has happened then, and the attempt has failed.
     fn settle(&mut self, settlement: Settlement<'_>) -> Result<(), BackendError>;
 
-    /// Takes the job out of the queue's order without an attempt, to wait for something else.
+    /// Takes the job out of the queue's order without an attempt, to wait for something else. None if
+    /// there is nothing to hold, as it was cancelled; or if the backend cannot hold jobs, and then it is
+    /// not settled.
     fn hold(&mut self) -> Option<Box<dyn Held>>;
 
     /// The job as a value of its own, for another thread; this claim is settled then.

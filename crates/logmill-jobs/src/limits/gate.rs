@@ -60,7 +60,8 @@ struct Bucket {
 /// A job that waits; it goes back to its queue when it is dropped.
 pub(super) struct Waiting {
     pub(super) id: JobId,
-    pub(super) held: Box<dyn Held>,
+    /// None until its worker holds it.
+    pub(super) held: Option<Box<dyn Held>>,
 }
 
 /// What became of a job that asked for a place.
@@ -159,32 +160,54 @@ impl Gate {
             bucket.take(&self.limit, now);
             return Taken::Place;
         }
-        let Some(held) = claim.hold() else {
-            drop(state);
-            let _ = claim.settle(Settlement::Snooze { after: AGAIN });
-            return Taken::NotHeld;
-        };
+        // Its place in the line. The job is held without the lock: to hold one that was cancelled tells
+        // of its end, which comes back to this gate.
         bucket.waiting.push_back(Waiting {
             id: id.clone(),
-            held,
+            held: None,
         });
         let is_first = bucket.waiting.len() == 1;
-        match refusal {
-            Some(Refusal::Until(until)) if is_first => {
-                state.set_time(key, Some(until));
-                Taken::Waits(Some(until))
-            }
-            _ => Taken::Waits(None),
+        let until = match refusal {
+            Some(Refusal::Until(until)) if is_first => Some(until),
+            _ => None,
+        };
+        if until.is_some() {
+            state.set_time(key, until);
         }
+        drop(state);
+        let held = claim.hold();
+        if held.is_none() {
+            self.forget(id);
+            let _ = claim.settle(Settlement::Snooze { after: AGAIN });
+            return Taken::NotHeld;
+        }
+        let mut state = self.state.lock();
+        let bucket = state.buckets.get_mut(&key);
+        let mut waiting = bucket.into_iter().flat_map(|bucket| &mut bucket.waiting);
+        let late = match waiting.find(|one| one.id == *id) {
+            Some(entry) => {
+                entry.held = held;
+                None
+            }
+            // It was granted a place meanwhile, or forgotten.
+            None => held,
+        };
+        drop(state);
+        drop(late);
+        Taken::Waits(until)
     }
 
-    /// Gives a place back. Returns whether a job waits for one.
-    pub(super) fn give_back(&self, key: u64) -> bool {
+    /// Gives a place back; with its turn, if the job did not begin. Returns whether a job waits for
+    /// one.
+    pub(super) fn give_back(&self, key: u64, has_begun: bool) -> bool {
         let mut state = self.state.lock();
         let Some(bucket) = state.buckets.get_mut(&key) else {
             return false;
         };
         bucket.running -= 1;
+        if let (Some(rate), false) = (self.limit.rate, has_begun) {
+            bucket.next = bucket.next.and_then(|next| next.checked_sub(rate.interval));
+        }
         !bucket.waiting.is_empty()
     }
 
@@ -299,7 +322,7 @@ mod tests {
         let gate = Gate::new(Limit::on_queue("q").by_key().at_once(2));
         let now = Instant::now();
         assert_eq!((places(&gate, 1, now), places(&gate, 2, now)), (2, 2));
-        gate.give_back(1);
+        gate.give_back(1, true);
         assert_eq!((places(&gate, 1, now), places(&gate, 2, now)), (1, 0));
     }
 

@@ -157,7 +157,7 @@ pub(crate) struct Limits {
     gates: Vec<Gate>,
     /// Jobs that were put back with a place at a gate kept for them.
     granted: Mutex<HashMap<JobId, Grant>>,
-    /// How many there are, so that a job without a grant costs a load.
+    /// How many there are, so that a job without a grant costs a load. Changed under the lock.
     grants: AtomicUsize,
     hasher: RandomState,
     timer: Arc<Timer>,
@@ -173,6 +173,7 @@ struct Grant {
 /// The places that a job has at gates, until its attempt has ended.
 pub(crate) struct Permit {
     limits: Option<Arc<Limits>>,
+    has_begun: bool,
     places: SmallVec<[Grant; 2]>,
 }
 
@@ -213,6 +214,7 @@ impl Limits {
         let granted = self.take_grant(id);
         let mut permit = Permit {
             limits: Some(Arc::clone(self)),
+            has_begun: false,
             places: granted.into_iter().collect(),
         };
         for (at, gate) in self.gates.iter().enumerate() {
@@ -250,14 +252,15 @@ impl Limits {
         if self.grants.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let grant = self.granted.lock().remove(id)?;
-        self.grants.fetch_sub(1, Ordering::Relaxed);
-        Some(grant)
+        let mut granted = self.granted.lock();
+        let grant = granted.remove(id);
+        self.grants.store(granted.len(), Ordering::Relaxed);
+        grant
     }
 
     /// Gives a place back, and the next job that waits for it its turn.
-    fn give_back(&self, place: Grant) {
-        if self.gates[place.gate].give_back(place.key) {
+    fn give_back(&self, place: Grant, has_begun: bool) {
+        if self.gates[place.gate].give_back(place.key, has_begun) {
             self.grant(place.gate, place.key);
         }
     }
@@ -265,30 +268,42 @@ impl Limits {
     /// Puts back the jobs for which there is a place at a gate.
     fn grant(&self, gate: usize, key: u64) {
         loop {
+            // A job is in the line or granted for whoever looks for it under this lock.
+            let mut granted = self.granted.lock();
             let (next, until) = self.gates[gate].next(key, self.gates[gate].now());
+            let next = next.map(|next| {
+                granted.insert(next.id, Grant { gate, key });
+                self.grants.store(granted.len(), Ordering::Relaxed);
+                next.held
+            });
+            drop(granted);
             if let Some(until) = until {
                 self.timer.ring_at(until);
             }
-            let Some(next) = next else {
-                return;
-            };
-            self.granted.lock().insert(next.id, Grant { gate, key });
-            self.grants.fetch_add(1, Ordering::Relaxed);
-            // Dropped last: a worker that gets the job finds the grant.
-            drop(next.held);
+            match next {
+                // A worker that gets the job finds the grant.
+                Some(held) => drop(held),
+                None => return,
+            }
         }
     }
 
-    /// Forgets a job that has ended while it waited, or was put back.
+    /// Forgets a job that has ended while it waited or was put back, or that cannot run.
     pub(crate) fn forget(&self, id: &JobId) {
         if self.gates.is_empty() {
             return;
         }
-        if let Some(place) = self.take_grant(id) {
-            self.give_back(place);
-        }
-        for gate in &self.gates {
-            drop(gate.forget(id));
+        let granted = {
+            let mut granted = self.granted.lock();
+            let waiting: Vec<_> = self.gates.iter().map(|gate| gate.forget(id)).collect();
+            let grant = granted.remove(id);
+            self.grants.store(granted.len(), Ordering::Relaxed);
+            drop(granted);
+            drop(waiting);
+            grant
+        };
+        if let Some(place) = granted {
+            self.give_back(place, false);
         }
     }
 
@@ -324,9 +339,15 @@ impl Limits {
 }
 
 impl Permit {
+    /// The attempt begins: it has had its turn.
+    pub(crate) fn begin(&mut self) {
+        self.has_begun = true;
+    }
+
     pub(crate) fn none() -> Self {
         Self {
             limits: None,
+            has_begun: false,
             places: SmallVec::new(),
         }
     }
@@ -337,7 +358,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(limits) = &self.limits {
             for place in self.places.drain(..) {
-                limits.give_back(place);
+                limits.give_back(place, self.has_begun);
             }
         }
     }

@@ -149,8 +149,17 @@ impl Shared {
     pub(super) fn begin_task(self: &Arc<Self>, id: &JobId, claim: &mut dyn Claim) -> Option<Task> {
         let mut state = self.state.lock();
         if state.tasks.len() >= self.max_tasks {
-            // Another thread was faster. At most one job a thread is held here.
-            state.held.extend(claim.hold());
+            drop(state);
+            // Another thread was faster. At most one job a thread is held here. Not under the lock: to
+            // hold one that was cancelled tells of its end.
+            let held = claim.hold();
+            let mut state = self.state.lock();
+            if state.tasks.len() >= self.max_tasks && !self.is_stopping() {
+                state.held.extend(held);
+                return None;
+            }
+            drop(state);
+            drop(held);
             return None;
         }
         state.begun += 1;

@@ -30,8 +30,10 @@ struct Worker<S> {
     at: usize,
     #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
     runtime: Runtime,
-    /// The job that it runs or ran last.
+    /// The job that it runs, or took last.
     id: JobId,
+    /// Whether its queue is another one than that of the job that it ran last.
+    is_other_queue: bool,
 }
 
 pub(super) fn start<S: Clone + Send + Sync + 'static>(
@@ -57,6 +59,7 @@ pub(super) fn start<S: Clone + Send + Sync + 'static>(
             at,
             runtime: runtime.clone(),
             id: JobId::new("", 0),
+            is_other_queue: false,
         };
         // Read before the levels that exist, so that none is missed.
         let levels = shared.levels();
@@ -131,18 +134,21 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
 
     /// Runs an attempt, or begins it.
     fn run(&mut self, claim: &mut dyn Claim) {
-        let is_other_queue = claim.queue() != self.id.place();
-        match is_other_queue {
-            true => self.id = JobId::new(claim.queue(), claim.number()),
-            false => self.id.set_number(claim.number()),
+        if claim.queue() == self.id.place() {
+            self.id.set_number(claim.number());
+        } else {
+            self.id = JobId::new(claim.queue(), claim.number());
+            self.is_other_queue = true;
         }
         let Some(route) = self.routes.get(claim.kind()) else {
+            // A place that was kept for it is for others.
+            self.shared.mill.inner.limits.forget(&self.id);
             return self.shared.mill.inner.parked.park(&self.id, claim);
         };
         let route = Arc::clone(route);
         let options = route.options();
         let mill = &self.shared.mill;
-        let Admission::Runs(permit) = mill.inner.limits.admit(&self.id, claim) else {
+        let Admission::Runs(mut permit) = mill.inner.limits.admit(&self.id, claim) else {
             return;
         };
         #[cfg(feature = "tokio")]
@@ -153,8 +159,9 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
                 None => return,
             },
         };
+        permit.begin();
         let seat = self.shared.seat(self.at);
-        seat.begin(&self.id, is_other_queue);
+        seat.begin(&self.id, std::mem::take(&mut self.is_other_queue));
         let timeout = options.timeout;
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let attempt = Attempt {

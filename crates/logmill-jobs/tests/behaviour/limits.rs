@@ -227,3 +227,89 @@ fn a_job_that_waits_for_a_limit_can_be_cancelled_and_survives_a_restart() {
     wait_for_end(&mill.handle::<Note>(id));
     let _ = pool.shutdown(PATIENCE);
 }
+
+#[test]
+fn cancels_at_any_moment_leave_the_limits_usable() {
+    let limits = [
+        Limit::on_kind("export").at_once(1),
+        Limit::on_queue("default")
+            .by_key()
+            .rate(100_000, Duration::from_secs(1)),
+    ];
+    let (mill, _dir) = mill_with(limits);
+    let handler = |_: Export| -> JobResult {
+        std::thread::yield_now();
+        Ok(())
+    };
+    let pool = Workers::new(())
+        .on(handler)
+        .threads(4)
+        .start(&mill)
+        .unwrap();
+    for round in 0..20 {
+        let handles: Vec<_> = (0..100)
+            .map(|n| mill.enqueue(export(["a", "b"][n as usize % 2], n)).unwrap())
+            .collect();
+        std::thread::scope(|scope| {
+            for from in 0..3 {
+                let handles = &handles;
+                scope.spawn(move || {
+                    for handle in handles.iter().skip(from).step_by(3 + round % 3) {
+                        handle.cancel("enough").unwrap();
+                    }
+                });
+            }
+        });
+        for handle in &handles {
+            match handle.wait_timeout(PATIENCE) {
+                Ok(()) | Err(WaitError::Cancelled(_)) => {}
+                Err(error) => panic!(
+                    "{}: {error}, {:?}",
+                    handle.id(),
+                    mill.why_waiting(handle.id())
+                ),
+            }
+        }
+    }
+    mill.enqueue(export("a", 0))
+        .unwrap()
+        .wait_timeout(PATIENCE)
+        .unwrap();
+    let _ = pool.shutdown(PATIENCE);
+}
+
+#[test]
+fn a_job_without_a_handler_keeps_no_place_at_a_limit() {
+    let (mill, _dir) = mill_with([Limit::on_queue("default").at_once(1)]);
+    let leave = Arc::new(AtomicU32::new(0));
+    let left = Arc::clone(&leave);
+    let handler = move |_: Export| -> JobResult {
+        until("it may leave", || left.load(Ordering::SeqCst) == 1);
+        Ok(())
+    };
+    let pool = Workers::new(())
+        .on(handler)
+        .threads(2)
+        .start(&mill)
+        .unwrap();
+    let running = mill.enqueue(export("a", 0)).unwrap();
+    let waiting = mill.enqueue(export("a", 1)).unwrap();
+    until("it waits", || mill.why_waiting(waiting.id()).is_some());
+    let report = pool.shutdown(Duration::from_millis(10));
+    assert_eq!(report.still_running, [running.id().clone()]);
+    leave.store(1, Ordering::SeqCst);
+    running.wait_timeout(PATIENCE).unwrap();
+
+    // The place is kept for a job whose kind nobody handles now.
+    let doubles = |job: crate::common::Double| JobResult::Ok(job.number * 2);
+    let mut pool = Workers::new(()).on(doubles).start(&mill);
+    let start = Instant::now();
+    while pool.is_err() && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(1));
+        pool = Workers::new(()).on(doubles).start(&mill);
+    }
+    let other = mill.enqueue(crate::common::Double { number: 4 }).unwrap();
+    assert_eq!(other.wait_timeout(PATIENCE).unwrap(), 8);
+    assert_eq!(mill.parked()[0].jobs, [waiting.id().clone()]);
+    let _ = pool.unwrap().shutdown(PATIENCE);
+}

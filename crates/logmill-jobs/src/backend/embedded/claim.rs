@@ -93,7 +93,10 @@ macro_rules! claim {
 
             fn hold(&mut self) -> Option<Box<dyn Held>> {
                 let $held = self.job.take()?;
-                Some(Box::new($hold))
+                let held: HeldJob = $hold;
+                // None if it was cancelled: then its end is told.
+                held.id()?;
+                Some(Box::new(held))
             }
 
             fn detach(&mut self) -> Option<Box<dyn Claim + Send>> {
