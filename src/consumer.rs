@@ -216,3 +216,41 @@ impl std::fmt::Debug for Consumer {
         f.debug_struct("Consumer").finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use super::*;
+    use crate::dispatch::gate::Gate;
+    use crate::{Failure, Queue};
+
+    /// Toggles what a pause changes in memory, which takes far less time than its file.
+    #[test]
+    fn a_pause_that_ends_at_any_moment_ends_no_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let (queue, _) = Queue::builder(dir.path()).open().unwrap();
+        let stopping = AtomicBool::new(false);
+        let stopped = || stopping.load(Ordering::SeqCst);
+        let pool = queue.workers(1).run(|_| Ok::<(), Failure>(())).unwrap();
+        thread::scope(|scope| {
+            let wait = || {
+                assert!(queue.consumer().next_until(None, stopped).is_none());
+                assert!(stopped(), "the wait ended by itself");
+            };
+            let waiter = scope.spawn(wait);
+            let running = queue.consumer().running;
+            for _ in 0..20_000 {
+                running.gate().set(Gate::PAUSED);
+                running.wake_consumers();
+                running.gate().clear(Gate::PAUSED);
+                running.wake_consumers();
+            }
+            stopping.store(true, Ordering::SeqCst);
+            queue.wake_consumers();
+            waiter.join().unwrap();
+        });
+        assert_eq!(pool.alive(), 1);
+    }
+}

@@ -64,7 +64,8 @@ impl Feed for One {
     #[cold]
     fn rest(&self, is_stopping: impl Fn() -> bool) -> bool {
         let running = &self.running;
-        !running.is_resting() || running.is_paused() && running.wait_for_resume(None, is_stopping)
+        // Not asked whether it is paused: that may have ended since, which is no reason to stop.
+        !running.is_resting() || running.wait_for_resume(None, is_stopping)
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use logmill::{Cancelled, Failure, JobState, Queue};
+use logmill::{Cancelled, JobState, Queue};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -123,33 +123,6 @@ fn the_lease_of_a_held_job_does_not_time_out() {
     let job = other.next_timeout(LONG).unwrap();
     assert_eq!(job.attempts(), 2);
     job.ack();
-}
-
-#[test]
-fn no_pause_ends_the_wait_of_a_consumer() {
-    let (queue, _dir) = queue();
-    let stopping = AtomicBool::new(false);
-    let stopped = || stopping.load(Ordering::SeqCst);
-    let pool = queue.workers(2).run(|_| Ok::<(), Failure>(())).unwrap();
-    thread::scope(|scope| {
-        let wait = || {
-            let consumer = queue.consumer();
-            assert!(consumer.next_until(None, stopped).is_none());
-            assert!(stopped(), "it ended by itself");
-        };
-        let waiters: Vec<_> = (0..4).map(|_| scope.spawn(wait)).collect();
-        for _ in 0..500 {
-            queue.pause().unwrap();
-            queue.resume().unwrap();
-        }
-        stopping.store(true, Ordering::SeqCst);
-        queue.wake_consumers();
-        for waiter in waiters {
-            waiter.join().unwrap();
-        }
-    });
-    assert_eq!(pool.alive(), 2);
-    assert!(pool.shutdown(LONG).finished_in_time);
 }
 
 #[test]
