@@ -222,7 +222,6 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
-    use super::*;
     use crate::dispatch::gate::Gate;
     use crate::{Failure, Queue};
 

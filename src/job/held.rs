@@ -49,6 +49,9 @@ pub struct HeldJob {
     running: Arc<Running>,
 }
 
+// As its documentation says.
+const _: () = assert!(size_of::<HeldJob>() == 24);
+
 impl Job<'_> {
     /// Takes the job out of the queue's order, as it has to wait for something that the queue does
     /// not know of. The attempt ends without having counted.

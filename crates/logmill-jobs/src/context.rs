@@ -115,6 +115,8 @@ struct Follows {
     followed: Followed,
     /// The names of steps so far.
     steps: HashSet<String>,
+    /// Nothing can follow any more.
+    has_ended: bool,
 }
 
 #[derive(Default)]
@@ -217,7 +219,8 @@ impl Context {
     /// If the attempt fails, nothing is enqueued.
     ///
     /// # Errors
-    /// The arguments could not be encoded, the name of the queue is not valid, or the kind is unique.
+    /// The arguments could not be encoded, the name of the queue is not valid, the kind is unique, or
+    /// the attempt has ended: a context can outlive it.
     pub fn then<J: Job>(&self, job: J) -> Result<(), EnqueueError> {
         let options = J::kind_options();
         check_name(options.queue)?;
@@ -239,7 +242,12 @@ impl Context {
             codec: inner.codec.tag().map(str::to_owned),
             key: job.limit_key()?,
         };
-        self.inner.follows.lock().followed.jobs.push(following);
+        let mut follows = self.inner.follows.lock();
+        if follows.has_ended {
+            let why = "the attempt has ended; enqueue the job by the mill";
+            return Err(EnqueueError::Invalid(why.to_owned()));
+        }
+        follows.followed.jobs.push(following);
         Ok(())
     }
 
@@ -288,7 +296,9 @@ impl Context {
     pub(crate) fn end(&self) -> Followed {
         let inner = &self.inner;
         inner.mill.inner.running.end(&inner.id, &inner.signals);
-        std::mem::take(&mut inner.follows.lock().followed)
+        let mut follows = inner.follows.lock();
+        follows.has_ended = true;
+        std::mem::take(&mut follows.followed)
     }
 }
 

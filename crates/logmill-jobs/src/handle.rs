@@ -319,7 +319,16 @@ impl Mill {
 
     fn record(&self, id: &JobId) -> Result<Option<Record>, BackendError> {
         let value = self.inner.backend.get(&keys::of_record(id))?;
-        Ok(value.and_then(|value| Record::parse(&value.value)))
+        let record = value.and_then(|value| Record::parse(&value.value));
+        if let Some(Record::Dead { .. }) = &record
+            && let Some(queue) = self.inner.existing_queue(id.place())?
+            && queue.queue.contains(id.number())?
+            && queue.queue.look(id.number())?.is_some()
+        {
+            // The process died before the letter was written, so the job came back.
+            return Ok(None);
+        }
+        Ok(record)
     }
 
     /// The last failure of a dead job.

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 #[cfg(feature = "embedded")]
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,13 +12,16 @@ use parking_lot::RwLock;
 
 use crate::backend::{Backend, BackendError, Queue, name_of_level};
 use crate::cancelling::Cancelling;
-use crate::codec::{Codec, Format, Layer};
+use crate::codec::Codec;
 use crate::enqueue::Enqueue;
 use crate::error::EnqueueError;
 #[cfg(feature = "embedded")]
 use crate::error::OpenError;
 use crate::handle::JobHandle;
-use crate::limits::{Limit, Limits};
+use crate::limits::Limits;
+#[cfg(feature = "embedded")]
+use crate::options::MillBuilder;
+use crate::options::MillOptions;
 use crate::parked::Parked;
 use crate::refused::Refused;
 use crate::running::Running;
@@ -26,12 +29,6 @@ use crate::unique::Locks;
 use crate::waiters::Waiters;
 use crate::workers::Pools;
 use crate::{Job, Priority};
-
-/// How long an open waits for the end of another one.
-#[cfg(feature = "embedded")]
-const WAIT_FOR_LOCK: Duration = Duration::from_secs(1);
-/// How long results are kept by default.
-const KEEP_RESULTS: Duration = Duration::from_secs(86_400);
 
 /// A store of typed jobs, from which workers of this process take them.
 ///
@@ -94,129 +91,6 @@ pub(crate) struct OpenQueue {
     pub(crate) queue: Box<dyn Queue>,
 }
 
-/// Options for opening a mill, from [`Mill::builder`].
-#[cfg(feature = "embedded")]
-#[must_use]
-pub struct MillBuilder {
-    path: PathBuf,
-    sync: bool,
-    options: MillOptions,
-}
-
-/// Options of a mill that do not depend on its backend.
-#[must_use]
-pub struct MillOptions {
-    format: Format,
-    layer: Option<Arc<dyn Layer>>,
-    other_layers: Vec<Arc<dyn Layer>>,
-    keep_results: Duration,
-    limits: Vec<Limit>,
-}
-
-impl Default for MillOptions {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl MillOptions {
-    /// The defaults.
-    pub fn new() -> Self {
-        Self {
-            format: Format::default(),
-            layer: None,
-            other_layers: Vec::new(),
-            keep_results: KEEP_RESULTS,
-            limits: Vec::new(),
-        }
-    }
-
-    /// Sets the format of new jobs and results. Jobs of other formats are decoded as well.
-    ///
-    /// Default: JSON.
-    pub fn format(mut self, format: Format) -> Self {
-        self.format = format;
-        self
-    }
-
-    /// Sets the layer that new jobs and results are wrapped in, such as a compression.
-    pub fn layer(mut self, layer: impl Layer) -> Self {
-        self.layer = Some(Arc::new(layer));
-        self
-    }
-
-    /// Adds a layer that only unwraps: that of jobs enqueued before.
-    pub fn former_layer(mut self, layer: impl Layer) -> Self {
-        self.other_layers.push(Arc::new(layer));
-        self
-    }
-
-    /// Adds a limit. A job runs when all limits that concern it let it.
-    pub fn limit(mut self, limit: Limit) -> Self {
-        self.limits.push(limit);
-        self
-    }
-
-    /// Sets how long results are kept. Default: a day.
-    pub fn keep_results(mut self, time: Duration) -> Self {
-        self.keep_results = time;
-        self
-    }
-}
-
-impl std::fmt::Debug for MillOptions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MillOptions")
-            .field("format", &self.format)
-            .field("keep_results", &self.keep_results)
-            .finish_non_exhaustive()
-    }
-}
-
-#[cfg(feature = "embedded")]
-impl MillBuilder {
-    /// Sets whether an enqueue and a completion with results return only once they survive a power
-    /// cut; otherwise they survive the death of the process. Default: no.
-    pub fn sync(mut self, sync: bool) -> Self {
-        self.sync = sync;
-        self
-    }
-
-    /// Sets the options that do not depend on the backend.
-    pub fn options(mut self, options: MillOptions) -> Self {
-        self.options = options;
-        self
-    }
-
-    /// Opens the mill, or creates it.
-    ///
-    /// # Errors
-    /// Another process has it open, the directory has other files in it, or the storage failed.
-    pub fn open(self) -> Result<Mill, OpenError> {
-        // The threads of workers that were shut down let go of a mill a moment later.
-        let options = logmill::Queues::options(&self.path);
-        let queues = options.wait_for_lock(WAIT_FOR_LOCK).open();
-        let queues = queues.map_err(|error| OpenError(Box::new(error)))?;
-        let durability = match self.sync {
-            true => logmill::Durability::Sync,
-            false => logmill::Durability::Process,
-        };
-        let backend = crate::backend::embedded::Embedded::new(queues, durability);
-        Ok(Mill::with_backend(backend, self.options))
-    }
-}
-
-#[cfg(feature = "embedded")]
-impl std::fmt::Debug for MillBuilder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MillBuilder")
-            .field("path", &self.path)
-            .field("sync", &self.sync)
-            .field("options", &self.options)
-            .finish()
-    }
-}
-
 thread_local! {
     /// Where jobs are encoded; taken while one is.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -240,11 +114,7 @@ impl Mill {
     /// The options for opening a mill in this directory.
     #[cfg(feature = "embedded")]
     pub fn builder(path: impl AsRef<Path>) -> MillBuilder {
-        MillBuilder {
-            path: path.as_ref().to_path_buf(),
-            sync: false,
-            options: MillOptions::new(),
-        }
+        MillBuilder::new(path.as_ref())
     }
 
     /// A mill on a backend.

@@ -194,7 +194,11 @@ pub(crate) fn ended_otherwise(mill: &Mill, ended: &backend::Ended<'_>) {
     if let Err(error) = note_end(mill, &id, ended, &record) {
         tracing::warn!(%id, %error, "the end of a job could not be stored");
     }
-    mill.inner.limits.forget(&id);
+    match ended.how {
+        End::Cancelled => mill.inner.limits.forget(&id),
+        // It was not waiting for a limit: a worker had it, or was about to get it.
+        End::Dead(_) | End::Expired => mill.inner.limits.forget_grant(&id),
+    }
     mill.inner.refused.forget(&id);
     tell(mill, &id, told);
 }

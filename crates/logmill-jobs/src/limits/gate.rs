@@ -183,8 +183,9 @@ impl Gate {
         }
         let mut state = self.state.lock();
         let bucket = state.buckets.get_mut(&key);
-        let mut waiting = bucket.into_iter().flat_map(|bucket| &mut bucket.waiting);
-        let late = match waiting.find(|one| one.id == *id) {
+        let waiting = bucket.map(|bucket| bucket.waiting.iter_mut());
+        // From the end, where it was put a moment ago.
+        let late = match waiting.and_then(|waiting| waiting.rev().find(|one| one.id == *id)) {
             Some(entry) => {
                 entry.held = held;
                 None

@@ -288,7 +288,15 @@ impl Limits {
         }
     }
 
-    /// Forgets a job that has ended while it waited or was put back, or that cannot run.
+    /// Gives back the place that is kept for a job which will not run: it has ended since it was put
+    /// back, or has no handler.
+    pub(crate) fn forget_grant(&self, id: &JobId) {
+        if let Some(place) = self.take_grant(id) {
+            self.give_back(place, false);
+        }
+    }
+
+    /// Forgets a job that was cancelled, perhaps while it waited. Looks through all that wait.
     pub(crate) fn forget(&self, id: &JobId) {
         if self.gates.is_empty() {
             return;

@@ -142,7 +142,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         }
         let Some(route) = self.routes.get(claim.kind()) else {
             // A place that was kept for it is for others.
-            self.shared.mill.inner.limits.forget(&self.id);
+            self.shared.mill.inner.limits.forget_grant(&self.id);
             return self.shared.mill.inner.parked.park(&self.id, claim);
         };
         let route = Arc::clone(route);

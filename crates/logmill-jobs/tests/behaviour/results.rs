@@ -225,3 +225,22 @@ fn a_shutdown_says_what_still_runs() {
     leave.wait();
     assert_eq!(handle.wait_timeout(PATIENCE).unwrap(), [7]);
 }
+
+#[test]
+fn nothing_follows_from_an_attempt_that_has_ended() {
+    let (mill, _dir) = mill();
+    let kept: Arc<std::sync::Mutex<Option<Context>>> = Arc::default();
+    let keeps = Arc::clone(&kept);
+    let handler = move |_: Note, cx: Context| -> JobResult {
+        *keeps.lock().unwrap() = Some(cx);
+        Ok(())
+    };
+    let pool = Workers::new(()).on(handler).start(&mill).unwrap();
+    let handle = mill.enqueue(note("x")).unwrap();
+    handle.wait_timeout(PATIENCE).unwrap();
+    let cx = kept.lock().unwrap().take().unwrap();
+    let refused = cx.then(Double { number: 1 }).unwrap_err().to_string();
+    assert!(refused.contains("the attempt has ended"), "{refused}");
+    drop(cx);
+    let _ = pool.shutdown(PATIENCE);
+}

@@ -1,0 +1,268 @@
+//! What goes through the seam between jobs and what stores them: plain data.
+
+use std::time::{Duration, SystemTime};
+
+/// A job to store.
+#[derive(Clone, Copy, Debug)]
+pub struct NewJob<'a> {
+    /// Its kind.
+    pub kind: &'a str,
+    /// Its arguments, encoded.
+    pub payload: &'a [u8],
+    /// What else is stored with it.
+    pub headers: &'a [(&'a str, &'a [u8])],
+    /// When it may begin.
+    pub due: Due,
+    /// When it is not started any more.
+    pub expires: Option<SystemTime>,
+    /// Whether the call returns once the job survives a power cut.
+    pub sync: bool,
+}
+
+/// When a job may begin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Due {
+    /// At once.
+    #[default]
+    Now,
+    /// After this time.
+    After(Duration),
+    /// When the wall clock shows this time.
+    At(SystemTime),
+}
+
+/// A queue that a consumer serves.
+#[derive(Clone, Copy, Debug)]
+pub struct Served<'a> {
+    /// Its name.
+    pub queue: &'a str,
+    /// Its share of the consumer's turns, beside those of the others.
+    pub weight: u32,
+}
+
+/// How a consumer chooses among queues that have jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The first of them.
+    Priority,
+    /// Each in proportion to its weight.
+    Weight,
+}
+
+/// How an attempt ends.
+#[derive(Clone, Copy, Debug)]
+pub enum Settlement<'a> {
+    /// The job is done, and this follows.
+    Done(Option<&'a Changes<'a>>),
+    /// The attempt has failed, and the job comes back.
+    Retry {
+        /// After this time.
+        after: Duration,
+        /// What went wrong.
+        reason: &'a str,
+    },
+    /// The attempt does not count, and the job comes back.
+    Snooze {
+        /// After this time.
+        after: Duration,
+    },
+    /// The job is dead, and kept as a dead letter.
+    Dead {
+        /// What went wrong.
+        reason: &'a str,
+    },
+}
+
+/// What happens together: jobs that are published, keys that change.
+#[derive(Clone, Debug, Default)]
+pub struct Changes<'a> {
+    /// Jobs to publish, each with its queue.
+    pub jobs: Vec<(&'a str, NewJob<'a>)>,
+    /// Keys to change.
+    pub keys: Vec<KeyChange<'a>>,
+    /// Whether the changes are on stable storage when the call returns.
+    pub sync: bool,
+}
+
+/// The change of a key.
+#[derive(Clone, Copy, Debug)]
+pub enum KeyChange<'a> {
+    /// Gives a key a value.
+    Put(&'a [u8], &'a [u8], Keep),
+    /// Gives a key a value; a conflict if it has one.
+    Insert(&'a [u8], &'a [u8], Keep),
+    /// Removes a key.
+    Remove(&'a [u8]),
+    /// A conflict unless the key has the value of this version, or none.
+    Expect(&'a [u8], Option<u64>),
+}
+
+/// How long a value is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Until it is removed.
+    Forever,
+    /// For this time.
+    For(Duration),
+}
+
+/// The value of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyValue {
+    /// The bytes.
+    pub value: Vec<u8>,
+    /// A number that no other value of the key has.
+    pub version: u64,
+}
+
+/// What became of a call that cancels a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cancelled {
+    /// It waited, and is gone.
+    Waiting,
+    /// A handler has it and is told; it does not come back.
+    Running,
+    /// There is no such job: it has ended, or never was.
+    Gone,
+}
+
+/// A job that was looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Seen {
+    /// Its number.
+    pub number: u64,
+    /// Its kind.
+    pub kind: String,
+    /// Its arguments, encoded.
+    pub payload: Vec<u8>,
+    /// What else is stored with it.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// Failed attempts.
+    pub failed: u32,
+    /// Whether a handler has it.
+    pub is_running: bool,
+    /// When it may begin, if that is a time to come.
+    pub due: Option<SystemTime>,
+    /// When it was enqueued.
+    pub enqueued_at: SystemTime,
+}
+
+/// A dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeadJob {
+    /// Its number.
+    pub letter: u64,
+    /// The number of the job.
+    pub number: u64,
+    /// Its kind.
+    pub kind: String,
+    /// Its arguments, encoded.
+    pub payload: Vec<u8>,
+    /// Attempts that failed.
+    pub attempts: u32,
+    /// How often the process died during an attempt.
+    pub crashes: u32,
+    /// What went wrong, oldest first.
+    pub reasons: Vec<String>,
+    /// When it died.
+    pub died_at: Option<SystemTime>,
+}
+
+/// A job that has ended without being completed.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Ended<'a> {
+    /// Its queue.
+    pub queue: &'a str,
+    /// Its number there.
+    pub number: u64,
+    /// Its kind.
+    pub kind: &'a str,
+    /// The value of its header [`UNIQUE_HEADER`], if it has one.
+    pub unique: Option<&'a [u8]>,
+    /// How it ended.
+    pub how: End<'a>,
+}
+
+/// How a job ended that was not completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum End<'a> {
+    /// It is dead, for this reason.
+    Dead(&'a str),
+    /// It expired before it began.
+    Expired,
+    /// It was cancelled: while it waited, or its handler has ended since.
+    Cancelled,
+}
+
+impl<'a> Ended<'a> {
+    /// A job that has ended.
+    pub fn new(
+        queue: &'a str,
+        number: u64,
+        kind: &'a str,
+        unique: Option<&'a [u8]>,
+        how: End<'a>,
+    ) -> Self {
+        Self {
+            queue,
+            number,
+            kind,
+            unique,
+            how,
+        }
+    }
+}
+
+/// The figures of a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QueueStats {
+    /// Jobs that can begin.
+    pub ready: u64,
+    /// Jobs whose time is to come.
+    pub delayed: u64,
+    /// Jobs that handlers have.
+    pub running: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// How long the oldest ready job has been ready.
+    pub oldest_ready: Option<Duration>,
+    /// Jobs enqueued since the queue was opened.
+    pub enqueued: u64,
+    /// Jobs completed since then.
+    pub completed: u64,
+    /// Attempts that failed since then and were to be repeated.
+    pub retried: u64,
+}
+
+/// A call of a backend failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// The queue has as many jobs as it may have.
+    #[error("the queue {0} is full")]
+    Full(String),
+    /// A key is not as expected.
+    #[error("the key {0} has changed")]
+    Conflict(String),
+    /// The name of a queue, a size or a time is not valid.
+    #[error("{0}")]
+    Invalid(String),
+    /// The backend is closed.
+    #[error("the mill is closed")]
+    Closed,
+    /// Another consumer has the job by now.
+    #[error("the job was taken from this attempt, which took too long")]
+    Lost,
+    /// It happened, and may not survive a power cut.
+    #[error("stored, but not on stable storage: {0}")]
+    NotDurable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The storage failed.
+    #[error(transparent)]
+    Storage(Box<dyn std::error::Error + Send + Sync>),
+}

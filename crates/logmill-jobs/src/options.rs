@@ -1,0 +1,150 @@
+//! Options for opening a mill.
+
+#[cfg(feature = "embedded")]
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::codec::{Format, Layer};
+#[cfg(feature = "embedded")]
+use crate::error::OpenError;
+use crate::limits::Limit;
+#[cfg(feature = "embedded")]
+use crate::mill::Mill;
+
+/// How long an open waits for the end of another one.
+#[cfg(feature = "embedded")]
+const WAIT_FOR_LOCK: Duration = Duration::from_secs(1);
+/// How long results are kept by default.
+const KEEP_RESULTS: Duration = Duration::from_secs(86_400);
+
+/// Options for opening a mill, from [`Mill::builder`].
+#[cfg(feature = "embedded")]
+#[must_use]
+pub struct MillBuilder {
+    path: PathBuf,
+    sync: bool,
+    options: MillOptions,
+}
+
+/// Options of a mill that do not depend on its backend.
+#[must_use]
+pub struct MillOptions {
+    pub(crate) format: Format,
+    pub(crate) layer: Option<Arc<dyn Layer>>,
+    pub(crate) other_layers: Vec<Arc<dyn Layer>>,
+    pub(crate) keep_results: Duration,
+    pub(crate) limits: Vec<Limit>,
+}
+
+impl Default for MillOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MillOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self {
+            format: Format::default(),
+            layer: None,
+            other_layers: Vec::new(),
+            keep_results: KEEP_RESULTS,
+            limits: Vec::new(),
+        }
+    }
+
+    /// Sets the format of new jobs and results. Jobs of other formats are decoded as well.
+    ///
+    /// Default: JSON.
+    pub fn format(mut self, format: Format) -> Self {
+        self.format = format;
+        self
+    }
+
+    /// Sets the layer that new jobs and results are wrapped in, such as a compression.
+    pub fn layer(mut self, layer: impl Layer) -> Self {
+        self.layer = Some(Arc::new(layer));
+        self
+    }
+
+    /// Adds a layer that only unwraps: that of jobs enqueued before.
+    pub fn former_layer(mut self, layer: impl Layer) -> Self {
+        self.other_layers.push(Arc::new(layer));
+        self
+    }
+
+    /// Adds a limit. A job runs when all limits that concern it let it.
+    pub fn limit(mut self, limit: Limit) -> Self {
+        self.limits.push(limit);
+        self
+    }
+
+    /// Sets how long results are kept. Default: a day.
+    pub fn keep_results(mut self, time: Duration) -> Self {
+        self.keep_results = time;
+        self
+    }
+}
+
+impl std::fmt::Debug for MillOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MillOptions")
+            .field("format", &self.format)
+            .field("keep_results", &self.keep_results)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(feature = "embedded")]
+impl MillBuilder {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            sync: false,
+            options: MillOptions::new(),
+        }
+    }
+
+    /// Sets whether an enqueue and a completion with results return only once they survive a power
+    /// cut; otherwise they survive the death of the process. Default: no.
+    pub fn sync(mut self, sync: bool) -> Self {
+        self.sync = sync;
+        self
+    }
+
+    /// Sets the options that do not depend on the backend.
+    pub fn options(mut self, options: MillOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Opens the mill, or creates it.
+    ///
+    /// # Errors
+    /// Another process has it open, the directory has other files in it, or the storage failed.
+    pub fn open(self) -> Result<Mill, OpenError> {
+        // The threads of workers that were shut down let go of a mill a moment later.
+        let options = logmill::Queues::options(&self.path);
+        let queues = options.wait_for_lock(WAIT_FOR_LOCK).open();
+        let queues = queues.map_err(|error| OpenError(Box::new(error)))?;
+        let durability = match self.sync {
+            true => logmill::Durability::Sync,
+            false => logmill::Durability::Process,
+        };
+        let backend = crate::backend::embedded::Embedded::new(queues, durability);
+        Ok(Mill::with_backend(backend, self.options))
+    }
+}
+
+#[cfg(feature = "embedded")]
+impl std::fmt::Debug for MillBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MillBuilder")
+            .field("path", &self.path)
+            .field("sync", &self.sync)
+            .field("options", &self.options)
+            .finish()
+    }
+}

@@ -1,0 +1,99 @@
+//! What jobs cost that wait, in heap: a million of each kind. Run by hand, as its figures are for the
+//! documentation:
+//!
+//! ```sh
+//! cargo test -p logmill-jobs --release --test memory -- --ignored --nocapture
+//! ```
+
+use std::alloc::System;
+use std::time::{Duration, Instant};
+
+use logmill_jobs::{Job, JobResult, Limit, Mill, MillOptions, Workers, hours};
+use serde::{Deserialize, Serialize};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const JOBS: u64 = 1_000_000;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "keyed", key = "tenant")]
+struct Keyed {
+    tenant: u64,
+}
+
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "single", unique = "number")]
+struct Single {
+    number: u64,
+}
+
+fn heap() -> i64 {
+    let stats = ALLOCATOR.stats();
+    stats.bytes_allocated as i64 - stats.bytes_deallocated as i64
+}
+
+fn report(what: &str, before: i64) {
+    let each = (heap() - before) as f64 / JOBS as f64;
+    println!("{what}: {each:.0} bytes of heap each");
+    assert!(each < 1000.0);
+}
+
+#[test]
+#[ignore = "takes a minute; for its figures"]
+fn a_million_jobs_that_wait() {
+    // The first job of a key begins, and the next ones wait for an hour.
+    let rate = || Limit::on_kind("keyed").by_key().rate(1, hours(1));
+    for (what, keys) in [("of one key", 1), ("each of its own key", JOBS)] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = MillOptions::new().limit(rate());
+        let builder = Mill::builder(dir.path().join("jobs"));
+        let mill = builder.options(options).open().unwrap();
+        let workers = Workers::new(()).on(|_: Keyed| JobResult::Ok(()));
+        let pool = workers.threads(2).start(&mill).unwrap();
+        let before = heap();
+        let mut last = None;
+        for number in 0..JOBS + keys {
+            let tenant = number % keys;
+            last = Some(mill.enqueue(Keyed { tenant }).unwrap());
+        }
+        let last = last.unwrap();
+        let start = Instant::now();
+        while mill.why_waiting(last.id()).is_none() {
+            assert!(start.elapsed() < PATIENCE);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        report(&format!("waiting for a limit, {what}"), before);
+        assert!(pool.shutdown(PATIENCE).finished_in_time);
+        drop(last);
+        mill.close().unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mill = Mill::open(dir.path().join("jobs")).unwrap();
+    let before = heap();
+    for number in 0..JOBS {
+        mill.enqueue(Single { number }).unwrap();
+    }
+    report("unique", before);
+    let pool = Workers::new(())
+        .on(|_: Keyed| JobResult::Ok(()))
+        .start(&mill)
+        .unwrap();
+    let before = heap();
+    for tenant in 0..JOBS {
+        mill.job(Keyed { tenant })
+            .after(hours(1))
+            .enqueue()
+            .unwrap();
+    }
+    let start = Instant::now();
+    let queue = mill.queue("default").unwrap();
+    while queue.stats().unwrap().delayed < JOBS {
+        assert!(start.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    report("delayed", before);
+    assert!(pool.shutdown(PATIENCE).finished_in_time);
+}
