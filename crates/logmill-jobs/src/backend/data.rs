@@ -181,7 +181,7 @@ pub struct Ended<'a> {
     pub number: u64,
     /// Its kind.
     pub kind: &'a str,
-    /// The value of its header [`UNIQUE_HEADER`], if it has one.
+    /// The value of its header [`UNIQUE_HEADER`](super::UNIQUE_HEADER), if it has one.
     pub unique: Option<&'a [u8]>,
     /// How it ended.
     pub how: End<'a>,
