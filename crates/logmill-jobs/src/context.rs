@@ -10,13 +10,14 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::backend::{Changes, Claim, Due, Keep, KeyChange};
-use crate::enqueue::{check_name, header};
+use crate::backend::{Changes, Claim, Keep, KeyChange};
+use crate::enqueue::header;
 use crate::error::EnqueueError;
 use crate::failure::{Failure, JobResult, discard};
 use crate::handler::FromAttempt;
 use crate::keys;
 use crate::mill::Mill;
+use crate::prepared::PreparedJob;
 use crate::running::Signals;
 use crate::{Job, JobId};
 
@@ -121,29 +122,9 @@ struct Follows {
 
 #[derive(Default)]
 pub(crate) struct Followed {
-    pub(crate) jobs: Vec<FollowingJob>,
+    pub(crate) jobs: Vec<PreparedJob>,
     /// The keys of the results of steps, which the end of the job removes.
     pub(crate) steps: Vec<Vec<u8>>,
-}
-
-/// A job that follows from the completion of another one.
-pub(crate) struct FollowingJob {
-    pub(crate) queue: String,
-    pub(crate) kind: &'static str,
-    pub(crate) payload: Vec<u8>,
-    pub(crate) due: Due,
-    pub(crate) expires: Option<SystemTime>,
-    codec: Option<String>,
-    key: Option<String>,
-}
-
-impl FollowingJob {
-    pub(crate) fn headers(&self) -> Vec<(&str, &[u8])> {
-        let codec = self.codec.as_deref().map(|tag| (header::CODEC, tag));
-        let key = self.key.as_deref().map(|key| (header::KEY, key));
-        let both = codec.into_iter().chain(key);
-        both.map(|(key, value)| (key, value.as_bytes())).collect()
-    }
 }
 
 impl Followed {
@@ -209,7 +190,7 @@ impl Context {
 
     fn is_late(&self) -> bool {
         let deadline = self.inner.deadline;
-        deadline.is_some_and(|deadline| deadline <= Instant::now())
+        deadline.is_some_and(|deadline| deadline <= self.inner.mill.inner.clock.now())
     }
 
     /// Enqueues a job when this one is done, in the same step: whatever happens in between, either
@@ -222,26 +203,7 @@ impl Context {
     /// The arguments could not be encoded, the name of the queue is not valid, the kind is unique, or
     /// the attempt has ended: a context can outlive it.
     pub fn then<J: Job>(&self, job: J) -> Result<(), EnqueueError> {
-        let options = J::kind_options();
-        check_name(options.queue)?;
-        if job.unique_key()?.is_some() {
-            let why = "a job that follows from another one cannot be unique";
-            return Err(EnqueueError::Invalid(why.to_owned()));
-        }
-        let inner = &self.inner.mill.inner;
-        // Workers learn of a level of its queue that is new.
-        inner.queue(options.queue, options.priority)?;
-        let payload = inner.encoded(&job, |bytes| Ok(bytes.to_vec()))?;
-        let expires = options.expires_after;
-        let following = FollowingJob {
-            queue: crate::backend::name_of_level(options.queue, options.priority),
-            kind: J::KIND,
-            payload,
-            due: Due::Now,
-            expires: expires.and_then(|after| SystemTime::now().checked_add(after)),
-            codec: inner.codec.tag().map(str::to_owned),
-            key: job.limit_key()?,
-        };
+        let following = self.inner.mill.job(job).prepare()?;
         let mut follows = self.inner.follows.lock();
         if follows.has_ended {
             let why = "the attempt has ended; enqueue the job by the mill";

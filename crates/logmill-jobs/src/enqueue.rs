@@ -1,11 +1,13 @@
 //! How a job gets into the mill: its options, its encoding, its uniqueness.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::backend::{Due, NewJob};
 use crate::error::EnqueueError;
 use crate::handle::{JobHandle, Outcome};
-use crate::mill::Mill;
+use crate::mill::{Mill, OpenQueue};
+use crate::prepared::PreparedJob;
 use crate::unique::{self, Unique};
 use crate::{Job, JobId, Priority};
 
@@ -112,47 +114,99 @@ impl<'a, J: Job> Enqueue<'a, J> {
     /// # Errors
     /// See [`EnqueueError`]; the job is not enqueued, except after `NotDurable`.
     pub fn enqueue(self) -> Result<JobHandle<J>, EnqueueError> {
-        let Self { mill, job, options } = self;
-        let kind = J::kind_options();
-        let queue = options.queue.as_deref().unwrap_or(kind.queue);
-        check_name(queue)?;
-        let queue = mill
-            .inner
-            .queue(queue, options.priority.unwrap_or(kind.priority))?;
-        let unique = match &options.unique {
-            Some(unique) => Some(unique.clone()),
-            None => job.unique_key()?.map(Unique::by),
-        };
-        let key = match &options.key {
-            Some(key) => Some(key.clone()),
-            None => job.limit_key()?,
-        };
+        let parts = self.parts()?;
+        let Self { mill, job, options } = &self;
+        let (queue, unique) = (&parts.queue, &parts.unique);
         mill.inner
-            .encoded(&job, |payload| {
+            .encoded(job, |payload| {
                 let retries = options.max_retries.map(u32::to_le_bytes);
-                let mut headers = Headers::default();
-                headers.add(header::CODEC, mill.inner.codec.tag().map(str::as_bytes));
-                headers.add(header::KEY, key.as_deref().map(str::as_bytes));
-                headers.add(header::RETRIES, retries.as_ref().map(|bytes| &bytes[..]));
+                let headers = headers_of(mill, parts.key.as_deref(), retries.as_ref());
                 let new = NewJob {
                     kind: J::KIND,
                     payload,
                     headers: headers.as_slice(),
                     due: options.due,
-                    expires: expiry_of(options.expires_after.or(kind.expires_after)),
+                    expires: expiry_of(mill, parts.expires_after),
                     sync: options.sync,
                 };
-                let (number, outcome) = match &unique {
+                let (number, outcome) = match unique {
                     None => (queue.queue.publish(&new)?, Outcome::New),
                     Some(unique) => {
-                        return unique::enqueue(mill, &queue, (J::KIND, J::ALIASES), unique, &new);
+                        return unique::enqueue(mill, queue, (J::KIND, J::ALIASES), unique, &new);
                     }
                 };
                 let id = JobId::new(queue.name.clone(), number);
                 Ok((id, outcome))
             })
-            .map(|(id, outcome)| JobHandle::new(mill.clone(), id, outcome))
+            .map(|(id, outcome)| JobHandle::new((*mill).clone(), id, outcome))
     }
+
+    /// The job as a value of its own, to be enqueued by something else, which does not look whether
+    /// it is unique.
+    pub(crate) fn prepare(self) -> Result<PreparedJob, EnqueueError> {
+        let parts = self.parts()?;
+        let Self { mill, job, options } = &self;
+        if parts.unique.is_some() {
+            let why = "only a job that is enqueued by itself can be unique";
+            return Err(EnqueueError::Invalid(why.to_owned()));
+        }
+        let payload = mill.inner.encoded(job, |bytes| Ok(bytes.to_vec()))?;
+        let retries = options.max_retries.map(u32::to_le_bytes);
+        let headers = headers_of(mill, parts.key.as_deref(), retries.as_ref());
+        let headers = headers.as_slice().iter();
+        Ok(PreparedJob {
+            place: parts.queue.name.to_string(),
+            kind: J::KIND.to_owned(),
+            payload,
+            headers: headers
+                .map(|(key, value)| ((*key).to_owned(), value.to_vec()))
+                .collect(),
+            due: options.due,
+            expires_after: parts.expires_after,
+        })
+    }
+
+    /// What its options say, and those of its kind where they are silent.
+    #[inline]
+    fn parts(&self) -> Result<Parts, EnqueueError> {
+        let Self { mill, job, options } = self;
+        let kind = J::kind_options();
+        let queue = options.queue.as_deref().unwrap_or(kind.queue);
+        check_name(queue)?;
+        let priority = options.priority.unwrap_or(kind.priority);
+        Ok(Parts {
+            queue: mill.inner.queue(queue, priority)?,
+            unique: match &options.unique {
+                Some(unique) => Some(unique.clone()),
+                None => job.unique_key()?.map(Unique::by),
+            },
+            key: match &options.key {
+                Some(key) => Some(key.clone()),
+                None => job.limit_key()?,
+            },
+            expires_after: options.expires_after.or(kind.expires_after),
+        })
+    }
+}
+
+/// Where a job goes and what is stored with it.
+struct Parts {
+    queue: Arc<OpenQueue>,
+    unique: Option<Unique>,
+    key: Option<String>,
+    expires_after: Option<Duration>,
+}
+
+fn headers_of<'a>(
+    mill: &'a Mill,
+    key: Option<&'a str>,
+    retries: Option<&'a [u8; 4]>,
+) -> Headers<'a> {
+    let mut headers = Headers::default();
+    headers.add(header::CODEC, mill.inner.codec.tag().map(str::as_bytes));
+    headers.add(header::KEY, key.map(str::as_bytes));
+    headers.add(header::RETRIES, retries.map(|bytes| &bytes[..]));
+    headers
 }
 
 /// Enqueues jobs of a kind, those of a queue in one batch.
@@ -170,18 +224,13 @@ pub(crate) fn all<J: Job>(
     }
     check_name(kind.queue)?;
     let queue = mill.inner.queue(kind.queue, kind.priority)?;
-    let tag = mill.inner.codec.tag();
     let encoded = jobs.iter().map(|job| {
         let payload = mill.inner.encoded(job, |bytes| Ok(bytes.to_vec()))?;
         Ok((payload, job.limit_key()?))
     });
     let encoded = encoded.collect::<Result<Vec<_>, EnqueueError>>()?;
-    let headers = encoded.iter().map(|(_, key)| {
-        let mut headers = Headers::default();
-        headers.add(header::CODEC, tag.map(str::as_bytes));
-        headers.add(header::KEY, key.as_deref().map(str::as_bytes));
-        headers
-    });
+    let headers = encoded.iter();
+    let headers = headers.map(|(_, key)| headers_of(mill, key.as_deref(), None));
     let headers: Vec<_> = headers.collect();
     let new: Vec<_> = encoded
         .iter()
@@ -191,7 +240,7 @@ pub(crate) fn all<J: Job>(
             payload,
             headers: headers.as_slice(),
             due: Due::Now,
-            expires: expiry_of(kind.expires_after),
+            expires: expiry_of(mill, kind.expires_after),
             sync: false,
         })
         .collect();
@@ -204,8 +253,8 @@ pub(crate) fn all<J: Job>(
 }
 
 /// When a job expires. A time that overflows is one that never comes.
-fn expiry_of(after: Option<Duration>) -> Option<SystemTime> {
-    SystemTime::now().checked_add(after?)
+fn expiry_of(mill: &Mill, after: Option<Duration>) -> Option<SystemTime> {
+    mill.inner.clock.wall().checked_add(after?)
 }
 
 /// Checks the name of a queue. A dot separates it from its level.

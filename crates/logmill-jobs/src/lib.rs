@@ -60,6 +60,7 @@
 
 mod backoff;
 mod cancelling;
+mod clock;
 mod codec;
 mod context;
 mod enqueue;
@@ -74,6 +75,8 @@ mod limits;
 mod mill;
 mod options;
 mod parked;
+#[allow(dead_code)]
+mod prepared;
 mod queue;
 mod refused;
 mod running;

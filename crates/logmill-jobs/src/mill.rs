@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 
 use crate::backend::{Backend, BackendError, Queue, name_of_level};
 use crate::cancelling::Cancelling;
+use crate::clock::Clock;
 use crate::codec::Codec;
 use crate::enqueue::Enqueue;
 use crate::error::EnqueueError;
@@ -71,6 +72,7 @@ pub struct Mill {
 pub(crate) struct Inner {
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) codec: Codec,
+    pub(crate) clock: Clock,
     pub(crate) keep_results: Duration,
     /// The queues that were used, by the names that the backend knows.
     queues: RwLock<HashMap<String, Arc<OpenQueue>>>,
@@ -126,9 +128,11 @@ impl Mill {
             keep_results,
             limits,
         } = options;
+        let clock = Clock;
         let inner = Arc::new(Inner {
             backend: Box::new(backend),
             codec: Codec::new(format, layer, other_layers),
+            clock: clock.clone(),
             keep_results,
             queues: RwLock::default(),
             waiters: Waiters::default(),
@@ -138,7 +142,7 @@ impl Mill {
             unique_locks: Locks::default(),
             pools: Pools::default(),
             parked: Parked::default(),
-            limits: Limits::new(limits),
+            limits: Limits::new(limits, clock),
             is_closed: AtomicBool::new(false),
         });
         let told = Arc::downgrade(&inner);

@@ -1,14 +1,13 @@
 //! How an attempt ends: what its handler returned decides what becomes of the job, and what follows
 //! from that is stored in the same step.
 
-use crate::backend::{
-    self, BackendError, Changes, Claim, End, Keep, KeyChange, NewJob, Settlement,
-};
+use crate::backend::{self, BackendError, Changes, Claim, End, Keep, KeyChange, Settlement};
 use crate::context::Followed;
 use crate::enqueue::header;
 use crate::failure::{Failure, Verdict};
 use crate::keys::{self, Record};
 use crate::mill::Mill;
+use crate::prepared::PreparedJob;
 use crate::unique::Release;
 use crate::waiters::Ended;
 use crate::{JobId, KindOptions};
@@ -100,17 +99,10 @@ fn end(
     for step in &followed.steps {
         changes.keys.push(KeyChange::Remove(step));
     }
-    let headers: Vec<_> = followed.jobs.iter().map(|job| job.headers()).collect();
+    let headers: Vec<_> = followed.jobs.iter().map(PreparedJob::headers).collect();
+    let now = mill.inner.clock.wall();
     for (job, headers) in followed.jobs.iter().zip(&headers) {
-        let new = NewJob {
-            kind: job.kind,
-            payload: &job.payload,
-            headers,
-            due: job.due,
-            expires: job.expires,
-            sync: false,
-        };
-        changes.jobs.push((&job.queue, new));
+        changes.jobs.push((&job.place, job.new_job(headers, now)));
     }
     claim.settle(Settlement::Done(Some(&changes)))?;
     Ok(())

@@ -10,9 +10,11 @@ use parking_lot::Mutex;
 use super::Limit;
 use crate::JobId;
 use crate::backend::{Claim, Held, Settlement};
+use crate::clock::Clock;
 
 pub(super) struct Gate {
     pub(super) limit: Limit,
+    clock: Clock,
     opened: Instant,
     state: Mutex<State>,
 }
@@ -134,10 +136,11 @@ impl State {
 }
 
 impl Gate {
-    pub(super) fn new(limit: Limit) -> Self {
+    pub(super) fn new(limit: Limit, clock: Clock) -> Self {
         Self {
             limit,
-            opened: Instant::now(),
+            opened: clock.now(),
+            clock,
             state: Mutex::default(),
         }
     }
@@ -145,7 +148,7 @@ impl Gate {
     /// The time, as far as the limit depends on it.
     pub(super) fn now(&self) -> Instant {
         match self.limit.rate {
-            Some(_) => Instant::now(),
+            Some(_) => self.clock.now(),
             None => self.opened,
         }
     }
@@ -306,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_rate_lets_through_what_it_says_in_any_period() {
-        let gate = Gate::new(Limit::on_queue("q").rate(10, secs(1)).burst(3));
+        let gate = Gate::new(Limit::on_queue("q").rate(10, secs(1)).burst(3), Clock);
         let start = Instant::now();
         assert_eq!(places(&gate, 0, start), 3);
         let mut later = 0;
@@ -320,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_number_at_once_is_one_of_each_key() {
-        let gate = Gate::new(Limit::on_queue("q").by_key().at_once(2));
+        let gate = Gate::new(Limit::on_queue("q").by_key().at_once(2), Clock);
         let now = Instant::now();
         assert_eq!((places(&gate, 1, now), places(&gate, 2, now)), (2, 2));
         gate.give_back(1, true);
@@ -329,7 +332,7 @@ mod tests {
 
     #[test]
     fn keys_that_are_idle_are_forgotten() {
-        let gate = Gate::new(Limit::on_queue("q").by_key().rate(1, secs(1)));
+        let gate = Gate::new(Limit::on_queue("q").by_key().rate(1, secs(1)), Clock);
         let start = Instant::now();
         for key in 0..100_000 {
             let now = start + Duration::from_millis(key);

@@ -25,6 +25,7 @@ use self::gate::{Gate, Taken};
 use self::timer::Timer;
 use crate::JobId;
 use crate::backend::Claim;
+use crate::clock::Clock;
 use crate::enqueue::header;
 
 /// A limit on jobs that run at the same time, or that begin in a time.
@@ -185,11 +186,14 @@ pub(crate) enum Admission {
 }
 
 impl Limits {
-    pub(crate) fn new(limits: Vec<Limit>) -> Arc<Self> {
-        let timer = Arc::new(Timer::new());
+    pub(crate) fn new(limits: Vec<Limit>, clock: Clock) -> Arc<Self> {
+        let timer = Arc::new(Timer::new(clock.clone()));
         let has_rates = limits.iter().any(|limit| limit.rate.is_some());
         let limits = Arc::new(Self {
-            gates: limits.into_iter().map(Gate::new).collect(),
+            gates: limits
+                .into_iter()
+                .map(|limit| Gate::new(limit, clock.clone()))
+                .collect(),
             granted: Mutex::default(),
             grants: AtomicUsize::new(0),
             hasher: RandomState::new(),

@@ -6,8 +6,10 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use super::Limits;
+use crate::clock::Clock;
 
 pub(super) struct Timer {
+    clock: Clock,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -19,8 +21,9 @@ struct State {
 }
 
 impl Timer {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(clock: Clock) -> Self {
         Self {
+            clock,
             state: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -45,7 +48,7 @@ impl Timer {
                 }
                 match state.next {
                     None => self.changed.wait(&mut state),
-                    Some(next) if next > Instant::now() => {
+                    Some(next) if next > self.clock.now() => {
                         self.changed.wait_until(&mut state, next);
                     }
                     Some(_) => break,
@@ -56,7 +59,7 @@ impl Timer {
             let Some(limits) = limits.upgrade() else {
                 return;
             };
-            if let Some(next) = limits.ring(Instant::now()) {
+            if let Some(next) = limits.ring(self.clock.now()) {
                 self.ring_at(next);
             }
         }

@@ -163,7 +163,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         let seat = self.shared.seat(self.at);
         seat.begin(&self.id, std::mem::take(&mut self.is_other_queue));
         let timeout = options.timeout;
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let deadline = timeout.and_then(|timeout| mill.inner.clock.now().checked_add(timeout));
         let attempt = Attempt {
             mill,
             id: &self.id,
