@@ -175,6 +175,12 @@ impl State {
             debts.note_completed(named, segment.owing(1));
         }
         let index = find_entries(&log, &mut debts).map_err(|error| error.retold())?;
+        // A process that died may not have flushed them, and what each queue is given of a
+        // transaction gets to the disk by itself.
+        if debts.has_jobs() {
+            log.flush(false)
+                .map_err(|error| OpenError::Flush(FlushError(error)))?;
+        }
         // That of segments which were sealed was found just now.
         report.quarantined.extend(log.damage());
         let state = Self {

@@ -79,6 +79,11 @@ impl Debts {
         add(&mut queue.completions, completion);
     }
 
+    /// Whether jobs are to go to their queues.
+    pub(super) fn has_jobs(&self) -> bool {
+        self.queues.values().any(|queue| !queue.waiting.is_empty())
+    }
+
     pub(super) fn take_waiting(&mut self, queue: u64) -> Vec<Sequence> {
         let queue = self.queues.get_mut(&queue);
         queue.map_or_else(Vec::new, |queue| std::mem::take(&mut queue.waiting))

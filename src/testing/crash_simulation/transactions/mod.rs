@@ -2,6 +2,7 @@
 //! transaction, of a directory with two queues, and checks that all of a transaction has happened
 //! or nothing.
 
+mod kill_then_cut;
 mod truth;
 
 use std::cell::{Cell, RefCell};
