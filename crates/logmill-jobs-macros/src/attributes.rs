@@ -20,6 +20,7 @@ pub(crate) struct Attributes {
     pub(crate) kind: LitStr,
     pub(crate) aliases: Vec<LitStr>,
     pub(crate) output: Type,
+    pub(crate) inputs: Type,
     /// Calls of the methods of `KindOptions`.
     pub(crate) options: Vec<TokenStream>,
     /// An expression for the key within which a job is unique.
@@ -35,6 +36,7 @@ impl Attributes {
             kind: LitStr::new("", input.ident.span()),
             aliases: Vec::new(),
             output: syn::parse_quote!(()),
+            inputs: syn::parse_quote!(()),
             options: Vec::new(),
             unique: None,
             key: None,
@@ -65,6 +67,7 @@ impl Attributes {
         match name.as_str() {
             "kind" => *kind = Some(text_of_kind(meta)?),
             "alias" => self.aliases.push(text_of_kind(meta)?),
+            "inputs" => self.inputs = meta.value()?.parse()?,
             "output" => self.output = meta.value()?.parse()?,
             "unique" => self.unique = Some(key_of(meta, input)?),
             "key" => self.key = Some(key_of(meta, input)?),
@@ -75,7 +78,7 @@ impl Attributes {
                 self.options.push(quote_spanned!(span=> .#method(#value)));
             }
             _ => {
-                let known = "kind, alias, output, unique, key, queue, max_retries, backoff, \
+                let known = "kind, alias, output, inputs, unique, key, queue, max_retries, backoff, \
                              timeout, priority, expires_after";
                 return Err(meta.error(format!("not an option of a job; there are {known}")));
             }

@@ -24,6 +24,7 @@ fn implement(input: &DeriveInput) -> syn::Result<proc_macro2::TokenStream> {
         kind,
         aliases,
         output,
+        inputs,
         options,
         unique,
         key,
@@ -58,6 +59,7 @@ fn implement(input: &DeriveInput) -> syn::Result<proc_macro2::TokenStream> {
         #[automatically_derived]
         impl #for_impl ::logmill_jobs::Job for #name #of_type #bounds {
             type Output = #output;
+            type Inputs = #inputs;
             const KIND: &'static str = #kind;
             const ALIASES: &'static [&'static str] = &[#(#aliases),*];
 

@@ -28,20 +28,16 @@ impl Cancelling {
         true
     }
 
-    /// The reason for which a job was cancelled.
-    pub(crate) fn take(&self, id: &JobId) -> String {
-        let Some(reason) = self.reasons.lock().remove(id) else {
-            return String::new();
-        };
-        self.count.fetch_sub(1, Ordering::Relaxed);
-        reason
+    /// The reason for which a job is being cancelled; None if it is not.
+    pub(crate) fn reason_of(&self, id: &JobId) -> Option<String> {
+        self.reasons.lock().get(id).cloned()
     }
 
-    /// Forgets a job that has ended otherwise.
+    /// Forgets a job whose end is stored.
     #[inline]
     pub(crate) fn forget(&self, id: &JobId) {
-        if self.count.load(Ordering::Relaxed) > 0 {
-            self.take(id);
+        if self.count.load(Ordering::Relaxed) > 0 && self.reasons.lock().remove(id).is_some() {
+            self.count.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }

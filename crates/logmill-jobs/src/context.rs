@@ -14,6 +14,7 @@ use crate::backend::{Changes, Claim, Keep, KeyChange};
 use crate::enqueue::header;
 use crate::error::EnqueueError;
 use crate::failure::{Failure, JobResult, discard};
+use crate::flow::{NodeId, check_beside};
 use crate::handler::FromAttempt;
 use crate::keys;
 use crate::mill::Mill;
@@ -39,7 +40,8 @@ impl Attempt<'_> {
     /// The context of the attempt; the same for each call.
     pub fn context(&self) -> &Context {
         self.context.get_or_init(|| {
-            let signals = self.mill.inner.running.begin(self.id);
+            let node = self.claim.header(header::FLOW).and_then(NodeId::parse);
+            let signals = self.mill.inner.running.begin(self.id, node);
             // It may have been cancelled before it could be told.
             if self.claim.is_cancelled() {
                 signals.cancel();
@@ -50,6 +52,7 @@ impl Attempt<'_> {
                     mill: self.mill.clone(),
                     id: self.id.clone(),
                     kind: self.claim.kind().to_owned(),
+                    node,
                     key: key.map(|key| String::from_utf8_lossy(key).into_owned()),
                     attempt: self.claim.attempt(),
                     crashes: self.claim.crashes(),
@@ -100,6 +103,8 @@ struct Inner {
     mill: Mill,
     id: JobId,
     kind: String,
+    /// Its place in a flow.
+    node: Option<NodeId>,
     key: Option<String>,
     attempt: u32,
     crashes: u32,
@@ -123,6 +128,8 @@ struct Follows {
 #[derive(Default)]
 pub(crate) struct Followed {
     pub(crate) jobs: Vec<PreparedJob>,
+    /// Jobs that are added to the flow of this one, beside it.
+    pub(crate) beside: Vec<PreparedJob>,
     /// The keys of the results of steps, which the end of the job removes.
     pub(crate) steps: Vec<Vec<u8>>,
 }
@@ -130,7 +137,7 @@ pub(crate) struct Followed {
 impl Followed {
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.jobs.is_empty() && self.steps.is_empty()
+        self.jobs.is_empty() && self.beside.is_empty() && self.steps.is_empty()
     }
 }
 
@@ -204,12 +211,36 @@ impl Context {
     /// the attempt has ended: a context can outlive it.
     pub fn then<J: Job>(&self, job: J) -> Result<(), EnqueueError> {
         let following = self.inner.mill.job(job).prepare()?;
+        self.follow(|followed| followed.jobs.push(following))
+    }
+
+    /// Adds a job to the flow that this one is of when this one is done, in the same step: whatever
+    /// waits for this one waits for the new one as well, and takes its output with the others if it
+    /// takes those of several jobs of this kind.
+    ///
+    /// If the attempt fails, nothing is added.
+    ///
+    /// # Errors
+    /// As for [`then`](Self::then); and the job is of no flow, or what waits for it takes the output
+    /// of this one alone, or the outputs of jobs of another kind.
+    pub fn add_beside<J: Job<Inputs = ()>>(&self, job: J) -> Result<(), EnqueueError> {
+        let Some(node) = self.inner.node else {
+            let why = "the job is of no flow that another one could be added to";
+            return Err(EnqueueError::Invalid(why.to_owned()));
+        };
+        let is_same_kind = J::KIND == self.kind() || J::ALIASES.contains(&self.kind());
+        check_beside(&self.inner.mill, node, is_same_kind)?;
+        let beside = self.inner.mill.job(job).prepare()?;
+        self.follow(|followed| followed.beside.push(beside))
+    }
+
+    fn follow(&self, add: impl FnOnce(&mut Followed)) -> Result<(), EnqueueError> {
         let mut follows = self.inner.follows.lock();
         if follows.has_ended {
             let why = "the attempt has ended; enqueue the job by the mill";
             return Err(EnqueueError::Invalid(why.to_owned()));
         }
-        follows.followed.jobs.push(following);
+        add(&mut follows.followed);
         Ok(())
     }
 
@@ -257,7 +288,8 @@ impl Context {
     /// Ends the attempt; returns what is to be stored with the completion of the job.
     pub(crate) fn end(&self) -> Followed {
         let inner = &self.inner;
-        inner.mill.inner.running.end(&inner.id, &inner.signals);
+        let running = &inner.mill.inner.running;
+        running.end(&inner.id, inner.node, &inner.signals);
         let mut follows = inner.follows.lock();
         follows.has_ended = true;
         std::mem::take(&mut follows.followed)

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::backend::{Due, NewJob};
 use crate::error::EnqueueError;
+use crate::expiry;
 use crate::handle::{JobHandle, Outcome};
 use crate::mill::{Mill, OpenQueue};
 use crate::prepared::PreparedJob;
@@ -15,6 +16,10 @@ use crate::{Job, JobId, Priority};
 pub(crate) mod header {
     /// How it is encoded, if not as plain JSON.
     pub(crate) const CODEC: &str = "codec";
+    /// The place of the job in a flow.
+    pub(crate) const FLOW: &str = "flow";
+    /// When the job is not started any more, in nanoseconds since the epoch.
+    pub(crate) const EXPIRES: &str = "expires";
     /// The key that limits count by.
     pub(crate) const KEY: &str = "key";
     /// The attempts that may follow the first, if not those of the kind.
@@ -120,13 +125,14 @@ impl<'a, J: Job> Enqueue<'a, J> {
         mill.inner
             .encoded(job, |payload| {
                 let retries = options.max_retries.map(u32::to_le_bytes);
-                let headers = headers_of(mill, parts.key.as_deref(), retries.as_ref());
+                let expires = expiry::header_of(mill, parts.expires_after);
+                let key = parts.key.as_deref();
+                let headers = headers_of(mill, key, retries.as_ref(), expires.as_ref());
                 let new = NewJob {
                     kind: J::KIND,
                     payload,
                     headers: headers.as_slice(),
                     due: options.due,
-                    expires: expiry_of(mill, parts.expires_after),
                     sync: options.sync,
                 };
                 let (number, outcome) = match unique {
@@ -152,7 +158,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
         }
         let payload = mill.inner.encoded(job, |bytes| Ok(bytes.to_vec()))?;
         let retries = options.max_retries.map(u32::to_le_bytes);
-        let headers = headers_of(mill, parts.key.as_deref(), retries.as_ref());
+        let headers = headers_of(mill, parts.key.as_deref(), retries.as_ref(), None);
         let headers = headers.as_slice().iter();
         Ok(PreparedJob {
             place: parts.queue.name.to_string(),
@@ -201,11 +207,13 @@ fn headers_of<'a>(
     mill: &'a Mill,
     key: Option<&'a str>,
     retries: Option<&'a [u8; 4]>,
+    expires: Option<&'a [u8; 8]>,
 ) -> Headers<'a> {
     let mut headers = Headers::default();
     headers.add(header::CODEC, mill.inner.codec.tag().map(str::as_bytes));
     headers.add(header::KEY, key.map(str::as_bytes));
     headers.add(header::RETRIES, retries.map(|bytes| &bytes[..]));
+    headers.add(header::EXPIRES, expires.map(|bytes| &bytes[..]));
     headers
 }
 
@@ -229,8 +237,9 @@ pub(crate) fn all<J: Job>(
         Ok((payload, job.limit_key()?))
     });
     let encoded = encoded.collect::<Result<Vec<_>, EnqueueError>>()?;
+    let expires = expiry::header_of(mill, kind.expires_after);
     let headers = encoded.iter();
-    let headers = headers.map(|(_, key)| headers_of(mill, key.as_deref(), None));
+    let headers = headers.map(|(_, key)| headers_of(mill, key.as_deref(), None, expires.as_ref()));
     let headers: Vec<_> = headers.collect();
     let new: Vec<_> = encoded
         .iter()
@@ -240,7 +249,6 @@ pub(crate) fn all<J: Job>(
             payload,
             headers: headers.as_slice(),
             due: Due::Now,
-            expires: expiry_of(mill, kind.expires_after),
             sync: false,
         })
         .collect();
@@ -250,11 +258,6 @@ pub(crate) fn all<J: Job>(
         JobHandle::new(mill.clone(), id, Outcome::New)
     };
     Ok(numbers.into_iter().map(handle).collect())
-}
-
-/// When a job expires. A time that overflows is one that never comes.
-fn expiry_of(mill: &Mill, after: Option<Duration>) -> Option<SystemTime> {
-    mill.inner.clock.wall().checked_add(after?)
 }
 
 /// Checks the name of a queue. A dot separates it from its level.
@@ -270,7 +273,7 @@ pub(crate) fn check_name(queue: &str) -> Result<(), EnqueueError> {
 /// Up to as many headers as there are kinds of them.
 #[derive(Default)]
 struct Headers<'a> {
-    headers: [(&'static str, &'a [u8]); 3],
+    headers: [(&'static str, &'a [u8]); 4],
     len: usize,
 }
 

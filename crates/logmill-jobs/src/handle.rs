@@ -195,6 +195,10 @@ impl<J: Job> JobHandle<J> {
         if queue.queue.contains(self.id.number())? {
             return Ok(None);
         }
+        // It is gone, and its record is about to be stored; who does that tells this waiter.
+        if inner.cancelling.reason_of(&self.id).is_some() {
+            return Ok(None);
+        }
         // It may have ended since its record was looked for.
         match self.record()? {
             Some(record) => self.result_of(record).map(Some),
@@ -304,6 +308,7 @@ impl Mill {
             return Ok(Cancelled::Gone);
         };
         // The end of the job is told by the backend, at once or when its handler has ended.
+        let was_noted = self.note_cancelled(id, reason)?;
         let is_first = inner.cancelling.begin(id, reason);
         let cancelled = queue.queue.cancel(id.number());
         match &cancelled {
@@ -314,7 +319,11 @@ impl Mill {
         // A job that is held ends when a worker comes to it.
         inner.parked.release_job(id);
         inner.limits.forget(id);
-        cancelled
+        match cancelled {
+            // Its handler was told by its flow, and has ended since.
+            Ok(Cancelled::Gone) if was_noted => Ok(Cancelled::Running),
+            cancelled => cancelled,
+        }
     }
 
     fn record(&self, id: &JobId) -> Result<Option<Record>, BackendError> {

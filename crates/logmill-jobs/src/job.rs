@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{Backoff, CodecError};
+use crate::{Backoff, CodecError, InputShape};
 
 /// A type of job: what a producer enqueues and a handler gets.
 ///
@@ -34,6 +34,7 @@ use crate::{Backoff, CodecError};
 /// | `priority = Priority::High` | among the jobs of the queue | `Priority::Normal` |
 /// | `expires_after = hours(1)` | then it is not started any more | never |
 /// | `output = Receipt` | what the handler returns, kept as the job's result | `()`, not kept |
+/// | `inputs = (Charge, Vec<Resize>)` | what it takes from others of its [flow](crate::Flow::join) | `()`, nothing |
 /// | `unique = "user_id"` | one job at a time with this value of a field | not unique |
 /// | `key = "tenant"` | the field by which limits count | none |
 ///
@@ -45,6 +46,9 @@ pub trait Job: Serialize + DeserializeOwned + Send + 'static {
     ///
     /// Kept as the job's result, unless it is `()`.
     type Output: Serialize + DeserializeOwned + Send + 'static;
+
+    /// What the job takes from others of its flow; `()` if it takes nothing.
+    type Inputs: InputShape;
 
     /// The name under which jobs are stored, 1 to 255 bytes. It outlives names in the code: jobs
     /// that wait during a deploy are found by it.

@@ -60,23 +60,17 @@ pub(crate) enum Record {
 }
 
 impl Record {
-    pub(crate) fn done(tag: Option<&str>, output: &[u8]) -> Vec<u8> {
-        let tag = tag.unwrap_or_default().as_bytes();
-        let len = u8::try_from(tag.len()).unwrap_or(u8::MAX);
-        let tag = &tag[..usize::from(len)];
-        [&[b'D', len], tag, output].concat()
-    }
-
-    pub(crate) fn cancelled(reason: &str) -> Vec<u8> {
-        [b"C", reason.as_bytes()].concat()
-    }
-
-    pub(crate) fn expired() -> Vec<u8> {
-        b"E".to_vec()
-    }
-
-    pub(crate) fn dead(reason: &str) -> Vec<u8> {
-        [b"X", reason.as_bytes()].concat()
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Done { tag, output } => {
+                let tag = tag.as_deref().unwrap_or_default();
+                let len = u8::try_from(tag.len()).unwrap_or(u8::MAX);
+                [&[b'D', len], &tag[..usize::from(len)], output].concat()
+            }
+            Self::Cancelled { reason } => [b"C", reason.as_bytes()].concat(),
+            Self::Expired => b"E".to_vec(),
+            Self::Dead { reason } => [b"X", reason.as_bytes()].concat(),
+        }
     }
 
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
@@ -119,29 +113,21 @@ mod tests {
 
     #[test]
     fn a_record_is_parsed_as_it_was_made() {
-        let done = Record::Done {
-            tag: Some(b"json+zstd".to_vec()),
-            output: b"7".to_vec(),
+        let done = |tag: Option<&[u8]>, output: &[u8]| Record::Done {
+            tag: tag.map(<[u8]>::to_vec),
+            output: output.to_vec(),
         };
-        let bytes = Record::done(Some("json+zstd"), b"7");
-        assert_eq!(Record::parse(&bytes), Some(done));
-        let plain = Record::Done {
-            tag: None,
-            output: Vec::new(),
-        };
-        assert_eq!(Record::parse(&Record::done(None, b"")), Some(plain));
-        let reason = "late".to_owned();
-        let cancelled = Record::parse(&Record::cancelled("late"));
-        assert_eq!(
-            cancelled,
-            Some(Record::Cancelled {
-                reason: reason.clone()
-            })
-        );
-        assert_eq!(
-            Record::parse(&Record::dead("late")),
-            Some(Record::Dead { reason })
-        );
+        let reason = || "late".to_owned();
+        let records = [
+            done(Some(b"json+zstd"), b"7"),
+            done(None, b""),
+            Record::Cancelled { reason: reason() },
+            Record::Expired,
+            Record::Dead { reason: reason() },
+        ];
+        for record in records {
+            assert_eq!(Record::parse(&record.to_bytes()), Some(record));
+        }
         for bytes in [&b""[..], b"Z", b"D", b"D\x05abc"] {
             assert_eq!(Record::parse(bytes), None);
         }

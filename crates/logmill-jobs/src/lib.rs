@@ -65,7 +65,10 @@ mod codec;
 mod context;
 mod enqueue;
 mod error;
+mod expiry;
 mod failure;
+mod fields;
+mod flow;
 mod handle;
 mod handler;
 mod id;
@@ -75,7 +78,6 @@ mod limits;
 mod mill;
 mod options;
 mod parked;
-#[allow(dead_code)]
 mod prepared;
 mod queue;
 mod refused;
@@ -94,6 +96,12 @@ pub use context::{Attempt, Context};
 pub use enqueue::Enqueue;
 pub use error::{EnqueueError, OpenError, StartError, WaitError};
 pub use failure::{Failure, FailureError, JobResult, cancel, discard, retry_in, snooze};
+pub use flow::{
+    Batch, Flow, FlowHandle, FlowId, FlowTree, InputShape, Inputs, JobNode, NodeStatus, OnFailure,
+    ParseFlowIdError, TreeJob,
+};
+#[doc(hidden)]
+pub use flow::{Noted, StoredInputs};
 pub use handle::{JobHandle, Outcome, Status};
 #[cfg(feature = "tokio")]
 pub use handler::AsyncHandler;

@@ -18,6 +18,7 @@ use crate::enqueue::Enqueue;
 use crate::error::EnqueueError;
 #[cfg(feature = "embedded")]
 use crate::error::OpenError;
+use crate::flow::Flows;
 use crate::handle::JobHandle;
 use crate::limits::Limits;
 #[cfg(feature = "embedded")]
@@ -81,6 +82,7 @@ pub(crate) struct Inner {
     pub(crate) cancelling: Cancelling,
     pub(crate) refused: Refused,
     pub(crate) unique_locks: Locks,
+    pub(crate) flows: Flows,
     pub(crate) pools: Pools,
     pub(crate) parked: Parked,
     pub(crate) limits: Arc<Limits>,
@@ -140,6 +142,7 @@ impl Mill {
             cancelling: Cancelling::default(),
             refused: Refused::default(),
             unique_locks: Locks::default(),
+            flows: Flows::default(),
             pools: Pools::default(),
             parked: Parked::default(),
             limits: Limits::new(limits, clock),

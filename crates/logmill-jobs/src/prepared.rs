@@ -4,6 +4,10 @@
 use std::time::{Duration, SystemTime};
 
 use crate::backend::{Due, NewJob};
+use crate::enqueue::header;
+use crate::expiry;
+use crate::fields::{self, take, take_text, take_u64};
+use crate::mill::Mill;
 
 /// An encoded job with its options, as a value of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,19 +29,22 @@ impl PreparedJob {
         headers.map(|(key, value)| (&**key, &**value)).collect()
     }
 
-    /// The job as a backend takes it, enqueued at this time, with these headers.
-    pub(crate) fn new_job<'a>(
-        &'a self,
-        headers: &'a [(&'a str, &'a [u8])],
-        now: SystemTime,
-    ) -> NewJob<'a> {
+    /// Has it expire from now on, as it is about to be enqueued.
+    pub(crate) fn stamp(&mut self, mill: &Mill) {
+        if let Some(expires) = expiry::header_of(mill, self.expires_after.take()) {
+            self.headers
+                .push((header::EXPIRES.to_owned(), expires.to_vec()));
+        }
+    }
+
+    /// The job as a backend takes it, with these headers. It is to be [stamped](Self::stamp).
+    pub(crate) fn new_job<'a>(&'a self, headers: &'a [(&'a str, &'a [u8])]) -> NewJob<'a> {
+        debug_assert_eq!(self.expires_after, None);
         NewJob {
             kind: &self.kind,
             payload: &self.payload,
             headers,
             due: self.due,
-            // A time that overflows is one that never comes.
-            expires: self.expires_after.and_then(|after| now.checked_add(after)),
             sync: false,
         }
     }
@@ -45,12 +52,7 @@ impl PreparedJob {
     /// The bytes under which it is stored: the format's version, then each field with its length.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![VERSION];
-        let mut add = |field: &[u8]| {
-            // What is longer than this no backend takes.
-            let len = u32::try_from(field.len()).unwrap_or(u32::MAX);
-            bytes.extend_from_slice(&len.to_le_bytes());
-            bytes.extend_from_slice(field);
-        };
+        let mut add = |field: &[u8]| fields::add(&mut bytes, field);
         add(self.place.as_bytes());
         add(self.kind.as_bytes());
         add(&self.payload);
@@ -77,23 +79,23 @@ impl PreparedJob {
     /// Reads what [`to_bytes`](Self::to_bytes) made; None for anything else.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let mut rest = bytes.strip_prefix(&[VERSION])?;
-        let (place, kind) = (text(&mut rest)?, text(&mut rest)?);
-        let payload = field(&mut rest)?.to_vec();
-        let tag = field(&mut rest)?;
-        let due = Duration::from_nanos(number(&mut rest)?);
+        let (place, kind) = (take_text(&mut rest)?, take_text(&mut rest)?);
+        let payload = take(&mut rest)?.to_vec();
+        let tag = take(&mut rest)?;
+        let due = Duration::from_nanos(take_u64(&mut rest)?);
         let due = match tag {
             [0] => Due::Now,
             [1] => Due::After(due),
             [2] => Due::At(SystemTime::UNIX_EPOCH.checked_add(due)?),
             _ => return None,
         };
-        let expires_after = match number(&mut rest)? {
+        let expires_after = match take_u64(&mut rest)? {
             u64::MAX => None,
             nanos => Some(Duration::from_nanos(nanos)),
         };
         let mut headers = Vec::new();
         while !rest.is_empty() {
-            headers.push((text(&mut rest)?, field(&mut rest)?.to_vec()));
+            headers.push((take_text(&mut rest)?, take(&mut rest)?.to_vec()));
         }
         Some(Self {
             place,
@@ -111,23 +113,6 @@ const VERSION: u8 = 1;
 /// The nanoseconds of a duration, at most those of 584 years.
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX - 1)
-}
-
-/// Takes a field from the front.
-fn field<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let (len, after) = rest.split_first_chunk::<4>()?;
-    let len = usize::try_from(u32::from_le_bytes(*len)).ok()?;
-    let (field, after) = after.split_at_checked(len)?;
-    *rest = after;
-    Some(field)
-}
-
-fn text(rest: &mut &[u8]) -> Option<String> {
-    String::from_utf8(field(rest)?.to_vec()).ok()
-}
-
-fn number(rest: &mut &[u8]) -> Option<u64> {
-    Some(u64::from_le_bytes(field(rest)?.try_into().ok()?))
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! Jobs that handlers of this process have, as far as somebody may want to tell them something.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::JobId;
+use crate::flow::NodeId;
 
 /// What a handler can be told.
 #[derive(Debug, Default)]
@@ -28,20 +30,31 @@ impl Signals {
 #[derive(Default)]
 pub(crate) struct Running {
     jobs: Mutex<HashMap<JobId, Arc<Signals>>>,
+    /// Those of them that are of flows.
+    nodes: Mutex<HashMap<NodeId, Arc<Signals>>>,
 }
 
 impl Running {
-    pub(crate) fn begin(&self, id: &JobId) -> Arc<Signals> {
+    pub(crate) fn begin(&self, id: &JobId, node: Option<NodeId>) -> Arc<Signals> {
         let signals = Arc::<Signals>::default();
         self.jobs.lock().insert(id.clone(), Arc::clone(&signals));
+        if let Some(node) = node {
+            self.nodes.lock().insert(node, Arc::clone(&signals));
+        }
         signals
     }
 
     /// Ends an attempt, unless another one of the same job has begun since.
-    pub(crate) fn end(&self, id: &JobId, signals: &Arc<Signals>) {
-        let mut jobs = self.jobs.lock();
-        if jobs.get(id).is_some_and(|one| Arc::ptr_eq(one, signals)) {
-            jobs.remove(id);
+    pub(crate) fn end(&self, id: &JobId, node: Option<NodeId>, signals: &Arc<Signals>) {
+        remove(&self.jobs, id, signals);
+        if let Some(node) = node {
+            remove(&self.nodes, &node, signals);
+        }
+    }
+
+    pub(crate) fn cancel_node(&self, node: NodeId) {
+        if let Some(signals) = self.nodes.lock().get(&node) {
+            signals.cancel();
         }
     }
 
@@ -49,5 +62,12 @@ impl Running {
         if let Some(signals) = self.jobs.lock().get(id) {
             signals.cancel();
         }
+    }
+}
+
+fn remove<K: Hash + Eq>(map: &Mutex<HashMap<K, Arc<Signals>>>, key: &K, signals: &Arc<Signals>) {
+    let mut map = map.lock();
+    if map.get(key).is_some_and(|one| Arc::ptr_eq(one, signals)) {
+        map.remove(key);
     }
 }

@@ -5,9 +5,9 @@ use crate::backend::{self, BackendError, Changes, Claim, End, Keep, KeyChange, S
 use crate::context::Followed;
 use crate::enqueue::header;
 use crate::failure::{Failure, Verdict};
+use crate::flow::{Ending, Outcome};
 use crate::keys::{self, Record};
 use crate::mill::Mill;
-use crate::prepared::PreparedJob;
 use crate::unique::Release;
 use crate::waiters::Ended;
 use crate::{JobId, KindOptions};
@@ -31,13 +31,19 @@ pub(crate) fn settle(
     followed: Followed,
 ) {
     match returned {
-        Ok(None) if followed.is_empty() && claim.header(header::UNIQUE).is_none() => {
+        Ok(None) if followed.is_empty() && ends_alone(claim) => {
             let done = claim.settle(Settlement::Done(None)).map(|_| Ended::Done);
             report(mill, id, done);
         }
-        Ok(output) => done(mill, claim, id, kind, output, &followed),
-        Err(failure) => fail(mill, claim, id, kind, failure, &followed),
+        Ok(output) => done(mill, claim, id, kind, output, followed),
+        Err(failure) => fail(mill, claim, id, kind, failure, followed),
     }
+}
+
+/// Whether nothing else is stored at the end of a job.
+#[inline]
+fn ends_alone(claim: &dyn Claim) -> bool {
+    claim.header(header::UNIQUE).is_none() && claim.header(header::FLOW).is_none()
 }
 
 /// Tells how a job has ended, if that could be stored.
@@ -63,14 +69,18 @@ fn done(
     id: &JobId,
     kind: &KindOptions,
     output: Option<Vec<u8>>,
-    followed: &Followed,
+    followed: Followed,
 ) {
     // If what is to be stored is refused, the attempt has failed. That must not go on for ever.
     if mill.inner.refused.count(id) > retries_of(claim, kind) {
         let reason = "its completion could not be stored, at several attempts";
+        note_death(mill, claim, id, reason);
         return settle_quietly(claim, id, Settlement::Dead { reason });
     }
-    let record = output.map(|output| Record::done(mill.inner.codec.tag(), &output));
+    let record = output.map(|output| Record::Done {
+        tag: mill.inner.codec.tag().map(|tag| tag.as_bytes().to_vec()),
+        output,
+    });
     let ended = end(mill, claim, id, record, followed).map(|()| Ended::Done);
     match ended {
         Ok(_) => mill.inner.refused.forget(id),
@@ -83,12 +93,27 @@ fn end(
     mill: &Mill,
     claim: &mut dyn Claim,
     id: &JobId,
-    record: Option<Vec<u8>>,
-    followed: &Followed,
+    record: Option<Record>,
+    mut followed: Followed,
 ) -> Result<(), BackendError> {
+    let beside = std::mem::take(&mut followed.beside);
+    for job in &mut followed.jobs {
+        job.stamp(mill);
+    }
+    // Of a job without an output, a flow keeps the unit.
+    let outcome = || {
+        Outcome::Record(record.clone().unwrap_or_else(|| Record::Done {
+            tag: None,
+            output: b"null".to_vec(),
+        }))
+    };
     let released = Release::of(mill, claim.kind(), claim.header(header::UNIQUE))?;
-    let record_key = keys::of_record(id);
+    let ending = Ending::of(mill, claim.header(header::FLOW), outcome, beside)?;
+    let (record_key, record) = (keys::of_record(id), record.map(|record| record.to_bytes()));
     let mut changes = Changes::default();
+    if let Some(ending) = &ending {
+        ending.add_to(&mut changes);
+    }
     if let Some(record) = &record {
         let keep = Keep::For(mill.inner.keep_results);
         changes.keys.push(KeyChange::Put(&record_key, record, keep));
@@ -99,13 +124,23 @@ fn end(
     for step in &followed.steps {
         changes.keys.push(KeyChange::Remove(step));
     }
-    let headers: Vec<_> = followed.jobs.iter().map(PreparedJob::headers).collect();
-    let now = mill.inner.clock.wall();
-    for (job, headers) in followed.jobs.iter().zip(&headers) {
-        changes.jobs.push((&job.place, job.new_job(headers, now)));
+    let of_flow = ending.iter().flat_map(|ending| &ending.jobs);
+    let jobs: Vec<_> = followed.jobs.iter().chain(of_flow).collect();
+    let headers: Vec<_> = jobs.iter().map(|job| job.headers()).collect();
+    for (job, headers) in jobs.iter().zip(&headers) {
+        changes.jobs.push((&job.place, job.new_job(headers)));
     }
     claim.settle(Settlement::Done(Some(&changes)))?;
+    if let Some(ending) = ending {
+        ending.told(mill);
+    }
     Ok(())
+}
+
+/// Ends a job that has expired before it began.
+pub(crate) fn expire(mill: &Mill, claim: &mut dyn Claim, id: &JobId) {
+    let ended = end(mill, claim, id, Some(Record::Expired), Followed::default());
+    report(mill, id, ended.map(|()| Ended::Expired));
 }
 
 /// Ends an attempt that did not complete its job.
@@ -116,7 +151,7 @@ fn fail(
     id: &JobId,
     kind: &KindOptions,
     failure: Failure,
-    followed: &Followed,
+    followed: Followed,
 ) {
     let Failure {
         mut reason,
@@ -127,11 +162,13 @@ fn fail(
     let settlement = match verdict {
         Verdict::Cancel => {
             let kept = Followed {
-                jobs: Vec::new(),
-                steps: followed.steps.clone(),
+                steps: followed.steps,
+                ..Followed::default()
             };
-            let record = Record::cancelled(&reason);
-            let ended = end(mill, claim, id, Some(record), &kept);
+            let record = Record::Cancelled {
+                reason: reason.clone(),
+            };
+            let ended = end(mill, claim, id, Some(record), kept);
             return report(mill, id, ended.map(|()| Ended::Cancelled(reason)));
         }
         Verdict::Snooze(after) => Settlement::Snooze { after },
@@ -148,7 +185,28 @@ fn fail(
             Settlement::Dead { reason: &reason }
         }
     };
+    if let Settlement::Dead { reason } = settlement {
+        note_death(mill, claim, id, reason);
+    }
     settle_quietly(claim, id, settlement);
+}
+
+/// Notes the death of a job of a flow before the job dies: a process that ends in between leaves a
+/// job that is known to be dead, and not a flow that waits for ever.
+fn note_death(mill: &Mill, claim: &dyn Claim, id: &JobId, reason: &str) {
+    let outcome = || {
+        let reason = reason.to_owned();
+        Outcome::Record(Record::Dead { reason })
+    };
+    let noted = Ending::of(mill, claim.header(header::FLOW), outcome, Vec::new());
+    let noted = noted.and_then(|ending| match ending {
+        Some(ending) => ending.commit(mill).map(|()| ending.told(mill)),
+        None => Ok(()),
+    });
+    if let Err(error) = noted {
+        // The backend tells of the death once more.
+        tracing::warn!(%id, %error, "the death of a job of a flow could not be stored at once");
+    }
 }
 
 fn truncate(reason: &mut String) {
@@ -176,20 +234,35 @@ fn retries_of(claim: &dyn Claim, kind: &KindOptions) -> u32 {
 pub(crate) fn ended_otherwise(mill: &Mill, ended: &backend::Ended<'_>) {
     let id = JobId::new(ended.queue, ended.number);
     let (record, told) = match ended.how {
-        End::Dead(reason) => (Record::dead(reason), Ended::Dead(reason.to_owned())),
-        End::Expired => (Record::expired(), Ended::Expired),
+        End::Dead(reason) => {
+            let reason = reason.to_owned();
+            (
+                Record::Dead {
+                    reason: reason.clone(),
+                },
+                Ended::Dead(reason),
+            )
+        }
         End::Cancelled => {
-            let reason = mill.inner.cancelling.take(&id);
-            (Record::cancelled(&reason), Ended::Cancelled(reason))
+            let reason = mill.inner.cancelling.reason_of(&id).unwrap_or_default();
+            (
+                Record::Cancelled {
+                    reason: reason.clone(),
+                },
+                Ended::Cancelled(reason),
+            )
         }
     };
-    if let Err(error) = note_end(mill, &id, ended, &record) {
+    if let Err(error) = note_end(mill, &id, ended, record) {
         tracing::warn!(%id, %error, "the end of a job could not be stored");
     }
+    // Before those who wait are told, and after the record is there: who finds neither the job nor this
+    // looks for the record.
+    mill.inner.cancelling.forget(&id);
     match ended.how {
         End::Cancelled => mill.inner.limits.forget(&id),
         // It was not waiting for a limit: a worker had it, or was about to get it.
-        End::Dead(_) | End::Expired => mill.inner.limits.forget_grant(&id),
+        End::Dead(_) => mill.inner.limits.forget_grant(&id),
     }
     mill.inner.refused.forget(&id);
     tell(mill, &id, told);
@@ -200,17 +273,29 @@ fn note_end(
     mill: &Mill,
     id: &JobId,
     ended: &backend::Ended<'_>,
-    record: &[u8],
+    record: Record,
 ) -> Result<(), BackendError> {
-    let key = keys::of_record(id);
+    let (key, bytes) = (keys::of_record(id), record.to_bytes());
     let released = Release::of(mill, ended.kind, ended.unique)?;
+    let ending = Ending::of(mill, ended.flow, || Outcome::Record(record), Vec::new())?;
     let mut changes = Changes::default();
     let keep = Keep::For(mill.inner.keep_results);
-    changes.keys.push(KeyChange::Put(&key, record, keep));
+    changes.keys.push(KeyChange::Put(&key, &bytes, keep));
+    if let Some(ending) = &ending {
+        ending.add_to(&mut changes);
+    }
+    let jobs = ending.iter().flat_map(|ending| &ending.jobs);
+    let jobs: Vec<_> = jobs.map(|job| (job, job.headers())).collect();
+    for (job, headers) in &jobs {
+        changes.jobs.push((&job.place, job.new_job(headers)));
+    }
     if let Some(released) = &released {
         changes.keys.extend(released.changes());
     }
     mill.inner.backend.commit(&changes)?;
+    if let Some(ending) = ending {
+        ending.told(mill);
+    }
     Ok(())
 }
 

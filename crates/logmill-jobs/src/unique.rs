@@ -96,7 +96,7 @@ impl Default for Locks {
 }
 
 impl Locks {
-    fn lock(&self, key: &[u8]) -> ReentrantMutexGuard<'_, ()> {
+    pub(crate) fn lock(&self, key: &[u8]) -> ReentrantMutexGuard<'_, ()> {
         let hash = self.hasher.hash_one(key);
         // The remainder is less than the number of locks.
         self.locks[(hash % LOCKS as u64) as usize].lock()

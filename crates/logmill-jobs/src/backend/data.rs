@@ -13,8 +13,6 @@ pub struct NewJob<'a> {
     pub headers: &'a [(&'a str, &'a [u8])],
     /// When it may begin.
     pub due: Due,
-    /// When it is not started any more.
-    pub expires: Option<SystemTime>,
     /// Whether the call returns once the job survives a power cut.
     pub sync: bool,
 }
@@ -167,6 +165,8 @@ pub struct DeadJob {
     pub crashes: u32,
     /// What went wrong, oldest first.
     pub reasons: Vec<String>,
+    /// The value of its header [`FLOW_HEADER`](super::FLOW_HEADER), if it has one.
+    pub flow: Option<Vec<u8>>,
     /// When it died.
     pub died_at: Option<SystemTime>,
 }
@@ -183,6 +183,8 @@ pub struct Ended<'a> {
     pub kind: &'a str,
     /// The value of its header [`UNIQUE_HEADER`](super::UNIQUE_HEADER), if it has one.
     pub unique: Option<&'a [u8]>,
+    /// The value of its header [`FLOW_HEADER`](super::FLOW_HEADER), if it has one.
+    pub flow: Option<&'a [u8]>,
     /// How it ended.
     pub how: End<'a>,
 }
@@ -193,8 +195,6 @@ pub struct Ended<'a> {
 pub enum End<'a> {
     /// It is dead, for this reason.
     Dead(&'a str),
-    /// It expired before it began.
-    Expired,
     /// It was cancelled: while it waited, or its handler has ended since.
     Cancelled,
 }
@@ -213,8 +213,15 @@ impl<'a> Ended<'a> {
             number,
             kind,
             unique,
+            flow: None,
             how,
         }
+    }
+
+    /// Sets the place of the job in a flow.
+    pub fn flow(mut self, flow: Option<&'a [u8]>) -> Self {
+        self.flow = flow;
+        self
     }
 }
 

@@ -247,6 +247,9 @@ pub type OnEnd = Box<dyn Fn(&Ended<'_>) + Send + Sync>;
 /// The name of the header with the key within which a job is unique, see [`Ended`].
 pub const UNIQUE_HEADER: &str = crate::enqueue::header::UNIQUE;
 
+/// The name of the header with the place of a job in a flow, see [`Ended`] and [`DeadJob`].
+pub const FLOW_HEADER: &str = crate::enqueue::header::FLOW;
+
 /// The queue of a backend that holds the jobs of a level of priority.
 pub(crate) fn name_of_level(queue: &str, priority: Priority) -> String {
     match priority {

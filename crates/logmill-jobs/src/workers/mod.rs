@@ -171,6 +171,7 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
         if by_kind.is_empty() {
             return Err(StartError::NoHandlers);
         }
+        crate::flow::resume(mill)?;
         let served = Served::new(&queues, self.choice)?;
         let threads = self.threads.unwrap_or_else(|| match self.has_blocking {
             true => std::thread::available_parallelism().map_or(1, usize::from),

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread;
+#[cfg(feature = "tokio")]
 use std::time::Instant;
 
 use super::Runtime;
@@ -18,7 +19,7 @@ use crate::handler::{Called, Route};
 use crate::limits::Admission;
 #[cfg(feature = "tokio")]
 use crate::limits::Permit;
-use crate::{settle, user_code};
+use crate::{expiry, settle, user_code};
 
 type Routes<S> = HashMap<&'static str, Arc<dyn Route<S>>>;
 
@@ -140,14 +141,19 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             self.id = JobId::new(claim.queue(), claim.number());
             self.is_other_queue = true;
         }
-        let Some(route) = self.routes.get(claim.kind()) else {
+        let mill = &self.shared.mill;
+        if expiry::end_expired(mill, &self.id, claim)
+            || !mill.inner.flows.admit(mill, &self.id, claim)
+        {
             // A place that was kept for it is for others.
-            self.shared.mill.inner.limits.forget_grant(&self.id);
-            return self.shared.mill.inner.parked.park(&self.id, claim);
+            return mill.inner.limits.forget_grant(&self.id);
+        }
+        let Some(route) = self.routes.get(claim.kind()) else {
+            mill.inner.limits.forget_grant(&self.id);
+            return mill.inner.parked.park(&self.id, claim);
         };
         let route = Arc::clone(route);
         let options = route.options();
-        let mill = &self.shared.mill;
         let Admission::Runs(mut permit) = mill.inner.limits.admit(&self.id, claim) else {
             return;
         };

@@ -2,6 +2,7 @@
 
 mod common;
 mod ends;
+mod flows;
 mod handlers;
 mod limits;
 mod operators;

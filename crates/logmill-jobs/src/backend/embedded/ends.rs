@@ -5,7 +5,7 @@ use std::sync::Weak;
 use logmill::{ObservedJob, Observer};
 
 use super::Shared;
-use crate::backend::{End, Ended, UNIQUE_HEADER};
+use crate::backend::{End, Ended, FLOW_HEADER, UNIQUE_HEADER};
 
 /// The observer of a queue.
 pub(super) struct Ends {
@@ -21,7 +21,8 @@ impl Ends {
         if let Some(tell) = shared.on_end.get() {
             let kind = job.name().unwrap_or_default();
             let unique = job.headers().get(UNIQUE_HEADER);
-            tell(&Ended::new(&self.queue, job.id().get(), kind, unique, how));
+            let flow = job.headers().get(FLOW_HEADER);
+            tell(&Ended::new(&self.queue, job.id().get(), kind, unique, how).flow(flow));
         }
     }
 }
@@ -37,9 +38,5 @@ impl Observer for Ends {
 
     fn cancelled(&self, job: &ObservedJob) {
         self.tell(job, End::Cancelled);
-    }
-
-    fn expired(&self, job: &ObservedJob) {
-        self.tell(job, End::Expired);
     }
 }

@@ -5,7 +5,9 @@ use std::time::SystemTime;
 use logmill::{DeadLetterError, Durability, EnqueueOptions, JobId, JobState, LetterId, ViewedJob};
 
 use super::errors::{on_enqueue, on_storage};
-use crate::backend::{BackendError, Cancelled, DeadJob, Due, NewJob, Queue, QueueStats, Seen};
+use crate::backend::{
+    BackendError, Cancelled, DeadJob, Due, FLOW_HEADER, NewJob, Queue, QueueStats, Seen,
+};
 
 pub(super) struct EmbeddedQueue(logmill::Queue);
 
@@ -17,9 +19,6 @@ pub(super) fn options_of<'a>(job: &NewJob<'a>) -> EnqueueOptions<'a> {
         Due::Now => {}
         Due::After(delay) => options = options.delay(delay),
         Due::At(time) => options = options.due_at(time),
-    }
-    if let Some(time) = job.expires {
-        options = options.expires_at(time);
     }
     if job.sync {
         options = options.durability(Durability::Sync);
@@ -147,6 +146,7 @@ impl Queue for EmbeddedQueue {
                 .iter()
                 .map(|one| one.reason.clone())
                 .collect(),
+            flow: letter.headers().get(FLOW_HEADER).map(<[u8]>::to_vec),
             died_at: letter.last_failure(),
         });
         Ok(dead.collect())
