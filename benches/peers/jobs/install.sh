@@ -22,7 +22,8 @@ bullmq() {
 }
 
 python() {
-    python3 -m venv .venv || { echo "needs python3 with venv (python3-venv)" >&2; return 1; }
+    # Cleared: an environment of another Python would be mixed with this one's.
+    python3 -m venv --clear .venv || { echo "needs python3 with venv (python3-venv)" >&2; return 1; }
     .venv/bin/pip install --quiet --disable-pip-version-check --requirement requirements.txt
 }
 

@@ -328,7 +328,8 @@ mod tests {
         comparison(vec![
             Contender::figures("a", "", turn('a')),
             Contender::figures("b", "", turn('b')),
+            Contender::figures("c", "", turn('c')).without_warm_up(),
         ]);
-        assert_eq!(order.borrow().iter().collect::<String>(), "ababba");
+        assert_eq!(order.borrow().iter().collect::<String>(), "ababcbca");
     }
 }

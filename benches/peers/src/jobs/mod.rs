@@ -75,7 +75,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     // First, as the load is to be that of before.
     let mut text = format!(
-        "{}; {}; Linux {}; {}; load before {}; {}. {} rounds.\n",
+        "{}; {}; Linux {}; {}; load before {}; {}. Rounds: {}.\n",
         conditions::cpu(),
         conditions::compiler(),
         conditions::kernel(),
@@ -110,4 +110,18 @@ pub fn run(args: &Args) -> Result<()> {
     }
     args.output.write_section("jobs", BEFORE, SECTION)?;
     args.output.write_blocks(&[("jobs".to_owned(), text)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::docs;
+
+    /// A run that has measured for minutes should not find that it cannot write.
+    #[test]
+    fn the_section_has_its_block_and_the_document_a_place_for_it() {
+        let document = include_str!("../../../../docs/BENCHMARKS.md");
+        assert!(docs::insert_before(document, BEFORE, SECTION).is_some());
+        assert!(docs::replace_block(SECTION, "jobs", "body").is_some());
+    }
 }

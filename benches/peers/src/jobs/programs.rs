@@ -58,6 +58,9 @@ impl Peer {
             // Each is installed with the others.
             _ => &[PYTHON],
         };
+        if self.folder == "bullmq" {
+            said("node").ok_or_else(|| anyhow!("no Node.js: install it with npm"))?;
+        }
         for path in needed {
             ensure!(Path::new(PROGRAMS).join(path).exists(), missing());
         }
@@ -70,7 +73,8 @@ impl Peer {
     /// Nanoseconds for each enqueue, with nothing that takes the jobs.
     pub fn enqueue(&self, context: &Context, jobs: u64) -> Result<Vec<f64>> {
         let turn = Turn::start(context, self)?;
-        let (_producer, sent) = turn.produce(jobs, 0, self.bulk.then_some("bulk"))?;
+        let sent = turn.produce(jobs, 0, self.bulk.then_some("bulk"));
+        let (_producer, sent) = sent.with_context(|| turn.last_words())?;
         ensure!(sent.waiting == jobs, "{} of {jobs} wait", sent.waiting);
         Ok(vec![(sent.ended - sent.started) as f64 / jobs as f64])
     }
@@ -99,16 +103,16 @@ impl Peer {
     ) -> Result<(Sent, Vec<Record>)> {
         let turn = Turn::start(context, self)?;
         let worker = self.work.map(|work| turn.work(work)).transpose()?;
-        let run = || {
+        let run = || -> Result<_> {
             if worker.is_some() {
                 turn.produce(WARM_UP, 0, None)?;
                 turn.wait_for(WARM_UP)?;
             }
             let (_producer, sent) = turn.produce(jobs, WARM_UP, how)?;
             turn.wait_for(WARM_UP + jobs)?;
-            Ok((sent, turn.records(jobs)?))
+            Ok((sent, records_of(&fs::read(turn.done())?, jobs)?))
         };
-        run().map_err(|error: anyhow::Error| error.context(turn.last_words()))
+        run().with_context(|| turn.last_words())
     }
 }
 
@@ -199,7 +203,7 @@ impl<'a> Turn<'a> {
             BufReader::new(stdout).read_line(&mut line)?;
         }
         let sent = serde_json::from_str(&line)
-            .with_context(|| format!("the producer said {line:?}: {}", self.last_words()))?;
+            .with_context(|| format!("the producer said {:?}", line.trim()))?;
         Ok((program, sent))
     }
 
@@ -221,40 +225,38 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// What the worker noted of the jobs that are measured: each of them, once.
-    fn records(&self, jobs: u64) -> Result<Vec<Record>> {
-        let bytes = fs::read(self.done())?;
-        let records = bytes.chunks_exact(RECORD as usize).map(|bytes| {
-            let word = |at: usize| {
-                let mut word = [0; 8];
-                word.copy_from_slice(&bytes[at..at + 8]);
-                u64::from_le_bytes(word)
-            };
-            Record {
-                number: word(0),
-                at: word(8),
-                begun: word(16),
-            }
-        });
-        let records: Vec<Record> = records.filter(|record| record.number >= WARM_UP).collect();
-        let numbers: HashSet<u64> = records.iter().map(|record| record.number).collect();
-        let is_all = (WARM_UP..WARM_UP + jobs).all(|number| numbers.contains(&number));
-        ensure!(
-            is_all && records.len() as u64 == jobs,
-            "{} runs of {} jobs, not {jobs}",
-            records.len(),
-            numbers.len()
-        );
-        Ok(records)
-    }
-
-    /// The end of what the programs said.
+    /// The last line that the programs said.
     fn last_words(&self) -> String {
         let log = fs::read_to_string(self.log()).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().rev().take(3).collect();
-        let lines: Vec<&str> = lines.into_iter().rev().collect();
-        lines.join(" / ").replace('|', "/")
+        let last = log.trim().lines().next_back().unwrap_or_default();
+        last.replace('|', "/")
     }
+}
+
+/// What a worker noted of the jobs that are measured: each of them, once.
+fn records_of(bytes: &[u8], jobs: u64) -> Result<Vec<Record>> {
+    let records = bytes.chunks_exact(RECORD as usize).map(|bytes| {
+        let word = |at: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_le_bytes(word)
+        };
+        Record {
+            number: word(0),
+            at: word(8),
+            begun: word(16),
+        }
+    });
+    let records: Vec<Record> = records.filter(|record| record.number >= WARM_UP).collect();
+    let numbers: HashSet<u64> = records.iter().map(|record| record.number).collect();
+    let is_all = (WARM_UP..WARM_UP + jobs).all(|number| numbers.contains(&number));
+    ensure!(
+        is_all && records.len() as u64 == jobs,
+        "{} runs of {} jobs, not {jobs}",
+        records.len(),
+        numbers.len()
+    );
+    Ok(records)
 }
 
 /// A program, which is asked to end when it is dropped, and killed if it does not.
@@ -276,13 +278,15 @@ impl Drop for Program {
     }
 }
 
+/// The version of a program, if it is installed.
+fn said(program: &str) -> Option<String> {
+    let output = Command::new(program).arg("--version").output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Some(text.trim().to_owned())
+}
+
 /// The versions of the peers, of what runs them, and of Redis.
 pub fn versions() -> String {
-    let said = |program: &str| {
-        let output = Command::new(program).arg("--version").output().ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        Some(text.trim().to_owned())
-    };
     let python = Path::new(PROGRAMS).join(PYTHON);
     let missing = || "not installed".to_owned();
     let pinned = |text: &str, before: &str| {
@@ -306,6 +310,20 @@ pub fn versions() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_that_did_not_run_or_ran_twice_is_an_error() {
+        let noted = |numbers: &[u64]| {
+            let words = numbers.iter().flat_map(|number| [*number, 5, 7]);
+            let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+            records_of(&bytes, 2).map(|records| records.len())
+        };
+        // The first is of the warm-up.
+        assert_eq!(noted(&[1, 21, 20]).unwrap(), 2);
+        for wrong in [&[20][..], &[20, 20], &[20, 21, 21], &[20, 22]] {
+            assert!(noted(wrong).is_err(), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn the_versions_that_are_pinned_are_found() {
