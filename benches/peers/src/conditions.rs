@@ -49,7 +49,7 @@ impl Conditions {
             ("kernel", format!("Linux {}", kernel())),
             ("file system", file_system(data)),
             ("load before", load()),
-            ("compiler", env!("PEERS_RUSTC").to_owned()),
+            ("compiler", compiler().to_owned()),
             (
                 "logmill",
                 version_of(LOCK, "logmill").unwrap_or_else(unknown),
@@ -69,6 +69,11 @@ impl Conditions {
 
 fn unknown() -> String {
     "unknown".to_owned()
+}
+
+/// The compiler of this program.
+pub fn compiler() -> &'static str {
+    env!("PEERS_RUSTC")
 }
 
 pub fn cpu() -> String {

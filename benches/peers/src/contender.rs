@@ -25,6 +25,7 @@ pub struct Contender {
     name: &'static str,
     guarantee: &'static str,
     most: u64,
+    warms_up: bool,
     turn: Turn,
 }
 
@@ -52,11 +53,18 @@ impl Contender {
         self
     }
 
+    /// Has no part in the warm-up round: each of its turns starts programs, and warms them up.
+    pub fn without_warm_up(mut self) -> Self {
+        self.warms_up = false;
+        self
+    }
+
     fn new(name: &'static str, guarantee: &'static str, turn: Result<Turn>) -> Self {
         Self {
             name,
             guarantee,
             most: u64::MAX,
+            warms_up: true,
             turn: turn.unwrap_or_else(|error| Turn::Missing(format!("{error:#}"))),
         }
     }
@@ -65,6 +73,7 @@ impl Contender {
     fn warm_up(&mut self, turn: Duration) -> Result<u64> {
         let run = match &mut self.turn {
             Turn::Jobs(run) => run,
+            Turn::Figures(_) if !self.warms_up => return Ok(0),
             Turn::Figures(measure) => return measure().map(|_| 0),
             Turn::Missing(_) => return Ok(0),
         };
@@ -221,7 +230,8 @@ impl Row {
         Ratio::of(&other.column(0), &self.column(0))
     }
 
-    fn column(&self, figure: usize) -> Vec<f64> {
+    /// The values of a figure, round by round.
+    pub fn column(&self, figure: usize) -> Vec<f64> {
         self.rounds
             .iter()
             .filter_map(|round| round.get(figure).copied())
@@ -318,7 +328,8 @@ mod tests {
         comparison(vec![
             Contender::figures("a", "", turn('a')),
             Contender::figures("b", "", turn('b')),
+            Contender::figures("c", "", turn('c')).without_warm_up(),
         ]);
-        assert_eq!(order.borrow().iter().collect::<String>(), "ababba");
+        assert_eq!(order.borrow().iter().collect::<String>(), "ababcbca");
     }
 }

@@ -36,6 +36,7 @@ impl Pace {
     }
 }
 
+#[derive(Clone)]
 pub struct Context {
     pub data: PathBuf,
     pub pace: Pace,

@@ -16,6 +16,13 @@ pub fn replace_block(document: &str, name: &str, body: &str) -> Option<String> {
     ))
 }
 
+/// The document with a section put before this heading; `None` if there is no such heading.
+pub fn insert_before(document: &str, heading: &str, section: &str) -> Option<String> {
+    let at = document.find(&format!("\n{heading}\n"))? + 1;
+    let (before, after) = document.split_at(at);
+    Some(format!("{before}{}\n\n{after}", section.trim_end()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -33,6 +40,16 @@ mod tests {
     fn a_replacement_with_the_same_body_changes_nothing() {
         let once = replace_block(DOCUMENT, "two", "new").unwrap();
         assert_eq!(replace_block(&once, "two", "new").unwrap(), once);
+    }
+
+    #[test]
+    fn a_section_is_put_before_a_heading_and_its_block_can_be_replaced() {
+        let document = "# A\n\n## B\n\ntext\n";
+        let section = "## New\n\n<!-- generated: new -->\n<!-- end -->\n";
+        let inserted = insert_before(document, "## B", section).unwrap();
+        assert_eq!(inserted, format!("# A\n\n{section}\n## B\n\ntext\n"));
+        assert!(replace_block(&inserted, "new", "body").is_some());
+        assert_eq!(insert_before(document, "## C", section), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod docs;
 mod figure;
 mod format;
 mod groups;
+mod jobs;
 mod latency;
 mod output;
 mod peers;
@@ -40,7 +41,9 @@ enum Command {
     Latency(latency::Args),
     /// Adds a run beside the channel to those of the last hours
     Spread(spread::Args),
-    /// Both, with a pause in between for the machine to become quiet
+    /// Typed jobs beside BullMQ, RQ, Celery and apalis
+    Jobs(jobs::Args),
+    /// Comparisons and latencies, with a pause in between for the machine to become quiet
     All(all::Args),
     /// Fills a queue and waits to be killed
     #[command(hide = true)]
@@ -57,6 +60,7 @@ fn main() -> anyhow::Result<()> {
         Some(Command::Compare(args)) => compare::run(&args),
         Some(Command::Latency(args)) => latency::run(&args),
         Some(Command::Spread(args)) => spread::run(&args),
+        Some(Command::Jobs(args)) => jobs::run(&args),
         Some(Command::All(args)) => all::run(args),
         Some(Command::Child(args)) => child::run(&args),
         Some(Command::Walrus(args)) => peers::walrus::run(&args),

@@ -87,6 +87,22 @@ impl Output {
         fs::write(DOCUMENT, text).context("writing docs/BENCHMARKS.md")
     }
 
+    /// Puts a section with a generated block before this heading of the document, if asked for and if
+    /// the document does not have the block.
+    pub fn write_section(&self, block: &str, heading: &str, section: &str) -> anyhow::Result<()> {
+        if !self.write_docs {
+            return Ok(());
+        }
+        let text = fs::read_to_string(DOCUMENT).context("reading docs/BENCHMARKS.md")?;
+        if text.contains(&format!("<!-- generated: {block} -->")) {
+            return Ok(());
+        }
+        match docs::insert_before(&text, heading, section) {
+            Some(text) => fs::write(DOCUMENT, text).context("writing docs/BENCHMARKS.md"),
+            None => anyhow::bail!("docs/BENCHMARKS.md has no heading `{heading}`"),
+        }
+    }
+
     fn results(&self) -> &Path {
         self.results.as_deref().unwrap_or(Path::new(RESULTS))
     }

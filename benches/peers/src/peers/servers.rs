@@ -19,7 +19,7 @@ use crate::context::Context;
 use crate::threads::{self, share};
 
 pub use beanstalkd::{GUARANTEE as BEANSTALKD, version as beanstalkd_version};
-pub use redis::{GUARANTEE as REDIS, version as redis_version};
+pub use redis::{GUARANTEE as REDIS, Persistence, version as redis_version};
 
 /// Requests that a pipelining client has under way at once.
 pub const PIPELINE: usize = 16;
@@ -48,7 +48,17 @@ pub struct Server {
 
 impl Server {
     pub fn redis(context: &Context) -> Result<Arc<Self>> {
-        Self::start(context.fresh()?, redis::command, redis::connect)
+        Self::redis_with(context, Persistence::OnlyEverySecond)
+    }
+
+    /// Redis with what a user chose for the durability of its data.
+    pub fn redis_with(context: &Context, persistence: Persistence) -> Result<Arc<Self>> {
+        let command = |dir: &TempDir, port| redis::command(dir, port, persistence);
+        Self::start(context.fresh()?, command, redis::connect)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
     }
 
     pub fn beanstalkd(context: &Context) -> Result<Arc<Self>> {
@@ -57,7 +67,7 @@ impl Server {
 
     fn start(
         dir: TempDir,
-        command: fn(&TempDir, u16) -> Command,
+        command: impl Fn(&TempDir, u16) -> Command,
         connect: fn(Wire) -> Box<dyn Client>,
     ) -> Result<Arc<Self>> {
         // The port is free at this moment; if another program takes it first, the start fails with

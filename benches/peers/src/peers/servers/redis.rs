@@ -23,13 +23,43 @@ pub fn version() -> Option<String> {
     Some(version.to_owned())
 }
 
-pub fn command(dir: &TempDir, port: u16) -> Command {
+/// How a server keeps its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Persistence {
+    /// As it comes: snapshots after an hour, or after fewer minutes with many changes.
+    Default,
+    /// Also an append-only file, flushed each second.
+    EverySecond,
+    /// Also an append-only file, flushed before each reply.
+    Always,
+    /// The append-only file, flushed each second, without snapshots beside it.
+    OnlyEverySecond,
+}
+
+impl Persistence {
+    fn args(self) -> &'static [&'static str] {
+        match self {
+            Self::Default => &[],
+            Self::EverySecond => &["--appendonly", "yes", "--appendfsync", "everysec"],
+            Self::Always => &["--appendonly", "yes", "--appendfsync", "always"],
+            Self::OnlyEverySecond => &[
+                "--appendonly",
+                "yes",
+                "--appendfsync",
+                "everysec",
+                "--save",
+                "",
+            ],
+        }
+    }
+}
+
+pub fn command(dir: &TempDir, port: u16, persistence: Persistence) -> Command {
     let mut command = Command::new("redis-server");
     command
         .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
-        .args(["--appendonly", "yes", "--appendfsync", "everysec"])
-        // No snapshots beside the append-only file.
-        .args(["--save", "", "--daemonize", "no", "--dir"])
+        .args(persistence.args())
+        .args(["--daemonize", "no", "--dir"])
         .arg(dir.path());
     command
 }
