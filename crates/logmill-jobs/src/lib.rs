@@ -56,6 +56,7 @@
 //! - `embedded` (default): the engine that runs in this process. Without it, the crate has the types
 //!   of jobs and the [`backend`] seam.
 //! - `tokio`: handlers that are async functions.
+//! - `conformance`: checks of what a [`backend`] has to do, for the tests of one.
 //! - `msgpack`, `postcard`: other [formats](Format) than JSON.
 
 mod backoff;

@@ -5,11 +5,16 @@
 //! keeps small values by key, which change together with jobs. The engine that runs in this process
 //! is the default one.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod data;
 #[cfg(feature = "embedded")]
 pub(crate) mod embedded;
 
 use std::time::{Instant, SystemTime};
+
+#[cfg(feature = "embedded")]
+pub use self::embedded::Embedded;
 
 pub use self::data::{
     BackendError, Cancelled, Changes, Choice, DeadJob, Due, End, Ended, Keep, KeyChange, KeyValue,

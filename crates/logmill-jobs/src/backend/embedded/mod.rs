@@ -21,8 +21,11 @@ use super::{
     Next, OnEnd, Queue, Served,
 };
 
-/// A directory of queues of the engine.
-pub(crate) struct Embedded(Arc<Shared>);
+/// The engine in this process: a directory of queues, which one process has open at a time.
+///
+/// [`Mill::open`](crate::Mill::open) makes one; [`Mill::with_backend`](crate::Mill::with_backend) takes
+/// one that was opened otherwise.
+pub struct Embedded(Arc<Shared>);
 
 /// What the backend and its consumers share.
 struct Shared {
@@ -33,8 +36,18 @@ struct Shared {
     open: Mutex<Option<HashMap<String, logmill::Queue>>>,
 }
 
+impl std::fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Embedded")
+            .field("durability", &self.0.durability)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Embedded {
-    pub(crate) fn new(queues: Queues, durability: Durability) -> Self {
+    /// A backend on this directory of queues. With [`Durability::Sync`], an enqueue and a completion
+    /// with results return once they survive a power cut.
+    pub fn new(queues: Queues, durability: Durability) -> Self {
         Self(Arc::new(Shared {
             queues,
             durability,
