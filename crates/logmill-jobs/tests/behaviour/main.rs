@@ -1,6 +1,7 @@
 //! What an application sees of its jobs, through the public API.
 
 mod common;
+mod complaints;
 mod ends;
 mod flows;
 mod handlers;
