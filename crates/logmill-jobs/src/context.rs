@@ -14,7 +14,7 @@ use crate::backend::{Changes, Claim, Keep, KeyChange};
 use crate::enqueue::header;
 use crate::error::EnqueueError;
 use crate::failure::{Failure, JobResult, discard};
-use crate::flow::{NodeId, check_beside};
+use crate::flow::{NodeId, check_beside, has_ended};
 use crate::handler::FromAttempt;
 use crate::keys;
 use crate::mill::Mill;
@@ -43,7 +43,7 @@ impl Attempt<'_> {
             let node = self.claim.header(header::FLOW).and_then(NodeId::parse);
             let signals = self.mill.inner.running.begin(self.id, node);
             // It may have been cancelled before it could be told.
-            if self.claim.is_cancelled() {
+            if self.claim.is_cancelled() || node.is_some_and(|node| has_ended(self.mill, node)) {
                 signals.cancel();
             }
             let key = self.claim.header(header::KEY);

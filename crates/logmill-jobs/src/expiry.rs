@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use crate::JobId;
 use crate::backend::Claim;
 use crate::enqueue::header;
+use crate::keys::Record;
 use crate::mill::Mill;
 use crate::settle;
 
@@ -30,11 +31,15 @@ pub(crate) fn end_expired(mill: &Mill, id: &JobId, claim: &mut dyn Claim) -> boo
     let Some(at) = claim.header(header::EXPIRES) else {
         return false;
     };
+    // One that has begun in time goes on.
+    if claim.attempt() > 1 || claim.crashes() > 0 {
+        return false;
+    }
     let at = at.try_into().map_or(u64::MAX, u64::from_le_bytes);
     if nanos(mill.inner.clock.wall(), Duration::ZERO) < at {
         return false;
     }
-    settle::expire(mill, claim, id);
+    settle::end_unbegun(mill, claim, id, Record::Expired);
     true
 }
 

@@ -313,7 +313,11 @@ impl Mill {
         let cancelled = queue.queue.cancel(id.number());
         match &cancelled {
             Ok(Cancelled::Running) | Err(BackendError::NotDurable(_)) => inner.running.cancel(id),
-            Ok(Cancelled::Gone) | Err(_) if is_first => inner.cancelling.forget(id),
+            Ok(Cancelled::Gone) | Err(_) if is_first => {
+                inner.cancelling.forget(id);
+                // Who has looked meanwhile waits for an end that is not told.
+                inner.waiters.wake(id);
+            }
             Ok(_) | Err(_) => {}
         }
         // A job that is held ends when a worker comes to it.

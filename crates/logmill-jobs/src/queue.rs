@@ -42,6 +42,7 @@ pub struct JobQueue {
     name: String,
     /// Those levels of priority that were ever used.
     levels: Vec<Arc<OpenQueue>>,
+    mill: Mill,
 }
 
 /// A dead job: its attempts have failed, or its handler gave up on it.
@@ -62,6 +63,8 @@ pub struct DeadJob {
     pub reasons: Vec<String>,
     /// When the last attempt failed.
     pub died_at: Option<SystemTime>,
+    /// Its place in a flow.
+    flow: Option<Vec<u8>>,
     letter: u64,
 }
 
@@ -87,6 +90,7 @@ impl Mill {
         });
         Ok(JobQueue {
             name: name.to_owned(),
+            mill: self.clone(),
             levels: levels.collect::<Result<_, _>>()?,
         })
     }
@@ -182,6 +186,7 @@ impl JobQueue {
         let Some(level) = self.level_of(dead) else {
             return Ok(None);
         };
+        crate::flow::note_replay(&self.mill, dead.flow.as_deref())?;
         let number = level.queue.replay(dead.letter)?;
         Ok(number.map(|number| JobId::new(level.name.clone(), number)))
     }
@@ -212,6 +217,7 @@ fn dead_job(level: &OpenQueue, letter: backend::DeadJob) -> DeadJob {
         crashes: letter.crashes,
         reasons: letter.reasons,
         died_at: letter.died_at,
+        flow: letter.flow,
         letter: letter.letter,
     }
 }

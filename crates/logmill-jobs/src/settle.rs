@@ -32,8 +32,8 @@ pub(crate) fn settle(
 ) {
     match returned {
         Ok(None) if followed.is_empty() && ends_alone(claim) => {
-            let done = claim.settle(Settlement::Done(None)).map(|_| Ended::Done);
-            report(mill, id, done);
+            let done = claim.settle(Settlement::Done(None));
+            report(mill, id, done, Ended::Done);
         }
         Ok(output) => done(mill, claim, id, kind, output, followed),
         Err(failure) => fail(mill, claim, id, kind, failure, followed),
@@ -46,20 +46,21 @@ fn ends_alone(claim: &dyn Claim) -> bool {
     claim.header(header::UNIQUE).is_none() && claim.header(header::FLOW).is_none()
 }
 
-/// Tells how a job has ended, if that could be stored.
+/// Tells how a job has ended, if that is stored.
 #[inline]
-fn report(mill: &Mill, id: &JobId, ended: Result<Ended, BackendError>) {
-    match ended {
-        Ok(ended) => {
-            mill.inner.cancelling.forget(id);
-            tell(mill, id, ended);
-        }
-        // The backend has failed the attempt, except if it is not sure that it could not store it.
+fn report(mill: &Mill, id: &JobId, stored: Result<(), BackendError>, ended: Ended) {
+    match stored {
+        Ok(()) => {}
         Err(error @ BackendError::NotDurable(_)) => {
             tracing::error!(%id, %error, "the end of a job may not be durable");
         }
-        Err(error) => tracing::warn!(%id, %error, "the end of a job could not be stored"),
+        // The backend has failed the attempt.
+        Err(error) => {
+            return tracing::warn!(%id, %error, "the end of a job could not be stored");
+        }
     }
+    mill.inner.cancelling.forget(id);
+    tell(mill, id, ended);
 }
 
 /// Completes a job together with what follows from that.
@@ -71,22 +72,33 @@ fn done(
     output: Option<Vec<u8>>,
     followed: Followed,
 ) {
-    // If what is to be stored is refused, the attempt has failed. That must not go on for ever.
-    if mill.inner.refused.count(id) > retries_of(claim, kind) {
-        let reason = "its completion could not be stored, at several attempts";
-        note_death(mill, claim, id, reason);
-        return settle_quietly(claim, id, Settlement::Dead { reason });
-    }
     let record = output.map(|output| Record::Done {
         tag: mill.inner.codec.tag().map(|tag| tag.as_bytes().to_vec()),
         output,
     });
-    let ended = end(mill, claim, id, record, followed).map(|()| Ended::Done);
-    match ended {
-        Ok(_) => mill.inner.refused.forget(id),
+    end_or_die(mill, claim, id, kind, (record, Ended::Done), followed);
+}
+
+/// Ends a job. If that cannot be stored, the attempt has failed, which must not go on for ever.
+fn end_or_die(
+    mill: &Mill,
+    claim: &mut dyn Claim,
+    id: &JobId,
+    kind: &KindOptions,
+    (record, ended): (Option<Record>, Ended),
+    followed: Followed,
+) {
+    if mill.inner.refused.count(id) > retries_of(claim, kind) {
+        let reason = "its end could not be stored, at several attempts";
+        note_death(mill, claim, id, reason);
+        return settle_quietly(claim, id, Settlement::Dead { reason });
+    }
+    let stored = end(mill, claim, id, record, followed);
+    match stored {
+        Ok(()) => mill.inner.refused.forget(id),
         Err(_) => mill.inner.refused.add(id),
     }
-    report(mill, id, ended);
+    report(mill, id, stored, ended);
 }
 
 fn end(
@@ -130,17 +142,23 @@ fn end(
     for (job, headers) in jobs.iter().zip(&headers) {
         changes.jobs.push((&job.place, job.new_job(headers)));
     }
-    claim.settle(Settlement::Done(Some(&changes)))?;
+    let settled = claim.settle(Settlement::Done(Some(&changes)));
     if let Some(ending) = ending {
-        ending.told(mill);
+        ending.told_if(mill, &settled);
     }
-    Ok(())
+    settled
 }
 
-/// Ends a job that has expired before it began.
-pub(crate) fn expire(mill: &Mill, claim: &mut dyn Claim, id: &JobId) {
-    let ended = end(mill, claim, id, Some(Record::Expired), Followed::default());
-    report(mill, id, ended.map(|()| Ended::Expired));
+/// Ends a job before it begins, as this says: it has expired, or how it ends was stored before.
+pub(crate) fn end_unbegun(mill: &Mill, claim: &mut dyn Claim, id: &JobId, record: Record) {
+    let ended = match &record {
+        Record::Done { .. } => Ended::Done,
+        Record::Cancelled { reason } => Ended::Cancelled(reason.clone()),
+        Record::Dead { reason } => Ended::Dead(reason.clone()),
+        Record::Expired => Ended::Expired,
+    };
+    let stored = end(mill, claim, id, Some(record), Followed::default());
+    report(mill, id, stored, ended);
 }
 
 /// Ends an attempt that did not complete its job.
@@ -168,8 +186,8 @@ fn fail(
             let record = Record::Cancelled {
                 reason: reason.clone(),
             };
-            let ended = end(mill, claim, id, Some(record), kept);
-            return report(mill, id, ended.map(|()| Ended::Cancelled(reason)));
+            let ended = (Some(record), Ended::Cancelled(reason));
+            return end_or_die(mill, claim, id, kind, ended, kept);
         }
         Verdict::Snooze(after) => Settlement::Snooze { after },
         Verdict::RetryIn(after) if !is_last => Settlement::Retry {
@@ -200,7 +218,7 @@ fn note_death(mill: &Mill, claim: &dyn Claim, id: &JobId, reason: &str) {
     };
     let noted = Ending::of(mill, claim.header(header::FLOW), outcome, Vec::new());
     let noted = noted.and_then(|ending| match ending {
-        Some(ending) => ending.commit(mill).map(|()| ending.told(mill)),
+        Some(ending) => ending.commit(mill),
         None => Ok(()),
     });
     if let Err(error) = noted {
@@ -292,11 +310,11 @@ fn note_end(
     if let Some(released) = &released {
         changes.keys.extend(released.changes());
     }
-    mill.inner.backend.commit(&changes)?;
+    let stored = mill.inner.backend.commit(&changes).map(|_| ());
     if let Some(ending) = ending {
-        ending.told(mill);
+        ending.told_if(mill, &stored);
     }
-    Ok(())
+    stored
 }
 
 /// Tells those who wait for a job that it has ended.

@@ -84,6 +84,18 @@ impl Waiters {
         }
     }
 
+    /// Has those who wait for a job look again.
+    pub(crate) fn wake(&self, id: &JobId) {
+        let event = self
+            .waiting
+            .lock()
+            .get(id)
+            .map(|entry| Arc::clone(&entry.event));
+        if let Some(event) = event {
+            event.notify(usize::MAX);
+        }
+    }
+
     /// Has all look again.
     pub(crate) fn wake_all(&self) {
         let waiting = self.waiting.lock();

@@ -24,6 +24,8 @@ pub(super) struct Advance<L> {
     pub(super) published: Vec<u32>,
     /// Jobs that have ended.
     pub(super) ended: Vec<u32>,
+    /// Why others are cancelled: the first failure.
+    why: Option<String>,
 }
 
 #[derive(Debug)]
@@ -35,8 +37,8 @@ struct Changed<T> {
 /// What is to be done.
 enum Task {
     End(u32, Outcome),
-    /// To be cancelled, for this reason, if nothing waits for it any more.
-    Spare(u32, String),
+    /// To be cancelled if nothing waits for it any more.
+    Spare(u32),
 }
 
 impl<L: Lookup> Advance<L> {
@@ -48,6 +50,7 @@ impl<L: Lookup> Advance<L> {
             states: BTreeMap::new(),
             published: Vec::new(),
             ended: Vec::new(),
+            why: None,
         }
     }
 
@@ -142,9 +145,9 @@ impl<L: Lookup> Advance<L> {
         while let Some(task) = tasks.pop_front() {
             match task {
                 Task::End(node, outcome) => self.end_one(node, outcome, &mut tasks)?,
-                Task::Spare(node, reason) => {
+                Task::Spare(node) => {
                     if !self.is_needed(node)? {
-                        let outcome = Outcome::Record(Record::Cancelled { reason });
+                        let outcome = self.cancelled();
                         tasks.push_back(Task::End(node, outcome));
                     }
                 }
@@ -159,26 +162,28 @@ impl<L: Lookup> Advance<L> {
         outcome: Outcome,
         tasks: &mut VecDeque<Task>,
     ) -> Result<(), L::Error> {
-        let phase = self.state(node)?.phase.clone();
-        if matches!(phase, Phase::Ended(_)) {
-            return Ok(());
-        }
+        let was_waiting = match self.state(node)?.phase {
+            Phase::Waiting => true,
+            Phase::Enqueued => false,
+            Phase::Ended(_) => return Ok(()),
+        };
         let is_failure = outcome.is_failure();
         let why = reason_of(&outcome);
         self.change(node, |state| state.phase = Phase::Ended(outcome))?;
-        self.record.open -= 1;
+        self.record.open = self.record.open.saturating_sub(1);
         self.record.failed += u32::from(is_failure);
         self.ended.push(node);
-        let Node {
-            dependents,
-            dependencies,
-            job,
-            ..
-        } = self.node(node)?.clone();
-        if phase == Phase::Waiting && is_failure {
+        let dependents = self.node(node)?.dependents.clone();
+        if is_failure && self.why.is_none() {
+            let kind = self.node(node)?.job.kind.clone();
+            // Short, as each of thousands may store it.
+            let (kind, why) = (cut(&kind, MOST_KIND), cut(&why, MOST_WHY));
+            self.why = Some(format!("a job of kind {kind:?} failed: {why}"));
+        }
+        if was_waiting && is_failure {
             // What it waited for may be for nothing now.
-            let spare = dependencies.iter();
-            tasks.extend(spare.map(|&one| Task::Spare(one, why.clone())));
+            let dependencies = self.node(node)?.dependencies.clone();
+            tasks.extend(dependencies.into_iter().map(Task::Spare));
         }
         for (dependent, on_failure) in dependents {
             if self.state(dependent)?.phase != Phase::Waiting {
@@ -189,10 +194,7 @@ impl<L: Lookup> Advance<L> {
                     self.publish(dependent)?;
                 }
                 (Runs::AfterAll, true, OnFailure::Fail | OnFailure::FailAlone) => {
-                    let reason = format!("a job of kind {:?} failed: {why}", job.kind);
-                    let outcome = Outcome::Record(Record::Cancelled {
-                        reason: reason.clone(),
-                    });
+                    let outcome = self.cancelled();
                     if on_failure == OnFailure::FailAlone {
                         self.end_alone(dependent, outcome, tasks)?;
                     } else {
@@ -200,7 +202,9 @@ impl<L: Lookup> Advance<L> {
                     }
                 }
                 (Runs::AfterAll, true, OnFailure::Ignore) | (_, false, _) => {
-                    self.change(dependent, |state| state.pending -= 1)?;
+                    self.change(dependent, |state| {
+                        state.pending = state.pending.saturating_sub(1)
+                    })?;
                     if self.state(dependent)?.pending > 0 {
                         continue;
                     }
@@ -230,6 +234,11 @@ impl<L: Lookup> Advance<L> {
         Ok(())
     }
 
+    fn cancelled(&self) -> Outcome {
+        let reason = self.why.clone().unwrap_or_default();
+        Outcome::Record(Record::Cancelled { reason })
+    }
+
     fn publish(&mut self, node: u32) -> Result<(), L::Error> {
         self.change(node, |state| state.phase = Phase::Enqueued)?;
         self.published.push(node);
@@ -247,6 +256,15 @@ impl<L: Lookup> Advance<L> {
         }
         Ok(dependents.is_empty())
     }
+}
+
+/// The most bytes of a kind and of a reason that are told to all that a failure cancels.
+const MOST_KIND: usize = 40;
+const MOST_WHY: usize = 60;
+
+/// The beginning of a text.
+pub(super) fn cut(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
 }
 
 fn reason_of(outcome: &Outcome) -> String {

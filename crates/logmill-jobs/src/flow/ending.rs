@@ -75,7 +75,7 @@ pub(super) struct Locked<'a> {
 }
 
 impl<'a> Locked<'a> {
-    /// None if the flow is not kept any more.
+    /// None if the flow is not kept any more, as it has ended.
     pub(super) fn open(mill: &'a Mill, flow: FlowId) -> Result<Option<Self>, BackendError> {
         let key = flow_key(flow);
         let lock = mill.inner.flows.locks.lock(&key);
@@ -151,6 +151,10 @@ impl<'a> Ending<'a> {
         let Some(mut locked) = Locked::open(mill, id.flow)? else {
             return Ok(None);
         };
+        // Of a flow that has ended, a part may be gone before the rest.
+        if locked.advance.record.open == 0 {
+            return Ok(None);
+        }
         if let Phase::Ended(_) = locked.advance.state(id.node)?.phase {
             return Ok(None);
         }
@@ -174,19 +178,33 @@ impl<'a> Ending<'a> {
         }
     }
 
-    /// Stores it by itself.
-    pub(crate) fn commit(&self, mill: &Mill) -> Result<(), BackendError> {
+    /// Stores it by itself, and tells of it.
+    pub(crate) fn commit(self, mill: &Mill) -> Result<(), BackendError> {
         let mut changes = Changes::default();
         self.add_to(&mut changes);
         let headers: Vec<_> = self.jobs.iter().map(PreparedJob::headers).collect();
         for (job, headers) in self.jobs.iter().zip(&headers) {
             changes.jobs.push((&job.place, job.new_job(headers)));
         }
-        mill.inner.backend.commit(&changes).map(|_| ())
+        let stored = mill.inner.backend.commit(&changes).map(|_| ());
+        self.told_if(mill, &stored);
+        stored
+    }
+
+    /// Whether it changes anything.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ended.is_empty()
+    }
+
+    /// Tells of it, if it is stored.
+    pub(crate) fn told_if(self, mill: &Mill, stored: &Result<(), BackendError>) {
+        if matches!(stored, Ok(()) | Err(BackendError::NotDurable(_))) {
+            self.told(mill);
+        }
     }
 
     /// Tells of what was stored: those who wait, and handlers of jobs that were cancelled.
-    pub(crate) fn told(self, mill: &Mill) {
+    fn told(self, mill: &Mill) {
         for job in &self.jobs {
             // Workers learn of a level of a queue that is new.
             if let Err(error) = mill.inner.backend_queue(&job.place) {
@@ -229,36 +247,46 @@ pub(super) fn waited_for(flow: FlowId, node: Option<u32>) -> JobId {
     JobId::new(format!("flow/{flow}"), number)
 }
 
-/// The values of so many jobs are changed together.
-const TOGETHER: u32 = 500;
+/// Values of so many bytes are changed together. One that is larger is changed alone, as it was when
+/// it was stored.
+const TOGETHER: usize = 256 * 1024;
 
 /// Has what is stored of a flow that has ended expire as results do. If the process dies meanwhile,
 /// the next start of workers does it again.
 pub(super) fn keep_for_a_while(mill: &Mill, flow: FlowId, nodes: u32) -> Result<(), BackendError> {
     let keep = Keep::For(mill.inner.keep_results);
-    let backend = &mill.inner.backend;
-    let mut first = 0;
-    while first < nodes {
-        let end = nodes.min(first + TOGETHER);
-        let mut values = Vec::new();
-        for node in first..end {
-            for key in [node_key(flow, node), state_key(flow, node)] {
-                if let Some(stored) = backend.get(&key)? {
-                    values.push((key, stored.value));
-                }
+    let (backend, flow_key) = (&mill.inner.backend, flow_key(flow));
+    let _lock = mill.inner.flows.locks.lock(&flow_key);
+    let (mut values, mut bytes) = (Vec::new(), 0);
+    for node in 0..nodes {
+        let keys = [node_key(flow, node), state_key(flow, node)];
+        let mut is_missing = true;
+        for key in keys {
+            let Some(stored) = backend.get(&key)? else {
+                continue;
+            };
+            is_missing = false;
+            let len = key.len() + stored.value.len() + 100;
+            if bytes + len > TOGETHER {
+                put(mill, &std::mem::take(&mut values), keep)?;
+                bytes = 0;
             }
+            bytes += len;
+            values.push((key, stored.value));
         }
-        put(mill, &values, keep)?;
-        first = end;
+        if is_missing {
+            // There are not so many.
+            break;
+        }
     }
-    let key = flow_key(flow);
-    let stored = backend.get(&key)?;
+    put(mill, &values, keep)?;
+    let stored = backend.get(&flow_key)?;
     if let Some(record) = stored.and_then(|stored| FlowRecord::parse(&stored.value)) {
         let record = FlowRecord {
             is_settled: true,
             ..record
         };
-        put(mill, &[(key, record.to_bytes())], keep)?;
+        put(mill, &[(flow_key, record.to_bytes())], keep)?;
     }
     Ok(())
 }

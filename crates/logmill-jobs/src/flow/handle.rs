@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::JobNode;
+use super::advance::cut;
 use super::ending::{Locked, waited_for};
 use super::stored::{
     FlowId, FlowRecord, Node, NodeState, Outcome, Phase, flow_key, node_key, state_key,
@@ -248,7 +249,7 @@ impl FlowHandle {
     }
 
     /// Cancels all jobs of the flow that have not ended. Handlers that run are told. Stored before the
-    /// call returns.
+    /// call returns. Of the reason, 100 bytes are kept.
     ///
     /// Jobs that wait in their queues stay there until a worker comes to them, and do not run then.
     ///
@@ -258,7 +259,11 @@ impl FlowHandle {
         let Some(mut locked) = Locked::open(&self.mill, self.id)? else {
             return Ok(());
         };
+        if locked.advance.record.open == 0 {
+            return Ok(());
+        }
         let nodes = locked.advance.record.nodes;
+        let reason = cut(reason, MOST_REASON);
         for node in 0..nodes {
             let reason = reason.to_owned();
             let outcome = Outcome::Record(Record::Cancelled { reason });
@@ -267,11 +272,15 @@ impl FlowHandle {
         // What the end of one has let begin was cancelled with the rest.
         locked.advance.published.clear();
         let ending = locked.into_ending()?;
-        ending.commit(&self.mill)?;
-        ending.told(&self.mill);
-        Ok(())
+        match ending.is_empty() {
+            true => Ok(()),
+            false => ending.commit(&self.mill),
+        }
     }
 }
+
+/// Of a reason for which thousands of jobs may be cancelled, so many bytes are kept.
+const MOST_REASON: usize = 100;
 
 fn status_of(state: NodeState) -> NodeStatus {
     match state.phase {

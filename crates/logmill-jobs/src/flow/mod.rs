@@ -18,7 +18,7 @@ mod stored;
 use std::collections::{BTreeMap, HashSet};
 use std::marker::PhantomData;
 
-pub(crate) use self::admission::{Flows, resume};
+pub(crate) use self::admission::{Flows, has_ended, note_replay, resume};
 pub use self::batch::Batch;
 pub(crate) use self::ending::Ending;
 pub use self::handle::{FlowHandle, FlowTree, NodeStatus, TreeJob};
@@ -78,8 +78,8 @@ use crate::prepared::PreparedJob;
 /// policies are an input of `Option`, and [`after`](Self::after) with an [`OnFailure`].
 ///
 /// What is stored of a flow stays as long as one of its jobs has not ended, and then for as long as
-/// results are kept. A flow is stored in one step, which limits it to some 6,900 jobs of a few bytes, depending on
-/// their size; more can be [added](crate::Context::add_beside) while it runs.
+/// results are kept. A flow is stored in one step, which limits it to some 6,900 jobs of a few bytes; it has
+/// at most 8,000 with those that are [added](crate::Context::add_beside) while it runs.
 #[must_use = "a flow is enqueued by `enqueue`"]
 pub struct Flow {
     mill: Mill,
@@ -249,6 +249,7 @@ impl Flow {
         if let Some(error) = invalid {
             return Err(error);
         }
+        check_count(nodes.len())?;
         check_order(&nodes)?;
         let states: Vec<_> = nodes.iter().map(first_state).collect();
         let count = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
@@ -284,8 +285,9 @@ impl Flow {
         for (job, headers) in &begins {
             changes.jobs.push((&job.place, job.new_job(headers)));
         }
-        mill.inner.flows.note_one();
+        changes.keys.extend(mill.inner.flows.mark());
         mill.inner.backend.commit(&changes)?;
+        mill.inner.flows.note_mark();
         Ok(FlowHandle::new(mill, id))
     }
 }
@@ -300,6 +302,19 @@ fn first_state(node: &Node) -> NodeState {
     NodeState {
         pending: u32::try_from(node.dependencies.len()).unwrap_or(u32::MAX),
         phase,
+    }
+}
+
+/// The most jobs of a flow: the failure of one may end all others in one step, see
+/// [`advance`].
+const MOST_JOBS: usize = 8000;
+
+fn check_count(jobs: usize) -> Result<(), EnqueueError> {
+    match jobs > MOST_JOBS {
+        false => Ok(()),
+        true => Err(EnqueueError::Invalid(format!(
+            "a flow has at most {MOST_JOBS} jobs"
+        ))),
     }
 }
 
@@ -320,7 +335,7 @@ fn check_order(nodes: &[Node]) -> Result<(), EnqueueError> {
             let Some(left) = waits.get_mut(&dependent) else {
                 continue;
             };
-            left.retain(|one| *one as usize != at);
+            left.remove(&u32::try_from(at).unwrap_or(u32::MAX));
             if left.is_empty() {
                 waits.remove(&dependent);
                 free.push(dependent);
@@ -348,6 +363,13 @@ pub(crate) fn check_beside(
         let stored = mill.inner.backend.get(&stored::node_key(flow, node))?;
         Ok(stored.and_then(|stored| Node::parse(&stored.value)))
     };
+    if !admission::is_open(mill, beside) {
+        let why = "the job, or its flow, has ended: nothing can be added to it";
+        return Err(EnqueueError::Invalid(why.to_owned()));
+    }
+    let record = mill.inner.backend.get(&stored::flow_key(flow))?;
+    let record = record.and_then(|stored| FlowRecord::parse(&stored.value));
+    check_count(record.map_or(0, |record| record.nodes as usize + 1))?;
     let dependents = read(node)?.map(|node| node.dependents).unwrap_or_default();
     for (dependent, _) in dependents {
         let inputs = read(dependent)?.map(|node| node.inputs).unwrap_or_default();

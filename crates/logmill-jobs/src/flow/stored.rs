@@ -76,6 +76,11 @@ pub(super) fn state_key(flow: FlowId, node: u32) -> Vec<u8> {
     format!("state/{flow}/{node}").into_bytes()
 }
 
+/// There is a value if a dead job of a flow was replayed.
+pub(super) fn replayed_key(id: NodeId) -> Vec<u8> {
+    format!("replayed/{}/{}", id.flow, id.node).into_bytes()
+}
+
 /// A flow as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FlowRecord {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use logmill_jobs::backend::Cancelled;
 use logmill_jobs::{
-    Context, FlowHandle, Inputs, Job, JobResult, Mill, NodeStatus, OnFailure, Pool, State,
-    WaitError, Workers, discard, secs,
+    Context, FlowHandle, Inputs, Job, JobResult, Mill, MillOptions, NodeStatus, OnFailure, Pool,
+    State, WaitError, Workers, discard, secs,
 };
 use serde::{Deserialize, Serialize};
 
@@ -347,5 +347,136 @@ fn a_flow_goes_on_in_the_next_process() {
     let pool = workers(&mill, &Calls::default());
     let flow = mill.flow_handle(id);
     assert_eq!(flow.result_timeout(&total, PATIENCE).unwrap(), "both: 3");
+    let _ = pool.shutdown(secs(30));
+}
+
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "verbose", output = String, max_retries = 0)]
+struct Verbose {
+    is_bad: bool,
+    bytes: usize,
+}
+
+fn verbose(job: Verbose) -> JobResult<String> {
+    let text = "x".repeat(job.bytes);
+    match job.is_bad {
+        true => Err(discard(text)),
+        false => Ok(text),
+    }
+}
+
+/// What one failure cancels is stored in one step, however much that is.
+#[test]
+fn a_failure_may_cancel_thousands_side_by_side_or_in_a_row() {
+    let (mill, _dir) = mill();
+    let calls = Calls::default();
+    let pool = Workers::new(calls.clone())
+        .on(verbose)
+        .on(|Told(text): Told, State(calls): State<Calls>| {
+            calls.told.lock().push(text);
+            JobResult::Ok(())
+        })
+        .start(&mill)
+        .unwrap();
+    for is_deep in [false, true] {
+        let mut flow = mill.flow("large");
+        let bad = Verbose {
+            is_bad: true,
+            bytes: 5000,
+        };
+        let first = flow.add_with(|mill| mill.job(bad).after(Duration::from_millis(50)));
+        let mut last = None;
+        for _ in 0..if is_deep { 1000 } else { 5000 } {
+            let told = flow.add(Told("never".to_owned()));
+            match last {
+                Some(last) if is_deep => flow.after(&told, &last, OnFailure::Fail),
+                _ => flow.after(&told, &first, OnFailure::Fail),
+            }
+            last = Some(told);
+        }
+        let flow = flow.enqueue().unwrap();
+        assert!(!ended(&flow));
+        match flow.status(&last.unwrap()).unwrap() {
+            NodeStatus::Cancelled(reason) => assert!(reason.len() < 200, "{reason}"),
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!(calls.told(), [""; 0]);
+    let _ = pool.shutdown(secs(30));
+}
+
+/// A flow that has ended is kept for a while, also one with more than fits into one step.
+#[test]
+fn large_outputs_stop_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mill = Mill::open(dir.path().join("jobs")).unwrap();
+    let pool = Workers::new(()).on(verbose).start(&mill).unwrap();
+    let mut flow = mill.flow("large");
+    let jobs: Vec<_> = (0..120)
+        .map(|_| {
+            let (is_bad, bytes) = (false, 40_000);
+            flow.add(Verbose { is_bad, bytes })
+        })
+        .collect();
+    let flow = flow.enqueue().unwrap();
+    assert!(ended(&flow));
+    assert_eq!(flow.result(&jobs[100]).unwrap().len(), 40_000);
+    assert!(pool.shutdown(secs(30)).finished_in_time);
+    let pool = Workers::new(()).on(verbose).start(&mill).unwrap();
+    assert!(ended(&flow));
+    let _ = pool.shutdown(secs(30));
+}
+
+#[test]
+fn a_dead_job_of_a_flow_is_replayed_as_a_job_of_its_own() {
+    let (mill, _dir) = mill();
+    let mut flow = mill.flow("replayed");
+    let part = flow.add(Part(0));
+    let flow = flow.enqueue().unwrap();
+    let runs = Arc::new(AtomicU32::new(0));
+    let pool = Workers::new(Arc::clone(&runs))
+        .on(|_: Part, State(runs): State<Arc<AtomicU32>>, cx: Context| {
+            assert!(!cx.is_cancelled());
+            match runs.fetch_add(1, Ordering::SeqCst) {
+                0 => Err(discard("nothing there")),
+                _ => Ok(7),
+            }
+        })
+        .start(&mill)
+        .unwrap();
+    assert!(!ended(&flow));
+    let queue = mill.queue("default").unwrap();
+    until("the letter", || queue.dead_jobs().unwrap().len() == 1);
+    let id = queue
+        .replay(&queue.dead_jobs().unwrap()[0])
+        .unwrap()
+        .unwrap();
+    assert_eq!(mill.handle::<Part>(id).wait_timeout(PATIENCE).unwrap(), 7);
+    // The flow has gone on without it.
+    assert!(matches!(flow.status(&part).unwrap(), NodeStatus::Dead(_)));
+    let _ = pool.shutdown(secs(30));
+}
+
+#[test]
+fn a_cancelled_job_does_not_run_though_its_flow_is_not_kept_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = MillOptions::new().keep_results(Duration::from_millis(20));
+    let mill = Mill::builder(dir.path().join("jobs"));
+    let mill = mill.options(options).open().unwrap();
+    let calls = Calls::default();
+    let pool = workers(&mill, &calls);
+    let mut flow = mill.flow("late");
+    flow.add_with(|mill| {
+        let job = mill.job(Told("never".to_owned()));
+        job.after(Duration::from_millis(500))
+    });
+    let flow = flow.enqueue().unwrap();
+    flow.cancel("enough").unwrap();
+    until("the end of the flow's time", || flow.tree().is_err());
+    let stats = || mill.queue("default").unwrap().stats().unwrap();
+    until("the job", || {
+        stats().delayed + stats().ready + stats().running == 0
+    });
+    assert_eq!(calls.told(), [""; 0]);
     let _ = pool.shutdown(secs(30));
 }
