@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::backend::{Changes, Claim, Keep, KeyChange};
 use crate::enqueue::header;
 use crate::error::EnqueueError;
-use crate::failure::{Failure, JobResult, discard};
+use crate::failure::{Failure, JobResult, discard, snooze};
 use crate::flow::{NodeId, check_beside};
 use crate::handler::FromAttempt;
 use crate::keys;
@@ -24,6 +24,21 @@ use crate::{Job, JobId};
 
 /// The result of a step is kept for this long, in case the job never ends.
 const KEEP_STEPS: Duration = Duration::from_secs(30 * 86_400);
+
+/// The reason of an attempt whose time was up.
+pub(crate) const TOO_LONG: &str = "the attempt took too long";
+
+/// Why a handler should end, from [`Context::stop_cause`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StopCause {
+    /// The job was cancelled.
+    Cancelled,
+    /// The workers are being shut down.
+    Shutdown,
+    /// The attempt's time is up.
+    TimedOut,
+}
 
 /// An attempt at a job, from which extractors take what they need.
 pub struct Attempt<'a> {
@@ -193,6 +208,52 @@ impl Context {
     /// Whether the job was cancelled since the handler got it.
     pub fn is_cancelled(&self) -> bool {
         self.inner.signals.is_cancelled()
+    }
+
+    /// Why the handler should end, if it should; the first of these causes.
+    pub fn stop_cause(&self) -> Option<StopCause> {
+        if self.is_cancelled() {
+            Some(StopCause::Cancelled)
+        } else if self.inner.pool_stops.load(Ordering::Relaxed) {
+            Some(StopCause::Shutdown)
+        } else {
+            self.is_late().then_some(StopCause::TimedOut)
+        }
+    }
+
+    /// Ends the handler by `?` if it should end: what a handler that takes long calls from time to
+    /// time.
+    ///
+    /// ```
+    /// # use logmill_jobs::{Context, Job, JobResult};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Serialize, Deserialize, Job)]
+    /// # #[job(kind = "digest")]
+    /// # struct Digest;
+    /// fn digest(_job: Digest, cx: Context) -> JobResult {
+    ///     for page in 0..1000 {
+    ///         cx.check()?;
+    ///         println!("page {page}");
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// A failure that does what fits the cause:
+    ///
+    /// | cause | what becomes of the job |
+    /// |---|---|
+    /// | [`Shutdown`](StopCause::Shutdown) | given back without an attempt: it comes again at once, after a restart |
+    /// | [`Cancelled`](StopCause::Cancelled) | it ends as cancelled, with the reason of the call |
+    /// | [`TimedOut`](StopCause::TimedOut) | the attempt has failed, and is repeated after the backoff |
+    pub fn check(&self) -> JobResult {
+        match self.stop_cause() {
+            None => Ok(()),
+            // A cancelled job that is given back ends, whichever attempt it was.
+            Some(StopCause::Shutdown | StopCause::Cancelled) => Err(snooze(Duration::ZERO)),
+            Some(StopCause::TimedOut) => Err(Failure::retry(TOO_LONG.to_owned())),
+        }
     }
 
     fn is_late(&self) -> bool {

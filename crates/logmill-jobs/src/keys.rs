@@ -18,6 +18,11 @@ pub(crate) fn of_step(id: &JobId, step: &str) -> Vec<u8> {
     bounded("step", &id.to_string(), step)
 }
 
+/// What was set for the pool of this name while it ran.
+pub(crate) fn of_pool(name: &str) -> Vec<u8> {
+    bounded("pool", name, "concurrency")
+}
+
 /// Keys have at most this many bytes in every backend.
 const MOST: usize = 512;
 

@@ -93,7 +93,7 @@ pub mod backend;
 
 pub use backoff::Backoff;
 pub use codec::{CodecError, Format, Layer};
-pub use context::{Attempt, Context};
+pub use context::{Attempt, Context, StopCause};
 pub use enqueue::Enqueue;
 pub use error::{EnqueueError, OpenError, StartError, WaitError};
 pub use failure::{Failure, FailureError, JobResult, cancel, discard, retry_in, snooze};
@@ -120,7 +120,7 @@ pub use options::MillOptions;
 pub use parked::ParkedKind;
 pub use queue::{DeadJob, JobQueue};
 pub use unique::Unique;
-pub use workers::{Pool, ShutdownReport, Workers};
+pub use workers::{Pool, PoolHealth, ShutdownReport, StuckJob, Workers};
 
 /// Compiles and runs the snippets of the guides.
 #[cfg(all(doctest, feature = "embedded"))]

@@ -8,4 +8,5 @@ mod handlers;
 mod limits;
 mod operators;
 mod results;
+mod running;
 mod unique;
