@@ -256,6 +256,45 @@ impl Context {
         }
     }
 
+    /// Says how far the job is, for [`JobHandle::progress`](crate::JobHandle::progress): what is done,
+    /// and what is to be done in all, or 0 if that is not known.
+    ///
+    /// Handles of this process see it at once. It is stored at most once a second, and removed at the
+    /// end of the job. Call it as often as is convenient: it costs a lock and a look at the clock.
+    pub fn progress(&self, done: u64, total: u64) {
+        self.say_progress(done, total, None);
+    }
+
+    /// Says how far the job is, and what it does; of the note, 1024 bytes are kept.
+    pub fn progress_with(&self, done: u64, total: u64, note: &str) {
+        self.say_progress(done, total, Some(note));
+    }
+
+    fn say_progress(&self, done: u64, total: u64, note: Option<&str>) {
+        let Inner { mill, signals, .. } = &*self.inner;
+        let progress = crate::progress::now(mill, done, total, note);
+        if !signals
+            .progress
+            .set(progress.clone(), mill.inner.clock.now())
+        {
+            return;
+        }
+        let key = keys::of_progress(&self.inner.id);
+        {
+            let mut follows = self.inner.follows.lock();
+            if follows.has_ended {
+                return;
+            }
+            // The end of the job removes it.
+            if !follows.followed.steps.contains(&key) {
+                follows.followed.steps.push(key.clone());
+            }
+        }
+        if let Err(error) = crate::progress::store(mill, &key, &progress) {
+            tracing::warn!(id = %self.inner.id, %error, "the progress of a job was not stored");
+        }
+    }
+
     fn is_late(&self) -> bool {
         let deadline = self.inner.deadline;
         deadline.is_some_and(|deadline| deadline <= self.inner.mill.inner.clock.now())

@@ -1,13 +1,16 @@
 //! How an attempt ends: what its handler returned decides what becomes of the job, and what follows
 //! from that is stored in the same step.
 
-use crate::backend::{self, BackendError, Changes, Claim, End, Keep, KeyChange, Settlement};
+use std::time::Duration;
+
+use crate::backend::{self, BackendError, Changes, Claim, End, KeyChange, Settlement};
 use crate::context::Followed;
 use crate::enqueue::header;
 use crate::failure::{Failure, Verdict};
 use crate::flow::{Ending, Outcome};
 use crate::keys::{self, Record};
 use crate::mill::Mill;
+use crate::retention::NewRecord;
 use crate::unique::Release;
 use crate::waiters::Ended;
 use crate::{JobId, KindOptions};
@@ -81,7 +84,8 @@ fn done(
         tag: mill.inner.codec.tag().map(|tag| tag.as_bytes().to_vec()),
         output,
     });
-    let ended = end(mill, claim, id, record, followed).map(|()| Ended::Done);
+    let keep = kind.keep_results;
+    let ended = end(mill, claim, id, keep, record, followed).map(|()| Ended::Done);
     match ended {
         Ok(_) => mill.inner.refused.forget(id),
         Err(_) => mill.inner.refused.add(id),
@@ -93,6 +97,7 @@ fn end(
     mill: &Mill,
     claim: &mut dyn Claim,
     id: &JobId,
+    keep: Option<Duration>,
     record: Option<Record>,
     mut followed: Followed,
 ) -> Result<(), BackendError> {
@@ -109,14 +114,14 @@ fn end(
     };
     let released = Release::of(mill, claim.kind(), claim.header(header::UNIQUE))?;
     let ending = Ending::of(mill, claim.header(header::FLOW), outcome, beside)?;
-    let (record_key, record) = (keys::of_record(id), record.map(|record| record.to_bytes()));
+    let keep = keep.unwrap_or(mill.inner.keep_results);
+    let record = record.map(|record| NewRecord::new(mill, id, record.to_bytes(), keep));
     let mut changes = Changes::default();
     if let Some(ending) = &ending {
         ending.add_to(&mut changes);
     }
     if let Some(record) = &record {
-        let keep = Keep::For(mill.inner.keep_results);
-        changes.keys.push(KeyChange::Put(&record_key, record, keep));
+        changes.keys.extend(record.changes());
     }
     if let Some(released) = &released {
         changes.keys.extend(released.changes());
@@ -130,7 +135,11 @@ fn end(
     for (job, headers) in jobs.iter().zip(&headers) {
         changes.jobs.push((&job.place, job.new_job(headers)));
     }
-    claim.settle(Settlement::Done(Some(&changes)))?;
+    let settled = claim.settle(Settlement::Done(Some(&changes)));
+    if let Some(record) = record {
+        record.settled(mill, id, &settled);
+    }
+    settled?;
     if let Some(ending) = ending {
         ending.told(mill);
     }
@@ -139,7 +148,14 @@ fn end(
 
 /// Ends a job that has expired before it began.
 pub(crate) fn expire(mill: &Mill, claim: &mut dyn Claim, id: &JobId) {
-    let ended = end(mill, claim, id, Some(Record::Expired), Followed::default());
+    let ended = end(
+        mill,
+        claim,
+        id,
+        None,
+        Some(Record::Expired),
+        Followed::default(),
+    );
     report(mill, id, ended.map(|()| Ended::Expired));
 }
 
@@ -168,7 +184,7 @@ fn fail(
             let record = Record::Cancelled {
                 reason: reason.clone(),
             };
-            let ended = end(mill, claim, id, Some(record), kept);
+            let ended = end(mill, claim, id, kind.keep_results, Some(record), kept);
             return report(mill, id, ended.map(|()| Ended::Cancelled(reason)));
         }
         Verdict::Snooze(after) => Settlement::Snooze { after },
@@ -275,12 +291,16 @@ fn note_end(
     ended: &backend::Ended<'_>,
     record: Record,
 ) -> Result<(), BackendError> {
-    let (key, bytes) = (keys::of_record(id), record.to_bytes());
+    let (bytes, progress) = (record.to_bytes(), keys::of_progress(id));
     let released = Release::of(mill, ended.kind, ended.unique)?;
     let ending = Ending::of(mill, ended.flow, || Outcome::Record(record), Vec::new())?;
+    let has_progress = mill.inner.backend.get(&progress)?.is_some();
+    let record = NewRecord::new(mill, id, bytes, mill.inner.keep_results);
     let mut changes = Changes::default();
-    let keep = Keep::For(mill.inner.keep_results);
-    changes.keys.push(KeyChange::Put(&key, &bytes, keep));
+    changes.keys.extend(record.changes());
+    if has_progress {
+        changes.keys.push(KeyChange::Remove(&progress));
+    }
     if let Some(ending) = &ending {
         ending.add_to(&mut changes);
     }
@@ -292,7 +312,9 @@ fn note_end(
     if let Some(released) = &released {
         changes.keys.extend(released.changes());
     }
-    mill.inner.backend.commit(&changes)?;
+    let settled = mill.inner.backend.commit(&changes).map(drop);
+    record.settled(mill, id, &settled);
+    settled?;
     if let Some(ending) = ending {
         ending.told(mill);
     }

@@ -67,6 +67,26 @@ pub trait Backend: Send + Sync + 'static {
     /// The storage failed.
     fn keys(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, KeyValue)>, BackendError>;
 
+    /// Calls `see` with each key that begins with `prefix`, in no order, until it returns false. Keys
+    /// that change meanwhile may be missing.
+    ///
+    /// A backend that can does not have all of them in memory at the same time.
+    ///
+    /// # Errors
+    /// The storage failed.
+    fn each_key(
+        &self,
+        prefix: &[u8],
+        see: &mut dyn FnMut(Vec<u8>, KeyValue) -> bool,
+    ) -> Result<(), BackendError> {
+        for (key, value) in self.keys(prefix)? {
+            if !see(key, value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes all changes, or none. Returns the numbers of the jobs that were published; None for one
     /// that is stored and enters its queue later.
     ///

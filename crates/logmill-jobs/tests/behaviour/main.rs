@@ -8,5 +8,6 @@ mod handlers;
 mod limits;
 mod operators;
 mod results;
+mod retention;
 mod running;
 mod unique;
