@@ -41,7 +41,7 @@ use crate::{JobId, Priority};
 pub struct JobQueue {
     name: String,
     /// Those levels of priority that were ever used.
-    levels: Vec<Arc<OpenQueue>>,
+    pub(crate) levels: Vec<Arc<OpenQueue>>,
 }
 
 /// A dead job: its attempts have failed, or its handler gave up on it.
@@ -62,7 +62,7 @@ pub struct DeadJob {
     pub reasons: Vec<String>,
     /// When the last attempt failed.
     pub died_at: Option<SystemTime>,
-    letter: u64,
+    pub(crate) letter: u64,
 }
 
 impl DeadJob {
@@ -161,7 +161,8 @@ impl JobQueue {
         Ok(sum)
     }
 
-    /// The dead jobs, oldest first within each level of priority.
+    /// The dead jobs, oldest first within each level of priority; all of them, with their arguments.
+    /// Where there may be many, [`dead_jobs_page`](Self::dead_jobs_page) returns some at a time.
     ///
     /// # Errors
     /// The storage failed.
@@ -203,7 +204,7 @@ impl JobQueue {
     }
 }
 
-fn dead_job(level: &OpenQueue, letter: backend::DeadJob) -> DeadJob {
+pub(crate) fn dead_job(level: &OpenQueue, letter: backend::DeadJob) -> DeadJob {
     DeadJob {
         id: JobId::new(level.name.clone(), letter.number),
         kind: letter.kind,

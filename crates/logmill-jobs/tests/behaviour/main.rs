@@ -2,6 +2,7 @@
 
 mod common;
 mod complaints;
+mod dead_jobs;
 mod ends;
 mod flows;
 mod handlers;
