@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn the_oldest_are_removed_by_number_and_by_bytes() {
-        let retention = Retention::new(3, 100, Clock::default());
+        let retention = Retention::new(3, 100, Default::default());
         for number in 0..10 {
             enter(&retention, number, 10, u64::MAX);
         }
@@ -327,7 +327,7 @@ mod tests {
 
     #[test]
     fn one_that_is_waited_for_is_kept() {
-        let retention = Retention::new(3, 1000, Clock::default());
+        let retention = Retention::new(3, 1000, Default::default());
         for number in 0..10 {
             enter(&retention, number, 10, 0);
         }
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn what_was_not_removed_is_the_oldest_again_and_what_has_expired_costs_nothing() {
-        let retention = Retention::new(3, 1000, Clock::default());
+        let retention = Retention::new(3, 1000, Default::default());
         for number in 0..3 {
             enter(&retention, number, 10, u64::MAX);
         }
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn those_of_an_earlier_process_are_older_and_none_is_counted_twice() {
-        let retention = Retention::new(5, 1000, Clock::default());
+        let retention = Retention::new(5, 1000, Default::default());
         enter(&retention, 9, 10, u64::MAX);
         let kept = |number| Kept {
             id: id(number),

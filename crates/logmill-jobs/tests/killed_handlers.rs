@@ -55,8 +55,10 @@ fn short(_: Short, State(app): State<App>) -> JobResult<u32> {
 
 fn long(_: Long, State(app): State<App>, cx: Context) -> JobResult<String> {
     app.note("long");
-    while app.is_child {
-        std::thread::sleep(secs(1));
+    if app.is_child {
+        loop {
+            std::thread::sleep(secs(1));
+        }
     }
     Ok(format!(
         "attempt {}, crashes {}",
