@@ -100,16 +100,16 @@ impl Seat {
         if stuck_at > now {
             return Found::Until(stuck_at);
         }
-        let (job, timed) = (self.job(), *self.timed.lock());
-        // If it fails, the job has ended meanwhile, and what was read may be of the next one.
+        // Without a job, the handler has returned, and its thread is about to say so.
+        let (Some(job), Some(timed)) = (self.job(), *self.timed.lock()) else {
+            return Found::Nothing;
+        };
+        // If it fails, the job has ended meanwhile, and what was read may be of the next one, for which
+        // the caller looks again.
         let marked =
             self.stuck_at
                 .compare_exchange(stuck_at, STUCK, Ordering::SeqCst, Ordering::SeqCst);
-        match (marked, job, timed) {
-            (Ok(_), Some(job), Some(timed)) => Found::Stuck(job, timed),
-            // It began a moment ago, for which the caller looks again.
-            _ => Found::Nothing,
-        }
+        marked.map_or(Found::Nothing, |_| Found::Stuck(job, timed))
     }
 }
 
@@ -136,7 +136,10 @@ mod tests {
         assert!(matches!(seat.look(101), Found::Nothing));
         assert!(seat.end_timed());
 
+        // A handler that has returned is not marked, as nobody would count its thread.
         seat.begin_timed(timed(), 200);
+        seat.end();
+        assert!(matches!(seat.look(LAST), Found::Nothing));
         assert!(!seat.end_timed());
         assert!(matches!(seat.look(LAST), Found::Nothing));
     }
