@@ -7,13 +7,15 @@ use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Expr, Ident, LitStr, Member, Token, Type, parenthesized};
 
 /// The options of a kind that take an expression of the same name.
-const OPTIONS: [&str; 6] = [
+const OPTIONS: [&str; 8] = [
     "queue",
     "max_retries",
     "backoff",
     "timeout",
+    "grace",
     "priority",
     "expires_after",
+    "keep_results",
 ];
 
 pub(crate) struct Attributes {
@@ -79,7 +81,7 @@ impl Attributes {
             }
             _ => {
                 let known = "kind, alias, output, inputs, unique, key, queue, max_retries, backoff, \
-                             timeout, priority, expires_after";
+                             timeout, grace, priority, expires_after, keep_results";
                 return Err(meta.error(format!("not an option of a job; there are {known}")));
             }
         }

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::backend::{Changes, Claim, Keep, KeyChange};
 use crate::enqueue::header;
 use crate::error::EnqueueError;
-use crate::failure::{Failure, JobResult, discard};
+use crate::failure::{Failure, JobResult, discard, snooze};
 use crate::flow::{NodeId, check_beside, has_ended};
 use crate::handler::FromAttempt;
 use crate::keys;
@@ -24,6 +24,21 @@ use crate::{Job, JobId};
 
 /// The result of a step is kept for this long, in case the job never ends.
 const KEEP_STEPS: Duration = Duration::from_secs(30 * 86_400);
+
+/// The reason of an attempt whose time was up.
+pub(crate) const TOO_LONG: &str = "the attempt took too long";
+
+/// Why a handler should end, from [`Context::stop_cause`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StopCause {
+    /// The job was cancelled.
+    Cancelled,
+    /// The workers are being shut down.
+    Shutdown,
+    /// The attempt's time is up.
+    TimedOut,
+}
 
 /// An attempt at a job, from which extractors take what they need.
 pub struct Attempt<'a> {
@@ -193,6 +208,91 @@ impl Context {
     /// Whether the job was cancelled since the handler got it.
     pub fn is_cancelled(&self) -> bool {
         self.inner.signals.is_cancelled()
+    }
+
+    /// Why the handler should end, if it should; the first of these causes.
+    pub fn stop_cause(&self) -> Option<StopCause> {
+        if self.is_cancelled() {
+            Some(StopCause::Cancelled)
+        } else if self.inner.pool_stops.load(Ordering::Relaxed) {
+            Some(StopCause::Shutdown)
+        } else {
+            self.is_late().then_some(StopCause::TimedOut)
+        }
+    }
+
+    /// Ends the handler by `?` if it should end: what a handler that takes long calls from time to
+    /// time.
+    ///
+    /// ```
+    /// # use logmill_jobs::{Context, Job, JobResult};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Serialize, Deserialize, Job)]
+    /// # #[job(kind = "digest")]
+    /// # struct Digest;
+    /// fn digest(_job: Digest, cx: Context) -> JobResult {
+    ///     for page in 0..1000 {
+    ///         cx.check()?;
+    ///         println!("page {page}");
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// A failure that does what fits the cause:
+    ///
+    /// | cause | what becomes of the job |
+    /// |---|---|
+    /// | [`Shutdown`](StopCause::Shutdown) | given back without an attempt: it comes again at once, after a restart |
+    /// | [`Cancelled`](StopCause::Cancelled) | it ends as cancelled, with the reason of the call |
+    /// | [`TimedOut`](StopCause::TimedOut) | the attempt has failed, and is repeated after the backoff |
+    pub fn check(&self) -> JobResult {
+        match self.stop_cause() {
+            None => Ok(()),
+            // A cancelled job that is given back ends, whichever attempt it was.
+            Some(StopCause::Shutdown | StopCause::Cancelled) => Err(snooze(Duration::ZERO)),
+            Some(StopCause::TimedOut) => Err(Failure::retry(TOO_LONG.to_owned())),
+        }
+    }
+
+    /// Says how far the job is, for [`JobHandle::progress`](crate::JobHandle::progress): what is done,
+    /// and what is to be done in all, or 0 if that is not known.
+    ///
+    /// Handles of this process see it at once. It is stored at most once a second, and removed at the
+    /// end of the job. Call it as often as is convenient: it costs a lock and a look at the clock.
+    pub fn progress(&self, done: u64, total: u64) {
+        self.say_progress(done, total, None);
+    }
+
+    /// Says how far the job is, and what it does; of the note, 1024 bytes are kept.
+    pub fn progress_with(&self, done: u64, total: u64, note: &str) {
+        self.say_progress(done, total, Some(note));
+    }
+
+    fn say_progress(&self, done: u64, total: u64, note: Option<&str>) {
+        let Inner { mill, signals, .. } = &*self.inner;
+        let progress = crate::progress::now(mill, done, total, note);
+        if !signals
+            .progress
+            .set(progress.clone(), mill.inner.clock.now())
+        {
+            return;
+        }
+        let key = keys::of_progress(&self.inner.id);
+        {
+            let mut follows = self.inner.follows.lock();
+            if follows.has_ended {
+                return;
+            }
+            // The end of the job removes it.
+            if !follows.followed.steps.contains(&key) {
+                follows.followed.steps.push(key.clone());
+            }
+        }
+        if let Err(error) = crate::progress::store(mill, &key, &progress) {
+            tracing::warn!(id = %self.inner.id, %error, "the progress of a job was not stored");
+        }
     }
 
     fn is_late(&self) -> bool {

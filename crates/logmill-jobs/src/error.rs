@@ -69,6 +69,9 @@ pub enum StartError {
         "other workers serve the queue {0:?}; register all handlers of a queue with the same workers"
     )]
     QueueServed(String),
+    /// Another dynamic pool of this mill has the same name, under which its numbers are stored.
+    #[error("another dynamic pool is named {0:?}; give each a name of its own")]
+    PoolName(String),
     /// An async handler was registered outside a tokio runtime.
     #[error("async handlers need a tokio runtime: call start within one")]
     NoRuntime,

@@ -81,6 +81,10 @@ impl<J: Job> JobHandle<J> {
         }
     }
 
+    pub(crate) fn mill(&self) -> &Mill {
+        &self.mill
+    }
+
     /// The job's id.
     pub fn id(&self) -> &JobId {
         &self.id

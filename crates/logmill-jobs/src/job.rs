@@ -31,10 +31,12 @@ use crate::{Backoff, CodecError, InputShape};
 /// | `max_retries = 3` | attempts after the first | 4 |
 /// | `backoff = Backoff::fixed(secs(60))` | the time before a retry | exponential, 1 s to 5 min |
 /// | `timeout = secs(30)` | how long an attempt may take | no limit |
+/// | `grace = secs(10)` | after that, until a blocking handler is reported as stuck | 30 s |
 /// | `priority = Priority::High` | among the jobs of the queue | `Priority::Normal` |
 /// | `expires_after = hours(1)` | then it is not started any more | never |
 /// | `output = Receipt` | what the handler returns, kept as the job's result | `()`, not kept |
 /// | `inputs = (Charge, Vec<Resize>)` | what it takes from others of its [flow](crate::Flow::join) | `()`, nothing |
+/// | `keep_results = hours(1)` | how long the record of its end is kept | the mill's |
 /// | `unique = "user_id"` | one job at a time with this value of a field | not unique |
 /// | `key = "tenant"` | the field by which limits count | none |
 ///
@@ -117,10 +119,14 @@ pub struct KindOptions {
     pub(crate) max_retries: u32,
     pub(crate) backoff: Backoff,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) grace: Duration,
+    pub(crate) keep_results: Option<Duration>,
     pub(crate) priority: Priority,
     pub(crate) expires_after: Option<Duration>,
 }
 
+/// How long a blocking handler may go on after its timeout by default.
+const GRACE: Duration = Duration::from_secs(30);
 /// The queue of jobs that name none.
 pub(crate) const DEFAULT_QUEUE: &str = "default";
 
@@ -138,6 +144,8 @@ impl KindOptions {
             max_retries: 4,
             backoff: Backoff::DEFAULT,
             timeout: None,
+            grace: GRACE,
+            keep_results: None,
             priority: Priority::Normal,
             expires_after: None,
         }
@@ -165,9 +173,26 @@ impl KindOptions {
     ///
     /// After that, [`Context::is_stopping`](crate::Context::is_stopping) is true, and the attempt of
     /// an async handler ends at its next await and has failed. A blocking handler that does not look
-    /// goes on.
+    /// goes on, and counts as stuck after its [grace](Self::grace).
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// Sets how long a blocking handler may go on after its [timeout](Self::timeout) until it counts
+    /// as [stuck](crate::Pool::stuck): it is reported, and another thread takes its place. Default:
+    /// 30 s.
+    ///
+    /// The job stays with the handler until that returns, and what it returns counts.
+    pub const fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// Sets how long the records of how jobs of the kind ended are kept, with their results, instead
+    /// of [`MillOptions::keep_results`](crate::MillOptions::keep_results).
+    pub const fn keep_results(mut self, time: Duration) -> Self {
+        self.keep_results = Some(time);
         self
     }
 

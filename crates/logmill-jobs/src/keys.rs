@@ -3,6 +3,20 @@
 
 use crate::JobId;
 
+/// What the keys of records begin with.
+pub(crate) const RECORDS: &[u8] = b"end/";
+
+/// The job that a record is of.
+pub(crate) fn id_of_record(key: &[u8]) -> Option<JobId> {
+    let id = std::str::from_utf8(key.strip_prefix(RECORDS)?).ok()?;
+    id.parse().ok()
+}
+
+/// How far a job is.
+pub(crate) fn of_progress(id: &JobId) -> Vec<u8> {
+    format!("progress/{id}").into_bytes()
+}
+
 /// The record of a job that has ended: its result, or that it was cancelled.
 pub(crate) fn of_record(id: &JobId) -> Vec<u8> {
     format!("end/{id}").into_bytes()
@@ -16,6 +30,11 @@ pub(crate) fn of_unique(kind: &str, key: &str) -> Vec<u8> {
 /// The result of a step of a job.
 pub(crate) fn of_step(id: &JobId, step: &str) -> Vec<u8> {
     bounded("step", &id.to_string(), step)
+}
+
+/// What was set for the pool of this name while it ran.
+pub(crate) fn of_pool(name: &str) -> Vec<u8> {
+    bounded("pool", name, "concurrency")
 }
 
 /// Keys have at most this many bytes in every backend.

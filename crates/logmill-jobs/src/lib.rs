@@ -64,6 +64,7 @@ mod cancelling;
 mod clock;
 mod codec;
 mod context;
+mod dead_jobs;
 mod enqueue;
 mod error;
 mod expiry;
@@ -80,8 +81,10 @@ mod mill;
 mod options;
 mod parked;
 mod prepared;
+mod progress;
 mod queue;
 mod refused;
+mod retention;
 mod running;
 mod settle;
 mod unique;
@@ -93,7 +96,8 @@ pub mod backend;
 
 pub use backoff::Backoff;
 pub use codec::{CodecError, Format, Layer};
-pub use context::{Attempt, Context};
+pub use context::{Attempt, Context, StopCause};
+pub use dead_jobs::{DeadCursor, DeadPage};
 pub use enqueue::Enqueue;
 pub use error::{EnqueueError, OpenError, StartError, WaitError};
 pub use failure::{Failure, FailureError, JobResult, cancel, discard, retry_in, snooze};
@@ -118,9 +122,10 @@ pub use mill::Mill;
 pub use options::MillBuilder;
 pub use options::MillOptions;
 pub use parked::ParkedKind;
+pub use progress::Progress;
 pub use queue::{DeadJob, JobQueue};
 pub use unique::Unique;
-pub use workers::{Pool, ShutdownReport, Workers};
+pub use workers::{Pool, PoolHealth, ShutdownReport, StuckJob, Workers};
 
 /// Compiles and runs the snippets of the guides.
 #[cfg(all(doctest, feature = "embedded"))]

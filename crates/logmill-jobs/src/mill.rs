@@ -26,6 +26,7 @@ use crate::options::MillBuilder;
 use crate::options::MillOptions;
 use crate::parked::Parked;
 use crate::refused::Refused;
+use crate::retention::Retention;
 use crate::running::Running;
 use crate::unique::Locks;
 use crate::waiters::Waiters;
@@ -75,6 +76,7 @@ pub(crate) struct Inner {
     pub(crate) codec: Codec,
     pub(crate) clock: Clock,
     pub(crate) keep_results: Duration,
+    pub(crate) retention: Retention,
     /// The queues that were used, by the names that the backend knows.
     queues: RwLock<HashMap<String, Arc<OpenQueue>>>,
     pub(crate) waiters: Waiters,
@@ -128,6 +130,8 @@ impl Mill {
             layer,
             other_layers,
             keep_results,
+            max_results,
+            max_result_bytes,
             limits,
         } = options;
         let clock = Clock;
@@ -136,6 +140,7 @@ impl Mill {
             codec: Codec::new(format, layer, other_layers),
             clock: clock.clone(),
             keep_results,
+            retention: Retention::new(max_results, max_result_bytes, clock.clone()),
             queues: RwLock::default(),
             waiters: Waiters::default(),
             running: Running::default(),

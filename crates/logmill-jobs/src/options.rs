@@ -17,6 +17,10 @@ use crate::mill::Mill;
 const WAIT_FOR_LOCK: Duration = Duration::from_secs(1);
 /// How long results are kept by default.
 const KEEP_RESULTS: Duration = Duration::from_secs(86_400);
+/// How many results are kept by default.
+const MAX_RESULTS: usize = 100_000;
+/// How many bytes of results are kept by default.
+const MAX_RESULT_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Options for opening a mill, from [`Mill::builder`].
 #[cfg(feature = "embedded")]
@@ -34,6 +38,8 @@ pub struct MillOptions {
     pub(crate) layer: Option<Arc<dyn Layer>>,
     pub(crate) other_layers: Vec<Arc<dyn Layer>>,
     pub(crate) keep_results: Duration,
+    pub(crate) max_results: usize,
+    pub(crate) max_result_bytes: u64,
     pub(crate) limits: Vec<Limit>,
 }
 
@@ -51,6 +57,8 @@ impl MillOptions {
             layer: None,
             other_layers: Vec::new(),
             keep_results: KEEP_RESULTS,
+            max_results: MAX_RESULTS,
+            max_result_bytes: MAX_RESULT_BYTES,
             limits: Vec::new(),
         }
     }
@@ -81,9 +89,31 @@ impl MillOptions {
         self
     }
 
-    /// Sets how long results are kept. Default: a day.
+    /// Sets how long results are kept, and other records of how jobs ended. Default: a day.
+    /// [`KindOptions::keep_results`](crate::KindOptions::keep_results) sets it for the results of a
+    /// kind.
     pub fn keep_results(mut self, time: Duration) -> Self {
         self.keep_results = time;
+        self
+    }
+
+    /// Sets how many results are kept, and other records of how jobs ended; at least 1. Default:
+    /// 100,000.
+    ///
+    /// When there are more, the oldest are removed, with the next ones that are stored; those that
+    /// somebody [waits](crate::JobHandle::wait) for in this moment stay. Each takes 32 bytes of memory
+    /// beside its own.
+    pub fn max_results(mut self, results: usize) -> Self {
+        self.max_results = results;
+        self
+    }
+
+    /// Sets how many bytes of results are kept, counting their keys. Default: 256 MiB.
+    ///
+    /// As for [`max_results`](Self::max_results). A result that is larger than that is kept until the
+    /// next one is stored.
+    pub fn max_result_bytes(mut self, bytes: u64) -> Self {
+        self.max_result_bytes = bytes;
         self
     }
 }

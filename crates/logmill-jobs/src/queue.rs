@@ -41,8 +41,8 @@ use crate::{JobId, Priority};
 pub struct JobQueue {
     name: String,
     /// Those levels of priority that were ever used.
-    levels: Vec<Arc<OpenQueue>>,
-    mill: Mill,
+    pub(crate) levels: Vec<Arc<OpenQueue>>,
+    pub(crate) mill: Mill,
 }
 
 /// A dead job: its attempts have failed, or its handler gave up on it.
@@ -64,8 +64,8 @@ pub struct DeadJob {
     /// When the last attempt failed.
     pub died_at: Option<SystemTime>,
     /// Its place in a flow.
-    flow: Option<Vec<u8>>,
-    letter: u64,
+    pub(crate) flow: Option<Vec<u8>>,
+    pub(crate) letter: u64,
 }
 
 impl DeadJob {
@@ -165,7 +165,8 @@ impl JobQueue {
         Ok(sum)
     }
 
-    /// The dead jobs, oldest first within each level of priority.
+    /// The dead jobs, oldest first within each level of priority; all of them, with their arguments.
+    /// Where there may be many, [`dead_jobs_page`](Self::dead_jobs_page) returns some at a time.
     ///
     /// # Errors
     /// The storage failed.
@@ -208,7 +209,7 @@ impl JobQueue {
     }
 }
 
-fn dead_job(level: &OpenQueue, letter: backend::DeadJob) -> DeadJob {
+pub(crate) fn dead_job(level: &OpenQueue, letter: backend::DeadJob) -> DeadJob {
     DeadJob {
         id: JobId::new(level.name.clone(), letter.number),
         kind: letter.kind,

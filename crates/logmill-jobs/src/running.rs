@@ -9,11 +9,14 @@ use parking_lot::Mutex;
 
 use crate::JobId;
 use crate::flow::NodeId;
+use crate::progress::{Latest, Progress};
 
 /// What a handler can be told.
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
     cancelled: AtomicBool,
+    /// What it says of how far it is.
+    pub(crate) progress: Latest,
 }
 
 impl Signals {
@@ -56,6 +59,11 @@ impl Running {
         if let Some(signals) = self.nodes.lock().get(&node) {
             signals.cancel();
         }
+    }
+
+    pub(crate) fn progress(&self, id: &JobId) -> Option<Progress> {
+        let signals = self.jobs.lock().get(id).map(Arc::clone);
+        signals?.progress.get()
     }
 
     pub(crate) fn cancel(&self, id: &JobId) {

@@ -1,13 +1,16 @@
 //! How an attempt ends: what its handler returned decides what becomes of the job, and what follows
 //! from that is stored in the same step.
 
-use crate::backend::{self, BackendError, Changes, Claim, End, Keep, KeyChange, Settlement};
+use std::time::Duration;
+
+use crate::backend::{self, BackendError, Changes, Claim, End, KeyChange, Settlement};
 use crate::context::Followed;
 use crate::enqueue::header;
 use crate::failure::{Failure, Verdict};
 use crate::flow::{Ending, Outcome};
 use crate::keys::{self, Record};
 use crate::mill::Mill;
+use crate::retention::NewRecord;
 use crate::unique::Release;
 use crate::waiters::Ended;
 use crate::{JobId, KindOptions};
@@ -93,7 +96,7 @@ fn end_or_die(
         note_death(mill, claim, id, reason);
         return settle_quietly(claim, id, Settlement::Dead { reason });
     }
-    let stored = end(mill, claim, id, record, followed);
+    let stored = end(mill, claim, id, kind.keep_results, record, followed);
     match stored {
         Ok(()) => mill.inner.refused.forget(id),
         Err(_) => mill.inner.refused.add(id),
@@ -105,6 +108,7 @@ fn end(
     mill: &Mill,
     claim: &mut dyn Claim,
     id: &JobId,
+    keep: Option<Duration>,
     record: Option<Record>,
     mut followed: Followed,
 ) -> Result<(), BackendError> {
@@ -121,14 +125,14 @@ fn end(
     };
     let released = Release::of(mill, claim.kind(), claim.header(header::UNIQUE))?;
     let ending = Ending::of(mill, claim.header(header::FLOW), outcome, beside)?;
-    let (record_key, record) = (keys::of_record(id), record.map(|record| record.to_bytes()));
+    let keep = keep.unwrap_or(mill.inner.keep_results);
+    let record = record.map(|record| NewRecord::new(mill, id, record.to_bytes(), keep));
     let mut changes = Changes::default();
     if let Some(ending) = &ending {
         ending.add_to(&mut changes);
     }
     if let Some(record) = &record {
-        let keep = Keep::For(mill.inner.keep_results);
-        changes.keys.push(KeyChange::Put(&record_key, record, keep));
+        changes.keys.extend(record.changes());
     }
     if let Some(released) = &released {
         changes.keys.extend(released.changes());
@@ -143,6 +147,9 @@ fn end(
         changes.jobs.push((&job.place, job.new_job(headers)));
     }
     let settled = claim.settle(Settlement::Done(Some(&changes)));
+    if let Some(record) = record {
+        record.settled(mill, id, &settled);
+    }
     if let Some(ending) = ending {
         ending.told_if(mill, &settled);
     }
@@ -157,7 +164,7 @@ pub(crate) fn end_unbegun(mill: &Mill, claim: &mut dyn Claim, id: &JobId, record
         Record::Dead { reason } => Ended::Dead(reason.clone()),
         Record::Expired => Ended::Expired,
     };
-    let stored = end(mill, claim, id, Some(record), Followed::default());
+    let stored = end(mill, claim, id, None, Some(record), Followed::default());
     report(mill, id, stored, ended);
 }
 
@@ -293,12 +300,16 @@ fn note_end(
     ended: &backend::Ended<'_>,
     record: Record,
 ) -> Result<(), BackendError> {
-    let (key, bytes) = (keys::of_record(id), record.to_bytes());
+    let (bytes, progress) = (record.to_bytes(), keys::of_progress(id));
     let released = Release::of(mill, ended.kind, ended.unique)?;
     let ending = Ending::of(mill, ended.flow, || Outcome::Record(record), Vec::new())?;
+    let has_progress = mill.inner.backend.get(&progress)?.is_some();
+    let record = NewRecord::new(mill, id, bytes, mill.inner.keep_results);
     let mut changes = Changes::default();
-    let keep = Keep::For(mill.inner.keep_results);
-    changes.keys.push(KeyChange::Put(&key, &bytes, keep));
+    changes.keys.extend(record.changes());
+    if has_progress {
+        changes.keys.push(KeyChange::Remove(&progress));
+    }
     if let Some(ending) = &ending {
         ending.add_to(&mut changes);
     }
@@ -310,7 +321,8 @@ fn note_end(
     if let Some(released) = &released {
         changes.keys.extend(released.changes());
     }
-    let stored = mill.inner.backend.commit(&changes).map(|_| ());
+    let stored = mill.inner.backend.commit(&changes).map(drop);
+    record.settled(mill, id, &stored);
     if let Some(ending) = ending {
         ending.told_if(mill, &stored);
     }

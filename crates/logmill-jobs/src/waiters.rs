@@ -69,6 +69,11 @@ impl Waiters {
         self.count.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether somebody waits for this job, and may be about to read its record.
+    pub(crate) fn waits_for(&self, id: &JobId) -> bool {
+        self.has_any() && self.waiting.lock().contains_key(id)
+    }
+
     /// Tells those who wait for a job that it has ended.
     pub(crate) fn end(&self, id: &JobId, ended: Ended) {
         let event = {

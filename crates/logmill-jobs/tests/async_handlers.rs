@@ -157,3 +157,78 @@ fn async_handlers_need_a_runtime_and_their_jobs_outlive_it() {
     assert_eq!(handle.wait_timeout(PATIENCE).unwrap(), 10);
     let _ = pool.shutdown(PATIENCE);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_or_fewer_async_handlers_run_while_the_pool_goes_on() {
+    let (mill, _dir) = mill();
+    let gauge = Gauge::default();
+    let inside = gauge.clone();
+    let opens = Arc::new(tokio::sync::Semaphore::new(0));
+    let gate = Arc::clone(&opens);
+    let handler = move |job: Call| {
+        let (inside, gate) = (inside.clone(), Arc::clone(&gate));
+        async move {
+            inside.0.0.fetch_add(1, Ordering::SeqCst);
+            gate.acquire().await.unwrap().forget();
+            inside.0.0.fetch_sub(1, Ordering::SeqCst);
+            JobResult::Ok(job.number)
+        }
+    };
+    let workers = Workers::new(()).on_async(handler).threads(2).tasks(1);
+    let pool = workers.start(&mill).unwrap();
+    let handles = mill
+        .enqueue_all((0..8).map(|number| Call { number }))
+        .unwrap();
+    let run = async |count| {
+        while gauge.0.0.load(Ordering::SeqCst) != count || pool.health().tasks != count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    run(1).await;
+    pool.set_tasks(4).unwrap();
+    run(4).await;
+    pool.set_tasks(2).unwrap();
+    assert_eq!(pool.health().max_tasks, 2);
+    // Those that are too many end, and no others begin in their places.
+    opens.add_permits(2);
+    run(2).await;
+    opens.add_permits(6);
+    for (number, handle) in (0..).zip(&handles) {
+        assert_eq!(handle.wait_async().await.unwrap(), number);
+    }
+    drop(pool);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_async_handler_that_a_shutdown_interrupts_has_not_failed() {
+    let (mill, _dir) = mill();
+    let begun = Arc::new(AtomicU32::new(0));
+    let begins = Arc::clone(&begun);
+    let handler = move |_: Call, cx: Context| {
+        begins.fetch_add(1, Ordering::SeqCst);
+        async move {
+            while cx.check().map(|()| true)? {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            JobResult::Ok(1)
+        }
+    };
+    let handle = mill.enqueue(Call { number: 1 }).unwrap();
+    for life in 1..=3 {
+        let workers = Workers::new(()).on_async::<Call, _, _>(handler.clone());
+        let pool = workers.start(&mill).unwrap();
+        while begun.load(Ordering::SeqCst) < life {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let ended = tokio::task::spawn_blocking(move || pool.shutdown(PATIENCE));
+        assert!(ended.await.unwrap().finished_in_time);
+        assert_eq!(
+            handle.status().unwrap(),
+            Status::Waiting {
+                failed: 0,
+                due: None
+            }
+        );
+    }
+    assert_eq!(begun.load(Ordering::SeqCst), 3);
+}

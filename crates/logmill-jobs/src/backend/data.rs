@@ -109,7 +109,8 @@ pub enum Keep {
 pub struct KeyValue {
     /// The bytes.
     pub value: Vec<u8>,
-    /// A number that no other value of the key has.
+    /// A number that no other value of the key has. As far as the backend can say, it is larger than
+    /// those of the values of all keys that were stored before.
     pub version: u64,
 }
 

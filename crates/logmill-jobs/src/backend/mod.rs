@@ -67,6 +67,26 @@ pub trait Backend: Send + Sync + 'static {
     /// The storage failed.
     fn keys(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, KeyValue)>, BackendError>;
 
+    /// Calls `see` with each key that begins with `prefix`, in no order, until it returns false. Keys
+    /// that change meanwhile may be missing.
+    ///
+    /// A backend that can does not have all of them in memory at the same time.
+    ///
+    /// # Errors
+    /// The storage failed.
+    fn each_key(
+        &self,
+        prefix: &[u8],
+        see: &mut dyn FnMut(Vec<u8>, KeyValue) -> bool,
+    ) -> Result<(), BackendError> {
+        for (key, value) in self.keys(prefix)? {
+            if !see(key, value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes all changes, or none. Returns the numbers of the jobs that were published; None for one
     /// that is stored and enters its queue later.
     ///
@@ -164,6 +184,42 @@ pub trait Queue: Send + Sync {
     /// # Errors
     /// The storage failed.
     fn dead_letters(&self) -> Result<Vec<DeadJob>, BackendError>;
+
+    /// Calls `see` with the dead letters whose numbers are greater than `after`, in the order of their
+    /// numbers, which is that in which they were written, until it returns false.
+    ///
+    /// # Errors
+    /// The storage failed.
+    fn each_dead_letter(
+        &self,
+        after: Option<u64>,
+        see: &mut dyn FnMut(DeadJob) -> bool,
+    ) -> Result<(), BackendError> {
+        let letters = self.dead_letters()?.into_iter();
+        let mut letters = letters.filter(|letter| Some(letter.letter) > after);
+        letters.all(see);
+        Ok(())
+    }
+
+    /// Enqueues these dead jobs anew. Returns the numbers of the new jobs; letters that are not there
+    /// are left out.
+    ///
+    /// # Errors
+    /// As for one letter, and what was enqueued before that stays.
+    fn replay_all(&self, letters: &[u64]) -> Result<Vec<u64>, BackendError> {
+        let replayed = letters.iter().map(|letter| self.replay(*letter));
+        replayed.filter_map(Result::transpose).collect()
+    }
+
+    /// Removes these dead letters. Returns how many there were.
+    ///
+    /// # Errors
+    /// As for one letter, and those that were removed before that are gone.
+    fn purge_all(&self, letters: &[u64]) -> Result<u64, BackendError> {
+        letters.iter().try_fold(0, |purged, letter| {
+            Ok(purged + u64::from(self.purge(*letter)?))
+        })
+    }
 
     /// Enqueues a dead job anew, and removes its letter. Returns its new number; None if there is no
     /// such letter.

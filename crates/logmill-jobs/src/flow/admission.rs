@@ -176,7 +176,12 @@ pub(crate) fn resume(mill: &Mill) -> Result<(), BackendError> {
     if has_open {
         for name in mill.inner.backend.queue_names()? {
             let queue = mill.inner.backend_queue(&name)?;
-            for letter in queue.queue.dead_letters()? {
+            let mut of_flows = Vec::new();
+            queue.queue.each_dead_letter(None, &mut |letter| {
+                of_flows.extend(letter.flow.is_some().then_some(letter));
+                true
+            })?;
+            for letter in of_flows {
                 if let Err(error) = note_letter(mill, &letter) {
                     let job = letter.number;
                     tracing::error!(queue = name, job, %error, "a flow could not be told of a dead job");

@@ -1,17 +1,23 @@
 //! Workers: the handlers of an application, and the threads and tasks that run them.
 
+mod concurrency;
 mod pool;
+mod seat;
 mod served;
 mod thread;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use self::concurrency::Concurrency;
+pub use self::concurrency::PoolHealth;
 pub(crate) use self::pool::Pools;
 use self::pool::Shared;
 pub use self::pool::{Pool, ShutdownReport};
 use self::served::Served;
+pub use self::watch::StuckJob;
 use crate::Job;
 use crate::backend::Choice;
 use crate::error::StartError;
@@ -62,6 +68,7 @@ pub struct Workers<S> {
     #[cfg_attr(not(feature = "tokio"), expect(dead_code))]
     has_async: bool,
     name: String,
+    is_dynamic: bool,
     /// Queues with their weights, beside those of the kinds.
     queues: BTreeMap<String, u32>,
     choice: Choice,
@@ -81,6 +88,7 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
             has_blocking: false,
             has_async: false,
             name: "jobs".to_owned(),
+            is_dynamic: false,
             queues: BTreeMap::new(),
             choice: Choice::Weight,
         }
@@ -147,9 +155,39 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
         self
     }
 
-    /// Sets the name of the threads. Default: `jobs`.
+    /// Sets the name of the pool and its threads. Default: `jobs`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
+        self
+    }
+
+    /// Keeps what [`Pool::set_threads`] and [`Pool::set_tasks`] set across restarts, under the pool's
+    /// name: an operator's change outlives a deploy. [`threads`](Self::threads) and
+    /// [`tasks`](Self::tasks) say what a pool starts with for which nothing was set.
+    ///
+    /// ```
+    /// # use logmill_jobs::{Job, JobResult, Mill, Workers, secs};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Serialize, Deserialize, Job)]
+    /// # #[job(kind = "resize")]
+    /// # struct Resize;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let mill = Mill::open(dir.path().join("jobs"))?;
+    /// let workers = || Workers::new(()).on(|_: Resize| JobResult::Ok(())).name("images");
+    /// let pool = workers().threads(2).dynamic().start(&mill)?;
+    /// pool.set_threads(6)?;
+    /// # let _ = pool.shutdown(secs(30));
+    ///
+    /// // After a restart:
+    /// let pool = workers().threads(2).dynamic().start(&mill)?;
+    /// assert_eq!(pool.health().wanted_threads, 6);
+    /// # let _ = pool.shutdown(secs(30));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn dynamic(mut self) -> Self {
+        self.is_dynamic = true;
         self
     }
 
@@ -178,9 +216,14 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
             false => 1,
         });
         let runtime = self.runtime()?;
-        let shared = Shared::new(mill, served, threads, self.tasks)?;
+        let concurrency = Concurrency {
+            threads,
+            tasks: self.tasks,
+            stored_as: self.is_dynamic.then(|| self.name.clone()),
+        };
+        let shared = Shared::new(mill, served, concurrency)?;
         let kinds: Vec<_> = by_kind.keys().copied().collect();
-        let pool = thread::start(self.state, by_kind, shared, threads, &self.name, runtime)?;
+        let pool = thread::start(self.state, by_kind, shared, &self.name, runtime)?;
         mill.inner.parked.release(kinds.into_iter());
         Ok(pool)
     }

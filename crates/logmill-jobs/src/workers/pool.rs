@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::concurrency::{Concurrency, Spawn};
+use super::seat::Seat;
 use super::served::Served;
+use super::watch::{StuckJob, Watch};
 use crate::JobId;
 #[cfg(feature = "tokio")]
 use crate::backend::Claim;
@@ -20,39 +23,42 @@ pub(crate) struct Shared {
     pub(super) mill: Mill,
     pub(super) served: Served,
     pub(super) stopping: Arc<AtomicBool>,
-    /// Async handlers that may run at the same time.
-    max_tasks: usize,
-    /// Raised when a level of one of the queues is used for the first time.
+    /// Raised when threads have to look at what they serve, or whether they are still wanted: a
+    /// level of one of the queues is used for the first time, fewer threads are wanted.
     levels: AtomicU64,
-    /// What the threads run.
-    seats: Box<[Seat]>,
-    state: Mutex<State>,
-    changed: Condvar,
+    /// What the numbers of threads and tasks are stored as, if they are.
+    pub(super) concurrency: Concurrency,
+    pub(super) watch: Arc<Watch>,
+    /// What starts a thread; None once the pool stops.
+    pub(super) spawn: Mutex<Option<Arc<dyn Spawn>>>,
+    pub(super) state: Mutex<State>,
+    pub(super) changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     /// Threads that have not ended.
-    threads: usize,
+    pub(super) threads: usize,
+    /// Those of them, and those that are being started, that are not stuck and not about to leave.
+    pub(super) active: usize,
+    /// How many are to be active.
+    pub(super) wanted: usize,
+    /// Threads so far.
+    pub(super) started: usize,
+    /// What the threads run.
+    pub(super) seats: Vec<Arc<Seat>>,
+    /// Handlers that count as stuck.
+    pub(super) stuck: Vec<(Arc<Seat>, StuckJob)>,
+    /// Async handlers that may run at the same time.
+    pub(super) max_tasks: usize,
     /// What runs as tasks.
-    tasks: HashMap<u64, JobId>,
+    pub(super) tasks: HashMap<u64, JobId>,
     /// Jobs of async handlers that were taken while as many ran as may.
-    held: Vec<Box<dyn Held>>,
+    pub(super) held: Vec<Box<dyn Held>>,
     /// Tasks so far.
     #[cfg(feature = "tokio")]
     begun: u64,
 }
-
-/// What a thread runs, for reports.
-pub(super) struct Seat {
-    /// The number of the job, or [`IDLE`].
-    number: AtomicU64,
-    /// The job's queue; changes seldom.
-    queue: Mutex<Option<Arc<str>>>,
-}
-
-/// No job has this number.
-const IDLE: u64 = u64::MAX;
 
 /// A task of a pool, until it is dropped.
 #[cfg(feature = "tokio")]
@@ -83,6 +89,12 @@ impl Pools {
                 return Err(StartError::QueueServed(queue.to_owned()));
             }
         }
+        if let Some(name) = new.concurrency.stored_as() {
+            let mut others = pools.iter();
+            if others.any(|pool| pool.concurrency.stored_as() == Some(name)) {
+                return Err(StartError::PoolName(name.to_owned()));
+            }
+        }
         pools.push(Arc::clone(new));
         Ok(())
     }
@@ -95,8 +107,7 @@ impl Pools {
     pub(crate) fn note_new_level(&self, queue: &str) {
         for pool in self.pools.lock().iter() {
             if pool.served.names().any(|served| served == queue) {
-                pool.levels.fetch_add(1, Ordering::SeqCst);
-                pool.served.wake(&*pool.mill.inner.backend);
+                pool.have_threads_look();
             }
         }
     }
@@ -106,21 +117,22 @@ impl Shared {
     pub(super) fn new(
         mill: &Mill,
         served: Served,
-        threads: usize,
-        max_tasks: usize,
+        concurrency: Concurrency,
     ) -> Result<Arc<Self>, StartError> {
-        let seat = || Seat {
-            number: AtomicU64::new(IDLE),
-            queue: Mutex::default(),
-        };
+        let (wanted, max_tasks) = concurrency.at_start(mill)?;
         let shared = Arc::new(Self {
             mill: mill.clone(),
             served,
             stopping: Arc::default(),
-            max_tasks,
             levels: AtomicU64::new(0),
-            seats: (0..threads).map(|_| seat()).collect(),
-            state: Mutex::default(),
+            concurrency,
+            watch: Arc::new(Watch::new(mill.inner.clock.clone())),
+            spawn: Mutex::default(),
+            state: Mutex::new(State {
+                wanted,
+                max_tasks,
+                ..State::default()
+            }),
             changed: Condvar::new(),
         });
         mill.inner.pools.enter(&shared)?;
@@ -136,25 +148,23 @@ impl Shared {
         self.levels.load(Ordering::Relaxed)
     }
 
-    pub(super) fn begin_thread(&self) {
-        self.state.lock().threads += 1;
-    }
-
-    pub(super) fn seat(&self, at: usize) -> &Seat {
-        &self.seats[at]
+    /// Has the threads look at what they serve, and whether they are still wanted.
+    pub(super) fn have_threads_look(&self) {
+        self.levels.fetch_add(1, Ordering::SeqCst);
+        self.served.wake(&*self.mill.inner.backend);
     }
 
     /// Begins a task for this job; holds the job if as many run as may.
     #[cfg(feature = "tokio")]
     pub(super) fn begin_task(self: &Arc<Self>, id: &JobId, claim: &mut dyn Claim) -> Option<Task> {
         let mut state = self.state.lock();
-        if state.tasks.len() >= self.max_tasks {
+        if state.tasks.len() >= state.max_tasks {
             drop(state);
             // Another thread was faster. At most one job a thread is held here. Not under the lock: to
             // hold one that was cancelled tells of its end.
             let held = claim.hold();
             let mut state = self.state.lock();
-            if state.tasks.len() >= self.max_tasks && !self.is_stopping() {
+            if state.tasks.len() >= state.max_tasks && !self.is_stopping() {
                 state.held.extend(held);
                 return None;
             }
@@ -171,19 +181,14 @@ impl Shared {
         })
     }
 
-    pub(super) fn end_thread(self: &Arc<Self>) {
-        let mut state = self.state.lock();
-        state.threads -= 1;
-        if state.threads == 0 {
-            self.mill.inner.pools.leave(self);
-        }
-        self.changed.notify_all();
+    pub(super) fn leave_mill(self: &Arc<Self>) {
+        self.mill.inner.pools.leave(self);
     }
 
     /// Waits until another task may begin. Returns false if the pool stops before.
     pub(super) fn wait_for_task(&self) -> bool {
         let mut state = self.state.lock();
-        while state.tasks.len() >= self.max_tasks && !self.is_stopping() {
+        while state.tasks.len() >= state.max_tasks && !self.is_stopping() {
             self.changed.wait(&mut state);
         }
         !self.is_stopping()
@@ -198,29 +203,9 @@ impl Shared {
         };
         drop(held);
         self.changed.notify_all();
+        self.watch.wake();
+        self.forget_spawn();
         self.served.wake(&*self.mill.inner.backend);
-    }
-}
-
-impl Seat {
-    #[inline]
-    pub(super) fn begin(&self, id: &JobId, is_other_queue: bool) {
-        if is_other_queue {
-            *self.queue.lock() = Some(id.place_arc());
-        }
-        // Relaxed, here and below: read for reports.
-        self.number.store(id.number(), Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub(super) fn end(&self) {
-        self.number.store(IDLE, Ordering::Relaxed);
-    }
-
-    fn job(&self) -> Option<JobId> {
-        let number = self.number.load(Ordering::Relaxed);
-        let queue = self.queue.lock().clone()?;
-        (number != IDLE).then(|| JobId::new(queue, number))
     }
 }
 
@@ -288,8 +273,8 @@ impl Pool {
                 }
             }
         }
-        let seats = self.shared.seats.iter();
-        let on_threads = seats.filter_map(Seat::job).collect::<Vec<_>>();
+        let seats = state.seats.iter();
+        let on_threads = seats.filter_map(|seat| seat.job()).collect::<Vec<_>>();
         ShutdownReport {
             finished_in_time: state.have_ended(),
             still_running: state.tasks.values().cloned().chain(on_threads).collect(),

@@ -4,13 +4,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread;
-#[cfg(feature = "tokio")]
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Runtime;
+use super::concurrency::Spawn;
 #[cfg(feature = "tokio")]
 use super::pool::Task;
 use super::pool::{Pool, Shared};
+use super::seat::{Seat, Timed};
 use crate::JobId;
 use crate::backend::{Claim, Consumer, Next};
 use crate::context::{Attempt, Context, Followed};
@@ -28,20 +29,55 @@ struct Worker<S> {
     state: S,
     routes: Arc<Routes<S>>,
     shared: Arc<Shared>,
-    at: usize,
+    seat: Arc<Seat>,
     #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
     runtime: Runtime,
     /// The job that it runs, or took last.
     id: JobId,
     /// Whether its queue is another one than that of the job that it ran last.
     is_other_queue: bool,
+    /// Its handler was stuck, and another thread has its place.
+    is_replaced: bool,
+}
+
+/// What starts the threads of a pool, at its start and later.
+struct Spawner<S> {
+    state: S,
+    routes: Arc<Routes<S>>,
+    name: String,
+    runtime: Runtime,
+}
+
+impl<S: Clone + Send + Sync + 'static> Spawn for Spawner<S> {
+    fn spawn(&self, shared: &Arc<Shared>) -> Result<(), StartError> {
+        let state = user_code::call(|| self.state.clone());
+        let state = state.map_err(|panic| StartError::Thread(std::io::Error::other(panic)))?;
+        let alive = Alive::new(shared, Some(&self.name));
+        let worker = Worker {
+            state,
+            routes: Arc::clone(&self.routes),
+            shared: Arc::clone(shared),
+            seat: Arc::clone(&alive.seat),
+            runtime: self.runtime.clone(),
+            id: JobId::new("", 0),
+            is_other_queue: false,
+            is_replaced: false,
+        };
+        // Read before the levels that exist, so that none is missed.
+        let levels = shared.levels();
+        let consumer = shared.served.consumer(&*shared.mill.inner.backend)?;
+        let builder = thread::Builder::new().name(alive.seat.thread.clone());
+        builder
+            .spawn(move || worker.live(consumer, levels, alive))
+            .map_err(StartError::Thread)?;
+        Ok(())
+    }
 }
 
 pub(super) fn start<S: Clone + Send + Sync + 'static>(
     state: S,
     routes: Routes<S>,
     shared: Arc<Shared>,
-    threads: usize,
     name: &str,
     runtime: Runtime,
 ) -> Result<Pool, StartError> {
@@ -49,51 +85,52 @@ pub(super) fn start<S: Clone + Send + Sync + 'static>(
     let pool = Pool {
         shared: Arc::clone(&shared),
     };
-    let routes = Arc::new(routes);
+    let mut blocking = routes.values().filter(|route| !route.is_async());
+    let has_timeouts = blocking.any(|route| route.options().timeout.is_some());
+    *shared.spawn.lock() = Some(Arc::new(Spawner {
+        state,
+        routes: Arc::new(routes),
+        name: name.to_owned(),
+        runtime,
+    }));
     // Held until all threads run, so that the pool does not leave the mill in between.
-    let starting = Alive::new(&shared);
-    for at in 0..threads {
-        let worker = Worker {
-            state: state.clone(),
-            routes: Arc::clone(&routes),
-            shared: Arc::clone(&shared),
-            at,
-            runtime: runtime.clone(),
-            id: JobId::new("", 0),
-            is_other_queue: false,
-        };
-        // Read before the levels that exist, so that none is missed.
-        let levels = shared.levels();
-        let consumer = shared.served.consumer(&*shared.mill.inner.backend)?;
-        let alive = Alive::new(&shared);
-        let builder = thread::Builder::new().name(format!("{name}-{at}"));
-        builder
-            .spawn(move || worker.live(consumer, levels, alive))
-            .map_err(StartError::Thread)?;
+    let starting = Alive::new(&shared, None);
+    let wanted = shared.state.lock().wanted;
+    shared.have_threads(wanted)?;
+    if has_timeouts {
+        shared.watch.start(&shared, name);
     }
     drop(starting);
     Ok(pool)
 }
 
 /// Counts a thread of a pool from before its start until it has ended, in whatever way.
-struct Alive(Arc<Shared>);
+struct Alive {
+    shared: Arc<Shared>,
+    seat: Arc<Seat>,
+}
 
 impl Alive {
-    fn new(shared: &Arc<Shared>) -> Self {
-        shared.begin_thread();
-        Self(Arc::clone(shared))
+    fn new(shared: &Arc<Shared>, name: Option<&str>) -> Self {
+        Self {
+            seat: shared.begin_thread(name),
+            shared: Arc::clone(shared),
+        }
     }
 }
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        self.0.end_thread();
+        self.shared.end_thread(&self.seat);
     }
 }
 
 impl<S: Clone + Send + Sync + 'static> Worker<S> {
     fn live(mut self, mut consumer: Box<dyn Consumer>, mut levels: u64, alive: Alive) {
         while self.work(&mut *consumer, levels) {
+            if self.shared.is_surplus() {
+                break;
+            }
             // Read before the levels that exist, so that none is missed.
             levels = self.shared.levels();
             let backend = &*self.shared.mill.inner.backend;
@@ -127,7 +164,14 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
                 Ok(Next::Closed) => return false,
                 Ok(Next::Taken | Next::Nothing) => {}
                 // Of a subscriber or a waker: that of a handler does not get here.
-                Err(panic) => tracing::error!(panic, "a worker was interrupted by a panic"),
+                Err(panic) => {
+                    tracing::error!(panic, "a worker was interrupted by a panic");
+                    self.end_timed();
+                    self.seat.end();
+                }
+            }
+            if self.is_replaced {
+                return false;
             }
         }
         false
@@ -135,6 +179,11 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
 
     /// Runs an attempt, or begins it.
     fn run(&mut self, claim: &mut dyn Claim) {
+        if self.shared.is_stopping() {
+            // Taken in the moment in which the pool was stopped, perhaps because a handler that ends
+            // for that has given it back.
+            return give_back(claim);
+        }
         if claim.queue() == self.id.place() {
             self.id.set_number(claim.number());
         } else {
@@ -148,11 +197,11 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             // A place that was kept for it is for others.
             return mill.inner.limits.forget_grant(&self.id);
         }
-        let Some(route) = self.routes.get(claim.kind()) else {
+        let Some((kind, route)) = self.routes.get_key_value(claim.kind()) else {
             mill.inner.limits.forget_grant(&self.id);
             return mill.inner.parked.park(&self.id, claim);
         };
-        let route = Arc::clone(route);
+        let (kind, route) = (*kind, Arc::clone(route));
         let options = route.options();
         let Admission::Runs(mut permit) = mill.inner.limits.admit(&self.id, claim) else {
             return;
@@ -166,10 +215,11 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             },
         };
         permit.begin();
-        let seat = self.shared.seat(self.at);
+        let seat = &*self.seat;
         seat.begin(&self.id, std::mem::take(&mut self.is_other_queue));
-        let timeout = options.timeout;
-        let deadline = timeout.and_then(|timeout| mill.inner.clock.now().checked_add(timeout));
+        let deadline = options
+            .timeout
+            .and_then(|timeout| self.begin_timed(kind, timeout, &*route));
         let attempt = Attempt {
             mill,
             id: &self.id,
@@ -201,6 +251,37 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         }
         seat.end();
         drop(permit);
+        if deadline.is_some() {
+            self.end_timed();
+        }
+    }
+
+    /// Ends what the watch looks for. A thread whose handler was stuck goes on if its place is free.
+    fn end_timed(&mut self) {
+        if self.seat.end_timed() {
+            self.is_replaced = !self.shared.end_stuck(&self.seat);
+        }
+    }
+
+    /// Has the watch look for the job if its handler goes on for too long. Returns when its time is
+    /// up.
+    fn begin_timed(
+        &self,
+        kind: &'static str,
+        timeout: Duration,
+        route: &dyn Route<S>,
+    ) -> Option<Instant> {
+        let began = self.shared.mill.inner.clock.now();
+        let deadline = began.checked_add(timeout)?;
+        if !route.is_async() {
+            let stuck_at = deadline.checked_add(route.options().grace);
+            // A time that overflows is one that never comes.
+            if let Some(stuck_at) = stuck_at {
+                let timed = Timed { kind, began };
+                self.shared.watch.begin(&self.seat, timed, stuck_at);
+            }
+        }
+        Some(deadline)
     }
 
     /// Has the runtime finish an attempt.
@@ -219,6 +300,18 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
                 let returned = Guarded(Some(Box::pin(until(deadline, future)))).await;
                 begun.end(route.options(), returned);
             });
+        }
+    }
+}
+
+/// Gives a job back that was not begun.
+#[cold]
+fn give_back(claim: &mut dyn Claim) {
+    match claim.hold() {
+        Some(held) => drop(held),
+        None => {
+            let after = Duration::ZERO;
+            let _ = claim.settle(crate::backend::Settlement::Snooze { after });
         }
     }
 }
@@ -285,9 +378,7 @@ async fn until(deadline: Option<Instant>, future: Running) -> settle::Returned {
     };
     match tokio::time::timeout_at(deadline.into(), future).await {
         Ok(returned) => returned,
-        Err(_) => Err(crate::Failure::retry(
-            "the attempt took too long".to_owned(),
-        )),
+        Err(_) => Err(crate::Failure::retry(crate::context::TOO_LONG.to_owned())),
     }
 }
 

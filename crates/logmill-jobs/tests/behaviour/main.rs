@@ -2,10 +2,13 @@
 
 mod common;
 mod complaints;
+mod dead_jobs;
 mod ends;
 mod flows;
 mod handlers;
 mod limits;
 mod operators;
 mod results;
+mod retention;
+mod running;
 mod unique;

@@ -180,6 +180,19 @@ impl Backend for Embedded {
         Ok(keys.map(|(key, value)| (key, value_of(value))).collect())
     }
 
+    fn each_key(
+        &self,
+        prefix: &[u8],
+        see: &mut dyn FnMut(Vec<u8>, KeyValue) -> bool,
+    ) -> Result<(), BackendError> {
+        for (key, value) in self.0.queues.keys().with_prefix(prefix) {
+            if !see(key, value_of(value)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn commit(&self, changes: &Changes<'_>) -> Result<Vec<Option<u64>>, BackendError> {
         let transaction = self.0.transaction(changes)?;
         let committed = transaction.commit().map_err(on_transaction)?;

@@ -1,8 +1,11 @@
 //! A queue of the engine as one of a backend.
 
+use std::collections::HashSet;
 use std::time::SystemTime;
 
-use logmill::{DeadLetterError, Durability, EnqueueOptions, JobId, JobState, LetterId, ViewedJob};
+use logmill::{
+    DeadLetter, DeadLetterError, Durability, EnqueueOptions, JobId, JobState, LetterId, ViewedJob,
+};
 
 use super::errors::{on_enqueue, on_storage};
 use crate::backend::{
@@ -42,6 +45,24 @@ fn seen(job: &ViewedJob) -> Seen {
     }
 }
 
+fn dead_job(letter: &DeadLetter) -> DeadJob {
+    DeadJob {
+        letter: letter.id().get(),
+        number: letter.job_id().get(),
+        kind: letter.name().unwrap_or_default().to_owned(),
+        payload: letter.payload().to_vec(),
+        attempts: letter.attempts(),
+        crashes: letter.crashes(),
+        reasons: letter
+            .reasons()
+            .iter()
+            .map(|one| one.reason.clone())
+            .collect(),
+        flow: letter.headers().get(FLOW_HEADER).map(<[u8]>::to_vec),
+        died_at: letter.last_failure(),
+    }
+}
+
 impl EmbeddedQueue {
     pub(super) fn new(queue: logmill::Queue) -> Self {
         Self(queue)
@@ -50,6 +71,7 @@ impl EmbeddedQueue {
     fn on_letter(&self, error: DeadLetterError) -> BackendError {
         match error {
             DeadLetterError::Enqueue(error) => on_enqueue(error, self.0.name()),
+            DeadLetterError::Partial { error, .. } => self.on_letter(*error),
             error => on_storage(error),
         }
     }
@@ -134,22 +156,34 @@ impl Queue for EmbeddedQueue {
 
     fn dead_letters(&self) -> Result<Vec<DeadJob>, BackendError> {
         let letters = self.0.dead_letters();
-        let dead = letters.iter().map(|letter| DeadJob {
-            letter: letter.id().get(),
-            number: letter.job_id().get(),
-            kind: letter.name().unwrap_or_default().to_owned(),
-            payload: letter.payload().to_vec(),
-            attempts: letter.attempts(),
-            crashes: letter.crashes(),
-            reasons: letter
-                .reasons()
-                .iter()
-                .map(|one| one.reason.clone())
-                .collect(),
-            flow: letter.headers().get(FLOW_HEADER).map(<[u8]>::to_vec),
-            died_at: letter.last_failure(),
-        });
-        Ok(dead.collect())
+        Ok(letters.iter().map(|letter| dead_job(&letter)).collect())
+    }
+
+    fn each_dead_letter(
+        &self,
+        after: Option<u64>,
+        see: &mut dyn FnMut(DeadJob) -> bool,
+    ) -> Result<(), BackendError> {
+        let letters = self.0.dead_letters();
+        let is_after = |letter: &DeadLetter| after.is_none_or(|after| letter.id().get() > after);
+        let mut letters = letters.iter().filter(is_after);
+        letters.all(|letter| see(dead_job(&letter)));
+        Ok(())
+    }
+
+    fn replay_all(&self, letters: &[u64]) -> Result<Vec<u64>, BackendError> {
+        let letters: HashSet<_> = letters.iter().copied().collect();
+        let dead = self.0.dead_letters();
+        let replayed = dead.replay_where(|letter| letters.contains(&letter.id().get()));
+        let ids = replayed.map_err(|error| self.on_letter(error))?;
+        Ok(ids.into_iter().map(JobId::get).collect())
+    }
+
+    fn purge_all(&self, letters: &[u64]) -> Result<u64, BackendError> {
+        let letters: HashSet<_> = letters.iter().copied().collect();
+        let dead = self.0.dead_letters();
+        let purged = dead.purge_where(|letter| letters.contains(&letter.id().get()));
+        purged.map_err(|error| self.on_letter(error))
     }
 
     fn replay(&self, letter: u64) -> Result<Option<u64>, BackendError> {

@@ -1,0 +1,362 @@
+//! How many threads and tasks a pool has: changed while it runs, stored for the next start where that
+//! is asked for, and kept up when handlers get stuck.
+
+use std::sync::Arc;
+
+use super::pool::{Pool, Shared};
+use super::seat::Seat;
+use super::watch::StuckJob;
+use crate::backend::{Changes, Keep, KeyChange};
+use crate::error::StartError;
+use crate::keys;
+use crate::mill::Mill;
+use crate::user_code;
+
+/// Starts a thread of a pool, whose slot is counted already.
+pub(super) trait Spawn: Send + Sync {
+    fn spawn(&self, shared: &Arc<Shared>) -> Result<(), StartError>;
+}
+
+/// The numbers of threads and tasks that the application asks for.
+pub(crate) struct Concurrency {
+    pub(super) threads: usize,
+    pub(super) tasks: usize,
+    /// The pool's name, if what operators set is stored under it.
+    pub(super) stored_as: Option<String>,
+}
+
+/// How a pool is, from [`Pool::health`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolHealth {
+    /// Threads that take jobs.
+    pub threads: usize,
+    /// Threads that the pool is to have.
+    pub wanted_threads: usize,
+    /// Threads that run a handler at this moment, those with stuck handlers among them.
+    pub busy_threads: usize,
+    /// Handlers that are [stuck](Pool::stuck).
+    pub stuck: usize,
+    /// Async handlers that run.
+    pub tasks: usize,
+    /// Async handlers that may run at the same time.
+    pub max_tasks: usize,
+    /// Whether the pool has ended or is about to: it was told to, its runtime ended, or the mill was
+    /// closed.
+    pub is_stopping: bool,
+}
+
+impl PoolHealth {
+    /// Whether the pool takes jobs with all its threads: what a liveness probe asks.
+    pub fn is_healthy(&self) -> bool {
+        !self.is_stopping && self.threads >= self.wanted_threads
+    }
+
+    /// Whether no thread is left that takes jobs, as all handlers are stuck.
+    pub fn is_exhausted(&self) -> bool {
+        !self.is_stopping && self.threads == 0
+    }
+}
+
+const VERSION: u8 = 1;
+
+impl Concurrency {
+    pub(super) fn stored_as(&self) -> Option<&str> {
+        self.stored_as.as_deref()
+    }
+
+    /// The numbers of threads and tasks to start with.
+    pub(super) fn at_start(&self, mill: &Mill) -> Result<(usize, usize), StartError> {
+        let own = (self.threads, self.tasks);
+        let Some(name) = self.stored_as() else {
+            return Ok(own);
+        };
+        let stored = mill.inner.backend.get(&keys::of_pool(name))?;
+        Ok(stored
+            .and_then(|stored| parse(&stored.value))
+            .unwrap_or(own))
+    }
+
+    /// Stores the numbers that were set.
+    fn store(&self, mill: &Mill, threads: usize, tasks: usize) -> Result<(), StartError> {
+        let Some(name) = self.stored_as() else {
+            return Ok(());
+        };
+        let (key, value) = (keys::of_pool(name), bytes_of(threads, tasks));
+        change(mill, KeyChange::Put(&key, &value, Keep::Forever))
+    }
+}
+
+fn change(mill: &Mill, change: KeyChange<'_>) -> Result<(), StartError> {
+    mill.inner.backend.commit(&Changes {
+        keys: vec![change],
+        sync: true,
+        ..Changes::default()
+    })?;
+    Ok(())
+}
+
+fn bytes_of(threads: usize, tasks: usize) -> Vec<u8> {
+    let mut bytes = vec![VERSION];
+    for number in [threads, tasks] {
+        let number = u32::try_from(number).unwrap_or(u32::MAX);
+        bytes.extend_from_slice(&number.to_le_bytes());
+    }
+    bytes
+}
+
+/// What [`bytes_of`] made; None for anything else.
+fn parse(bytes: &[u8]) -> Option<(usize, usize)> {
+    let rest = bytes.strip_prefix(&[VERSION])?;
+    let (threads, tasks) = rest.split_at_checked(4)?;
+    let number = |bytes: &[u8]| {
+        let number = u32::from_le_bytes(bytes.try_into().ok()?);
+        usize::try_from(number).ok().filter(|number| *number > 0)
+    };
+    Some((number(threads)?, number(tasks)?))
+}
+
+impl Pool {
+    /// Sets how many threads take jobs, at least 1, while the pool runs.
+    ///
+    /// More are started before the call returns. Threads that are too many end after the job that they
+    /// run. With [`Workers::dynamic`](super::Workers::dynamic), the number is on stable storage when
+    /// the call returns, and later starts use it.
+    ///
+    /// # Errors
+    /// A thread could not be started, and the pool has those that could; or the number could not be
+    /// stored, and nothing has changed.
+    pub fn set_threads(&self, threads: usize) -> Result<(), StartError> {
+        let (shared, threads) = (&self.shared, threads.max(1));
+        let tasks = shared.state.lock().max_tasks;
+        shared.concurrency.store(&shared.mill, threads, tasks)?;
+        shared.have_threads(threads)
+    }
+
+    /// Sets how many async handlers run at the same time, at least 1, while the pool runs.
+    ///
+    /// Those that run go on, also if they are too many. Stored as by
+    /// [`set_threads`](Self::set_threads).
+    ///
+    /// # Errors
+    /// The number could not be stored, and nothing has changed.
+    pub fn set_tasks(&self, tasks: usize) -> Result<(), StartError> {
+        let (shared, tasks) = (&self.shared, tasks.max(1));
+        let threads = shared.state.lock().wanted;
+        shared.concurrency.store(&shared.mill, threads, tasks)?;
+        shared.have_tasks(tasks);
+        Ok(())
+    }
+
+    /// Goes back to the numbers of threads and tasks that the application asks for, and forgets those
+    /// that were stored.
+    ///
+    /// # Errors
+    /// As for [`set_threads`](Self::set_threads).
+    pub fn reset_concurrency(&self) -> Result<(), StartError> {
+        let (shared, own) = (&self.shared, &self.shared.concurrency);
+        if let Some(name) = own.stored_as() {
+            change(&shared.mill, KeyChange::Remove(&keys::of_pool(name)))?;
+        }
+        shared.have_tasks(own.tasks);
+        shared.have_threads(own.threads)
+    }
+
+    /// The blocking handlers that go on after their kind's timeout and grace, in the order in which
+    /// they became stuck.
+    ///
+    /// A job stays with its handler until that returns, so it never runs twice at the same time. The
+    /// thread is replaced, so that the pool keeps its number of threads, as long as no more handlers
+    /// are stuck than that.
+    pub fn stuck(&self) -> Vec<StuckJob> {
+        let state = self.shared.state.lock();
+        state.stuck.iter().map(|(_, job)| job.clone()).collect()
+    }
+
+    /// How the pool is, for a health check.
+    pub fn health(&self) -> PoolHealth {
+        let state = self.shared.state.lock();
+        PoolHealth {
+            threads: state.active.min(state.threads),
+            wanted_threads: state.wanted,
+            busy_threads: state.seats.iter().filter_map(|seat| seat.job()).count(),
+            stuck: state.stuck.len(),
+            tasks: state.tasks.len(),
+            max_tasks: state.max_tasks,
+            is_stopping: self.shared.is_stopping() || state.threads == 0,
+        }
+    }
+}
+
+impl Shared {
+    /// Grows or shrinks to this number of threads.
+    pub(super) fn have_threads(self: &Arc<Self>, threads: usize) -> Result<(), StartError> {
+        let missing = {
+            let mut state = self.state.lock();
+            state.wanted = threads;
+            let missing = threads.saturating_sub(state.active);
+            // Counted before they start, so that nobody else starts them as well.
+            state.active += missing;
+            missing
+        };
+        self.have_threads_look();
+        let mut started = Ok(());
+        for _ in 0..missing {
+            match started {
+                Ok(()) => started = self.start_thread(),
+                Err(_) => self.state.lock().active -= 1,
+            }
+        }
+        started
+    }
+
+    /// Starts a thread whose slot is counted; the slot is free again if that fails.
+    fn start_thread(self: &Arc<Self>) -> Result<(), StartError> {
+        let spawn = self.spawn.lock().clone();
+        let started = match &spawn {
+            Some(spawn) => spawn.spawn(self),
+            // The pool stops.
+            None => {
+                self.state.lock().active -= 1;
+                return Ok(());
+            }
+        };
+        // It may be the last one, and what it has is the user's.
+        user_code::discard(spawn);
+        started.inspect_err(|_| self.state.lock().active -= 1)
+    }
+
+    pub(super) fn forget_spawn(&self) {
+        let spawn = self.spawn.lock().take();
+        user_code::discard(spawn);
+    }
+
+    fn have_tasks(&self, tasks: usize) {
+        let held = {
+            let mut state = self.state.lock();
+            state.max_tasks = tasks;
+            std::mem::take(&mut state.held)
+        };
+        self.changed.notify_all();
+        drop(held);
+    }
+
+    /// Whether a thread is to end, as there are too many.
+    pub(super) fn is_surplus(&self) -> bool {
+        let mut state = self.state.lock();
+        let is_surplus = state.active > state.wanted;
+        if is_surplus {
+            state.active -= 1;
+        }
+        is_surplus
+    }
+
+    /// A seat for a thread of a pool with this name; without one, only so that the pool does not end.
+    pub(super) fn begin_thread(&self, name: Option<&str>) -> Arc<Seat> {
+        let mut state = self.state.lock();
+        let mut thread = String::new();
+        if let Some(name) = name {
+            thread = format!("{name}-{}", state.started);
+            state.started += 1;
+        }
+        let seat = Arc::new(Seat::new(thread));
+        state.threads += 1;
+        state.seats.push(Arc::clone(&seat));
+        seat
+    }
+
+    pub(super) fn end_thread(self: &Arc<Self>, seat: &Arc<Seat>) {
+        let is_last = {
+            let mut state = self.state.lock();
+            state.threads -= 1;
+            state.seats.retain(|one| !Arc::ptr_eq(one, seat));
+            state.threads == 0
+        };
+        if is_last {
+            self.leave_mill();
+            self.forget_spawn();
+            self.watch.wake();
+        }
+        self.changed.notify_all();
+    }
+
+    /// Finds handlers that have become stuck, and replaces their threads. Returns when the next one
+    /// may; None if the pool ends.
+    pub(super) fn find_stuck(self: &Arc<Self>, now: u64) -> Option<u64> {
+        let (stuck, next, mut replaced) = {
+            let mut state = self.state.lock();
+            if self.is_stopping() || state.threads == 0 {
+                return None;
+            }
+            // Under the lock: a handler that returns in this moment finds its entry.
+            let (stuck, next) = self.watch.look(state.seats.iter(), now);
+            let mut replaced = 0;
+            for one in &stuck {
+                state.stuck.push(one.clone());
+                if state.stuck.len() <= state.wanted && state.active <= state.wanted {
+                    replaced += 1;
+                } else {
+                    state.active -= 1;
+                }
+            }
+            (stuck, next, replaced)
+        };
+        for (_, job) in &stuck {
+            let StuckJob {
+                id, kind, thread, ..
+            } = job;
+            if replaced == 0 {
+                let active = self.state.lock().active;
+                tracing::error!(%id, kind, thread, active, "a handler goes on after its timeout and \
+                    grace, and no thread takes its place: too many are stuck");
+                continue;
+            }
+            replaced -= 1;
+            tracing::error!(%id, kind, thread, "a handler goes on after its timeout and grace: \
+                another thread takes its place");
+            if let Err(error) = self.start_thread() {
+                tracing::error!(%error, "no thread could be started in place of a stuck one");
+            }
+        }
+        Some(next)
+    }
+
+    /// A stuck handler has returned. Returns whether its thread goes on taking jobs: it does if its
+    /// place is still free.
+    #[cold]
+    pub(super) fn end_stuck(&self, seat: &Arc<Seat>) -> bool {
+        let (job, goes_on) = {
+            let mut state = self.state.lock();
+            let at = state
+                .stuck
+                .iter()
+                .position(|(one, _)| Arc::ptr_eq(one, seat));
+            let job = at.map(|at| state.stuck.remove(at).1);
+            let goes_on = state.active < state.wanted;
+            if goes_on {
+                state.active += 1;
+            }
+            (job, goes_on)
+        };
+        if let Some(StuckJob { id, kind, .. }) = job {
+            tracing::warn!(%id, kind, "a stuck handler has returned");
+        }
+        goes_on
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_parsed_as_they_were_stored_and_nothing_else_is() {
+        assert_eq!(parse(&bytes_of(4, 100)), Some((4, 100)));
+        let bytes = bytes_of(4, 100);
+        for len in 0..bytes.len() {
+            assert_eq!(parse(&bytes[..len]), None);
+        }
+        assert_eq!(parse(&bytes_of(0, 100)), None);
+        assert_eq!(parse(&[&bytes[..], b"x"].concat()), None);
+    }
+}
