@@ -69,6 +69,18 @@ pub enum StartError {
         "other workers serve the queue {0:?}; register all handlers of a queue with the same workers"
     )]
     QueueServed(String),
+    /// A stored schedule enqueues jobs of this kind in a queue that the workers serve, and they have no
+    /// handler for it. Register one, or remove the schedule.
+    #[cfg(feature = "schedules")]
+    #[error(
+        "no handler takes the kind {kind:?} of the schedule {schedule:?}; register one, or remove the schedule"
+    )]
+    UnhandledSchedule {
+        /// The id of the schedule.
+        schedule: String,
+        /// The kind of its job.
+        kind: String,
+    },
     /// An async handler was registered outside a tokio runtime.
     #[error("async handlers need a tokio runtime: call start within one")]
     NoRuntime,

@@ -8,4 +8,6 @@ mod handlers;
 mod limits;
 mod operators;
 mod results;
+#[cfg(feature = "schedules")]
+mod schedules;
 mod unique;
