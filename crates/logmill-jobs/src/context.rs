@@ -69,6 +69,8 @@ impl Attempt<'_> {
                     kind: self.claim.kind().to_owned(),
                     node,
                     key: key.map(|key| String::from_utf8_lossy(key).into_owned()),
+                    #[cfg(feature = "schedules")]
+                    schedule: self.claim.header(header::SCHEDULE).map(<[u8]>::to_vec),
                     attempt: self.claim.attempt(),
                     crashes: self.claim.crashes(),
                     enqueued_at: self.claim.enqueued_at(),
@@ -121,6 +123,9 @@ struct Inner {
     /// Its place in a flow.
     node: Option<NodeId>,
     key: Option<String>,
+    /// The header that names the schedule and the tick.
+    #[cfg(feature = "schedules")]
+    schedule: Option<Vec<u8>>,
     attempt: u32,
     crashes: u32,
     enqueued_at: SystemTime,
@@ -175,6 +180,13 @@ impl Context {
     /// The key that limits count the job by.
     pub fn key(&self) -> Option<&str> {
         self.inner.key.as_deref()
+    }
+
+    /// The id of the schedule that enqueued the job, and the tick for which it did; the time of the call
+    /// for [`Mill::run_schedule_now`].
+    #[cfg(feature = "schedules")]
+    pub fn scheduled(&self) -> Option<(&str, SystemTime)> {
+        crate::schedules::parse_header(self.inner.schedule.as_deref()?)
     }
 
     /// The number of this attempt: 1 for the first, one more for each that failed.

@@ -26,13 +26,16 @@ pub(crate) mod header {
     pub(crate) const RETRIES: &str = "retries";
     /// The key within which the job is unique, and for how long.
     pub(crate) const UNIQUE: &str = "unique";
+    /// The schedule and the tick that it was enqueued by.
+    #[cfg(feature = "schedules")]
+    pub(crate) const SCHEDULE: &str = "schedule";
 }
 
 /// A job that is about to be enqueued, from [`Mill::job`].
 #[must_use = "a job is enqueued by `enqueue`"]
 #[derive(Debug)]
 pub struct Enqueue<'a, J> {
-    mill: &'a Mill,
+    pub(crate) mill: &'a Mill,
     job: J,
     options: Options,
 }
@@ -145,6 +148,11 @@ impl<'a, J: Job> Enqueue<'a, J> {
                 Ok((id, outcome))
             })
             .map(|(id, outcome)| JobHandle::new((*mill).clone(), id, outcome))
+    }
+
+    #[cfg(feature = "schedules")]
+    pub(crate) fn is_sync(&self) -> bool {
+        self.options.sync
     }
 
     /// The job as a value of its own, to be enqueued by something else, which does not look whether

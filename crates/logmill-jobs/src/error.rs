@@ -72,6 +72,18 @@ pub enum StartError {
     /// Another dynamic pool of this mill has the same name, under which its numbers are stored.
     #[error("another dynamic pool is named {0:?}; give each a name of its own")]
     PoolName(String),
+    /// A stored schedule enqueues jobs of this kind in a queue that the workers serve, and they have no
+    /// handler for it. Register one, or remove the schedule.
+    #[cfg(feature = "schedules")]
+    #[error(
+        "no handler takes the kind {kind:?} of the schedule {schedule:?}; register one, or remove the schedule"
+    )]
+    UnhandledSchedule {
+        /// The id of the schedule.
+        schedule: String,
+        /// The kind of its job.
+        kind: String,
+    },
     /// An async handler was registered outside a tokio runtime.
     #[error("async handlers need a tokio runtime: call start within one")]
     NoRuntime,

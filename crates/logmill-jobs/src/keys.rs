@@ -37,6 +37,19 @@ pub(crate) fn of_pool(name: &str) -> Vec<u8> {
     bounded("pool", name, "concurrency")
 }
 
+/// A schedule.
+#[cfg(feature = "schedules")]
+pub(crate) fn of_plan(id: &str) -> Vec<u8> {
+    [PLANS, id.as_bytes()].concat()
+}
+
+/// What the keys of schedules begin with.
+#[cfg(feature = "schedules")]
+pub(crate) const PLANS: &[u8] = b"plan/";
+/// There once a schedule was stored, so that an open need not look through all keys.
+#[cfg(feature = "schedules")]
+pub(crate) const HAS_PLANS: &[u8] = b"plans";
+
 /// Keys have at most this many bytes in every backend.
 const MOST: usize = 512;
 
@@ -53,7 +66,7 @@ fn bounded(prefix: &str, first: &str, second: &str) -> Vec<u8> {
 }
 
 /// FNV-1a with 128 bits, by Fowler, Noll and Vo: the same in every process.
-fn fnv_1a(bytes: &[u8]) -> u128 {
+pub(crate) fn fnv_1a(bytes: &[u8]) -> u128 {
     const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
     bytes.iter().fold(OFFSET, |hash, byte| {

@@ -55,6 +55,7 @@
 //! # Features
 //! - `embedded` (default): the engine that runs in this process. Without it, the crate has the types
 //!   of jobs and the [`backend`] seam.
+//! - `schedules`: jobs that are enqueued again and again, by cron expressions or at intervals.
 //! - `tokio`: handlers that are async functions.
 //! - `conformance`: checks of what a [`backend`] has to do, for the tests of one.
 //! - `msgpack`, `postcard`: other [formats](Format) than JSON.
@@ -86,6 +87,8 @@ mod queue;
 mod refused;
 mod retention;
 mod running;
+#[cfg(feature = "schedules")]
+mod schedules;
 mod settle;
 mod unique;
 mod user_code;
@@ -124,6 +127,8 @@ pub use options::MillOptions;
 pub use parked::ParkedKind;
 pub use progress::Progress;
 pub use queue::{DeadJob, JobQueue};
+#[cfg(feature = "schedules")]
+pub use schedules::{Misfire, Schedule, ScheduleError, ScheduleInfo, Scheduled, Tick};
 pub use unique::Unique;
 pub use workers::{Pool, PoolHealth, ShutdownReport, StuckJob, Workers};
 

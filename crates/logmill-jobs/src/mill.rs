@@ -88,6 +88,8 @@ pub(crate) struct Inner {
     pub(crate) pools: Pools,
     pub(crate) parked: Parked,
     pub(crate) limits: Arc<Limits>,
+    #[cfg(feature = "schedules")]
+    pub(crate) schedules: Arc<crate::schedules::Schedules>,
     is_closed: AtomicBool,
 }
 
@@ -151,6 +153,8 @@ impl Mill {
             pools: Pools::default(),
             parked: Parked::default(),
             limits: Limits::new(limits, clock),
+            #[cfg(feature = "schedules")]
+            schedules: Arc::default(),
             is_closed: AtomicBool::new(false),
         });
         let told = Arc::downgrade(&inner);
@@ -159,7 +163,10 @@ impl Mill {
                 crate::settle::ended_otherwise(&Self { inner }, ended);
             }
         }));
-        Self { inner }
+        let mill = Self { inner };
+        #[cfg(feature = "schedules")]
+        crate::schedules::open(&mill);
+        mill
     }
 
     /// Enqueues a job with the options of its kind.
@@ -224,6 +231,8 @@ impl Mill {
         self.inner.waiters.wake_all();
         self.inner.parked.release_all();
         self.inner.limits.close();
+        #[cfg(feature = "schedules")]
+        self.inner.schedules.stop();
         self.inner.backend.close()
     }
 }
@@ -231,6 +240,8 @@ impl Mill {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.limits.close();
+        #[cfg(feature = "schedules")]
+        self.schedules.stop();
     }
 }
 

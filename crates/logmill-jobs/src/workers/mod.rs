@@ -211,6 +211,12 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
         }
         crate::flow::resume(mill)?;
         let served = Served::new(&queues, self.choice)?;
+        #[cfg(feature = "schedules")]
+        for (queue, kind, schedule) in crate::schedules::kinds(mill)? {
+            if queues.contains_key(&queue) && !by_kind.contains_key(&*kind) {
+                return Err(StartError::UnhandledSchedule { schedule, kind });
+            }
+        }
         let threads = self.threads.unwrap_or_else(|| match self.has_blocking {
             true => std::thread::available_parallelism().map_or(1, usize::from),
             false => 1,

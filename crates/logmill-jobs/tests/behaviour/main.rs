@@ -11,4 +11,6 @@ mod operators;
 mod results;
 mod retention;
 mod running;
+#[cfg(feature = "schedules")]
+mod schedules;
 mod unique;
