@@ -57,6 +57,7 @@
 //!   of jobs and the [`backend`] seam.
 //! - `tokio`: handlers that are async functions.
 //! - `conformance`: checks of what a [`backend`] has to do, for the tests of one.
+//! - `metrics`: the figures as metrics of the crate [`metrics`](https://docs.rs/metrics).
 //! - `msgpack`, `postcard`: other [formats](Format) than JSON.
 
 mod backoff;
@@ -66,9 +67,11 @@ mod codec;
 mod context;
 mod enqueue;
 mod error;
+mod events;
 mod expiry;
 mod failure;
 mod fields;
+mod figures;
 mod flow;
 mod handle;
 mod handler;
@@ -76,6 +79,7 @@ mod id;
 mod job;
 mod keys;
 mod limits;
+mod middleware;
 mod mill;
 mod options;
 mod parked;
@@ -84,9 +88,11 @@ mod queue;
 mod refused;
 mod running;
 mod settle;
+mod span;
 mod unique;
 mod user_code;
 mod waiters;
+mod waiting;
 mod workers;
 
 pub mod backend;
@@ -96,7 +102,9 @@ pub use codec::{CodecError, Format, Layer};
 pub use context::{Attempt, Context};
 pub use enqueue::Enqueue;
 pub use error::{EnqueueError, OpenError, StartError, WaitError};
+pub use events::{Event, EventKind, Events};
 pub use failure::{Failure, FailureError, JobResult, cancel, discard, retry_in, snooze};
+pub use figures::{KindStats, Load, Times};
 pub use flow::{
     Batch, Flow, FlowHandle, FlowId, FlowTree, InputShape, Inputs, JobNode, NodeStatus, OnFailure,
     ParseFlowIdError, TreeJob,
@@ -113,13 +121,16 @@ pub use job::key_of;
 pub use job::{Job, KindOptions, Priority, days, hours, minutes, secs};
 pub use limits::Limit;
 pub use logmill_jobs_macros::Job;
+pub use middleware::{After, Enqueueing, Middleware};
 pub use mill::Mill;
 #[cfg(feature = "embedded")]
 pub use options::MillBuilder;
 pub use options::MillOptions;
 pub use parked::ParkedKind;
 pub use queue::{DeadJob, JobQueue};
+pub use span::TraceContext;
 pub use unique::Unique;
+pub use waiting::WaitsFor;
 pub use workers::{Pool, ShutdownReport, Workers};
 
 /// Compiles and runs the snippets of the guides.

@@ -18,15 +18,19 @@ use crate::enqueue::Enqueue;
 use crate::error::EnqueueError;
 #[cfg(feature = "embedded")]
 use crate::error::OpenError;
+use crate::events::Hub;
+use crate::figures::{Figures, Loads};
 use crate::flow::Flows;
 use crate::handle::JobHandle;
 use crate::limits::Limits;
+use crate::middleware::Hook;
 #[cfg(feature = "embedded")]
 use crate::options::MillBuilder;
 use crate::options::MillOptions;
 use crate::parked::Parked;
 use crate::refused::Refused;
 use crate::running::Running;
+use crate::span::TraceContext;
 use crate::unique::Locks;
 use crate::waiters::Waiters;
 use crate::workers::Pools;
@@ -86,6 +90,11 @@ pub(crate) struct Inner {
     pub(crate) pools: Pools,
     pub(crate) parked: Parked,
     pub(crate) limits: Arc<Limits>,
+    pub(crate) hooks: Vec<Hook>,
+    pub(crate) trace_context: Option<Arc<dyn TraceContext>>,
+    pub(crate) events: Arc<Hub>,
+    pub(crate) figures: Figures,
+    pub(crate) loads: Arc<Loads>,
     is_closed: AtomicBool,
 }
 
@@ -129,6 +138,8 @@ impl Mill {
             other_layers,
             keep_results,
             limits,
+            hooks,
+            trace_context,
         } = options;
         let clock = Clock;
         let inner = Arc::new(Inner {
@@ -145,6 +156,11 @@ impl Mill {
             flows: Flows::default(),
             pools: Pools::default(),
             parked: Parked::default(),
+            hooks,
+            trace_context,
+            events: Arc::default(),
+            figures: Figures::default(),
+            loads: Arc::new(Loads::new(clock.clone())),
             limits: Limits::new(limits, clock),
             is_closed: AtomicBool::new(false),
         });
@@ -219,13 +235,16 @@ impl Mill {
         self.inner.waiters.wake_all();
         self.inner.parked.release_all();
         self.inner.limits.close();
-        self.inner.backend.close()
+        let closed = self.inner.backend.close();
+        self.inner.events.close();
+        closed
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.limits.close();
+        self.events.close();
     }
 }
 

@@ -21,7 +21,6 @@ pub(crate) trait Route<S>: Send + Sync {
     fn options(&self) -> &KindOptions;
 
     /// Whether its attempts go on as tasks.
-    #[cfg(feature = "tokio")]
     fn is_async(&self) -> bool {
         false
     }

@@ -16,6 +16,7 @@ use crate::Job;
 use crate::backend::Choice;
 use crate::error::StartError;
 use crate::handler::{Handler, Route, SyncRoute};
+use crate::middleware::{Chain, Middleware, Wrapped};
 use crate::mill::Mill;
 
 /// The handlers of an application, to be started on a mill.
@@ -65,6 +66,7 @@ pub struct Workers<S> {
     /// Queues with their weights, beside those of the kinds.
     queues: BTreeMap<String, u32>,
     choice: Choice,
+    middleware: Vec<Arc<dyn Middleware>>,
 }
 
 /// Async handlers that run at the same time by default.
@@ -83,6 +85,7 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
             name: "jobs".to_owned(),
             queues: BTreeMap::new(),
             choice: Choice::Weight,
+            middleware: Vec::new(),
         }
     }
 
@@ -153,6 +156,12 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
         self
     }
 
+    /// Runs code of the application around each attempt. The first one that was added is the outermost.
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.middleware.push(Arc::new(middleware));
+        self
+    }
+
     /// Starts the workers.
     ///
     /// # Errors
@@ -160,9 +169,11 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
     pub fn start(self, mill: &Mill) -> Result<Pool, StartError> {
         let mut by_kind = HashMap::new();
         let mut queues = self.queues.clone();
+        let chain: Chain = self.middleware.iter().map(Arc::clone).collect();
         for route in &self.routes {
+            let route = Wrapped::route(Arc::clone(route), &chain);
             for kind in route.kinds() {
-                if by_kind.insert(kind, Arc::clone(route)).is_some() {
+                if by_kind.insert(kind, Arc::clone(&route)).is_some() {
                     return Err(StartError::DuplicateKind(kind.to_owned()));
                 }
             }
