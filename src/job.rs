@@ -20,6 +20,7 @@ use crate::failure::Failure;
 use crate::log::headers::Headers;
 use crate::log::lease::Lease;
 use crate::log::records::name_of;
+use crate::time::Timestamp;
 use crate::transaction::{Committed, Transaction};
 use crate::{JobId, Sequence};
 
@@ -185,6 +186,13 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// Until when the job waited; None if it was enqueued without a delay.
+    ///
+    /// The end of a backoff or of a snooze is not told, unless it was stored with a copy of the job.
+    pub fn due_at(&self) -> Option<SystemTime> {
+        due_at(self.lease.as_ref()?)
+    }
+
     /// Completes the job: it is not delivered again.
     ///
     /// For a first delivery this is one atomic add to mapped memory, which waits for no other
@@ -316,6 +324,12 @@ impl<'a> Job<'a> {
                 .fail(lease, self.delivery, self.attempt, failure);
         }
     }
+}
+
+/// When a leased job is due, if it was delayed.
+fn due_at(lease: &Lease) -> Option<SystemTime> {
+    let due = lease.record().header().due_at;
+    (due != Timestamp::ZERO).then(|| due.into())
 }
 
 impl Drop for Job<'_> {

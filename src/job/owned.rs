@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::{HeldJob, Job};
+use super::{HeldJob, Job, due_at};
 use crate::dispatch::lease_timeouts::Delivery;
 use crate::engine::Running;
 use crate::engine::delivery::Attempt;
@@ -133,6 +133,11 @@ impl OwnedJob {
         lease.map_or(SystemTime::UNIX_EPOCH, |lease| {
             lease.record().header().enqueued_at.into()
         })
+    }
+
+    /// Until when the job waited, see [`Job::due_at`].
+    pub fn due_at(&self) -> Option<SystemTime> {
+        due_at(self.lease.as_ref()?)
     }
 
     /// Completes the job, see [`Job::ack`].

@@ -52,6 +52,21 @@ pub struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
+    /// The job's id.
+    pub fn id(&self) -> &JobId {
+        self.id
+    }
+
+    /// The kind under which the job is stored.
+    pub fn kind(&self) -> &str {
+        self.claim.kind()
+    }
+
+    /// The number of this attempt, see [`Context::attempt`].
+    pub fn attempt(&self) -> u32 {
+        self.claim.attempt()
+    }
+
     /// The context of the attempt; the same for each call.
     pub fn context(&self) -> &Context {
         self.context.get_or_init(|| {
@@ -74,6 +89,7 @@ impl Attempt<'_> {
                     attempt: self.claim.attempt(),
                     crashes: self.claim.crashes(),
                     enqueued_at: self.claim.enqueued_at(),
+                    traceparent: self.traceparent().map(str::to_owned),
                     deadline: self.deadline,
                     pool_stops: Arc::clone(self.pool_stops),
                     signals,
@@ -129,6 +145,7 @@ struct Inner {
     attempt: u32,
     crashes: u32,
     enqueued_at: SystemTime,
+    traceparent: Option<String>,
     deadline: Option<Instant>,
     pool_stops: Arc<AtomicBool>,
     signals: Arc<Signals>,
@@ -202,6 +219,12 @@ impl Context {
     /// When the job was enqueued.
     pub fn enqueued_at(&self) -> SystemTime {
         self.inner.enqueued_at
+    }
+
+    /// The trace context of the code that enqueued the job, as the text of a W3C `traceparent`, if
+    /// there was one; see [`TraceContext`](crate::TraceContext).
+    pub fn traceparent(&self) -> Option<&str> {
+        self.inner.traceparent.as_deref()
     }
 
     /// When the attempt's time is up, if its kind has a timeout.

@@ -3,10 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use smallvec::SmallVec;
+
 use crate::backend::{Due, NewJob};
 use crate::error::EnqueueError;
+use crate::events::EventKind;
 use crate::expiry;
 use crate::handle::{JobHandle, Outcome};
+use crate::middleware::{self, Extra};
 use crate::mill::{Mill, OpenQueue};
 use crate::prepared::PreparedJob;
 use crate::unique::{self, Unique};
@@ -130,7 +134,8 @@ impl<'a, J: Job> Enqueue<'a, J> {
                 let retries = options.max_retries.map(u32::to_le_bytes);
                 let expires = expiry::header_of(mill, parts.expires_after);
                 let key = parts.key.as_deref();
-                let headers = headers_of(mill, key, retries.as_ref(), expires.as_ref());
+                let extra = middleware::extra(mill, J::KIND, &queue.name, key, payload)?;
+                let headers = headers_of(mill, key, retries.as_ref(), expires.as_ref(), &extra);
                 let new = NewJob {
                     kind: J::KIND,
                     payload,
@@ -146,6 +151,11 @@ impl<'a, J: Job> Enqueue<'a, J> {
                 };
                 let id = JobId::new(queue.name.clone(), number);
                 Ok((id, outcome))
+            })
+            .inspect(|(id, outcome)| {
+                if mill.inner.events.is_on() && *outcome == Outcome::New {
+                    tell(mill, id, J::KIND);
+                }
             })
             .map(|(id, outcome)| JobHandle::new((*mill).clone(), id, outcome))
     }
@@ -166,7 +176,9 @@ impl<'a, J: Job> Enqueue<'a, J> {
         }
         let payload = mill.inner.encoded(job, |bytes| Ok(bytes.to_vec()))?;
         let retries = options.max_retries.map(u32::to_le_bytes);
-        let headers = headers_of(mill, parts.key.as_deref(), retries.as_ref(), None);
+        let key = parts.key.as_deref();
+        let extra = middleware::extra(mill, J::KIND, &parts.queue.name, key, &payload)?;
+        let headers = headers_of(mill, key, retries.as_ref(), None, &extra);
         let headers = headers.as_slice().iter();
         Ok(PreparedJob {
             place: parts.queue.name.to_string(),
@@ -216,12 +228,16 @@ fn headers_of<'a>(
     key: Option<&'a str>,
     retries: Option<&'a [u8; 4]>,
     expires: Option<&'a [u8; 8]>,
+    extra: &'a Extra,
 ) -> Headers<'a> {
     let mut headers = Headers::default();
     headers.add(header::CODEC, mill.inner.codec.tag().map(str::as_bytes));
     headers.add(header::KEY, key.map(str::as_bytes));
     headers.add(header::RETRIES, retries.map(|bytes| &bytes[..]));
     headers.add(header::EXPIRES, expires.map(|bytes| &bytes[..]));
+    for (name, value) in extra {
+        headers.add(name, Some(value));
+    }
     headers
 }
 
@@ -242,17 +258,20 @@ pub(crate) fn all<J: Job>(
     let queue = mill.inner.queue(kind.queue, kind.priority)?;
     let encoded = jobs.iter().map(|job| {
         let payload = mill.inner.encoded(job, |bytes| Ok(bytes.to_vec()))?;
-        Ok((payload, job.limit_key()?))
+        let key = job.limit_key()?;
+        let extra = middleware::extra(mill, J::KIND, &queue.name, key.as_deref(), &payload)?;
+        Ok((payload, key, extra))
     });
     let encoded = encoded.collect::<Result<Vec<_>, EnqueueError>>()?;
     let expires = expiry::header_of(mill, kind.expires_after);
     let headers = encoded.iter();
-    let headers = headers.map(|(_, key)| headers_of(mill, key.as_deref(), None, expires.as_ref()));
+    let headers = headers
+        .map(|(_, key, extra)| headers_of(mill, key.as_deref(), None, expires.as_ref(), extra));
     let headers: Vec<_> = headers.collect();
     let new: Vec<_> = encoded
         .iter()
         .zip(&headers)
-        .map(|((payload, _), headers)| NewJob {
+        .map(|((payload, ..), headers)| NewJob {
             kind: J::KIND,
             payload,
             headers: headers.as_slice(),
@@ -263,9 +282,19 @@ pub(crate) fn all<J: Job>(
     let numbers = queue.queue.publish_all(&new)?;
     let handle = |number| {
         let id = JobId::new(queue.name.clone(), number);
+        if mill.inner.events.is_on() {
+            tell(mill, &id, J::KIND);
+        }
         JobHandle::new(mill.clone(), id, Outcome::New)
     };
     Ok(numbers.into_iter().map(handle).collect())
+}
+
+/// Tells those who listen that a job was enqueued.
+#[cold]
+fn tell(mill: &Mill, id: &JobId, kind: &str) {
+    let events = &mill.inner.events;
+    events.tell(mill, id, kind.into(), 0, EventKind::Enqueued);
 }
 
 /// Checks the name of a queue. A dot separates it from its level.
@@ -278,22 +307,16 @@ pub(crate) fn check_name(queue: &str) -> Result<(), EnqueueError> {
     Err(EnqueueError::Invalid(format!("{why}: {queue:?}")))
 }
 
-/// Up to as many headers as there are kinds of them.
+/// Headers of a job that is about to be stored.
 #[derive(Default)]
-struct Headers<'a> {
-    headers: [(&'static str, &'a [u8]); 4],
-    len: usize,
-}
+struct Headers<'a>(SmallVec<[(&'a str, &'a [u8]); 4]>);
 
 impl<'a> Headers<'a> {
-    fn add(&mut self, key: &'static str, value: Option<&'a [u8]>) {
-        if let Some(value) = value {
-            self.headers[self.len] = (key, value);
-            self.len += 1;
-        }
+    fn add(&mut self, key: &'a str, value: Option<&'a [u8]>) {
+        self.0.extend(value.map(|value| (key, value)));
     }
 
     fn as_slice(&self) -> &[(&'a str, &'a [u8])] {
-        &self.headers[..self.len]
+        &self.0
     }
 }

@@ -21,6 +21,10 @@ pub enum EnqueueError {
     /// The name of the queue, the size of the job or an option is not valid.
     #[error("{0}")]
     Invalid(String),
+    /// A hook of the application refused it, see
+    /// [`MillOptions::on_enqueue`](crate::MillOptions::on_enqueue).
+    #[error("the job was refused: {0}")]
+    Refused(String),
     /// The mill is closed.
     #[error("the mill is closed")]
     Closed,

@@ -58,6 +58,7 @@
 //! - `schedules`: jobs that are enqueued again and again, by cron expressions or at intervals.
 //! - `tokio`: handlers that are async functions.
 //! - `conformance`: checks of what a [`backend`] has to do, for the tests of one.
+//! - `metrics`: the figures as metrics of the crate [`metrics`](https://docs.rs/metrics).
 //! - `msgpack`, `postcard`: other [formats](Format) than JSON.
 
 mod backoff;
@@ -68,9 +69,11 @@ mod context;
 mod dead_jobs;
 mod enqueue;
 mod error;
+mod events;
 mod expiry;
 mod failure;
 mod fields;
+mod figures;
 mod flow;
 mod handle;
 mod handler;
@@ -78,6 +81,7 @@ mod id;
 mod job;
 mod keys;
 mod limits;
+mod middleware;
 mod mill;
 mod options;
 mod parked;
@@ -90,9 +94,11 @@ mod running;
 #[cfg(feature = "schedules")]
 mod schedules;
 mod settle;
+mod span;
 mod unique;
 mod user_code;
 mod waiters;
+mod waiting;
 mod workers;
 
 pub mod backend;
@@ -103,7 +109,9 @@ pub use context::{Attempt, Context, StopCause};
 pub use dead_jobs::{DeadCursor, DeadPage};
 pub use enqueue::Enqueue;
 pub use error::{EnqueueError, OpenError, StartError, WaitError};
+pub use events::{Event, EventKind, Events};
 pub use failure::{Failure, FailureError, JobResult, cancel, discard, retry_in, snooze};
+pub use figures::{KindStats, Load, Times};
 pub use flow::{
     Batch, Flow, FlowHandle, FlowId, FlowTree, InputShape, Inputs, JobNode, NodeStatus, OnFailure,
     ParseFlowIdError, TreeJob,
@@ -120,6 +128,7 @@ pub use job::key_of;
 pub use job::{Job, KindOptions, Priority, days, hours, minutes, secs};
 pub use limits::Limit;
 pub use logmill_jobs_macros::Job;
+pub use middleware::{After, Enqueueing, Middleware};
 pub use mill::Mill;
 #[cfg(feature = "embedded")]
 pub use options::MillBuilder;
@@ -129,7 +138,9 @@ pub use progress::Progress;
 pub use queue::{DeadJob, JobQueue};
 #[cfg(feature = "schedules")]
 pub use schedules::{Misfire, Schedule, ScheduleError, ScheduleInfo, Scheduled, Tick};
+pub use span::TraceContext;
 pub use unique::Unique;
+pub use waiting::WaitsFor;
 pub use workers::{Pool, PoolHealth, ShutdownReport, StuckJob, Workers};
 
 /// Compiles and runs the snippets of the guides.

@@ -18,9 +18,12 @@ use crate::enqueue::Enqueue;
 use crate::error::EnqueueError;
 #[cfg(feature = "embedded")]
 use crate::error::OpenError;
+use crate::events::Hub;
+use crate::figures::{Figures, Loads};
 use crate::flow::Flows;
 use crate::handle::JobHandle;
 use crate::limits::Limits;
+use crate::middleware::Hook;
 #[cfg(feature = "embedded")]
 use crate::options::MillBuilder;
 use crate::options::MillOptions;
@@ -28,6 +31,7 @@ use crate::parked::Parked;
 use crate::refused::Refused;
 use crate::retention::Retention;
 use crate::running::Running;
+use crate::span::TraceContext;
 use crate::unique::Locks;
 use crate::waiters::Waiters;
 use crate::workers::Pools;
@@ -90,6 +94,11 @@ pub(crate) struct Inner {
     pub(crate) limits: Arc<Limits>,
     #[cfg(feature = "schedules")]
     pub(crate) schedules: Arc<crate::schedules::Schedules>,
+    pub(crate) hooks: Vec<Hook>,
+    pub(crate) trace_context: Option<Arc<dyn TraceContext>>,
+    pub(crate) events: Arc<Hub>,
+    pub(crate) figures: Figures,
+    pub(crate) loads: Arc<Loads>,
     is_closed: AtomicBool,
 }
 
@@ -135,6 +144,8 @@ impl Mill {
             max_results,
             max_result_bytes,
             limits,
+            hooks,
+            trace_context,
         } = options;
         let clock = Clock;
         let inner = Arc::new(Inner {
@@ -152,6 +163,11 @@ impl Mill {
             flows: Flows::default(),
             pools: Pools::default(),
             parked: Parked::default(),
+            hooks,
+            trace_context,
+            events: Arc::default(),
+            figures: Figures::default(),
+            loads: Arc::new(Loads::new(clock.clone())),
             limits: Limits::new(limits, clock),
             #[cfg(feature = "schedules")]
             schedules: Arc::default(),
@@ -233,7 +249,9 @@ impl Mill {
         self.inner.limits.close();
         #[cfg(feature = "schedules")]
         self.inner.schedules.stop();
-        self.inner.backend.close()
+        let closed = self.inner.backend.close();
+        self.inner.events.close();
+        closed
     }
 }
 
@@ -242,6 +260,7 @@ impl Drop for Inner {
         self.limits.close();
         #[cfg(feature = "schedules")]
         self.schedules.stop();
+        self.events.close();
     }
 }
 

@@ -9,8 +9,10 @@ use crate::codec::{Format, Layer};
 #[cfg(feature = "embedded")]
 use crate::error::OpenError;
 use crate::limits::Limit;
+use crate::middleware::{Enqueueing, Hook};
 #[cfg(feature = "embedded")]
 use crate::mill::Mill;
+use crate::span::TraceContext;
 
 /// How long an open waits for the end of another one.
 #[cfg(feature = "embedded")]
@@ -41,6 +43,8 @@ pub struct MillOptions {
     pub(crate) max_results: usize,
     pub(crate) max_result_bytes: u64,
     pub(crate) limits: Vec<Limit>,
+    pub(crate) hooks: Vec<Hook>,
+    pub(crate) trace_context: Option<Arc<dyn TraceContext>>,
 }
 
 impl Default for MillOptions {
@@ -60,6 +64,8 @@ impl MillOptions {
             max_results: MAX_RESULTS,
             max_result_bytes: MAX_RESULT_BYTES,
             limits: Vec::new(),
+            hooks: Vec::new(),
+            trace_context: None,
         }
     }
 
@@ -86,6 +92,53 @@ impl MillOptions {
     /// Adds a limit. A job runs when all limits that concern it let it.
     pub fn limit(mut self, limit: Limit) -> Self {
         self.limits.push(limit);
+        self
+    }
+
+    /// Adds a hook that sees each job before it is stored: it may add headers, or refuse the job with
+    /// a reason, which is [`EnqueueError::Refused`](crate::EnqueueError::Refused) then. A panic refuses
+    /// it as well. Hooks are called in their order, on the thread that enqueues, under no lock.
+    ///
+    /// A job that [follows](crate::Context::then) from another is seen when the handler names it. A dead
+    /// job that is replayed is not seen again.
+    ///
+    /// ```
+    /// use logmill_jobs::{EnqueueError, Job, Mill, MillOptions};
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Serialize, Deserialize, Job)]
+    /// #[job(kind = "export")]
+    /// struct Export {
+    ///     rows: Vec<u64>,
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// let options = MillOptions::new().on_enqueue(|job| {
+    ///     if job.payload().len() > 1000 {
+    ///         return Err(format!("{} has too many arguments", job.kind()));
+    ///     }
+    ///     job.set_header("version", "7");
+    ///     Ok(())
+    /// });
+    /// let mill = Mill::builder(dir.path().join("jobs")).options(options).open()?;
+    /// mill.enqueue(Export { rows: vec![1, 2] })?;
+    /// let refused = mill.enqueue(Export { rows: vec![7; 1000] });
+    /// assert!(matches!(refused, Err(EnqueueError::Refused(_))));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_enqueue(
+        mut self,
+        hook: impl Fn(&mut Enqueueing<'_>) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        self.hooks.push(Arc::new(hook));
+        self
+    }
+
+    /// Carries traces from the code that enqueues to the handlers.
+    pub fn trace_context(mut self, trace_context: impl TraceContext) -> Self {
+        self.trace_context = Some(Arc::new(trace_context));
         self
     }
 

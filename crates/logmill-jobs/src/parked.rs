@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use crate::JobId;
 use crate::backend::{Claim, Held, Settlement};
+use crate::events::EventKind;
 use crate::mill::Mill;
 
 /// The jobs that wait for a handler, by kind.
@@ -35,8 +36,9 @@ pub struct ParkedKind {
 impl Parked {
     /// Has a job wait for a handler.
     #[cold]
-    pub(crate) fn park(&self, id: &JobId, claim: &mut dyn Claim) {
+    pub(crate) fn park(&self, mill: &Mill, id: &JobId, claim: &mut dyn Claim) {
         let kind = claim.kind().to_owned();
+        let attempt = claim.attempt();
         let Some(held) = claim.hold() else {
             // A backend that holds no jobs gives it out again later.
             let after = std::time::Duration::from_secs(60);
@@ -52,6 +54,10 @@ impl Parked {
             });
             jobs.len() == 1
         };
+        let events = &mill.inner.events;
+        if events.is_on() {
+            events.tell(mill, id, kind.as_str().into(), attempt, EventKind::Parked);
+        }
         if is_first {
             tracing::warn!(kind, %id, "no handler takes this kind: its jobs are parked");
         }

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use crate::backend::{self, BackendError, QueueStats, name_of_level};
 use crate::enqueue::check_name;
+use crate::figures::Loads;
 use crate::mill::{Mill, OpenQueue};
 use crate::{JobId, Priority};
 
@@ -43,6 +44,7 @@ pub struct JobQueue {
     /// Those levels of priority that were ever used.
     pub(crate) levels: Vec<Arc<OpenQueue>>,
     pub(crate) mill: Mill,
+    pub(crate) loads: Arc<Loads>,
 }
 
 /// A dead job: its attempts have failed, or its handler gave up on it.
@@ -92,6 +94,7 @@ impl Mill {
             name: name.to_owned(),
             mill: self.clone(),
             levels: levels.collect::<Result<_, _>>()?,
+            loads: Arc::clone(&self.inner.loads),
         })
     }
 
@@ -161,6 +164,7 @@ impl JobQueue {
             sum.enqueued += one.enqueued;
             sum.completed += one.completed;
             sum.retried += one.retried;
+            sum.ended += one.ended;
         }
         Ok(sum)
     }

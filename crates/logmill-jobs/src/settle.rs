@@ -6,7 +6,9 @@ use std::time::Duration;
 use crate::backend::{self, BackendError, Changes, Claim, End, KeyChange, Settlement};
 use crate::context::Followed;
 use crate::enqueue::header;
+use crate::events::EventKind;
 use crate::failure::{Failure, Verdict};
+use crate::figures::{Count, Ran};
 use crate::flow::{Ending, Outcome};
 use crate::keys::{self, Record};
 use crate::mill::Mill;
@@ -32,14 +34,15 @@ pub(crate) fn settle(
     kind: &KindOptions,
     returned: Returned,
     followed: Followed,
+    ran: &Ran<'_>,
 ) {
     match returned {
         Ok(None) if followed.is_empty() && ends_alone(claim) => {
             let done = claim.settle(Settlement::Done(None));
-            report(mill, id, done, Ended::Done);
+            report(mill, id, done, Ended::Done, Some(ran));
         }
-        Ok(output) => done(mill, claim, id, kind, output, followed),
-        Err(failure) => fail(mill, claim, id, kind, failure, followed),
+        Ok(output) => done(mill, claim, id, kind, output, followed, ran),
+        Err(failure) => fail(mill, claim, id, kind, failure, followed, ran),
     }
 }
 
@@ -51,7 +54,13 @@ fn ends_alone(claim: &dyn Claim) -> bool {
 
 /// Tells how a job has ended, if that is stored.
 #[inline]
-fn report(mill: &Mill, id: &JobId, stored: Result<(), BackendError>, ended: Ended) {
+fn report(
+    mill: &Mill,
+    id: &JobId,
+    stored: Result<(), BackendError>,
+    ended: Ended,
+    ran: Option<&Ran<'_>>,
+) {
     match stored {
         Ok(()) => {}
         Err(error @ BackendError::NotDurable(_)) => {
@@ -59,10 +68,17 @@ fn report(mill: &Mill, id: &JobId, stored: Result<(), BackendError>, ended: Ende
         }
         // The backend has failed the attempt.
         Err(error) => {
-            return tracing::warn!(%id, %error, "the end of a job could not be stored");
+            tracing::warn!(%id, %error, "the end of a job could not be stored");
+            if let Some(ran) = ran {
+                ran.failed(mill, id, "", None);
+            }
+            return;
         }
     }
     mill.inner.cancelling.forget(id);
+    if let Some(ran) = ran {
+        ran.ended(mill, id, &ended);
+    }
     tell(mill, id, ended);
 }
 
@@ -74,12 +90,13 @@ fn done(
     kind: &KindOptions,
     output: Option<Vec<u8>>,
     followed: Followed,
+    ran: &Ran<'_>,
 ) {
     let record = output.map(|output| Record::Done {
         tag: mill.inner.codec.tag().map(|tag| tag.as_bytes().to_vec()),
         output,
     });
-    end_or_die(mill, claim, id, kind, (record, Ended::Done), followed);
+    end_or_die(mill, claim, id, kind, (record, Ended::Done), followed, ran);
 }
 
 /// Ends a job. If that cannot be stored, the attempt has failed, which must not go on for ever.
@@ -90,18 +107,20 @@ fn end_or_die(
     kind: &KindOptions,
     (record, ended): (Option<Record>, Ended),
     followed: Followed,
+    ran: &Ran<'_>,
 ) {
     if mill.inner.refused.count(id) > retries_of(claim, kind) {
         let reason = "its end could not be stored, at several attempts";
         note_death(mill, claim, id, reason);
-        return settle_quietly(claim, id, Settlement::Dead { reason });
+        settle_quietly(claim, id, Settlement::Dead { reason });
+        return ran.failed(mill, id, reason, None);
     }
     let stored = end(mill, claim, id, kind.keep_results, record, followed);
     match stored {
         Ok(()) => mill.inner.refused.forget(id),
         Err(_) => mill.inner.refused.add(id),
     }
-    report(mill, id, stored, ended);
+    report(mill, id, stored, ended, Some(ran));
 }
 
 fn end(
@@ -164,8 +183,13 @@ pub(crate) fn end_unbegun(mill: &Mill, claim: &mut dyn Claim, id: &JobId, record
         Record::Dead { reason } => Ended::Dead(reason.clone()),
         Record::Expired => Ended::Expired,
     };
+    // No attempt at it has begun.
+    let (kind, failed) = (claim.kind().to_owned(), claim.attempt().saturating_sub(1));
     let stored = end(mill, claim, id, None, Some(record), Followed::default());
-    report(mill, id, stored, ended);
+    if matches!(stored, Ok(()) | Err(BackendError::NotDurable(_))) {
+        note_for_figures(mill, id, &kind, failed, &ended);
+    }
+    report(mill, id, stored, ended, None);
 }
 
 /// Ends an attempt that did not complete its job.
@@ -177,6 +201,7 @@ fn fail(
     kind: &KindOptions,
     failure: Failure,
     followed: Followed,
+    ran: &Ran<'_>,
 ) {
     let Failure {
         mut reason,
@@ -194,7 +219,7 @@ fn fail(
                 reason: reason.clone(),
             };
             let ended = (Some(record), Ended::Cancelled(reason));
-            return end_or_die(mill, claim, id, kind, ended, kept);
+            return end_or_die(mill, claim, id, kind, ended, kept, ran);
         }
         Verdict::Snooze(after) => Settlement::Snooze { after },
         Verdict::RetryIn(after) if !is_last => Settlement::Retry {
@@ -214,6 +239,11 @@ fn fail(
         note_death(mill, claim, id, reason);
     }
     settle_quietly(claim, id, settlement);
+    match settlement {
+        Settlement::Snooze { after } => ran.snoozed(mill, id, after),
+        Settlement::Retry { after, .. } => ran.failed(mill, id, &reason, Some(after)),
+        _ => ran.failed(mill, id, &reason, None),
+    }
 }
 
 /// Notes the death of a job of a flow before the job dies: a process that ends in between leaves a
@@ -290,7 +320,23 @@ pub(crate) fn ended_otherwise(mill: &Mill, ended: &backend::Ended<'_>) {
         End::Dead(_) => mill.inner.limits.forget_grant(&id),
     }
     mill.inner.refused.forget(&id);
+    note_for_figures(mill, &id, ended.kind, ended.attempt, &told);
     tell(mill, &id, told);
+}
+
+/// Counts the end of a job that no handler has completed, and tells those who listen.
+pub(crate) fn note_for_figures(mill: &Mill, id: &JobId, kind: &str, attempt: u32, how: &Ended) {
+    let (count, what) = match how.clone() {
+        Ended::Dead(reason) => (Count::Dead, EventKind::Dead { reason }),
+        Ended::Cancelled(reason) => (Count::Cancelled, EventKind::Cancelled { reason }),
+        Ended::Expired => (Count::Expired, EventKind::Expired),
+        Ended::Done => return,
+    };
+    mill.inner.figures.count(id, kind, count);
+    let events = &mill.inner.events;
+    if events.is_on() {
+        events.tell(mill, id, kind.into(), attempt, what);
+    }
 }
 
 /// Stores the record of a job that has ended, and releases its key.

@@ -232,3 +232,55 @@ async fn an_async_handler_that_a_shutdown_interrupts_has_not_failed() {
     }
     assert_eq!(begun.load(Ordering::SeqCst), 3);
 }
+
+#[tokio::test]
+async fn middleware_is_told_how_an_async_attempt_ends_also_one_whose_time_is_up() {
+    let (mill, _dir) = mill();
+    let (tell, told) = std::sync::mpsc::channel();
+    let watch = move |attempt: &logmill_jobs::Attempt<'_>| {
+        let (kind, tell) = (attempt.kind().to_owned(), tell.clone());
+        Ok(logmill_jobs::After::call(move |result| {
+            let how = result
+                .as_ref()
+                .err()
+                .map(|failure| failure.reason().to_owned());
+            tell.send((kind, how)).unwrap();
+            result
+        }))
+    };
+    async fn slow(_: Slow) -> JobResult {
+        tokio::time::sleep(PATIENCE).await;
+        Ok(())
+    }
+    let workers = Workers::new(Gauge::default()).on_async(call).on_async(slow);
+    let pool = workers.with(watch).start(&mill).unwrap();
+    let events = mill.events(100);
+    assert_eq!(
+        mill.enqueue(Call { number: 1 })
+            .unwrap()
+            .wait_async()
+            .await
+            .unwrap(),
+        2
+    );
+    assert_eq!(told.recv().unwrap(), ("call".to_owned(), None));
+    let names = [
+        events.recv_async().await.unwrap().what,
+        events.recv_async().await.unwrap().what,
+        events.recv_async().await.unwrap().what,
+    ];
+    let is_done = |what: &logmill_jobs::EventKind| matches!(what, logmill_jobs::EventKind::Done { ran: Some(ran) } if *ran >= Duration::from_millis(5));
+    assert!(names.iter().any(is_done), "{names:?}");
+
+    mill.enqueue(Slow).unwrap().wait_async().await.unwrap_err();
+    let dropped = "the attempt was dropped before it had ended".to_owned();
+    for _ in 0..2 {
+        let (kind, how) = told.recv().unwrap();
+        assert_eq!((kind.as_str(), how.as_ref()), ("slow", Some(&dropped)));
+    }
+    let stats = mill.kind_stats("slow");
+    assert_eq!((stats.failed, stats.dead, stats.done), (2, 1, 0));
+    assert_eq!(stats.ran.count, 2);
+    let ended = tokio::task::spawn_blocking(move || pool.shutdown(PATIENCE));
+    assert!(ended.await.unwrap().finished_in_time);
+}

@@ -188,6 +188,8 @@ pub struct Ended<'a> {
     pub flow: Option<&'a [u8]>,
     /// How it ended.
     pub how: End<'a>,
+    /// The number of its last attempt; 0 if there was none, or the backend does not say.
+    pub attempt: u32,
 }
 
 /// How a job ended that was not completed.
@@ -216,12 +218,19 @@ impl<'a> Ended<'a> {
             unique,
             flow: None,
             how,
+            attempt: 0,
         }
     }
 
     /// Sets the place of the job in a flow.
     pub fn flow(mut self, flow: Option<&'a [u8]>) -> Self {
         self.flow = flow;
+        self
+    }
+
+    /// Says the number of its last attempt.
+    pub fn attempt(mut self, attempt: u32) -> Self {
+        self.attempt = attempt;
         self
     }
 }
@@ -246,6 +255,8 @@ pub struct QueueStats {
     pub completed: u64,
     /// Attempts that failed since then and were to be repeated.
     pub retried: u64,
+    /// Jobs that have ended since then: completed, dead, cancelled, expired.
+    pub ended: u64,
 }
 
 /// A call of a backend failed.

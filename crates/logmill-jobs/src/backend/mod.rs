@@ -278,6 +278,10 @@ pub trait Claim {
     fn crashes(&self) -> u32;
     /// When it was enqueued.
     fn enqueued_at(&self) -> SystemTime;
+    /// Until when it was delayed, if its producer said so and the backend knows.
+    fn due_at(&self) -> Option<SystemTime> {
+        None
+    }
     /// Whether it was cancelled since it was taken.
     fn is_cancelled(&self) -> bool;
 

@@ -22,6 +22,7 @@ use crate::Job;
 use crate::backend::Choice;
 use crate::error::StartError;
 use crate::handler::{Handler, Route, SyncRoute};
+use crate::middleware::{Chain, Middleware, Wrapped};
 use crate::mill::Mill;
 
 /// The handlers of an application, to be started on a mill.
@@ -72,6 +73,7 @@ pub struct Workers<S> {
     /// Queues with their weights, beside those of the kinds.
     queues: BTreeMap<String, u32>,
     choice: Choice,
+    middleware: Vec<Arc<dyn Middleware>>,
 }
 
 /// Async handlers that run at the same time by default.
@@ -91,6 +93,7 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
             is_dynamic: false,
             queues: BTreeMap::new(),
             choice: Choice::Weight,
+            middleware: Vec::new(),
         }
     }
 
@@ -191,6 +194,12 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
         self
     }
 
+    /// Runs code of the application around each attempt. The first one that was added is the outermost.
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.middleware.push(Arc::new(middleware));
+        self
+    }
+
     /// Starts the workers.
     ///
     /// # Errors
@@ -198,9 +207,11 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
     pub fn start(self, mill: &Mill) -> Result<Pool, StartError> {
         let mut by_kind = HashMap::new();
         let mut queues = self.queues.clone();
+        let chain: Chain = self.middleware.iter().map(Arc::clone).collect();
         for route in &self.routes {
+            let route = Wrapped::route(Arc::clone(route), &chain);
             for kind in route.kinds() {
-                if by_kind.insert(kind, Arc::clone(route)).is_some() {
+                if by_kind.insert(kind, Arc::clone(&route)).is_some() {
                     return Err(StartError::DuplicateKind(kind.to_owned()));
                 }
             }

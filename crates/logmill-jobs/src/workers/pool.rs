@@ -103,6 +103,13 @@ impl Pools {
         self.pools.lock().retain(|one| !Arc::ptr_eq(one, pool));
     }
 
+    /// Whether a pool serves a queue.
+    pub(crate) fn serve(&self, queue: &str) -> bool {
+        let pools = self.pools.lock();
+        let mut served = pools.iter().flat_map(|pool| pool.served.names());
+        served.any(|served| served == queue)
+    }
+
     /// Has the pool that serves a queue also serve this level of it.
     pub(crate) fn note_new_level(&self, queue: &str) {
         for pool in self.pools.lock().iter() {

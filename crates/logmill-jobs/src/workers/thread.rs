@@ -16,11 +16,14 @@ use crate::JobId;
 use crate::backend::{Claim, Consumer, Next};
 use crate::context::{Attempt, Context, Followed};
 use crate::error::StartError;
+use crate::figures::Watch;
+#[cfg(feature = "tokio")]
+use crate::figures::{self, Cell};
 use crate::handler::{Called, Route};
 use crate::limits::Admission;
 #[cfg(feature = "tokio")]
 use crate::limits::Permit;
-use crate::{expiry, settle, user_code};
+use crate::{expiry, settle, span, user_code};
 
 type Routes<S> = HashMap<&'static str, Arc<dyn Route<S>>>;
 
@@ -38,6 +41,7 @@ struct Worker<S> {
     is_other_queue: bool,
     /// Its handler was stuck, and another thread has its place.
     is_replaced: bool,
+    watch: Watch,
 }
 
 /// What starts the threads of a pool, at its start and later.
@@ -62,6 +66,7 @@ impl<S: Clone + Send + Sync + 'static> Spawn for Spawner<S> {
             id: JobId::new("", 0),
             is_other_queue: false,
             is_replaced: false,
+            watch: Watch::new(&shared.mill),
         };
         // Read before the levels that exist, so that none is missed.
         let levels = shared.levels();
@@ -199,15 +204,16 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         }
         let Some((kind, route)) = self.routes.get_key_value(claim.kind()) else {
             mill.inner.limits.forget_grant(&self.id);
-            return mill.inner.parked.park(&self.id, claim);
+            return mill.inner.parked.park(mill, &self.id, claim);
         };
         let (kind, route) = (*kind, Arc::clone(route));
         let options = route.options();
         let Admission::Runs(mut permit) = mill.inner.limits.admit(&self.id, claim) else {
             return;
         };
+        let is_task = route.is_async();
         #[cfg(feature = "tokio")]
-        let task = match route.is_async() {
+        let task = match is_task {
             false => None,
             true => match self.shared.begin_task(&self.id, claim) {
                 Some(task) => Some(task),
@@ -215,6 +221,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             },
         };
         permit.begin();
+        let watched = self.watch.begin(&self.id, claim, is_task);
         let seat = &*self.seat;
         seat.begin(&self.id, std::mem::take(&mut self.is_other_queue));
         let deadline = options
@@ -228,12 +235,14 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             pool_stops: &self.shared.stopping,
             context: std::cell::OnceCell::new(),
         };
-        let called = route.call(&self.state, &attempt);
+        let span = span::of(&attempt);
+        let called = span::within(span.as_ref(), || route.call(&self.state, &attempt));
         let context = attempt.context.into_inner();
         match called {
             Called::Returned(returned) => {
+                let ran = watched.end(mill, self.watch.cell(), claim);
                 let followed = followed_by(context);
-                settle::settle(mill, claim, &self.id, options, returned, followed);
+                settle::settle(mill, claim, &self.id, options, returned, followed, &ran);
             }
             #[cfg(feature = "tokio")]
             Called::Begun(future) => {
@@ -244,8 +253,9 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
                     context,
                     _permit: Some(permit),
                     task,
+                    watched: Some((watched, self.watch.shared_cell())),
                 };
-                self.spawn(begun, &route, deadline, future);
+                self.spawn(begun, &route, deadline, future, span);
                 return seat.end();
             }
         }
@@ -292,12 +302,13 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         route: &Arc<dyn Route<S>>,
         deadline: Option<Instant>,
         future: Running,
+        span: Option<span::Entering>,
     ) {
         let route = Arc::clone(route);
         if let Some(runtime) = &self.runtime {
             runtime.spawn(async move {
                 let mut begun = begun;
-                let returned = Guarded(Some(Box::pin(until(deadline, future)))).await;
+                let returned = Guarded(Some(Box::pin(until(deadline, future, span)))).await;
                 begun.end(route.options(), returned);
             });
         }
@@ -327,12 +338,15 @@ struct Begun {
     context: Option<Context>,
     _permit: Option<Permit>,
     task: Option<Task>,
+    /// Taken at the end.
+    watched: Option<(figures::Begun, Arc<Cell>)>,
 }
 
 #[cfg(feature = "tokio")]
 impl Begun {
     fn end(&mut self, options: &crate::KindOptions, returned: settle::Returned) {
-        if let Some(mut claim) = self.claim.take() {
+        if let (Some(mut claim), Some((watched, cell))) = (self.claim.take(), self.watched.take()) {
+            let ran = watched.end(&self.mill, &cell, &*claim);
             let followed = followed_by(self.context.take());
             settle::settle(
                 &self.mill,
@@ -341,6 +355,7 @@ impl Begun {
                 options,
                 returned,
                 followed,
+                &ran,
             );
         }
     }
@@ -371,7 +386,19 @@ fn followed_by(context: Option<Context>) -> Followed {
 
 /// Awaits a handler until its time is up.
 #[cfg(feature = "tokio")]
-async fn until(deadline: Option<Instant>, future: Running) -> settle::Returned {
+async fn until(
+    deadline: Option<Instant>,
+    mut future: Running,
+    span: Option<span::Entering>,
+) -> settle::Returned {
+    let future = match span {
+        None => future,
+        Some(span) => Box::pin(std::future::poll_fn(move |cx| {
+            // Caught within the span: a subscriber that panics as well must not meet a panic.
+            let polled = span.within(|| user_code::call(|| future.as_mut().poll(cx)));
+            polled.unwrap_or_else(|panic| std::task::Poll::Ready(Err(crate::Failure::retry(panic))))
+        })),
+    };
     let future = Guarded(Some(future));
     let Some(deadline) = deadline else {
         return future.await;

@@ -4,9 +4,12 @@ mod common;
 mod complaints;
 mod dead_jobs;
 mod ends;
+mod events;
+mod figures;
 mod flows;
 mod handlers;
 mod limits;
+mod middleware;
 mod operators;
 mod results;
 mod retention;
@@ -14,3 +17,4 @@ mod running;
 #[cfg(feature = "schedules")]
 mod schedules;
 mod unique;
+mod waiting;

@@ -71,6 +71,10 @@ macro_rules! claim {
                 job.map_or(SystemTime::UNIX_EPOCH, |job| job.enqueued_at())
             }
 
+            fn due_at(&self) -> Option<SystemTime> {
+                self.job.as_ref()?.due_at()
+            }
+
             fn is_cancelled(&self) -> bool {
                 self.job.as_ref().is_some_and(|job| job.is_cancelled())
             }

@@ -22,7 +22,8 @@ impl Ends {
             let kind = job.name().unwrap_or_default();
             let unique = job.headers().get(UNIQUE_HEADER);
             let flow = job.headers().get(FLOW_HEADER);
-            tell(&Ended::new(&self.queue, job.id().get(), kind, unique, how).flow(flow));
+            let ended = Ended::new(&self.queue, job.id().get(), kind, unique, how);
+            tell(&ended.flow(flow).attempt(job.attempts()));
         }
     }
 }

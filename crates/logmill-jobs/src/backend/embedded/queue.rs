@@ -151,6 +151,7 @@ impl Queue for EmbeddedQueue {
             enqueued: stats.enqueued,
             completed: stats.acked,
             retried: stats.retried,
+            ended: stats.acked + stats.expired + stats.cancelled + stats.dead_lettered,
         })
     }
 

@@ -1,0 +1,105 @@
+//! The span of each attempt, with a subscriber for the whole process that panics when it is told to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use logmill_jobs::{Job, JobResult, Mill, Workers};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tracing::field::{Field, Visit};
+use tracing::span;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "touch", queue = "touches")]
+struct Touch;
+
+/// Writes down spans and what is said in them.
+#[derive(Clone, Default)]
+struct Log(Arc<(Mutex<Vec<String>>, AtomicBool, AtomicU64)>);
+
+impl Log {
+    fn note(&self, line: String) {
+        self.0.0.lock().push(line);
+        assert!(!self.0.1.load(Ordering::SeqCst), "of the subscriber");
+    }
+}
+
+struct Fields(String);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.0.push_str(&format!(" {field}={value:?}"));
+    }
+}
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("logmill_jobs") || metadata.target() == "spans"
+    }
+
+    fn new_span(&self, span: &span::Attributes<'_>) -> span::Id {
+        let mut fields = Fields(span.metadata().name().to_owned());
+        span.record(&mut fields);
+        self.note(fields.0);
+        span::Id::from_u64(self.0.2.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        if event.metadata().target() == "spans" {
+            self.note("said".to_owned());
+        }
+    }
+
+    fn enter(&self, _: &span::Id) {
+        self.note("enter".to_owned());
+    }
+
+    fn exit(&self, _: &span::Id) {
+        self.note("exit".to_owned());
+    }
+
+    fn try_close(&self, _: span::Id) -> bool {
+        self.note("close".to_owned());
+        true
+    }
+}
+
+#[test]
+fn each_attempt_runs_in_a_span_and_a_subscriber_that_panics_harms_nothing() {
+    let log = Log::default();
+    tracing::subscriber::set_global_default(log.clone()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mill = Mill::open(dir.path().join("jobs")).unwrap();
+    let handler = |_: Touch| -> JobResult {
+        tracing::info!(target: "spans", "said");
+        Ok(())
+    };
+    let pool = Workers::new(())
+        .on(handler)
+        .threads(1)
+        .start(&mill)
+        .unwrap();
+    let handle = mill.enqueue(Touch).unwrap();
+    handle.wait_timeout(PATIENCE).unwrap();
+    let expected = format!(
+        "job kind=\"touch\" id={} queue=\"touches\" attempt=1",
+        handle.id()
+    );
+    // The span is closed when the attempt is settled, which the handle may see before.
+    assert_eq!(log.0.0.lock()[..4], [&*expected, "enter", "said", "exit"]);
+
+    let quiet = |_: Touch| JobResult::Ok(());
+    assert!(pool.shutdown(PATIENCE).finished_in_time);
+    log.0.1.store(true, Ordering::SeqCst);
+    let pool = Workers::new(()).on(quiet).threads(1).start(&mill).unwrap();
+    mill.enqueue(Touch).unwrap().wait_timeout(PATIENCE).unwrap();
+    assert_eq!(mill.kind_stats("touch").failed, 0);
+    log.0.1.store(false, Ordering::SeqCst);
+    assert!(pool.shutdown(PATIENCE).finished_in_time);
+}
