@@ -1,10 +1,12 @@
-//! The timer of a queue with a manual clock: the thread that advances the clock does its turn, so that
-//! what becomes due is there when the call returns.
+//! The tasks of a queue with a manual clock, as tests turn them: the thread that advances the clock does
+//! the timer's turn, so that what becomes due is there when the call returns; and a test that has to
+//! find the same files each time does those of maintenance.
 
 use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::maintenance::MaintenanceTask;
 use super::threads::TimerTask;
 use crate::ClockSubscription;
 use crate::runtime::{Serve, Task};
@@ -13,8 +15,12 @@ use crate::time::Clock;
 /// A timer that both its task and the clock turn.
 struct Shared(TimerTask);
 
+/// The maintenance of a queue, which both its task and a test turn.
+#[derive(Clone)]
+pub(super) struct Upkeep(Arc<MaintenanceTask>);
+
 thread_local! {
-    /// Whether this thread is in the turn of a timer.
+    /// Whether this thread is in the turn of a task.
     static IN_TURN: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -37,9 +43,40 @@ pub(super) fn serve(task: &Task, timer: TimerTask, clock: &Clock) -> Option<Cloc
 
 impl Serve for Arc<Shared> {
     fn turn(&self) -> Option<Instant> {
-        let outer = IN_TURN.replace(true);
-        let next = self.0.turn();
-        IN_TURN.set(outer);
-        next
+        in_turn(|| self.0.turn())
     }
+}
+
+/// Has the task serve maintenance, which tests turn as well.
+pub(super) fn serve_upkeep(task: &Task, maintenance: MaintenanceTask) -> Upkeep {
+    let upkeep = Upkeep(Arc::new(maintenance));
+    task.serve(upkeep.clone());
+    upkeep
+}
+
+impl Upkeep {
+    /// Does turns on this thread, after one that another thread is in.
+    pub(super) fn turn_now(&self) {
+        /// One, and another for what it has found to do.
+        const TURNS: u32 = 2;
+        // An observer that maintenance calls may not wait for it.
+        if !IN_TURN.get() {
+            for _ in 0..TURNS {
+                in_turn(|| self.0.turn_now());
+            }
+        }
+    }
+}
+
+impl Serve for Upkeep {
+    fn turn(&self) -> Option<Instant> {
+        in_turn(|| self.0.turn())
+    }
+}
+
+fn in_turn<T>(turn: impl FnOnce() -> T) -> T {
+    let outer = IN_TURN.replace(true);
+    let result = turn();
+    IN_TURN.set(outer);
+    result
 }

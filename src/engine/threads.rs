@@ -164,6 +164,8 @@ pub(crate) struct Running {
     /// Has a manual clock turn the timer.
     #[cfg(feature = "manual-clock")]
     advances: Option<crate::ClockSubscription>,
+    #[cfg(feature = "manual-clock")]
+    upkeep: Option<advances::Upkeep>,
     /// The timer and maintenance.
     tasks: Vec<Task>,
     /// The thread that flushes for async tasks, once there is one.
@@ -200,14 +202,19 @@ impl Running {
         }
         #[cfg(feature = "manual-clock")]
         let advances = advances::serve(&timer, TimerTask::new(&engine), &engine.clock);
+        #[cfg(feature = "manual-clock")]
+        let upkeep = advances::serve_upkeep(&maintenance, MaintenanceTask::new(&engine));
         #[cfg(not(feature = "manual-clock"))]
-        timer.serve(TimerTask::new(&engine));
-        maintenance.serve(MaintenanceTask::new(&engine));
+        {
+            timer.serve(TimerTask::new(&engine));
+            maintenance.serve(MaintenanceTask::new(&engine));
+        }
         #[cfg_attr(not(feature = "manual-clock"), expect(unused_mut))]
         let mut running = Self::new(engine, vec![timer, maintenance], Some(runtime));
         #[cfg(feature = "manual-clock")]
         {
             running.advances = advances;
+            running.upkeep = Some(upkeep);
         }
         Ok((running, report))
     }
@@ -233,6 +240,8 @@ impl Running {
             engine,
             #[cfg(feature = "manual-clock")]
             advances: None,
+            #[cfg(feature = "manual-clock")]
+            upkeep: None,
             tasks,
             #[cfg(feature = "async")]
             flusher: Mutex::new(None),
@@ -281,6 +290,15 @@ impl Running {
         {
             // It does not panic; if it did, that has been reported, and closing goes on.
             let _ = thread.join();
+        }
+    }
+
+    /// Does at once what maintenance has to do of what has happened, see
+    /// [`Queue::rest`](crate::Queue::rest).
+    #[cfg(feature = "manual-clock")]
+    pub(crate) fn rest(&self) {
+        if let Some(upkeep) = &self.upkeep {
+            upkeep.turn_now();
         }
     }
 

@@ -57,6 +57,7 @@
 //!   of jobs and the [`backend`] seam.
 //! - `tokio`: handlers that are async functions.
 //! - `conformance`: checks of what a [`backend`] has to do, for the tests of one.
+//! - `testing`: [`testing`], with a manual clock, for tests of handlers and flows.
 //! - `msgpack`, `postcard`: other [formats](Format) than JSON.
 
 mod backoff;
@@ -84,6 +85,8 @@ mod queue;
 mod refused;
 mod running;
 mod settle;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod unique;
 mod user_code;
 mod waiters;

@@ -129,8 +129,8 @@ impl Mill {
             other_layers,
             keep_results,
             limits,
+            clock,
         } = options;
-        let clock = Clock;
         let inner = Arc::new(Inner {
             backend: Box::new(backend),
             codec: Codec::new(format, layer, other_layers),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::Clock;
 use crate::codec::{Format, Layer};
 #[cfg(feature = "embedded")]
 use crate::error::OpenError;
@@ -28,6 +29,7 @@ pub struct MillBuilder {
 }
 
 /// Options of a mill that do not depend on its backend.
+#[derive(Clone)]
 #[must_use]
 pub struct MillOptions {
     pub(crate) format: Format,
@@ -35,6 +37,7 @@ pub struct MillOptions {
     pub(crate) other_layers: Vec<Arc<dyn Layer>>,
     pub(crate) keep_results: Duration,
     pub(crate) limits: Vec<Limit>,
+    pub(crate) clock: Clock,
 }
 
 impl Default for MillOptions {
@@ -52,6 +55,7 @@ impl MillOptions {
             other_layers: Vec::new(),
             keep_results: KEEP_RESULTS,
             limits: Vec::new(),
+            clock: Clock::default(),
         }
     }
 
@@ -78,6 +82,16 @@ impl MillOptions {
     /// Adds a limit. A job runs when all limits that concern it let it.
     pub fn limit(mut self, limit: Limit) -> Self {
         self.limits.push(limit);
+        self
+    }
+
+    /// Sets the clock of the mill, for tests. Default: the system's.
+    ///
+    /// It drives the engine as well, if the mill is opened by [`MillBuilder`]. How long a call waits
+    /// for a result or for the end of workers is real time.
+    #[cfg(feature = "testing")]
+    pub fn clock(mut self, clock: &crate::testing::ManualClock) -> Self {
+        self.clock = Clock::manual(clock);
         self
     }
 
@@ -127,13 +141,22 @@ impl MillBuilder {
     pub fn open(self) -> Result<Mill, OpenError> {
         // The threads of workers that were shut down let go of a mill a moment later.
         let options = logmill::Queues::options(&self.path);
+        #[cfg(feature = "testing")]
+        let options = match self.options.clock.as_manual() {
+            None => options,
+            Some(clock) => options.clock(clock),
+        };
         let queues = options.wait_for_lock(WAIT_FOR_LOCK).open();
         let queues = queues.map_err(|error| OpenError(Box::new(error)))?;
         let durability = match self.sync {
             true => logmill::Durability::Sync,
             false => logmill::Durability::Process,
         };
-        let backend = crate::backend::embedded::Embedded::new(queues, durability);
+        let backend = crate::backend::embedded::Embedded::on_clock(
+            queues,
+            durability,
+            self.options.clock.clone(),
+        );
         Ok(Mill::with_backend(backend, self.options))
     }
 }

@@ -1,5 +1,7 @@
 //! Workers: the handlers of an application, and the threads and tasks that run them.
 
+#[cfg(feature = "testing")]
+mod inline;
 mod pool;
 mod served;
 mod thread;
@@ -8,6 +10,10 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+#[cfg(feature = "testing")]
+pub(crate) use self::inline::Inline;
+#[cfg(all(feature = "testing", feature = "tokio"))]
+pub(crate) use self::inline::wait_for;
 pub(crate) use self::pool::Pools;
 use self::pool::Shared;
 pub use self::pool::{Pool, ShutdownReport};
@@ -158,6 +164,22 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
     /// # Errors
     /// See [`StartError`]; nothing runs then.
     pub fn start(self, mill: &Mill) -> Result<Pool, StartError> {
+        let (by_kind, served) = self.parts()?;
+        let threads = self.threads.unwrap_or_else(|| match self.has_blocking {
+            true => std::thread::available_parallelism().map_or(1, usize::from),
+            false => 1,
+        });
+        let runtime = self.runtime()?;
+        crate::flow::resume(mill)?;
+        let shared = Shared::new(mill, served, threads, self.tasks)?;
+        let kinds: Vec<_> = by_kind.keys().copied().collect();
+        let pool = thread::start(self.state, by_kind, shared, threads, &self.name, runtime)?;
+        mill.inner.parked.release(kinds.into_iter());
+        Ok(pool)
+    }
+
+    /// The handlers by kind, and the queues.
+    fn parts(&self) -> Result<(thread::Routes<S>, Served), StartError> {
         let mut by_kind = HashMap::new();
         let mut queues = self.queues.clone();
         for route in &self.routes {
@@ -171,26 +193,16 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
         if by_kind.is_empty() {
             return Err(StartError::NoHandlers);
         }
-        crate::flow::resume(mill)?;
         let served = Served::new(&queues, self.choice)?;
-        let threads = self.threads.unwrap_or_else(|| match self.has_blocking {
-            true => std::thread::available_parallelism().map_or(1, usize::from),
-            false => 1,
-        });
-        let runtime = self.runtime()?;
-        let shared = Shared::new(mill, served, threads, self.tasks)?;
-        let kinds: Vec<_> = by_kind.keys().copied().collect();
-        let pool = thread::start(self.state, by_kind, shared, threads, &self.name, runtime)?;
-        mill.inner.parked.release(kinds.into_iter());
-        Ok(pool)
+        Ok((by_kind, served))
     }
 
     #[cfg(feature = "tokio")]
     fn runtime(&self) -> Result<Runtime, StartError> {
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => Ok(Some(runtime)),
+            Ok(runtime) => Ok(Runtime::Tokio(runtime)),
             Err(_) if self.has_async => Err(StartError::NoRuntime),
-            Err(_) => Ok(None),
+            Err(_) => Ok(Runtime::None),
         }
     }
 
@@ -202,7 +214,15 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
 
 /// Where async handlers run.
 #[cfg(feature = "tokio")]
-type Runtime = Option<tokio::runtime::Handle>;
+#[derive(Clone)]
+enum Runtime {
+    /// There are none.
+    None,
+    Tokio(tokio::runtime::Handle),
+    /// On the thread that runs the worker, which waits.
+    #[cfg(feature = "testing")]
+    Inline,
+}
 #[cfg(not(feature = "tokio"))]
 type Runtime = NoRuntime;
 

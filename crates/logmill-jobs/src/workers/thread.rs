@@ -13,6 +13,8 @@ use super::pool::Task;
 use super::pool::{Pool, Shared};
 use crate::JobId;
 use crate::backend::{Claim, Consumer, Next};
+#[cfg(feature = "tokio")]
+use crate::clock::Clock;
 use crate::context::{Attempt, Context, Followed};
 use crate::error::StartError;
 use crate::handler::{Called, Route};
@@ -21,10 +23,10 @@ use crate::limits::Admission;
 use crate::limits::Permit;
 use crate::{expiry, settle, user_code};
 
-type Routes<S> = HashMap<&'static str, Arc<dyn Route<S>>>;
+pub(super) type Routes<S> = HashMap<&'static str, Arc<dyn Route<S>>>;
 
 /// One thread of a pool.
-struct Worker<S> {
+pub(super) struct Worker<S> {
     state: S,
     routes: Arc<Routes<S>>,
     shared: Arc<Shared>,
@@ -76,10 +78,10 @@ pub(super) fn start<S: Clone + Send + Sync + 'static>(
 }
 
 /// Counts a thread of a pool from before its start until it has ended, in whatever way.
-struct Alive(Arc<Shared>);
+pub(super) struct Alive(Arc<Shared>);
 
 impl Alive {
-    fn new(shared: &Arc<Shared>) -> Self {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
         shared.begin_thread();
         Self(Arc::clone(shared))
     }
@@ -133,8 +135,25 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         false
     }
 
+    /// A worker without a thread, which a caller has run the jobs that it takes.
+    #[cfg(feature = "testing")]
+    pub(super) fn inline(state: S, routes: Routes<S>, shared: Arc<Shared>) -> Self {
+        Self {
+            state,
+            routes: Arc::new(routes),
+            shared,
+            at: 0,
+            #[cfg(feature = "tokio")]
+            runtime: Runtime::Inline,
+            #[cfg(not(feature = "tokio"))]
+            runtime: super::NoRuntime,
+            id: JobId::new("", 0),
+            is_other_queue: false,
+        }
+    }
+
     /// Runs an attempt, or begins it.
-    fn run(&mut self, claim: &mut dyn Claim) {
+    pub(super) fn run(&mut self, claim: &mut dyn Claim) {
         if claim.queue() == self.id.place() {
             self.id.set_number(claim.number());
         } else {
@@ -213,12 +232,23 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         future: Running,
     ) {
         let route = Arc::clone(route);
-        if let Some(runtime) = &self.runtime {
-            runtime.spawn(async move {
+        let clock = begun.mill.inner.clock.clone();
+        let returned = Guarded::new(Box::pin(until(clock, deadline, future)));
+        match &self.runtime {
+            Runtime::None => {}
+            Runtime::Tokio(runtime) => {
+                runtime.spawn(async move {
+                    let mut begun = begun;
+                    let returned = returned.await;
+                    begun.end(route.options(), returned);
+                });
+            }
+            #[cfg(feature = "testing")]
+            Runtime::Inline => {
                 let mut begun = begun;
-                let returned = Guarded(Some(Box::pin(until(deadline, future)))).await;
+                let returned = super::inline::block_on(returned);
                 begun.end(route.options(), returned);
-            });
+            }
         }
     }
 }
@@ -269,7 +299,7 @@ impl Drop for Begun {
 
 /// An async handler that runs.
 #[cfg(feature = "tokio")]
-type Running = std::pin::Pin<Box<dyn Future<Output = settle::Returned> + Send>>;
+pub(super) type Running = std::pin::Pin<Box<dyn Future<Output = settle::Returned> + Send>>;
 
 /// What is stored with the completion.
 fn followed_by(context: Option<Context>) -> Followed {
@@ -278,22 +308,35 @@ fn followed_by(context: Option<Context>) -> Followed {
 
 /// Awaits a handler until its time is up.
 #[cfg(feature = "tokio")]
-async fn until(deadline: Option<Instant>, future: Running) -> settle::Returned {
-    let future = Guarded(Some(future));
+pub(super) async fn until(
+    clock: Clock,
+    deadline: Option<Instant>,
+    future: Running,
+) -> settle::Returned {
+    let future = Guarded::new(future);
     let Some(deadline) = deadline else {
         return future.await;
     };
-    match tokio::time::timeout_at(deadline.into(), future).await {
-        Ok(returned) => returned,
-        Err(_) => Err(crate::Failure::retry(
-            "the attempt took too long".to_owned(),
-        )),
-    }
+    let returned = match clock.sleeps_until(deadline) {
+        Some(until) => tokio::time::timeout_at(until.into(), future).await.ok(),
+        None => clock.unless_reached(deadline, future).await,
+    };
+    returned.unwrap_or_else(|| {
+        let reason = "the attempt took too long";
+        Err(crate::Failure::retry(reason.to_owned()))
+    })
 }
 
 /// A future whose panics are failures, also those of its drop.
 #[cfg(feature = "tokio")]
-struct Guarded(Option<Running>);
+pub(super) struct Guarded(Option<Running>);
+
+#[cfg(feature = "tokio")]
+impl Guarded {
+    pub(super) fn new(future: Running) -> Self {
+        Self(Some(future))
+    }
+}
 
 #[cfg(feature = "tokio")]
 impl Future for Guarded {

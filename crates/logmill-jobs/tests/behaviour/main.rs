@@ -8,4 +8,8 @@ mod handlers;
 mod limits;
 mod operators;
 mod results;
+#[cfg(feature = "testing")]
+mod simulation;
+#[cfg(feature = "testing")]
+mod testing;
 mod unique;
