@@ -48,6 +48,7 @@
 //! - `async`: for async tasks on any runtime. `AsyncConsumer` awaits jobs, `Queue::enqueue_async`
 //!   awaits room and flushes, and a `Ticket` tells when a job is on stable storage.
 //! - `serde`: ids of jobs and letters as strings.
+//! - `manual-clock`: `ManualClock`, a clock for tests that stands still until it is advanced.
 //!
 //! # How it works
 //! Producers append records to a memory-mapped segment log, with one atomic add and one release
@@ -102,6 +103,8 @@ mod keys;
 mod lasting;
 mod lock;
 mod log;
+#[cfg(feature = "manual-clock")]
+mod manual_clock;
 mod observer;
 mod options;
 mod planned_flush;
@@ -153,6 +156,8 @@ pub mod fuzzing {
     pub use crate::state::fuzzing::*;
 }
 pub use log::recovery::{Damage, Quarantined, RecoveryProgress, RecoveryReport, VerifyReport};
+#[cfg(feature = "manual-clock")]
+pub use manual_clock::{ClockSubscription, ManualClock};
 pub use observer::{JobEvent, JobEvents, ObservedJob, Observer, job_events};
 pub use options::{Builder, Durability, EnqueueOptions, WaitStrategy};
 pub use producer::Producer;

@@ -7,13 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use self::enqueue::Due;
 pub use self::enqueue::EnqueueOptions;
-pub(crate) use self::enqueue::{Due, Expires};
+#[cfg(all(test, not(loom)))]
+pub(crate) use self::enqueue::Expires;
 pub use self::wait_strategy::WaitStrategy;
 use crate::log::header::FILE_HEADER_BYTES;
 use crate::log::recovery::RecoveryProgress;
 use crate::observer::{Observer, Observing};
 use crate::retry::{MAX_ATTEMPTS, MAX_CRASHES};
+use crate::time::Clock;
 use crate::tree::{self, InTree};
 use crate::{OpenError, RetryPolicy};
 
@@ -140,6 +143,8 @@ pub struct Builder {
     pub(crate) file_mode: u32,
     pub(crate) progress: Option<ProgressFn>,
     pub(crate) observer: Observing,
+    #[cfg(feature = "manual-clock")]
+    pub(crate) clock: Option<crate::ManualClock>,
 }
 
 impl std::fmt::Debug for Builder {
@@ -176,7 +181,24 @@ impl Builder {
             file_mode: 0o600,
             progress: None,
             observer: Observing::default(),
+            #[cfg(feature = "manual-clock")]
+            clock: None,
         }
+    }
+
+    /// Sets the clock of the queue, for tests. Default: the system's.
+    #[cfg(feature = "manual-clock")]
+    pub fn clock(mut self, clock: &crate::ManualClock) -> Self {
+        self.clock = Some(clock.clone());
+        self
+    }
+
+    /// The clock, started.
+    pub(crate) fn started_clock(&self) -> Clock {
+        #[cfg(feature = "manual-clock")]
+        return Clock::of(self.clock.clone());
+        #[cfg(not(feature = "manual-clock"))]
+        Clock::start()
     }
 
     /// Sets the number of stripes, the parallel logs of the queue: 1 to 64.

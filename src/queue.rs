@@ -347,6 +347,14 @@ impl Queue {
         Ok(self.running.flush()?)
     }
 
+    /// Does at once what the queue's own threads have to do of what has happened: letters are written,
+    /// and delays stored. For simulations that have to find the same files each time.
+    #[cfg(feature = "manual-clock")]
+    #[doc(hidden)]
+    pub fn rest(&self) {
+        self.running.rest();
+    }
+
     /// Reads and checks every record of the queue and of the dead letter log, done or not.
     ///
     /// The queue stays in use meanwhile. The call takes as long as reading all segments from the

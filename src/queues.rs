@@ -58,6 +58,8 @@ impl Queues {
             lock_wait: Duration::ZERO,
             file_mode: 0o600,
             state_segment_size: None,
+            #[cfg(feature = "manual-clock")]
+            clock: None,
         }
     }
 
@@ -91,6 +93,10 @@ impl Queues {
         builder.file_mode = self.tree.root().file_mode();
         // Many queues may never be used.
         builder.starts_idle = true;
+        #[cfg(feature = "manual-clock")]
+        {
+            builder.clock = self.tree.clock().manual().cloned();
+        }
         builder.in_tree = Some(InTree {
             tree: Arc::clone(&self.tree),
             name: name.to_owned(),
@@ -165,6 +171,8 @@ pub struct QueuesBuilder {
     lock_wait: Duration,
     file_mode: u32,
     state_segment_size: Option<u64>,
+    #[cfg(feature = "manual-clock")]
+    clock: Option<crate::ManualClock>,
 }
 
 impl QueuesBuilder {
@@ -193,6 +201,13 @@ impl QueuesBuilder {
         self
     }
 
+    /// Sets the clock of the directory and of all queues in it, for tests. Default: the system's.
+    #[cfg(feature = "manual-clock")]
+    pub fn clock(mut self, clock: &crate::ManualClock) -> Self {
+        self.clock = Some(clock.clone());
+        self
+    }
+
     /// Opens the directory, or creates it.
     ///
     /// # Errors
@@ -209,11 +224,16 @@ impl QueuesBuilder {
         options.file_mode = self.file_mode;
         options.segment_size = self.state_segment_size;
         options.validate()?;
+        #[cfg(feature = "manual-clock")]
+        if let Some(clock) = &self.clock {
+            options.clock = Some(clock.clone());
+        }
         let tree = Tree::open(
             &self.path,
             self.file_mode,
             self.lock_wait,
             self.state_segment_size,
+            options.started_clock(),
         )?;
         Ok(Queues {
             tree: Arc::new(tree),

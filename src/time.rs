@@ -1,8 +1,11 @@
-//! Wall-clock times as the log stores them, and the monotonic clock that timers run on.
+//! Wall-clock times as the log stores them, and the clocks that timers run on.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
+
+#[cfg(feature = "manual-clock")]
+use crate::ManualClock;
 
 /// The current time, for decisions that later state depends on.
 #[inline]
@@ -33,7 +36,7 @@ impl Timestamp {
     /// The current time to the kernel's tick (1 to 10 ms). It only reads a page that the kernel
     /// shares, and no hardware counter, because every enqueue calls it.
     #[inline]
-    pub(crate) fn now_coarse() -> Self {
+    fn now_coarse() -> Self {
         #[cfg(test)]
         if let Some(now) = stopped::wall() {
             return Self(nanos(now));
@@ -44,7 +47,7 @@ impl Timestamp {
         Self(seconds.wrapping_mul(1_000_000_000) + now.tv_nsec as u64)
     }
 
-    /// The current time.
+    /// The current time of the system, whatever the [`Clock`] of a queue says.
     pub(crate) fn now() -> Self {
         #[cfg(test)]
         if let Some(now) = stopped::wall() {
@@ -96,28 +99,101 @@ impl Tick {
     }
 }
 
-/// The monotonic clock of an open queue.
-#[derive(Clone, Copy, Debug)]
+/// The clocks of an open queue: the monotonic one, and the wall clock.
+#[derive(Clone, Debug)]
 pub(crate) struct Clock {
     start: Instant,
     /// The same moment, by the coarse clock.
     coarse_start: u64,
+    /// Asked instead of the system's clocks.
+    #[cfg(feature = "manual-clock")]
+    manual: Option<ManualClock>,
 }
 
 impl Clock {
+    /// The system's clocks.
+    #[cfg(any(test, not(feature = "manual-clock")))]
     pub(crate) fn start() -> Self {
         Self {
             start: now(),
             coarse_start: monotonic_coarse(),
+            #[cfg(feature = "manual-clock")]
+            manual: None,
         }
     }
 
-    pub(crate) fn now(self) -> Tick {
+    /// A manual clock, or the system's if there is none.
+    #[cfg(feature = "manual-clock")]
+    pub(crate) fn of(manual: Option<ManualClock>) -> Self {
+        Self {
+            start: manual.as_ref().map_or_else(now, ManualClock::instant),
+            coarse_start: monotonic_coarse(),
+            manual,
+        }
+    }
+
+    /// The manual clock, if it is one.
+    #[cfg(feature = "manual-clock")]
+    pub(crate) fn manual(&self) -> Option<&ManualClock> {
+        self.manual.as_ref()
+    }
+
+    #[inline]
+    pub(crate) fn now(&self) -> Tick {
+        #[cfg(feature = "manual-clock")]
+        if let Some(manual) = &self.manual {
+            return Tick(nanos(manual.instant().duration_since(self.start)));
+        }
         Tick(nanos(now().duration_since(self.start)))
     }
 
+    /// The time of the wall clock.
+    #[inline]
+    pub(crate) fn wall(&self) -> Timestamp {
+        #[cfg(feature = "manual-clock")]
+        if let Some(manual) = &self.manual {
+            return manual.now().into();
+        }
+        Timestamp::now()
+    }
+
+    /// The time of the wall clock to the kernel's tick, see [`Timestamp::now_coarse`].
+    #[inline]
+    pub(crate) fn wall_coarse(&self) -> Timestamp {
+        #[cfg(feature = "manual-clock")]
+        if let Some(manual) = &self.manual {
+            return manual.now().into();
+        }
+        Timestamp::now_coarse()
+    }
+
+    /// When a thread that waits for this time to pass looks again; None if that is when the clock is
+    /// advanced, of which it is told.
+    pub(crate) fn looks_again(&self, wait: Duration) -> Option<Instant> {
+        #[cfg(feature = "manual-clock")]
+        if self.manual.is_some() {
+            return None;
+        }
+        Instant::now().checked_add(wait)
+    }
+
+    /// How long a thread that is told of nothing waits before it looks whether this time has passed.
+    pub(crate) fn pause(&self, wait: Duration) -> Duration {
+        #[cfg(feature = "manual-clock")]
+        if self.manual.is_some() {
+            // Time stands still: a short wait would be one of many.
+            return wait.max(Duration::from_millis(50));
+        }
+        wait
+    }
+
     /// The current time to the kernel's tick (1 to 10 ms), see [`Timestamp::now_coarse`].
-    pub(crate) fn now_coarse(self) -> Tick {
+    #[inline]
+    pub(crate) fn now_coarse(&self) -> Tick {
+        #[cfg(feature = "manual-clock")]
+        if self.manual.is_some() {
+            return self.now();
+        }
         #[cfg(test)]
         if stopped::now().is_some() {
             return self.now();

@@ -10,6 +10,7 @@ use crate::engine::transactions::{self, Source};
 use crate::error::TransactionError;
 use crate::options::{Durability, EnqueueOptions};
 use crate::state::entry::{Change, MAX_KEY_BYTES, NewJob};
+use crate::time::Clock;
 use crate::tree::Tree;
 use crate::{JobId, Timestamp};
 
@@ -26,10 +27,10 @@ pub enum Keep {
 }
 
 impl Keep {
-    fn expires_at(self) -> Option<Timestamp> {
+    fn expires_at(self, clock: &Clock) -> Option<Timestamp> {
         match self {
             Self::Forever => None,
-            Self::For(time) => Some(Timestamp::now().saturating_add(time)),
+            Self::For(time) => Some(clock.wall().saturating_add(time)),
             Self::Until(time) => Some(time.into()),
         }
     }
@@ -158,7 +159,7 @@ impl Transaction {
     pub fn put(&mut self, key: &[u8], value: &[u8], keep: Keep) -> &mut Self {
         let change = Change::Put {
             value: value.to_vec(),
-            expires_at: keep.expires_at(),
+            expires_at: keep.expires_at(self.tree.clock()),
         };
         self.change(key, change)
     }

@@ -197,7 +197,7 @@ impl Dispatch {
         // The timer is not searched for jobs that are due soon if too few segments remain anyway.
         if left.len() >= rule.segments && !rule.wait.is_zero() {
             let bases = left.iter().map(|left| left.base).collect();
-            let soon = self.timer.soon_in(&bases, Now::of(self.clock), rule.wait);
+            let soon = self.timer.soon_in(&bases, Now::of(&self.clock), rule.wait);
             left.retain(|left| !soon.contains(&left.base));
         }
         let chosen = rule.choose(left);
@@ -249,7 +249,7 @@ impl Dispatch {
         let own = one.lease.meta();
         let (due_at, delay) = match one.due {
             When::After(_) => {
-                let now = Now::of(self.clock);
+                let now = Now::of(&self.clock);
                 let left = now.until(one.due);
                 (now.wall.saturating_add(left), Some(left))
             }

@@ -187,7 +187,7 @@ impl Dispatch {
 
     /// How long the job that has waited longest for a consumer has been due.
     pub(crate) fn longest_wait(&self) -> Option<Duration> {
-        let now = Now::of(self.clock);
+        let now = Now::of(&self.clock);
         let new = self.stripes.iter().filter_map(|stripe| {
             let since = stripe.waiting_since(now.wall, &|record| self.is_gone(record))?;
             Some(now.wall.since(since))
@@ -283,7 +283,7 @@ impl Dispatch {
     /// suspects if it is one. Returns any other job.
     #[inline(never)]
     fn hold_back(&self, lease: Lease, held: &mut HeldBack) -> Option<Lease> {
-        let now = *held.now.get_or_insert_with(|| Now::of(self.clock));
+        let now = *held.now.get_or_insert_with(|| Now::of(&self.clock));
         let due_at = lease.record().header().due_at;
         let meta = match lease.has_meta() {
             true => lease.meta(),

@@ -46,10 +46,10 @@ pub(crate) struct Now {
 }
 
 impl Now {
-    pub(crate) fn of(clock: Clock) -> Self {
+    pub(crate) fn of(clock: &Clock) -> Self {
         Self {
             tick: clock.now(),
-            wall: Timestamp::now(),
+            wall: clock.wall(),
         }
     }
 
@@ -315,7 +315,7 @@ impl Timer {
     /// interrupted. If there is nothing to do, returns how long until there is.
     pub(crate) fn check(
         &self,
-        clock: Clock,
+        clock: &Clock,
         also: Option<Tick>,
     ) -> Result<Vec<Lease>, Option<Duration>> {
         let mut state = self.state.lock();

@@ -9,6 +9,7 @@ use crate::log::meta::MetaBytes;
 use crate::log::record::{NewRecord, RECORD_HEADER_BYTES};
 use crate::log::segment::{Batch, BatchRecords};
 use crate::options::{Durability, EnqueueOptions};
+use crate::time::Clock;
 use crate::{JobId, Sequence};
 
 fn too_large(size: u64, max: u64) -> EnqueueError {
@@ -33,7 +34,7 @@ impl Engine {
         for payload in &payloads {
             self.check_len(payload.len())?;
         }
-        let template = new_record(&EnqueueOptions::new(), &[], &[]);
+        let template = new_record(&EnqueueOptions::new(), &[], &[], &self.clock);
         let records = payloads
             .iter()
             .map(|payload| template.with_payload(payload));
@@ -47,7 +48,7 @@ impl Engine {
         jobs: &[(P, EnqueueOptions<'_>)],
     ) -> Result<Vec<JobId>, EnqueueError> {
         let prepared = self.prepare_batch(jobs)?;
-        let records = prepared.records(jobs);
+        let records = prepared.records(jobs, &self.clock);
         let records = records.iter().copied();
         self.append_batch(place, records, prepared.durability, prepared.wait)
     }
@@ -66,7 +67,7 @@ impl Engine {
             // Called once per payload, as above.
             let payload = payload.as_ref();
             self.check_len(options.len() + payload.len())?;
-            prepared.push((payload, meta_of(options)));
+            prepared.push((payload, meta_of(options, &self.clock)));
             let of_job = options.durability.unwrap_or(self.durability());
             durability = Some(durability.map_or(of_job, |others| of_job.stronger(others)));
             wait = wait.max(options.wait);
@@ -162,9 +163,10 @@ impl PreparedBatch<'_> {
     pub(super) fn records<'r, P>(
         &'r self,
         jobs: &'r [(P, EnqueueOptions<'_>)],
+        clock: &Clock,
     ) -> Vec<NewRecord<'r>> {
         let jobs = jobs.iter().zip(&self.jobs);
-        jobs.map(|((_, options), (payload, meta))| new_record(options, meta, payload))
+        jobs.map(|((_, options), (payload, meta))| new_record(options, meta, payload, clock))
             .collect()
     }
 }

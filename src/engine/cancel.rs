@@ -101,7 +101,7 @@ impl Engine {
                 self.dispatch.cancels.leave(record, lease);
             }
         }
-        let owed = self.dead.write_cancellation(record)?;
+        let owed = self.dead.write_cancellation(record, self.clock.wall())?;
         Ok(Some((is_running, owed)))
     }
 

@@ -4,7 +4,6 @@ use std::sync::atomic::Ordering;
 
 use super::Engine;
 use super::dead_log::Late;
-use crate::Timestamp;
 use crate::dispatch::lease_timeouts::{Delivery, Ended, Leases};
 use crate::events::event;
 use crate::failure::{Failure, Verdict};
@@ -99,7 +98,7 @@ impl Engine {
         if meta
             .options
             .expires_at
-            .is_some_and(|at| at <= Timestamp::now())
+            .is_some_and(|at| at <= self.clock.wall())
         {
             self.expire(lease);
             return None;
@@ -109,7 +108,8 @@ impl Engine {
         if has_past && let Some((attempt, reason)) = self.cause_of_death(&lease, failed) {
             let (job, crashes) = (lease.job(), lease.crashes());
             let seen = self.observer.see(&lease, failed);
-            self.dead.failures.note(job, attempt, &reason);
+            let now = self.clock.wall_coarse();
+            self.dead.failures.note(now, job, attempt, &reason);
             // No late ack is possible: no handler of this process had the job.
             if !self.dead_letter(lease, failed) {
                 // It was cancelled in the meantime.
@@ -320,7 +320,8 @@ impl Engine {
         let job = lease.job();
         let seen = self.observer.see(&lease, attempts);
         let Failure { reason, verdict } = failure;
-        self.dead.failures.note(job, attempts, &reason);
+        let now = self.clock.wall_coarse();
+        self.dead.failures.note(now, job, attempts, &reason);
         let comes_back =
             verdict != Verdict::DeadLetter && self.dispatch.may_retry(&lease, attempts);
         let is_acked = if comes_back {

@@ -11,7 +11,8 @@ use crate::log::meta::{JobOptions, MetaBytes, put_options};
 use crate::log::record::{NewRecord, RECORD_HEADER_BYTES};
 use crate::log::segment::{Batch, BatchRecords, Segment};
 use crate::log::{Log, RollError};
-use crate::options::{Due, Durability, EnqueueOptions, Expires};
+use crate::options::{Due, Durability, EnqueueOptions};
+use crate::time::Clock;
 use crate::{JobId, Sequence, Timestamp};
 
 /// Bytes of a record reserved for what a dead letter adds to its job: its identity, attempts and
@@ -150,7 +151,7 @@ impl Engine {
     ) -> Result<JobId, EnqueueError> {
         self.check_len(name.len() + payload.len())?;
         let sequence = place.append(&NewRecord {
-            enqueued_at: Timestamp::now_coarse(),
+            enqueued_at: self.clock.wall_coarse(),
             due_at: Timestamp::ZERO,
             name,
             meta: &[],
@@ -168,7 +169,7 @@ impl Engine {
         options: &EnqueueOptions<'_>,
     ) -> Result<JobId, EnqueueError> {
         let (meta, durability) = self.check(payload, options)?;
-        let record = new_record(options, &meta, payload);
+        let record = new_record(options, &meta, payload, &self.clock);
         let append = || self.append_with_room(&mut place, &record);
         let job = JobId::of(self.with_room(options.wait, append)?);
         self.dispatch().sleepers.notify(1);
@@ -183,7 +184,7 @@ impl Engine {
         options: &EnqueueOptions<'_>,
     ) -> Result<(MetaBytes, Durability), EnqueueError> {
         options.validate()?;
-        let meta = meta_of(options);
+        let meta = meta_of(options, &self.clock);
         self.check_len(options.len() + payload.len())?;
         let durability = options.durability.unwrap_or(self.durability());
         self.check_poison(durability)?;
@@ -292,7 +293,7 @@ impl Engine {
 
 /// What is stored of the options.
 #[inline]
-pub(super) fn options_of(options: &EnqueueOptions<'_>) -> JobOptions {
+pub(super) fn options_of(options: &EnqueueOptions<'_>, clock: &Clock) -> JobOptions {
     let delay = match options.due {
         Due::After(delay) => Some(delay),
         Due::AtOnce | Due::At(_) => None,
@@ -300,15 +301,15 @@ pub(super) fn options_of(options: &EnqueueOptions<'_>) -> JobOptions {
     JobOptions {
         max_attempts: options.max_attempts,
         delay,
-        expires_at: options.expires.map(Expires::at),
+        expires_at: options.expires.map(|expires| expires.at(clock)),
         lease_timeout: options.lease_timeout,
     }
 }
 
 #[inline]
-pub(super) fn meta_of(options: &EnqueueOptions<'_>) -> MetaBytes {
+pub(super) fn meta_of(options: &EnqueueOptions<'_>, clock: &Clock) -> MetaBytes {
     let mut meta = MetaBytes::new();
-    put_options(&mut meta, &options_of(options));
+    put_options(&mut meta, &options_of(options, clock));
     headers::encode(options.headers, &mut meta);
     meta
 }
@@ -318,15 +319,16 @@ pub(super) fn new_record<'a>(
     options: &EnqueueOptions<'a>,
     meta: &'a [u8],
     payload: &'a [u8],
+    clock: &Clock,
 ) -> NewRecord<'a> {
     let (enqueued_at, due_at) = match options.due {
-        Due::AtOnce => (Timestamp::now_coarse(), Timestamp::ZERO),
+        Due::AtOnce => (clock.wall_coarse(), Timestamp::ZERO),
         Due::After(delay) => {
             // A coarse time may be a tick too early, which would make the job due too early.
-            let now = Timestamp::now();
+            let now = clock.wall();
             (now, now.saturating_add(delay))
         }
-        Due::At(time) => (Timestamp::now_coarse(), time),
+        Due::At(time) => (clock.wall_coarse(), time),
     };
     NewRecord {
         enqueued_at,

@@ -43,7 +43,7 @@ impl Running {
         options: &EnqueueOptions<'_>,
     ) -> Result<(JobId, Ticket), EnqueueError> {
         let (meta, durability) = self.check(payload, options)?;
-        let record = new_record(options, &meta, payload);
+        let record = new_record(options, &meta, payload, &self.clock);
         let append = || self.append_with_room(&mut place, &record);
         let sequence = self.with_room(options.wait, append)?;
         self.dispatch().sleepers.notify(1);
@@ -57,7 +57,7 @@ impl Running {
         jobs: &[(P, EnqueueOptions<'_>)],
     ) -> Result<(Vec<JobId>, Ticket), EnqueueError> {
         let prepared = self.prepare_batch(jobs)?;
-        let records = prepared.records(jobs);
+        let records = prepared.records(jobs, &self.clock);
         let batch = self.batch_of(records.iter().copied(), prepared.durability)?;
         if batch.jobs() == 0 {
             // What came before it is durable when it is.
@@ -78,7 +78,7 @@ impl Running {
         options: EnqueueOptions<'_>,
     ) -> Result<JobId, EnqueueError> {
         let (meta, durability) = self.check(payload, &options)?;
-        let record = new_record(&options, &meta, payload);
+        let record = new_record(&options, &meta, payload, &self.clock);
         let append = || self.append_with_room(&mut site.place(self), &record);
         let sequence = self.await_room(options.wait, append).await?;
         self.dispatch().sleepers.notify(1);
@@ -95,7 +95,7 @@ impl Running {
     ) -> Result<Vec<JobId>, EnqueueError> {
         let prepared = self.prepare_batch(jobs)?;
         let (durability, wait) = (prepared.durability, prepared.wait);
-        let records = prepared.records(jobs);
+        let records = prepared.records(jobs, &self.clock);
         let batch = self.batch_of(records.iter().copied(), durability)?;
         if batch.jobs() == 0 {
             return Ok(Vec::new());

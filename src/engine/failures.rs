@@ -33,8 +33,7 @@ pub(crate) struct FailuresOfJob {
 
 impl Failures {
     /// Remembers why an attempt of a job failed.
-    pub(crate) fn note(&self, job: Sequence, attempt: u32, reason: &str) {
-        let now = Timestamp::now_coarse();
+    pub(crate) fn note(&self, now: Timestamp, job: Sequence, attempt: u32, reason: &str) {
         let mut jobs = self.jobs.lock();
         if jobs.len() >= MAX_REMEMBERED && !jobs.contains_key(&job) {
             // The history of some other job is dropped; which one hardly matters.
@@ -118,7 +117,7 @@ mod tests {
         let job = Sequence::new(7);
         for attempt in 1..=40 {
             let reason = "é".repeat(attempt as usize * 50);
-            failures.note(job, attempt, &reason);
+            failures.note(Timestamp::now(), job, attempt, &reason);
         }
         let known = failures.of(job).unwrap();
         assert!(known.first > Timestamp::ZERO && known.first <= known.last);
@@ -127,7 +126,7 @@ mod tests {
         assert_eq!(attempts, (9..=40).collect::<Vec<_>>());
         assert_eq!(reasons[0].reason, "é".repeat(450));
         assert_eq!(reasons[31].reason, "é".repeat(512));
-        failures.note(job, 41, "");
+        failures.note(Timestamp::now(), job, 41, "");
         let reasons = failures.of(job).unwrap().reasons();
         assert_eq!((reasons.len(), reasons[31].reason.as_str()), (32, ""));
         failures.forget(job);
@@ -138,7 +137,7 @@ mod tests {
     fn no_more_jobs_are_remembered_than_documented() {
         let failures = Failures::default();
         for job in 0..MAX_REMEMBERED as u64 + 100 {
-            failures.note(Sequence::new(job), 1, "it failed");
+            failures.note(Timestamp::now(), Sequence::new(job), 1, "it failed");
         }
         assert_eq!(failures.jobs().len(), MAX_REMEMBERED);
         let last = Sequence::new(MAX_REMEMBERED as u64 + 99);

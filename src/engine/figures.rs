@@ -58,7 +58,7 @@ impl Engine {
             dead: dead_log.letters,
             bytes: log.bytes + dead_log.bytes,
             segments: log.segments + dead_log.segments,
-            oldest: oldest.map(|oldest| Timestamp::now().since(oldest)),
+            oldest: oldest.map(|oldest| self.clock.wall().since(oldest)),
             oldest_ready: dispatch.longest_wait().filter(|_| ready > 0),
             recovered: self.recovered,
             lost: log.lost,

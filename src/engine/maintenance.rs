@@ -166,6 +166,20 @@ impl Serve for MaintenanceTask {
     }
 }
 
+#[cfg(feature = "manual-clock")]
+impl MaintenanceTask {
+    /// Does a turn on this thread, after one that another thread is in.
+    pub(super) fn turn_now(&self) {
+        let Some(engine) = self.engine.upgrade() else {
+            return;
+        };
+        let mut state = self.state.lock();
+        let TaskState { maintenance, next } = &mut *state;
+        maintenance.turn(&engine, &Wake { flush: false });
+        *next = maintenance.deadline(&engine);
+    }
+}
+
 /// The state that maintenance keeps between turns.
 pub(crate) struct Maintenance {
     next_compaction: Instant,

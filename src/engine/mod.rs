@@ -4,6 +4,8 @@
 //! and goes through `delivery.rs` to its end. A job that dies becomes a letter in `dead_log.rs`;
 //! `letters.rs` shows letters, and `replay.rs` turns them into jobs again.
 
+#[cfg(feature = "manual-clock")]
+mod advances;
 #[cfg(feature = "async")]
 mod alarms;
 mod batch;

@@ -26,7 +26,6 @@ use crate::log::recovery::{Recovery, RecoveryReport, count_segments};
 use crate::log::{DEAD_ORIGIN, Log, LogConfig, SpaceBudget, segment};
 use crate::options::{Builder, Durability};
 use crate::runtime::Waker;
-use crate::time::Clock;
 use crate::tree::Seat;
 
 /// Wake the tasks that serve an engine.
@@ -162,7 +161,7 @@ impl Engine {
         }
         report.jobs = live;
         report.dead_letters = dead.stats().live;
-        let clock = Clock::start();
+        let clock = builder.started_clock();
         let max_payload = enqueue::max_payload(&stripes[0]);
         let engine = Self {
             home: Arc::clone(home),
@@ -171,7 +170,7 @@ impl Engine {
                 stripes.into(),
                 sleepers,
                 wakers.timer,
-                clock,
+                clock.clone(),
                 builder.retry.clone(),
                 builder.lease_timeout.is_some(),
                 builder.wait_strategy,

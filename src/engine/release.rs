@@ -117,7 +117,8 @@ impl Engine {
         if self.keeps_expired {
             let reason = "the job has expired";
             let attempt = failed.saturating_add(1);
-            self.dead.failures.note(job, attempt, reason);
+            let now = self.clock.wall_coarse();
+            self.dead.failures.note(now, job, attempt, reason);
             if !self.dead_letter(lease, failed) {
                 // A handler whose delivery had timed out has acked it in the meantime.
                 return self.dead.failures.forget(job);

@@ -93,7 +93,7 @@ impl Engine {
         }
         .encode(&letter.headers, usize::MAX);
         let job = NewRecord {
-            enqueued_at: Timestamp::now(),
+            enqueued_at: self.clock.wall(),
             due_at: Timestamp::ZERO,
             name: &letter.name,
             meta: &meta,

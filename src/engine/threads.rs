@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::Engine;
+#[cfg(feature = "manual-clock")]
+use super::advances;
 use super::maintenance::MaintenanceTask;
 use super::open::Wakers;
 use crate::StorageError;
@@ -106,13 +108,13 @@ impl Engine {
     #[cfg(test)]
     pub(crate) fn turn_timer(&self) {
         use crate::dispatch::timer::Now;
-        let due = self.dispatch.timer.take_due(Now::of(self.clock));
+        let due = self.dispatch.timer.take_due(Now::of(&self.clock));
         self.bring_back(due);
     }
 }
 
 /// The timer of a queue, as a task of its runtime.
-struct TimerTask {
+pub(super) struct TimerTask {
     engine: Weak<Engine>,
     /// When the next lease times out. Locked by one turn at a time.
     next_end: Mutex<Option<Tick>>,
@@ -134,9 +136,9 @@ impl TimerTask {
     fn rounds(&self, engine: &Engine) -> Option<Instant> {
         let mut next_end = self.next_end.lock();
         for _ in 0..MAX_ROUNDS {
-            match engine.dispatch.timer.check(engine.clock, *next_end) {
+            match engine.dispatch.timer.check(&engine.clock, *next_end) {
                 Ok(due) => *next_end = engine.bring_back(due),
-                Err(wait) => return Instant::now().checked_add(wait?.max(MIN_WAIT)),
+                Err(wait) => return engine.clock.looks_again(wait?.max(MIN_WAIT)),
             }
         }
         Some(Instant::now())
@@ -159,6 +161,11 @@ impl Serve for TimerTask {
 /// An engine with the tasks that serve it. The last handle to drop it closes the queue.
 pub(crate) struct Running {
     engine: Arc<Engine>,
+    /// Has a manual clock turn the timer.
+    #[cfg(feature = "manual-clock")]
+    advances: Option<crate::ClockSubscription>,
+    #[cfg(feature = "manual-clock")]
+    upkeep: Option<advances::Upkeep>,
     /// The timer and maintenance.
     tasks: Vec<Task>,
     /// The thread that flushes for async tasks, once there is one.
@@ -193,9 +200,22 @@ impl Running {
             home.undo_creation();
             return Err(OpenError::Thread(error));
         }
-        timer.serve(TimerTask::new(&engine));
-        maintenance.serve(MaintenanceTask::new(&engine));
-        let running = Self::new(engine, vec![timer, maintenance], Some(runtime));
+        #[cfg(feature = "manual-clock")]
+        let advances = advances::serve(&timer, TimerTask::new(&engine), &engine.clock);
+        #[cfg(feature = "manual-clock")]
+        let upkeep = advances::serve_upkeep(&maintenance, MaintenanceTask::new(&engine));
+        #[cfg(not(feature = "manual-clock"))]
+        {
+            timer.serve(TimerTask::new(&engine));
+            maintenance.serve(MaintenanceTask::new(&engine));
+        }
+        #[cfg_attr(not(feature = "manual-clock"), expect(unused_mut))]
+        let mut running = Self::new(engine, vec![timer, maintenance], Some(runtime));
+        #[cfg(feature = "manual-clock")]
+        {
+            running.advances = advances;
+            running.upkeep = Some(upkeep);
+        }
         Ok((running, report))
     }
 
@@ -218,6 +238,10 @@ impl Running {
         }
         Self {
             engine,
+            #[cfg(feature = "manual-clock")]
+            advances: None,
+            #[cfg(feature = "manual-clock")]
+            upkeep: None,
             tasks,
             #[cfg(feature = "async")]
             flusher: Mutex::new(None),
@@ -269,6 +293,15 @@ impl Running {
         }
     }
 
+    /// Does at once what maintenance has to do of what has happened, see
+    /// [`Queue::rest`](crate::Queue::rest).
+    #[cfg(feature = "manual-clock")]
+    pub(crate) fn rest(&self) {
+        if let Some(upkeep) = &self.upkeep {
+            upkeep.turn_now();
+        }
+    }
+
     /// Lets others find the queue in its tree.
     pub(crate) fn show(self: &Arc<Self>) {
         if let Some(seat) = &self.engine.home.seat {
@@ -297,6 +330,8 @@ impl Drop for Running {
         if let Some(seat) = &self.engine.home.seat {
             seat.note_closing();
         }
+        #[cfg(feature = "manual-clock")]
+        drop(self.advances.take());
         // If user code called from a turn held the last handle, that turn ends when the code has
         // returned, and keeps the engine alive until then. Any other turn is waited for.
         self.tasks.clear();

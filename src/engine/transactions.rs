@@ -101,7 +101,7 @@ pub(crate) fn new_job(
         enqueued_at,
         due_at,
         ..
-    } = new_record(options, &[], payload);
+    } = new_record(options, &[], payload, &running.clock);
     let mut encoded = MetaBytes::new();
     headers::encode(options.headers, &mut encoded);
     Ok(NewJob {
@@ -109,7 +109,7 @@ pub(crate) fn new_job(
         enqueued_at,
         due_at,
         name: options.name.unwrap_or_default().as_bytes().to_vec(),
-        options: options_of(options),
+        options: options_of(options, &running.clock),
         headers: encoded.to_vec(),
         payload: payload.to_vec(),
     })

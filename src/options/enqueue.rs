@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::{Durability, MIN_FLUSH_INTERVAL, MIN_LEASE_TIMEOUT};
 use crate::log::headers::{MAX_HEADER_BYTES, NewHeaders, encoded_len, is_valid_key, is_valid_name};
 use crate::retry::MAX_ATTEMPTS;
+use crate::time::Clock;
 use crate::{EnqueueError, Timestamp};
 
 /// Options of one job, such as a delay or a wait for room; the defaults are the queue's.
@@ -53,9 +54,9 @@ pub(crate) enum Expires {
 }
 
 impl Expires {
-    pub(crate) fn at(self) -> Timestamp {
+    pub(crate) fn at(self, clock: &Clock) -> Timestamp {
         match self {
-            Self::After(delay) => Timestamp::now().saturating_add(delay),
+            Self::After(delay) => clock.wall().saturating_add(delay),
             Self::At(time) => time,
         }
     }

@@ -101,7 +101,7 @@ impl State {
         if self.are_keys_due() {
             self.settle_keys()?;
         }
-        let next_sweep = self.sweep()?;
+        let next_sweep = self.sweep()?.map(|pause| self.clock.pause(pause));
         let next_seal = self.log.seal(false)?;
         let cleaned = self.clean();
         // Cleaning may have failed for want of the room that this makes.
@@ -143,7 +143,7 @@ impl State {
     /// Forgets values that have expired, and marks them done. Returns when the next ones will have.
     fn sweep(&self) -> Result<Option<Duration>, Arc<StorageError>> {
         loop {
-            let now = Timestamp::now();
+            let now = self.clock.wall();
             let due = self.index.write().begin_sweep(now);
             let segment = match due {
                 Ok(segment) => segment,
@@ -262,7 +262,7 @@ impl State {
         }
         let own = Meta::decode(record.meta());
         let expires_at = own.options.expires_at;
-        if expires_at.is_some_and(|at| at <= Timestamp::now()) {
+        if expires_at.is_some_and(|at| at <= self.clock.wall()) {
             self.index.write().remove(key, place);
             return Ok(false);
         }

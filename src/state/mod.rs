@@ -45,6 +45,7 @@ use crate::log::{Kick, Log, LogConfig, RollError, SpaceBudget};
 use crate::planned_flush::PlannedFlush;
 use crate::runtime::Waker;
 use crate::storage::{Directory, StorageError};
+use crate::time::Clock;
 use crate::{Sequence, Timestamp};
 
 /// Where the sequences of a state log start. No queue has so many stripes.
@@ -73,6 +74,7 @@ pub(crate) struct State {
     flush: Mutex<PlannedFlush>,
     /// Wakes the maintenance of this log.
     task: Waker,
+    clock: Clock,
     /// What keeps maintenance from doing its work.
     failures: Lasting,
 }
@@ -116,6 +118,7 @@ impl State {
         has_queues: bool,
         segment_size: Option<u64>,
         task: Waker,
+        clock: Clock,
     ) -> Result<(Self, RecoveryReport), OpenError> {
         let Home {
             directory: home,
@@ -193,6 +196,7 @@ impl State {
             callers: Callers::default(),
             flush: Mutex::default(),
             task,
+            clock,
             failures: Lasting::default(),
         };
         Ok((state, report))
@@ -216,7 +220,7 @@ impl State {
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<Found> {
-        self.index.read().get(key, Timestamp::now())
+        self.index.read().get(key, self.clock.wall())
     }
 
     /// How many keys there are, including those that have expired and are not removed yet.
@@ -227,13 +231,13 @@ impl State {
     /// The keys of a part of the index that begin with `prefix`, with their values; None if there
     /// is no such part. Each key stays in its part.
     pub(crate) fn keys_in(&self, part: usize, prefix: &[u8]) -> Option<Vec<(Vec<u8>, Found)>> {
-        (part < SHARDS).then(|| self.index.read().in_shard(part, prefix, Timestamp::now()))
+        (part < SHARDS).then(|| self.index.read().in_shard(part, prefix, self.clock.wall()))
     }
 
     /// Appends a transaction, all of it or nothing.
     pub(crate) fn write(&self, group: &Group<'_>) -> Result<Written, NotWritten> {
         let mut active = self.writer.lock();
-        let now = Timestamp::now();
+        let now = self.clock.wall();
         let completions: Vec<_> = group
             .completes
             .into_iter()

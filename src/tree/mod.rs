@@ -25,6 +25,7 @@ use crate::log::recovery::RecoveryReport;
 use crate::runtime::{Runtime, Serve, Task};
 use crate::state::State;
 use crate::storage::{self, Directory, StorageError};
+use crate::time::Clock;
 use crate::user_code;
 
 /// The directory of the queues.
@@ -44,6 +45,7 @@ pub(crate) struct Tree {
     task: Option<Task>,
     /// What the open found in the state log.
     report: RecoveryReport,
+    clock: Clock,
     #[cfg(test)]
     is_dead: std::sync::atomic::AtomicBool,
 }
@@ -55,6 +57,7 @@ impl Tree {
         file_mode: u32,
         wait: Duration,
         state_segment_size: Option<u64>,
+        clock: Clock,
     ) -> Result<Self, OpenError> {
         let path = storage::absolute(path)?;
         let root = match Directory::open(&path) {
@@ -89,7 +92,9 @@ impl Tree {
         let runtime = Arc::new(Runtime::for_many());
         let task = runtime.maintenance_task();
         let has_queues = !queues.list()?.is_empty();
-        let (state, report) = State::open(root, has_queues, state_segment_size, task.waker())?;
+        let waker = task.waker();
+        let (state, report) =
+            State::open(root, has_queues, state_segment_size, waker, clock.clone())?;
         state.pass_over_missing(|| names::ids_in(&queues))?;
         let state = Arc::new(state);
         Ok(Self {
@@ -100,6 +105,7 @@ impl Tree {
             task: Some(task),
             state,
             report,
+            clock,
             #[cfg(test)]
             is_dead: std::sync::atomic::AtomicBool::new(false),
         })
@@ -134,6 +140,11 @@ impl Tree {
     /// The root directory.
     pub(crate) fn root(&self) -> &Arc<Directory> {
         self.lock.directory()
+    }
+
+    /// The clock of the directory and of its queues.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// The threads that serve the queues.

@@ -247,7 +247,7 @@ pub(crate) fn is_unit<T: 'static>() -> bool {
 }
 
 /// The result of a job that returns nothing.
-fn unit<T: DeserializeOwned + 'static>() -> Option<T> {
+pub(crate) fn unit<T: DeserializeOwned + 'static>() -> Option<T> {
     // Any format has a unit; JSON's is `null`.
     is_unit::<T>()
         .then(|| serde_json::from_slice(b"null").ok())

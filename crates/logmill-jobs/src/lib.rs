@@ -59,6 +59,7 @@
 //! - `tokio`: handlers that are async functions.
 //! - `conformance`: checks of what a [`backend`] has to do, for the tests of one.
 //! - `metrics`: the figures as metrics of the crate [`metrics`](https://docs.rs/metrics).
+//! - `testing`: [`testing`], with a manual clock, for tests of handlers and flows.
 //! - `msgpack`, `postcard`: other [formats](Format) than JSON.
 
 mod backoff;
@@ -95,6 +96,8 @@ mod running;
 mod schedules;
 mod settle;
 mod span;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod unique;
 mod user_code;
 mod waiters;

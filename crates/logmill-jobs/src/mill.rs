@@ -146,8 +146,8 @@ impl Mill {
             limits,
             hooks,
             trace_context,
+            clock,
         } = options;
-        let clock = Clock;
         let inner = Arc::new(Inner {
             backend: Box::new(backend),
             codec: Codec::new(format, layer, other_layers),

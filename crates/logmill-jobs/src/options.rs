@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::Clock;
 use crate::codec::{Format, Layer};
 #[cfg(feature = "embedded")]
 use crate::error::OpenError;
@@ -34,6 +35,7 @@ pub struct MillBuilder {
 }
 
 /// Options of a mill that do not depend on its backend.
+#[derive(Clone)]
 #[must_use]
 pub struct MillOptions {
     pub(crate) format: Format,
@@ -45,6 +47,7 @@ pub struct MillOptions {
     pub(crate) limits: Vec<Limit>,
     pub(crate) hooks: Vec<Hook>,
     pub(crate) trace_context: Option<Arc<dyn TraceContext>>,
+    pub(crate) clock: Clock,
 }
 
 impl Default for MillOptions {
@@ -66,6 +69,7 @@ impl MillOptions {
             limits: Vec::new(),
             hooks: Vec::new(),
             trace_context: None,
+            clock: Clock::default(),
         }
     }
 
@@ -92,6 +96,16 @@ impl MillOptions {
     /// Adds a limit. A job runs when all limits that concern it let it.
     pub fn limit(mut self, limit: Limit) -> Self {
         self.limits.push(limit);
+        self
+    }
+
+    /// Sets the clock of the mill, for tests. Default: the system's.
+    ///
+    /// It drives the engine as well, if the mill is opened by [`MillBuilder`]. How long a call waits
+    /// for a result or for the end of workers is real time.
+    #[cfg(feature = "testing")]
+    pub fn clock(mut self, clock: &crate::testing::ManualClock) -> Self {
+        self.clock = Clock::manual(clock);
         self
     }
 
@@ -210,13 +224,22 @@ impl MillBuilder {
     pub fn open(self) -> Result<Mill, OpenError> {
         // The threads of workers that were shut down let go of a mill a moment later.
         let options = logmill::Queues::options(&self.path);
+        #[cfg(feature = "testing")]
+        let options = match self.options.clock.as_manual() {
+            None => options,
+            Some(clock) => options.clock(clock),
+        };
         let queues = options.wait_for_lock(WAIT_FOR_LOCK).open();
         let queues = queues.map_err(|error| OpenError(Box::new(error)))?;
         let durability = match self.sync {
             true => logmill::Durability::Sync,
             false => logmill::Durability::Process,
         };
-        let backend = crate::backend::embedded::Embedded::new(queues, durability);
+        let backend = crate::backend::embedded::Embedded::on_clock(
+            queues,
+            durability,
+            self.options.clock.clone(),
+        );
         Ok(Mill::with_backend(backend, self.options))
     }
 }

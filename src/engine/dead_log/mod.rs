@@ -160,6 +160,7 @@ impl DeadLog {
     pub(crate) fn write_cancellation(
         &self,
         record: Sequence,
+        now: Timestamp,
     ) -> Result<Unsettled, Arc<StorageError>> {
         let mut active = self.writer.lock();
         let meta = Meta {
@@ -167,7 +168,7 @@ impl DeadLog {
             ..Meta::default()
         };
         let cancellation = NewRecord {
-            enqueued_at: Timestamp::now(),
+            enqueued_at: now,
             due_at: Timestamp::ZERO,
             name: b"",
             meta: &meta.encode(b"", MAX_META_BYTES),

@@ -309,7 +309,10 @@ mod tests {
 
     #[test]
     fn a_rate_lets_through_what_it_says_in_any_period() {
-        let gate = Gate::new(Limit::on_queue("q").rate(10, secs(1)).burst(3), Clock);
+        let gate = Gate::new(
+            Limit::on_queue("q").rate(10, secs(1)).burst(3),
+            Clock::default(),
+        );
         let start = Instant::now();
         assert_eq!(places(&gate, 0, start), 3);
         let mut later = 0;
@@ -323,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_number_at_once_is_one_of_each_key() {
-        let gate = Gate::new(Limit::on_queue("q").by_key().at_once(2), Clock);
+        let gate = Gate::new(Limit::on_queue("q").by_key().at_once(2), Clock::default());
         let now = Instant::now();
         assert_eq!((places(&gate, 1, now), places(&gate, 2, now)), (2, 2));
         gate.give_back(1, true);
@@ -332,7 +335,10 @@ mod tests {
 
     #[test]
     fn keys_that_are_idle_are_forgotten() {
-        let gate = Gate::new(Limit::on_queue("q").by_key().rate(1, secs(1)), Clock);
+        let gate = Gate::new(
+            Limit::on_queue("q").by_key().rate(1, secs(1)),
+            Clock::default(),
+        );
         let start = Instant::now();
         for key in 0..100_000 {
             let now = start + Duration::from_millis(key);

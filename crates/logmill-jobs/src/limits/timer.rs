@@ -1,17 +1,18 @@
 //! The thread that puts jobs back when a rate lets them begin. It sleeps while none waits for that.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
 use super::Limits;
-use crate::clock::Clock;
+use crate::clock::{Advances, Clock};
 
 pub(super) struct Timer {
     clock: Clock,
     state: Mutex<State>,
     changed: Condvar,
+    advances: OnceLock<Advances>,
 }
 
 #[derive(Default)]
@@ -26,12 +27,23 @@ impl Timer {
             clock,
             state: Mutex::default(),
             changed: Condvar::new(),
+            advances: OnceLock::new(),
         }
     }
 
     /// Starts the thread, which ends with the limits.
     pub(super) fn start(self: &Arc<Self>, limits: &Arc<Limits>) {
         let (timer, limits) = (Arc::clone(self), Arc::downgrade(limits));
+        // Who advances a manual clock does the thread's work.
+        let advanced = (Arc::downgrade(self), Weak::clone(&limits));
+        let advances = self.clock.on_advance(move || {
+            if let (Some(timer), Some(limits)) = (advanced.0.upgrade(), advanced.1.upgrade())
+                && let Some(next) = limits.ring(timer.clock.now())
+            {
+                timer.ring_at(next);
+            }
+        });
+        let _ = self.advances.set(advances);
         let thread = std::thread::Builder::new().name("jobs-limits".to_owned());
         if let Err(error) = thread.spawn(move || timer.run(&limits)) {
             // Jobs that wait for a rate then wait for the next end of an attempt instead.
@@ -48,9 +60,10 @@ impl Timer {
                 }
                 match state.next {
                     None => self.changed.wait(&mut state),
-                    Some(next) if next > self.clock.now() => {
-                        self.changed.wait_until(&mut state, next);
-                    }
+                    Some(next) if next > self.clock.now() => match self.clock.sleeps_until(next) {
+                        Some(until) => _ = self.changed.wait_until(&mut state, until),
+                        None => self.changed.wait(&mut state),
+                    },
                     Some(_) => break,
                 }
             }

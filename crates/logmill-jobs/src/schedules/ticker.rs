@@ -5,7 +5,7 @@
 //! just that. So a tick is enqueued once, whoever else looks at it, and whenever the process dies.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
@@ -15,6 +15,7 @@ use super::plan::{Enqueued, Plan};
 use super::schedule::timestamp_of;
 use super::store;
 use crate::backend::BackendError;
+use crate::clock::Advances;
 use crate::mill::{Inner, Mill};
 use crate::user_code;
 
@@ -31,6 +32,7 @@ const MOST_WATCHED: usize = 64;
 pub(crate) struct Schedules {
     state: Mutex<Known>,
     changed: Condvar,
+    advances: OnceLock<Advances>,
 }
 
 #[derive(Default)]
@@ -93,8 +95,17 @@ impl Schedules {
         if state.runs || state.is_stopped {
             return Ok(());
         }
-        state.reads_at = Some(mill.inner.clock.now());
+        let clock = mill.inner.clock.clone();
+        state.reads_at = Some(clock.now());
         let (schedules, mill) = (Arc::clone(self), Arc::downgrade(&mill.inner));
+        // Who advances a manual clock does the thread's work; a tick that both come to is done once.
+        let advanced = (Arc::downgrade(self), Weak::clone(&mill));
+        let advances = clock.on_advance(move || {
+            if let (Some(schedules), Some(inner)) = (advanced.0.upgrade(), advanced.1.upgrade()) {
+                schedules.work(&Mill { inner });
+            }
+        });
+        let _ = self.advances.set(advances);
         let thread = std::thread::Builder::new().name("jobs-schedules".to_owned());
         thread.spawn(move || schedules.run(&mill))?;
         state.runs = true;

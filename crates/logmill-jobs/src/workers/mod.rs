@@ -1,6 +1,8 @@
 //! Workers: the handlers of an application, and the threads and tasks that run them.
 
 mod concurrency;
+#[cfg(feature = "testing")]
+mod inline;
 mod pool;
 mod seat;
 mod served;
@@ -13,6 +15,10 @@ use std::sync::Arc;
 
 use self::concurrency::Concurrency;
 pub use self::concurrency::PoolHealth;
+#[cfg(feature = "testing")]
+pub(crate) use self::inline::Inline;
+#[cfg(all(feature = "testing", feature = "tokio"))]
+pub(crate) use self::inline::wait_for;
 pub(crate) use self::pool::Pools;
 use self::pool::Shared;
 pub use self::pool::{Pool, ShutdownReport};
@@ -205,6 +211,27 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
     /// # Errors
     /// See [`StartError`]; nothing runs then.
     pub fn start(self, mill: &Mill) -> Result<Pool, StartError> {
+        let (by_kind, served) = self.parts(mill)?;
+        let threads = self.threads.unwrap_or_else(|| match self.has_blocking {
+            true => std::thread::available_parallelism().map_or(1, usize::from),
+            false => 1,
+        });
+        let runtime = self.runtime()?;
+        crate::flow::resume(mill)?;
+        let concurrency = Concurrency {
+            threads,
+            tasks: self.tasks,
+            stored_as: self.is_dynamic.then(|| self.name.clone()),
+        };
+        let shared = Shared::new(mill, served, concurrency)?;
+        let kinds: Vec<_> = by_kind.keys().copied().collect();
+        let pool = thread::start(self.state, by_kind, shared, &self.name, runtime)?;
+        mill.inner.parked.release(kinds.into_iter());
+        Ok(pool)
+    }
+
+    /// The handlers by kind, and the queues.
+    fn parts(&self, mill: &Mill) -> Result<(thread::Routes<S>, Served), StartError> {
         let mut by_kind = HashMap::new();
         let mut queues = self.queues.clone();
         let chain: Chain = self.middleware.iter().map(Arc::clone).collect();
@@ -220,7 +247,6 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
         if by_kind.is_empty() {
             return Err(StartError::NoHandlers);
         }
-        crate::flow::resume(mill)?;
         let served = Served::new(&queues, self.choice)?;
         #[cfg(feature = "schedules")]
         for (queue, kind, schedule) in crate::schedules::kinds(mill)? {
@@ -228,29 +254,15 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
                 return Err(StartError::UnhandledSchedule { schedule, kind });
             }
         }
-        let threads = self.threads.unwrap_or_else(|| match self.has_blocking {
-            true => std::thread::available_parallelism().map_or(1, usize::from),
-            false => 1,
-        });
-        let runtime = self.runtime()?;
-        let concurrency = Concurrency {
-            threads,
-            tasks: self.tasks,
-            stored_as: self.is_dynamic.then(|| self.name.clone()),
-        };
-        let shared = Shared::new(mill, served, concurrency)?;
-        let kinds: Vec<_> = by_kind.keys().copied().collect();
-        let pool = thread::start(self.state, by_kind, shared, &self.name, runtime)?;
-        mill.inner.parked.release(kinds.into_iter());
-        Ok(pool)
+        Ok((by_kind, served))
     }
 
     #[cfg(feature = "tokio")]
     fn runtime(&self) -> Result<Runtime, StartError> {
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => Ok(Some(runtime)),
+            Ok(runtime) => Ok(Runtime::Tokio(runtime)),
             Err(_) if self.has_async => Err(StartError::NoRuntime),
-            Err(_) => Ok(None),
+            Err(_) => Ok(Runtime::None),
         }
     }
 
@@ -262,7 +274,15 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
 
 /// Where async handlers run.
 #[cfg(feature = "tokio")]
-type Runtime = Option<tokio::runtime::Handle>;
+#[derive(Clone)]
+enum Runtime {
+    /// There are none.
+    None,
+    Tokio(tokio::runtime::Handle),
+    /// On the thread that runs the worker, which waits.
+    #[cfg(feature = "testing")]
+    Inline,
+}
 #[cfg(not(feature = "tokio"))]
 type Runtime = NoRuntime;
 

@@ -14,6 +14,8 @@ use super::pool::{Pool, Shared};
 use super::seat::{Seat, Timed};
 use crate::JobId;
 use crate::backend::{Claim, Consumer, Next};
+#[cfg(feature = "tokio")]
+use crate::clock::Clock;
 use crate::context::{Attempt, Context, Followed};
 use crate::error::StartError;
 use crate::figures::Watch;
@@ -25,10 +27,10 @@ use crate::limits::Admission;
 use crate::limits::Permit;
 use crate::{expiry, settle, span, user_code};
 
-type Routes<S> = HashMap<&'static str, Arc<dyn Route<S>>>;
+pub(super) type Routes<S> = HashMap<&'static str, Arc<dyn Route<S>>>;
 
 /// One thread of a pool.
-struct Worker<S> {
+pub(super) struct Worker<S> {
     state: S,
     routes: Arc<Routes<S>>,
     shared: Arc<Shared>,
@@ -110,13 +112,13 @@ pub(super) fn start<S: Clone + Send + Sync + 'static>(
 }
 
 /// Counts a thread of a pool from before its start until it has ended, in whatever way.
-struct Alive {
+pub(super) struct Alive {
     shared: Arc<Shared>,
-    seat: Arc<Seat>,
+    pub(super) seat: Arc<Seat>,
 }
 
 impl Alive {
-    fn new(shared: &Arc<Shared>, name: Option<&str>) -> Self {
+    pub(super) fn new(shared: &Arc<Shared>, name: Option<&str>) -> Self {
         Self {
             seat: shared.begin_thread(name),
             shared: Arc::clone(shared),
@@ -182,8 +184,32 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         false
     }
 
+    /// A worker without a thread, which a caller has run the jobs that it takes.
+    #[cfg(feature = "testing")]
+    pub(super) fn inline(
+        state: S,
+        routes: Routes<S>,
+        shared: Arc<Shared>,
+        seat: Arc<Seat>,
+    ) -> Self {
+        Self {
+            state,
+            routes: Arc::new(routes),
+            watch: Watch::new(&shared.mill),
+            shared,
+            seat,
+            #[cfg(feature = "tokio")]
+            runtime: Runtime::Inline,
+            #[cfg(not(feature = "tokio"))]
+            runtime: super::NoRuntime,
+            id: JobId::new("", 0),
+            is_other_queue: false,
+            is_replaced: false,
+        }
+    }
+
     /// Runs an attempt, or begins it.
-    fn run(&mut self, claim: &mut dyn Claim) {
+    pub(super) fn run(&mut self, claim: &mut dyn Claim) {
         if self.shared.is_stopping() {
             // Taken in the moment in which the pool was stopped, perhaps because a handler that ends
             // for that has given it back.
@@ -305,12 +331,23 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         span: Option<span::Entering>,
     ) {
         let route = Arc::clone(route);
-        if let Some(runtime) = &self.runtime {
-            runtime.spawn(async move {
+        let clock = begun.mill.inner.clock.clone();
+        let returned = Guarded::new(Box::pin(until(clock, deadline, future, span)));
+        match &self.runtime {
+            Runtime::None => {}
+            Runtime::Tokio(runtime) => {
+                runtime.spawn(async move {
+                    let mut begun = begun;
+                    let returned = returned.await;
+                    begun.end(route.options(), returned);
+                });
+            }
+            #[cfg(feature = "testing")]
+            Runtime::Inline => {
                 let mut begun = begun;
-                let returned = Guarded(Some(Box::pin(until(deadline, future, span)))).await;
+                let returned = super::inline::block_on(returned);
                 begun.end(route.options(), returned);
-            });
+            }
         }
     }
 }
@@ -377,7 +414,7 @@ impl Drop for Begun {
 
 /// An async handler that runs.
 #[cfg(feature = "tokio")]
-type Running = std::pin::Pin<Box<dyn Future<Output = settle::Returned> + Send>>;
+pub(super) type Running = std::pin::Pin<Box<dyn Future<Output = settle::Returned> + Send>>;
 
 /// What is stored with the completion.
 fn followed_by(context: Option<Context>) -> Followed {
@@ -386,7 +423,8 @@ fn followed_by(context: Option<Context>) -> Followed {
 
 /// Awaits a handler until its time is up.
 #[cfg(feature = "tokio")]
-async fn until(
+pub(super) async fn until(
+    clock: Clock,
     deadline: Option<Instant>,
     mut future: Running,
     span: Option<span::Entering>,
@@ -399,19 +437,27 @@ async fn until(
             polled.unwrap_or_else(|panic| std::task::Poll::Ready(Err(crate::Failure::retry(panic))))
         })),
     };
-    let future = Guarded(Some(future));
+    let future = Guarded::new(future);
     let Some(deadline) = deadline else {
         return future.await;
     };
-    match tokio::time::timeout_at(deadline.into(), future).await {
-        Ok(returned) => returned,
-        Err(_) => Err(crate::Failure::retry(crate::context::TOO_LONG.to_owned())),
-    }
+    let returned = match clock.sleeps_until(deadline) {
+        Some(until) => tokio::time::timeout_at(until.into(), future).await.ok(),
+        None => clock.unless_reached(deadline, future).await,
+    };
+    returned.unwrap_or_else(|| Err(crate::Failure::retry(crate::context::TOO_LONG.to_owned())))
 }
 
 /// A future whose panics are failures, also those of its drop.
 #[cfg(feature = "tokio")]
-struct Guarded(Option<Running>);
+pub(super) struct Guarded(Option<Running>);
+
+#[cfg(feature = "tokio")]
+impl Guarded {
+    pub(super) fn new(future: Running) -> Self {
+        Self(Some(future))
+    }
+}
 
 #[cfg(feature = "tokio")]
 impl Future for Guarded {

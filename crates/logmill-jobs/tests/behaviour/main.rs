@@ -16,5 +16,9 @@ mod retention;
 mod running;
 #[cfg(feature = "schedules")]
 mod schedules;
+#[cfg(feature = "testing")]
+mod simulation;
+#[cfg(feature = "testing")]
+mod testing;
 mod unique;
 mod waiting;

@@ -20,6 +20,7 @@ use super::{
     Backend, BackendError, Capabilities, Changes, Choice, Consumer, Keep, KeyChange, KeyValue,
     Next, OnEnd, Queue, Served,
 };
+use crate::clock::Clock;
 
 /// The engine in this process: a directory of queues, which one process has open at a time.
 ///
@@ -31,6 +32,10 @@ pub struct Embedded(Arc<Shared>);
 struct Shared {
     queues: Queues,
     durability: Durability,
+    clock: Clock,
+    /// The size of segments, and one stripe, in tests.
+    #[cfg(feature = "testing")]
+    segment_size: Option<u64>,
     on_end: OnceLock<OnEnd>,
     /// Those that are open; None once the backend is closed.
     open: Mutex<Option<HashMap<String, logmill::Queue>>>,
@@ -48,12 +53,47 @@ impl Embedded {
     /// A backend on this directory of queues. With [`Durability::Sync`], an enqueue and a completion
     /// with results return once they survive a power cut.
     pub fn new(queues: Queues, durability: Durability) -> Self {
+        Self::on_clock(queues, durability, Clock::default())
+    }
+
+    /// A backend on a directory of queues with this clock.
+    pub(crate) fn on_clock(queues: Queues, durability: Durability, clock: Clock) -> Self {
         Self(Arc::new(Shared {
             queues,
             durability,
+            clock,
+            #[cfg(feature = "testing")]
+            segment_size: None,
             on_end: OnceLock::new(),
             open: Mutex::new(Some(HashMap::new())),
         }))
+    }
+
+    /// A backend whose jobs come in their order, and which takes little space.
+    #[cfg(feature = "testing")]
+    pub(crate) fn for_tests(queues: Queues, clock: Clock, segment_size: u64) -> Self {
+        Self(Arc::new(Shared {
+            queues,
+            durability: Durability::Process,
+            clock,
+            segment_size: Some(segment_size),
+            on_end: OnceLock::new(),
+            open: Mutex::new(Some(HashMap::new())),
+        }))
+    }
+}
+
+#[cfg(feature = "testing")]
+impl Embedded {
+    /// Does what the engine's own threads have to do of what has happened, so that a simulation finds
+    /// the same files each time.
+    pub(crate) fn rest(&self) {
+        let mut open: Vec<_> = match &*self.0.open.lock() {
+            Some(open) => open.values().cloned().collect(),
+            None => return,
+        };
+        open.sort_by(|one, other| one.name().cmp(other.name()));
+        open.iter().for_each(logmill::Queue::rest);
     }
 }
 
@@ -68,6 +108,11 @@ impl Shared {
         // Attempts are counted and limited by the kinds.
         let retry = logmill::RetryPolicy::default().unlimited_attempts();
         let builder = self.queues.builder(name).durability(self.durability);
+        #[cfg(feature = "testing")]
+        let builder = match self.segment_size {
+            None => builder,
+            Some(bytes) => builder.stripes(1).segment_size(bytes),
+        };
         let ends = Ends {
             shared: Arc::downgrade(self),
             queue: name.to_owned(),
@@ -134,7 +179,8 @@ impl Backend for Embedded {
     }
 
     fn queue(&self, name: &str) -> Result<Box<dyn Queue>, BackendError> {
-        Ok(Box::new(EmbeddedQueue::new(self.0.open(name)?)))
+        let queue = self.0.open(name)?;
+        Ok(Box::new(EmbeddedQueue::new(queue, self.0.clock.clone())))
     }
 
     fn queue_names(&self) -> Result<Vec<String>, BackendError> {

@@ -4,15 +4,16 @@ use std::collections::HashSet;
 use std::time::SystemTime;
 
 use logmill::{
-    DeadLetter, DeadLetterError, Durability, EnqueueOptions, JobId, JobState, LetterId, ViewedJob,
+    DeadLetter, DeadLetterError, Durability, EnqueueOptions, JobId, LetterId, ViewedJob,
 };
 
 use super::errors::{on_enqueue, on_storage};
 use crate::backend::{
     BackendError, Cancelled, DeadJob, Due, FLOW_HEADER, NewJob, Queue, QueueStats, Seen,
 };
+use crate::clock::Clock;
 
-pub(super) struct EmbeddedQueue(logmill::Queue);
+pub(super) struct EmbeddedQueue(logmill::Queue, Clock);
 
 /// How the engine stores a job.
 #[inline]
@@ -29,7 +30,7 @@ pub(super) fn options_of<'a>(job: &NewJob<'a>) -> EnqueueOptions<'a> {
     options
 }
 
-fn seen(job: &ViewedJob) -> Seen {
+fn seen(job: &ViewedJob, now: SystemTime) -> Seen {
     let headers = job.headers();
     Seen {
         number: job.id().get(),
@@ -39,8 +40,8 @@ fn seen(job: &ViewedJob) -> Seen {
             .map(|(key, value)| (key.to_owned(), value.to_vec()))
             .collect(),
         failed: job.attempts(),
-        is_running: job.state() == JobState::InFlight,
-        due: job.due_at().filter(|due| *due > SystemTime::now()),
+        is_running: job.is_in_handler(),
+        due: job.due_at().filter(|due| *due > now),
         enqueued_at: job.enqueued_at(),
     }
 }
@@ -64,8 +65,8 @@ fn dead_job(letter: &DeadLetter) -> DeadJob {
 }
 
 impl EmbeddedQueue {
-    pub(super) fn new(queue: logmill::Queue) -> Self {
-        Self(queue)
+    pub(super) fn new(queue: logmill::Queue, clock: Clock) -> Self {
+        Self(queue, clock)
     }
 
     fn on_letter(&self, error: DeadLetterError) -> BackendError {
@@ -124,7 +125,7 @@ impl Queue for EmbeddedQueue {
 
     fn look(&self, number: u64) -> Result<Option<Seen>, BackendError> {
         let found = self.0.get(JobId::new(number)).map_err(on_storage)?;
-        Ok(found.as_ref().map(seen))
+        Ok(found.as_ref().map(|job| seen(job, self.1.wall())))
     }
 
     fn contains(&self, number: u64) -> Result<bool, BackendError> {
@@ -133,7 +134,7 @@ impl Queue for EmbeddedQueue {
 
     fn each(&self, see: &mut dyn FnMut(&Seen) -> bool) -> Result<(), BackendError> {
         for job in self.0.jobs() {
-            if !see(&seen(&job.map_err(on_storage)?)) {
+            if !see(&seen(&job.map_err(on_storage)?, self.1.wall())) {
                 break;
             }
         }
