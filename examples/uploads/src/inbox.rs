@@ -7,7 +7,29 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::task::Upload;
+/// One upload: the file, and which copy of it (`--repeat` uploads a file several times).
+#[derive(Clone, Debug)]
+pub(crate) struct Upload {
+    copy: u32,
+    /// Absolute, so that a later run finds it from any directory.
+    pub path: PathBuf,
+}
+
+impl Upload {
+    /// A name no other upload of the folder has: `tiles.png`, and `tiles.png.2` for a second copy.
+    pub(crate) fn name(&self) -> String {
+        let file = self.path.file_name().unwrap_or(self.path.as_os_str());
+        match self.copy {
+            1 => file.to_string_lossy().into_owned(),
+            copy => format!("{}.{copy}", file.to_string_lossy()),
+        }
+    }
+
+    /// How it is listed: on one line, whatever is in its path.
+    fn line(&self) -> String {
+        format!("{} {:?}", self.copy, self.path)
+    }
+}
 
 /// Every file of `folder`, `copies` times over, in the order a busy site would see them: mixed.
 pub(crate) fn uploads_in(folder: &Path, copies: u32) -> Result<Vec<Upload>> {
@@ -29,7 +51,7 @@ pub(crate) fn uploads_in(folder: &Path, copies: u32) -> Result<Vec<Upload>> {
         let hidden = path
             .file_name()
             .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        // A payload here is a line of text, so a path that is none can't be uploaded.
+        // A job is JSON here, so a path that is not text can't be part of one.
         if !hidden && path.is_file() && path.to_str().is_some() {
             files.push(path);
         }
@@ -49,9 +71,9 @@ pub(crate) fn uploads_in(folder: &Path, copies: u32) -> Result<Vec<Upload>> {
     Ok((1..=copies).flat_map(uploads).collect())
 }
 
-/// The names of the uploads that are in the queue's care, kept beside the queue while a run lasts.
+/// The uploads that are in the queue's care, kept beside the queue while a run lasts.
 ///
-/// A name is written after the queue has taken its jobs. A crash in between makes the next run
+/// An upload is listed after the queue has taken its jobs. A crash in between makes the next run
 /// upload it again: one job too many, never one too few, which is the queue's own promise too.
 pub(crate) struct Accepted {
     path: PathBuf,
@@ -82,12 +104,12 @@ impl Accepted {
     }
 
     pub(crate) fn contains(&self, upload: &Upload) -> bool {
-        self.known.contains(&upload.to_string())
+        self.known.contains(&upload.line())
     }
 
     /// Uploaders share the list: one `write` of one line in append mode needs no lock.
     pub(crate) fn add(&self, upload: &Upload) -> io::Result<()> {
-        (&self.file).write_all(format!("{upload}\n").as_bytes())
+        (&self.file).write_all(format!("{}\n", upload.line()).as_bytes())
     }
 
     /// The run is complete, so the next one starts from nothing.

@@ -1,8 +1,8 @@
 //! Photo uploads: a web handler that answers at once, and workers that resize later.
 //!
 //! Whoever uploads a picture should not wait while it is resized and a mail is sent. So the handler
-//! enqueues two jobs and answers; workers do the rest, retry what fails, and put aside as a dead
-//! letter what fails too often. This program is all of that in one process, on real pictures:
+//! enqueues two jobs and answers; workers do the rest, retry what fails, and keep as dead what fails
+//! too often. This program is all of that in one process, on real pictures:
 //!
 //! ```text
 //! cargo run --release -p uploads                       # the pictures of this example
@@ -12,14 +12,13 @@
 //! ```
 
 mod inbox;
+mod jobs;
 mod mailer;
 mod resize;
 mod screen;
-mod task;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::thread;
@@ -27,12 +26,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
-use logmill::{DeadLetter, Durability, Failure, Job, Queue, RetryPolicy};
+use logmill_jobs::backend::QueueStats;
+use logmill_jobs::{DeadJob, EnqueueError, JobQueue, Mill, Workers, secs};
 
-use inbox::Accepted;
+use inbox::{Accepted, Upload};
+use jobs::{Mail, QUEUE, Resize, Studio};
 use mailer::Mailer;
 use screen::{Screen, count, percentiles, short};
-use task::{Task, Upload};
 
 /// Accept a folder of pictures as uploads; resize them and send welcome mails in the background.
 #[derive(Parser)]
@@ -45,7 +45,7 @@ struct Args {
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
 
-    /// Directory of the queue [default: `queue` in the output folder]
+    /// Directory of the queue [default: `jobs` in the output folder]
     #[arg(long, value_name = "DIRECTORY")]
     queue: Option<PathBuf>,
 
@@ -86,58 +86,6 @@ enum Survives {
     PowerCut,
 }
 
-/// What the workers share.
-struct Studio {
-    photos: PathBuf,
-    mailer: Mailer,
-    screen: Screen,
-    resized: AtomicU64,
-    resize_micros: AtomicU64,
-    mailed: AtomicU64,
-    kill_after: Option<u64>,
-}
-
-impl Studio {
-    /// Runs one job. What it returns decides what becomes of the job: acked, retried or dead.
-    fn work(&self, job: &Job<'_>) -> Result<(), Failure> {
-        match Task::decode(job.payload()).map_err(Failure::dead_letter)? {
-            Task::Resize(upload) => {
-                let start = Instant::now();
-                let id = job.id().to_string();
-                resize::make_sizes(&upload.path, &self.folder_of(&upload), &id)?;
-                self.resize_micros
-                    .fetch_add(start.elapsed().as_micros() as u64, Relaxed);
-                self.resized.fetch_add(1, Relaxed);
-            }
-            Task::Mail(upload) => {
-                self.mailer.send(&upload.name(), job.attempts())?;
-                self.mailed.fetch_add(1, Relaxed);
-            }
-        }
-        self.die_if_told_to();
-        Ok(())
-    }
-
-    fn folder_of(&self, upload: &Upload) -> PathBuf {
-        self.photos.join(upload.name())
-    }
-
-    fn done(&self) -> u64 {
-        self.resized.load(Relaxed) + self.mailed.load(Relaxed)
-    }
-
-    /// Dies at the worst moment: the job's work is done, and the queue does not know it yet.
-    fn die_if_told_to(&self) {
-        if self.kill_after.is_some_and(|jobs| self.done() >= jobs) {
-            let done = count(self.done(), "job");
-            self.screen.say(format_args!(
-                "\nAborting after {done}, as told by --kill-after. Run again without it to resume."
-            ));
-            process::abort();
-        }
-    }
-}
-
 fn main() -> Result<()> {
     let args = Args::parse();
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -146,12 +94,16 @@ fn main() -> Result<()> {
     let out = args.out.clone();
     let root = package.ancestors().nth(2).unwrap_or(package);
     let out = out.unwrap_or_else(|| root.join("target/uploads"));
-    let queue_path = args.queue.clone().unwrap_or_else(|| out.join("queue"));
+    let path = args.queue.clone().unwrap_or_else(|| out.join("jobs"));
 
     let uploads = inbox::uploads_in(&folder, args.repeat)?;
     fs::create_dir_all(&out).with_context(|| format!("making the folder {}", out.display()))?;
-    let accepted = Accepted::open(&queue_path)?;
-    let queue = open(&queue_path, args.durable)?;
+    let accepted = Accepted::open(&path)?;
+    let mill = Mill::builder(&path)
+        .sync(matches!(args.durable, Survives::PowerCut))
+        .open()
+        .with_context(|| format!("opening the queue {}", path.display()))?;
+    let queue = mill.queue(QUEUE)?;
 
     let outbox = out.join("outbox.txt");
     let studio = Arc::new(Studio {
@@ -170,22 +122,44 @@ fn main() -> Result<()> {
         .iter()
         .filter(|one| !accepted.contains(one))
         .collect();
-    greet(&queue, screen, &folder, &uploads, new.len());
+    let left = queue.stats()?;
+    screen.say(format_args!(
+        "{} from {}",
+        count(uploads.len() as u64, "upload"),
+        shown(&folder)
+    ));
+    if new.len() < uploads.len() {
+        screen.say(format_args!(
+            "Resuming: an earlier run accepted {} of them and left {} and {} in {}",
+            uploads.len() - new.len(),
+            count(waiting(&left), "job"),
+            count(left.dead, "dead job"),
+            shown(&path),
+        ));
+    }
+    screen.say("");
 
-    let workers = {
-        let studio = Arc::clone(&studio);
-        queue
-            .workers(args.workers.into())
-            .thread_name("studio")
-            .run(move |job: &Job<'_>| studio.work(job))?
-    };
-    let waits = accept_all(&queue, &studio, &accepted, &new, args.uploaders.into())?;
+    let mut workers = Workers::new(Arc::clone(&studio))
+        .on(jobs::resize)
+        .on(jobs::mail)
+        .name("studio");
+    if args.workers > 0 {
+        workers = workers.threads(args.workers.into());
+    }
+    let workers = workers.start(&mill)?;
+    let waits = accept_all(&mill, &queue, &studio, &accepted, &new, args.uploaders)?;
     summarize(&queue, &studio, new.len(), waits)?;
-    empty_the_dead_letters(&queue, &studio)?;
+    let purged = empty_the_dead_letters(&queue, &studio)?;
 
-    let report = workers.shutdown(Duration::from_secs(30));
+    let report = workers.shutdown(secs(30));
     ensure!(report.finished_in_time, "some jobs did not finish in time");
-    queue.close()?;
+    mill.close()?;
+    let owed = waiting(&left) + left.dead + 2 * new.len() as u64;
+    ensure!(
+        studio.done() + purged == owed,
+        "each of {owed} jobs is to be done once, and {} were done, {purged} purged",
+        studio.done()
+    );
     check_sizes(&studio, &uploads)?;
     if let Some(jobs) = args.kill_after {
         screen.say(format_args!(
@@ -196,76 +170,44 @@ fn main() -> Result<()> {
     accepted.forget().context("ending the list of uploads")
 }
 
-fn open(path: &Path, durable: Survives) -> Result<Queue> {
-    let (queue, report) = Queue::builder(path)
-        .segment_size(1 << 20) // a few lines of text per job: the default would waste disk space
-        .durability(match durable {
-            Survives::Crash => Durability::Process,
-            Survives::PowerCut => Durability::Sync,
-        })
-        // Short, so that the whole life of a job fits into a demonstration.
-        .retry(
-            RetryPolicy::exponential(Duration::from_millis(20), Duration::from_secs(1))
-                .max_attempts(4),
-        )
-        .open()
-        .with_context(|| format!("opening the queue {}", path.display()))?;
-    ensure!(
-        report.is_clean(),
-        "the queue {} was damaged: {report:?}",
-        path.display()
-    );
-    Ok(queue)
+/// The web handler: what it is sent is stored, here under `upload.path`. It enqueues the work and
+/// answers `202 Accepted`. Returns how long each enqueue took.
+fn accept(mill: &Mill, upload: &Upload) -> Result<[Duration; 2], EnqueueError> {
+    let (name, photo) = (upload.name(), upload.path.clone());
+    let mail = Mail { name: name.clone() };
+    let start = Instant::now();
+    mill.enqueue(Resize { name, photo })?;
+    let between = Instant::now();
+    mill.enqueue(mail)?;
+    Ok([between - start, between.elapsed()])
 }
 
-fn greet(queue: &Queue, screen: &Screen, folder: &Path, uploads: &[Upload], new: usize) {
-    let total = count(uploads.len() as u64, "upload");
-    screen.say(format_args!("{total} from {}", shown(folder)));
-    if new < uploads.len() {
-        let stats = queue.stats();
-        screen.say(format_args!(
-            "Resuming: an earlier run accepted {} of them and left {} and {} in {}",
-            uploads.len() - new,
-            count(stats.depth(), "job"),
-            count(stats.dead, "dead letter"),
-            shown(queue.path()),
-        ));
-    }
-    screen.say("");
-}
-
-/// Plays the web handlers and waits until their jobs are done. Returns how long each enqueue took.
+/// Plays the web server and waits until the jobs are done. Returns how long each enqueue took.
 fn accept_all(
-    queue: &Queue,
+    mill: &Mill,
+    queue: &JobQueue,
     studio: &Studio,
     accepted: &Accepted,
     uploads: &[&Upload],
-    uploaders: usize,
+    uploaders: u16,
 ) -> Result<Vec<Duration>> {
     let next = AtomicUsize::new(0);
-    let accept = || -> Result<Vec<Duration>> {
-        let mut producer = queue.producer();
+    let serve = || -> Result<Vec<Duration>> {
         let mut waits = Vec::new();
         while let Some(&upload) = uploads.get(next.fetch_add(1, Relaxed)) {
-            for task in [Task::Resize(upload.clone()), Task::Mail(upload.clone())] {
-                let payload = task.encode();
-                let start = Instant::now();
-                producer
-                    .enqueue(&payload)
-                    .with_context(|| format!("accepting {}", upload.name()))?;
-                waits.push(start.elapsed());
-            }
+            let took = accept(mill, upload);
+            waits.extend(took.with_context(|| format!("accepting {}", upload.name()))?);
             accepted.add(upload).context("noting an accepted upload")?;
         }
         Ok(waits)
     };
     let bar = studio.screen.bar("accepted", uploads.len() as u64);
     let waits = thread::scope(|scope| {
-        let threads: Vec<_> = (0..uploaders).map(|_| scope.spawn(accept)).collect();
+        let threads: Vec<_> = (0..uploaders).map(|_| scope.spawn(serve)).collect();
         watch(queue, studio, "done", || {
             bar.set_position(next.load(Relaxed).min(uploads.len()) as u64);
             threads.iter().all(|thread| thread.is_finished())
-        });
+        })?;
         let waits = threads.into_iter().map(|thread| {
             let waits = thread.join();
             waits.expect("an uploader does not panic")
@@ -277,35 +219,39 @@ fn accept_all(
 }
 
 /// Shows the queue's progress until it has no job left, and `no_more` says that none will come.
-fn watch(queue: &Queue, studio: &Studio, what: &'static str, mut no_more: impl FnMut() -> bool) {
-    let before = queue.stats();
-    let settled_before = before.acked + before.dead_lettered;
-    let bar = studio.screen.bar(what, before.depth());
+fn watch(
+    queue: &JobQueue,
+    studio: &Studio,
+    what: &'static str,
+    mut no_more: impl FnMut() -> bool,
+) -> Result<()> {
+    let before = queue.stats()?;
+    let bar = studio.screen.bar(what, waiting(&before));
     loop {
         let last = no_more();
-        let stats = queue.stats();
-        let settled = stats.acked + stats.dead_lettered - settled_before;
+        let stats = queue.stats()?;
+        let ended = (stats.completed + stats.dead).saturating_sub(before.completed + before.dead);
         let message = format!(
             "{} resized, {} mailed, {}, {}",
             studio.resized.load(Relaxed),
             studio.mailed.load(Relaxed),
             count(stats.retried, "retry").replace("retrys", "retries"),
-            count(stats.dead, "dead letter"),
+            count(stats.dead, "dead job"),
         );
-        let total = settled + stats.depth();
-        studio.screen.progress(&bar, settled, total, message);
-        if last && stats.depth() == 0 {
+        let total = ended + waiting(&stats);
+        studio.screen.progress(&bar, ended, total, message);
+        if last && waiting(&stats) == 0 {
             break;
         }
         thread::sleep(Duration::from_millis(30));
     }
     bar.finish_and_clear();
+    Ok(())
 }
 
 /// The closing summary: what the accepting side waited, what the workers did, and what is dead.
-fn summarize(queue: &Queue, studio: &Studio, new: usize, waits: Vec<Duration>) -> Result<()> {
+fn summarize(queue: &JobQueue, studio: &Studio, new: usize, waits: Vec<Duration>) -> Result<()> {
     let screen = &studio.screen;
-    let stats = queue.stats();
     let resized = studio.resized.load(Relaxed);
     if new > 0 {
         screen.say(format_args!(
@@ -328,55 +274,57 @@ fn summarize(queue: &Queue, studio: &Studio, new: usize, waits: Vec<Duration>) -
     }
     screen.say(format_args!(
         "Retried  {} failed attempts came back after a backoff",
-        stats.retried
+        queue.stats()?.retried
     ));
-    let letters: Vec<_> = queue.dead_letters().iter().collect();
-    screen.say(format_args!(
-        "Dead     {}",
-        count(letters.len() as u64, "job")
-    ));
-    screen.letters(&letters);
+    let dead = queue.dead_jobs()?;
+    screen.say(format_args!("Dead     {}", count(dead.len() as u64, "job")));
+    screen.list_dead(&dead);
     Ok(())
 }
 
 /// What an operator does in the morning: fix the mailer, replay what it refused, and purge what no
-/// replay can help.
-fn empty_the_dead_letters(queue: &Queue, studio: &Studio) -> Result<()> {
+/// replay can help. Returns how many were purged.
+fn empty_the_dead_letters(queue: &JobQueue, studio: &Studio) -> Result<u64> {
     let screen = &studio.screen;
-    let letters = queue.dead_letters();
-    if letters.is_empty() {
-        return Ok(());
+    let (hopeless, refused): (Vec<_>, Vec<_>) =
+        queue.dead_jobs()?.into_iter().partition(is_hopeless);
+    if hopeless.is_empty() && refused.is_empty() {
+        return Ok(0);
     }
     studio.mailer.fix();
-    let replayed = letters
-        .replay_where(|letter| !is_hopeless(letter))
-        .context("replaying the dead letters")?;
-    watch(queue, studio, "replayed", || true);
-    let purged = letters
-        .purge_where(is_hopeless)
-        .context("purging the files that are no pictures")?;
+    for dead in &refused {
+        queue.replay(dead).context("replaying a dead job")?;
+    }
+    watch(queue, studio, "replayed", || true)?;
+    for dead in &hopeless {
+        queue.purge(dead).context("purging what is not a picture")?;
+    }
+    let left = queue.dead_jobs()?;
     screen.say(format_args!(
         "\nThe mailer is fixed: {} replayed, {} purged (not an image), {} left",
-        count(replayed.len() as u64, "dead letter"),
-        purged,
-        letters.len()
+        count(refused.len() as u64, "dead job"),
+        hopeless.len(),
+        left.len()
     ));
-    let left: Vec<_> = letters.iter().collect();
     ensure!(left.is_empty(), "some jobs died again: {left:?}");
-    Ok(())
+    Ok(hopeless.len() as u64)
 }
 
 /// Whether a job failed because of what its file is.
-fn is_hopeless(letter: &DeadLetter) -> bool {
-    let last = letter.reasons().last();
-    last.is_some_and(|failure| failure.reason.starts_with(resize::NO_IMAGE))
+fn is_hopeless(dead: &DeadJob) -> bool {
+    dead.reason().starts_with(resize::NO_IMAGE)
+}
+
+/// Jobs that are neither done nor dead.
+fn waiting(stats: &QueueStats) -> u64 {
+    stats.ready + stats.delayed + stats.running
 }
 
 /// Every picture has its three sizes, whichever run made them.
 fn check_sizes(studio: &Studio, uploads: &[Upload]) -> Result<()> {
     let mut pictures = 0;
     for upload in uploads {
-        if resize::is_complete(&studio.folder_of(upload)) {
+        if resize::is_complete(&studio.folder_of(&upload.name())) {
             pictures += 1;
         } else {
             // Only a file that is no picture may lack its sizes.

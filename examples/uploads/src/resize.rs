@@ -4,10 +4,11 @@ use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::FilterType;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, ImageResult};
-use logmill::Failure;
+use logmill_jobs::{JobResult, discard};
 
 /// Largest first: each size is made from the one before, which is much cheaper than starting from
 /// the original each time.
@@ -23,12 +24,12 @@ pub(crate) const NO_IMAGE: &str = "not an image";
 /// Repeating it is harmless, as a job must be that is delivered at least once: it overwrites each
 /// file with the same content, and a file is complete from the moment it has its name. `job` keeps
 /// the temporary files of two jobs apart.
-pub(crate) fn make_sizes(photo: &Path, folder: &Path, job: &str) -> Result<(), Failure> {
+pub(crate) fn make_sizes(photo: &Path, folder: &Path, job: u64) -> JobResult {
     // A file that can't be read now may be readable in a moment (a network drive), so this is an
     // ordinary error and gets a retry. Its content, once read, won't get better.
-    let bytes = fs::read(photo).map_err(|error| format!("reading {}: {error}", photo.display()))?;
-    let mut picture = decode(photo, &bytes).map_err(Failure::dead_letter)?;
-    fs::create_dir_all(folder).map_err(|error| format!("making {}: {error}", folder.display()))?;
+    let bytes = fs::read(photo).with_context(|| format!("reading {}", photo.display()))?;
+    let mut picture = decode(photo, &bytes).map_err(discard)?;
+    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     for (width, height) in SIZES {
         picture = fill(&picture, width, height);
         let mut jpeg = Vec::new();
@@ -82,9 +83,9 @@ fn file_of(folder: &Path, (width, height): (u32, u32)) -> PathBuf {
 
 /// Nobody ever sees half a file, even if the process dies here. (With power cuts in mind, one would
 /// also sync the file and its folder before the job is acked.)
-fn write_atomically(path: &Path, job: &str, content: &[u8]) -> Result<(), String> {
+fn write_atomically(path: &Path, job: u64, content: &[u8]) -> anyhow::Result<()> {
     let unfinished = path.with_extension(format!("{job}.tmp"));
     fs::write(&unfinished, content)
         .and_then(|()| fs::rename(&unfinished, path))
-        .map_err(|error| format!("writing {}: {error}", path.display()))
+        .with_context(|| format!("writing {}", path.display()))
 }

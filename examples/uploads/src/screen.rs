@@ -6,15 +6,14 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use logmill::DeadLetter;
-
-use crate::task::Task;
+use logmill_jobs::DeadJob;
+use serde::Deserialize;
 
 /// How often progress is written where there are no bars.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Dead letters listed one by one; the rest are counted.
-const LETTERS_SHOWN: usize = 12;
+/// Dead jobs listed one by one; the rest are counted.
+const DEAD_SHOWN: usize = 12;
 
 pub(crate) struct Screen {
     bars: MultiProgress,
@@ -57,54 +56,35 @@ impl Screen {
         bar.set_message(message);
     }
 
-    /// The dead letters one a line: whose job, how often it was tried, and what went wrong.
-    pub(crate) fn letters(&self, letters: &[DeadLetter]) {
-        let rows: Vec<_> = letters.iter().take(LETTERS_SHOWN).map(row).collect();
-        let width = rows.iter().map(|row| row.name.chars().count()).max();
+    /// The dead jobs one a line: whose job, how often it was tried, and what went wrong.
+    pub(crate) fn list_dead(&self, dead: &[DeadJob]) {
+        let shown = &dead[..dead.len().min(DEAD_SHOWN)];
+        let names: Vec<_> = shown.iter().map(name_of).collect();
+        let width = names.iter().map(|name| name.chars().count()).max();
         let width = width.unwrap_or(0);
-        for row in &rows {
-            let Row {
-                kind,
-                name,
-                tries,
-                reasons,
-            } = row;
-            let times = if *tries == 1 { "try  " } else { "tries" };
+        for (job, name) in shown.iter().zip(&names) {
+            let (kind, tries) = (&job.kind, job.attempts);
+            let times = if tries == 1 { "try  " } else { "tries" };
+            let reasons = job.reasons.join(" → ");
             self.say(format_args!(
                 "    {kind:6}  {name:width$}  {tries} {times}  {reasons}"
             ));
         }
-        if letters.len() > rows.len() {
-            self.say(format_args!(
-                "    … and {} more",
-                letters.len() - rows.len()
-            ));
+        if dead.len() > shown.len() {
+            self.say(format_args!("    … and {} more", dead.len() - shown.len()));
         }
     }
 }
 
-struct Row {
-    kind: &'static str,
-    name: String,
-    tries: u32,
-    reasons: String,
-}
-
-fn row(letter: &DeadLetter) -> Row {
-    let (kind, name) = match Task::decode(letter.payload()) {
-        Ok(task) => (task.kind(), task.upload().name()),
-        Err(_) => ("?", letter.id().to_string()),
-    };
-    let reasons: Vec<_> = letter
-        .reasons()
-        .iter()
-        .map(|failure| failure.reason.as_str())
-        .collect();
-    Row {
-        kind,
-        name,
-        tries: letter.attempts(),
-        reasons: reasons.join(" → "),
+/// The upload that a job was for, whose name is in the arguments of both kinds.
+fn name_of(job: &DeadJob) -> String {
+    #[derive(Deserialize)]
+    struct Arguments {
+        name: String,
+    }
+    match serde_json::from_slice(&job.payload) {
+        Ok(Arguments { name }) => name,
+        Err(_) => job.id.to_string(),
     }
 }
 
