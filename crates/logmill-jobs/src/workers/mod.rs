@@ -231,6 +231,7 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
     }
 
     /// The handlers by kind, and the queues.
+    #[cfg_attr(not(feature = "schedules"), expect(unused_variables))]
     fn parts(&self, mill: &Mill) -> Result<(thread::Routes<S>, Served), StartError> {
         let mut by_kind = HashMap::new();
         let mut queues = self.queues.clone();
