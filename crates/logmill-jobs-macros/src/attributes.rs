@@ -7,7 +7,7 @@ use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Expr, Ident, LitStr, Member, Token, Type, parenthesized};
 
 /// The options of a kind that take an expression of the same name.
-const OPTIONS: [&str; 8] = [
+const OPTIONS: [&str; 9] = [
     "queue",
     "max_retries",
     "backoff",
@@ -16,6 +16,7 @@ const OPTIONS: [&str; 8] = [
     "priority",
     "expires_after",
     "keep_results",
+    "cost",
 ];
 
 pub(crate) struct Attributes {
@@ -81,7 +82,7 @@ impl Attributes {
             }
             _ => {
                 let known = "kind, alias, output, inputs, unique, key, queue, max_retries, backoff, \
-                             timeout, grace, priority, expires_after, keep_results";
+                             timeout, grace, priority, expires_after, keep_results, cost";
                 return Err(meta.error(format!("not an option of a job; there are {known}")));
             }
         }

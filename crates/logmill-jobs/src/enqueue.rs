@@ -26,6 +26,10 @@ pub(crate) mod header {
     pub(crate) const EXPIRES: &str = "expires";
     /// The key that limits count by.
     pub(crate) const KEY: &str = "key";
+    /// How many cells of rates it takes, if not as many as the kind says.
+    pub(crate) const COST: &str = "cost";
+    /// Its place among the jobs of an order.
+    pub(crate) const ORDER: &str = "order";
     /// The attempts that may follow the first, if not those of the kind.
     pub(crate) const RETRIES: &str = "retries";
     /// The key within which the job is unique, and for how long.
@@ -52,6 +56,7 @@ struct Options {
     max_retries: Option<u32>,
     expires_after: Option<Duration>,
     key: Option<String>,
+    cost: Option<u32>,
     unique: Option<Unique>,
     sync: bool,
 }
@@ -107,6 +112,16 @@ impl<'a, J: Job> Enqueue<'a, J> {
         self
     }
 
+    /// Sets how much it counts for [rates](crate::Limit::rate), instead of what the kind says: as so
+    /// many jobs; at least 1.
+    ///
+    /// A job that costs more than the burst of a rate waits until there is a full burst, begins, and
+    /// has the others wait for the rest.
+    pub fn cost(mut self, cost: u32) -> Self {
+        self.options.cost = Some(cost.max(1));
+        self
+    }
+
     /// Enqueues it only if there is no other job of its kind with the same key; see [`Unique`].
     pub fn unique(mut self, unique: Unique) -> Self {
         self.options.unique = Some(unique);
@@ -132,10 +147,13 @@ impl<'a, J: Job> Enqueue<'a, J> {
         mill.inner
             .encoded(job, |payload| {
                 let retries = options.max_retries.map(u32::to_le_bytes);
+                let cost = options.cost.map(u32::to_le_bytes);
                 let expires = expiry::header_of(mill, parts.expires_after);
                 let key = parts.key.as_deref();
                 let extra = middleware::extra(mill, J::KIND, &queue.name, key, payload)?;
-                let headers = headers_of(mill, key, retries.as_ref(), expires.as_ref(), &extra);
+                let mut headers = headers_of(mill, key, expires.as_ref(), &extra);
+                headers.add(header::RETRIES, retries.as_ref().map(|bytes| &bytes[..]));
+                headers.add(header::COST, cost.as_ref().map(|bytes| &bytes[..]));
                 let new = NewJob {
                     kind: J::KIND,
                     payload,
@@ -176,9 +194,12 @@ impl<'a, J: Job> Enqueue<'a, J> {
         }
         let payload = mill.inner.encoded(job, |bytes| Ok(bytes.to_vec()))?;
         let retries = options.max_retries.map(u32::to_le_bytes);
+        let cost = options.cost.map(u32::to_le_bytes);
         let key = parts.key.as_deref();
         let extra = middleware::extra(mill, J::KIND, &parts.queue.name, key, &payload)?;
-        let headers = headers_of(mill, key, retries.as_ref(), None, &extra);
+        let mut headers = headers_of(mill, key, None, &extra);
+        headers.add(header::RETRIES, retries.as_ref().map(|bytes| &bytes[..]));
+        headers.add(header::COST, cost.as_ref().map(|bytes| &bytes[..]));
         let headers = headers.as_slice().iter();
         Ok(PreparedJob {
             place: parts.queue.name.to_string(),
@@ -226,14 +247,12 @@ struct Parts {
 fn headers_of<'a>(
     mill: &'a Mill,
     key: Option<&'a str>,
-    retries: Option<&'a [u8; 4]>,
     expires: Option<&'a [u8; 8]>,
     extra: &'a Extra,
 ) -> Headers<'a> {
     let mut headers = Headers::default();
     headers.add(header::CODEC, mill.inner.codec.tag().map(str::as_bytes));
     headers.add(header::KEY, key.map(str::as_bytes));
-    headers.add(header::RETRIES, retries.map(|bytes| &bytes[..]));
     headers.add(header::EXPIRES, expires.map(|bytes| &bytes[..]));
     for (name, value) in extra {
         headers.add(name, Some(value));
@@ -265,8 +284,8 @@ pub(crate) fn all<J: Job>(
     let encoded = encoded.collect::<Result<Vec<_>, EnqueueError>>()?;
     let expires = expiry::header_of(mill, kind.expires_after);
     let headers = encoded.iter();
-    let headers = headers
-        .map(|(_, key, extra)| headers_of(mill, key.as_deref(), None, expires.as_ref(), extra));
+    let headers =
+        headers.map(|(_, key, extra)| headers_of(mill, key.as_deref(), expires.as_ref(), extra));
     let headers: Vec<_> = headers.collect();
     let new: Vec<_> = encoded
         .iter()

@@ -14,20 +14,21 @@ pub type JobResult<T = ()> = Result<T, Failure>;
 /// Why an attempt did not complete its job, and what happens next.
 ///
 /// Made from any error by `?`, which means a retry with the kind's backoff. [`retry_in`],
-/// [`discard`], [`snooze`] and [`cancel`] say something else:
+/// [`rate_limited`], [`discard`], [`snooze`] and [`cancel`] say something else:
 ///
 /// ```
-/// use logmill_jobs::{JobResult, discard, retry_in, secs};
+/// use logmill_jobs::{JobResult, discard, rate_limited, retry_in, secs};
 ///
 /// fn send(address: &str) -> JobResult {
 ///     if !address.contains('@') {
 ///         return Err(discard("not an address")); // no retry helps
 ///     }
 ///     let answer: u32 = "429".parse()?; // an error here is retried
-///     if answer == 429 {
-///         return Err(retry_in(secs(60), "told to slow down"));
+///     match answer {
+///         429 => Err(rate_limited(secs(60), "told to slow down")), // holds its key back
+///         503 => Err(retry_in(secs(5), "not available")),
+///         _ => Ok(()),
 ///     }
-///     Ok(())
 /// }
 /// # assert!(send("ada").is_err() && send("ada@example.com").is_err());
 /// ```
@@ -49,6 +50,8 @@ pub(crate) enum Verdict {
     Discard,
     /// No failure: the job is given back.
     Snooze(Duration),
+    /// No failure: the job and all others of its key are held back.
+    RateLimited(Duration),
     Cancel,
 }
 
@@ -69,6 +72,22 @@ pub fn discard(error: impl fmt::Display) -> Failure {
 /// For a handler that cannot begin, as the service that it needs is not up.
 pub fn snooze(delay: Duration) -> Failure {
     Failure::new(Verdict::Snooze(delay), "given back")
+}
+
+/// Holds the job and all others of its key back for this long: what they call said that it gets too
+/// many of them, as an API by the status 429. No attempt is spent.
+///
+/// Held back are
+/// - those that a limit [by key](crate::Limit::by_key) counts together with the job, if there is one;
+/// - else those of the queue or the kind of any limit that concerns the job;
+/// - else, if no limit concerns it, the jobs of its kind with the same key (or without one, if it has
+///   none).
+///
+/// Jobs that run go on, and those of other keys are not held up. The job comes first when the time has
+/// passed; where there is a rate, the others follow at the rate, without a burst. The hold is in
+/// memory: after a restart of the process the first job of the key finds out anew.
+pub fn rate_limited(after: Duration, reason: impl fmt::Display) -> Failure {
+    Failure::new(Verdict::RateLimited(after), reason)
 }
 
 /// Ends the job without a dead letter: nobody needs it any more.
@@ -225,6 +244,8 @@ mod tests {
         assert_eq!(discard(slow()).verdict, Verdict::Discard);
         assert_eq!(snooze(secs(1)).verdict, Verdict::Snooze(secs(1)));
         assert_eq!(cancel("gone").verdict, Verdict::Cancel);
+        let limited = rate_limited(secs(2), "429");
+        assert_eq!(limited.verdict, Verdict::RateLimited(secs(2)));
     }
 
     #[test]

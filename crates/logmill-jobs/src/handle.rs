@@ -255,13 +255,14 @@ pub(crate) fn unit<T: DeserializeOwned + 'static>() -> Option<T> {
 }
 
 impl Mill {
-    /// Why a job waits that a worker came to already: a limit, or a kind without a handler. None if no
+    /// Why a job waits that a worker came to already: a limit, an order, or a kind without a handler. None if no
     /// worker has come to it, it is not due, it runs, or has ended; [`status`](Self::status) says
     /// which.
     ///
     /// Looks through all jobs that are held.
     pub fn why_waiting(&self, id: &JobId) -> Option<String> {
         let limit = self.inner.limits.reason_of(id);
+        let limit = limit.or_else(|| self.order_awaited_by(id));
         limit.or_else(|| self.inner.parked.reason_of(id))
     }
 
@@ -324,9 +325,9 @@ impl Mill {
             }
             Ok(_) | Err(_) => {}
         }
-        // A job that is held ends when a worker comes to it.
+        // A job that is held ends when a worker comes to it. One that waits for a limit was put back
+        // when its end was told.
         inner.parked.release_job(id);
-        inner.limits.forget(id);
         match cancelled {
             // Its handler was told by its flow, and has ended since.
             Ok(Cancelled::Gone) if was_noted => Ok(Cancelled::Running),

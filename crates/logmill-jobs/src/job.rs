@@ -39,6 +39,7 @@ use crate::{Backoff, CodecError, InputShape};
 /// | `keep_results = hours(1)` | how long the record of its end is kept | the mill's |
 /// | `unique = "user_id"` | one job at a time with this value of a field | not unique |
 /// | `key = "tenant"` | the field by which limits count | none |
+/// | `cost = 5` | as how many jobs it counts for rates | 1 |
 ///
 /// `unique` and `key` also take several fields, `unique("user_id", "day")`; `unique` alone means all
 /// fields. A key is the JSON of the fields, so those of a `HashSet`, which has no order, are not equal
@@ -123,6 +124,7 @@ pub struct KindOptions {
     pub(crate) keep_results: Option<Duration>,
     pub(crate) priority: Priority,
     pub(crate) expires_after: Option<Duration>,
+    pub(crate) cost: u32,
 }
 
 /// How long a blocking handler may go on after its timeout by default.
@@ -148,6 +150,7 @@ impl KindOptions {
             keep_results: None,
             priority: Priority::Normal,
             expires_after: None,
+            cost: 1,
         }
     }
 
@@ -199,6 +202,13 @@ impl KindOptions {
     /// Sets the priority among the jobs of the queue.
     pub const fn priority(mut self, priority: Priority) -> Self {
         self.priority = priority;
+        self
+    }
+
+    /// Sets as how many jobs one of this kind counts for [rates](crate::Limit::rate); at least 1. See
+    /// [`Enqueue::cost`](crate::Enqueue::cost).
+    pub const fn cost(mut self, cost: u32) -> Self {
+        self.cost = if cost == 0 { 1 } else { cost };
         self
     }
 

@@ -50,6 +50,11 @@ pub(crate) const PLANS: &[u8] = b"plan/";
 #[cfg(feature = "schedules")]
 pub(crate) const HAS_PLANS: &[u8] = b"plans";
 
+/// A dead job that does not block its key any more, as an operator said.
+pub(crate) fn of_skipped(id: &JobId) -> Vec<u8> {
+    format!("skip/{id}").into_bytes()
+}
+
 /// Keys have at most this many bytes in every backend.
 const MOST: usize = 512;
 

@@ -85,6 +85,7 @@ mod limits;
 mod middleware;
 mod mill;
 mod options;
+mod order;
 mod parked;
 mod prepared;
 mod progress;
@@ -113,7 +114,9 @@ pub use dead_jobs::{DeadCursor, DeadPage};
 pub use enqueue::Enqueue;
 pub use error::{EnqueueError, OpenError, StartError, WaitError};
 pub use events::{Event, EventKind, Events};
-pub use failure::{Failure, FailureError, JobResult, cancel, discard, retry_in, snooze};
+pub use failure::{
+    Failure, FailureError, JobResult, cancel, discard, rate_limited, retry_in, snooze,
+};
 pub use figures::{KindStats, Load, Times};
 pub use flow::{
     Batch, Flow, FlowHandle, FlowId, FlowTree, InputShape, Inputs, JobNode, NodeStatus, OnFailure,
@@ -136,6 +139,7 @@ pub use mill::Mill;
 #[cfg(feature = "embedded")]
 pub use options::MillBuilder;
 pub use options::MillOptions;
+pub use order::{BlockedKey, Order};
 pub use parked::ParkedKind;
 pub use progress::Progress;
 pub use queue::{DeadJob, JobQueue};

@@ -27,6 +27,7 @@ use crate::middleware::Hook;
 #[cfg(feature = "embedded")]
 use crate::options::MillBuilder;
 use crate::options::MillOptions;
+use crate::order::{Ordered, Orders};
 use crate::parked::Parked;
 use crate::refused::Refused;
 use crate::retention::Retention;
@@ -99,6 +100,7 @@ pub(crate) struct Inner {
     pub(crate) events: Arc<Hub>,
     pub(crate) figures: Figures,
     pub(crate) loads: Arc<Loads>,
+    pub(crate) orders: Arc<Orders>,
     is_closed: AtomicBool,
 }
 
@@ -147,9 +149,16 @@ impl Mill {
             hooks,
             trace_context,
             clock,
+            orders,
         } = options;
+        let limits = Limits::new(limits, clock.clone());
+        let orders = Orders::new(orders, clock.clone(), &limits);
+        let backend: Box<dyn Backend> = match orders.is_empty() {
+            true => Box::new(backend),
+            false => Box::new(Ordered::new(backend, &orders)),
+        };
         let inner = Arc::new(Inner {
-            backend: Box::new(backend),
+            backend,
             codec: Codec::new(format, layer, other_layers),
             clock: clock.clone(),
             keep_results,
@@ -167,8 +176,9 @@ impl Mill {
             trace_context,
             events: Arc::default(),
             figures: Figures::default(),
-            loads: Arc::new(Loads::new(clock.clone())),
-            limits: Limits::new(limits, clock),
+            loads: Arc::new(Loads::new(clock)),
+            limits,
+            orders,
             #[cfg(feature = "schedules")]
             schedules: Arc::default(),
             is_closed: AtomicBool::new(false),
@@ -261,6 +271,7 @@ impl Drop for Inner {
         #[cfg(feature = "schedules")]
         self.schedules.stop();
         self.events.close();
+        self.orders.close();
     }
 }
 

@@ -13,6 +13,7 @@ use crate::limits::Limit;
 use crate::middleware::{Enqueueing, Hook};
 #[cfg(feature = "embedded")]
 use crate::mill::Mill;
+use crate::order::Order;
 use crate::span::TraceContext;
 
 /// How long an open waits for the end of another one.
@@ -45,6 +46,7 @@ pub struct MillOptions {
     pub(crate) max_results: usize,
     pub(crate) max_result_bytes: u64,
     pub(crate) limits: Vec<Limit>,
+    pub(crate) orders: Vec<Order>,
     pub(crate) hooks: Vec<Hook>,
     pub(crate) trace_context: Option<Arc<dyn TraceContext>>,
     pub(crate) clock: Clock,
@@ -67,6 +69,7 @@ impl MillOptions {
             max_results: MAX_RESULTS,
             max_result_bytes: MAX_RESULT_BYTES,
             limits: Vec::new(),
+            orders: Vec::new(),
             hooks: Vec::new(),
             trace_context: None,
             clock: Clock::default(),
@@ -96,6 +99,12 @@ impl MillOptions {
     /// Adds a limit. A job runs when all limits that concern it let it.
     pub fn limit(mut self, limit: Limit) -> Self {
         self.limits.push(limit);
+        self
+    }
+
+    /// Adds a strict order within each key.
+    pub fn order(mut self, order: Order) -> Self {
+        self.orders.push(order);
         self
     }
 

@@ -11,6 +11,7 @@ use crate::failure::{Failure, Verdict};
 use crate::figures::{Count, Ran};
 use crate::flow::{Ending, Outcome};
 use crate::keys::{self, Record};
+use crate::limits::Subject;
 use crate::mill::Mill;
 use crate::retention::NewRecord;
 use crate::unique::Release;
@@ -222,6 +223,13 @@ fn fail(
             return end_or_die(mill, claim, id, kind, ended, kept, ran);
         }
         Verdict::Snooze(after) => Settlement::Snooze { after },
+        Verdict::RateLimited(after) => {
+            tracing::debug!(%id, ?after, reason, "the key of a job is held back");
+            if mill.inner.limits.hold_key(id, kind.cost, claim, after) {
+                return ran.snoozed(mill, id, after);
+            }
+            Settlement::Snooze { after }
+        }
         Verdict::RetryIn(after) if !is_last => Settlement::Retry {
             after,
             reason: &reason,
@@ -315,7 +323,14 @@ pub(crate) fn ended_otherwise(mill: &Mill, ended: &backend::Ended<'_>) {
     // looks for the record.
     mill.inner.cancelling.forget(&id);
     match ended.how {
-        End::Cancelled => mill.inner.limits.forget(&id),
+        End::Cancelled => {
+            let job = Subject {
+                queue: id.queue(),
+                kind: ended.kind,
+                key: ended.key,
+            };
+            mill.inner.limits.forget(&id, &job);
+        }
         // It was not waiting for a limit: a worker had it, or was about to get it.
         End::Dead(_) => mill.inner.limits.forget_grant(&id),
     }

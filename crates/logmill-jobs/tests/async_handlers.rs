@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use logmill_jobs::{
-    Context, Job, JobResult, Mill, StartError, State, Status, WaitError, Workers, retry_in, secs,
+    Context, Job, JobResult, Mill, MillOptions, Order, StartError, State, Status, WaitError,
+    Workers, rate_limited, retry_in, secs,
 };
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -281,6 +282,45 @@ async fn middleware_is_told_how_an_async_attempt_ends_also_one_whose_time_is_up(
     let stats = mill.kind_stats("slow");
     assert_eq!((stats.failed, stats.dead, stats.done), (2, 1, 0));
     assert_eq!(stats.ran.count, 2);
+    let ended = tokio::task::spawn_blocking(move || pool.shutdown(PATIENCE));
+    assert!(ended.await.unwrap().finished_in_time);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn async_handlers_keep_the_order_of_a_key_through_failures_and_429s() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = MillOptions::new().order(Order::on_kind("call"));
+    let builder = Mill::builder(dir.path().join("jobs"));
+    let mill = builder.options(options).open().unwrap();
+    let (gauge, calls) = (Gauge::default(), Arc::new(AtomicU32::new(0)));
+    let handler = move |job: Call, State(gauge): State<Gauge>| {
+        let calls = Arc::clone(&calls);
+        async move {
+            let running = gauge.0.0.fetch_add(1, Ordering::SeqCst) + 1;
+            gauge.0.1.fetch_max(running, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+            gauge.0.0.fetch_sub(1, Ordering::SeqCst);
+            let call = calls.fetch_add(1, Ordering::SeqCst);
+            match call % 7 {
+                2 => JobResult::Err(rate_limited(Duration::from_millis(1), "429")),
+                _ => Ok(job.number * 1000 + u64::from(call)),
+            }
+        }
+    };
+    let workers = Workers::new(gauge.clone()).on_async(handler).threads(2);
+    let pool = workers.start(&mill).unwrap();
+    let mut handles = Vec::new();
+    for number in 0..50 {
+        let job = mill.job(Call { number }).key("one");
+        handles.push(job.enqueue().unwrap());
+    }
+    let mut last = None;
+    for handle in &handles {
+        let call = handle.wait_async().await.unwrap() % 1000;
+        assert!(last < Some(call), "{last:?} {call}");
+        last = Some(call);
+    }
+    assert_eq!(gauge.0.1.load(Ordering::SeqCst), 1);
     let ended = tokio::task::spawn_blocking(move || pool.shutdown(PATIENCE));
     assert!(ended.await.unwrap().finished_in_time);
 }

@@ -8,7 +8,7 @@
 use std::alloc::System;
 use std::time::{Duration, Instant};
 
-use logmill_jobs::{Job, JobResult, Limit, Mill, MillOptions, Workers, hours};
+use logmill_jobs::{Job, JobResult, Limit, Mill, MillOptions, Order, Workers, hours};
 use serde::{Deserialize, Serialize};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
@@ -96,4 +96,68 @@ fn a_million_jobs_that_wait() {
     }
     report("delayed", before);
     assert!(pool.shutdown(PATIENCE).finished_in_time);
+}
+
+/// Keys whose jobs have begun: what a limit knows of each, and of those that are idle again.
+#[test]
+#[ignore = "takes a minute; for its figures"]
+fn a_million_keys_of_a_limit() {
+    for (what, period) in [
+        ("known to a rate", hours(1)),
+        ("idle, known to a rate", Duration::from_nanos(1)),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let limit = Limit::on_kind("keyed").by_key().rate(1, period);
+        let options = MillOptions::new().limit(limit);
+        let builder = Mill::builder(dir.path().join("jobs"));
+        let mill = builder.options(options).open().unwrap();
+        let workers = Workers::new(()).on(|_: Keyed| JobResult::Ok(()));
+        let pool = workers.threads(2).start(&mill).unwrap();
+        let before = heap();
+        let queue = mill.queue("default").unwrap();
+        for tenant in 0..JOBS {
+            mill.enqueue(Keyed { tenant }).unwrap();
+        }
+        let start = Instant::now();
+        while queue.stats().unwrap().completed < JOBS {
+            assert!(start.elapsed() < PATIENCE);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        report(what, before);
+        assert!(pool.shutdown(PATIENCE).finished_in_time);
+        mill.close().unwrap();
+    }
+}
+
+#[test]
+#[ignore = "takes a minute; for its figures"]
+fn a_million_jobs_in_an_order() {
+    for (what, keys) in [("of one key", 1), ("each of its own key", JOBS)] {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || {
+            let options = MillOptions::new().order(Order::on_queue("default"));
+            let builder = Mill::builder(dir.path().join("jobs"));
+            builder.options(options).open().unwrap()
+        };
+        let mill = open();
+        // Without an order, for what the engine takes.
+        let plain = heap();
+        mill.queue("plain").unwrap();
+        for number in 0..JOBS {
+            let tenant = number % keys;
+            mill.job(Keyed { tenant }).queue("plain").enqueue().unwrap();
+        }
+        let plain = heap() - plain;
+        let before = heap() + plain;
+        for number in 0..JOBS {
+            let tenant = number % keys;
+            mill.enqueue(Keyed { tenant }).unwrap();
+        }
+        report(&format!("in an order, {what}"), before);
+        mill.close().unwrap();
+        let start = Instant::now();
+        let mill = open();
+        println!("opened again in {:?}", start.elapsed());
+        mill.close().unwrap();
+    }
 }

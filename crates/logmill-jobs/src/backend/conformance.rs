@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::{
     Backend, BackendError, Cancelled, Changes, Choice, Claim, Consumer, Due, End, FLOW_HEADER,
-    Keep, KeyChange, NewJob, Next, Served, Settlement, UNIQUE_HEADER,
+    KEY_HEADER, Keep, KeyChange, NewJob, Next, ORDER_HEADER, Served, Settlement, UNIQUE_HEADER,
 };
 
 /// A check and what it checks.
@@ -292,6 +292,8 @@ fn told(backend: &dyn Backend) -> mpsc::Receiver<(u64, String)> {
         let headers = (
             ended.unique.map(<[u8]>::to_vec),
             ended.flow.map(<[u8]>::to_vec),
+            ended.key.map(<[u8]>::to_vec),
+            ended.order.map(<[u8]>::to_vec),
         );
         let how = match ended.how {
             End::Dead(reason) => format!("dead: {reason}"),
@@ -306,7 +308,12 @@ fn told(backend: &dyn Backend) -> mpsc::Receiver<(u64, String)> {
 fn dead_jobs(backend: &dyn Backend) {
     let told = told(backend);
     let queue = backend.queue(QUEUE).expect("a queue");
-    let headers: [(&str, &[u8]); 2] = [(UNIQUE_HEADER, b"u"), (FLOW_HEADER, b"f")];
+    let headers: [(&str, &[u8]); 4] = [
+        (UNIQUE_HEADER, b"u"),
+        (FLOW_HEADER, b"f"),
+        (KEY_HEADER, b"k"),
+        (ORDER_HEADER, b"\0\0\0\0\0\0\0\x01"),
+    ];
     let new = NewJob {
         headers: &headers,
         ..job(b"job")
@@ -326,7 +333,9 @@ fn dead_jobs(backend: &dyn Backend) {
             .expect("it is dead");
     });
     let (ended, what) = told.recv_timeout(PATIENCE).expect("its end is told");
-    let expected = format!("{QUEUE} kind (Some([117]), Some([102])) dead: second");
+    let expected = format!(
+        "{QUEUE} kind (Some([117]), Some([102]), Some([107]), Some([0, 0, 0, 0, 0, 0, 0, 1])) dead: second"
+    );
     assert_eq!((ended, what), (number, expected));
     let letters = queue.dead_letters().expect("letters");
     let [letter] = &letters[..] else {
@@ -336,6 +345,10 @@ fn dead_jobs(backend: &dyn Backend) {
     assert_eq!((&letter.payload[..], letter.attempts), (&b"job"[..], 2));
     assert_eq!(letter.reasons.last().map(String::as_str), Some("second"));
     assert_eq!(letter.flow.as_deref(), Some(&b"f"[..]));
+    let key = letter.headers.iter().find(|(key, _)| key == KEY_HEADER);
+    assert_eq!(key.map(|(_, value)| &value[..]), Some(&b"k"[..]));
+    let same = queue.dead_letter(letter.letter).expect("a look at it");
+    assert_eq!(same.as_ref(), Some(letter));
     let again = queue.replay(letter.letter).ok().flatten();
     assert!(again.is_some_and(|again| again != number));
     assert_eq!(queue.replay(letter.letter).ok(), Some(None));
@@ -351,6 +364,7 @@ fn dead_jobs(backend: &dyn Backend) {
     assert_eq!(letters.len(), 1);
     assert_eq!(queue.purge(letters[0].letter).ok(), Some(true));
     assert_eq!(queue.purge(letters[0].letter).ok(), Some(false));
+    assert_eq!(queue.dead_letter(letters[0].letter).ok(), Some(None));
     assert!(queue.dead_letters().expect("letters").is_empty());
 }
 
@@ -502,7 +516,10 @@ fn cancelled_jobs(backend: &dyn Backend) {
         let (ended, what) = told.recv_timeout(PATIENCE).expect("its end is told");
         assert_eq!(
             (ended, what),
-            (number, format!("{QUEUE} kind (None, None) cancelled"))
+            (
+                number,
+                format!("{QUEUE} kind (None, None, None, None) cancelled")
+            )
         );
     }
     assert!(told.try_recv().is_err(), "an end was told twice");

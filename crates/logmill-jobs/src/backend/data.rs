@@ -160,6 +160,8 @@ pub struct DeadJob {
     pub kind: String,
     /// Its arguments, encoded.
     pub payload: Vec<u8>,
+    /// What else is stored with it.
+    pub headers: Vec<(String, Vec<u8>)>,
     /// Attempts that failed.
     pub attempts: u32,
     /// How often the process died during an attempt.
@@ -186,6 +188,10 @@ pub struct Ended<'a> {
     pub unique: Option<&'a [u8]>,
     /// The value of its header [`FLOW_HEADER`](super::FLOW_HEADER), if it has one.
     pub flow: Option<&'a [u8]>,
+    /// The value of its header [`KEY_HEADER`](super::KEY_HEADER), if it has one.
+    pub key: Option<&'a [u8]>,
+    /// The value of its header [`ORDER_HEADER`](super::ORDER_HEADER), if it has one.
+    pub order: Option<&'a [u8]>,
     /// How it ended.
     pub how: End<'a>,
     /// The number of its last attempt; 0 if there was none, or the backend does not say.
@@ -217,9 +223,23 @@ impl<'a> Ended<'a> {
             kind,
             unique,
             flow: None,
+            key: None,
+            order: None,
             how,
             attempt: 0,
         }
+    }
+
+    /// Sets the key that limits count the job by.
+    pub fn key(mut self, key: Option<&'a [u8]>) -> Self {
+        self.key = key;
+        self
+    }
+
+    /// Sets the place of the job in an order.
+    pub fn order(mut self, order: Option<&'a [u8]>) -> Self {
+        self.order = order;
+        self
     }
 
     /// Sets the place of the job in a flow.

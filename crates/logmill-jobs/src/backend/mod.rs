@@ -221,6 +221,12 @@ pub trait Queue: Send + Sync {
         })
     }
 
+    /// A dead letter; None if there is no such letter.
+    ///
+    /// # Errors
+    /// The storage failed.
+    fn dead_letter(&self, letter: u64) -> Result<Option<DeadJob>, BackendError>;
+
     /// Enqueues a dead job anew, and removes its letter. Returns its new number; None if there is no
     /// such letter.
     ///
@@ -314,6 +320,12 @@ pub const UNIQUE_HEADER: &str = crate::enqueue::header::UNIQUE;
 
 /// The name of the header with the place of a job in a flow, see [`Ended`] and [`DeadJob`].
 pub const FLOW_HEADER: &str = crate::enqueue::header::FLOW;
+
+/// The name of the header with the key that limits count a job by, see [`Ended`].
+pub const KEY_HEADER: &str = crate::enqueue::header::KEY;
+
+/// The name of the header with the place of a job among those of an order, see [`Ended`].
+pub const ORDER_HEADER: &str = crate::enqueue::header::ORDER;
 
 /// The queue of a backend that holds the jobs of a level of priority.
 pub(crate) fn name_of_level(queue: &str, priority: Priority) -> String {

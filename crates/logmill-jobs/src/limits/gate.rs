@@ -1,21 +1,31 @@
 //! A limit and the jobs that it lets through: for each key, those that run, the rate's memory, and
 //! those that wait in the order in which workers came to them.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::Limit;
+use super::limit::Limit;
 use crate::JobId;
 use crate::backend::{Claim, Held, Settlement};
 use crate::clock::Clock;
 
 pub(super) struct Gate {
     pub(super) limit: Limit,
+    /// Whether it knows only the keys that it was closed for, and lets all others through.
+    is_for_held: bool,
     clock: Clock,
     opened: Instant,
+    /// Whether it was ever closed for a time.
+    was_closed: AtomicBool,
+    /// How many keys it knows, if it is for those that are held back. Changed under the lock.
+    known: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -52,7 +62,7 @@ impl Hasher for Same {
 #[derive(Default)]
 struct Bucket {
     running: u32,
-    /// When the next job may begin at the earliest if there is no burst.
+    /// When the next cell of the rate is due; without a rate, until when the key is closed.
     next: Option<Instant>,
     waiting: VecDeque<Waiting>,
     /// Its entry in the times.
@@ -62,6 +72,8 @@ struct Bucket {
 /// A job that waits; it goes back to its queue when it is dropped.
 pub(super) struct Waiting {
     pub(super) id: JobId,
+    /// How many cells of the rate it takes.
+    pub(super) cost: u32,
     /// None until its worker holds it.
     pub(super) held: Option<Box<dyn Held>>,
 }
@@ -69,6 +81,8 @@ pub(super) struct Waiting {
 /// What became of a job that asked for a place.
 pub(super) enum Taken {
     Place,
+    /// The gate does not concern its key.
+    Free,
     /// It waits; until this time, if that is known.
     Waits(Option<Instant>),
     /// There was nothing to hold: it was cancelled, or goes back to its queue for a while.
@@ -87,22 +101,54 @@ const FEW: usize = 64;
 const AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Bucket {
-    fn refusal(&self, limit: &Limit, now: Instant) -> Option<Refusal> {
+    fn refusal(&self, limit: &Limit, now: Instant, cost: u32) -> Option<Refusal> {
         if limit.at_once.is_some_and(|most| self.running >= most) {
             return Some(Refusal::Full);
         }
-        let (rate, next) = (limit.rate?, self.next?);
-        let early = rate.interval.saturating_mul(rate.burst - 1);
-        let until = next.checked_sub(early)?;
+        let next = self.next?;
+        let until = limit
+            .rate
+            .map_or(Some(next), |rate| rate.until(next, cost))?;
         (until > now).then_some(Refusal::Until(until))
     }
 
-    fn take(&mut self, limit: &Limit, now: Instant) {
+    /// Why the first job that waits has no place.
+    fn refusal_of_first(&self, limit: &Limit, now: Instant) -> Option<Refusal> {
+        self.refusal(limit, now, self.waiting.front()?.cost)
+    }
+
+    fn take(&mut self, limit: &Limit, now: Instant, cost: u32) {
         self.running += 1;
         if let Some(rate) = limit.rate {
-            let from = self.next.map_or(now, |next| next.max(now));
-            // A time that overflows is one that never comes, and limits nothing here.
-            self.next = from.checked_add(rate.interval);
+            self.next = rate.after(self.next, now, cost);
+        }
+    }
+
+    /// Lets nobody through before this time.
+    fn close(&mut self, limit: &Limit, until: Instant) {
+        let until = limit
+            .rate
+            .map_or(Some(until), |rate| rate.closed_until(until));
+        self.next = self.next.max(until);
+    }
+
+    /// A job that was put at one of the ends a moment ago.
+    fn find(&mut self, id: &JobId) -> Option<&mut Waiting> {
+        let is_first = self.waiting.front().is_some_and(|one| one.id == *id);
+        match is_first {
+            true => self.waiting.front_mut(),
+            false => self.waiting.iter_mut().rfind(|one| one.id == *id),
+        }
+    }
+
+    fn push(&mut self, waiting: Waiting, is_first: bool) {
+        if self.waiting.capacity() == 0 {
+            // Many keys have one job that waits.
+            self.waiting.reserve_exact(1);
+        }
+        match is_first {
+            true => self.waiting.push_front(waiting),
+            false => self.waiting.push_back(waiting),
         }
     }
 
@@ -112,11 +158,13 @@ impl Bucket {
 }
 
 impl State {
-    /// The bucket of a key, with room made for it if there are many.
+    /// The bucket of a key, with room made for it if there are many: each look through all of them
+    /// is paid by as many that were added since the last one.
     fn bucket(&mut self, key: u64, now: Instant) -> &mut Bucket {
         if self.buckets.len() >= self.sweep_at.max(FEW) && !self.buckets.contains_key(&key) {
             self.buckets.retain(|_, bucket| !bucket.is_idle(now));
             self.sweep_at = 2 * self.buckets.len();
+            self.buckets.shrink_to(self.sweep_at.max(FEW));
         }
         self.buckets.entry(key).or_default()
     }
@@ -139,36 +187,79 @@ impl Gate {
     pub(super) fn new(limit: Limit, clock: Clock) -> Self {
         Self {
             limit,
+            is_for_held: false,
             opened: clock.now(),
             clock,
+            was_closed: AtomicBool::new(false),
+            known: AtomicUsize::new(0),
             state: Mutex::default(),
+        }
+    }
+
+    /// The gate of jobs that no limit concerns and whose handlers were told to slow down.
+    pub(super) fn for_held(clock: Clock) -> Self {
+        Self {
+            is_for_held: true,
+            ..Self::new(Limit::of_held(), clock)
         }
     }
 
     /// The time, as far as the limit depends on it.
     pub(super) fn now(&self) -> Instant {
-        match self.limit.rate {
-            Some(_) => self.clock.now(),
-            None => self.opened,
+        // Relaxed: it is set under the lock under which what depends on it is changed.
+        match self.limit.rate.is_some() || self.was_closed.load(Ordering::Relaxed) {
+            true => self.clock.now(),
+            false => self.opened,
+        }
+    }
+
+    pub(super) fn is_for_held(&self) -> bool {
+        self.is_for_held
+    }
+
+    /// How many keys it knows, if it is for those that are held back.
+    #[inline]
+    pub(super) fn known(&self) -> usize {
+        // Relaxed: a job that misses that its key was closed at this moment came before that.
+        self.known.load(Ordering::Relaxed)
+    }
+
+    /// Whether it knows a key.
+    pub(super) fn knows_any(&self) -> bool {
+        !self.state.lock().buckets.is_empty()
+    }
+
+    fn note_known(&self, state: &State) {
+        if self.is_for_held {
+            self.known.store(state.buckets.len(), Ordering::Relaxed);
         }
     }
 
     /// Takes a place for a job, or has it wait behind the others of its key.
-    pub(super) fn take_or_wait(&self, key: u64, id: &JobId, claim: &mut dyn Claim) -> Taken {
+    pub(super) fn take_or_wait(
+        &self,
+        key: u64,
+        id: &JobId,
+        cost: u32,
+        claim: &mut dyn Claim,
+    ) -> Taken {
         let now = self.now();
         let mut state = self.state.lock();
+        if self.is_for_held && !state.buckets.contains_key(&key) {
+            return Taken::Free;
+        }
         let bucket = state.bucket(key, now);
-        let refusal = bucket.refusal(&self.limit, now);
+        let refusal = bucket.refusal(&self.limit, now, cost);
         if refusal.is_none() && bucket.waiting.is_empty() {
-            bucket.take(&self.limit, now);
+            bucket.take(&self.limit, now, cost);
             return Taken::Place;
         }
-        // Its place in the line. The job is held without the lock: to hold one that was cancelled tells
-        // of its end, which comes back to this gate.
-        bucket.waiting.push_back(Waiting {
+        let waiting = Waiting {
             id: id.clone(),
+            cost,
             held: None,
-        });
+        };
+        bucket.push(waiting, false);
         let is_first = bucket.waiting.len() == 1;
         let until = match refusal {
             Some(Refusal::Until(until)) if is_first => Some(until),
@@ -178,17 +269,70 @@ impl Gate {
             state.set_time(key, until);
         }
         drop(state);
+        match self.hold(key, id, claim) {
+            true => Taken::Waits(until),
+            false => {
+                let _ = claim.settle(Settlement::Snooze { after: AGAIN });
+                Taken::NotHeld
+            }
+        }
+    }
+
+    /// Closes a key until this time: no job of it is let through before. Returns when to look at the
+    /// key again.
+    pub(super) fn close(&self, key: u64, until: Instant) -> Option<Instant> {
+        let now = self.clock.now();
+        let mut state = self.state.lock();
+        self.was_closed.store(true, Ordering::Relaxed);
+        let bucket = state.bucket(key, now);
+        bucket.close(&self.limit, until);
+        let until = match bucket.refusal_of_first(&self.limit, now) {
+            Some(Refusal::Until(until)) => Some(until),
+            // The key is to be forgotten then.
+            _ if self.is_for_held => bucket.next,
+            _ => None,
+        };
+        state.set_time(key, until);
+        self.note_known(&state);
+        until
+    }
+
+    /// Has a job that was let through before wait as the first of its key. Returns false if it is not
+    /// held.
+    pub(super) fn wait_as_first(
+        &self,
+        key: u64,
+        until: Instant,
+        (id, cost): (&JobId, u32),
+        claim: &mut dyn Claim,
+    ) -> bool {
+        let mut state = self.state.lock();
+        let waiting = Waiting {
+            id: id.clone(),
+            cost,
+            held: None,
+        };
+        state.bucket(key, self.clock.now()).push(waiting, true);
+        state.set_time(key, Some(until));
+        self.note_known(&state);
+        drop(state);
+        self.hold(key, id, claim)
+    }
+
+    /// Holds a job that has its place in the line. Returns false if there was nothing to hold.
+    ///
+    /// Without the lock: to hold a job that was cancelled tells of its end, which comes back to this
+    /// gate.
+    fn hold(&self, key: u64, id: &JobId, claim: &mut dyn Claim) -> bool {
         let held = claim.hold();
         if held.is_none() {
-            self.forget(id);
-            let _ = claim.settle(Settlement::Snooze { after: AGAIN });
-            return Taken::NotHeld;
+            drop(self.forget(key, id));
+            return false;
         }
         let mut state = self.state.lock();
         let bucket = state.buckets.get_mut(&key);
-        let waiting = bucket.map(|bucket| bucket.waiting.iter_mut());
-        // From the end, where it was put a moment ago.
-        let late = match waiting.and_then(|waiting| waiting.rev().find(|one| one.id == *id)) {
+        let entry = bucket.and_then(|bucket| bucket.find(id));
+        let late = match entry {
             Some(entry) => {
                 entry.held = held;
                 None
@@ -198,21 +342,24 @@ impl Gate {
         };
         drop(state);
         drop(late);
-        Taken::Waits(until)
+        true
     }
 
     /// Gives a place back; with its turn, if the job did not begin. Returns whether a job waits for
     /// one.
-    pub(super) fn give_back(&self, key: u64, has_begun: bool) -> bool {
+    pub(super) fn give_back(&self, key: u64, cost: u32, has_begun: bool) -> bool {
+        let now = self.now();
         let mut state = self.state.lock();
         let Some(bucket) = state.buckets.get_mut(&key) else {
             return false;
         };
         bucket.running -= 1;
         if let (Some(rate), false) = (self.limit.rate, has_begun) {
-            bucket.next = bucket.next.and_then(|next| next.checked_sub(rate.interval));
+            bucket.next = bucket.next.and_then(|next| rate.given_back(next, cost));
         }
-        !bucket.waiting.is_empty()
+        let is_awaited = !bucket.waiting.is_empty();
+        self.forget_held(&mut state, key, now);
+        is_awaited
     }
 
     /// The first job that waits, if there is a place for it, which it has then; and when there may be
@@ -223,31 +370,54 @@ impl Gate {
             return (None, None);
         };
         let mut first = None;
-        if !bucket.waiting.is_empty() && bucket.refusal(&self.limit, now).is_none() {
-            bucket.take(&self.limit, now);
+        if bucket.refusal_of_first(&self.limit, now).is_none() {
             first = bucket.waiting.pop_front();
         }
-        let until = match bucket.refusal(&self.limit, now) {
-            Some(Refusal::Until(until)) if !bucket.waiting.is_empty() => Some(until),
-            _ => None,
+        if let Some(first) = &first {
+            bucket.take(&self.limit, now, first.cost);
+        }
+        let until = match bucket.refusal_of_first(&self.limit, now) {
+            Some(Refusal::Until(until)) => Some(until),
+            _ => bucket.next.filter(|next| self.is_for_held && *next > now),
         };
         state.set_time(key, until);
+        self.forget_held(&mut state, key, now);
         (first, until)
     }
 
-    /// Takes out a job that waits.
-    pub(super) fn forget(&self, id: &JobId) -> Option<Waiting> {
+    /// Forgets a key that was closed for a time and is idle: it concerns no job any more.
+    fn forget_held(&self, state: &mut State, key: u64, now: Instant) {
+        let bucket = state.buckets.get(&key);
+        if self.is_for_held && bucket.is_some_and(|bucket| bucket.is_idle(now)) {
+            state.set_time(key, None);
+            state.buckets.remove(&key);
+            self.note_known(state);
+        }
+    }
+
+    /// Takes out a job that waits. Looks through those of its key.
+    pub(super) fn forget(&self, key: u64, id: &JobId) -> Option<Waiting> {
         let mut state = self.state.lock();
-        state.buckets.values_mut().find_map(|bucket| {
-            let at = bucket.waiting.iter().position(|one| one.id == *id)?;
-            bucket.waiting.remove(at)
-        })
+        let waiting = &mut state.buckets.get_mut(&key)?.waiting;
+        let at = waiting.iter().position(|one| one.id == *id)?;
+        waiting.remove(at)
     }
 
     pub(super) fn has_waiting(&self, id: &JobId) -> bool {
         let state = self.state.lock();
         let mut waiting = state.buckets.values().flat_map(|bucket| &bucket.waiting);
         waiting.any(|one| one.id == *id)
+    }
+
+    /// Jobs that have a place, jobs that wait.
+    #[cfg(test)]
+    pub(super) fn counts(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        let buckets = state.buckets.values();
+        buckets.fold((0, 0), |(running, waiting), bucket| {
+            let more = u64::try_from(bucket.waiting.len()).unwrap_or(u64::MAX);
+            (running + u64::from(bucket.running), waiting + more)
+        })
     }
 
     /// Takes out the keys whose time has come.
@@ -285,67 +455,5 @@ impl Gate {
                 std::mem::take(&mut bucket.waiting)
             })
             .collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::secs;
-
-    /// Takes places until there is none, and returns how many there were.
-    fn places(gate: &Gate, key: u64, now: Instant) -> u32 {
-        let mut state = gate.state.lock();
-        let bucket = state.bucket(key, now);
-        let mut places = 0;
-        while bucket.refusal(&gate.limit, now).is_none() && places < 1000 {
-            bucket.take(&gate.limit, now);
-            places += 1;
-        }
-        places
-    }
-
-    #[test]
-    fn a_rate_lets_through_what_it_says_in_any_period() {
-        let gate = Gate::new(
-            Limit::on_queue("q").rate(10, secs(1)).burst(3),
-            Clock::default(),
-        );
-        let start = Instant::now();
-        assert_eq!(places(&gate, 0, start), 3);
-        let mut later = 0;
-        for tick in 1..=1000 {
-            later += places(&gate, 0, start + Duration::from_millis(tick));
-        }
-        assert_eq!(later, 10);
-        // After a long pause, no more than the burst.
-        assert_eq!(places(&gate, 0, start + secs(100)), 3);
-    }
-
-    #[test]
-    fn a_number_at_once_is_one_of_each_key() {
-        let gate = Gate::new(Limit::on_queue("q").by_key().at_once(2), Clock::default());
-        let now = Instant::now();
-        assert_eq!((places(&gate, 1, now), places(&gate, 2, now)), (2, 2));
-        gate.give_back(1, true);
-        assert_eq!((places(&gate, 1, now), places(&gate, 2, now)), (1, 0));
-    }
-
-    #[test]
-    fn keys_that_are_idle_are_forgotten() {
-        let gate = Gate::new(
-            Limit::on_queue("q").by_key().rate(1, secs(1)),
-            Clock::default(),
-        );
-        let start = Instant::now();
-        for key in 0..100_000 {
-            let now = start + Duration::from_millis(key);
-            assert_eq!(places(&gate, key, now), 1);
-            gate.state.lock().bucket(key, now).running = 0;
-        }
-        let left = gate.state.lock().buckets.len();
-        assert!(left < 5000, "{left}");
     }
 }

@@ -8,8 +8,16 @@
 //!                       │ no                                    ▼
 //!                       └─▶ waits, first in first out ◀── a place for the first: it is put back
 //! ```
+//!
+//! A handler that was told to slow down closes its key: the gates that concern its job let nobody
+//! through for a time, and the job waits there as the first. If no limit concerns it, one more gate,
+//! the last, does: it knows only the keys that it was closed for.
 
 mod gate;
+mod limit;
+mod rate;
+#[cfg(all(test, feature = "embedded"))]
+mod stress;
 mod timer;
 
 use std::collections::HashMap;
@@ -22,153 +30,35 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use self::gate::{Gate, Taken};
+pub use self::limit::Limit;
+pub(crate) use self::limit::Subject;
 use self::timer::Timer;
 use crate::JobId;
 use crate::backend::Claim;
 use crate::clock::Clock;
 use crate::enqueue::header;
 
-/// A limit on jobs that run at the same time, or that begin in a time.
-///
-/// ```
-/// use logmill_jobs::{Limit, Mill, MillOptions, secs};
-///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let dir = tempfile::tempdir()?;
-/// let options = MillOptions::new()
-///     // Each tenant has at most two exports running.
-///     .limit(Limit::on_kind("export").by_key().at_once(2))
-///     // The mail API takes ten a second, and five of them together.
-///     .limit(Limit::on_queue("mail").rate(10, secs(1)).burst(5));
-/// let mill = Mill::builder(dir.path().join("jobs")).options(options).open()?;
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use]
-pub struct Limit {
-    scope: Scope,
-    by_key: bool,
-    at_once: Option<u32>,
-    rate: Option<Rate>,
-}
-
-/// Which jobs a limit concerns.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Scope {
-    Queue(String),
-    Kind(String),
-}
-
-/// So many jobs in a time, as the generic cell rate algorithm (ITU-T I.371) counts them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Rate {
-    /// The time between two jobs.
-    interval: Duration,
-    /// How many may begin together after a pause.
-    burst: u32,
-}
-
-impl Limit {
-    /// Limits the jobs of a queue, all kinds and priorities together.
-    pub fn on_queue(queue: impl Into<String>) -> Self {
-        Self::on(Scope::Queue(queue.into()))
-    }
-
-    /// Limits the jobs of a kind, in all queues.
-    pub fn on_kind(kind: impl Into<String>) -> Self {
-        Self::on(Scope::Kind(kind.into()))
-    }
-
-    fn on(scope: Scope) -> Self {
-        Self {
-            scope,
-            by_key: false,
-            at_once: None,
-            rate: None,
-        }
-    }
-
-    /// Counts the jobs of each key by themselves, as each tenant's. Jobs without a key are not
-    /// limited then.
-    ///
-    /// The key is that of `#[job(key = "tenant")]` or of [`Enqueue::key`](crate::Enqueue::key).
-    pub fn by_key(mut self) -> Self {
-        self.by_key = true;
-        self
-    }
-
-    /// At most so many run at the same time; at least 1.
-    pub fn at_once(mut self, jobs: u32) -> Self {
-        self.at_once = Some(jobs.max(1));
-        self
-    }
-
-    /// At most so many begin in this time, evenly: ten in a second means one in each tenth.
-    ///
-    /// In any period of this length, at most so many jobs and one begin, or as many more as
-    /// [`burst`](Self::burst) says. Each attempt counts. The count is in memory, and begins anew
-    /// with the process.
-    pub fn rate(mut self, jobs: u32, period: Duration) -> Self {
-        let burst = self.rate.map_or(1, |rate| rate.burst);
-        let interval = period / jobs.max(1);
-        self.rate = Some(Rate { interval, burst });
-        self
-    }
-
-    /// Lets so many begin together after a time in which fewer began than might have; at least 1,
-    /// the default. Has no effect without a [`rate`](Self::rate).
-    pub fn burst(mut self, jobs: u32) -> Self {
-        if let Some(rate) = &mut self.rate {
-            rate.burst = jobs.max(1);
-        }
-        self
-    }
-
-    fn concerns(&self, id: &JobId, claim: &dyn Claim) -> bool {
-        match &self.scope {
-            Scope::Queue(queue) => queue == id.queue(),
-            Scope::Kind(kind) => kind == claim.kind(),
-        }
-    }
-}
-
-/// What the limit is called where it is the reason for which a job waits.
-impl std::fmt::Display for Limit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.scope {
-            Scope::Queue(queue) => write!(f, "the limit of the queue {queue:?}")?,
-            Scope::Kind(kind) => write!(f, "the limit of the kind {kind:?}")?,
-        }
-        if self.by_key {
-            f.write_str(", of each key")?;
-        }
-        if let Some(at_once) = self.at_once {
-            write!(f, ", {at_once} at once")?;
-        }
-        if let Some(rate) = self.rate {
-            write!(f, ", one in {:?}", rate.interval)?;
-        }
-        Ok(())
-    }
-}
-
 /// The limits of a mill.
 pub(crate) struct Limits {
+    /// Those of the options, and the one of jobs whose handlers were told to slow down.
     gates: Vec<Gate>,
+    has_rates: bool,
     /// Jobs that were put back with a place at a gate kept for them.
     granted: Mutex<HashMap<JobId, Grant>>,
     /// How many there are, so that a job without a grant costs a load. Changed under the lock.
     grants: AtomicUsize,
     hasher: RandomState,
+    clock: Clock,
     timer: Arc<Timer>,
 }
 
 /// A place at a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Grant {
-    gate: usize,
     key: u64,
+    gate: u32,
+    /// How many cells of the rate it took.
+    cost: u32,
 }
 
 /// The places that a job has at gates, until its attempt has ended.
@@ -185,51 +75,77 @@ pub(crate) enum Admission {
     Waits,
 }
 
+/// No key is held back for longer: a time that no clock of this process comes to.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// What limits have at a moment.
+#[cfg(test)]
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) running: u64,
+    pub(crate) waiting: u64,
+    pub(crate) granted: u64,
+    pub(crate) held_keys: u64,
+}
+
 impl Limits {
     pub(crate) fn new(limits: Vec<Limit>, clock: Clock) -> Arc<Self> {
-        let timer = Arc::new(Timer::new(clock.clone()));
         let has_rates = limits.iter().any(|limit| limit.rate.is_some());
+        let gates = limits.into_iter();
+        let gates = gates.map(|limit| Gate::new(limit, clock.clone()));
         let limits = Arc::new(Self {
-            gates: limits
-                .into_iter()
-                .map(|limit| Gate::new(limit, clock.clone()))
+            gates: gates
+                .chain(std::iter::once(Gate::for_held(clock.clone())))
                 .collect(),
+            has_rates,
             granted: Mutex::default(),
             grants: AtomicUsize::new(0),
             hasher: RandomState::new(),
-            timer: Arc::clone(&timer),
+            timer: Arc::new(Timer::new(clock.clone())),
+            clock,
         });
         if has_rates {
-            timer.start(&limits);
+            limits.timer.start(&limits);
         }
         limits
     }
 
-    /// Whether a job may run; holds it if it may not.
+    /// Whether a job may run that costs so many cells of rates; holds it if it may not.
     #[inline]
-    pub(crate) fn admit(self: &Arc<Self>, id: &JobId, claim: &mut dyn Claim) -> Admission {
-        if self.gates.is_empty() {
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        id: &JobId,
+        cost: u32,
+        claim: &mut dyn Claim,
+    ) -> Admission {
+        if self.gates.len() == 1 && self.gates.last().is_none_or(|held| held.known() == 0) {
             return Admission::Runs(Permit::none());
         }
-        self.admit_slow(id, claim)
+        self.admit_slow(id, cost, claim)
     }
 
-    fn admit_slow(self: &Arc<Self>, id: &JobId, claim: &mut dyn Claim) -> Admission {
+    fn admit_slow(self: &Arc<Self>, id: &JobId, cost: u32, claim: &mut dyn Claim) -> Admission {
         let granted = self.take_grant(id);
         let mut permit = Permit {
             limits: Some(Arc::clone(self)),
             has_begun: false,
             places: granted.into_iter().collect(),
         };
-        for (at, gate) in self.gates.iter().enumerate() {
-            if granted.is_some_and(|grant| grant.gate == at) || !gate.limit.concerns(id, claim) {
+        let cost = self.cost_of(claim, cost);
+        for (gate, number) in self.gates.iter().zip(0..) {
+            if granted.is_some_and(|grant| grant.gate == number) {
                 continue;
             }
-            let Some(key) = self.key_of(&gate.limit, claim) else {
+            let Some(key) = self.key_of(gate, &subject(id, claim)) else {
                 continue;
             };
-            match gate.take_or_wait(key, id, claim) {
-                Taken::Place => permit.places.push(Grant { gate: at, key }),
+            match gate.take_or_wait(key, id, cost, claim) {
+                Taken::Free => {}
+                Taken::Place => permit.places.push(Grant {
+                    key,
+                    gate: number,
+                    cost,
+                }),
                 Taken::Waits(until) => {
                     if let Some(until) = until {
                         self.timer.ring_at(until);
@@ -243,12 +159,76 @@ impl Limits {
         Admission::Runs(permit)
     }
 
-    /// What a limit counts a job by; None if it does not count it.
-    fn key_of(&self, limit: &Limit, claim: &dyn Claim) -> Option<u64> {
-        match limit.by_key {
-            false => Some(0),
-            true => Some(self.hasher.hash_one(claim.header(header::KEY)?)),
+    /// What a job costs whose kind costs so much.
+    fn cost_of(&self, claim: &dyn Claim, cost: u32) -> u32 {
+        let own = || {
+            let bytes = claim.header(header::COST)?;
+            Some(u32::from_le_bytes(bytes.try_into().ok()?))
+        };
+        match self.has_rates {
+            true => own().unwrap_or(cost),
+            false => cost,
         }
+    }
+
+    /// What a gate counts a job by; None if it does not concern it.
+    fn key_of(&self, gate: &Gate, job: &Subject<'_>) -> Option<u64> {
+        let limit = &gate.limit;
+        match (gate.is_for_held(), limit.by_key) {
+            (true, _) => Some(self.hasher.hash_one((job.kind, job.key))),
+            (false, _) if !limit.concerns(job) => None,
+            (false, false) => Some(0),
+            (false, true) => Some(self.hasher.hash_one(job.key?)),
+        }
+    }
+
+    /// Closes the key of a job, whose handler was told to slow down, for this time, and has the job
+    /// wait for its end as the first. Returns false if the job is not held.
+    pub(crate) fn hold_key(
+        self: &Arc<Self>,
+        id: &JobId,
+        cost: u32,
+        claim: &mut dyn Claim,
+        after: Duration,
+    ) -> bool {
+        let Some(until) = self.clock.now().checked_add(after.min(FOREVER)) else {
+            return false;
+        };
+        let cost = self.cost_of(claim, cost);
+        let closed = self.gates_of(&subject(id, claim));
+        for &(gate, key) in &closed {
+            if let Some(until) = gate.close(key, until) {
+                self.timer.ring_at(until);
+            }
+        }
+        self.timer.start(self);
+        let Some((gate, key)) = closed.first() else {
+            return false;
+        };
+        let is_held = gate.wait_as_first(*key, until, (id, cost), claim);
+        self.timer.ring_at(until);
+        is_held
+    }
+
+    /// The gates that are closed for a job, with its key there: those by key; else those of its queue
+    /// or kind; else the last.
+    fn gates_of(&self, job: &Subject<'_>) -> SmallVec<[(&Gate, u64); 2]> {
+        let mut found: SmallVec<[(&Gate, u64); 2]> = SmallVec::new();
+        let mut ranks = SmallVec::<[u8; 2]>::new();
+        for gate in &self.gates {
+            if let Some(key) = self.key_of(gate, job) {
+                found.push((gate, key));
+                ranks.push(match (gate.is_for_held(), gate.limit.by_key) {
+                    (true, _) => 2,
+                    (false, true) => 0,
+                    (false, false) => 1,
+                });
+            }
+        }
+        let best = ranks.iter().min().copied();
+        let mut ranks = ranks.into_iter();
+        found.retain(|_| ranks.next() == best);
+        found
     }
 
     fn take_grant(&self, id: &JobId) -> Option<Grant> {
@@ -264,19 +244,33 @@ impl Limits {
 
     /// Gives a place back, and the next job that waits for it its turn.
     fn give_back(&self, place: Grant, has_begun: bool) {
-        if self.gates[place.gate].give_back(place.key, has_begun) {
+        if let Some(gate) = self.gate(place.gate)
+            && gate.give_back(place.key, place.cost, has_begun)
+        {
             self.grant(place.gate, place.key);
         }
     }
 
+    fn gate(&self, number: u32) -> Option<&Gate> {
+        self.gates.get(usize::try_from(number).ok()?)
+    }
+
     /// Puts back the jobs for which there is a place at a gate.
-    fn grant(&self, gate: usize, key: u64) {
+    fn grant(&self, number: u32, key: u64) {
+        let Some(gate) = self.gate(number) else {
+            return;
+        };
         loop {
             // A job is in the line or granted for whoever looks for it under this lock.
             let mut granted = self.granted.lock();
-            let (next, until) = self.gates[gate].next(key, self.gates[gate].now());
+            let (next, until) = gate.next(key, gate.now());
             let next = next.map(|next| {
-                granted.insert(next.id, Grant { gate, key });
+                let grant = Grant {
+                    key,
+                    gate: number,
+                    cost: next.cost,
+                };
+                granted.insert(next.id, grant);
                 self.grants.store(granted.len(), Ordering::Relaxed);
                 next.held
             });
@@ -300,14 +294,18 @@ impl Limits {
         }
     }
 
-    /// Forgets a job that was cancelled, perhaps while it waited. Looks through all that wait.
-    pub(crate) fn forget(&self, id: &JobId) {
-        if self.gates.is_empty() {
+    /// Forgets a job that was cancelled, perhaps while it waited. Looks through the jobs of its key
+    /// that wait.
+    pub(crate) fn forget(&self, id: &JobId, job: &Subject<'_>) {
+        if self.gates.len() == 1 && !self.gates.iter().any(Gate::knows_any) {
             return;
         }
         let granted = {
             let mut granted = self.granted.lock();
-            let waiting: Vec<_> = self.gates.iter().map(|gate| gate.forget(id)).collect();
+            let gates = self.gates.iter();
+            let waiting: SmallVec<[_; 4]> = gates
+                .map(|gate| gate.forget(self.key_of(gate, job)?, id))
+                .collect();
             let grant = granted.remove(id);
             self.grants.store(granted.len(), Ordering::Relaxed);
             drop(granted);
@@ -329,9 +327,9 @@ impl Limits {
     /// Puts back the jobs whose time has come. Returns when it will be the next one's.
     fn ring(&self, now: Instant) -> Option<Instant> {
         let mut next = None;
-        for (at, gate) in self.gates.iter().enumerate() {
+        for (gate, number) in self.gates.iter().zip(0..) {
             for key in gate.ripe(now) {
-                self.grant(at, key);
+                self.grant(number, key);
             }
             next = match (next, gate.next_time()) {
                 (Some(one), Some(other)) => Some(std::cmp::min(one, other)),
@@ -341,12 +339,33 @@ impl Limits {
         next
     }
 
+    #[cfg(test)]
+    pub(crate) fn counts(&self) -> Counts {
+        let gates = self.gates.iter().map(Gate::counts);
+        let (running, waiting) = gates.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        Counts {
+            running,
+            waiting,
+            granted: self.granted.lock().len() as u64,
+            held_keys: self.gates.last().map_or(0, Gate::known) as u64,
+        }
+    }
+
     /// Puts back all jobs that wait, and ends the timer.
     pub(crate) fn close(&self) {
         self.timer.stop();
         for gate in &self.gates {
             drop(gate.take_all());
         }
+    }
+}
+
+/// What limits look at in a job that a worker has.
+fn subject<'a>(id: &'a JobId, claim: &'a dyn Claim) -> Subject<'a> {
+    Subject {
+        queue: id.queue(),
+        kind: claim.kind(),
+        key: claim.header(header::KEY),
     }
 }
 

@@ -18,6 +18,7 @@ pub(super) struct Timer {
 #[derive(Default)]
 struct State {
     next: Option<Instant>,
+    is_started: bool,
     is_stopped: bool,
 }
 
@@ -31,8 +32,11 @@ impl Timer {
         }
     }
 
-    /// Starts the thread, which ends with the limits.
+    /// Starts the thread unless it was started before. It ends with the limits.
     pub(super) fn start(self: &Arc<Self>, limits: &Arc<Limits>) {
+        if std::mem::replace(&mut self.state.lock().is_started, true) {
+            return;
+        }
         let (timer, limits) = (Arc::clone(self), Arc::downgrade(limits));
         // Who advances a manual clock does the thread's work.
         let advanced = (Arc::downgrade(self), Weak::clone(&limits));

@@ -167,6 +167,11 @@ impl Queue for ProbedQueue {
         self.inner.dead_letters()
     }
 
+    fn dead_letter(&self, letter: u64) -> Result<Option<DeadJob>, BackendError> {
+        self.probe.check()?;
+        self.inner.dead_letter(letter)
+    }
+
     fn replay(&self, letter: u64) -> Result<Option<u64>, BackendError> {
         let what = || format!("which replays a dead job of {:?}", self.name);
         self.probe.store(what, || self.inner.replay(letter))

@@ -234,7 +234,8 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         };
         let (kind, route) = (*kind, Arc::clone(route));
         let options = route.options();
-        let Admission::Runs(mut permit) = mill.inner.limits.admit(&self.id, claim) else {
+        let Admission::Runs(mut permit) = mill.inner.limits.admit(&self.id, options.cost, claim)
+        else {
             return;
         };
         let is_task = route.is_async();

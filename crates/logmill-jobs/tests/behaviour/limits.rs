@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use logmill_jobs::{
-    Context, Job, JobResult, Limit, Mill, MillOptions, State, WaitError, Workers, snooze,
+    Context, Job, JobResult, Limit, Mill, MillOptions, State, WaitError, Workers, hours,
+    rate_limited, snooze,
 };
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -312,4 +313,150 @@ fn a_job_without_a_handler_keeps_no_place_at_a_limit() {
     assert_eq!(other.wait_timeout(PATIENCE).unwrap(), 8);
     assert_eq!(mill.parked()[0].jobs, [waiting.id().clone()]);
     let _ = pool.unwrap().shutdown(PATIENCE);
+}
+
+/// Runs jobs of two keys, of which one gets a 429 at its first job until it is allowed; returns the
+/// reasons for which its jobs wait.
+fn hold_back(limits: Vec<Limit>, is_held: &str, goes_on: &str) -> Vec<String> {
+    let (mill, _dir) = mill_with(limits);
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&calls);
+    let tenant = is_held.to_owned();
+    let handler = move |job: Export, cx: Context| -> JobResult {
+        assert_eq!(cx.attempt(), 1);
+        if job.tenant == tenant {
+            counted.fetch_add(1, Ordering::SeqCst);
+            return Err(rate_limited(hours(1), "429"));
+        }
+        Ok(())
+    };
+    let pool = Workers::new(()).on(handler).start(&mill).unwrap();
+    let first = mill.enqueue(export(is_held, 0)).unwrap();
+    until("its key is held back", || {
+        mill.why_waiting(first.id()).is_some()
+    });
+    let mut held: Vec<_> = (1..20)
+        .map(|n| mill.enqueue(export(is_held, n)).unwrap())
+        .collect();
+    held.insert(0, first);
+    if goes_on.is_empty() {
+        held.push(mill.enqueue(export("other", 0)).unwrap());
+    } else {
+        let other = mill.enqueue(export(goes_on, 0)).unwrap();
+        other.wait_timeout(PATIENCE).unwrap();
+    }
+    until("all of the key wait", || {
+        held.iter().all(|one| mill.why_waiting(one.id()).is_some())
+    });
+    // One found out for all.
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    let reasons = held.iter().map(|one| mill.why_waiting(one.id()).unwrap());
+    let reasons = reasons.collect();
+    // What waits an hour holds up no shutdown, and can be cancelled.
+    held[3].cancel("enough").unwrap();
+    let cancelled = held[3].wait_timeout(PATIENCE);
+    assert!(matches!(cancelled, Err(WaitError::Cancelled(_))));
+    assert!(pool.shutdown(PATIENCE).finished_in_time);
+    reasons
+}
+
+/// Celery: a limit is one of each worker, and the jobs that wait for it hold up the others.
+#[test]
+fn a_429_holds_back_its_key_alone_for_all_workers_and_spends_no_attempt() {
+    let by_key = Limit::on_kind("export").by_key().at_once(5);
+    let queue = Limit::on_queue("default").rate(1_000_000, Duration::from_secs(1));
+    let reasons = hold_back(vec![queue, by_key.clone()], "busy", "calm");
+    assert!(reasons.iter().all(|reason| *reason == by_key.to_string()));
+}
+
+#[test]
+fn a_429_without_a_limit_by_key_holds_back_what_the_limit_counts() {
+    let queue = Limit::on_queue("default").at_once(5);
+    let reasons = hold_back(vec![queue.clone()], "busy", "");
+    assert!(reasons.iter().all(|reason| *reason == queue.to_string()));
+}
+
+#[test]
+fn a_429_without_any_limit_holds_back_the_key_within_the_kind() {
+    let reasons = hold_back(Vec::new(), "busy", "calm");
+    let told = "a handler that was told to slow down";
+    assert!(reasons.iter().all(|reason| reason == told));
+}
+
+#[test]
+fn a_key_that_was_held_back_goes_on_by_itself_never_early_and_with_the_same_job() {
+    for limit in [
+        None,
+        Some(Limit::on_kind("export").by_key().at_once(1)),
+        Some(
+            Limit::on_queue("default")
+                .rate(1000, Duration::from_secs(1))
+                .burst(5),
+        ),
+    ] {
+        let (mill, _dir) = mill_with(limit);
+        let hold = Duration::from_millis(20);
+        let told: Arc<Mutex<Option<Instant>>> = Arc::default();
+        let begun: Arc<Mutex<Vec<u32>>> = Arc::default();
+        let begins = Arc::clone(&begun);
+        let handler = move |job: Export, cx: Context| -> JobResult {
+            assert_eq!(cx.attempt(), 1);
+            let mut told = told.lock().unwrap();
+            match *told {
+                None => {
+                    *told = Some(Instant::now());
+                    Err(rate_limited(hold, "429"))
+                }
+                Some(told) => {
+                    assert!(told.elapsed() >= hold, "{:?}", told.elapsed());
+                    begins.lock().unwrap().push(job.number);
+                    Ok(())
+                }
+            }
+        };
+        let workers = Workers::new(()).on(handler).threads(1);
+        let pool = workers.start(&mill).unwrap();
+        let handles: Vec<_> = (0..10)
+            .map(|n| mill.enqueue(export("a", n)).unwrap())
+            .collect();
+        for handle in &handles {
+            handle.wait_timeout(PATIENCE).unwrap();
+        }
+        assert_eq!(begun.lock().unwrap().first(), Some(&0));
+        let _ = pool.shutdown(PATIENCE);
+    }
+}
+
+#[test]
+fn a_job_takes_as_much_of_a_rate_as_it_costs() {
+    #[derive(Serialize, Deserialize, Job)]
+    #[job(kind = "embed", cost = 4)]
+    struct Embed;
+    let interval = Duration::from_millis(2);
+    let limit = Limit::on_kind("embed").rate(1, interval).burst(8);
+    let (mill, _dir) = mill_with([limit]);
+    let begun: Arc<Mutex<Vec<Instant>>> = Arc::default();
+    let begins = Arc::clone(&begun);
+    let handler = move |_: Embed| -> JobResult {
+        begins.lock().unwrap().push(Instant::now());
+        Ok(())
+    };
+    let pool = Workers::new(())
+        .on(handler)
+        .threads(2)
+        .start(&mill)
+        .unwrap();
+    let mut handles: Vec<_> = (0..5).map(|_| mill.enqueue(Embed).unwrap()).collect();
+    // More than the burst: it is let through alone, rather than never.
+    handles.push(mill.job(Embed).cost(20).enqueue().unwrap());
+    handles.push(mill.enqueue(Embed).unwrap());
+    for handle in handles {
+        handle.wait_timeout(PATIENCE).unwrap();
+    }
+    let begun = begun.lock().unwrap();
+    // 44 cells before the last one or two begin; 8 of them at once.
+    let took = *begun.iter().max().unwrap() - *begun.iter().min().unwrap();
+    let least = interval * (5 * 4 + 20 + 4 - 20 - 8);
+    assert!(took >= least, "{took:?}");
+    let _ = pool.shutdown(PATIENCE);
 }

@@ -11,6 +11,7 @@ mod handlers;
 mod limits;
 mod middleware;
 mod operators;
+mod order;
 mod results;
 mod retention;
 mod running;

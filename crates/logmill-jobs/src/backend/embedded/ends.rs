@@ -5,7 +5,7 @@ use std::sync::Weak;
 use logmill::{ObservedJob, Observer};
 
 use super::Shared;
-use crate::backend::{End, Ended, FLOW_HEADER, UNIQUE_HEADER};
+use crate::backend::{End, Ended, FLOW_HEADER, KEY_HEADER, ORDER_HEADER, UNIQUE_HEADER};
 
 /// The observer of a queue.
 pub(super) struct Ends {
@@ -21,9 +21,11 @@ impl Ends {
         if let Some(tell) = shared.on_end.get() {
             let kind = job.name().unwrap_or_default();
             let unique = job.headers().get(UNIQUE_HEADER);
-            let flow = job.headers().get(FLOW_HEADER);
+            let header = |name| job.headers().get(name);
             let ended = Ended::new(&self.queue, job.id().get(), kind, unique, how);
-            tell(&ended.flow(flow).attempt(job.attempts()));
+            let ended = ended.flow(header(FLOW_HEADER)).key(header(KEY_HEADER));
+            let ended = ended.order(header(ORDER_HEADER));
+            tell(&ended.attempt(job.attempts()));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::SystemTime;
 
 use logmill::{
-    DeadLetter, DeadLetterError, Durability, EnqueueOptions, JobId, LetterId, ViewedJob,
+    DeadLetter, DeadLetterError, Durability, EnqueueOptions, Headers, JobId, LetterId, ViewedJob,
 };
 
 use super::errors::{on_enqueue, on_storage};
@@ -30,15 +30,18 @@ pub(super) fn options_of<'a>(job: &NewJob<'a>) -> EnqueueOptions<'a> {
     options
 }
 
+fn headers_of(headers: Headers<'_>) -> Vec<(String, Vec<u8>)> {
+    headers
+        .map(|(key, value)| (key.to_owned(), value.to_vec()))
+        .collect()
+}
+
 fn seen(job: &ViewedJob, now: SystemTime) -> Seen {
-    let headers = job.headers();
     Seen {
         number: job.id().get(),
         kind: job.name().unwrap_or_default().to_owned(),
         payload: job.payload().to_vec(),
-        headers: headers
-            .map(|(key, value)| (key.to_owned(), value.to_vec()))
-            .collect(),
+        headers: headers_of(job.headers()),
         failed: job.attempts(),
         is_running: job.is_in_handler(),
         due: job.due_at().filter(|due| *due > now),
@@ -52,6 +55,7 @@ fn dead_job(letter: &DeadLetter) -> DeadJob {
         number: letter.job_id().get(),
         kind: letter.name().unwrap_or_default().to_owned(),
         payload: letter.payload().to_vec(),
+        headers: headers_of(letter.headers()),
         attempts: letter.attempts(),
         crashes: letter.crashes(),
         reasons: letter
@@ -186,6 +190,11 @@ impl Queue for EmbeddedQueue {
         let dead = self.0.dead_letters();
         let purged = dead.purge_where(|letter| letters.contains(&letter.id().get()));
         purged.map_err(|error| self.on_letter(error))
+    }
+
+    fn dead_letter(&self, letter: u64) -> Result<Option<DeadJob>, BackendError> {
+        let letter = self.0.dead_letters().get(LetterId::new(letter));
+        Ok(letter.as_ref().map(dead_job))
     }
 
     fn replay(&self, letter: u64) -> Result<Option<u64>, BackendError> {

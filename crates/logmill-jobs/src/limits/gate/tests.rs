@@ -1,0 +1,60 @@
+//! What a gate lets through, and what it remembers.
+
+use std::time::Duration;
+
+use super::*;
+use crate::secs;
+
+/// Takes places until there is none, and returns how many there were.
+fn places(gate: &Gate, key: u64, now: Instant) -> u32 {
+    let mut state = gate.state.lock();
+    let bucket = state.bucket(key, now);
+    let mut places = 0;
+    while bucket.refusal(&gate.limit, now, 1).is_none() && places < 1000 {
+        bucket.take(&gate.limit, now, 1);
+        places += 1;
+    }
+    places
+}
+
+#[test]
+fn a_rate_lets_through_what_it_says_in_any_period() {
+    let gate = Gate::new(
+        Limit::on_queue("q").rate(10, secs(1)).burst(3),
+        Clock::default(),
+    );
+    let start = Instant::now();
+    assert_eq!(places(&gate, 0, start), 3);
+    let mut later = 0;
+    for tick in 1..=1000 {
+        later += places(&gate, 0, start + Duration::from_millis(tick));
+    }
+    assert_eq!(later, 10);
+    // After a long pause, no more than the burst.
+    assert_eq!(places(&gate, 0, start + secs(100)), 3);
+}
+
+#[test]
+fn a_number_at_once_is_one_of_each_key() {
+    let gate = Gate::new(Limit::on_queue("q").by_key().at_once(2), Clock::default());
+    let now = Instant::now();
+    assert_eq!((places(&gate, 1, now), places(&gate, 2, now)), (2, 2));
+    gate.give_back(1, 1, true);
+    assert_eq!((places(&gate, 1, now), places(&gate, 2, now)), (1, 0));
+}
+
+#[test]
+fn keys_that_are_idle_are_forgotten() {
+    let gate = Gate::new(
+        Limit::on_queue("q").by_key().rate(1, secs(1)),
+        Clock::default(),
+    );
+    let start = Instant::now();
+    for key in 0..100_000 {
+        let now = start + Duration::from_millis(key);
+        assert_eq!(places(&gate, key, now), 1);
+        gate.state.lock().bucket(key, now).running = 0;
+    }
+    let left = gate.state.lock().buckets.len();
+    assert!(left < 5000, "{left}");
+}
