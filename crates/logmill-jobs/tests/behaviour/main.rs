@@ -3,6 +3,8 @@
 mod common;
 mod complaints;
 mod dead_jobs;
+mod debounce;
+mod edit;
 mod ends;
 mod events;
 mod figures;
@@ -11,6 +13,7 @@ mod handlers;
 mod limits;
 mod middleware;
 mod operators;
+mod pause;
 mod results;
 mod retention;
 mod running;
@@ -21,4 +24,5 @@ mod simulation;
 #[cfg(feature = "testing")]
 mod testing;
 mod unique;
+mod unique_model;
 mod waiting;
