@@ -48,6 +48,8 @@ struct Selected {
     letters: Vec<u64>,
     /// The places of those that are of flows.
     flows: Vec<Vec<u8>>,
+    /// The headers of those that were unique.
+    uniques: Vec<Vec<u8>>,
 }
 
 impl JobQueue {
@@ -98,7 +100,7 @@ impl JobQueue {
             level.queue.each_dead_letter(after, &mut |letter| {
                 is_more = jobs.len() == limit;
                 if !is_more {
-                    jobs.push(dead_job(level, letter));
+                    jobs.push(dead_job(&self.mill, level, letter));
                 }
                 !is_more
             })?;
@@ -136,7 +138,10 @@ impl JobQueue {
         filter: impl FnMut(&DeadJob) -> bool,
     ) -> Result<Vec<JobId>, BackendError> {
         let mut replayed = Vec::new();
-        for Selected { at, letters, flows } in self.select(limit, filter)? {
+        for Selected {
+            at, letters, flows, ..
+        } in self.select(limit, filter)?
+        {
             let level = &self.levels[at];
             for flow in &flows {
                 crate::flow::note_replay(&self.mill, Some(flow))?;
@@ -157,9 +162,14 @@ impl JobQueue {
         limit: usize,
         filter: impl FnMut(&DeadJob) -> bool,
     ) -> Result<u64, BackendError> {
-        let selected = self.select(limit, filter)?.into_iter();
-        let mut purged = selected.map(|one| self.levels[one.at].queue.purge_all(&one.letters));
-        purged.try_fold(0, |sum, purged| Ok(sum + purged?))
+        let mut sum = 0;
+        for one in self.select(limit, filter)? {
+            sum += self.levels[one.at].queue.purge_all(&one.letters)?;
+            for unique in &one.uniques {
+                crate::unique::forget_letter(&self.mill, Some(unique))?;
+            }
+        }
+        Ok(sum)
     }
 
     /// The letters that a filter selects, by level. The filter is user code, so it is called before
@@ -172,17 +182,18 @@ impl JobQueue {
         let (mut left, mut panic) = (limit, None);
         let mut selected = Vec::new();
         for (at, level) in self.levels.iter().enumerate() {
-            let (mut letters, mut flows) = (Vec::new(), Vec::new());
+            let (mut letters, mut flows, mut uniques) = (Vec::new(), Vec::new(), Vec::new());
             if left == 0 {
                 break;
             }
             level.queue.each_dead_letter(None, &mut |letter| {
                 let number = letter.letter;
-                let dead = dead_job(level, letter);
+                let dead = dead_job(&self.mill, level, letter);
                 match user_code::call(|| filter(&dead)) {
                     Ok(true) => {
                         letters.push(number);
                         flows.extend(dead.flow);
+                        uniques.extend(dead.unique);
                         left -= 1;
                     }
                     Ok(false) => {}
@@ -194,7 +205,12 @@ impl JobQueue {
                 let why = format!("the filter of dead jobs panicked: {panic}");
                 return Err(BackendError::Invalid(why));
             }
-            selected.push(Selected { at, letters, flows });
+            selected.push(Selected {
+                at,
+                letters,
+                flows,
+                uniques,
+            });
         }
         selected.retain(|one| !one.letters.is_empty());
         Ok(selected)

@@ -37,6 +37,8 @@ pub(crate) mod header {
     /// The schedule and the tick that it was enqueued by.
     #[cfg(feature = "schedules")]
     pub(crate) const SCHEDULE: &str = "schedule";
+    /// The edit by which it got its id.
+    pub(crate) const MOVED: &str = "moved";
 }
 
 /// A job that is about to be enqueued, from [`Mill::job`].
@@ -46,6 +48,8 @@ pub struct Enqueue<'a, J> {
     pub(crate) mill: &'a Mill,
     job: J,
     options: Options,
+    /// Makes one of the arguments of a waiting job and of this one.
+    merge: Option<fn(J, J) -> J>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -67,6 +71,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
             mill,
             job,
             options: Options::default(),
+            merge: None,
         }
     }
 
@@ -128,6 +133,44 @@ impl<'a, J: Job> Enqueue<'a, J> {
         self
     }
 
+    /// Where [`Unique`] has this call replace the arguments of a job that waits, or of one that was
+    /// kept, it gets what this function makes of the old ones and the new ones instead.
+    ///
+    /// The function may be called several times, as other calls may be faster; only the last result
+    /// counts. A panic in it is an error of the call.
+    ///
+    /// ```
+    /// use logmill_jobs::{Job, Mill, Outcome, Unique, secs};
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Serialize, Deserialize, Job)]
+    /// #[job(kind = "notify", unique = "user")]
+    /// struct Notify {
+    ///     user: u64,
+    ///     messages: Vec<String>,
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// let mill = Mill::open(dir.path().join("jobs"))?;
+    /// for text in ["hello", "are you there?"] {
+    ///     let job = Notify { user: 7, messages: vec![text.to_owned()] };
+    ///     mill.job(job)
+    ///         .unique(Unique::by("7").debounce(secs(5)).max_wait(secs(60)))
+    ///         .merge(|mut old, new| {
+    ///             old.messages.extend(new.messages);
+    ///             old
+    ///         })
+    ///         .enqueue()?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn merge(mut self, merge: fn(J, J) -> J) -> Self {
+        self.merge = Some(merge);
+        self
+    }
+
     /// Returns only once the job survives a power cut.
     pub fn sync(mut self) -> Self {
         self.options.sync = true;
@@ -142,7 +185,12 @@ impl<'a, J: Job> Enqueue<'a, J> {
     /// See [`EnqueueError`]; the job is not enqueued, except after `NotDurable`.
     pub fn enqueue(self) -> Result<JobHandle<J>, EnqueueError> {
         let parts = self.parts()?;
-        let Self { mill, job, options } = &self;
+        let Self {
+            mill,
+            job,
+            options,
+            merge,
+        } = &self;
         let (queue, unique) = (&parts.queue, &parts.unique);
         mill.inner
             .encoded(job, |payload| {
@@ -164,7 +212,16 @@ impl<'a, J: Job> Enqueue<'a, J> {
                 let (number, outcome) = match unique {
                     None => (queue.queue.publish(&new)?, Outcome::New),
                     Some(unique) => {
-                        return unique::enqueue(mill, queue, (J::KIND, J::ALIASES), unique, &new);
+                        let merge = merge.map(|merge| unique::merge_by(mill, merge, payload));
+                        let call = unique::Call {
+                            queue,
+                            kind: J::KIND,
+                            aliases: J::ALIASES,
+                            unique,
+                            new: &new,
+                            merge: merge.as_ref().map(|merge| merge as _),
+                        };
+                        return unique::enqueue(mill, &call);
                     }
                 };
                 let id = JobId::new(queue.name.clone(), number);
@@ -187,7 +244,9 @@ impl<'a, J: Job> Enqueue<'a, J> {
     /// it is unique.
     pub(crate) fn prepare(self) -> Result<PreparedJob, EnqueueError> {
         let parts = self.parts()?;
-        let Self { mill, job, options } = &self;
+        let Self {
+            mill, job, options, ..
+        } = &self;
         if parts.unique.is_some() {
             let why = "only a job that is enqueued by itself can be unique";
             return Err(EnqueueError::Invalid(why.to_owned()));
@@ -216,7 +275,9 @@ impl<'a, J: Job> Enqueue<'a, J> {
     /// What its options say, and those of its kind where they are silent.
     #[inline]
     fn parts(&self) -> Result<Parts, EnqueueError> {
-        let Self { mill, job, options } = self;
+        let Self {
+            mill, job, options, ..
+        } = self;
         let kind = J::kind_options();
         let queue = options.queue.as_deref().unwrap_or(kind.queue);
         check_name(queue)?;

@@ -31,8 +31,15 @@ pub struct JobHandle<J> {
 pub enum Outcome {
     /// It enqueued a job.
     New,
-    /// There was a job with the same key, which the handle is of.
+    /// There was a job with the same key, which the handle is of. The call changed nothing.
     Existing,
+    /// That job waits, and runs with the arguments of this call.
+    Replaced,
+    /// That job waits, and runs with the arguments of this call, later than before.
+    PutOff,
+    /// That job runs or is about to, and another one with the arguments of this call follows it, in
+    /// place of those that other calls had kept. The handle is of the job that runs.
+    Kept,
 }
 
 /// Where a job is.
@@ -111,6 +118,11 @@ impl<J: Job> JobHandle<J> {
         self.mill.cancel(&self.id, reason)
     }
 
+    /// Changes the job if it waits, see [`Mill::edit`].
+    pub fn edit(&self) -> crate::Edit<'_> {
+        self.mill.edit(&self.id)
+    }
+
     /// Waits until the job has ended, and returns its result.
     ///
     /// When a job without an output is done, nothing is stored of it. So of such a job that is gone and
@@ -138,13 +150,20 @@ impl<J: Job> JobHandle<J> {
     /// # Errors
     /// As for [`wait`](Self::wait).
     pub async fn wait_async(&self) -> Result<J::Output, WaitError> {
-        let waiter = self.mill.inner.waiters.join(&self.id);
+        let mut handle = self.clone();
         loop {
-            let listener = waiter.listen();
-            if let Some(result) = self.look(&waiter)? {
-                return Ok(result);
-            }
-            listener.await;
+            let moved = {
+                let waiter = self.mill.inner.waiters.join(&handle.id);
+                loop {
+                    let listener = waiter.listen();
+                    match handle.look(&waiter)? {
+                        Look::Ended(result) => return Ok(result),
+                        Look::Moved(id) => break id,
+                        Look::Waits => listener.await,
+                    }
+                }
+            };
+            handle.id = moved;
         }
     }
 
@@ -153,23 +172,53 @@ impl<J: Job> JobHandle<J> {
     /// # Errors
     /// As for [`wait`](Self::wait).
     pub fn try_result(&self) -> Result<Option<J::Output>, WaitError> {
-        let waiter = self.mill.inner.waiters.join(&self.id);
-        self.look(&waiter)
+        let mut handle = self.clone();
+        loop {
+            let look = {
+                let waiter = self.mill.inner.waiters.join(&handle.id);
+                handle.look(&waiter)?
+            };
+            match look {
+                Look::Ended(result) => return Ok(Some(result)),
+                Look::Moved(id) => handle.id = id,
+                Look::Waits => return Ok(None),
+            }
+        }
     }
 
     fn wait_until(&self, deadline: Option<Instant>) -> Result<J::Output, WaitError> {
-        let waiter = self.mill.inner.waiters.join(&self.id);
+        let mut handle = self.clone();
+        loop {
+            let moved = {
+                let waiter = self.mill.inner.waiters.join(&handle.id);
+                handle.wait_here(&waiter, deadline)?
+            };
+            match moved {
+                Look::Ended(result) => return Ok(result),
+                Look::Moved(id) => handle.id = id,
+                Look::Waits => return Err(WaitError::TimedOut),
+            }
+        }
+    }
+
+    /// Waits until the job has ended or is edited, or the time has passed.
+    fn wait_here(
+        &self,
+        waiter: &Waiter<'_>,
+        deadline: Option<Instant>,
+    ) -> Result<Look<J::Output>, WaitError> {
         loop {
             let listener = waiter.listen();
-            if let Some(result) = self.look(&waiter)? {
-                return Ok(result);
+            match self.look(waiter)? {
+                Look::Waits => {}
+                seen => return Ok(seen),
             }
             match deadline {
                 None => event_listener::Listener::wait(listener),
                 Some(deadline) => {
                     let woken = event_listener::Listener::wait_deadline(listener, deadline);
                     if woken.is_none() {
-                        return self.look(&waiter)?.ok_or(WaitError::TimedOut);
+                        return self.look(waiter);
                     }
                 }
             }
@@ -177,18 +226,18 @@ impl<J: Job> JobHandle<J> {
     }
 
     /// The result, if the job has ended.
-    fn look(&self, waiter: &Waiter<'_>) -> Result<Option<J::Output>, WaitError> {
+    fn look(&self, waiter: &Waiter<'_>) -> Result<Look<J::Output>, WaitError> {
         let inner = &self.mill.inner;
         // Asked first: what was told is true whatever is stored by now.
         match waiter.ended() {
             Some(Ended::Dead(reason)) => return Err(WaitError::Dead(reason)),
             Some(Ended::Cancelled(reason)) => return Err(WaitError::Cancelled(reason)),
             Some(Ended::Expired) => return Err(WaitError::Expired),
-            Some(Ended::Done) => return self.kept_or_unit().map(Some),
-            None => {}
+            Some(Ended::Done) => return self.kept_or_unit().map(Look::Ended),
+            Some(Ended::Moved) | None => {}
         }
         if let Some(record) = self.record()? {
-            return self.result_of(record).map(Some);
+            return self.result_of(record).map(Look::Ended);
         }
         if inner.is_closed() {
             return Err(WaitError::Closed);
@@ -197,19 +246,22 @@ impl<J: Job> JobHandle<J> {
             return Err(WaitError::NotKept);
         };
         if queue.queue.contains(self.id.number())? {
-            return Ok(None);
+            return Ok(Look::Waits);
+        }
+        if let Some(id) = self.mill.moved_to(&self.id)? {
+            return Ok(Look::Moved(id));
         }
         // It is gone, and its record is about to be stored; who does that tells this waiter.
         if inner.cancelling.reason_of(&self.id).is_some() {
-            return Ok(None);
+            return Ok(Look::Waits);
         }
         // It may have ended since its record was looked for.
         match self.record()? {
-            Some(record) => self.result_of(record).map(Some),
+            Some(record) => self.result_of(record).map(Look::Ended),
             None => match self.mill.dead_reason(&self.id)? {
                 Some(reason) => Err(WaitError::Dead(reason)),
                 // Of those that ended otherwise there is a record.
-                None if self.is_own => unit().ok_or(WaitError::NotKept).map(Some),
+                None if self.is_own => unit().ok_or(WaitError::NotKept).map(Look::Ended),
                 None => Err(WaitError::NotKept),
             },
         }
@@ -241,6 +293,14 @@ impl<J: Job> JobHandle<J> {
     }
 }
 
+/// What became of a job.
+enum Look<T> {
+    Waits,
+    /// It was edited, and goes on under this id.
+    Moved(JobId),
+    Ended(T),
+}
+
 /// Whether a result of this type is nothing that would have to be kept.
 pub(crate) fn is_unit<T: 'static>() -> bool {
     TypeId::of::<T>() == TypeId::of::<()>()
@@ -255,7 +315,7 @@ pub(crate) fn unit<T: DeserializeOwned + 'static>() -> Option<T> {
 }
 
 impl Mill {
-    /// Why a job waits that a worker came to already: a limit, an order, or a kind without a handler. None if no
+    /// Why a job waits that a worker came to already: a limit, an order, a pause, or a kind without a handler. None if no
     /// worker has come to it, it is not due, it runs, or has ended; [`status`](Self::status) says
     /// which.
     ///
@@ -263,7 +323,9 @@ impl Mill {
     pub fn why_waiting(&self, id: &JobId) -> Option<String> {
         let limit = self.inner.limits.reason_of(id);
         let limit = limit.or_else(|| self.order_awaited_by(id));
-        limit.or_else(|| self.inner.parked.reason_of(id))
+        limit
+            .or_else(|| self.inner.parked.reason_of(id))
+            .or_else(|| self.inner.before.paused.reason_of(id))
     }
 
     /// The handle of a job that was enqueued before, also by an earlier process.
@@ -290,6 +352,9 @@ impl Mill {
                 true => Status::Running { failed },
                 false => Status::Waiting { failed, due },
             });
+        }
+        if let Some(id) = self.moved_to(id)? {
+            return self.status(&id);
         }
         // It may have ended since its record was looked for.
         if let Some(record) = self.record(id)? {
@@ -328,6 +393,12 @@ impl Mill {
         // A job that is held ends when a worker comes to it. One that waits for a limit was put back
         // when its end was told.
         inner.parked.release_job(id);
+        inner.before.paused.release_job(id);
+        if let Ok(Cancelled::Gone) = cancelled
+            && let Some(id) = self.moved_to(id)?
+        {
+            return self.cancel(&id, reason);
+        }
         match cancelled {
             // Its handler was told by its flow, and has ended since.
             Ok(Cancelled::Gone) if was_noted => Ok(Cancelled::Running),

@@ -27,6 +27,33 @@ pub(crate) fn of_unique(kind: &str, key: &str) -> Vec<u8> {
     bounded("one", kind, key)
 }
 
+/// That something is kept in the value of a unique key, whose name is the value here.
+pub(crate) fn of_kept(key: &[u8]) -> Vec<u8> {
+    format!("{}{:032x}", TO_DO_KEPT, fnv_1a(key)).into_bytes()
+}
+
+/// The arguments of a dead job that ran with others than its first.
+pub(crate) fn of_letter(ticket: u64) -> Vec<u8> {
+    format!("instead/{ticket:016x}").into_bytes()
+}
+
+/// Where a job has gone that was edited.
+pub(crate) fn of_moved(id: &JobId) -> Vec<u8> {
+    format!("moved/{id}").into_bytes()
+}
+
+/// That the former record of a job that was edited may still be there.
+pub(crate) fn of_moving(id: &JobId) -> Vec<u8> {
+    format!("{TO_DO_MOVED}{id}").into_bytes()
+}
+
+/// Kinds and keys that are paused.
+pub(crate) const PAUSED: &[u8] = b"paused";
+/// What a process finishes that follows one that died.
+pub(crate) const TO_DO: &str = "todo/";
+pub(crate) const TO_DO_KEPT: &str = "todo/kept/";
+pub(crate) const TO_DO_MOVED: &str = "todo/moved/";
+
 /// The result of a step of a job.
 pub(crate) fn of_step(id: &JobId, step: &str) -> Vec<u8> {
     bounded("step", &id.to_string(), step)

@@ -63,11 +63,13 @@
 //! - `msgpack`, `postcard`: other [formats](Format) than JSON.
 
 mod backoff;
+mod before;
 mod cancelling;
 mod clock;
 mod codec;
 mod context;
 mod dead_jobs;
+mod edit;
 mod enqueue;
 mod error;
 mod events;
@@ -87,6 +89,7 @@ mod mill;
 mod options;
 mod order;
 mod parked;
+mod paused;
 mod prepared;
 mod progress;
 mod queue;
@@ -111,6 +114,7 @@ pub use backoff::Backoff;
 pub use codec::{CodecError, Format, Layer};
 pub use context::{Attempt, Context, StopCause};
 pub use dead_jobs::{DeadCursor, DeadPage};
+pub use edit::{Edit, EditError};
 pub use enqueue::Enqueue;
 pub use error::{EnqueueError, OpenError, StartError, WaitError};
 pub use events::{Event, EventKind, Events};
@@ -141,6 +145,7 @@ pub use options::MillBuilder;
 pub use options::MillOptions;
 pub use order::{BlockedKey, Order};
 pub use parked::ParkedKind;
+pub use paused::PausedJobs;
 pub use progress::Progress;
 pub use queue::{DeadJob, JobQueue};
 #[cfg(feature = "schedules")]

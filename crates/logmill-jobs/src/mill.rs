@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::backend::{Backend, BackendError, Queue, name_of_level};
+use crate::before::Before;
 use crate::cancelling::Cancelling;
 use crate::clock::Clock;
 use crate::codec::Codec;
@@ -33,7 +34,7 @@ use crate::refused::Refused;
 use crate::retention::Retention;
 use crate::running::Running;
 use crate::span::TraceContext;
-use crate::unique::Locks;
+use crate::unique::{Locks, Tickets};
 use crate::waiters::Waiters;
 use crate::workers::Pools;
 use crate::{Job, Priority};
@@ -90,6 +91,10 @@ pub(crate) struct Inner {
     pub(crate) refused: Refused,
     pub(crate) unique_locks: Locks,
     pub(crate) flows: Flows,
+    pub(crate) tickets: Arc<Tickets>,
+    pub(crate) before: Before,
+    /// Whether what an earlier process had begun is finished.
+    pub(crate) finished: Mutex<bool>,
     pub(crate) pools: Pools,
     pub(crate) parked: Parked,
     pub(crate) limits: Arc<Limits>,
@@ -170,6 +175,9 @@ impl Mill {
             refused: Refused::default(),
             unique_locks: Locks::default(),
             flows: Flows::default(),
+            tickets: Arc::default(),
+            before: Before::default(),
+            finished: Mutex::default(),
             pools: Pools::default(),
             parked: Parked::default(),
             hooks,
@@ -256,6 +264,7 @@ impl Mill {
         self.inner.is_closed.store(true, Ordering::SeqCst);
         self.inner.waiters.wake_all();
         self.inner.parked.release_all();
+        self.inner.before.paused.release_all();
         self.inner.limits.close();
         #[cfg(feature = "schedules")]
         self.inner.schedules.stop();

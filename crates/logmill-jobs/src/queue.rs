@@ -8,7 +8,7 @@ use crate::backend::{self, BackendError, QueueStats, name_of_level};
 use crate::enqueue::check_name;
 use crate::figures::Loads;
 use crate::mill::{Mill, OpenQueue};
-use crate::{JobId, Priority};
+use crate::{JobId, Priority, unique};
 
 /// A queue of a mill, from [`Mill::queue`]: to pause it, to look at its figures, and to replay or
 /// purge what is dead.
@@ -68,6 +68,8 @@ pub struct DeadJob {
     /// Its place in a flow.
     pub(crate) flow: Option<Vec<u8>>,
     pub(crate) letter: u64,
+    /// The header by which it was unique.
+    pub(crate) unique: Option<Vec<u8>>,
 }
 
 impl DeadJob {
@@ -178,7 +180,7 @@ impl JobQueue {
         let mut dead = Vec::new();
         for level in &self.levels {
             let letters = level.queue.dead_letters()?.into_iter();
-            dead.extend(letters.map(|letter| dead_job(level, letter)));
+            dead.extend(letters.map(|letter| dead_job(&self.mill, level, letter)));
         }
         Ok(dead)
     }
@@ -202,7 +204,11 @@ impl JobQueue {
     /// The storage failed.
     pub fn purge(&self, dead: &DeadJob) -> Result<bool, BackendError> {
         match self.level_of(dead) {
-            Some(level) => level.queue.purge(dead.letter),
+            Some(level) => {
+                let was_there = level.queue.purge(dead.letter)?;
+                unique::forget_letter(&self.mill, dead.unique.as_deref())?;
+                Ok(was_there)
+            }
             None => Ok(false),
         }
     }
@@ -213,17 +219,23 @@ impl JobQueue {
     }
 }
 
-pub(crate) fn dead_job(level: &OpenQueue, letter: backend::DeadJob) -> DeadJob {
+pub(crate) fn dead_job(mill: &Mill, level: &OpenQueue, letter: backend::DeadJob) -> DeadJob {
+    let instead = unique::payload_of_letter(mill, &letter);
+    let instead = instead.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the arguments of a dead job could not be read");
+        None
+    });
     DeadJob {
         id: JobId::new(level.name.clone(), letter.number),
         kind: letter.kind,
-        payload: letter.payload,
+        payload: instead.unwrap_or(letter.payload),
         attempts: letter.attempts,
         crashes: letter.crashes,
         reasons: letter.reasons,
         died_at: letter.died_at,
         flow: letter.flow,
         letter: letter.letter,
+        unique: letter.unique,
     }
 }
 

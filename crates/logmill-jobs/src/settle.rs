@@ -39,7 +39,7 @@ pub(crate) fn settle(
 ) {
     match returned {
         Ok(None) if followed.is_empty() && ends_alone(claim) => {
-            let done = claim.settle(Settlement::Done(None));
+            let done = claim.settle(Settlement::Done(None)).map(|_| ());
             report(mill, id, done, Ended::Done, Some(ran));
         }
         Ok(output) => done(mill, claim, id, kind, output, followed, ran),
@@ -143,7 +143,7 @@ fn end(
             output: b"null".to_vec(),
         }))
     };
-    let released = Release::of(mill, claim.kind(), claim.header(header::UNIQUE))?;
+    let released = Release::of(mill, claim.kind(), claim.header(header::UNIQUE), false)?;
     let ending = Ending::of(mill, claim.header(header::FLOW), outcome, beside)?;
     let keep = keep.unwrap_or(mill.inner.keep_results);
     let record = record.map(|record| NewRecord::new(mill, id, record.to_bytes(), keep));
@@ -154,9 +154,6 @@ fn end(
     if let Some(record) = &record {
         changes.keys.extend(record.changes());
     }
-    if let Some(released) = &released {
-        changes.keys.extend(released.changes());
-    }
     for step in &followed.steps {
         changes.keys.push(KeyChange::Remove(step));
     }
@@ -166,7 +163,18 @@ fn end(
     for (job, headers) in jobs.iter().zip(&headers) {
         changes.jobs.push((&job.place, job.new_job(headers)));
     }
+    let kept = released.as_ref().map(Release::headers).unwrap_or_default();
+    if let Some(released) = &released {
+        released.add_to(&mut changes, &kept);
+    }
     let settled = claim.settle(Settlement::Done(Some(&changes)));
+    drop(changes);
+    drop((kept, headers, jobs));
+    let settled = settled.map(|numbers| {
+        if let Some(released) = released {
+            released.done(&numbers);
+        }
+    });
     if let Some(record) = record {
         record.settled(mill, id, &settled);
     }
@@ -296,6 +304,18 @@ fn retries_of(claim: &dyn Claim, kind: &KindOptions) -> u32 {
 /// Stores what follows from the end of a job that no handler has completed.
 pub(crate) fn ended_otherwise(mill: &Mill, ended: &backend::Ended<'_>) {
     let id = JobId::new(ended.queue, ended.number);
+    let job = Subject {
+        queue: id.queue(),
+        kind: ended.kind,
+        key: ended.key,
+    };
+    if mill.inner.before.moves.has(&id) {
+        // Its new record has its key, and who waits follows it.
+        mill.inner.cancelling.forget(&id);
+        mill.inner.limits.forget(&id, &job);
+        mill.inner.refused.forget(&id);
+        return tell(mill, &id, Ended::Moved);
+    }
     let (record, told) = match ended.how {
         End::Dead(reason) => {
             let reason = reason.to_owned();
@@ -323,14 +343,7 @@ pub(crate) fn ended_otherwise(mill: &Mill, ended: &backend::Ended<'_>) {
     // looks for the record.
     mill.inner.cancelling.forget(&id);
     match ended.how {
-        End::Cancelled => {
-            let job = Subject {
-                queue: id.queue(),
-                kind: ended.kind,
-                key: ended.key,
-            };
-            mill.inner.limits.forget(&id, &job);
-        }
+        End::Cancelled => mill.inner.limits.forget(&id, &job),
         // It was not waiting for a limit: a worker had it, or was about to get it.
         End::Dead(_) => mill.inner.limits.forget_grant(&id),
     }
@@ -345,7 +358,7 @@ pub(crate) fn note_for_figures(mill: &Mill, id: &JobId, kind: &str, attempt: u32
         Ended::Dead(reason) => (Count::Dead, EventKind::Dead { reason }),
         Ended::Cancelled(reason) => (Count::Cancelled, EventKind::Cancelled { reason }),
         Ended::Expired => (Count::Expired, EventKind::Expired),
-        Ended::Done => return,
+        Ended::Done | Ended::Moved => return,
     };
     mill.inner.figures.count(id, kind, count);
     let events = &mill.inner.events;
@@ -362,7 +375,8 @@ fn note_end(
     record: Record,
 ) -> Result<(), BackendError> {
     let (bytes, progress) = (record.to_bytes(), keys::of_progress(id));
-    let released = Release::of(mill, ended.kind, ended.unique)?;
+    let has_died = matches!(ended.how, End::Dead(_));
+    let released = Release::of(mill, ended.kind, ended.unique, has_died)?;
     let ending = Ending::of(mill, ended.flow, || Outcome::Record(record), Vec::new())?;
     let has_progress = mill.inner.backend.get(&progress)?.is_some();
     let record = NewRecord::new(mill, id, bytes, mill.inner.keep_results);
@@ -379,10 +393,18 @@ fn note_end(
     for (job, headers) in &jobs {
         changes.jobs.push((&job.place, job.new_job(headers)));
     }
+    let kept = released.as_ref().map(Release::headers).unwrap_or_default();
     if let Some(released) = &released {
-        changes.keys.extend(released.changes());
+        released.add_to(&mut changes, &kept);
     }
-    let stored = mill.inner.backend.commit(&changes).map(drop);
+    let stored = mill.inner.backend.commit(&changes);
+    drop(changes);
+    drop((kept, jobs));
+    let stored = stored.map(|numbers| {
+        if let Some(released) = released {
+            released.done(&numbers);
+        }
+    });
     record.settled(mill, id, &stored);
     if let Some(ending) = ending {
         ending.told_if(mill, &stored);

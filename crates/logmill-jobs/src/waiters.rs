@@ -32,6 +32,8 @@ pub(crate) enum Ended {
     Dead(String),
     Cancelled(String),
     Expired,
+    /// It was edited, and has another id.
+    Moved,
 }
 
 /// One who waits for a job.

@@ -11,7 +11,7 @@ use crate::mill::Mill;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WaitsFor {
-    /// A worker came to it, and it is held for what [`Mill::why_waiting`] says: a limit, a handler.
+    /// A worker came to it, and it is held for what [`Mill::why_waiting`] says: a limit, a pause, a handler.
     Held(String),
     /// Its time: that of its delay, or the end of its backoff or snooze.
     Time(SystemTime),
@@ -69,6 +69,7 @@ impl Mill {
     /// # Errors
     /// The storage failed.
     pub fn waits_for(&self, id: &JobId) -> Result<Option<WaitsFor>, BackendError> {
+        let id = &self.current_id(id)?;
         if let Some(why) = self.why_waiting(id) {
             return Ok(Some(WaitsFor::Held(why)));
         }

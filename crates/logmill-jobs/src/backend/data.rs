@@ -172,6 +172,8 @@ pub struct DeadJob {
     pub flow: Option<Vec<u8>>,
     /// When it died.
     pub died_at: Option<SystemTime>,
+    /// The value of its header [`UNIQUE_HEADER`](super::UNIQUE_HEADER), if it has one.
+    pub unique: Option<Vec<u8>>,
 }
 
 /// A job that has ended without being completed.

@@ -291,11 +291,12 @@ pub trait Claim {
     /// Whether it was cancelled since it was taken.
     fn is_cancelled(&self) -> bool;
 
-    /// Ends the attempt, and what follows from it happens as well, or neither.
+    /// Ends the attempt, and what follows from it happens as well, or neither. Returns the numbers of
+    /// jobs that follow, as [`Backend::commit`] does.
     ///
     /// # Errors
     /// Nothing has happened then, and the attempt has failed.
-    fn settle(&mut self, settlement: Settlement<'_>) -> Result<(), BackendError>;
+    fn settle(&mut self, settlement: Settlement<'_>) -> Result<Vec<Option<u64>>, BackendError>;
 
     /// Takes the job out of the queue's order without an attempt, to wait for something else. None if
     /// there is nothing to hold, as it was cancelled; or if the backend cannot hold jobs, and then it is

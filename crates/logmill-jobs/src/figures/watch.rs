@@ -180,7 +180,7 @@ impl Ran<'_> {
             Ended::Done => Count::Done,
             Ended::Cancelled(_) => Count::Cancelled,
             // Told by the backend, and counted then.
-            Ended::Dead(_) | Ended::Expired => return,
+            Ended::Dead(_) | Ended::Expired | Ended::Moved => return,
         };
         self.cell.count(count);
         self.tell(mill, id, |ran| match ended {

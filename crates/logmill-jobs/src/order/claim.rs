@@ -148,7 +148,11 @@ impl<C> OrderedClaim<C>
 where
     C: DerefMut<Target: Claim>,
 {
-    fn complete(&mut self, settlement: Settlement<'_>, turn: Turn) -> Result<(), BackendError> {
+    fn complete(
+        &mut self,
+        settlement: Settlement<'_>,
+        turn: Turn,
+    ) -> Result<Vec<Option<u64>>, BackendError> {
         let completed = match settlement {
             Settlement::Done(Some(changes)) => match Entered::of_changes(&turn.orders, changes) {
                 None => self.claim.settle(settlement),
@@ -156,14 +160,14 @@ where
                     let settled = entered.with_changes(changes, |changes| {
                         self.claim.settle(Settlement::Done(Some(changes)))
                     });
-                    entered.note(&settled, |(), _| None);
+                    entered.note(&settled, |numbers, at| numbers.get(at).copied().flatten());
                     settled
                 }
             },
             settlement => self.claim.settle(settlement),
         };
         match &completed {
-            Ok(()) | Err(BackendError::NotDurable(_)) => turn.end(),
+            Ok(_) | Err(BackendError::NotDurable(_)) => turn.end(),
             Err(error) => turn.pause(Some(&format!("its end could not be stored: {error}"))),
         }
         completed
@@ -210,7 +214,7 @@ where
         self.claim.is_cancelled()
     }
 
-    fn settle(&mut self, settlement: Settlement<'_>) -> Result<(), BackendError> {
+    fn settle(&mut self, settlement: Settlement<'_>) -> Result<Vec<Option<u64>>, BackendError> {
         let Some(turn) = self.turn.take() else {
             return self.claim.settle(settlement);
         };

@@ -319,7 +319,7 @@ impl Claim for Loose {
         self.is_cancelled
     }
 
-    fn settle(&mut self, settlement: Settlement<'_>) -> Result<(), BackendError> {
+    fn settle(&mut self, settlement: Settlement<'_>) -> Result<Vec<Option<u64>>, BackendError> {
         let mut settled = Settled {
             how: How::of(&settlement, &self.id),
             ..Settled::default()
@@ -345,7 +345,8 @@ impl Claim for Loose {
             }
         }
         self.settled = Some(settled);
-        Ok(())
+        // The numbers of jobs that are stored nowhere.
+        Ok(Vec::new())
     }
 
     fn hold(&mut self) -> Option<Box<dyn Held>> {

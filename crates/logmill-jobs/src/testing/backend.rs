@@ -240,7 +240,7 @@ fn settle(
     claim: &mut dyn Claim,
     probe: &Probe,
     settlement: Settlement<'_>,
-) -> Result<(), BackendError> {
+) -> Result<Vec<Option<u64>>, BackendError> {
     let mut ran = ran(claim, How::Lost);
     let what = || {
         let of = format!("{} ({:?})", ran.id, ran.kind);
@@ -314,7 +314,10 @@ macro_rules! tapped {
                 self.inner.is_cancelled()
             }
 
-            fn settle(&mut self, settlement: Settlement<'_>) -> Result<(), BackendError> {
+            fn settle(
+                &mut self,
+                settlement: Settlement<'_>,
+            ) -> Result<Vec<Option<u64>>, BackendError> {
                 settle(&mut *self.inner, &self.probe, settlement)
             }
 

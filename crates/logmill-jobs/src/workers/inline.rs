@@ -23,6 +23,7 @@ impl<S: Clone + Send + Sync + 'static> Inline<S> {
     pub(crate) fn new(workers: &Workers<S>, mill: &Mill) -> Result<Self, StartError> {
         let (routes, served) = workers.parts(mill)?;
         crate::flow::resume(mill)?;
+        mill.finish_interrupted()?;
         let concurrency = Concurrency {
             threads: 1,
             tasks: 1,

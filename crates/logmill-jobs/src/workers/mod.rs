@@ -218,6 +218,7 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
         });
         let runtime = self.runtime()?;
         crate::flow::resume(mill)?;
+        mill.finish_interrupted()?;
         let concurrency = Concurrency {
             threads,
             tasks: self.tasks,

@@ -25,6 +25,7 @@ use crate::handler::{Called, Route};
 use crate::limits::Admission;
 #[cfg(feature = "tokio")]
 use crate::limits::Permit;
+use crate::unique::Began;
 use crate::{expiry, settle, span, user_code};
 
 pub(super) type Routes<S> = HashMap<&'static str, Arc<dyn Route<S>>>;
@@ -208,7 +209,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         }
     }
 
-    /// Runs an attempt, or begins it.
+    /// Runs an attempt, or begins it, unless the job is not to run.
     pub(super) fn run(&mut self, claim: &mut dyn Claim) {
         if self.shared.is_stopping() {
             // Taken in the moment in which the pool was stopped, perhaps because a handler that ends
@@ -221,6 +222,17 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             self.id = JobId::new(claim.queue(), claim.number());
             self.is_other_queue = true;
         }
+        let mill = &self.shared.mill;
+        match mill.inner.before.begin(mill, &self.id, claim) {
+            Began::AsItIs => self.attempt(claim),
+            Began::InTurn(turn) => self.attempt(&mut turn.of(claim)),
+            // A place that was kept for it is for others.
+            Began::GivenBack => mill.inner.limits.forget_grant(&self.id),
+        }
+    }
+
+    #[inline]
+    fn attempt(&mut self, claim: &mut dyn Claim) {
         let mill = &self.shared.mill;
         if expiry::end_expired(mill, &self.id, claim)
             || !mill.inner.flows.admit(mill, &self.id, claim)

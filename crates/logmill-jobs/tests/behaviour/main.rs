@@ -3,6 +3,8 @@
 mod common;
 mod complaints;
 mod dead_jobs;
+mod debounce;
+mod edit;
 mod ends;
 mod events;
 mod figures;
@@ -12,6 +14,7 @@ mod limits;
 mod middleware;
 mod operators;
 mod order;
+mod pause;
 mod results;
 mod retention;
 mod running;
@@ -22,4 +25,5 @@ mod simulation;
 #[cfg(feature = "testing")]
 mod testing;
 mod unique;
+mod unique_model;
 mod waiting;

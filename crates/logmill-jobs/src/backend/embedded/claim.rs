@@ -80,19 +80,24 @@ macro_rules! claim {
             }
 
             #[inline]
-            fn settle(&mut self, settlement: Settlement<'_>) -> Result<(), BackendError> {
+            fn settle(
+                &mut self,
+                settlement: Settlement<'_>,
+            ) -> Result<Vec<Option<u64>>, BackendError> {
                 let job = self.job.take().ok_or(BackendError::Lost)?;
                 match settlement {
                     Settlement::Done(None) => job.ack(),
                     Settlement::Done(Some(changes)) => {
                         let transaction = self.shared.transaction(changes)?;
-                        job.ack_with(transaction).map_err(on_transaction)?;
+                        let committed = job.ack_with(transaction).map_err(on_transaction)?;
+                        let numbers = committed.jobs.into_iter();
+                        return Ok(numbers.map(|id| id.map(logmill::JobId::get)).collect());
                     }
                     Settlement::Retry { after, reason } => job.retry_after(after, reason),
                     Settlement::Snooze { after } => job.snooze(after),
                     Settlement::Dead { reason } => job.fail(Failure::dead_letter(reason)),
                 }
-                Ok(())
+                Ok(Vec::new())
             }
 
             fn hold(&mut self) -> Option<Box<dyn Held>> {

@@ -10,6 +10,7 @@ use logmill::{
 use super::errors::{on_enqueue, on_storage};
 use crate::backend::{
     BackendError, Cancelled, DeadJob, Due, FLOW_HEADER, NewJob, Queue, QueueStats, Seen,
+    UNIQUE_HEADER,
 };
 use crate::clock::Clock;
 
@@ -65,6 +66,7 @@ fn dead_job(letter: &DeadLetter) -> DeadJob {
             .collect(),
         flow: letter.headers().get(FLOW_HEADER).map(<[u8]>::to_vec),
         died_at: letter.last_failure(),
+        unique: letter.headers().get(UNIQUE_HEADER).map(<[u8]>::to_vec),
     }
 }
 

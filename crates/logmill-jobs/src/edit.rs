@@ -1,0 +1,697 @@
+//! Editing a job that waits: it moves to a new record, and its former id leads there.
+//!
+//! A record cannot be changed where it is. One transaction stores the new record, the key `moved/<id>`
+//! that names it, and a note that the former record may still be there; then that one is cancelled,
+//! and the note removed. A process that follows one that died in between does the rest before its
+//! workers start, so that the former record does not run any more once the transaction is stored.
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::{Mutex, ReentrantMutex};
+
+use crate::backend::{
+    BackendError, Cancelled, Changes, Due, Keep, KeyChange, NewJob, Seen, name_of_level,
+};
+use crate::codec::CodecError;
+use crate::enqueue::{check_name, header};
+use crate::error::EnqueueError;
+use crate::mill::{Mill, OpenQueue};
+use crate::{Job, JobId, Priority, expiry, keys, unique};
+
+/// So many edits of one job are followed.
+const MOST_MOVES: u32 = 10_000;
+
+/// Changes of a job that waits, from [`Mill::edit`] or [`JobHandle::edit`](crate::JobHandle::edit).
+///
+/// ```
+/// use logmill_jobs::{Job, Mill, Priority, hours};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize, Job)]
+/// #[job(kind = "remind")]
+/// struct Remind {
+///     text: String,
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// let mill = Mill::open(dir.path().join("jobs"))?;
+/// let handle = mill.job(Remind { text: "tea".to_owned() }).after(hours(2)).enqueue()?;
+/// let id = mill
+///     .edit(handle.id())
+///     .arguments(&Remind { text: "coffee".to_owned() })
+///     .priority(Priority::High)
+///     .after(hours(1))
+///     .apply()?;
+/// assert_ne!(&id, handle.id());
+/// assert_eq!(handle.status()?, mill.status(&id)?);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// The job gets a new id. The former one leads to it: `status`, `cancel`, `edit`, and handles that wait
+/// follow, for as long as results are kept after the time that the job is due. Its failed attempts begin
+/// anew. Its key, its expiry, its number of retries and its place under a unique key
+/// stay.
+#[must_use = "a job is changed by `apply`"]
+#[derive(Debug)]
+pub struct Edit<'a> {
+    mill: &'a Mill,
+    id: JobId,
+    /// Encoded, with the kinds that they are of.
+    arguments: Option<Result<Vec<u8>, EnqueueError>>,
+    kinds: Vec<&'static str>,
+    queue: Option<String>,
+    priority: Option<Priority>,
+    due: Option<Due>,
+    expires_after: Option<Duration>,
+}
+
+/// A job was not changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EditError {
+    /// A handler has it.
+    #[error("the job {0} runs, and is not changed any more")]
+    Running(JobId),
+    /// It is done, dead, cancelled or expired, or never was.
+    #[error("there is no job {0} that waits")]
+    Gone(JobId),
+    /// It is of a flow, which knows it by its id.
+    #[error("the job {0} is of a flow, and is not edited")]
+    OfFlow(JobId),
+    /// The arguments are those of another kind.
+    #[error("the job is of the kind {0:?}, and the arguments are of another one")]
+    OtherKind(String),
+    /// The new form of the job cannot be enqueued.
+    #[error(transparent)]
+    Enqueue(EnqueueError),
+    /// The storage failed.
+    #[error(transparent)]
+    Storage(BackendError),
+}
+
+impl From<BackendError> for EditError {
+    fn from(error: BackendError) -> Self {
+        match error {
+            error @ (BackendError::Full(_) | BackendError::Invalid(_)) => {
+                Self::Enqueue(error.into())
+            }
+            error => Self::Storage(error),
+        }
+    }
+}
+
+impl From<CodecError> for EditError {
+    fn from(error: CodecError) -> Self {
+        Self::Enqueue(error.into())
+    }
+}
+
+/// The edits that go on.
+#[derive(Default)]
+pub(crate) struct Moves {
+    /// One edit goes on at a time. Reentrant, as the backend calls subscribers.
+    lock: ReentrantMutex<()>,
+    /// The jobs that are edited, with their new ids once these are known.
+    ids: Mutex<HashMap<JobId, Option<JobId>>>,
+}
+
+impl Moves {
+    /// Whether a job is being edited.
+    pub(crate) fn has(&self, id: &JobId) -> bool {
+        self.ids.lock().contains_key(id)
+    }
+
+    fn new_id(&self, id: &JobId) -> Option<JobId> {
+        self.ids.lock().get(id)?.clone()
+    }
+}
+
+/// An edit that goes on: workers leave the job alone until it is dropped.
+struct Moving<'a> {
+    mill: &'a Mill,
+    id: JobId,
+}
+
+impl<'a> Moving<'a> {
+    /// None if the job is being edited by this thread, in a call from the backend.
+    fn begin(mill: &'a Mill, id: &JobId) -> Option<Self> {
+        let before = &mill.inner.before;
+        let mut ids = before.moves.ids.lock();
+        if ids.contains_key(id) {
+            return None;
+        }
+        ids.insert(id.clone(), None);
+        drop(ids);
+        before.watch();
+        Some(Self {
+            mill,
+            id: id.clone(),
+        })
+    }
+}
+
+impl Moving<'_> {
+    /// The job is stored anew: from its cancellation on, its former id leads there.
+    fn note(&self, moved: Moved<'_>) {
+        let new = moved.number.map(|number| JobId::new(moved.place, number));
+        self.mill
+            .inner
+            .before
+            .moves
+            .ids
+            .lock()
+            .insert(self.id.clone(), new);
+    }
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        let before = &self.mill.inner.before;
+        before.moves.ids.lock().remove(&self.id);
+        before.rest();
+    }
+}
+
+impl Mill {
+    /// Changes a job that waits, see [`Edit`].
+    pub fn edit(&self, id: &JobId) -> Edit<'_> {
+        Edit {
+            mill: self,
+            id: id.clone(),
+            arguments: None,
+            kinds: Vec::new(),
+            queue: None,
+            priority: None,
+            due: None,
+            expires_after: None,
+        }
+    }
+
+    /// Has a job that waits run as soon as a worker is free. Returns its new id, see [`Edit`].
+    ///
+    /// # Errors
+    /// See [`EditError`]; the job is as it was.
+    pub fn run_now(&self, id: &JobId) -> Result<JobId, EditError> {
+        self.edit(id).now().apply()
+    }
+}
+
+impl Edit<'_> {
+    /// Gives it these arguments, which are of its kind.
+    pub fn arguments<J: Job>(mut self, job: &J) -> Self {
+        self.arguments = Some(self.mill.inner.encoded(job, |bytes| Ok(bytes.to_vec())));
+        self.kinds = J::ALIASES.iter().copied().chain([J::KIND]).collect();
+        self
+    }
+
+    /// Moves it to this queue, with the priority that it has.
+    pub fn queue(mut self, queue: impl Into<String>) -> Self {
+        self.queue = Some(queue.into());
+        self
+    }
+
+    /// Sets its priority.
+    pub fn priority(mut self, priority: Priority) -> Self {
+        self.priority = Some(priority);
+        self
+    }
+
+    /// Starts it once this time has passed from now, whether that is earlier or later than before.
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.due = Some(Due::After(delay));
+        self
+    }
+
+    /// Starts it when the wall clock shows this time.
+    pub fn at(mut self, time: SystemTime) -> Self {
+        self.due = Some(Due::At(time));
+        self
+    }
+
+    /// Starts it as soon as a worker is free.
+    pub fn now(mut self) -> Self {
+        self.due = Some(Due::Now);
+        self
+    }
+
+    /// Does not start it any more once this time has passed from now, instead of when it would have
+    /// expired.
+    pub fn expires_after(mut self, after: Duration) -> Self {
+        self.expires_after = Some(after);
+        self
+    }
+
+    /// Changes the job. Returns its new id.
+    ///
+    /// Takes two transactions and a flush, as a cancel does. Once it has returned, the job runs in its new
+    /// form and not in the former one, also after the death of the process.
+    ///
+    /// # Errors
+    /// See [`EditError`]; the job is as it was, except after `NotDurable`.
+    pub fn apply(self) -> Result<JobId, EditError> {
+        let mill = self.mill;
+        let arguments = self.arguments.transpose().map_err(EditError::Enqueue)?;
+        let id = mill.current_id(&self.id)?;
+        let _lock = mill.inner.before.moves.lock.lock();
+        // Another edit may have moved it meanwhile.
+        let id = mill.current_id(&id)?;
+        let Some(moving) = Moving::begin(mill, &id) else {
+            return Err(EditError::Running(id));
+        };
+        let Some(queue) = mill.inner.existing_queue(id.place())? else {
+            return Err(EditError::Gone(id));
+        };
+        let seen = queue.queue.look(id.number())?;
+        let Some(seen) = seen else {
+            return Err(EditError::Gone(id));
+        };
+        if seen.is_running {
+            return Err(EditError::Running(id));
+        }
+        if seen.headers.iter().any(|(key, _)| key == header::FLOW) {
+            return Err(EditError::OfFlow(id));
+        }
+        if arguments.is_some() && !self.kinds.contains(&&*seen.kind) {
+            return Err(EditError::OtherKind(seen.kind));
+        }
+        let to = place_of(&id, self.queue.as_deref(), self.priority)?;
+        let to = mill.inner.backend_queue(&to)?;
+        let due = self
+            .due
+            .or_else(|| seen.due.map(Due::At))
+            .unwrap_or_default();
+        let new = New {
+            arguments,
+            due,
+            has_new_time: self.due.is_some(),
+            expires_after: self.expires_after,
+        };
+        let moved = store(mill, &id, &seen, &to, new)?;
+        moving.note(moved);
+        if let Err(error) = finish(mill, &id, moved) {
+            // The former record may still be there. It must not run, and the next process cancels it.
+            std::mem::forget(moving);
+            return Err(error.into());
+        }
+        drop(moving);
+        let Some(number) = moved.number else {
+            let why = "it enters its queue once the disk has room";
+            return Err(EditError::Storage(BackendError::NotDurable(why.into())));
+        };
+        Ok(JobId::new(to.name.clone(), number))
+    }
+}
+
+/// The backend's queue for a job that moves.
+fn place_of(
+    id: &JobId,
+    queue: Option<&str>,
+    priority: Option<Priority>,
+) -> Result<String, EditError> {
+    if let Some(queue) = queue {
+        check_name(queue).map_err(EditError::Enqueue)?;
+    }
+    let levels = Priority::ALL.into_iter();
+    let own = levels
+        .into_iter()
+        .find(|level| name_of_level(id.queue(), *level) == id.place());
+    let level = priority.or(own).unwrap_or_default();
+    Ok(name_of_level(queue.unwrap_or(id.queue()), level))
+}
+
+/// What is new of a job.
+struct New {
+    arguments: Option<Vec<u8>>,
+    due: Due,
+    has_new_time: bool,
+    expires_after: Option<Duration>,
+}
+
+/// Where a job has moved.
+#[derive(Clone, Copy)]
+struct Moved<'a> {
+    ticket: u64,
+    place: &'a str,
+    /// None if it enters its queue later.
+    number: Option<u64>,
+    due: Due,
+}
+
+/// Stores the new form of a job, and that it has moved.
+fn store<'a>(
+    mill: &Mill,
+    id: &JobId,
+    seen: &Seen,
+    to: &'a OpenQueue,
+    new: New,
+) -> Result<Moved<'a>, EditError> {
+    let ticket = fastrand::u64(..);
+    let ticket_bytes = format!("{ticket:016x}");
+    let own_codec = mill.inner.codec.tag().map(str::as_bytes);
+    let mut headers: Vec<(&str, &[u8])> = Vec::new();
+    let expires = expiry::header_of(mill, new.expires_after);
+    for (key, value) in &seen.headers {
+        let is_replaced = match &**key {
+            header::MOVED => true,
+            header::CODEC => new.arguments.is_some(),
+            header::EXPIRES => expires.is_some(),
+            _ => false,
+        };
+        if !is_replaced {
+            headers.push((key, value));
+        }
+    }
+    if new.arguments.is_some()
+        && let Some(tag) = own_codec
+    {
+        headers.push((header::CODEC, tag));
+    }
+    if let Some(expires) = &expires {
+        headers.push((header::EXPIRES, expires));
+    }
+    headers.push((header::MOVED, ticket_bytes.as_bytes()));
+    let mut found = seen.headers.iter();
+    let own = found.find(|(key, _)| key == header::UNIQUE);
+    let own = own.map(|(_, value)| &**value);
+    let is_new = (new.arguments.is_some(), new.has_new_time);
+    let under_key = {
+        let expires = expires.as_ref().map(|bytes| &bytes[..]);
+        unique::moving(mill, &seen.kind, own, &to.name, is_new, expires)?
+    };
+    let job = NewJob {
+        kind: &seen.kind,
+        payload: new.arguments.as_deref().unwrap_or(&seen.payload),
+        headers: &headers,
+        due: new.due,
+        sync: false,
+    };
+    let (moved, moving) = (keys::of_moved(id), keys::of_moving(id));
+    let value = format!("{ticket_bytes} {}", to.name);
+    let mut changes = Changes {
+        jobs: vec![(&to.name, job)],
+        keys: vec![
+            KeyChange::Insert(&moved, value.as_bytes(), Keep::Forever),
+            KeyChange::Put(&moving, b"", Keep::Forever),
+        ],
+        sync: false,
+    };
+    if let Some(under_key) = &under_key {
+        under_key.add_to(&mut changes);
+    }
+    let numbers = mill.inner.backend.commit(&changes)?;
+    drop(changes);
+    let number = numbers.first().copied().flatten();
+    if let Some(under_key) = under_key {
+        under_key.done(number);
+    }
+    Ok(Moved {
+        ticket,
+        place: &to.name,
+        number,
+        due: new.due,
+    })
+}
+
+/// Cancels the former record of a job that has moved, and notes where it is.
+fn finish(mill: &Mill, id: &JobId, moved: Moved<'_>) -> Result<(), BackendError> {
+    if let Some(queue) = mill.inner.existing_queue(id.place())? {
+        match queue.queue.cancel(id.number()) {
+            Ok(Cancelled::Running) => mill.inner.running.cancel(id),
+            Ok(_) | Err(BackendError::NotDurable(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    // One that is held ends when a worker comes to it. One that waits for a limit was put back when its
+    // end was told.
+    mill.inner.parked.release_job(id);
+    mill.inner.before.paused.release_job(id);
+    let (key, moving) = (keys::of_moved(id), keys::of_moving(id));
+    let Moved {
+        ticket,
+        place,
+        number,
+        due,
+    } = moved;
+    let number = number.map(|number| format!(" {number}"));
+    let value = format!("{ticket:016x} {place}{}", number.unwrap_or_default());
+    let wall = mill.inner.clock.wall();
+    let wait = match due {
+        Due::Now => Duration::ZERO,
+        Due::After(delay) => delay,
+        Due::At(time) => time.duration_since(wall).unwrap_or_default(),
+    };
+    let keep = Keep::For(mill.inner.keep_results.saturating_add(wait));
+    let changes = Changes {
+        keys: vec![
+            KeyChange::Put(&key, value.as_bytes(), keep),
+            KeyChange::Remove(&moving),
+        ],
+        ..Changes::default()
+    };
+    mill.inner.backend.commit(&changes)?;
+    mill.inner.waiters.end(id, crate::waiters::Ended::Moved);
+    Ok(())
+}
+
+/// Finishes an edit that was stored when an earlier process died.
+pub(crate) fn finish_interrupted(mill: &Mill, id: &JobId) -> Result<(), BackendError> {
+    let _lock = mill.inner.before.moves.lock.lock();
+    let Some(moving) = Moving::begin(mill, id) else {
+        return Ok(());
+    };
+    let stored = mill.inner.backend.get(&keys::of_moved(id))?;
+    if let Some((ticket, place, _)) = stored.as_ref().and_then(|stored| parse(&stored.value)) {
+        let queue = mill.inner.existing_queue(place)?;
+        let found = queue.map(|queue| search(&queue, ticket)).transpose()?;
+        let (number, due) = found
+            .flatten()
+            .map_or((None, None), |seen| (Some(seen.0), seen.1));
+        let moved = Moved {
+            ticket,
+            place,
+            number,
+            due: due.map_or(Due::Now, Due::At),
+        };
+        finish(mill, id, moved)?;
+    }
+    drop(moving);
+    Ok(())
+}
+
+/// The ticket, the queue and the number that a value says.
+fn parse(value: &[u8]) -> Option<(u64, &str, Option<u64>)> {
+    let mut parts = std::str::from_utf8(value).ok()?.split(' ');
+    let ticket = u64::from_str_radix(parts.next()?, 16).ok()?;
+    let place = parts.next()?;
+    let number = parts.next().map(str::parse).transpose().ok()?;
+    Some((ticket, place, number))
+}
+
+/// Looks through a queue for the job that moved there, and when it is due.
+fn search(
+    queue: &OpenQueue,
+    ticket: u64,
+) -> Result<Option<(u64, Option<SystemTime>)>, BackendError> {
+    let ticket = format!("{ticket:016x}");
+    let mut found = None;
+    queue.queue.each(&mut |job| {
+        let mut headers = job.headers.iter();
+        if headers.any(|(key, value)| key == header::MOVED && *value == ticket.as_bytes()) {
+            found = Some((job.number, job.due));
+        }
+        found.is_none()
+    })?;
+    Ok(found)
+}
+
+impl Mill {
+    /// The id that a job has by now.
+    pub(crate) fn current_id(&self, id: &JobId) -> Result<JobId, BackendError> {
+        let mut current = id.clone();
+        for _ in 0..MOST_MOVES {
+            match self.moved_to(&current)? {
+                Some(next) => current = next,
+                None => break,
+            }
+        }
+        Ok(current)
+    }
+
+    /// Where a job was moved by an edit.
+    pub(crate) fn moved_to(&self, id: &JobId) -> Result<Option<JobId>, BackendError> {
+        if let Some(new) = self.inner.before.moves.new_id(id) {
+            return Ok(Some(new));
+        }
+        let stored = self.inner.backend.get(&keys::of_moved(id))?;
+        let Some((ticket, place, number)) = stored.as_ref().and_then(|one| parse(&one.value))
+        else {
+            return Ok(None);
+        };
+        let number = match number {
+            Some(number) => Some(number),
+            // Its process died before it had noted the number.
+            None => match self.inner.existing_queue(place)? {
+                Some(queue) => search(&queue, ticket)?.map(|(number, _)| number),
+                None => None,
+            },
+        };
+        Ok(number.map(|number| JobId::new(place, number)))
+    }
+
+    /// Finishes what an earlier process had begun, once.
+    ///
+    /// Looks at every key of the backend.
+    pub(crate) fn finish_interrupted(&self) -> Result<(), BackendError> {
+        crate::paused::load(self)?;
+        let mut is_done = self.inner.finished.lock();
+        if *is_done {
+            return Ok(());
+        }
+        for (key, value) in self.inner.backend.keys(keys::TO_DO.as_bytes())? {
+            if key.starts_with(keys::TO_DO_KEPT.as_bytes()) {
+                unique::finish_interrupted(self, &value.value)?;
+            } else if let Some(id) = key.strip_prefix(keys::TO_DO_MOVED.as_bytes())
+                && let Some(id) = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok())
+            {
+                finish_interrupted(self, &id)?;
+            }
+        }
+        *is_done = true;
+        Ok(())
+    }
+}
+
+#[cfg(all(test, feature = "embedded"))]
+mod tests {
+    use std::path::Path;
+    use std::sync::{Arc, Mutex};
+
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::job::KindOptions;
+    use crate::{JobResult, Outcome, Pool, Status, Unique, Workers};
+
+    #[derive(Serialize, Deserialize)]
+    struct Note(String);
+
+    impl Job for Note {
+        type Inputs = ();
+        type Output = ();
+        const KIND: &'static str = "note";
+        fn kind_options() -> KindOptions {
+            KindOptions::new()
+        }
+    }
+
+    type Ran = Arc<Mutex<Vec<String>>>;
+
+    fn start(mill: &Mill) -> (Pool, Ran) {
+        let ran = Ran::default();
+        let noted = Arc::clone(&ran);
+        let workers = Workers::new(()).on(move |Note(text): Note| -> JobResult {
+            noted.lock().unwrap().push(text);
+            Ok(())
+        });
+        (workers.threads(1).start(mill).unwrap(), ran)
+    }
+
+    fn wait_for(mill: &Mill, dir: &Path) {
+        while mill.queue("default").unwrap().stats().unwrap().ready > 0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert!(dir.exists());
+    }
+
+    #[test]
+    fn an_edit_that_was_stored_when_the_process_died_is_finished_by_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("jobs");
+        let mill = Mill::open(&path).unwrap();
+        let unique = || Unique::by("x").replacing();
+        let old = mill
+            .job(Note("old".to_owned()))
+            .unique(unique())
+            .enqueue()
+            .unwrap();
+        let id = old.id().clone();
+        let queue = mill.inner.existing_queue("default").unwrap().unwrap();
+        let seen = queue.queue.look(id.number()).unwrap().unwrap();
+        let new = New {
+            arguments: Some(br#""new""#.to_vec()),
+            due: Due::Now,
+            has_new_time: false,
+            expires_after: None,
+        };
+        // It dies here.
+        let _ = store(&mill, &id, &seen, &queue, new).unwrap();
+        drop((old, queue));
+        mill.close().unwrap();
+
+        let mill = Mill::open(&path).unwrap();
+        let (pool, ran) = start(&mill);
+        wait_for(&mill, dir.path());
+        let report = pool.shutdown(Duration::from_secs(60));
+        assert!(report.finished_in_time);
+        assert_eq!(*ran.lock().unwrap(), ["new"]);
+        assert!(
+            mill.inner
+                .backend
+                .keys(keys::TO_DO.as_bytes())
+                .unwrap()
+                .is_empty()
+        );
+        let next = mill.current_id(&id).unwrap();
+        assert_ne!(next, id);
+        assert_eq!(mill.status(&id).unwrap(), Status::Unknown);
+        // Its key was that of the new record, which has released it.
+        let again = mill
+            .job(Note("again".to_owned()))
+            .unique(unique())
+            .enqueue()
+            .unwrap();
+        assert_eq!(again.outcome(), Outcome::New);
+    }
+
+    #[test]
+    fn what_was_kept_runs_once_if_the_process_died_when_the_job_before_it_had_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("jobs");
+        let mill = Mill::open(&path).unwrap();
+        let call = |text: &str, unique| {
+            mill.job(Note(text.to_owned()))
+                .unique(unique)
+                .enqueue()
+                .unwrap()
+        };
+        let first = call("first", Unique::by("x"));
+        let kept = call("kept", Unique::by("x").keep_latest());
+        assert_eq!(kept.outcome(), Outcome::Kept);
+        // It has ended, and its process dies before it could say so.
+        let moving = Moving::begin(&mill, first.id());
+        let queue = mill.inner.existing_queue("default").unwrap().unwrap();
+        queue.queue.cancel(first.id().number()).unwrap();
+        drop((moving, queue, first, kept));
+        mill.close().unwrap();
+
+        for expected in [&["kept"][..], &[]] {
+            let mill = Mill::open(&path).unwrap();
+            let (pool, ran) = start(&mill);
+            wait_for(&mill, dir.path());
+            assert!(pool.shutdown(Duration::from_secs(60)).finished_in_time);
+            assert_eq!(*ran.lock().unwrap(), expected);
+            assert!(mill.inner.backend.keys(b"one/").unwrap().is_empty());
+            assert!(
+                mill.inner
+                    .backend
+                    .keys(keys::TO_DO.as_bytes())
+                    .unwrap()
+                    .is_empty()
+            );
+            mill.close().unwrap();
+        }
+    }
+}

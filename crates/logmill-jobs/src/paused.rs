@@ -1,0 +1,309 @@
+//! Kinds and keys that are paused: their jobs wait here, without an attempt, until they are resumed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+use serde::{Deserialize, Serialize};
+
+use crate::JobId;
+use crate::backend::{BackendError, Changes, Claim, Held, Keep, KeyChange, Settlement};
+use crate::enqueue::header;
+use crate::keys;
+use crate::mill::Mill;
+
+/// A backend that holds no jobs gives one out again after this time.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What is paused, from [`Mill::paused`].
+///
+/// ```
+/// use logmill_jobs::{Job, Mill};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize, Job)]
+/// #[job(kind = "mail", key = "tenant")]
+/// struct Mail {
+///     tenant: String,
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// let mill = Mill::open(dir.path().join("jobs"))?;
+/// mill.pause_kind("mail")?;
+/// mill.pause_key("tenant-7")?;
+/// let paused = mill.paused()?;
+/// assert_eq!((&paused.kinds[..], &paused.keys[..]), (&["mail".to_owned()][..], &["tenant-7".to_owned()][..]));
+/// mill.resume_kind("mail")?;
+/// mill.resume_key("tenant-7")?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PausedJobs {
+    /// Kinds, sorted.
+    pub kinds: Vec<String>,
+    /// Keys, sorted.
+    pub keys: Vec<String>,
+    /// The jobs that workers came to and that wait for the end of a pause.
+    pub jobs: Vec<JobId>,
+}
+
+/// The kinds and keys, as they are stored.
+#[derive(Clone, Default, Serialize, Deserialize)]
+struct Names {
+    kinds: BTreeSet<String>,
+    keys: BTreeSet<String>,
+}
+
+impl Names {
+    fn of(&mut self, what: What) -> &mut BTreeSet<String> {
+        match what {
+            What::Kind => &mut self.kinds,
+            What::Key => &mut self.keys,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.kinds.is_empty() && self.keys.is_empty()
+    }
+}
+
+/// What a pause is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    Kind,
+    Key,
+}
+
+/// What is paused, and the jobs that wait for its end.
+#[derive(Default)]
+pub(crate) struct Paused {
+    is_loaded: AtomicBool,
+    /// Held while a change is stored. Taken before `state`.
+    changing: Mutex<()>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    names: Names,
+    waiting: BTreeMap<(What, String), Vec<Waiting>>,
+}
+
+struct Waiting {
+    id: JobId,
+    /// Dropped, it goes back to its queue.
+    _held: Box<dyn Held>,
+}
+
+impl State {
+    /// The pause that concerns a job.
+    fn pause_of(&self, claim: &dyn Claim) -> Option<(What, String)> {
+        if self.names.kinds.contains(claim.kind()) {
+            return Some((What::Kind, claim.kind().to_owned()));
+        }
+        let key = std::str::from_utf8(claim.header(header::KEY)?).ok()?;
+        if self.names.keys.contains(key) {
+            return Some((What::Key, key.to_owned()));
+        }
+        // A key that is made of one field is a JSON list of one value.
+        let [value] = serde_json::from_str::<[serde_json::Value; 1]>(key).ok()?;
+        let text = match value {
+            serde_json::Value::String(text) => text,
+            other => other.to_string(),
+        };
+        let is_paused = self.names.keys.contains(&text);
+        is_paused.then_some((What::Key, text))
+    }
+}
+
+impl Paused {
+    /// Whether a job does not run, as its kind or its key is paused.
+    pub(crate) fn holds(&self, id: &JobId, claim: &mut dyn Claim) -> bool {
+        let Some(pause) = self.state.lock().pause_of(claim) else {
+            return false;
+        };
+        // Without the lock: to hold a job that was cancelled tells of its end.
+        let Some(held) = claim.hold() else {
+            let _ = claim.settle(Settlement::Snooze { after: AGAIN });
+            return true;
+        };
+        let waiting = Waiting {
+            id: id.clone(),
+            _held: held,
+        };
+        let mut state = self.state.lock();
+        let (what, name) = &pause;
+        let late = match state.names.of(*what).contains(name) {
+            true => {
+                state.waiting.entry(pause).or_default().push(waiting);
+                None
+            }
+            // It was resumed meanwhile.
+            false => Some(waiting),
+        };
+        drop(state);
+        drop(late);
+        true
+    }
+
+    /// Gives back a job that is to be looked at again, such as one that was cancelled.
+    pub(crate) fn release_job(&self, id: &JobId) {
+        let mut state = self.state.lock();
+        let released = state.waiting.values_mut().find_map(|jobs| {
+            let at = jobs.iter().position(|waiting| waiting.id == *id)?;
+            Some(jobs.remove(at))
+        });
+        drop(state);
+        drop(released);
+    }
+
+    /// Why a job waits here.
+    pub(crate) fn reason_of(&self, id: &JobId) -> Option<String> {
+        let state = self.state.lock();
+        let mut all = state.waiting.iter();
+        let ((what, name), _) = all.find(|(_, jobs)| jobs.iter().any(|one| one.id == *id))?;
+        Some(match what {
+            What::Kind => format!("the kind {name:?} is paused"),
+            What::Key => format!("the key {name:?} is paused"),
+        })
+    }
+
+    /// Gives back all.
+    pub(crate) fn release_all(&self) {
+        let all = std::mem::take(&mut self.state.lock().waiting);
+        drop(all);
+    }
+}
+
+/// Reads what an earlier process has paused, once.
+pub(crate) fn load(mill: &Mill) -> Result<(), BackendError> {
+    if mill.inner.before.paused.is_loaded.load(Ordering::Acquire) {
+        return Ok(());
+    }
+    let changing = mill.inner.before.paused.changing.lock();
+    load_under(mill, &changing)
+}
+
+fn load_under(mill: &Mill, _changing: &MutexGuard<'_, ()>) -> Result<(), BackendError> {
+    let paused = &mill.inner.before.paused;
+    if paused.is_loaded.load(Ordering::Acquire) {
+        return Ok(());
+    }
+    if let Some(stored) = mill.inner.backend.get(keys::PAUSED)? {
+        let names = serde_json::from_slice::<Names>(&stored.value);
+        let names = names.map_err(|error| BackendError::Storage(Box::new(error)))?;
+        if !names.is_empty() {
+            mill.inner.before.watch();
+        }
+        paused.state.lock().names = names;
+    }
+    paused.is_loaded.store(true, Ordering::Release);
+    Ok(())
+}
+
+/// Pauses or resumes a kind or a key. Returns whether that changed anything.
+fn set(mill: &Mill, what: What, name: &str, is_paused: bool) -> Result<bool, BackendError> {
+    let before = &mill.inner.before;
+    let paused = &before.paused;
+    let changing = paused.changing.lock();
+    load_under(mill, &changing)?;
+    let mut names = paused.state.lock().names.clone();
+    let had_any = !names.is_empty();
+    let has_changed = match is_paused {
+        true => names.of(what).insert(name.to_owned()),
+        false => names.of(what).remove(name),
+    };
+    if !has_changed {
+        return Ok(false);
+    }
+    let bytes = serde_json::to_vec(&names);
+    let bytes = bytes.map_err(|error| BackendError::Storage(Box::new(error)))?;
+    let change = match names.is_empty() {
+        true => KeyChange::Remove(keys::PAUSED),
+        false => KeyChange::Put(keys::PAUSED, &bytes, Keep::Forever),
+    };
+    mill.inner.backend.commit(&Changes {
+        keys: vec![change],
+        ..Changes::default()
+    })?;
+    let has_any = !names.is_empty();
+    if has_any && !had_any {
+        before.watch();
+    }
+    let mut state = paused.state.lock();
+    state.names = names;
+    let released = match is_paused {
+        true => None,
+        false => state.waiting.remove(&(what, name.to_owned())),
+    };
+    drop(state);
+    drop(changing);
+    if had_any && !has_any {
+        before.rest();
+    }
+    // To give a job back may wake a worker, which holds it again if another pause concerns it.
+    drop(released);
+    Ok(true)
+}
+
+impl Mill {
+    /// Pauses the jobs of a kind, in all queues, until [`resume_kind`](Self::resume_kind); also after a
+    /// restart.
+    ///
+    /// Jobs that run go on, and jobs can be enqueued. One that a worker comes to waits, without an
+    /// attempt, and holds up no other; what waits so is in memory. While nothing is paused, this costs
+    /// a worker a load for each job. Returns false if the kind was paused already. Survives the death of
+    /// the process, and a power cut after the next [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn pause_kind(&self, kind: &str) -> Result<bool, BackendError> {
+        set(self, What::Kind, kind, true)
+    }
+
+    /// Ends the pause of a kind. Returns false if it was not paused.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn resume_kind(&self, kind: &str) -> Result<bool, BackendError> {
+        set(self, What::Kind, kind, false)
+    }
+
+    /// Pauses the jobs with a key, such as those of a tenant, of all kinds, as
+    /// [`pause_kind`](Self::pause_kind) does.
+    ///
+    /// The key is that of `#[job(key = "tenant")]` or of [`Enqueue::key`](crate::Enqueue::key); that of
+    /// a field which is no text, or of several fields, is named by its JSON, as in `17` or `["a",17]`.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn pause_key(&self, key: &str) -> Result<bool, BackendError> {
+        set(self, What::Key, key, true)
+    }
+
+    /// Ends the pause of a key. Returns false if it was not paused.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn resume_key(&self, key: &str) -> Result<bool, BackendError> {
+        set(self, What::Key, key, false)
+    }
+
+    /// The kinds and keys that are paused, and the jobs that wait for that.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn paused(&self) -> Result<PausedJobs, BackendError> {
+        load(self)?;
+        let state = self.inner.before.paused.state.lock();
+        let waiting = state.waiting.values().flatten();
+        Ok(PausedJobs {
+            kinds: state.names.kinds.iter().cloned().collect(),
+            keys: state.names.keys.iter().cloned().collect(),
+            jobs: waiting.map(|waiting| waiting.id.clone()).collect(),
+        })
+    }
+}

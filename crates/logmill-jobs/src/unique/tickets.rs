@@ -1,0 +1,136 @@
+//! What this process knows of jobs with keys: their numbers, and which of them run.
+//!
+//! The number of a job is known once it is stored, so it is not in its key's value. A job of an earlier
+//! process is found by its ticket, in one walk over its queue.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::value::{Header, Ticket};
+use crate::backend::BackendError;
+use crate::enqueue::header;
+use crate::mill::OpenQueue;
+
+/// So many parts have a lock of their own, and grow one by one.
+const PARTS: usize = 64;
+
+pub(crate) struct Tickets {
+    /// The numbers of jobs that have not ended, by ticket.
+    numbers: Box<[Mutex<HashMap<Ticket, u64>>]>,
+    /// How many attempts run, by ticket: one, and two for a moment if a job comes back faster than its
+    /// attempt ends.
+    running: Mutex<HashMap<Ticket, u32>>,
+    /// The queues that were walked over.
+    walked: Mutex<HashSet<Arc<str>>>,
+}
+
+impl Default for Tickets {
+    fn default() -> Self {
+        Self {
+            numbers: (0..PARTS).map(|_| Mutex::default()).collect(),
+            running: Mutex::default(),
+            walked: Mutex::default(),
+        }
+    }
+}
+
+/// An attempt that runs, until it is dropped.
+pub(super) struct Running {
+    tickets: Arc<Tickets>,
+    ticket: Ticket,
+}
+
+impl Tickets {
+    fn part(&self, ticket: Ticket) -> &Mutex<HashMap<Ticket, u64>> {
+        // Tickets are random.
+        &self.numbers[(ticket % PARTS as u64) as usize]
+    }
+
+    pub(super) fn note(&self, ticket: Ticket, number: u64) {
+        self.part(ticket).lock().insert(ticket, number);
+    }
+
+    /// Forgets a job that has ended.
+    pub(super) fn forget(&self, ticket: Ticket) {
+        let mut numbers = self.part(ticket).lock();
+        numbers.remove(&ticket);
+        if numbers.capacity() > 64 && numbers.len() < numbers.capacity() / 8 {
+            numbers.shrink_to_fit();
+        }
+    }
+
+    /// The number of the job with a ticket in this queue; None if it has ended.
+    pub(super) fn number(
+        &self,
+        ticket: Ticket,
+        queue: &OpenQueue,
+    ) -> Result<Option<u64>, BackendError> {
+        if let Some(number) = self.known(ticket) {
+            return Ok(Some(number));
+        }
+        // Under the lock, so that of several that look for jobs of an earlier process one walks.
+        let mut walked = self.walked.lock();
+        if !walked.contains(&queue.name) {
+            self.walk(queue)?;
+            walked.insert(Arc::clone(&queue.name));
+        }
+        drop(walked);
+        Ok(self.known(ticket))
+    }
+
+    fn known(&self, ticket: Ticket) -> Option<u64> {
+        self.part(ticket).lock().get(&ticket).copied()
+    }
+
+    /// Has a queue looked through again, for a job that enters it later.
+    pub(super) fn is_late(&self, place: &str) {
+        self.walked.lock().remove(place);
+    }
+
+    fn walk(&self, queue: &OpenQueue) -> Result<(), BackendError> {
+        let mut found = Vec::new();
+        queue.queue.each(&mut |job| {
+            let mut headers = job.headers.iter();
+            let own = headers.find(|(key, _)| key == header::UNIQUE);
+            if let Some(header) = own.and_then(|(_, value)| Header::parse(value)) {
+                found.push((header.ticket, job.number));
+            }
+            true
+        })?;
+        for (ticket, number) in found {
+            self.note(ticket, number);
+            // One that ends later is forgotten at its end.
+            if !queue.queue.contains(number)? {
+                self.forget(ticket);
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins an attempt at the job with a ticket.
+    pub(super) fn begin(self: &Arc<Self>, ticket: Ticket) -> Running {
+        *self.running.lock().entry(ticket).or_default() += 1;
+        Running {
+            tickets: Arc::clone(self),
+            ticket,
+        }
+    }
+
+    pub(super) fn is_running(&self, ticket: Ticket) -> bool {
+        self.running.lock().contains_key(&ticket)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut running = self.tickets.running.lock();
+        if let Some(count) = running.get_mut(&self.ticket) {
+            *count -= 1;
+            if *count == 0 {
+                running.remove(&self.ticket);
+            }
+        }
+    }
+}
