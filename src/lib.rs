@@ -98,6 +98,7 @@ mod event_count;
 mod events;
 mod failure;
 mod id;
+mod identity;
 mod job;
 mod keys;
 mod lasting;

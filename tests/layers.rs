@@ -31,10 +31,12 @@ const LAYERS: &[&[&str]] = &[
     &["log"],
     &["lasting", "error"],
     &["storage", "event_count", "turns", "id"],
-    &["events", "planned_flush", "failure", "time", "sequence"],
+    &["planned_flush", "failure", "time", "sequence"],
+    &["manual_clock"],
+    &["events"],
     &["user_code"],
     &["runtime"],
-    &["sync"],
+    &["sync", "identity"],
 ];
 
 fn layer_of(module: &str) -> usize {

@@ -14,7 +14,7 @@ impl Manifest {
             segment_size: options.segment_size.unwrap_or(DEFAULT_SEGMENT_SIZE),
             created_at: Timestamp::now(),
             id: match options.in_tree {
-                Some(_) => fastrand::u64(1..),
+                Some(_) => crate::identity::new(),
                 None => 0,
             },
         }

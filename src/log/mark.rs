@@ -101,7 +101,7 @@ fn boot() -> u64 {
                 folded.rotate_left(7).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(byte)
             }),
             // A random value, so that no other process seems to be from the same boot.
-            Err(_) => fastrand::u64(..),
+            Err(_) => crate::identity::new(),
         });
     #[cfg(test)]
     if let Some(boot) = pretended::boot() {

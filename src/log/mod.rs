@@ -520,7 +520,7 @@ fn next_identity(
         base: next.base,
         segment_size: config.segment_size,
         created_at: Timestamp::now(),
-        salt: fastrand::u64(..),
+        salt: crate::identity::new(),
     };
     next.limit.raise_above(names, next.base, capacity)?;
     // Even if the segment is not made in the end, since a file of that name may stay.

@@ -57,7 +57,7 @@ impl Home {
             Some(manifest) if is_log_lost => {
                 // Its sequences begin anew, so records in queues must not name them by the old id.
                 let manifest = Manifest {
-                    id: fastrand::u64(1..),
+                    id: crate::identity::new(),
                     ..manifest
                 };
                 manifest.write(&directory, || Ok(()))?;
@@ -83,7 +83,7 @@ impl Home {
                     stripes: 1,
                     segment_size,
                     created_at: Timestamp::now(),
-                    id: fastrand::u64(1..),
+                    id: crate::identity::new(),
                 };
                 manifest.write(&directory, || Ok(()))?;
                 manifest

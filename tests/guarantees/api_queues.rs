@@ -28,6 +28,17 @@ fn a_name_opened_twice_is_the_same_queue_and_other_names_are_others() {
 }
 
 #[test]
+fn queues_have_ids_of_their_own_though_the_application_seeds_its_random_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let queues = Queues::open(dir.path().join("data")).unwrap();
+    for name in ["a", "b", "c"] {
+        fastrand::seed(7);
+        // An open of a second queue with the same id is refused, as that is a copy.
+        queues.queue(name).unwrap().enqueue(b"job").unwrap();
+    }
+}
+
+#[test]
 fn the_jobs_of_each_queue_are_there_after_a_reopen() {
     let dir = tempfile::tempdir().unwrap();
     for round in 0..3 {

@@ -348,7 +348,7 @@ fn store<'a>(
     to: &'a OpenQueue,
     new: New,
 ) -> Result<Moved<'a>, EditError> {
-    let ticket = fastrand::u64(..);
+    let ticket = crate::identity::new();
     let ticket_bytes = format!("{ticket:016x}");
     let own_codec = mill.inner.codec.tag().map(str::as_bytes);
     let mut headers: Vec<(&str, &[u8])> = Vec::new();

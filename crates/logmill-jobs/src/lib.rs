@@ -81,6 +81,7 @@ mod flow;
 mod handle;
 mod handler;
 mod id;
+mod identity;
 mod job;
 mod keys;
 mod limits;

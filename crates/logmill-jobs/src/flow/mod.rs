@@ -127,7 +127,7 @@ impl Mill {
     pub fn flow(&self, name: impl Into<String>) -> Flow {
         Flow {
             mill: self.clone(),
-            id: FlowId(fastrand::u64(..)),
+            id: FlowId(crate::identity::new()),
             name: name.into(),
             nodes: Vec::new(),
             invalid: None,

@@ -273,7 +273,7 @@ fn publish(
     let (unique, new, place) = (call.unique, call.new, &call.queue.name);
     let until = unique.until();
     let mut value = Value {
-        ticket: fastrand::u64(..),
+        ticket: crate::identity::new(),
         until,
         place: place.to_string(),
         number: None,

@@ -50,7 +50,7 @@ impl Next {
         } = kept;
         let mut headers = stored.job.headers.iter_mut();
         let (_, bytes) = headers.find(|(key, _)| key == header::UNIQUE)?;
-        let ticket = fastrand::u64(..);
+        let ticket = crate::identity::new();
         let header = Header {
             ticket,
             ..Header::parse(bytes)?

@@ -86,12 +86,12 @@ fn a_follow_up_that_is_enqueued_before_the_completion_is_found_and_can_be_repeat
     let message = failure_of(|| _ = simulate(7, |sim| order(sim, charge_and_enqueue)));
     assert!(message.contains("parcels of one order"), "{message}");
     assert!(
-        message.contains("after call 3, which enqueues a job \"ship\""),
+        message.contains("after call 2, which enqueues a job \"ship\""),
         "{message}"
     );
-    let repeat = "repeat this run with: simulate_one(7, &[CrashPoint::After(3)], flow)";
+    let repeat = "repeat this run with: simulate_one(7, &[CrashPoint::After(2)], flow)";
     assert!(message.contains(repeat), "{message}");
-    let point = [CrashPoint::After(3)];
+    let point = [CrashPoint::After(2)];
     let repeated = failure_of(|| simulate_one(7, &point, |sim| order(sim, charge_and_enqueue)));
     assert_eq!(repeated, message);
 }
@@ -99,10 +99,10 @@ fn a_follow_up_that_is_enqueued_before_the_completion_is_found_and_can_be_repeat
 #[test]
 fn a_follow_up_that_is_enqueued_with_the_completion_survives_each_crash() {
     let simulated = simulate(7, |sim| order(sim, charge_and_then));
-    // The enqueue, the note of its number, two completions; each before and after; and pairs.
-    assert_eq!(simulated.calls, 4);
-    assert_eq!(simulated.runs, 1 + 8 + 8);
-    simulate_one(7, &[CrashPoint::After(3)], |sim| {
+    // The enqueue, two completions; each before and after; and pairs.
+    assert_eq!(simulated.calls, 3);
+    assert_eq!(simulated.runs, 1 + 6 + 6);
+    simulate_one(7, &[CrashPoint::After(2)], |sim| {
         order(sim, charge_and_then)
     });
 }
@@ -256,7 +256,7 @@ fn stubborn(_: Charge, State(world): State<World>, cx: Context) -> JobResult<u64
 
 #[test]
 fn a_handler_that_catches_the_crash_stores_nothing_more() {
-    simulate_one(1, &[CrashPoint::After(3)], |sim| {
+    simulate_one(1, &[CrashPoint::After(2)], |sim| {
         let world = World::default();
         let state = world.clone();
         sim.workers(move || Workers::new(state.clone()).on(stubborn).on(ship));
@@ -286,7 +286,7 @@ fn a_drop_that_enqueues_while_a_crash_unwinds_is_refused_and_aborts_nothing() {
         cx.mill().enqueue(Ship { order: 1 })?;
         JobResult::Ok(1)
     };
-    simulate_one(1, &[CrashPoint::Before(3)], move |sim| {
+    simulate_one(1, &[CrashPoint::Before(2)], move |sim| {
         let world = World::default();
         let state = world.clone();
         sim.workers(move || Workers::new(state.clone()).on(handler).on(ship));
@@ -329,5 +329,5 @@ fn a_crash_between_two_services_is_tried_where_they_mark_it() {
             assert_eq!(told("bank"), told("post"));
         })
     });
-    assert!(message.contains("call 3, the bank knows"), "{message}");
+    assert!(message.contains("call 2, the bank knows"), "{message}");
 }
