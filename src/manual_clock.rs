@@ -7,7 +7,6 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::events::Mutex;
-use crate::time::nanos;
 
 /// A clock that stands still until it is advanced, for tests of what depends on time: delays, due
 /// times, backoff, expiry of jobs and of keys, lease timeouts.
@@ -65,6 +64,11 @@ struct Told {
 pub struct ClockSubscription {
     clock: Weak<Inner>,
     number: u64,
+}
+
+/// The nanoseconds of a duration, at most what 64 bits hold.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl ManualClock {
