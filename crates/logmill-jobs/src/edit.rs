@@ -78,6 +78,9 @@ pub enum EditError {
     /// It is done, dead, cancelled or expired, or never was.
     #[error("there is no job {0} that waits")]
     Gone(JobId),
+    /// It is in a strict order, in which a changed job would have another place.
+    #[error("the job {0} is in an order, and is not edited")]
+    InOrder(JobId),
     /// It is of a flow, which knows it by its id.
     #[error("the job {0} is of a flow, and is not edited")]
     OfFlow(JobId),
@@ -270,6 +273,9 @@ impl Edit<'_> {
         };
         if seen.is_running {
             return Err(EditError::Running(id));
+        }
+        if seen.headers.iter().any(|(key, _)| key == header::ORDER) {
+            return Err(EditError::InOrder(id.clone()));
         }
         if seen.headers.iter().any(|(key, _)| key == header::FLOW) {
             return Err(EditError::OfFlow(id));

@@ -118,7 +118,7 @@ fn end_or_die(
     }
     let stored = end(mill, claim, id, kind.keep_results, record, followed);
     match stored {
-        Ok(()) => mill.inner.refused.forget(id),
+        Ok(()) | Err(BackendError::NotDurable(_)) => mill.inner.refused.forget(id),
         Err(_) => mill.inner.refused.add(id),
     }
     report(mill, id, stored, ended, Some(ran));

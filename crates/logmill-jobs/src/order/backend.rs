@@ -93,6 +93,14 @@ impl Backend for Ordered {
         self.inner.keys(prefix)
     }
 
+    fn each_key(
+        &self,
+        prefix: &[u8],
+        see: &mut dyn FnMut(Vec<u8>, KeyValue) -> bool,
+    ) -> Result<(), BackendError> {
+        self.inner.each_key(prefix, see)
+    }
+
     fn commit(&self, changes: &Changes<'_>) -> Result<Vec<Option<u64>>, BackendError> {
         let entered = Entered::of_changes(&self.orders, changes);
         let Some(mut entered) = entered else {

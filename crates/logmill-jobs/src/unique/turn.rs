@@ -134,7 +134,8 @@ where
 
     fn header(&self, key: &str) -> Option<&[u8]> {
         match &self.turn.instead {
-            Some(job) if key != header::UNIQUE => {
+            // What limits and orders count it by is that of the record, by which they look for it.
+            Some(job) if ![header::UNIQUE, header::KEY].contains(&key) => {
                 let found = job.headers.iter().find(|(name, _)| name == key);
                 found.map(|(_, value)| &**value)
             }

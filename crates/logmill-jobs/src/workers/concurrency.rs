@@ -117,7 +117,7 @@ fn parse(bytes: &[u8]) -> Option<(usize, usize)> {
 }
 
 impl Pool {
-    /// Sets how many threads take jobs, at least 1, while the pool runs.
+    /// Sets how many threads take jobs, 1 to 1024, while the pool runs.
     ///
     /// More are started before the call returns. Threads that are too many end after the job that they
     /// run. With [`Workers::dynamic`](super::Workers::dynamic), the number is on stable storage when
@@ -127,7 +127,7 @@ impl Pool {
     /// A thread could not be started, and the pool has those that could; or the number could not be
     /// stored, and nothing has changed.
     pub fn set_threads(&self, threads: usize) -> Result<(), StartError> {
-        let (shared, threads) = (&self.shared, threads.max(1));
+        let (shared, threads) = (&self.shared, threads.clamp(1, MOST_THREADS));
         let tasks = shared.state.lock().max_tasks;
         shared.concurrency.store(&shared.mill, threads, tasks)?;
         shared.have_threads(threads)
@@ -188,6 +188,9 @@ impl Pool {
     }
 }
 
+/// An operator's typo is not to keep a pool from starting.
+const MOST_THREADS: usize = 1024;
+
 impl Shared {
     /// Grows or shrinks to this number of threads.
     pub(super) fn have_threads(self: &Arc<Self>, threads: usize) -> Result<(), StartError> {
@@ -195,8 +198,10 @@ impl Shared {
             let mut state = self.state.lock();
             state.wanted = threads;
             let missing = threads.saturating_sub(state.active);
-            // Counted before they start, so that nobody else starts them as well.
+            // Counted before they start, so that nobody else starts them as well, and so that the pool
+            // does not end if the threads that it has end meanwhile.
             state.active += missing;
+            state.starting += missing;
             missing
         };
         self.have_threads_look();
@@ -204,7 +209,7 @@ impl Shared {
         for _ in 0..missing {
             match started {
                 Ok(()) => started = self.start_thread(),
-                Err(_) => self.state.lock().active -= 1,
+                Err(_) => self.end_start(true),
             }
         }
         started
@@ -217,13 +222,33 @@ impl Shared {
             Some(spawn) => spawn.spawn(self),
             // The pool stops.
             None => {
-                self.state.lock().active -= 1;
+                self.end_start(true);
                 return Ok(());
             }
         };
         // It may be the last one, and what it has is the user's.
         user_code::discard(spawn);
-        started.inspect_err(|_| self.state.lock().active -= 1)
+        self.end_start(started.is_err());
+        started
+    }
+
+    /// A thread was started, or could not be.
+    fn end_start(self: &Arc<Self>, has_failed: bool) {
+        let is_last = {
+            let mut state = self.state.lock();
+            state.starting -= 1;
+            state.active -= usize::from(has_failed);
+            state.threads == 0 && state.starting == 0
+        };
+        self.end_if(is_last);
+    }
+
+    fn end_if(self: &Arc<Self>, is_last: bool) {
+        if is_last {
+            self.leave_mill();
+            self.forget_spawn();
+            self.watch.wake();
+        }
     }
 
     pub(super) fn forget_spawn(&self) {
@@ -270,13 +295,9 @@ impl Shared {
             let mut state = self.state.lock();
             state.threads -= 1;
             state.seats.retain(|one| !Arc::ptr_eq(one, seat));
-            state.threads == 0
+            state.threads == 0 && state.starting == 0
         };
-        if is_last {
-            self.leave_mill();
-            self.forget_spawn();
-            self.watch.wake();
-        }
+        self.end_if(is_last);
         self.changed.notify_all();
     }
 
@@ -285,7 +306,7 @@ impl Shared {
     pub(super) fn find_stuck(self: &Arc<Self>, now: u64) -> Option<u64> {
         let (stuck, next, mut replaced) = {
             let mut state = self.state.lock();
-            if self.is_stopping() || state.threads == 0 {
+            if self.is_stopping() || state.threads + state.starting == 0 {
                 return None;
             }
             // Under the lock: a handler that returns in this moment finds its entry.
@@ -294,6 +315,7 @@ impl Shared {
             for one in &stuck {
                 state.stuck.push(one.clone());
                 if state.stuck.len() <= state.wanted && state.active <= state.wanted {
+                    state.starting += 1;
                     replaced += 1;
                 } else {
                     state.active -= 1;
@@ -312,9 +334,11 @@ impl Shared {
                 continue;
             }
             replaced -= 1;
+            // Before it is told: a subscriber may panic.
+            let started = self.start_thread();
             tracing::error!(%id, kind, thread, "a handler goes on after its timeout and grace: \
                 another thread takes its place");
-            if let Err(error) = self.start_thread() {
+            if let Err(error) = started {
                 tracing::error!(%error, "no thread could be started in place of a stuck one");
             }
         }

@@ -39,6 +39,8 @@ pub(crate) struct Shared {
 pub(super) struct State {
     /// Threads that have not ended.
     pub(super) threads: usize,
+    /// Threads that are about to be started. While there are any, the pool goes on.
+    pub(super) starting: usize,
     /// Those of them, and those that are being started, that are not stuck and not about to leave.
     pub(super) active: usize,
     /// How many are to be active.

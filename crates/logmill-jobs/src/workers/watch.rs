@@ -85,7 +85,8 @@ impl Watch {
         let mut looks_again = self.looks_again.lock();
         while !*looks_again && self.nanos(self.clock.now()) < next {
             let time = std::time::Duration::from_nanos(next);
-            match self.origin.checked_add(time).filter(|_| next != NEVER) {
+            let time = self.origin.checked_add(time).filter(|_| next != NEVER);
+            match time.and_then(|time| self.clock.sleeps_until(time)) {
                 Some(time) => {
                     self.changed.wait_until(&mut looks_again, time);
                 }
