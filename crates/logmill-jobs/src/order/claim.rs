@@ -210,6 +210,10 @@ where
         self.claim.enqueued_at()
     }
 
+    fn due_at(&self) -> Option<SystemTime> {
+        self.claim.due_at()
+    }
+
     fn is_cancelled(&self) -> bool {
         self.claim.is_cancelled()
     }

@@ -134,7 +134,8 @@ where
 
     fn header(&self, key: &str) -> Option<&[u8]> {
         match &self.turn.instead {
-            Some(job) if key != header::UNIQUE => {
+            // Those that belong to the record are its own.
+            Some(job) if ![header::UNIQUE, header::ORDER, header::MOVED].contains(&key) => {
                 let found = job.headers.iter().find(|(name, _)| name == key);
                 found.map(|(_, value)| &**value)
             }
