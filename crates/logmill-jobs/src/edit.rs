@@ -78,12 +78,9 @@ pub enum EditError {
     /// It is done, dead, cancelled or expired, or never was.
     #[error("there is no job {0} that waits")]
     Gone(JobId),
-    /// It is in a strict order, in which a changed job would have another place.
-    #[error("the job {0} is in an order, and is not edited")]
-    InOrder(JobId),
-    /// It is of a flow, which knows it by its id.
-    #[error("the job {0} is of a flow, and is not edited")]
-    OfFlow(JobId),
+    /// It is of a flow, or has its place in an order, which know it by its id.
+    #[error("the job {0} has its place in a flow or an order, and is not edited")]
+    InPlace(JobId),
     /// The arguments are those of another kind.
     #[error("the job is of the kind {0:?}, and the arguments are of another one")]
     OtherKind(String),
@@ -274,11 +271,9 @@ impl Edit<'_> {
         if seen.is_running {
             return Err(EditError::Running(id));
         }
-        if seen.headers.iter().any(|(key, _)| key == header::ORDER) {
-            return Err(EditError::InOrder(id.clone()));
-        }
-        if seen.headers.iter().any(|(key, _)| key == header::FLOW) {
-            return Err(EditError::OfFlow(id));
+        let is_in_place = |key: &str| key == header::FLOW || key == header::ORDER;
+        if seen.headers.iter().any(|(key, _)| is_in_place(key)) {
+            return Err(EditError::InPlace(id));
         }
         if arguments.is_some() && !self.kinds.contains(&&*seen.kind) {
             return Err(EditError::OtherKind(seen.kind));

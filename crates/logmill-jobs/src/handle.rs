@@ -315,9 +315,9 @@ pub(crate) fn unit<T: DeserializeOwned + 'static>() -> Option<T> {
 }
 
 impl Mill {
-    /// Why a job waits that a worker came to already: a limit, an order, a pause, or a kind without a handler. None if no
-    /// worker has come to it, it is not due, it runs, or has ended; [`status`](Self::status) says
-    /// which.
+    /// Why a job waits that a worker came to already: a limit, an order, a pause, or a kind without a
+    /// handler. None if no worker has come to it, it is not due, it runs, or has ended;
+    /// [`status`](Self::status) says which.
     ///
     /// Looks through all jobs that are held.
     pub fn why_waiting(&self, id: &JobId) -> Option<String> {

@@ -386,7 +386,10 @@ impl Sim {
     fn begin(&self) {
         if let Some(stage) = &self.stage {
             let process = stage.crashed_at.len() as u64;
-            stage.probe.set_seed(self.seed.wrapping_add(process));
+            // Far apart: seeds that differ in the lowest bits only would be those of another process at
+            // another call, which then made the same random numbers, such as the ids of queues.
+            let apart = process.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            stage.probe.set_seed(self.seed.wrapping_add(apart));
             *self.current.lock() = Some(Arc::clone(&stage.probe));
         }
     }

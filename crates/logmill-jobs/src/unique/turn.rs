@@ -97,6 +97,9 @@ fn try_begin(mill: &Mill, id: &JobId, claim: &dyn Claim) -> Result<Turns, Backen
     })))
 }
 
+/// Headers that a job with replaced arguments keeps.
+const OF_RECORD: [&str; 4] = [header::UNIQUE, header::KEY, header::ORDER, header::MOVED];
+
 impl InTurn {
     /// The job as its attempt sees it.
     pub(crate) fn of(self, claim: &mut dyn Claim) -> ClaimInTurn<&mut dyn Claim> {
@@ -134,8 +137,8 @@ where
 
     fn header(&self, key: &str) -> Option<&[u8]> {
         match &self.turn.instead {
-            // What limits and orders count it by is that of the record, by which they look for it.
-            Some(job) if ![header::UNIQUE, header::KEY].contains(&key) => {
+            // Those that belong to the record are its own, and the key, by which limits look for it.
+            Some(job) if !OF_RECORD.contains(&key) => {
                 let found = job.headers.iter().find(|(name, _)| name == key);
                 found.map(|(_, value)| &**value)
             }

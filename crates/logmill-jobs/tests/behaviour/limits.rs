@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use logmill_jobs::{
-    Context, Job, JobResult, Limit, Mill, MillOptions, State, WaitError, Workers, hours,
+    Context, Job, JobResult, Limit, Mill, MillOptions, State, Status, WaitError, Workers, hours,
     rate_limited, snooze,
 };
 use serde::{Deserialize, Serialize};
@@ -294,6 +294,9 @@ fn a_job_without_a_handler_keeps_no_place_at_a_limit() {
         .start(&mill)
         .unwrap();
     let running = mill.enqueue(export("a", 0)).unwrap();
+    until("it runs", || {
+        matches!(running.status().unwrap(), Status::Running { .. })
+    });
     let waiting = mill.enqueue(export("a", 1)).unwrap();
     until("it waits", || mill.why_waiting(waiting.id()).is_some());
     let report = pool.shutdown(Duration::from_millis(10));
