@@ -5,7 +5,7 @@
 //! keeps small values by key, which change together with jobs. The engine that runs in this process
 //! is the default one.
 
-#[cfg(feature = "conformance")]
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod data;
 #[cfg(feature = "embedded")]
