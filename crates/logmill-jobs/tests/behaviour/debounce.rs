@@ -164,8 +164,12 @@ fn while_a_job_runs_another_may_wait() {
     let (mill, _dir) = mill();
     let (pool, begins, end) = by_hand(&mill);
     let unique = || Unique::by("x").while_waiting().replacing();
+    // Otherwise the first might run at once.
+    let queue = mill.queue("default").unwrap();
+    queue.pause().unwrap();
     let first = call(&mill, "a", unique());
     assert_eq!(call(&mill, "b", unique()).outcome(), Outcome::Replaced);
+    queue.resume().unwrap();
     assert_eq!(next(&begins), "b");
     let second = call(&mill, "c", unique());
     assert_eq!(second.outcome(), Outcome::New);
