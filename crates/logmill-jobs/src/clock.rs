@@ -75,22 +75,23 @@ impl Clock {
         time: Instant,
         future: F,
     ) -> Option<F::Output> {
-        let advanced = std::sync::Arc::new(event_listener::Event::new());
+        let advanced = std::sync::Arc::<crate::notice::Notice>::default();
         let notified = std::sync::Arc::clone(&advanced);
-        let _advances = self.on_advance(move || _ = notified.notify(usize::MAX));
+        let _advances = self.on_advance(move || notified.notify());
         let mut future = std::pin::pin!(future);
-        let mut listener = advanced.listen();
-        std::future::poll_fn(|cx| {
-            if let std::task::Poll::Ready(output) = future.as_mut().poll(cx) {
-                return std::task::Poll::Ready(Some(output));
-            }
-            while self.now() < time {
-                if std::pin::Pin::new(&mut listener).poll(cx).is_pending() {
-                    return std::task::Poll::Pending;
+        let reached = async {
+            loop {
+                let since = advanced.changes();
+                if self.now() >= time {
+                    return;
                 }
-                listener = advanced.listen();
+                advanced.changed(since).await;
             }
-            std::task::Poll::Ready(None)
+        };
+        let mut reached = std::pin::pin!(reached);
+        std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+            std::task::Poll::Ready(output) => std::task::Poll::Ready(Some(output)),
+            std::task::Poll::Pending => reached.as_mut().poll(cx).map(|()| None),
         })
         .await
     }

@@ -325,7 +325,12 @@ impl Context {
                 follows.followed.steps.push(key.clone());
             }
         }
-        if let Err(error) = crate::progress::store(mill, &key, &progress) {
+        let mut stored = crate::progress::store(mill, &key, &progress);
+        if self.inner.follows.lock().has_ended {
+            // Perhaps the end came first, and removed what was not there yet.
+            stored = stored.and_then(|()| crate::progress::remove(mill, &key));
+        }
+        if let Err(error) = stored {
             tracing::warn!(id = %self.inner.id, %error, "the progress of a job was not stored");
         }
     }

@@ -4,13 +4,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
+use crate::JobId;
 use crate::mill::Mill;
-use crate::{JobId, user_code};
+use crate::notice::Notice;
 
 /// Something that has happened to a job, from [`Events`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,19 +133,21 @@ struct Channel {
     capacity: usize,
     buffer: Mutex<Buffer>,
     dropped: AtomicU64,
-    came: Condvar,
+    came: Notice,
 }
 
 #[derive(Default)]
 struct Buffer {
     events: VecDeque<Event>,
     is_closed: bool,
-    /// Of tasks that wait.
-    wakers: Vec<Waker>,
 }
 
-/// Tasks whose wakers are kept; when there are more, the first looks again.
-const MOST_WAKERS: usize = 32;
+/// What a look at a buffer has found.
+enum Look {
+    Event(Event),
+    Nothing,
+    Closed,
+}
 
 impl Hub {
     /// Whether somebody listens.
@@ -200,51 +202,22 @@ impl Channel {
             return;
         }
         buffer.events.push_back(event);
-        let wakers = std::mem::take(&mut buffer.wakers);
         drop(buffer);
-        self.came.notify_one();
-        wake(wakers);
+        self.came.notify();
     }
 
     fn close(&self) {
-        let mut buffer = self.buffer.lock();
-        buffer.is_closed = true;
-        let wakers = std::mem::take(&mut buffer.wakers);
-        drop(buffer);
-        self.came.notify_all();
-        wake(wakers);
+        self.buffer.lock().is_closed = true;
+        self.came.notify();
     }
 
-    /// The next event; has the waker woken if there is none yet.
-    fn poll(&self, waker: &Waker) -> Poll<Option<Event>> {
-        // Cloned and dropped without the lock: wakers are user code.
-        let mut new = Some(waker.clone());
+    fn look(&self) -> Look {
         let mut buffer = self.buffer.lock();
-        if let Some(event) = buffer.events.pop_front() {
-            return Poll::Ready(Some(event));
+        match buffer.events.pop_front() {
+            Some(event) => Look::Event(event),
+            None if buffer.is_closed => Look::Closed,
+            None => Look::Nothing,
         }
-        if buffer.is_closed {
-            return Poll::Ready(None);
-        }
-        let mut wakers = buffer.wakers.iter();
-        let is_known = wakers.any(|known| known.will_wake(waker));
-        let mut extra = None;
-        if !is_known {
-            if buffer.wakers.len() >= MOST_WAKERS {
-                extra = Some(buffer.wakers.remove(0));
-            }
-            buffer.wakers.extend(new.take());
-        }
-        drop(buffer);
-        wake(extra);
-        Poll::Pending
-    }
-}
-
-/// Wakes tasks. The caller holds no lock; a panic of a waker is its task's own.
-fn wake(wakers: impl IntoIterator<Item = Waker>) {
-    for waker in wakers {
-        let _ = user_code::call(|| waker.wake());
     }
 }
 
@@ -261,7 +234,7 @@ impl Mill {
             capacity: capacity.max(1),
             buffer: Mutex::default(),
             dropped: AtomicU64::new(0),
-            came: Condvar::new(),
+            came: Notice::default(),
         });
         let mut channels = hub.channels.lock();
         match channels.is_closed {
@@ -298,7 +271,14 @@ impl Events {
     ///
     /// No event is lost if the future is dropped.
     pub async fn recv_async(&self) -> Option<Event> {
-        std::future::poll_fn(|cx| self.channel.poll(cx.waker())).await
+        loop {
+            let since = self.channel.came.changes();
+            match self.channel.look() {
+                Look::Event(event) => return Some(event),
+                Look::Closed => return None,
+                Look::Nothing => self.channel.came.changed(since).await,
+            }
+        }
     }
 
     /// How many events were dropped as the buffer was full.
@@ -307,22 +287,15 @@ impl Events {
     }
 
     fn recv_until(&self, deadline: Option<Instant>) -> Option<Event> {
-        let mut buffer = self.channel.buffer.lock();
         loop {
-            if let Some(event) = buffer.events.pop_front() {
-                return Some(event);
+            let since = self.channel.came.changes();
+            match self.channel.look() {
+                Look::Event(event) => return Some(event),
+                Look::Closed => return None,
+                Look::Nothing => {}
             }
-            if buffer.is_closed {
-                return None;
-            }
-            match deadline {
-                None => self.channel.came.wait(&mut buffer),
-                Some(deadline) => {
-                    let waited = self.channel.came.wait_until(&mut buffer, deadline);
-                    if waited.timed_out() {
-                        return buffer.events.pop_front();
-                    }
-                }
+            if !self.channel.came.wait(since, deadline) {
+                return self.try_recv();
             }
         }
     }

@@ -155,11 +155,11 @@ impl<J: Job> JobHandle<J> {
             let moved = {
                 let waiter = self.mill.inner.waiters.join(&handle.id);
                 loop {
-                    let listener = waiter.listen();
+                    let since = waiter.changes();
                     match handle.look(&waiter)? {
                         Look::Ended(result) => return Ok(result),
                         Look::Moved(id) => break id,
-                        Look::Waits => listener.await,
+                        Look::Waits => waiter.changed(since).await,
                     }
                 }
             };
@@ -208,19 +208,13 @@ impl<J: Job> JobHandle<J> {
         deadline: Option<Instant>,
     ) -> Result<Look<J::Output>, WaitError> {
         loop {
-            let listener = waiter.listen();
+            let since = waiter.changes();
             match self.look(waiter)? {
                 Look::Waits => {}
                 seen => return Ok(seen),
             }
-            match deadline {
-                None => event_listener::Listener::wait(listener),
-                Some(deadline) => {
-                    let woken = event_listener::Listener::wait_deadline(listener, deadline);
-                    if woken.is_none() {
-                        return self.look(waiter);
-                    }
-                }
+            if !waiter.wait(since, deadline) {
+                return self.look(waiter);
             }
         }
     }

@@ -87,6 +87,7 @@ mod keys;
 mod limits;
 mod middleware;
 mod mill;
+mod notice;
 mod options;
 mod order;
 mod parked;

@@ -30,6 +30,7 @@ use crate::options::MillBuilder;
 use crate::options::MillOptions;
 use crate::order::{Ordered, Orders};
 use crate::parked::Parked;
+use crate::progress::Progressed;
 use crate::refused::Refused;
 use crate::retention::Retention;
 use crate::running::Running;
@@ -89,6 +90,7 @@ pub(crate) struct Inner {
     pub(crate) running: Running,
     pub(crate) cancelling: Cancelling,
     pub(crate) refused: Refused,
+    pub(crate) progressed: Progressed,
     pub(crate) unique_locks: Locks,
     pub(crate) flows: Flows,
     pub(crate) tickets: Arc<Tickets>,
@@ -173,6 +175,7 @@ impl Mill {
             running: Running::default(),
             cancelling: Cancelling::default(),
             refused: Refused::default(),
+            progressed: Progressed::default(),
             unique_locks: Locks::default(),
             flows: Flows::default(),
             tickets: Arc::default(),

@@ -1,5 +1,7 @@
 //! How far a job is: in memory at once, stored seldom, gone when the job has ended.
 
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -46,6 +48,37 @@ impl Progress {
             note,
             at: SystemTime::UNIX_EPOCH.checked_add(at)?,
         })
+    }
+}
+
+/// Jobs that come back after an attempt that has stored how far they are.
+#[derive(Default)]
+pub(crate) struct Progressed {
+    /// How many there are, so that others cost a load.
+    count: AtomicUsize,
+    jobs: Mutex<HashSet<JobId>>,
+}
+
+impl Progressed {
+    pub(crate) fn note(&self, id: &JobId) {
+        let mut jobs = self.jobs.lock();
+        jobs.insert(id.clone());
+        // Relaxed, here and below: a job comes to its next attempt after it was entered.
+        self.count.store(jobs.len(), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn has(&self, id: &JobId) -> bool {
+        self.count.load(Ordering::Relaxed) > 0 && self.jobs.lock().contains(id)
+    }
+
+    #[inline]
+    pub(crate) fn forget(&self, id: &JobId) {
+        if self.count.load(Ordering::Relaxed) > 0 {
+            let mut jobs = self.jobs.lock();
+            jobs.remove(id);
+            self.count.store(jobs.len(), Ordering::Relaxed);
+        }
     }
 }
 
@@ -111,6 +144,14 @@ pub(crate) fn store(mill: &Mill, key: &[u8], progress: &Progress) -> Result<(), 
     let value = progress.to_bytes();
     mill.inner.backend.commit(&Changes {
         keys: vec![KeyChange::Put(key, &value, Keep::For(KEEP))],
+        ..Changes::default()
+    })?;
+    Ok(())
+}
+
+pub(crate) fn remove(mill: &Mill, key: &[u8]) -> Result<(), BackendError> {
+    mill.inner.backend.commit(&Changes {
+        keys: vec![KeyChange::Remove(key)],
         ..Changes::default()
     })?;
     Ok(())

@@ -38,7 +38,7 @@ pub(crate) fn settle(
     ran: &Ran<'_>,
 ) {
     match returned {
-        Ok(None) if followed.is_empty() && ends_alone(claim) => {
+        Ok(None) if followed.is_empty() && ends_alone(mill, claim, id) => {
             let done = claim.settle(Settlement::Done(None)).map(|_| ());
             report(mill, id, done, Ended::Done, Some(ran));
         }
@@ -49,8 +49,16 @@ pub(crate) fn settle(
 
 /// Whether nothing else is stored at the end of a job.
 #[inline]
-fn ends_alone(claim: &dyn Claim) -> bool {
-    claim.header(header::UNIQUE).is_none() && claim.header(header::FLOW).is_none()
+fn ends_alone(mill: &Mill, claim: &dyn Claim, id: &JobId) -> bool {
+    claim.header(header::UNIQUE).is_none()
+        && claim.header(header::FLOW).is_none()
+        && !may_have_progress(mill, claim, id)
+}
+
+/// Whether an earlier attempt may have stored how far the job is.
+#[inline]
+fn may_have_progress(mill: &Mill, claim: &dyn Claim, id: &JobId) -> bool {
+    claim.attempt() > 1 || claim.crashes() > 0 || mill.inner.progressed.has(id)
 }
 
 /// Tells how a job has ended, if that is stored.
@@ -157,6 +165,13 @@ fn end(
     for step in &followed.steps {
         changes.keys.push(KeyChange::Remove(step));
     }
+    let progress = keys::of_progress(id);
+    if may_have_progress(mill, claim, id)
+        && !followed.steps.contains(&progress)
+        && mill.inner.backend.get(&progress)?.is_some()
+    {
+        changes.keys.push(KeyChange::Remove(&progress));
+    }
     let of_flow = ending.iter().flat_map(|ending| &ending.jobs);
     let jobs: Vec<_> = followed.jobs.iter().chain(of_flow).collect();
     let headers: Vec<_> = jobs.iter().map(|job| job.headers()).collect();
@@ -170,18 +185,28 @@ fn end(
     let settled = claim.settle(Settlement::Done(Some(&changes)));
     drop(changes);
     drop((kept, headers, jobs));
-    let settled = settled.map(|numbers| {
-        if let Some(released) = released {
-            released.done(&numbers);
-        }
-    });
+    release(released, &settled);
+    let settled = settled.map(|_| ());
     if let Some(record) = record {
         record.settled(mill, id, &settled);
     }
+    mill.inner.progressed.forget(id);
     if let Some(ending) = ending {
         ending.told_if(mill, &settled);
     }
     settled
+}
+
+/// Notes in memory what was released, if that is stored.
+fn release(released: Option<Release<'_>>, stored: &Result<Vec<Option<u64>>, BackendError>) {
+    let Some(released) = released else {
+        return;
+    };
+    match stored {
+        Ok(numbers) => released.done(numbers),
+        Err(BackendError::NotDurable(_)) => released.done(&[]),
+        Err(_) => {}
+    }
 }
 
 /// Ends a job before it begins, as this says: it has expired, or how it ends was stored before.
@@ -218,6 +243,9 @@ fn fail(
     } = failure;
     truncate(&mut reason);
     let is_last = claim.attempt() > retries_of(claim, kind);
+    if followed.steps.contains(&keys::of_progress(id)) {
+        mill.inner.progressed.note(id);
+    }
     let settlement = match verdict {
         Verdict::Cancel => {
             let kept = Followed {
@@ -348,6 +376,7 @@ pub(crate) fn ended_otherwise(mill: &Mill, ended: &backend::Ended<'_>) {
         End::Dead(_) => mill.inner.limits.forget_grant(&id),
     }
     mill.inner.refused.forget(&id);
+    mill.inner.progressed.forget(&id);
     note_for_figures(mill, &id, ended.kind, ended.attempt, &told);
     tell(mill, &id, told);
 }
@@ -400,11 +429,8 @@ fn note_end(
     let stored = mill.inner.backend.commit(&changes);
     drop(changes);
     drop((kept, jobs));
-    let stored = stored.map(|numbers| {
-        if let Some(released) = released {
-            released.done(&numbers);
-        }
-    });
+    release(released, &stored);
+    let stored = stored.map(|_| ());
     record.settled(mill, id, &stored);
     if let Some(ending) = ending {
         ending.told_if(mill, &stored);

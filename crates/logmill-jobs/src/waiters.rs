@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::time::Instant;
 
-use event_listener::Event;
 use parking_lot::Mutex;
 
 use crate::JobId;
+use crate::notice::{Changed, Notice};
 
 /// Those who wait, by job.
 #[derive(Default)]
@@ -18,7 +19,7 @@ pub(crate) struct Waiters {
 }
 
 struct Waiting {
-    event: Arc<Event>,
+    notice: Arc<Notice>,
     count: usize,
     /// How the job ended, once it has.
     ended: Option<Ended>,
@@ -40,7 +41,7 @@ pub(crate) enum Ended {
 pub(crate) struct Waiter<'a> {
     waiters: &'a Waiters,
     id: JobId,
-    event: Arc<Event>,
+    notice: Arc<Notice>,
 }
 
 impl Waiters {
@@ -52,7 +53,7 @@ impl Waiters {
         // finds that it has ended, or who has ended it finds the waiter.
         fence(Ordering::SeqCst);
         let entry = waiting.entry(id.clone()).or_insert_with(|| Waiting {
-            event: Arc::default(),
+            notice: Arc::default(),
             count: 0,
             ended: None,
         });
@@ -60,7 +61,7 @@ impl Waiters {
         Waiter {
             waiters: self,
             id: id.clone(),
-            event: Arc::clone(&entry.event),
+            notice: Arc::clone(&entry.notice),
         }
     }
 
@@ -78,42 +79,36 @@ impl Waiters {
 
     /// Tells those who wait for a job that it has ended.
     pub(crate) fn end(&self, id: &JobId, ended: Ended) {
-        let event = {
+        let notice = {
             let mut waiting = self.waiting.lock();
             waiting.get_mut(id).map(|entry| {
                 entry.ended = Some(ended);
-                Arc::clone(&entry.event)
+                Arc::clone(&entry.notice)
             })
         };
-        // Not under the lock: a waker is user code.
-        if let Some(event) = event {
-            event.notify(usize::MAX);
+        if let Some(notice) = notice {
+            notice.notify();
         }
     }
 
     /// Has those who wait for a job look again.
     pub(crate) fn wake(&self, id: &JobId) {
-        let event = self
-            .waiting
-            .lock()
-            .get(id)
-            .map(|entry| Arc::clone(&entry.event));
-        if let Some(event) = event {
-            event.notify(usize::MAX);
+        let notice = {
+            let waiting = self.waiting.lock();
+            waiting.get(id).map(|entry| Arc::clone(&entry.notice))
+        };
+        if let Some(notice) = notice {
+            notice.notify();
         }
     }
 
     /// Has all look again.
     pub(crate) fn wake_all(&self) {
         let waiting = self.waiting.lock();
-        let events: Vec<_> = waiting
-            .values()
-            .map(|entry| Arc::clone(&entry.event))
-            .collect();
+        let all = waiting.values().map(|entry| Arc::clone(&entry.notice));
+        let all: Vec<_> = all.collect();
         drop(waiting);
-        for event in events {
-            event.notify(usize::MAX);
-        }
+        all.iter().for_each(|notice| notice.notify());
     }
 }
 
@@ -123,9 +118,20 @@ impl Waiter<'_> {
         self.waiters.waiting.lock().get(&self.id)?.ended.clone()
     }
 
-    /// Notified from this call on.
-    pub(crate) fn listen(&self) -> event_listener::EventListener {
-        self.event.listen()
+    /// What [`wait`](Self::wait) and [`changed`](Self::changed) wait for is anything that happens after
+    /// this call.
+    pub(crate) fn changes(&self) -> u64 {
+        self.notice.changes()
+    }
+
+    /// Blocks until something has happened, or until this time. Returns whether something has.
+    pub(crate) fn wait(&self, since: u64, until: Option<Instant>) -> bool {
+        self.notice.wait(since, until)
+    }
+
+    /// Is ready once something has happened.
+    pub(crate) fn changed(&self, since: u64) -> Changed<'_> {
+        self.notice.changed(since)
     }
 }
 

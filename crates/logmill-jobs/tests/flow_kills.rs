@@ -1,18 +1,21 @@
 //! Flows while the process is killed: what waits runs as one job, once all that it waits for is done,
 //! and no flow is left waiting.
 
+mod killing;
+
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use logmill_jobs::{
     Backoff, Context, Inputs, Job, JobResult, Mill, Pool, State, Workers, discard, secs,
 };
 use serde::{Deserialize, Serialize};
+
+use killing::length;
 
 const DIRECTORY: &str = "LOGMILL_JOBS_FLOW_KILLS";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -127,30 +130,16 @@ fn child() {
     }
 }
 
-fn length(dir: &Path) -> u64 {
-    std::fs::metadata(dir.join("notes")).map_or(0, |notes| notes.len())
-}
-
 #[test]
 fn what_waits_runs_as_one_job_however_often_the_process_is_killed() {
     let dir = tempfile::tempdir().unwrap();
     for life in 0..LIVES {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["child", "--exact", "--ignored", "--nocapture"])
-            .env(DIRECTORY, dir.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
         let noted = length(dir.path());
-        let begun = Instant::now();
-        while length(dir.path()) == noted {
-            assert!(begun.elapsed() < PATIENCE, "nothing happens");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        std::thread::sleep(Duration::from_millis(3 + life * 53 % 97));
-        assert_eq!(child.try_wait().unwrap(), None, "it died by itself");
-        child.kill().unwrap();
-        child.wait().unwrap();
+        killing::kill(
+            &[(DIRECTORY, dir.path().to_str().unwrap())],
+            |_| length(dir.path()) > noted,
+            Duration::from_millis(3 + life * 53 % 97),
+        );
     }
 
     // The rest is done in peace.

@@ -1,11 +1,12 @@
 //! What calls have changed of jobs, while the process is killed: the newest arguments of a key run
 //! exactly once, an edited job runs in its new form only, and a cancel that has returned holds.
 
+mod killing;
+
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,8 @@ use logmill_jobs::{
     Backoff, Context, Job, JobResult, Mill, Outcome, Pool, State, Unique, Workers, hours,
 };
 use serde::{Deserialize, Serialize};
+
+use killing::length;
 
 const DIRECTORY: &str = "LOGMILL_JOBS_KILL_UNIQUE";
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -116,10 +119,6 @@ fn start(dir: &Path) -> (Mill, Pool, Notes) {
     (mill, pool, notes)
 }
 
-fn length(dir: &Path) -> u64 {
-    std::fs::metadata(dir.join("notes")).map_or(0, |notes| notes.len())
-}
-
 /// Calls until it is killed.
 #[test]
 #[ignore = "run by the other test"]
@@ -172,27 +171,18 @@ fn the_newest_arguments_an_edit_and_a_cancel_survive_kills() {
     let dir = tempfile::tempdir().unwrap();
     let mut lives = Vec::new();
     for life in 0..LIVES {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["child", "--exact", "--ignored", "--nocapture"])
-            .env(DIRECTORY, dir.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        // Recovery takes its time, and so do flushes: every other life gets so far that an edit is done.
+        // Flushes take their time: every other life gets so far that an edit is done.
         let seen = |what: &str| {
             let notes = std::fs::read_to_string(dir.path().join("notes")).unwrap_or_default();
             notes.lines().filter(|line| line.starts_with(what)).count()
         };
         let what = if life % 2 == 0 { "called" } else { "edited" };
-        let (before, begun) = (seen(what), Instant::now());
-        while seen(what) == before {
-            assert!(begun.elapsed() < PATIENCE, "nothing happens");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        std::thread::sleep(Duration::from_millis(5 + life * 53 % 197));
-        assert_eq!(child.try_wait().unwrap(), None, "it died by itself");
-        child.kill().unwrap();
-        child.wait().unwrap();
+        let before = seen(what);
+        killing::kill(
+            &[(DIRECTORY, dir.path().to_str().unwrap())],
+            |_| seen(what) > before,
+            Duration::from_millis(5 + life * 53 % 197),
+        );
         lives.push(length(dir.path()));
     }
 

@@ -1,11 +1,12 @@
 //! Exactly once for what the mill stores, while the process is killed: what follows a completion is
 //! there once, a unique key has one job, a result is that of its job.
 
+mod killing;
+
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,8 @@ use logmill_jobs::{
     Backoff, Context, Job, JobId, JobResult, Mill, Outcome, Pool, Priority, State, Workers, secs,
 };
 use serde::{Deserialize, Serialize};
+
+use killing::length;
 
 const DIRECTORY: &str = "LOGMILL_JOBS_KILLS";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -118,11 +121,6 @@ fn start(dir: &Path) -> (Mill, Pool, Notes) {
     (mill, pool, notes)
 }
 
-/// The length of the notes.
-fn length(dir: &Path) -> u64 {
-    std::fs::metadata(dir.join("notes")).map_or(0, |notes| notes.len())
-}
-
 /// Enqueues and works until it is killed.
 #[test]
 #[ignore = "run by the other test"]
@@ -145,24 +143,13 @@ fn child() {
 fn what_follows_is_there_exactly_once_however_often_the_process_is_killed() {
     let dir = tempfile::tempdir().unwrap();
     for life in 0..LIVES {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["child", "--exact", "--ignored", "--nocapture"])
-            .env(DIRECTORY, dir.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        // Recovery takes its time. The death comes soon after, or when more has happened, and at
-        // another moment each time.
+        // The death comes soon after the first, or when more has happened.
         let noted = length(dir.path()) + life % 3 * 1500;
-        let begun = Instant::now();
-        while length(dir.path()) <= noted {
-            assert!(begun.elapsed() < PATIENCE, "nothing happens");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        std::thread::sleep(Duration::from_millis(3 + life * 53 % 97));
-        assert_eq!(child.try_wait().unwrap(), None, "it died by itself");
-        child.kill().unwrap();
-        child.wait().unwrap();
+        killing::kill(
+            &[(DIRECTORY, dir.path().to_str().unwrap())],
+            |_| length(dir.path()) > noted,
+            Duration::from_millis(3 + life * 53 % 97),
+        );
     }
 
     // The rest is done in peace.

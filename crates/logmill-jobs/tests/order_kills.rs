@@ -1,11 +1,12 @@
 //! Strict order per key, while the process is killed: whatever was enqueued first begins first, across
 //! all lives of the process, and failures and dead jobs hold their keys back in each of them.
 
+mod killing;
+
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,8 @@ use logmill_jobs::{
     Workers, discard, secs,
 };
 use serde::{Deserialize, Serialize};
+
+use killing::length;
 
 const DIRECTORY: &str = "LOGMILL_JOBS_ORDER_KILLS";
 const LIFE: &str = "LOGMILL_JOBS_ORDER_LIFE";
@@ -118,32 +121,19 @@ fn child() {
     });
 }
 
-fn length(dir: &Path) -> u64 {
-    std::fs::metadata(dir.join("notes")).map_or(0, |notes| notes.len())
-}
-
 #[test]
 fn the_order_of_each_key_holds_however_often_the_process_is_killed() {
     let dir = tempfile::tempdir().unwrap();
     for life in 0..LIVES {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["child", "--exact", "--ignored", "--nocapture"])
-            .env(DIRECTORY, dir.path())
-            .env(LIFE, life.to_string())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        // Recovery takes its time. The death comes soon after, and at another moment each time.
         let noted = length(dir.path());
-        let begun = Instant::now();
-        while length(dir.path()) == noted {
-            assert!(begun.elapsed() < PATIENCE, "nothing happens");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        std::thread::sleep(Duration::from_millis(40 + life * 53 % 97));
-        assert_eq!(child.try_wait().unwrap(), None, "it died by itself");
-        child.kill().unwrap();
-        child.wait().unwrap();
+        killing::kill(
+            &[
+                (DIRECTORY, dir.path().to_str().unwrap()),
+                (LIFE, &life.to_string()),
+            ],
+            |_| length(dir.path()) > noted,
+            Duration::from_millis(40 + life * 53 % 97),
+        );
     }
 
     // The rest is done in peace.

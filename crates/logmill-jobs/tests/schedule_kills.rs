@@ -1,8 +1,9 @@
 //! Each tick of a schedule once, and none lost, while the process is killed.
 
+mod killing;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -77,21 +78,11 @@ fn begun_by(dir: &Path) -> Option<u32> {
 fn each_tick_is_enqueued_once_and_none_is_lost_however_often_the_process_is_killed() {
     let dir = tempfile::tempdir().unwrap();
     for life in 0..LIVES {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["child", "--exact", "--ignored", "--nocapture"])
-            .env(DIRECTORY, dir.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let begun = Instant::now();
-        while begun_by(dir.path()) != Some(child.id()) {
-            assert!(begun.elapsed() < PATIENCE, "nothing happens");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        std::thread::sleep(Duration::from_millis(3 + life * 53 % 97));
-        assert_eq!(child.try_wait().unwrap(), None, "it died by itself");
-        child.kill().unwrap();
-        child.wait().unwrap();
+        killing::kill(
+            &[(DIRECTORY, dir.path().to_str().unwrap())],
+            |child| begun_by(dir.path()) == Some(child),
+            Duration::from_millis(3 + life * 53 % 97),
+        );
     }
 
     let mill = Mill::open(dir.path().join("jobs")).unwrap();

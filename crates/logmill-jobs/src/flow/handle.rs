@@ -147,12 +147,12 @@ impl FlowHandle {
     pub async fn wait_async(&self) -> Result<bool, WaitError> {
         let waiter = self.mill.inner.waiters.join(&waited_for(self.id, None));
         loop {
-            let listener = waiter.listen();
+            let since = waiter.changes();
             if let Some(succeeded) = self.has_succeeded()? {
                 return Ok(succeeded);
             }
             self.check_open()?;
-            listener.await;
+            waiter.changed(since).await;
         }
     }
 
@@ -172,18 +172,13 @@ impl FlowHandle {
     ) -> Result<T, WaitError> {
         let waiter = self.mill.inner.waiters.join(&waited_for(self.id, node));
         loop {
-            let listener = waiter.listen();
+            let since = waiter.changes();
             if let Some(found) = look()? {
                 return Ok(found);
             }
             self.check_open()?;
-            match until {
-                None => event_listener::Listener::wait(listener),
-                Some(until) => {
-                    if event_listener::Listener::wait_deadline(listener, until).is_none() {
-                        return look()?.ok_or(WaitError::TimedOut);
-                    }
-                }
+            if !waiter.wait(since, until) {
+                return look()?.ok_or(WaitError::TimedOut);
             }
         }
     }

@@ -62,8 +62,10 @@ impl Hasher for Same {
 #[derive(Default)]
 struct Bucket {
     running: u32,
-    /// When the next cell of the rate is due; without a rate, until when the key is closed.
+    /// When the next cell of the rate is due.
     next: Option<Instant>,
+    /// Until when the key is closed, as a handler was told to slow down.
+    closed: Option<Instant>,
     waiting: VecDeque<Waiting>,
     /// Its entry in the times.
     time: Option<Instant>,
@@ -102,13 +104,13 @@ const AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Bucket {
     fn refusal(&self, limit: &Limit, now: Instant, cost: u32) -> Option<Refusal> {
+        if let Some(closed) = self.closed.filter(|closed| *closed > now) {
+            return Some(Refusal::Until(closed));
+        }
         if limit.at_once.is_some_and(|most| self.running >= most) {
             return Some(Refusal::Full);
         }
-        let next = self.next?;
-        let until = limit
-            .rate
-            .map_or(Some(next), |rate| rate.until(next, cost))?;
+        let until = limit.rate?.until(self.next?, cost)?;
         (until > now).then_some(Refusal::Until(until))
     }
 
@@ -126,10 +128,10 @@ impl Bucket {
 
     /// Lets nobody through before this time.
     fn close(&mut self, limit: &Limit, until: Instant) {
-        let until = limit
-            .rate
-            .map_or(Some(until), |rate| rate.closed_until(until));
-        self.next = self.next.max(until);
+        self.closed = self.closed.max(Some(until));
+        // No burst follows.
+        let next = limit.rate.and_then(|rate| rate.closed_until(until));
+        self.next = self.next.max(next);
     }
 
     /// A job that was put at one of the ends a moment ago.
@@ -153,7 +155,9 @@ impl Bucket {
     }
 
     fn is_idle(&self, now: Instant) -> bool {
-        self.running == 0 && self.waiting.is_empty() && self.next.is_none_or(|next| next <= now)
+        let has_passed = |time: Option<Instant>| time.is_none_or(|time| time <= now);
+        let is_open = has_passed(self.next) && has_passed(self.closed);
+        self.running == 0 && self.waiting.is_empty() && is_open
     }
 }
 
@@ -289,12 +293,24 @@ impl Gate {
         let until = match bucket.refusal_of_first(&self.limit, now) {
             Some(Refusal::Until(until)) => Some(until),
             // The key is to be forgotten then.
-            _ if self.is_for_held => bucket.next,
+            _ if self.is_for_held => bucket.closed,
             _ => None,
         };
         state.set_time(key, until);
         self.note_known(&state);
         until
+    }
+
+    /// Whether a key is closed, for a job that has a place there.
+    pub(super) fn is_closed(&self, key: u64) -> bool {
+        // Relaxed: a job that misses that its key was closed at this moment came before that.
+        if !self.was_closed.load(Ordering::Relaxed) {
+            return false;
+        }
+        let now = self.clock.now();
+        let state = self.state.lock();
+        let bucket = state.buckets.get(&key);
+        bucket.is_some_and(|bucket| bucket.closed.is_some_and(|closed| closed > now))
     }
 
     /// Has a job that was let through before wait as the first of its key. Returns false if it is not
@@ -378,7 +394,9 @@ impl Gate {
         }
         let until = match bucket.refusal_of_first(&self.limit, now) {
             Some(Refusal::Until(until)) => Some(until),
-            _ => bucket.next.filter(|next| self.is_for_held && *next > now),
+            _ => bucket
+                .closed
+                .filter(|closed| self.is_for_held && *closed > now),
         };
         state.set_time(key, until);
         self.forget_held(&mut state, key, now);

@@ -133,8 +133,13 @@ impl Limits {
         };
         let cost = self.cost_of(claim, cost);
         for (gate, number) in self.gates.iter().zip(0..) {
-            if granted.is_some_and(|grant| grant.gate == number) {
-                continue;
+            if let Some(grant) = granted.filter(|grant| grant.gate == number) {
+                if !gate.is_closed(grant.key) {
+                    continue;
+                }
+                // Another job was told to slow down since this one was let through.
+                permit.places.retain(|place| *place != grant);
+                self.give_back(grant, false);
             }
             let Some(key) = self.key_of(gate, &subject(id, claim)) else {
                 continue;

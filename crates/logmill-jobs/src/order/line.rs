@@ -35,7 +35,7 @@ pub(super) struct Lines {
 
 #[derive(Default)]
 struct Line {
-    /// In the order of their positions. Those that have ended are there until they are the first.
+    /// In the order of their positions. Those that have ended are there until none is in line before them.
     jobs: VecDeque<Entry>,
     /// The one that a worker has.
     running: Option<Position>,
@@ -178,10 +178,15 @@ impl Line {
 
     /// Forgets what has ended, and wakes the job whose turn it is.
     fn settle(&mut self, woken: &mut Woken) {
-        while let Some(entry) = self.jobs.front()
-            && matches!(entry.state, State::Ended)
+        // Those that are skipped are passed by what ends behind them.
+        let mut passed = 0;
+        while let Some(entry) = self.jobs.get(passed)
+            && !entry.is_in_line()
         {
-            self.jobs.pop_front();
+            match entry.state {
+                State::Ended => drop(self.jobs.remove(passed)),
+                _ => passed += 1,
+            }
         }
         if self.jobs.len() < self.jobs.capacity() / 4 {
             self.jobs.shrink_to(self.jobs.len() * 2);

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, ReentrantMutex};
 
 pub(crate) use self::backend::Ordered;
 use self::line::{Lines, Position};
@@ -162,6 +162,8 @@ pub(crate) struct Orders {
     last: AtomicU64,
     clock: Clock,
     limits: Arc<Limits>,
+    /// Held while a dead job is replayed. Reentrant, as the backend calls subscribers.
+    replaying: ReentrantMutex<()>,
     /// Whether the lines have all jobs that the backend had when it was opened.
     are_built: Mutex<bool>,
 }
@@ -174,6 +176,7 @@ impl Orders {
             last: AtomicU64::new(0),
             clock,
             limits: Arc::clone(limits),
+            replaying: ReentrantMutex::new(()),
             are_built: Mutex::new(false),
         })
     }

@@ -124,6 +124,8 @@ impl Queue for OrderedQueue {
         let Some(lines) = self.orders.lines(&spot) else {
             return self.inner.replay(letter);
         };
+        // Of two that replay it, the second finds no letter.
+        let _replaying = self.orders.replaying.lock();
         let revival = lines.revive(&spot.key, spot.position);
         let replayed = self.inner.replay(letter);
         match &replayed {

@@ -100,3 +100,23 @@ fn a_job_that_comes_back_to_its_place_waits_for_the_one_that_runs() {
     assert_eq!(lines.arrive(KEY, at(2), &id(2)), Arrival::Waits);
     assert_eq!(lines.arrive(KEY, at(1), &id(3)), Arrival::Runs);
 }
+
+#[test]
+fn what_ends_behind_a_skipped_job_is_forgotten() {
+    let lines = Lines::default();
+    for number in 0..1000 {
+        lines.enter(KEY, || at(number));
+    }
+    assert_eq!(lines.arrive(KEY, at(0), &id(0)), Arrival::Runs);
+    lines.pause(KEY, at(0), Some("busy"));
+    assert!(lines.skip(KEY, at(0)));
+    for number in 1..1000 {
+        assert_eq!(lines.arrive(KEY, at(number), &id(number)), Arrival::Runs);
+        lines.end(KEY, at(number));
+    }
+    assert_eq!(lines.counts(), (1, 1));
+    // It comes back at last.
+    assert_eq!(lines.arrive(KEY, at(0), &id(0)), Arrival::Runs);
+    lines.end(KEY, at(0));
+    assert_eq!(lines.counts(), (0, 0));
+}

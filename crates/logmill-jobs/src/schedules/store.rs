@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::plan::{Enqueued, Plan};
 use super::schedule::system_time_of;
+use crate::JobId;
 use crate::backend::{BackendError, Changes, Due, Keep, KeyChange, KeyValue, NewJob};
 use crate::enqueue::header;
 use crate::keys;
@@ -165,7 +166,14 @@ pub(super) fn is_there(mill: &Mill, id: &str, job: &Enqueued) -> Result<bool, Ba
         return Ok(false);
     };
     if let Some(number) = job.number {
-        return queue.queue.contains(number);
+        if queue.queue.contains(number)? {
+            return Ok(true);
+        }
+        // It may have been edited.
+        let id = JobId::new(queue.name.clone(), number);
+        let id = mill.current_id(&id)?;
+        let queue = mill.inner.existing_queue(id.place())?;
+        return queue.map_or(Ok(false), |queue| queue.queue.contains(id.number()));
     }
     // The process died before it had noted the number, so the job is looked for.
     let header = header_of(id, job.tick);

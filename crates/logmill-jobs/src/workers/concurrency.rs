@@ -128,6 +128,7 @@ impl Pool {
     /// stored, and nothing has changed.
     pub fn set_threads(&self, threads: usize) -> Result<(), StartError> {
         let (shared, threads) = (&self.shared, threads.clamp(1, MOST_THREADS));
+        let _setting = shared.setting.lock();
         let tasks = shared.state.lock().max_tasks;
         shared.concurrency.store(&shared.mill, threads, tasks)?;
         shared.have_threads(threads)
@@ -142,6 +143,7 @@ impl Pool {
     /// The number could not be stored, and nothing has changed.
     pub fn set_tasks(&self, tasks: usize) -> Result<(), StartError> {
         let (shared, tasks) = (&self.shared, tasks.max(1));
+        let _setting = shared.setting.lock();
         let threads = shared.state.lock().wanted;
         shared.concurrency.store(&shared.mill, threads, tasks)?;
         shared.have_tasks(tasks);
@@ -155,6 +157,7 @@ impl Pool {
     /// As for [`set_threads`](Self::set_threads).
     pub fn reset_concurrency(&self) -> Result<(), StartError> {
         let (shared, own) = (&self.shared, &self.shared.concurrency);
+        let _setting = shared.setting.lock();
         if let Some(name) = own.stored_as() {
             change(&shared.mill, KeyChange::Remove(&keys::of_pool(name)))?;
         }

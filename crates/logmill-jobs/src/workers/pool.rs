@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, ReentrantMutex};
 
 use super::concurrency::{Concurrency, Spawn};
 use super::seat::Seat;
@@ -28,6 +28,9 @@ pub(crate) struct Shared {
     levels: AtomicU64,
     /// What the numbers of threads and tasks are stored as, if they are.
     pub(super) concurrency: Concurrency,
+    /// Held while these numbers are set, so that what is stored last is what holds. Reentrant, as the
+    /// backend calls subscribers.
+    pub(super) setting: ReentrantMutex<()>,
     pub(super) watch: Arc<Watch>,
     /// What starts a thread; None once the pool stops.
     pub(super) spawn: Mutex<Option<Arc<dyn Spawn>>>,
@@ -135,6 +138,7 @@ impl Shared {
             stopping: Arc::default(),
             levels: AtomicU64::new(0),
             concurrency,
+            setting: ReentrantMutex::new(()),
             watch: Arc::new(Watch::new(mill.inner.clock.clone())),
             spawn: Mutex::default(),
             state: Mutex::new(State {

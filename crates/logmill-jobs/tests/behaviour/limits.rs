@@ -387,6 +387,33 @@ fn a_429_without_any_limit_holds_back_the_key_within_the_kind() {
 }
 
 #[test]
+fn jobs_that_were_let_through_at_the_end_of_a_hold_are_held_by_the_next() {
+    let limits = [None, Some(Limit::on_kind("export").by_key().at_once(10))];
+    for limit in limits {
+        let (mill, _dir) = mill_with(limit);
+        let calls = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&calls);
+        let handler = move |_: Export| -> JobResult {
+            match counted.fetch_add(1, Ordering::SeqCst) {
+                0 => Err(rate_limited(Duration::from_millis(200), "429")),
+                _ => Err(rate_limited(hours(1), "429 again")),
+            }
+        };
+        let workers = Workers::new(()).on(handler).threads(1);
+        let pool = workers.start(&mill).unwrap();
+        let jobs: Vec<_> = (0..20)
+            .map(|n| mill.enqueue(export("a", n)).unwrap())
+            .collect();
+        until("the second hold", || calls.load(Ordering::SeqCst) >= 2);
+        until("all wait", || {
+            jobs.iter().all(|one| mill.why_waiting(one.id()).is_some())
+        });
+        assert_eq!(calls.load(Ordering::SeqCst), 2);
+        assert!(pool.shutdown(PATIENCE).finished_in_time);
+    }
+}
+
+#[test]
 fn a_key_that_was_held_back_goes_on_by_itself_never_early_and_with_the_same_job() {
     for limit in [
         None,

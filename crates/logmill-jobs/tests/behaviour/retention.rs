@@ -203,3 +203,27 @@ fn progress_is_there_after_the_attempt_and_after_a_restart_and_gone_however_the_
     assert!(matches!(handle.status().unwrap(), Status::Cancelled { .. }));
     assert_eq!(handle.progress().unwrap(), None);
 }
+
+/// Progress is stored once a second, so this takes as long.
+#[test]
+fn progress_of_an_earlier_attempt_is_gone_at_the_end_too() {
+    let (mill, _dir) = mill();
+    let pages = |_: Pages, cx: Context| {
+        if cx.attempt() > 1 {
+            return JobResult::Ok(());
+        }
+        cx.progress(1, 2);
+        std::thread::sleep(Duration::from_millis(1050));
+        cx.progress(2, 2);
+        Err(logmill_jobs::retry_in(Duration::from_millis(300), "later"))
+    };
+    let pool = Workers::new(()).on(pages).start(&mill).unwrap();
+    let handle = mill.enqueue(Pages).unwrap();
+    until("it has failed", || {
+        matches!(handle.status().unwrap(), Status::Waiting { failed: 1, .. })
+    });
+    assert_eq!(handle.progress().unwrap().unwrap().done, 2);
+    handle.wait_timeout(PATIENCE).unwrap();
+    assert_eq!(handle.progress().unwrap(), None);
+    let _ = pool.shutdown(PATIENCE);
+}

@@ -236,6 +236,20 @@ fn a_tick_is_skipped_while_the_job_of_the_last_one_has_not_ended() {
 }
 
 #[test]
+fn a_tick_is_skipped_while_the_job_of_the_last_one_waits_in_another_form() {
+    let (mill, _dir) = mill();
+    let soon = SystemTime::now() + Duration::from_secs(1);
+    let schedule = Schedule::every(TEN_MILLIS).unless_running().starts_at(soon);
+    mill.job(report("ok")).schedule("often", schedule).unwrap();
+    let id = mill.run_schedule_now("often").unwrap().unwrap();
+    mill.edit(&id).after(hours(1)).apply().unwrap();
+    let skipped = || mill.schedule("often").unwrap().unwrap().skipped;
+    until("ticks are skipped", || skipped() > 3);
+    let stats = mill.queue("reports").unwrap().stats().unwrap();
+    assert_eq!(stats.ready + stats.delayed, 1);
+}
+
+#[test]
 fn a_paused_schedule_has_no_ticks_also_after_a_restart() {
     let (mill, dir) = mill();
     let schedule = || Schedule::every(TEN_MILLIS).misfire(Misfire::All(1000));

@@ -79,6 +79,7 @@ impl EmbeddedQueue {
         match error {
             DeadLetterError::Enqueue(error) => on_enqueue(error, self.0.name()),
             DeadLetterError::Partial { error, .. } => self.on_letter(*error),
+            error @ DeadLetterError::NotDurable { .. } => BackendError::NotDurable(Box::new(error)),
             error => on_storage(error),
         }
     }

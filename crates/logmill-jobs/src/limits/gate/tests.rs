@@ -58,3 +58,18 @@ fn keys_that_are_idle_are_forgotten() {
     let left = gate.state.lock().buckets.len();
     assert!(left < 5000, "{left}");
 }
+
+#[test]
+fn a_place_that_is_given_back_does_not_open_a_key_that_is_closed() {
+    let limit = Limit::on_queue("q").rate(1, secs(60));
+    for limit in [limit, Limit::on_queue("q").at_once(1)] {
+        let gate = Gate::new(limit, Clock::default());
+        let now = Instant::now();
+        assert_eq!(places(&gate, 0, now), 1);
+        gate.close(0, now + secs(600));
+        gate.give_back(0, 1, false);
+        assert!(gate.is_closed(0));
+        assert_eq!(places(&gate, 0, now + secs(599)), 0);
+        assert_eq!(places(&gate, 0, now + secs(601)), 1);
+    }
+}
