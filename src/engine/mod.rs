@@ -70,6 +70,8 @@ use crate::time::Clock;
 pub(crate) struct Engine {
     /// Locked until the last handle is gone.
     pub(crate) home: Arc<Home>,
+    /// That of the queue's directory.
+    name: Box<str>,
     durability: Durability,
     /// Whether an enqueue with these options has nothing to do but to append a record.
     only_appends: bool,
@@ -130,8 +132,7 @@ impl Engine {
 
     /// The name of the queue's directory.
     pub(crate) fn name(&self) -> &str {
-        let name = self.path().file_name().and_then(|name| name.to_str());
-        name.unwrap_or_default()
+        &self.name
     }
 
     pub(crate) fn home(&self) -> &Home {

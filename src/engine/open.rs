@@ -163,7 +163,10 @@ impl Engine {
         report.dead_letters = dead.stats().live;
         let clock = builder.started_clock();
         let max_payload = enqueue::max_payload(&stripes[0]);
+        let name = home.directory().path().file_name();
+        let name = name.and_then(|name| name.to_str()).unwrap_or_default();
         let engine = Self {
+            name: name.into(),
             home: Arc::clone(home),
             durability: builder.durability,
             dispatch: Dispatch::new(

@@ -95,6 +95,7 @@ mod paused;
 mod prepared;
 mod progress;
 mod queue;
+mod queues;
 mod refused;
 mod retention;
 mod running;

@@ -1,14 +1,13 @@
 //! The mill: what an application opens, enqueues to and starts workers on.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 #[cfg(feature = "embedded")]
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 use crate::backend::{Backend, BackendError, Queue, name_of_level};
 use crate::before::Before;
@@ -31,6 +30,7 @@ use crate::options::MillOptions;
 use crate::order::{Ordered, Orders};
 use crate::parked::Parked;
 use crate::progress::Progressed;
+use crate::queues::OpenQueues;
 use crate::refused::Refused;
 use crate::retention::Retention;
 use crate::running::Running;
@@ -85,7 +85,7 @@ pub(crate) struct Inner {
     pub(crate) keep_results: Duration,
     pub(crate) retention: Retention,
     /// The queues that were used, by the names that the backend knows.
-    queues: RwLock<HashMap<String, Arc<OpenQueue>>>,
+    queues: OpenQueues,
     pub(crate) waiters: Waiters,
     pub(crate) running: Running,
     pub(crate) cancelling: Cancelling,
@@ -170,7 +170,7 @@ impl Mill {
             clock: clock.clone(),
             keep_results,
             retention: Retention::new(max_results, max_result_bytes, clock.clone()),
-            queues: RwLock::default(),
+            queues: OpenQueues::default(),
             waiters: Waiters::default(),
             running: Running::default(),
             cancelling: Cancelling::default(),
@@ -310,8 +310,8 @@ impl Inner {
         &self,
         name: &str,
     ) -> Result<Option<Arc<OpenQueue>>, BackendError> {
-        if let Some(open) = self.queues.read().get(name) {
-            return Ok(Some(Arc::clone(open)));
+        if let Some(open) = self.queues.get(name) {
+            return Ok(Some(open));
         }
         let exists = self.backend.queue_names()?.iter().any(|one| one == name);
         exists.then(|| self.open_queue(name)).transpose()
@@ -320,8 +320,8 @@ impl Inner {
     /// A queue by the name that the backend knows.
     #[inline]
     pub(crate) fn backend_queue(&self, name: &str) -> Result<Arc<OpenQueue>, BackendError> {
-        if let Some(open) = self.queues.read().get(name) {
-            return Ok(Arc::clone(open));
+        if let Some(open) = self.queues.get(name) {
+            return Ok(open);
         }
         self.open_queue(name)
     }
@@ -329,16 +329,10 @@ impl Inner {
     #[cold]
     fn open_queue(&self, name: &str) -> Result<Arc<OpenQueue>, BackendError> {
         let queue = self.backend.queue(name)?;
-        let open = {
-            let mut queues = self.queues.write();
-            let open = queues.entry(name.to_owned()).or_insert_with(|| {
-                Arc::new(OpenQueue {
-                    name: name.into(),
-                    queue,
-                })
-            });
-            Arc::clone(open)
-        };
+        let open = self.queues.add(OpenQueue {
+            name: name.into(),
+            queue,
+        });
         if let Some((queue, _)) = name.split_once('.') {
             self.pools.note_new_level(queue);
         }

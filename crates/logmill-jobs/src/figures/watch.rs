@@ -54,10 +54,16 @@ impl Watch {
 
     /// Notes that an attempt begins; one that goes on as a task is always measured.
     #[inline]
-    pub(crate) fn begin(&mut self, id: &JobId, claim: &dyn Claim, is_task: bool) -> Begun {
-        let is_last = |cell: &Arc<Cell>| *cell.kind == *claim.kind() && *cell.place == *id.place();
+    pub(crate) fn begin(
+        &mut self,
+        id: &JobId,
+        kind: &str,
+        claim: &dyn Claim,
+        is_task: bool,
+    ) -> Begun {
+        let is_last = |cell: &Arc<Cell>| *cell.kind == *kind && *cell.place == *id.place();
         if !self.cells.get(self.last).is_some_and(is_last) {
-            self.find(id, claim.kind());
+            self.find(id, kind);
         }
         let listens = self.mill.inner.events.is_on();
         let must = listens || is_task || claim.due_at().is_some();

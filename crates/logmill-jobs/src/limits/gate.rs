@@ -364,7 +364,6 @@ impl Gate {
     /// Gives a place back; with its turn, if the job did not begin. Returns whether a job waits for
     /// one.
     pub(super) fn give_back(&self, key: u64, cost: u32, has_begun: bool) -> bool {
-        let now = self.now();
         let mut state = self.state.lock();
         let Some(bucket) = state.buckets.get_mut(&key) else {
             return false;
@@ -374,7 +373,9 @@ impl Gate {
             bucket.next = bucket.next.and_then(|next| rate.given_back(next, cost));
         }
         let is_awaited = !bucket.waiting.is_empty();
-        self.forget_held(&mut state, key, now);
+        if self.is_for_held {
+            self.forget_held(&mut state, key, self.now());
+        }
         is_awaited
     }
 
@@ -399,14 +400,16 @@ impl Gate {
                 .filter(|closed| self.is_for_held && *closed > now),
         };
         state.set_time(key, until);
-        self.forget_held(&mut state, key, now);
+        if self.is_for_held {
+            self.forget_held(&mut state, key, now);
+        }
         (first, until)
     }
 
     /// Forgets a key that was closed for a time and is idle: it concerns no job any more.
     fn forget_held(&self, state: &mut State, key: u64, now: Instant) {
         let bucket = state.buckets.get(&key);
-        if self.is_for_held && bucket.is_some_and(|bucket| bucket.is_idle(now)) {
+        if bucket.is_some_and(|bucket| bucket.is_idle(now)) {
             state.set_time(key, None);
             state.buckets.remove(&key);
             self.note_known(state);

@@ -21,11 +21,12 @@ mod stress;
 mod timer;
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
@@ -100,7 +101,7 @@ impl Limits {
             has_rates,
             granted: Mutex::default(),
             grants: AtomicUsize::new(0),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             timer: Arc::new(Timer::new(clock.clone())),
             clock,
         });
@@ -133,6 +134,9 @@ impl Limits {
         };
         let cost = self.cost_of(claim, cost);
         for (gate, number) in self.gates.iter().zip(0..) {
+            if gate.is_for_held() && gate.known() == 0 {
+                continue;
+            }
             if let Some(grant) = granted.filter(|grant| grant.gate == number) {
                 if !gate.is_closed(grant.key) {
                     continue;

@@ -193,7 +193,7 @@ impl<J: Job> TestAttempt<'_, J> {
             context: OnceCell::new(),
         };
         let mut watch = Watch::new(mill);
-        let begun = watch.begin(&self.id, &self.claim, route.is_async());
+        let begun = watch.begin(&self.id, J::KIND, &self.claim, route.is_async());
         let called = route.call(state, &attempt);
         let context = attempt.context.into_inner();
         #[cfg_attr(not(feature = "tokio"), expect(clippy::infallible_destructuring_match))]

@@ -61,10 +61,11 @@ impl<S: Clone + Send + Sync + 'static> Inline<S> {
             self.levels = levels;
         }
         let worker = &mut self.worker;
+        let routes = worker.routes();
         let now = Some(Instant::now());
         Ok(self
             .consumer
-            .next(now, &|| false, &mut |claim| worker.run(claim)))
+            .next(now, &|| false, &mut |claim| worker.run(&routes, claim)))
     }
 }
 

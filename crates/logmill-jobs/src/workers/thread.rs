@@ -157,17 +157,19 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
 
     /// Runs jobs until the pool stops or the mill is closed; true if the levels have changed.
     fn work(&mut self, consumer: &mut dyn Consumer, levels: u64) -> bool {
-        let shared = Arc::clone(&self.shared);
+        let (shared, routes) = (Arc::clone(&self.shared), Arc::clone(&self.routes));
+        let has_async = routes.values().any(|route| route.is_async());
         let stopped = || shared.is_stopping() || shared.levels() != levels;
         while !shared.is_stopping() {
             if shared.levels() != levels {
                 return true;
             }
-            if !shared.wait_for_task() {
+            if has_async && !shared.wait_for_task() {
                 return false;
             }
-            let taken =
-                user_code::call(|| consumer.next(None, &stopped, &mut |claim| self.run(claim)));
+            let taken = user_code::call(|| {
+                consumer.next(None, &stopped, &mut |claim| self.run(&routes, claim))
+            });
             match taken {
                 Ok(Next::Closed) => return false,
                 Ok(Next::Taken | Next::Nothing) => {}
@@ -209,8 +211,13 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         }
     }
 
+    #[cfg(feature = "testing")]
+    pub(super) fn routes(&self) -> Arc<Routes<S>> {
+        Arc::clone(&self.routes)
+    }
+
     /// Runs an attempt, or begins it, unless the job is not to run.
-    pub(super) fn run(&mut self, claim: &mut dyn Claim) {
+    pub(super) fn run(&mut self, routes: &Routes<S>, claim: &mut dyn Claim) {
         if self.shared.is_stopping() {
             // Taken in the moment in which the pool was stopped, perhaps because a handler that ends
             // for that has given it back.
@@ -224,15 +231,15 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         }
         let mill = &self.shared.mill;
         match mill.inner.before.begin(mill, &self.id, claim) {
-            Began::AsItIs => self.attempt(claim),
-            Began::InTurn(turn) => self.attempt(&mut turn.of(claim)),
+            Began::AsItIs => self.attempt(routes, claim),
+            Began::InTurn(turn) => self.attempt(routes, &mut turn.of(claim)),
             // A place that was kept for it is for others.
             Began::GivenBack => mill.inner.limits.forget_grant(&self.id),
         }
     }
 
     #[inline]
-    fn attempt(&mut self, claim: &mut dyn Claim) {
+    fn attempt(&mut self, routes: &Routes<S>, claim: &mut dyn Claim) {
         let mill = &self.shared.mill;
         if expiry::end_expired(mill, &self.id, claim)
             || !mill.inner.flows.admit(mill, &self.id, claim)
@@ -240,11 +247,10 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             // A place that was kept for it is for others.
             return mill.inner.limits.forget_grant(&self.id);
         }
-        let Some((kind, route)) = self.routes.get_key_value(claim.kind()) else {
+        let Some((kind, route)) = routes.get_key_value(claim.kind()) else {
             mill.inner.limits.forget_grant(&self.id);
             return mill.inner.parked.park(mill, &self.id, claim);
         };
-        let (kind, route) = (*kind, Arc::clone(route));
         let options = route.options();
         let Admission::Runs(mut permit) = mill.inner.limits.admit(&self.id, options.cost, claim)
         else {
@@ -260,12 +266,12 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             },
         };
         permit.begin();
-        let watched = self.watch.begin(&self.id, claim, is_task);
+        let watched = self.watch.begin(&self.id, kind, claim, is_task);
         let seat = &*self.seat;
         seat.begin(&self.id, std::mem::take(&mut self.is_other_queue));
         let deadline = options
             .timeout
-            .and_then(|timeout| self.begin_timed(kind, timeout, &*route));
+            .and_then(|timeout| self.begin_timed(kind, timeout, &**route));
         let attempt = Attempt {
             mill,
             id: &self.id,
@@ -294,7 +300,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
                     task,
                     watched: Some((watched, self.watch.shared_cell())),
                 };
-                self.spawn(begun, &route, deadline, future, span);
+                self.spawn(begun, route, deadline, future, span);
                 return seat.end();
             }
         }

@@ -13,6 +13,8 @@ use crate::backend::{BackendError, Claim, Held, Settlement};
 pub(super) struct Borrowed<'a> {
     /// Taken when it is settled.
     job: Option<Job<'a>>,
+    /// Most jobs have none, and several are asked for.
+    has_headers: bool,
     shared: &'a Arc<Shared>,
 }
 
@@ -20,6 +22,7 @@ pub(super) struct Borrowed<'a> {
 struct Owned {
     /// Taken when it is settled.
     job: Option<OwnedJob>,
+    has_headers: bool,
     shared: Arc<Shared>,
 }
 
@@ -27,6 +30,7 @@ impl<'a> Borrowed<'a> {
     #[inline]
     pub(super) fn new(job: Job<'a>, shared: &'a Arc<Shared>) -> Self {
         Self {
+            has_headers: job.headers().next().is_some(),
             job: Some(job),
             shared,
         }
@@ -55,7 +59,10 @@ macro_rules! claim {
             }
 
             fn header(&self, key: &str) -> Option<&[u8]> {
-                self.job.as_ref()?.headers().get(key)
+                match self.has_headers {
+                    true => self.job.as_ref()?.headers().get(key),
+                    false => None,
+                }
             }
 
             fn attempt(&self) -> u32 {
@@ -111,6 +118,7 @@ macro_rules! claim {
             fn detach(&mut self) -> Option<Box<dyn Claim + Send>> {
                 let ($detached, $shared) = (self.job.take()?, Arc::clone(&self.shared));
                 Some(Box::new(Owned {
+                    has_headers: self.has_headers,
                     job: Some($detach),
                     shared: $shared,
                 }))
