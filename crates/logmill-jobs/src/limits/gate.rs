@@ -431,7 +431,7 @@ impl Gate {
     }
 
     /// Jobs that have a place, jobs that wait.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "embedded"))]
     pub(super) fn counts(&self) -> (u64, u64) {
         let state = self.state.lock();
         let buckets = state.buckets.values();

@@ -80,7 +80,7 @@ pub(crate) enum Admission {
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// What limits have at a moment.
-#[cfg(test)]
+#[cfg(all(test, feature = "embedded"))]
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) running: u64,
@@ -348,7 +348,7 @@ impl Limits {
         next
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "embedded"))]
     pub(crate) fn counts(&self) -> Counts {
         let gates = self.gates.iter().map(Gate::counts);
         let (running, waiting) = gates.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));

@@ -1,4 +1,4 @@
-//! Editing a job that waits: it moves to a new record, and its former id leads there.
+//! A job that is edited moves to a new record, and its former id leads there.
 //!
 //! A record cannot be changed where it is. One transaction stores the new record, the key `moved/<id>`
 //! that names it, and a note that the former record may still be there; then that one is cancelled,
@@ -8,106 +8,16 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use parking_lot::{Mutex, ReentrantMutex};
+use parking_lot::{Mutex, ReentrantMutex, ReentrantMutexGuard};
 
-use crate::backend::{
-    BackendError, Cancelled, Changes, Due, Keep, KeyChange, NewJob, Seen, name_of_level,
-};
-use crate::codec::CodecError;
-use crate::enqueue::{check_name, header};
-use crate::error::EnqueueError;
+use super::EditError;
+use crate::backend::{BackendError, Cancelled, Changes, Due, Keep, KeyChange, NewJob, Seen};
+use crate::enqueue::header;
 use crate::mill::{Mill, OpenQueue};
-use crate::{Job, JobId, Priority, expiry, keys, unique};
+use crate::{JobId, expiry, keys, unique};
 
 /// So many edits of one job are followed.
 const MOST_MOVES: u32 = 10_000;
-
-/// Changes of a job that waits, from [`Mill::edit`] or [`JobHandle::edit`](crate::JobHandle::edit).
-///
-/// ```
-/// use logmill_jobs::{Job, Mill, Priority, hours};
-/// use serde::{Deserialize, Serialize};
-///
-/// #[derive(Serialize, Deserialize, Job)]
-/// #[job(kind = "remind")]
-/// struct Remind {
-///     text: String,
-/// }
-///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let dir = tempfile::tempdir()?;
-/// let mill = Mill::open(dir.path().join("jobs"))?;
-/// let handle = mill.job(Remind { text: "tea".to_owned() }).after(hours(2)).enqueue()?;
-/// let id = mill
-///     .edit(handle.id())
-///     .arguments(&Remind { text: "coffee".to_owned() })
-///     .priority(Priority::High)
-///     .after(hours(1))
-///     .apply()?;
-/// assert_ne!(&id, handle.id());
-/// assert_eq!(handle.status()?, mill.status(&id)?);
-/// # Ok(())
-/// # }
-/// ```
-///
-/// The job gets a new id. The former one leads to it: `status`, `cancel`, `edit`, and handles that wait
-/// follow, for as long as results are kept after the time that the job is due. Its failed attempts begin
-/// anew. Its key, its expiry, its number of retries and its place under a unique key
-/// stay.
-#[must_use = "a job is changed by `apply`"]
-#[derive(Debug)]
-pub struct Edit<'a> {
-    mill: &'a Mill,
-    id: JobId,
-    /// Encoded, with the kinds that they are of.
-    arguments: Option<Result<Vec<u8>, EnqueueError>>,
-    kinds: Vec<&'static str>,
-    queue: Option<String>,
-    priority: Option<Priority>,
-    due: Option<Due>,
-    expires_after: Option<Duration>,
-}
-
-/// A job was not changed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum EditError {
-    /// A handler has it.
-    #[error("the job {0} runs, and is not changed any more")]
-    Running(JobId),
-    /// It is done, dead, cancelled or expired, or never was.
-    #[error("there is no job {0} that waits")]
-    Gone(JobId),
-    /// It is of a flow, or has its place in an order, which know it by its id.
-    #[error("the job {0} has its place in a flow or an order, and is not edited")]
-    InPlace(JobId),
-    /// The arguments are those of another kind.
-    #[error("the job is of the kind {0:?}, and the arguments are of another one")]
-    OtherKind(String),
-    /// The new form of the job cannot be enqueued.
-    #[error(transparent)]
-    Enqueue(EnqueueError),
-    /// The storage failed.
-    #[error(transparent)]
-    Storage(BackendError),
-}
-
-impl From<BackendError> for EditError {
-    fn from(error: BackendError) -> Self {
-        match error {
-            error @ (BackendError::Full(_) | BackendError::Invalid(_)) => {
-                Self::Enqueue(error.into())
-            }
-            error => Self::Storage(error),
-        }
-    }
-}
-
-impl From<CodecError> for EditError {
-    fn from(error: CodecError) -> Self {
-        Self::Enqueue(error.into())
-    }
-}
 
 /// The edits that go on.
 #[derive(Default)]
@@ -124,20 +34,25 @@ impl Moves {
         self.ids.lock().contains_key(id)
     }
 
+    /// No other edit goes on while the guard lives.
+    pub(super) fn lock(&self) -> ReentrantMutexGuard<'_, ()> {
+        self.lock.lock()
+    }
+
     fn new_id(&self, id: &JobId) -> Option<JobId> {
         self.ids.lock().get(id)?.clone()
     }
 }
 
 /// An edit that goes on: workers leave the job alone until it is dropped.
-struct Moving<'a> {
+pub(super) struct Moving<'a> {
     mill: &'a Mill,
     id: JobId,
 }
 
 impl<'a> Moving<'a> {
     /// None if the job is being edited by this thread, in a call from the backend.
-    fn begin(mill: &'a Mill, id: &JobId) -> Option<Self> {
+    pub(super) fn begin(mill: &'a Mill, id: &JobId) -> Option<Self> {
         let before = &mill.inner.before;
         let mut ids = before.moves.ids.lock();
         if ids.contains_key(id) {
@@ -155,7 +70,7 @@ impl<'a> Moving<'a> {
 
 impl Moving<'_> {
     /// The job is stored anew: from its cancellation on, its former id leads there.
-    fn note(&self, moved: Moved<'_>) {
+    pub(super) fn note(&self, moved: Moved<'_>) {
         let new = moved.number.map(|number| JobId::new(moved.place, number));
         self.mill
             .inner
@@ -175,174 +90,26 @@ impl Drop for Moving<'_> {
     }
 }
 
-impl Mill {
-    /// Changes a job that waits, see [`Edit`].
-    pub fn edit(&self, id: &JobId) -> Edit<'_> {
-        Edit {
-            mill: self,
-            id: id.clone(),
-            arguments: None,
-            kinds: Vec::new(),
-            queue: None,
-            priority: None,
-            due: None,
-            expires_after: None,
-        }
-    }
-
-    /// Has a job that waits run as soon as a worker is free. Returns its new id, see [`Edit`].
-    ///
-    /// # Errors
-    /// See [`EditError`]; the job is as it was.
-    pub fn run_now(&self, id: &JobId) -> Result<JobId, EditError> {
-        self.edit(id).now().apply()
-    }
-}
-
-impl Edit<'_> {
-    /// Gives it these arguments, which are of its kind.
-    pub fn arguments<J: Job>(mut self, job: &J) -> Self {
-        self.arguments = Some(self.mill.inner.encoded(job, |bytes| Ok(bytes.to_vec())));
-        self.kinds = J::ALIASES.iter().copied().chain([J::KIND]).collect();
-        self
-    }
-
-    /// Moves it to this queue, with the priority that it has.
-    pub fn queue(mut self, queue: impl Into<String>) -> Self {
-        self.queue = Some(queue.into());
-        self
-    }
-
-    /// Sets its priority.
-    pub fn priority(mut self, priority: Priority) -> Self {
-        self.priority = Some(priority);
-        self
-    }
-
-    /// Starts it once this time has passed from now, whether that is earlier or later than before.
-    pub fn after(mut self, delay: Duration) -> Self {
-        self.due = Some(Due::After(delay));
-        self
-    }
-
-    /// Starts it when the wall clock shows this time.
-    pub fn at(mut self, time: SystemTime) -> Self {
-        self.due = Some(Due::At(time));
-        self
-    }
-
-    /// Starts it as soon as a worker is free.
-    pub fn now(mut self) -> Self {
-        self.due = Some(Due::Now);
-        self
-    }
-
-    /// Does not start it any more once this time has passed from now, instead of when it would have
-    /// expired.
-    pub fn expires_after(mut self, after: Duration) -> Self {
-        self.expires_after = Some(after);
-        self
-    }
-
-    /// Changes the job. Returns its new id.
-    ///
-    /// Takes two transactions and a flush, as a cancel does. Once it has returned, the job runs in its new
-    /// form and not in the former one, also after the death of the process.
-    ///
-    /// # Errors
-    /// See [`EditError`]; the job is as it was, except after `NotDurable`.
-    pub fn apply(self) -> Result<JobId, EditError> {
-        let mill = self.mill;
-        let arguments = self.arguments.transpose().map_err(EditError::Enqueue)?;
-        let id = mill.current_id(&self.id)?;
-        let _lock = mill.inner.before.moves.lock.lock();
-        // Another edit may have moved it meanwhile.
-        let id = mill.current_id(&id)?;
-        let Some(moving) = Moving::begin(mill, &id) else {
-            return Err(EditError::Running(id));
-        };
-        let Some(queue) = mill.inner.existing_queue(id.place())? else {
-            return Err(EditError::Gone(id));
-        };
-        let seen = queue.queue.look(id.number())?;
-        let Some(seen) = seen else {
-            return Err(EditError::Gone(id));
-        };
-        if seen.is_running {
-            return Err(EditError::Running(id));
-        }
-        let is_in_place = |key: &str| key == header::FLOW || key == header::ORDER;
-        if seen.headers.iter().any(|(key, _)| is_in_place(key)) {
-            return Err(EditError::InPlace(id));
-        }
-        if arguments.is_some() && !self.kinds.contains(&&*seen.kind) {
-            return Err(EditError::OtherKind(seen.kind));
-        }
-        let to = place_of(&id, self.queue.as_deref(), self.priority)?;
-        let to = mill.inner.backend_queue(&to)?;
-        let due = self
-            .due
-            .or_else(|| seen.due.map(Due::At))
-            .unwrap_or_default();
-        let new = New {
-            arguments,
-            due,
-            has_new_time: self.due.is_some(),
-            expires_after: self.expires_after,
-        };
-        let moved = store(mill, &id, &seen, &to, new)?;
-        moving.note(moved);
-        if let Err(error) = finish(mill, &id, moved) {
-            // The former record may still be there. It must not run, and the next process cancels it.
-            std::mem::forget(moving);
-            return Err(error.into());
-        }
-        drop(moving);
-        let Some(number) = moved.number else {
-            let why = "it enters its queue once the disk has room";
-            return Err(EditError::Storage(BackendError::NotDurable(why.into())));
-        };
-        Ok(JobId::new(to.name.clone(), number))
-    }
-}
-
-/// The backend's queue for a job that moves.
-fn place_of(
-    id: &JobId,
-    queue: Option<&str>,
-    priority: Option<Priority>,
-) -> Result<String, EditError> {
-    if let Some(queue) = queue {
-        check_name(queue).map_err(EditError::Enqueue)?;
-    }
-    let levels = Priority::ALL.into_iter();
-    let own = levels
-        .into_iter()
-        .find(|level| name_of_level(id.queue(), *level) == id.place());
-    let level = priority.or(own).unwrap_or_default();
-    Ok(name_of_level(queue.unwrap_or(id.queue()), level))
-}
-
 /// What is new of a job.
-struct New {
-    arguments: Option<Vec<u8>>,
-    due: Due,
-    has_new_time: bool,
-    expires_after: Option<Duration>,
+pub(super) struct New {
+    pub(super) arguments: Option<Vec<u8>>,
+    pub(super) due: Due,
+    pub(super) has_new_time: bool,
+    pub(super) expires_after: Option<Duration>,
 }
 
 /// Where a job has moved.
 #[derive(Clone, Copy)]
-struct Moved<'a> {
+pub(super) struct Moved<'a> {
     ticket: u64,
     place: &'a str,
     /// None if it enters its queue later.
-    number: Option<u64>,
+    pub(super) number: Option<u64>,
     due: Due,
 }
 
 /// Stores the new form of a job, and that it has moved.
-fn store<'a>(
+pub(super) fn store<'a>(
     mill: &Mill,
     id: &JobId,
     seen: &Seen,
@@ -417,7 +184,7 @@ fn store<'a>(
 }
 
 /// Cancels the former record of a job that has moved, and notes where it is.
-fn finish(mill: &Mill, id: &JobId, moved: Moved<'_>) -> Result<(), BackendError> {
+pub(super) fn finish(mill: &Mill, id: &JobId, moved: Moved<'_>) -> Result<(), BackendError> {
     if let Some(queue) = mill.inner.existing_queue(id.place())? {
         match queue.queue.cancel(id.number()) {
             Ok(Cancelled::Running) => mill.inner.running.cancel(id),
@@ -458,8 +225,8 @@ fn finish(mill: &Mill, id: &JobId, moved: Moved<'_>) -> Result<(), BackendError>
 }
 
 /// Finishes an edit that was stored when an earlier process died.
-pub(crate) fn finish_interrupted(mill: &Mill, id: &JobId) -> Result<(), BackendError> {
-    let _lock = mill.inner.before.moves.lock.lock();
+fn finish_interrupted(mill: &Mill, id: &JobId) -> Result<(), BackendError> {
+    let _lock = mill.inner.before.moves.lock();
     let Some(moving) = Moving::begin(mill, id) else {
         return Ok(());
     };
@@ -574,7 +341,7 @@ mod tests {
 
     use super::*;
     use crate::job::KindOptions;
-    use crate::{JobResult, Outcome, Pool, Status, Unique, Workers};
+    use crate::{Job, JobResult, Outcome, Pool, Status, Unique, Workers};
 
     #[derive(Serialize, Deserialize)]
     struct Note(String);
