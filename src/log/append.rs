@@ -215,7 +215,10 @@ impl Log {
     /// Makes `segment` the active one. Returns the segment that was active before.
     pub(super) fn make_active(&self, next: &mut Next, segment: &Arc<Segment>) -> Arc<Segment> {
         next.put_off = 0;
-        next.filled = (time::now(), 0);
+        let now = time::now();
+        next.last_took = now.saturating_duration_since(next.active_since);
+        next.active_since = now;
+        next.filled = (now, 0);
         next.is_idle = false;
         let in_use = {
             let mut segments = self.segments.write();

@@ -187,8 +187,12 @@ impl Log {
         let mut graveyard = self.maintenance.lock();
         let reached = u64::from(self.active().reached().units) * UNIT as u64;
         let filled = (time::now(), reached);
-        let before = std::mem::replace(&mut self.next.lock().filled, filled);
-        let piece = zeroing::piece(self.config.segment_size, before, filled);
+        let (before, last) = {
+            let mut next = self.next.lock();
+            let before = std::mem::replace(&mut next.filled, filled);
+            (before, next.last_took)
+        };
+        let piece = zeroing::piece(self.config.segment_size, before, filled, last);
         self.reclaim_into(&mut graveyard, piece)
     }
 

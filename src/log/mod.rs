@@ -207,6 +207,10 @@ struct Next {
     dirty: usize,
     /// How many bytes of the active segment were filled at this time.
     filled: (Instant, u64),
+    /// Since when the active segment is that.
+    active_since: Instant,
+    /// How long the one before it was.
+    last_took: Duration,
     /// How many segments there should be, including spares.
     pool: Spares,
     /// How often preparing a segment was put off since the last roll.
@@ -265,6 +269,8 @@ impl Log {
             put_off: 0,
             dirty: 0,
             filled: (time::now(), 0),
+            active_since: time::now(),
+            last_took: Duration::MAX,
             is_idle: config.starts_idle,
             closed: false,
         };

@@ -56,11 +56,18 @@ impl Dirty {
 }
 
 /// How many bytes to zero now, while the active segment has this size, and so many bytes of it were
-/// filled before and are filled now.
-pub(super) fn piece(size: u64, before: (Instant, u64), now: (Instant, u64)) -> usize {
+/// filled before and are filled now. The one before it was full after `last`: who enqueues in bursts
+/// is about to go on as fast.
+pub(super) fn piece(
+    size: u64,
+    before: (Instant, u64),
+    now: (Instant, u64),
+    last: Duration,
+) -> usize {
     let passed = now.0.saturating_duration_since(before.0).as_secs_f64();
     let filled = now.1.saturating_sub(before.1).max(1);
     let left = passed * size.saturating_sub(now.1) as f64 / filled as f64;
+    let left = left.min(last.as_secs_f64());
     let needed = PAUSE.as_secs_f64() * size.div_ceil(PIECE) as f64;
     if left > MARGIN * needed {
         PIECE as usize
@@ -79,7 +86,7 @@ mod tests {
         let start = Instant::now();
         let is_in_pieces = |micros, from, to| {
             let now = start + Duration::from_micros(micros);
-            piece(SIZE, (start, from), (now, to)) != usize::MAX
+            piece(SIZE, (start, from), (now, to), Duration::MAX) != usize::MAX
         };
         // 48 MiB a second, 800 MiB a second.
         assert!(is_in_pieces(1_000, 0, 48 << 10));
@@ -90,5 +97,14 @@ mod tests {
         // Nobody enqueues.
         assert!(is_in_pieces(1_000, 64, 64));
         assert!(is_in_pieces(10_000_000, 64, 8_000));
+    }
+
+    #[test]
+    fn between_bursts_a_segment_is_zeroed_at_once() {
+        let start = Instant::now();
+        let nothing_since = ((start, 64), (start + PAUSE, 64));
+        let after = |last| piece(8 << 20, nothing_since.0, nothing_since.1, last);
+        assert_eq!(after(Duration::from_micros(500)), usize::MAX);
+        assert_eq!(after(Duration::from_millis(170)), PIECE as usize);
     }
 }
