@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -18,6 +19,8 @@ pub enum Contender {
     Channel,
     /// Its receiver looks again and again: what a spinning thread can do on this machine.
     ChannelSpins,
+    /// Its receiver naps between two looks: what a thread that naps can do on this machine.
+    ChannelNaps,
     Logmill,
     /// A consumer that has nothing to do naps, while jobs come often.
     Naps,
@@ -28,10 +31,11 @@ pub enum Contender {
 }
 
 impl Contender {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Empty,
         Self::Channel,
         Self::ChannelSpins,
+        Self::ChannelNaps,
         Self::Logmill,
         Self::Naps,
         Self::Spins,
@@ -41,7 +45,7 @@ impl Contender {
     /// None: it is not logmill.
     fn wait_strategy(self) -> Option<WaitStrategy> {
         match self {
-            Self::Empty | Self::Channel | Self::ChannelSpins => None,
+            Self::Empty | Self::Channel | Self::ChannelSpins | Self::ChannelNaps => None,
             Self::Logmill | Self::Interval => Some(WaitStrategy::Sleep),
             Self::Naps => Some(WaitStrategy::Nap(NAP)),
             Self::Spins => Some(WaitStrategy::Spin),
@@ -57,6 +61,7 @@ impl Contender {
             Self::Empty => "empty loop",
             Self::Channel => "crossbeam channel",
             Self::ChannelSpins => "channel, spins",
+            Self::ChannelNaps => "channel, naps",
             Self::Logmill => "logmill",
             Self::Naps => "logmill, naps",
             Self::Spins => "logmill, spins",
@@ -73,6 +78,10 @@ impl Contender {
                  `recv`: a message is lost with the process"
             }
             Self::ChannelSpins => "the same with `try_recv` in a loop instead of `recv`",
+            Self::ChannelNaps => {
+                "the same with a sleep of 1 µs after each `try_recv` that finds nothing, to which the \
+                 kernel adds the thread's timer slack of 50 µs, as to naps of logmill here"
+            }
             Self::Logmill => {
                 "`Producer::enqueue` with `Durability::Process`, `Consumer::next`, each job acked: \
                  a job and its ack survive `kill -9`, not a power cut"
@@ -133,13 +142,16 @@ impl Receive for Empty {
 pub struct ChannelSender(crossbeam_channel::Sender<Vec<u8>>);
 pub struct ChannelReceiver {
     messages: crossbeam_channel::Receiver<Vec<u8>>,
-    spins: bool,
+    contender: Contender,
 }
 
 pub fn channel(contender: Contender) -> (ChannelSender, ChannelReceiver) {
     let (sender, messages) = unbounded();
-    let spins = contender == Contender::ChannelSpins;
-    (ChannelSender(sender), ChannelReceiver { messages, spins })
+    let receiver = ChannelReceiver {
+        messages,
+        contender,
+    };
+    (ChannelSender(sender), receiver)
 }
 
 impl Send for ChannelSender {
@@ -158,15 +170,17 @@ impl Send for ChannelSender {
 
 impl Receive for ChannelReceiver {
     fn receive(self, mut handle: impl FnMut(&[u8]) -> ControlFlow<()>) {
-        let next = || match self.spins {
-            false => self.messages.recv().ok(),
-            true => loop {
-                match self.messages.try_recv() {
-                    Ok(message) => break Some(message),
-                    Err(TryRecvError::Empty) => std::hint::spin_loop(),
-                    Err(TryRecvError::Disconnected) => break None,
-                }
-            },
+        let looked = |pause: fn()| loop {
+            match self.messages.try_recv() {
+                Ok(message) => break Some(message),
+                Err(TryRecvError::Empty) => pause(),
+                Err(TryRecvError::Disconnected) => break None,
+            }
+        };
+        let next = || match self.contender {
+            Contender::ChannelSpins => looked(std::hint::spin_loop),
+            Contender::ChannelNaps => looked(|| thread::sleep(SHORTEST_NAP)),
+            _ => self.messages.recv().ok(),
         };
         while let Some(message) = next() {
             if handle(&message).is_break() {
@@ -176,6 +190,7 @@ impl Receive for ChannelReceiver {
     }
 }
 
+const SHORTEST_NAP: Duration = Duration::from_micros(1);
 const NAP: Duration = Duration::from_micros(50);
 const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
 

@@ -91,6 +91,7 @@ fn colour(contender: Contender) -> RGBColor {
         Contender::Empty => RGBColor(130, 130, 130),
         Contender::Channel => RGBColor(230, 130, 0),
         Contender::ChannelSpins => RGBColor(240, 190, 110),
+        Contender::ChannelNaps => RGBColor(150, 170, 80),
         Contender::Logmill => RGBColor(0, 90, 180),
         Contender::Naps => RGBColor(0, 150, 130),
         Contender::Spins => RGBColor(150, 60, 160),

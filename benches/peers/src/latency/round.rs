@@ -72,7 +72,7 @@ pub fn run_watched(
 ) -> Result<Measured> {
     match contender {
         Contender::Empty => measure(scenario, setup, (Empty, Empty), watch, || Ok(())),
-        Contender::Channel | Contender::ChannelSpins => {
+        Contender::Channel | Contender::ChannelSpins | Contender::ChannelNaps => {
             let ends = contenders::channel(contender);
             measure(scenario, setup, ends, watch, || Ok(()))
         }
