@@ -4,16 +4,18 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::bucket::{Bucket, Refusal, Waiting};
 use super::limit::Limit;
+use super::lines::Weights;
 use crate::JobId;
-use crate::backend::{Claim, Held, Settlement};
+use crate::backend::{Claim, Settlement};
 use crate::clock::Clock;
 
 pub(super) struct Gate {
@@ -26,7 +28,17 @@ pub(super) struct Gate {
     was_closed: AtomicBool,
     /// How many keys it knows, if it is for those that are held back. Changed under the lock.
     known: AtomicUsize,
+    weights: Weights,
     state: Mutex<State>,
+}
+
+/// By what a gate counts a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Key {
+    /// Jobs share places if these agree.
+    pub(super) bucket: u64,
+    /// They wait in the same line if these agree, too.
+    pub(super) line: u64,
 }
 
 #[derive(Default)]
@@ -40,7 +52,7 @@ struct State {
 
 /// A hash of keys that are hashes.
 #[derive(Default)]
-struct Same(u64);
+pub(super) struct Same(u64);
 
 impl Hasher for Same {
     fn finish(&self) -> u64 {
@@ -58,28 +70,6 @@ impl Hasher for Same {
     }
 }
 
-/// The jobs of a key.
-#[derive(Default)]
-struct Bucket {
-    running: u32,
-    /// When the next cell of the rate is due.
-    next: Option<Instant>,
-    /// Until when the key is closed, as a handler was told to slow down.
-    closed: Option<Instant>,
-    waiting: VecDeque<Waiting>,
-    /// Its entry in the times.
-    time: Option<Instant>,
-}
-
-/// A job that waits; it goes back to its queue when it is dropped.
-pub(super) struct Waiting {
-    pub(super) id: JobId,
-    /// How many cells of the rate it takes.
-    pub(super) cost: u32,
-    /// None until its worker holds it.
-    pub(super) held: Option<Box<dyn Held>>,
-}
-
 /// What became of a job that asked for a place.
 pub(super) enum Taken {
     Place,
@@ -91,86 +81,23 @@ pub(super) enum Taken {
     NotHeld,
 }
 
-/// Why there is no place.
-enum Refusal {
-    Full,
-    Until(Instant),
-}
-
 /// The fewest buckets that are worth looking through.
 const FEW: usize = 64;
 /// A backend that holds no jobs gives one that has to wait out again after this time.
 const AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
-impl Bucket {
-    fn refusal(&self, limit: &Limit, now: Instant, cost: u32) -> Option<Refusal> {
-        if let Some(closed) = self.closed.filter(|closed| *closed > now) {
-            return Some(Refusal::Until(closed));
-        }
-        if limit.at_once.is_some_and(|most| self.running >= most) {
-            return Some(Refusal::Full);
-        }
-        let until = limit.rate?.until(self.next?, cost)?;
-        (until > now).then_some(Refusal::Until(until))
-    }
-
-    /// Why the first job that waits has no place.
-    fn refusal_of_first(&self, limit: &Limit, now: Instant) -> Option<Refusal> {
-        self.refusal(limit, now, self.waiting.front()?.cost)
-    }
-
-    fn take(&mut self, limit: &Limit, now: Instant, cost: u32) {
-        self.running += 1;
-        if let Some(rate) = limit.rate {
-            self.next = rate.after(self.next, now, cost);
-        }
-    }
-
-    /// Lets nobody through before this time.
-    fn close(&mut self, limit: &Limit, until: Instant) {
-        self.closed = self.closed.max(Some(until));
-        // No burst follows.
-        let next = limit.rate.and_then(|rate| rate.closed_until(until));
-        self.next = self.next.max(next);
-    }
-
-    /// A job that was put at one of the ends a moment ago.
-    fn find(&mut self, id: &JobId) -> Option<&mut Waiting> {
-        let is_first = self.waiting.front().is_some_and(|one| one.id == *id);
-        match is_first {
-            true => self.waiting.front_mut(),
-            false => self.waiting.iter_mut().rfind(|one| one.id == *id),
-        }
-    }
-
-    fn push(&mut self, waiting: Waiting, is_first: bool) {
-        if self.waiting.capacity() == 0 {
-            // Many keys have one job that waits.
-            self.waiting.reserve_exact(1);
-        }
-        match is_first {
-            true => self.waiting.push_front(waiting),
-            false => self.waiting.push_back(waiting),
-        }
-    }
-
-    fn is_idle(&self, now: Instant) -> bool {
-        let has_passed = |time: Option<Instant>| time.is_none_or(|time| time <= now);
-        let is_open = has_passed(self.next) && has_passed(self.closed);
-        self.running == 0 && self.waiting.is_empty() && is_open
-    }
-}
-
 impl State {
     /// The bucket of a key, with room made for it if there are many: each look through all of them
     /// is paid by as many that were added since the last one.
-    fn bucket(&mut self, key: u64, now: Instant) -> &mut Bucket {
+    fn bucket(&mut self, key: u64, limit: &Limit, now: Instant) -> &mut Bucket {
         if self.buckets.len() >= self.sweep_at.max(FEW) && !self.buckets.contains_key(&key) {
             self.buckets.retain(|_, bucket| !bucket.is_idle(now));
             self.sweep_at = 2 * self.buckets.len();
             self.buckets.shrink_to(self.sweep_at.max(FEW));
         }
-        self.buckets.entry(key).or_default()
+        self.buckets
+            .entry(key)
+            .or_insert_with(|| Bucket::new(limit))
     }
 
     /// Enters when a key's first waiting job may begin.
@@ -188,9 +115,10 @@ impl State {
 }
 
 impl Gate {
-    pub(super) fn new(limit: Limit, clock: Clock) -> Self {
+    pub(super) fn new(limit: Limit, weights: Weights, clock: Clock) -> Self {
         Self {
             limit,
+            weights,
             is_for_held: false,
             opened: clock.now(),
             clock,
@@ -204,7 +132,7 @@ impl Gate {
     pub(super) fn for_held(clock: Clock) -> Self {
         Self {
             is_for_held: true,
-            ..Self::new(Limit::of_held(), clock)
+            ..Self::new(Limit::of_held(), Weights::default(), clock)
         }
     }
 
@@ -242,17 +170,17 @@ impl Gate {
     /// Takes a place for a job, or has it wait behind the others of its key.
     pub(super) fn take_or_wait(
         &self,
-        key: u64,
+        key: Key,
         id: &JobId,
         cost: u32,
         claim: &mut dyn Claim,
     ) -> Taken {
         let now = self.now();
         let mut state = self.state.lock();
-        if self.is_for_held && !state.buckets.contains_key(&key) {
+        if self.is_for_held && !state.buckets.contains_key(&key.bucket) {
             return Taken::Free;
         }
-        let bucket = state.bucket(key, now);
+        let bucket = state.bucket(key.bucket, &self.limit, now);
         let refusal = bucket.refusal(&self.limit, now, cost);
         if refusal.is_none() && bucket.waiting.is_empty() {
             bucket.take(&self.limit, now, cost);
@@ -263,14 +191,20 @@ impl Gate {
             cost,
             held: None,
         };
-        bucket.push(waiting, false);
-        let is_first = bucket.waiting.len() == 1;
+        bucket.waiting.push(key.line, waiting, false);
+        let is_next = bucket.waiting.front().is_some_and(|next| next.id == *id);
         let until = match refusal {
-            Some(Refusal::Until(until)) if is_first => Some(until),
+            Some(Refusal::Until(until)) if is_next => Some(until),
+            // One that costs more waits for its time, and it is not its turn any more.
+            None if is_next => {
+                drop(bucket.waiting.pop_front(&self.weights));
+                bucket.take(&self.limit, now, cost);
+                return Taken::Place;
+            }
             _ => None,
         };
         if until.is_some() {
-            state.set_time(key, until);
+            state.set_time(key.bucket, until);
         }
         drop(state);
         match self.hold(key, id, claim) {
@@ -288,7 +222,7 @@ impl Gate {
         let now = self.clock.now();
         let mut state = self.state.lock();
         self.was_closed.store(true, Ordering::Relaxed);
-        let bucket = state.bucket(key, now);
+        let bucket = state.bucket(key, &self.limit, now);
         bucket.close(&self.limit, until);
         let until = match bucket.refusal_of_first(&self.limit, now) {
             Some(Refusal::Until(until)) => Some(until),
@@ -317,7 +251,7 @@ impl Gate {
     /// held.
     pub(super) fn wait_as_first(
         &self,
-        key: u64,
+        key: Key,
         until: Instant,
         (id, cost): (&JobId, u32),
         claim: &mut dyn Claim,
@@ -328,8 +262,9 @@ impl Gate {
             cost,
             held: None,
         };
-        state.bucket(key, self.clock.now()).push(waiting, true);
-        state.set_time(key, Some(until));
+        let bucket = state.bucket(key.bucket, &self.limit, self.clock.now());
+        bucket.waiting.push(key.line, waiting, true);
+        state.set_time(key.bucket, Some(until));
         self.note_known(&state);
         drop(state);
         self.hold(key, id, claim)
@@ -339,15 +274,15 @@ impl Gate {
     ///
     /// Without the lock: to hold a job that was cancelled tells of its end, which comes back to this
     /// gate.
-    fn hold(&self, key: u64, id: &JobId, claim: &mut dyn Claim) -> bool {
+    fn hold(&self, key: Key, id: &JobId, claim: &mut dyn Claim) -> bool {
         let held = claim.hold();
         if held.is_none() {
             drop(self.forget(key, id));
             return false;
         }
         let mut state = self.state.lock();
-        let bucket = state.buckets.get_mut(&key);
-        let entry = bucket.and_then(|bucket| bucket.find(id));
+        let bucket = state.buckets.get_mut(&key.bucket);
+        let entry = bucket.and_then(|bucket| bucket.waiting.find(key.line, id));
         let late = match entry {
             Some(entry) => {
                 entry.held = held;
@@ -388,7 +323,7 @@ impl Gate {
         };
         let mut first = None;
         if bucket.refusal_of_first(&self.limit, now).is_none() {
-            first = bucket.waiting.pop_front();
+            first = bucket.waiting.pop_front(&self.weights);
         }
         if let Some(first) = &first {
             bucket.take(&self.limit, now, first.cost);
@@ -417,17 +352,16 @@ impl Gate {
     }
 
     /// Takes out a job that waits. Looks through those of its key.
-    pub(super) fn forget(&self, key: u64, id: &JobId) -> Option<Waiting> {
+    pub(super) fn forget(&self, key: Key, id: &JobId) -> Option<Waiting> {
         let mut state = self.state.lock();
-        let waiting = &mut state.buckets.get_mut(&key)?.waiting;
-        let at = waiting.iter().position(|one| one.id == *id)?;
-        waiting.remove(at)
+        let waiting = &mut state.buckets.get_mut(&key.bucket)?.waiting;
+        waiting.remove(key.line, id)
     }
 
     pub(super) fn has_waiting(&self, id: &JobId) -> bool {
         let state = self.state.lock();
-        let mut waiting = state.buckets.values().flat_map(|bucket| &bucket.waiting);
-        waiting.any(|one| one.id == *id)
+        let mut buckets = state.buckets.values();
+        buckets.any(|bucket| bucket.waiting.contains(id))
     }
 
     /// Jobs that have a place, jobs that wait.
@@ -473,7 +407,7 @@ impl Gate {
         buckets
             .flat_map(|bucket| {
                 bucket.time = None;
-                std::mem::take(&mut bucket.waiting)
+                bucket.waiting.take_all()
             })
             .collect()
     }

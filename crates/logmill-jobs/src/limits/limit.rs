@@ -1,5 +1,6 @@
 //! What an application says of a limit: which jobs it concerns, and how many it lets through.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::rate::Rate;
@@ -15,7 +16,9 @@ use super::rate::Rate;
 ///     // Each tenant has at most two exports running.
 ///     .limit(Limit::on_kind("export").by_key().at_once(2))
 ///     // The mail API takes ten a second, and five of them together.
-///     .limit(Limit::on_queue("mail").rate(10, secs(1)).burst(5));
+///     .limit(Limit::on_queue("mail").rate(10, secs(1)).burst(5))
+///     // Four thumbnails run, and tenants take turns; "gold" has three for each of another's.
+///     .limit(Limit::on_kind("thumbnail").at_once(4).in_turn().weight("gold", 3));
 /// let mill = Mill::builder(dir.path().join("jobs")).options(options).open()?;
 /// # Ok(())
 /// # }
@@ -24,9 +27,20 @@ use super::rate::Rate;
 #[must_use]
 pub struct Limit {
     scope: Scope,
-    pub(super) by_key: bool,
+    pub(super) keys: Keys,
     pub(super) at_once: Option<u32>,
     pub(super) rate: Option<Rate>,
+}
+
+/// What the keys of jobs are to a limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Keys {
+    /// Nothing: all jobs wait in one line.
+    Same,
+    /// Each has places of its own.
+    Apart,
+    /// They share the places, and take turns, with these weights where they are not 1.
+    InTurn(BTreeMap<String, u32>),
 }
 
 /// Which jobs a limit concerns.
@@ -61,7 +75,7 @@ impl Limit {
     fn on(scope: Scope) -> Self {
         Self {
             scope,
-            by_key: false,
+            keys: Keys::Same,
             at_once: None,
             rate: None,
         }
@@ -72,7 +86,36 @@ impl Limit {
     ///
     /// The key is that of `#[job(key = "tenant")]` or of [`Enqueue::key`](crate::Enqueue::key).
     pub fn by_key(mut self) -> Self {
-        self.by_key = true;
+        self.keys = Keys::Apart;
+        self
+    }
+
+    /// Has the keys share what the limit lets through, and take turns: however many jobs of one key
+    /// wait, the first one of another is next but for those of other keys. Within a key, the jobs keep
+    /// the order in which workers came to them. Those without a key are one more key.
+    ///
+    /// It takes the place of [`by_key`](Self::by_key). A job has as many turns as it
+    /// [costs](crate::Enqueue::cost); with costs of 1 and without [weights](Self::weight), this is
+    /// round robin.
+    ///
+    /// Turns are taken by jobs that wait for the limit. To know them, workers read ahead in the
+    /// queue, past jobs for which there is no place. So a limit of so many [at once](Self::at_once)
+    /// needs pools with more threads than that, and with more tasks if its handlers are async; with
+    /// as many or fewer, no job ever waits for it, and jobs run in the order of the queue. A pool that is
+    /// started like this logs a warning. What waits is in memory, see the guide for how much that is.
+    ///
+    /// The order is that of start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996).
+    pub fn in_turn(mut self) -> Self {
+        self.keys = Keys::InTurn(BTreeMap::new());
+        self
+    }
+
+    /// Gives a key so many turns for each one of a key without a weight, which has 1; at least 1. Has an
+    /// effect after [`in_turn`](Self::in_turn) only.
+    pub fn weight(mut self, key: impl Into<String>, turns: u32) -> Self {
+        if let Keys::InTurn(weights) = &mut self.keys {
+            weights.insert(key.into(), turns.max(1));
+        }
         self
     }
 
@@ -109,6 +152,10 @@ impl Limit {
         Self::on(Scope::Held).by_key()
     }
 
+    pub(super) fn is_in_turn(&self) -> bool {
+        matches!(self.keys, Keys::InTurn(_))
+    }
+
     pub(super) fn concerns(&self, job: &Subject<'_>) -> bool {
         match &self.scope {
             Scope::Queue(queue) => queue == job.queue,
@@ -126,8 +173,10 @@ impl std::fmt::Display for Limit {
             Scope::Kind(kind) => write!(f, "the limit of the kind {kind:?}")?,
             Scope::Held => return f.write_str("a handler that was told to slow down"),
         }
-        if self.by_key {
-            f.write_str(", of each key")?;
+        match self.keys {
+            Keys::Same => {}
+            Keys::Apart => f.write_str(", of each key")?,
+            Keys::InTurn(_) => f.write_str(", for which keys take turns")?,
         }
         if let Some(at_once) = self.at_once {
             write!(f, ", {at_once} at once")?;

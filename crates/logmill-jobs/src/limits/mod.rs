@@ -13,8 +13,10 @@
 //! through for a time, and the job waits there as the first. If no limit concerns it, one more gate,
 //! the last, does: it knows only the keys that it was closed for.
 
+mod bucket;
 mod gate;
 mod limit;
+mod lines;
 mod rate;
 #[cfg(all(test, feature = "embedded"))]
 mod stress;
@@ -30,9 +32,11 @@ use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-use self::gate::{Gate, Taken};
+use self::gate::{Gate, Key, Taken};
+use self::limit::Keys;
 pub use self::limit::Limit;
 pub(crate) use self::limit::Subject;
+use self::lines::Weights;
 use self::timer::Timer;
 use crate::JobId;
 use crate::backend::Claim;
@@ -43,7 +47,8 @@ use crate::enqueue::header;
 pub(crate) struct Limits {
     /// Those of the options, and the one of jobs whose handlers were told to slow down.
     gates: Vec<Gate>,
-    has_rates: bool,
+    /// Whether it matters to any of them what a job costs.
+    has_costs: bool,
     /// Jobs that were put back with a place at a gate kept for them.
     granted: Mutex<HashMap<JobId, Grant>>,
     /// How many there are, so that a job without a grant costs a load. Changed under the lock.
@@ -56,6 +61,7 @@ pub(crate) struct Limits {
 /// A place at a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Grant {
+    /// Of the places, see [`Key::bucket`].
     key: u64,
     gate: u32,
     /// How many cells of the rate it took.
@@ -92,16 +98,26 @@ pub(crate) struct Counts {
 impl Limits {
     pub(crate) fn new(limits: Vec<Limit>, clock: Clock) -> Arc<Self> {
         let has_rates = limits.iter().any(|limit| limit.rate.is_some());
-        let gates = limits.into_iter();
-        let gates = gates.map(|limit| Gate::new(limit, clock.clone()));
+        let has_costs = has_rates || limits.iter().any(Limit::is_in_turn);
+        let hasher = RandomState::default();
+        let gates = limits.into_iter().map(|limit| {
+            let weights = match &limit.keys {
+                Keys::InTurn(weights) => weights
+                    .iter()
+                    .map(|(key, weight)| (hasher.hash_one(key.as_bytes()), *weight))
+                    .collect(),
+                _ => Weights::default(),
+            };
+            Gate::new(limit, weights, clock.clone())
+        });
         let limits = Arc::new(Self {
             gates: gates
                 .chain(std::iter::once(Gate::for_held(clock.clone())))
                 .collect(),
-            has_rates,
+            has_costs,
             granted: Mutex::default(),
             grants: AtomicUsize::new(0),
-            hasher: RandomState::default(),
+            hasher,
             timer: Arc::new(Timer::new(clock.clone())),
             clock,
         });
@@ -151,7 +167,7 @@ impl Limits {
             match gate.take_or_wait(key, id, cost, claim) {
                 Taken::Free => {}
                 Taken::Place => permit.places.push(Grant {
-                    key,
+                    key: key.bucket,
                     gate: number,
                     cost,
                 }),
@@ -174,21 +190,28 @@ impl Limits {
             let bytes = claim.header(header::COST)?;
             Some(u32::from_le_bytes(bytes.try_into().ok()?))
         };
-        match self.has_rates {
+        match self.has_costs {
             true => own().unwrap_or(cost),
             false => cost,
         }
     }
 
     /// What a gate counts a job by; None if it does not concern it.
-    fn key_of(&self, gate: &Gate, job: &Subject<'_>) -> Option<u64> {
+    fn key_of(&self, gate: &Gate, job: &Subject<'_>) -> Option<Key> {
         let limit = &gate.limit;
-        match (gate.is_for_held(), limit.by_key) {
-            (true, _) => Some(self.hasher.hash_one((job.kind, job.key))),
-            (false, _) if !limit.concerns(job) => None,
-            (false, false) => Some(0),
-            (false, true) => Some(self.hasher.hash_one(job.key?)),
+        if gate.is_for_held() {
+            let bucket = self.hasher.hash_one((job.kind, job.key));
+            return Some(Key { bucket, line: 0 });
         }
+        if !limit.concerns(job) {
+            return None;
+        }
+        let (bucket, line) = match limit.keys {
+            Keys::Same => (0, 0),
+            Keys::Apart => (self.hasher.hash_one(job.key?), 0),
+            Keys::InTurn(_) => (0, self.hasher.hash_one(job.key.unwrap_or_default())),
+        };
+        Some(Key { bucket, line })
     }
 
     /// Closes the key of a job, whose handler was told to slow down, for this time, and has the job
@@ -206,7 +229,7 @@ impl Limits {
         let cost = self.cost_of(claim, cost);
         let closed = self.gates_of(&subject(id, claim));
         for &(gate, key) in &closed {
-            if let Some(until) = gate.close(key, until) {
+            if let Some(until) = gate.close(key.bucket, until) {
                 self.timer.ring_at(until);
             }
         }
@@ -220,17 +243,17 @@ impl Limits {
     }
 
     /// The gates that are closed for a job, with its key there: those by key; else those of its queue
-    /// or kind; else the last.
-    fn gates_of(&self, job: &Subject<'_>) -> SmallVec<[(&Gate, u64); 2]> {
-        let mut found: SmallVec<[(&Gate, u64); 2]> = SmallVec::new();
+    /// or kind; else the last. Never one for which keys take turns: it would hold back all of them.
+    fn gates_of(&self, job: &Subject<'_>) -> SmallVec<[(&Gate, Key); 2]> {
+        let mut found: SmallVec<[(&Gate, Key); 2]> = SmallVec::new();
         let mut ranks = SmallVec::<[u8; 2]>::new();
         for gate in &self.gates {
-            if let Some(key) = self.key_of(gate, job) {
+            if let Some(key) = self.key_of(gate, job).filter(|_| !gate.limit.is_in_turn()) {
                 found.push((gate, key));
-                ranks.push(match (gate.is_for_held(), gate.limit.by_key) {
+                ranks.push(match (gate.is_for_held(), &gate.limit.keys) {
                     (true, _) => 2,
-                    (false, true) => 0,
-                    (false, false) => 1,
+                    (false, Keys::Apart) => 0,
+                    (false, _) => 1,
                 });
             }
         }

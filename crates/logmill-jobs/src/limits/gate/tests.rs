@@ -5,10 +5,14 @@ use std::time::Duration;
 use super::*;
 use crate::secs;
 
+fn new(limit: Limit) -> Gate {
+    Gate::new(limit, Weights::default(), Clock::default())
+}
+
 /// Takes places until there is none, and returns how many there were.
 fn places(gate: &Gate, key: u64, now: Instant) -> u32 {
     let mut state = gate.state.lock();
-    let bucket = state.bucket(key, now);
+    let bucket = state.bucket(key, &gate.limit, now);
     let mut places = 0;
     while bucket.refusal(&gate.limit, now, 1).is_none() && places < 1000 {
         bucket.take(&gate.limit, now, 1);
@@ -19,10 +23,7 @@ fn places(gate: &Gate, key: u64, now: Instant) -> u32 {
 
 #[test]
 fn a_rate_lets_through_what_it_says_in_any_period() {
-    let gate = Gate::new(
-        Limit::on_queue("q").rate(10, secs(1)).burst(3),
-        Clock::default(),
-    );
+    let gate = new(Limit::on_queue("q").rate(10, secs(1)).burst(3));
     let start = Instant::now();
     assert_eq!(places(&gate, 0, start), 3);
     let mut later = 0;
@@ -36,7 +37,7 @@ fn a_rate_lets_through_what_it_says_in_any_period() {
 
 #[test]
 fn a_number_at_once_is_one_of_each_key() {
-    let gate = Gate::new(Limit::on_queue("q").by_key().at_once(2), Clock::default());
+    let gate = new(Limit::on_queue("q").by_key().at_once(2));
     let now = Instant::now();
     assert_eq!((places(&gate, 1, now), places(&gate, 2, now)), (2, 2));
     gate.give_back(1, 1, true);
@@ -45,15 +46,13 @@ fn a_number_at_once_is_one_of_each_key() {
 
 #[test]
 fn keys_that_are_idle_are_forgotten() {
-    let gate = Gate::new(
-        Limit::on_queue("q").by_key().rate(1, secs(1)),
-        Clock::default(),
-    );
+    let gate = new(Limit::on_queue("q").by_key().rate(1, secs(1)));
     let start = Instant::now();
     for key in 0..100_000 {
         let now = start + Duration::from_millis(key);
         assert_eq!(places(&gate, key, now), 1);
-        gate.state.lock().bucket(key, now).running = 0;
+        let mut state = gate.state.lock();
+        state.bucket(key, &gate.limit, now).running = 0;
     }
     let left = gate.state.lock().buckets.len();
     assert!(left < 5000, "{left}");
@@ -63,7 +62,7 @@ fn keys_that_are_idle_are_forgotten() {
 fn a_place_that_is_given_back_does_not_open_a_key_that_is_closed() {
     let limit = Limit::on_queue("q").rate(1, secs(60));
     for limit in [limit, Limit::on_queue("q").at_once(1)] {
-        let gate = Gate::new(limit, Clock::default());
+        let gate = new(limit);
         let now = Instant::now();
         assert_eq!(places(&gate, 0, now), 1);
         gate.close(0, now + secs(600));

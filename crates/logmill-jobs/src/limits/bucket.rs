@@ -1,0 +1,85 @@
+//! What a limit counts of a key: the jobs that run, the rate's memory, and the jobs that wait.
+
+use std::time::Instant;
+
+use super::limit::Limit;
+use super::lines::Lines;
+use crate::JobId;
+use crate::backend::Held;
+
+/// The jobs of a key, or of all of them if a limit does not tell them apart.
+pub(super) struct Bucket {
+    pub(super) running: u32,
+    /// When the next cell of the rate is due.
+    pub(super) next: Option<Instant>,
+    /// Until when the key is closed, as a handler was told to slow down.
+    pub(super) closed: Option<Instant>,
+    pub(super) waiting: Lines,
+    /// Its entry in the times of the gate.
+    pub(super) time: Option<Instant>,
+}
+
+/// A job that waits; it goes back to its queue when it is dropped.
+pub(super) struct Waiting {
+    pub(super) id: JobId,
+    /// How many cells of the rate, and how many turns of its key it takes.
+    pub(super) cost: u32,
+    /// None until its worker holds it.
+    pub(super) held: Option<Box<dyn Held>>,
+}
+
+/// Why there is no place.
+pub(super) enum Refusal {
+    Full,
+    Until(Instant),
+}
+
+impl Bucket {
+    pub(super) fn new(limit: &Limit) -> Self {
+        Self {
+            running: 0,
+            next: None,
+            closed: None,
+            waiting: Lines::new(limit.is_in_turn()),
+            time: None,
+        }
+    }
+
+    pub(super) fn refusal(&self, limit: &Limit, now: Instant, cost: u32) -> Option<Refusal> {
+        if let Some(closed) = self.closed.filter(|closed| *closed > now) {
+            return Some(Refusal::Until(closed));
+        }
+        if limit.at_once.is_some_and(|most| self.running >= most) {
+            return Some(Refusal::Full);
+        }
+        let until = limit.rate?.until(self.next?, cost)?;
+        (until > now).then_some(Refusal::Until(until))
+    }
+
+    /// Why the first job that waits has no place.
+    pub(super) fn refusal_of_first(&mut self, limit: &Limit, now: Instant) -> Option<Refusal> {
+        let cost = self.waiting.front()?.cost;
+        self.refusal(limit, now, cost)
+    }
+
+    pub(super) fn take(&mut self, limit: &Limit, now: Instant, cost: u32) {
+        self.running += 1;
+        if let Some(rate) = limit.rate {
+            self.next = rate.after(self.next, now, cost);
+        }
+    }
+
+    /// Lets nobody through before this time.
+    pub(super) fn close(&mut self, limit: &Limit, until: Instant) {
+        self.closed = self.closed.max(Some(until));
+        // No burst follows.
+        let next = limit.rate.and_then(|rate| rate.closed_until(until));
+        self.next = self.next.max(next);
+    }
+
+    pub(super) fn is_idle(&self, now: Instant) -> bool {
+        let has_passed = |time: Option<Instant>| time.is_none_or(|time| time <= now);
+        let is_open = has_passed(self.next) && has_passed(self.closed);
+        self.running == 0 && self.waiting.is_empty() && is_open
+    }
+}
