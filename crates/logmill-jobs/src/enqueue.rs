@@ -235,7 +235,6 @@ impl<'a, J: Job> Enqueue<'a, J> {
             .map(|(id, outcome)| JobHandle::new((*mill).clone(), id, outcome))
     }
 
-    #[cfg(feature = "schedules")]
     pub(crate) fn is_sync(&self) -> bool {
         self.options.sync
     }
@@ -372,7 +371,7 @@ pub(crate) fn all<J: Job>(
 
 /// Tells those who listen that a job was enqueued.
 #[cold]
-fn tell(mill: &Mill, id: &JobId, kind: &str) {
+pub(crate) fn tell(mill: &Mill, id: &JobId, kind: &str) {
     let events = &mill.inner.events;
     events.tell(mill, id, kind.into(), 0, EventKind::Enqueued);
 }

@@ -105,6 +105,7 @@ mod settle;
 mod span;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod together;
 mod unique;
 mod user_code;
 mod waiters;
@@ -154,6 +155,7 @@ pub use queue::{DeadJob, JobQueue};
 #[cfg(feature = "schedules")]
 pub use schedules::{Misfire, Schedule, ScheduleError, ScheduleInfo, Scheduled, Tick};
 pub use span::TraceContext;
+pub use together::Together;
 pub use unique::Unique;
 pub use waiting::WaitsFor;
 pub use workers::{Pool, PoolHealth, ShutdownReport, StuckJob, Workers};

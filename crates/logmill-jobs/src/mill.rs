@@ -248,6 +248,11 @@ impl Mill {
         crate::enqueue::all(self, jobs)
     }
 
+    /// Whether both are handles of one mill.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// Makes durable what was enqueued and completed before.
     ///
     /// # Errors

@@ -46,6 +46,8 @@ struct State {
     buckets: HashMap<u64, Bucket, BuildHasherDefault<Same>>,
     /// Keys whose first waiting job may begin at that time, as far as the rate is concerned.
     times: BTreeSet<(Instant, u64)>,
+    /// How many jobs have come to wait.
+    comings: u64,
     /// Buckets are looked through for idle ones when there are as many as this.
     sweep_at: usize,
 }
@@ -167,12 +169,13 @@ impl Gate {
         }
     }
 
-    /// Takes a place for a job, or has it wait behind the others of its key.
+    /// Takes a place for a job, or has it wait behind the others of its key; in its place, if it came
+    /// before.
     pub(super) fn take_or_wait(
         &self,
         key: Key,
         id: &JobId,
-        cost: u32,
+        (cost, came): (u32, Option<u64>),
         claim: &mut dyn Claim,
     ) -> Taken {
         let now = self.now();
@@ -180,6 +183,7 @@ impl Gate {
         if self.is_for_held && !state.buckets.contains_key(&key.bucket) {
             return Taken::Free;
         }
+        let next = state.comings + 1;
         let bucket = state.bucket(key.bucket, &self.limit, now);
         let refusal = bucket.refusal(&self.limit, now, cost);
         if refusal.is_none() && bucket.waiting.is_empty() {
@@ -189,9 +193,10 @@ impl Gate {
         let waiting = Waiting {
             id: id.clone(),
             cost,
+            came: came.unwrap_or(next),
             held: None,
         };
-        bucket.waiting.push(key.line, waiting, false);
+        bucket.waiting.push(key.line, waiting);
         let is_next = bucket.waiting.front().is_some_and(|next| next.id == *id);
         let until = match refusal {
             Some(Refusal::Until(until)) if is_next => Some(until),
@@ -203,6 +208,7 @@ impl Gate {
             }
             _ => None,
         };
+        state.comings = next;
         if until.is_some() {
             state.set_time(key.bucket, until);
         }
@@ -260,10 +266,12 @@ impl Gate {
         let waiting = Waiting {
             id: id.clone(),
             cost,
+            // Before all that have come.
+            came: 0,
             held: None,
         };
         let bucket = state.bucket(key.bucket, &self.limit, self.clock.now());
-        bucket.waiting.push(key.line, waiting, true);
+        bucket.waiting.push(key.line, waiting);
         state.set_time(key.bucket, Some(until));
         self.note_known(&state);
         drop(state);

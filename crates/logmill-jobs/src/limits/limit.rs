@@ -112,6 +112,9 @@ impl Limit {
 
     /// Gives a key so many turns for each one of a key without a weight, which has 1; at least 1. Has an
     /// effect after [`in_turn`](Self::in_turn) only.
+    ///
+    /// The key is that of [`Enqueue::key`](crate::Enqueue::key), or the value of the field that
+    /// `#[job(key = "tenant")]` names; that of several fields is a JSON list of them.
     pub fn weight(mut self, key: impl Into<String>, turns: u32) -> Self {
         if let Keys::InTurn(weights) = &mut self.keys {
             weights.insert(key.into(), turns.max(1));

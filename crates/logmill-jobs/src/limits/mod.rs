@@ -66,6 +66,8 @@ struct Grant {
     gate: u32,
     /// How many cells of the rate it took.
     cost: u32,
+    /// When its job came to wait for it; 0 if it did not wait.
+    came: u64,
 }
 
 /// The places that a job has at gates, until its attempt has ended.
@@ -104,7 +106,8 @@ impl Limits {
             let weights = match &limit.keys {
                 Keys::InTurn(weights) => weights
                     .iter()
-                    .map(|(key, weight)| (hasher.hash_one(key.as_bytes()), *weight))
+                    .flat_map(|(key, weight)| forms_of(key).map(move |form| (form, *weight)))
+                    .map(|(form, weight)| (hasher.hash_one(form.as_bytes()), weight))
                     .collect(),
                 _ => Weights::default(),
             };
@@ -125,6 +128,27 @@ impl Limits {
             limits.timer.start(&limits);
         }
         limits
+    }
+
+    /// Logs which limits these jobs never wait for, so that keys do not take turns there: as many of
+    /// them run at once as there are workers for them.
+    pub(crate) fn warn_of_few_workers<'a>(
+        &self,
+        jobs: impl Iterator<Item = (Subject<'a>, usize)> + Clone,
+    ) {
+        for Gate { limit, .. } in &self.gates {
+            let Some(at_once) = limit.at_once.filter(|_| limit.is_in_turn()) else {
+                continue;
+            };
+            let mut few = jobs.clone().filter(|(job, workers)| {
+                limit.concerns(job) && usize::try_from(at_once).is_ok_and(|most| *workers <= most)
+            });
+            if let Some((job, workers)) = few.next() {
+                tracing::warn!(%limit, kind = job.kind, queue = job.queue, workers, "keys do not take \
+                    turns at this limit: that takes more threads (or tasks, for async handlers) than \
+                    may run at once");
+            }
+        }
     }
 
     /// Whether a job may run that costs so many cells of rates; holds it if it may not.
@@ -153,23 +177,26 @@ impl Limits {
             if gate.is_for_held() && gate.known() == 0 {
                 continue;
             }
+            let mut came = None;
             if let Some(grant) = granted.filter(|grant| grant.gate == number) {
                 if !gate.is_closed(grant.key) {
                     continue;
                 }
                 // Another job was told to slow down since this one was let through.
                 permit.places.retain(|place| *place != grant);
+                came = Some(grant.came);
                 self.give_back(grant, false);
             }
             let Some(key) = self.key_of(gate, &subject(id, claim)) else {
                 continue;
             };
-            match gate.take_or_wait(key, id, cost, claim) {
+            match gate.take_or_wait(key, id, (cost, came), claim) {
                 Taken::Free => {}
                 Taken::Place => permit.places.push(Grant {
                     key: key.bucket,
                     gate: number,
                     cost,
+                    came: 0,
                 }),
                 Taken::Waits(until) => {
                     if let Some(until) = until {
@@ -301,6 +328,7 @@ impl Limits {
                     key,
                     gate: number,
                     cost: next.cost,
+                    came: next.came,
                 };
                 granted.insert(next.id, grant);
                 self.grants.store(granted.len(), Ordering::Relaxed);
@@ -390,6 +418,16 @@ impl Limits {
             drop(gate.take_all());
         }
     }
+}
+
+/// The keys of jobs that an application means by this text: itself, and one that is made of a field with
+/// this value, which is a JSON list of one.
+fn forms_of(key: &str) -> impl Iterator<Item = String> + use<> {
+    let text = serde_json::Value::from(key);
+    let other = serde_json::from_str(key).ok();
+    let lists = std::iter::once(text).chain(other);
+    let lists = lists.map(|value: serde_json::Value| serde_json::json!([value]).to_string());
+    std::iter::once(key.to_owned()).chain(lists)
 }
 
 /// What limits look at in a job that a worker has.

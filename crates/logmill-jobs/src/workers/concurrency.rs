@@ -195,6 +195,12 @@ impl Pool {
 const MOST_THREADS: usize = 1024;
 
 impl Shared {
+    /// The numbers of threads and tasks that the pool is to have.
+    pub(super) fn wanted(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.wanted, state.max_tasks)
+    }
+
     /// Grows or shrinks to this number of threads.
     pub(super) fn have_threads(self: &Arc<Self>, threads: usize) -> Result<(), StartError> {
         let missing = {

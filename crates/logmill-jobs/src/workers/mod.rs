@@ -28,6 +28,7 @@ use crate::Job;
 use crate::backend::Choice;
 use crate::error::StartError;
 use crate::handler::{Handler, Route, SyncRoute};
+use crate::limits::Subject;
 use crate::middleware::{Chain, Middleware, Wrapped};
 use crate::mill::Mill;
 
@@ -225,10 +226,40 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
             stored_as: self.is_dynamic.then(|| self.name.clone()),
         };
         let shared = Shared::new(mill, served, concurrency)?;
+        let (threads, tasks) = shared.wanted();
+        mill.inner
+            .limits
+            .warn_of_few_workers(self.jobs(threads, tasks));
         let kinds: Vec<_> = by_kind.keys().copied().collect();
         let pool = thread::start(self.state, by_kind, shared, &self.name, runtime)?;
         mill.inner.parked.release(kinds.into_iter());
         Ok(pool)
+    }
+
+    /// Examples of the jobs that come to the workers, each with how many of them may run at once.
+    fn jobs(
+        &self,
+        threads: usize,
+        tasks: usize,
+    ) -> impl Iterator<Item = (Subject<'_>, usize)> + Clone {
+        self.routes.iter().flat_map(move |route| {
+            let workers = if route.is_async() { tasks } else { threads };
+            let queues = self.queues.keys().map(String::as_str);
+            let queues = queues.chain(std::iter::once(route.options().queue));
+            queues.flat_map(move |queue| {
+                let kinds = route.kinds().into_iter();
+                kinds.map(move |kind| {
+                    (
+                        Subject {
+                            queue,
+                            kind,
+                            key: None,
+                        },
+                        workers,
+                    )
+                })
+            })
+        })
     }
 
     /// The handlers by kind, and the queues.

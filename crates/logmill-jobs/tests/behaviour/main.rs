@@ -24,6 +24,8 @@ mod schedules;
 mod simulation;
 #[cfg(feature = "testing")]
 mod testing;
+mod together;
+mod turns;
 mod unique;
 mod unique_model;
 mod waiting;
