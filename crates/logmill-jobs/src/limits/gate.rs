@@ -5,7 +5,7 @@
 mod tests;
 
 use std::collections::{BTreeSet, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -17,6 +17,7 @@ use super::lines::Weights;
 use crate::JobId;
 use crate::backend::{Claim, Settlement};
 use crate::clock::Clock;
+use crate::identity::Same;
 
 pub(super) struct Gate {
     pub(super) limit: Limit,
@@ -50,26 +51,6 @@ struct State {
     comings: u64,
     /// Buckets are looked through for idle ones when there are as many as this.
     sweep_at: usize,
-}
-
-/// A hash of keys that are hashes.
-#[derive(Default)]
-pub(super) struct Same(u64);
-
-impl Hasher for Same {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = bytes
-            .iter()
-            .fold(self.0, |hash, byte| hash.rotate_left(8) ^ u64::from(*byte));
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
 }
 
 /// What became of a job that asked for a place.

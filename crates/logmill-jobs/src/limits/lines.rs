@@ -12,8 +12,8 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
 
 use super::bucket::Waiting;
-use super::gate::Same;
 use crate::JobId;
+use crate::identity::Same;
 
 /// The turns that keys with weights other than 1 have.
 pub(super) type Weights = HashMap<u64, u32, BuildHasherDefault<Same>>;

@@ -19,9 +19,10 @@ mod tickets;
 mod turn;
 mod value;
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::time::{Duration, SystemTime};
 
+use foldhash::quality::RandomState;
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
 pub(crate) use self::enqueue::{Call, enqueue};
@@ -238,7 +239,7 @@ pub(crate) struct Locks {
 impl Default for Locks {
     fn default() -> Self {
         Self {
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             locks: (0..LOCKS).map(|_| ReentrantMutex::new(())).collect(),
         }
     }
