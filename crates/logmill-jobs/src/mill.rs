@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::backend::{Backend, BackendError, Queue, name_of_level};
+use crate::backend::{Backend, BackendError, Damaged, Queue, name_of_level};
 use crate::before::Before;
 use crate::cancelling::Cancelling;
 use crate::clock::Clock;
@@ -246,6 +246,15 @@ impl Mill {
         jobs: impl IntoIterator<Item = J>,
     ) -> Result<Vec<JobHandle<J>>, EnqueueError> {
         crate::enqueue::all(self, jobs)
+    }
+
+    /// What was found damaged since the mill was opened: by a power cut, by a failing disk, or by
+    /// whoever writes to its files. Empty nearly always; a service that finds anything here has lost jobs or
+    /// results, or runs jobs again, and says so to an operator.
+    ///
+    /// A queue is looked at when it is first used. Each finding is also logged as an error.
+    pub fn damage(&self) -> Vec<Damaged> {
+        self.inner.backend.damage()
     }
 
     /// Whether both are handles of one mill.

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::backend::{self, BackendError, QueueStats, name_of_level};
-use crate::enqueue::check_name;
+use crate::codec::CodecError;
+use crate::enqueue::{check_name, header};
 use crate::figures::Loads;
 use crate::mill::{Mill, OpenQueue};
-use crate::{JobId, Priority, unique};
+use crate::{Job, JobId, Priority, unique, user_code};
 
 /// A queue of a mill, from [`Mill::queue`]: to pause it, to look at its figures, and to replay or
 /// purge what is dead.
@@ -65,6 +66,8 @@ pub struct DeadJob {
     pub reasons: Vec<String>,
     /// When the last attempt failed.
     pub died_at: Option<SystemTime>,
+    /// How they are encoded.
+    pub(crate) tag: Option<Vec<u8>>,
     /// Its place in a flow.
     pub(crate) flow: Option<Vec<u8>>,
     pub(crate) letter: u64,
@@ -167,6 +170,7 @@ impl JobQueue {
             sum.completed += one.completed;
             sum.retried += one.retried;
             sum.ended += one.ended;
+            sum.lost += one.lost;
         }
         Ok(sum)
     }
@@ -213,6 +217,44 @@ impl JobQueue {
         }
     }
 
+    /// The arguments of a dead job, decoded as its handler would have them.
+    ///
+    /// ```
+    /// # use logmill_jobs::{Job, JobResult, Mill, Workers, discard, secs};
+    /// # use serde::{Deserialize, Serialize};
+    /// #[derive(Serialize, Deserialize, Job)]
+    /// #[job(kind = "resize", queue = "images")]
+    /// struct Resize {
+    ///     image: u64,
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let mill = Mill::open(dir.path().join("jobs"))?;
+    /// # let pool = Workers::new(())
+    /// #     .on(|_: Resize| JobResult::Err(discard("not an image")))
+    /// #     .start(&mill)?;
+    /// # let _ = mill.enqueue(Resize { image: 7 })?.wait();
+    /// let images = mill.queue("images")?;
+    /// for dead in images.dead_jobs()? {
+    ///     if dead.kind == Resize::KIND {
+    ///         println!("image {}: {}", images.arguments_of::<Resize>(&dead)?.image, dead.reason());
+    ///     }
+    /// }
+    /// # pool.shutdown(secs(30));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The arguments are not those of a `J`, or their format or layer is not set up in this mill.
+    pub fn arguments_of<J: Job>(&self, dead: &DeadJob) -> Result<J, CodecError> {
+        // Layers and formats of arguments are the application's.
+        let codec = &self.mill.inner.codec;
+        let decoded = user_code::call(|| codec.decode(dead.tag.as_deref(), &dead.payload));
+        decoded.unwrap_or_else(|panic| Err(CodecError::new(panic)))
+    }
+
     fn level_of(&self, dead: &DeadJob) -> Option<&Arc<OpenQueue>> {
         let mut levels = self.levels.iter();
         levels.find(|level| &*level.name == dead.id.place())
@@ -220,15 +262,22 @@ impl JobQueue {
 }
 
 pub(crate) fn dead_job(mill: &Mill, level: &OpenQueue, letter: backend::DeadJob) -> DeadJob {
-    let instead = unique::payload_of_letter(mill, &letter);
+    let instead = unique::job_of_letter(mill, &letter);
     let instead = instead.unwrap_or_else(|error| {
         tracing::warn!(%error, "the arguments of a dead job could not be read");
         None
     });
+    let (headers, payload) = match instead {
+        Some(job) => (job.headers, job.payload),
+        None => (letter.headers, letter.payload),
+    };
+    let mut headers = headers.into_iter();
+    let tag = headers.find(|(key, _)| key == header::CODEC);
     DeadJob {
         id: JobId::new(level.name.clone(), letter.number),
         kind: letter.kind,
-        payload: instead.unwrap_or(letter.payload),
+        payload,
+        tag: tag.map(|(_, tag)| tag),
         attempts: letter.attempts,
         crashes: letter.crashes,
         reasons: letter.reasons,

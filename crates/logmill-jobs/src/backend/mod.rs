@@ -17,8 +17,8 @@ use std::time::{Instant, SystemTime};
 pub use self::embedded::Embedded;
 
 pub use self::data::{
-    BackendError, Cancelled, Changes, Choice, DeadJob, Due, End, Ended, Keep, KeyChange, KeyValue,
-    NewJob, QueueStats, Seen, Served, Settlement,
+    BackendError, Cancelled, Changes, Choice, Damaged, DeadJob, Due, End, Ended, Keep, KeyChange,
+    KeyValue, NewJob, QueueStats, Seen, Served, Settlement,
 };
 use crate::Priority;
 
@@ -93,6 +93,11 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// [`BackendError::Conflict`] if a key is not as expected; nothing has changed then.
     fn commit(&self, changes: &Changes<'_>) -> Result<Vec<Option<u64>>, BackendError>;
+
+    /// What was found damaged since the backend was opened.
+    fn damage(&self) -> Vec<Damaged> {
+        Vec::new()
+    }
 
     /// Makes durable what was done before.
     ///

@@ -7,8 +7,8 @@ use super::queue::OrderedQueue;
 use super::{Orders, Spot, Told, find, position_in, skip};
 use crate::JobId;
 use crate::backend::{
-    Backend, BackendError, Capabilities, Changes, Choice, Consumer, End, Ended, KeyValue, NewJob,
-    OnEnd, Queue, Served,
+    Backend, BackendError, Capabilities, Changes, Choice, Consumer, Damaged, End, Ended, KeyValue,
+    NewJob, OnEnd, Queue, Served,
 };
 use crate::enqueue::header;
 use crate::keys;
@@ -109,6 +109,10 @@ impl Backend for Ordered {
         let committed = entered.with_changes(changes, |changes| self.inner.commit(changes));
         entered.note(&committed, |numbers, at| *numbers.get(at)?);
         committed
+    }
+
+    fn damage(&self) -> Vec<Damaged> {
+        self.inner.damage()
     }
 
     fn flush(&self) -> Result<(), BackendError> {

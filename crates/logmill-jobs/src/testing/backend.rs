@@ -8,8 +8,9 @@ use super::probe::Probe;
 use super::report::{How, Ran};
 use crate::JobId;
 use crate::backend::{
-    Backend, BackendError, Cancelled, Capabilities, Changes, Choice, Claim, Consumer, DeadJob,
-    Held, KeyChange, KeyValue, NewJob, Next, OnEnd, Queue, QueueStats, Seen, Served, Settlement,
+    Backend, BackendError, Cancelled, Capabilities, Changes, Choice, Claim, Consumer, Damaged,
+    DeadJob, Held, KeyChange, KeyValue, NewJob, Next, OnEnd, Queue, QueueStats, Seen, Served,
+    Settlement,
 };
 
 pub(super) struct Probed<B> {
@@ -96,6 +97,10 @@ impl<B: Backend> Backend for Probed<B> {
     fn commit(&self, changes: &Changes<'_>) -> Result<Vec<Option<u64>>, BackendError> {
         let what = || format!("which stores {}", said(changes));
         self.probe.store(what, || self.inner.commit(changes))
+    }
+
+    fn damage(&self) -> Vec<Damaged> {
+        self.inner.damage()
     }
 
     fn flush(&self) -> Result<(), BackendError> {

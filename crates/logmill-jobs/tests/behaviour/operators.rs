@@ -68,3 +68,65 @@ fn dead_jobs_of_all_levels_are_listed_and_replayed() {
     assert_eq!(mill.queue_names().unwrap(), ["notes"]);
     let _ = pool.shutdown(PATIENCE);
 }
+
+#[test]
+fn what_a_failing_disk_has_changed_is_told() {
+    let (mill, dir) = mill();
+    for text in ["a", "b", "c"] {
+        let unique = logmill_jobs::Unique::by(text);
+        mill.job(note(&format!("the note {text}")))
+            .unique(unique)
+            .enqueue()
+            .unwrap();
+    }
+    assert_eq!(mill.damage(), []);
+    // Not closed: what is sealed is checked later.
+    let copy = tempfile::tempdir().unwrap();
+    let changed = copy_with_changes(dir.path(), copy.path(), b"the note b");
+    assert!(
+        changed >= 2,
+        "in the queue and in the transaction: {changed}"
+    );
+
+    let mill = Mill::open(copy.path().join("jobs")).unwrap();
+    let _ = mill.queue("notes").unwrap().stats().unwrap();
+    let damage = mill.damage();
+    let queues: Vec<_> = damage.iter().map(|one| one.queue.as_deref()).collect();
+    assert_eq!(queues, [None, Some("notes")]);
+    for one in &damage {
+        assert!(
+            one.found[0].contains("failed its check; a copy is "),
+            "{damage:?}"
+        );
+    }
+}
+
+/// Copies a directory, and changes a byte of each place that has these bytes. Returns how many there were.
+fn copy_with_changes(from: &std::path::Path, to: &std::path::Path, bytes: &[u8]) -> usize {
+    let mut changed = 0;
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir(&target).unwrap();
+            changed += copy_with_changes(&entry.path(), &target, bytes);
+            continue;
+        }
+        let mut content = std::fs::read(entry.path()).unwrap();
+        let places = places_of(&content, bytes);
+        changed += places.len();
+        for at in places {
+            content[at] ^= 1;
+        }
+        std::fs::write(&target, content).unwrap();
+    }
+    changed
+}
+
+fn places_of(content: &[u8], bytes: &[u8]) -> Vec<usize> {
+    let windows = content.windows(bytes.len()).enumerate();
+    windows
+        .filter(|(_, window)| *window == bytes)
+        .map(|(at, _)| at)
+        .collect()
+}

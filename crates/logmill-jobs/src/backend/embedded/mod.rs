@@ -1,6 +1,7 @@
 //! The engine in this process as a backend.
 
 mod claim;
+mod damage;
 mod ends;
 mod errors;
 mod queue;
@@ -17,8 +18,8 @@ use self::ends::Ends;
 use self::errors::{on_open, on_storage, on_transaction};
 use self::queue::{EmbeddedQueue, options_of};
 use super::{
-    Backend, BackendError, Capabilities, Changes, Choice, Consumer, Keep, KeyChange, KeyValue,
-    Next, OnEnd, Queue, Served,
+    Backend, BackendError, Capabilities, Changes, Choice, Consumer, Damaged, Keep, KeyChange,
+    KeyValue, Next, OnEnd, Queue, Served,
 };
 use crate::clock::Clock;
 
@@ -37,6 +38,7 @@ struct Shared {
     #[cfg(feature = "testing")]
     segment_size: Option<u64>,
     on_end: OnceLock<OnEnd>,
+    damaged: Mutex<Vec<Damaged>>,
     /// Those that are open; None once the backend is closed.
     open: Mutex<Option<HashMap<String, logmill::Queue>>>,
 }
@@ -58,15 +60,18 @@ impl Embedded {
 
     /// A backend on a directory of queues with this clock.
     pub(crate) fn on_clock(queues: Queues, durability: Durability, clock: Clock) -> Self {
-        Self(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             queues,
             durability,
             clock,
             #[cfg(feature = "testing")]
             segment_size: None,
             on_end: OnceLock::new(),
+            damaged: Mutex::default(),
             open: Mutex::new(Some(HashMap::new())),
-        }))
+        });
+        shared.note_damage(None, shared.queues.recovery());
+        Self(shared)
     }
 
     /// A backend whose jobs come in their order, and which takes little space.
@@ -78,6 +83,7 @@ impl Embedded {
             clock,
             segment_size: Some(segment_size),
             on_end: OnceLock::new(),
+            damaged: Mutex::default(),
             open: Mutex::new(Some(HashMap::new())),
         }))
     }
@@ -100,8 +106,8 @@ impl Embedded {
 impl Shared {
     /// A handle of the queue of this name, which is opened or created if it is not open.
     fn open(self: &Arc<Self>, name: &str) -> Result<logmill::Queue, BackendError> {
-        let mut open = self.open.lock();
-        let open = open.as_mut().ok_or(BackendError::Closed)?;
+        let mut guard = self.open.lock();
+        let open = guard.as_mut().ok_or(BackendError::Closed)?;
         if let Some(queue) = open.get(name) {
             return Ok(queue.clone());
         }
@@ -119,11 +125,22 @@ impl Shared {
         };
         let opened = builder.retry(retry).observer(ends).open();
         let (queue, report) = opened.map_err(on_open)?;
-        if !report.is_clean() {
-            tracing::warn!(queue = name, ?report, "recovery found damage");
-        }
         open.insert(name.to_owned(), queue.clone());
+        drop(guard);
+        self.note_damage(Some(name), &report);
         Ok(queue)
+    }
+
+    /// Keeps what recovery found damaged in a queue, or in the keys.
+    fn note_damage(&self, queue: Option<&str>, report: &logmill::RecoveryReport) {
+        if report.is_clean() {
+            return;
+        }
+        let found = damage::lines_of(report);
+        let damaged = Damaged::new(queue.map(str::to_owned), found.clone());
+        self.damaged.lock().push(damaged);
+        // After it is noted: a subscriber may panic.
+        tracing::error!(queue, ?found, "recovery found damage");
     }
 
     fn transaction(
@@ -244,6 +261,10 @@ impl Backend for Embedded {
         let committed = transaction.commit().map_err(on_transaction)?;
         let numbers = committed.jobs.into_iter();
         Ok(numbers.map(|id| id.map(logmill::JobId::get)).collect())
+    }
+
+    fn damage(&self) -> Vec<Damaged> {
+        self.0.damaged.lock().clone()
     }
 
     fn flush(&self) -> Result<(), BackendError> {

@@ -160,6 +160,7 @@ impl Queue for EmbeddedQueue {
             completed: stats.acked,
             retried: stats.retried,
             ended: stats.acked + stats.expired + stats.cancelled + stats.dead_lettered,
+            lost: stats.lost,
         })
     }
 

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::embedded::Embedded;
 use crate::backend::{
-    Backend, BackendError, Capabilities, Changes, Choice, Consumer, KeyChange, KeyValue, OnEnd,
-    Queue, Served,
+    Backend, BackendError, Capabilities, Changes, Choice, Consumer, Damaged, KeyChange, KeyValue,
+    OnEnd, Queue, Served,
 };
 use crate::schedules::plan::Enqueued;
 use crate::schedules::store;
@@ -79,6 +79,10 @@ impl Backend for Failing {
 
     fn keys(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, KeyValue)>, BackendError> {
         self.inner.keys(prefix)
+    }
+
+    fn damage(&self) -> Vec<Damaged> {
+        self.inner.damage()
     }
 
     fn flush(&self) -> Result<(), BackendError> {
