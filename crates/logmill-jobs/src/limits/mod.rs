@@ -71,15 +71,22 @@ struct Grant {
 }
 
 /// The places that a job has at gates, until its attempt has ended.
-pub(crate) struct Permit {
-    limits: Option<Arc<Limits>>,
+pub(crate) struct Permit<'a> {
+    limits: Option<Of<'a>>,
     has_begun: bool,
     places: SmallVec<[Grant; 2]>,
 }
 
+/// The limits that a permit is of. A blocking attempt borrows them, which spares it two locked additions.
+enum Of<'a> {
+    Borrowed(&'a Arc<Limits>),
+    #[cfg(feature = "tokio")]
+    Shared(Arc<Limits>),
+}
+
 /// What became of a job that asked to run.
-pub(crate) enum Admission {
-    Runs(Permit),
+pub(crate) enum Admission<'a> {
+    Runs(Permit<'a>),
     /// It is held, and is put back when there is a place for it.
     Waits,
 }
@@ -158,17 +165,17 @@ impl Limits {
         id: &JobId,
         cost: u32,
         claim: &mut dyn Claim,
-    ) -> Admission {
+    ) -> Admission<'_> {
         if self.gates.len() == 1 && self.gates.last().is_none_or(|held| held.known() == 0) {
             return Admission::Runs(Permit::none());
         }
         self.admit_slow(id, cost, claim)
     }
 
-    fn admit_slow(self: &Arc<Self>, id: &JobId, cost: u32, claim: &mut dyn Claim) -> Admission {
+    fn admit_slow(self: &Arc<Self>, id: &JobId, cost: u32, claim: &mut dyn Claim) -> Admission<'_> {
         let granted = self.take_grant(id);
         let mut permit = Permit {
-            limits: Some(Arc::clone(self)),
+            limits: Some(Of::Borrowed(self)),
             has_begun: false,
             places: granted.into_iter().collect(),
         };
@@ -439,7 +446,17 @@ fn subject<'a>(id: &'a JobId, claim: &'a dyn Claim) -> Subject<'a> {
     }
 }
 
-impl Permit {
+impl Of<'_> {
+    fn get(&self) -> &Limits {
+        match self {
+            Self::Borrowed(limits) => limits,
+            #[cfg(feature = "tokio")]
+            Self::Shared(limits) => limits,
+        }
+    }
+}
+
+impl Permit<'_> {
     /// The attempt begins: it has had its turn.
     pub(crate) fn begin(&mut self) {
         self.has_begun = true;
@@ -452,14 +469,28 @@ impl Permit {
             places: SmallVec::new(),
         }
     }
+
+    /// The places for an attempt that goes on elsewhere.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn detach(mut self) -> Permit<'static> {
+        let limits = self.limits.as_ref().map(|limits| match limits {
+            Of::Borrowed(limits) => Arc::clone(limits),
+            Of::Shared(limits) => Arc::clone(limits),
+        });
+        Permit {
+            limits: limits.map(Of::Shared),
+            has_begun: self.has_begun,
+            places: std::mem::take(&mut self.places),
+        }
+    }
 }
 
-impl Drop for Permit {
+impl Drop for Permit<'_> {
     #[inline]
     fn drop(&mut self) {
         if let Some(limits) = &self.limits {
             for place in self.places.drain(..) {
-                limits.give_back(place, self.has_begun);
+                limits.get().give_back(place, self.has_begun);
             }
         }
     }

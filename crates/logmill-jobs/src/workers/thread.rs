@@ -296,7 +296,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
                     id: self.id.clone(),
                     claim: claim.detach(),
                     context,
-                    _permit: Some(permit),
+                    _permit: Some(permit.detach()),
                     task,
                     watched: Some((watched, self.watch.shared_cell())),
                 };
@@ -392,7 +392,7 @@ struct Begun {
     /// Taken at the end.
     claim: Option<Box<dyn Claim + Send>>,
     context: Option<Context>,
-    _permit: Option<Permit>,
+    _permit: Option<Permit<'static>>,
     task: Option<Task>,
     /// Taken at the end.
     watched: Option<(figures::Begun, Arc<Cell>)>,
