@@ -158,7 +158,7 @@ pub use span::TraceContext;
 pub use together::Together;
 pub use unique::Unique;
 pub use waiting::WaitsFor;
-pub use workers::{Pool, PoolHealth, ShutdownReport, StuckJob, Workers};
+pub use workers::{Pool, PoolHealth, Scale, ShutdownReport, StuckJob, Workers};
 
 /// Compiles and runs the snippets of the guides.
 #[cfg(all(doctest, feature = "embedded"))]

@@ -3,7 +3,9 @@
 mod concurrency;
 #[cfg(feature = "testing")]
 mod inline;
+mod numbers;
 mod pool;
+mod scale;
 mod seat;
 mod served;
 mod thread;
@@ -22,6 +24,7 @@ pub(crate) use self::inline::wait_for;
 pub(crate) use self::pool::Pools;
 use self::pool::Shared;
 pub use self::pool::{Pool, ShutdownReport};
+pub use self::scale::Scale;
 use self::served::Served;
 pub use self::watch::StuckJob;
 use crate::Job;
@@ -71,6 +74,7 @@ pub struct Workers<S> {
     state: S,
     routes: Vec<Arc<dyn Route<S>>>,
     threads: Option<usize>,
+    scale: Option<Scale>,
     tasks: usize,
     has_blocking: bool,
     #[cfg_attr(not(feature = "tokio"), expect(dead_code))]
@@ -93,6 +97,7 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
             state,
             routes: Vec::new(),
             threads: None,
+            scale: None,
             tasks: TASKS,
             has_blocking: false,
             has_async: false,
@@ -138,6 +143,23 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
     /// Default: one for each core; one if all handlers are async.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads.max(1));
+        self
+    }
+
+    /// Has the number of threads follow the load: the pool grows while its threads are busy and its
+    /// queues would take longer to drain than [`Scale::drain_within`] says, to at most twice as many in
+    /// a second; and shrinks in small steps when fewer threads have been enough for a minute.
+    ///
+    /// It starts with the lower bound, or with [`threads`](Self::threads) within the bounds. Each change
+    /// is logged with its reason. [`Pool::set_threads`] fixes the number until
+    /// [`Pool::reset_concurrency`]; with [`dynamic`](Self::dynamic), so does a number that is stored.
+    ///
+    /// All queues that the pool serves count, together. Jobs that wait for a limit or the end of a pause
+    /// do not have it grow, as more threads would not get them done. The jobs of async handlers end
+    /// faster than threads tell, so give those workers of their own. Tasks are not scaled: one that does
+    /// not run costs nothing.
+    pub fn scale(mut self, scale: Scale) -> Self {
+        self.scale = Some(scale);
         self
     }
 
@@ -213,17 +235,22 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
     /// See [`StartError`]; nothing runs then.
     pub fn start(self, mill: &Mill) -> Result<Pool, StartError> {
         let (by_kind, served) = self.parts(mill)?;
-        let threads = self.threads.unwrap_or_else(|| match self.has_blocking {
-            true => std::thread::available_parallelism().map_or(1, usize::from),
-            false => 1,
-        });
+        let threads = match self.scale.map(|scale| scale.bounds()) {
+            Some((least, most)) => self.threads.unwrap_or(least).clamp(least, most),
+            None => self.threads.unwrap_or_else(|| match self.has_blocking {
+                true => std::thread::available_parallelism().map_or(1, usize::from),
+                false => 1,
+            }),
+        };
         let runtime = self.runtime()?;
         crate::flow::resume(mill)?;
         mill.finish_interrupted()?;
         let concurrency = Concurrency {
+            name: self.name.clone(),
             threads,
             tasks: self.tasks,
-            stored_as: self.is_dynamic.then(|| self.name.clone()),
+            scale: self.scale,
+            is_stored: self.is_dynamic,
         };
         let shared = Shared::new(mill, served, concurrency)?;
         let (threads, tasks) = shared.wanted();
@@ -329,6 +356,7 @@ impl<S> std::fmt::Debug for Workers<S> {
         f.debug_struct("Workers")
             .field("handlers", &self.routes.len())
             .field("threads", &self.threads)
+            .field("scale", &self.scale)
             .field("queues", &self.queues)
             .finish_non_exhaustive()
     }

@@ -108,6 +108,9 @@ pub(super) fn start<S: Clone + Send + Sync + 'static>(
     if has_timeouts {
         shared.watch.start(&shared, name);
     }
+    if let Some(scaling) = &shared.scaling {
+        scaling.start(&shared)?;
+    }
     drop(starting);
     Ok(pool)
 }

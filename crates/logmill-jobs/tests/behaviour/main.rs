@@ -18,6 +18,8 @@ mod pause;
 mod results;
 mod retention;
 mod running;
+#[cfg(feature = "testing")]
+mod scale;
 #[cfg(feature = "schedules")]
 mod schedules;
 #[cfg(feature = "testing")]
