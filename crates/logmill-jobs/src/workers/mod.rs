@@ -3,6 +3,7 @@
 mod concurrency;
 #[cfg(feature = "testing")]
 mod inline;
+mod leases;
 mod numbers;
 mod pool;
 mod scale;

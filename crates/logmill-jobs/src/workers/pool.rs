@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, ReentrantMutex};
 
 use super::concurrency::{Concurrency, Spawn};
+use super::leases::Leases;
 use super::scale::Scaling;
 use super::seat::Seat;
 use super::served::Served;
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     /// backend calls subscribers.
     pub(super) setting: ReentrantMutex<()>,
     pub(super) watch: Arc<Watch>,
+    pub(super) leases: Arc<Leases>,
     /// What sets the number of threads by the load, if something does.
     pub(super) scaling: Option<Arc<Scaling>>,
     /// What starts a thread; None once the pool stops.
@@ -147,6 +149,7 @@ impl Shared {
             levels: AtomicU64::new(0),
             setting: ReentrantMutex::new(()),
             watch: Arc::new(Watch::new(clock.clone())),
+            leases: Arc::new(Leases::new(mill)),
             spawn: Mutex::default(),
             state: Mutex::new(State {
                 wanted: numbers.threads.unwrap_or(concurrency.threads),
@@ -228,6 +231,7 @@ impl Shared {
         self.changed.notify_all();
         self.watch.wake();
         self.stop_scaling();
+        self.leases.stop();
         self.forget_spawn();
         self.served.wake(&*self.mill.inner.backend);
     }

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use super::Runtime;
 use super::concurrency::Spawn;
 #[cfg(feature = "tokio")]
+use super::leases::Kept;
+#[cfg(feature = "tokio")]
 use super::pool::Task;
 use super::pool::{Pool, Shared};
 use super::seat::{Seat, Timed};
@@ -103,6 +105,7 @@ pub(super) fn start<S: Clone + Send + Sync + 'static>(
     }));
     // Held until all threads run, so that the pool does not leave the mill in between.
     let starting = Alive::new(&shared, None);
+    shared.leases.start(name)?;
     let wanted = shared.state.lock().wanted;
     shared.have_threads(wanted)?;
     if has_timeouts {
@@ -259,6 +262,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         else {
             return;
         };
+        let kept = self.shared.leases.keep(&self.id, claim);
         let is_task = route.is_async();
         #[cfg(feature = "tokio")]
         let task = match is_task {
@@ -300,6 +304,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
                     claim: claim.detach(),
                     context,
                     _permit: Some(permit.detach()),
+                    _kept: kept,
                     task,
                     watched: Some((watched, self.watch.shared_cell())),
                 };
@@ -309,6 +314,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         }
         seat.end();
         drop(permit);
+        drop(kept);
         if deadline.is_some() {
             self.end_timed();
         }
@@ -396,6 +402,7 @@ struct Begun {
     claim: Option<Box<dyn Claim + Send>>,
     context: Option<Context>,
     _permit: Option<Permit<'static>>,
+    _kept: Option<Kept>,
     task: Option<Task>,
     /// Taken at the end.
     watched: Option<(figures::Begun, Arc<Cell>)>,
