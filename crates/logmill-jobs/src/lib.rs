@@ -57,6 +57,8 @@
 //!   of jobs and the [`backend`] seam.
 //! - `schedules`: jobs that are enqueued again and again, by cron expressions or at intervals.
 //! - `tokio`: handlers that are async functions.
+//! - `tower`: handlers that are services of the crate [`tower`](https://docs.rs/tower), with its layers
+//!   around them.
 //! - `conformance`: checks of what a [`backend`] has to do, for the tests of one.
 //! - `metrics`: the figures as metrics of the crate [`metrics`](https://docs.rs/metrics).
 //! - `testing`: [`testing`], with a manual clock, for tests of handlers and flows.
@@ -134,6 +136,8 @@ pub use flow::{Noted, StoredInputs};
 pub use handle::{JobHandle, Outcome, Status};
 #[cfg(feature = "tokio")]
 pub use handler::AsyncHandler;
+#[cfg(feature = "tower")]
+pub use handler::JobRequest;
 pub use handler::{FromAttempt, FromRef, Handler, State};
 pub use id::{JobId, ParseIdError};
 #[doc(hidden)]

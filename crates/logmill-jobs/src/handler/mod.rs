@@ -3,11 +3,17 @@
 mod extract;
 mod functions;
 mod route;
+#[cfg(feature = "tower")]
+mod service;
 
 pub use self::extract::{FromAttempt, FromRef, State};
 #[cfg(feature = "tokio")]
 pub(crate) use self::route::AsyncRoute;
 pub(crate) use self::route::{Called, Route, SyncRoute};
+#[cfg(feature = "tower")]
+pub use self::service::JobRequest;
+#[cfg(feature = "tower")]
+pub(crate) use self::service::{OfService, ServiceHandler};
 
 use crate::context::Attempt;
 use crate::{Failure, Job};

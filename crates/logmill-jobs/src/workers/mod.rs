@@ -131,6 +131,58 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
         self
     }
 
+    /// Registers a service of `tower`, so that layers can be put around a handler.
+    ///
+    /// Its attempts are those of an async handler. Each one clones the service, waits until the clone
+    /// is ready, calls it, and drops it. An attempt that waits counts among the [`tasks`](Self::tasks),
+    /// and the kind's timeout covers the wait. A service keeps what it needs of the application itself.
+    /// One that takes requests of several types is registered once for each:
+    /// `on_service::<Fetch, _>(service.clone())`.
+    ///
+    /// ```
+    /// use logmill_jobs::{Job, JobRequest, JobResult, Mill, Workers, secs};
+    /// use serde::{Deserialize, Serialize};
+    /// use tower::ServiceBuilder;
+    ///
+    /// #[derive(Serialize, Deserialize, Job)]
+    /// #[job(kind = "fetch", output = u16)]
+    /// struct Fetch {
+    ///     url: String,
+    /// }
+    ///
+    /// async fn fetch(request: JobRequest<Fetch>) -> JobResult<u16> {
+    ///     println!("{} at attempt {}", request.job.url, request.context.attempt());
+    ///     Ok(200)
+    /// }
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let mill = Mill::open(dir.path().join("jobs"))?;
+    /// let service = ServiceBuilder::new().concurrency_limit(20).timeout(secs(10)).service_fn(fetch);
+    /// let pool = Workers::new(()).on_service(service).start(&mill)?;
+    /// let handle = mill.enqueue(Fetch { url: "https://example.com".to_owned() })?;
+    /// assert_eq!(handle.wait_async().await?, 200);
+    /// # drop(pool);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "tower")]
+    pub fn on_service<J, T>(self, service: T) -> Self
+    where
+        J: Job,
+        T: tower_service::Service<crate::JobRequest<J>, Response = J::Output>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        T::Error: Into<crate::Failure>,
+        T::Future: Send + 'static,
+    {
+        use crate::handler::{OfService, ServiceHandler};
+        self.on_async::<J, OfService, _>(ServiceHandler(service))
+    }
+
     /// Sets how many threads take jobs, and run those of handlers that are not async: how many of
     /// these run at the same time.
     ///
