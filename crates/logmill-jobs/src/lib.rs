@@ -139,6 +139,8 @@ pub use handle::{JobHandle, Outcome, Status};
 pub use handler::AsyncHandler;
 #[cfg(feature = "tower")]
 pub use handler::JobRequest;
+#[doc(hidden)]
+pub use handler::checks as handler_checks;
 pub use handler::{FromAttempt, FromRef, Handler, State};
 pub use id::{JobId, ParseIdError};
 #[doc(hidden)]
@@ -146,6 +148,76 @@ pub use job::key_of;
 pub use job::{Job, KindOptions, Priority, days, hours, minutes, secs};
 pub use limits::Limit;
 pub use logmill_jobs_macros::Job;
+/// Has the compiler say what is wrong with a function that does not fit as a handler.
+///
+/// Without it, the error is at [`Workers::on`], and says that the function is not a handler. With it, the
+/// error is at the argument, the type that is returned, or the value in an async function that keeps its
+/// future from being `Send`. It belongs to functions without generic parameters, blocking or async, and
+/// changes nothing at run time. Of an async function, a copy is checked: an `impl` in its body has to be
+/// for a type that the body defines.
+///
+/// ```
+/// use logmill_jobs::{Context, Job, JobResult, State, debug_handler};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize, Job)]
+/// #[job(kind = "resize")]
+/// struct Resize {
+///     image: u64,
+/// }
+///
+/// #[derive(Clone)]
+/// struct Studio;
+///
+/// #[debug_handler]
+/// fn resize(job: Resize, State(_studio): State<Studio>, cx: Context) -> JobResult {
+///     println!("resizing {} at attempt {}", job.image, cx.attempt());
+///     Ok(())
+/// }
+/// ```
+///
+/// The workers' state is assumed to be the T of the only `State<T>`, or `()` if there is none. Name it
+/// where a handler takes a part of the state, or an argument of a type that is made from the state:
+///
+/// ```
+/// # use logmill_jobs::{FromRef, Job, JobResult, State, debug_handler};
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Serialize, Deserialize, Job)]
+/// # #[job(kind = "resize")]
+/// # struct Resize;
+/// #[derive(Clone)]
+/// struct App {
+///     quality: u8,
+/// }
+///
+/// impl FromRef<App> for u8 {
+///     fn from_ref(app: &App) -> Self {
+///         app.quality
+///     }
+/// }
+///
+/// #[debug_handler(state = App)]
+/// fn resize(_: Resize, State(quality): State<u8>) -> JobResult {
+///     println!("with a quality of {quality}");
+///     Ok(())
+/// }
+/// ```
+///
+/// A job that is taken by reference is reported at that argument:
+///
+/// ```compile_fail
+/// # use logmill_jobs::{Job, JobResult, debug_handler};
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Serialize, Deserialize, Job)]
+/// # #[job(kind = "resize")]
+/// # struct Resize;
+/// #[debug_handler]
+/// fn resize(_: &Resize) -> JobResult {
+///     Ok(()) // error: a handler takes its job by value, not by reference
+/// }
+/// ```
+#[doc(inline)]
+pub use logmill_jobs_macros::debug_handler;
 pub use middleware::{After, Enqueueing, Middleware};
 pub use mill::Mill;
 #[cfg(feature = "embedded")]

@@ -1,5 +1,6 @@
 //! Handlers: plain functions that take a job and what they need of the application and the attempt.
 
+pub mod checks;
 mod extract;
 mod functions;
 mod route;

@@ -4,6 +4,7 @@ mod common;
 mod complaints;
 mod dead_jobs;
 mod debounce;
+mod debug_handler;
 mod edit;
 mod ends;
 mod events;
