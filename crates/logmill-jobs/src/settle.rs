@@ -121,8 +121,9 @@ fn end_or_die(
     if mill.inner.refused.count(id) > retries_of(claim, kind) {
         let reason = "its end could not be stored, at several attempts";
         note_death(mill, claim, id, reason);
-        settle_quietly(claim, id, Settlement::Dead { reason });
-        return ran.failed(mill, id, reason, None);
+        // Before those who wait are told, which the backend does.
+        ran.failed(mill, id, reason, None);
+        return settle_quietly(claim, id, Settlement::Dead { reason });
     }
     let stored = end(mill, claim, id, kind.keep_results, record, followed);
     match stored {
@@ -281,12 +282,14 @@ fn fail(
     };
     if let Settlement::Dead { reason } = settlement {
         note_death(mill, claim, id, reason);
+        // Before those who wait are told, which the backend does.
+        ran.failed(mill, id, reason, None);
     }
     settle_quietly(claim, id, settlement);
     match settlement {
         Settlement::Snooze { after } => ran.snoozed(mill, id, after),
         Settlement::Retry { after, .. } => ran.failed(mill, id, &reason, Some(after)),
-        _ => ran.failed(mill, id, &reason, None),
+        Settlement::Dead { .. } | Settlement::Done(_) => {}
     }
 }
 
