@@ -1,5 +1,7 @@
 //! Many dead jobs: lists page by page, and what is done to all that a filter selects.
 
+use std::collections::HashMap;
+
 use crate::JobId;
 use crate::backend::BackendError;
 use crate::queue::{DeadJob, JobQueue, dead_job};
@@ -46,6 +48,8 @@ struct Selected {
     /// The position of the level.
     at: usize,
     letters: Vec<u64>,
+    /// How many there are of each kind.
+    kinds: HashMap<String, u64>,
     /// The places of those that are of flows.
     flows: Vec<Vec<u8>>,
     /// The headers of those that were unique.
@@ -139,14 +143,31 @@ impl JobQueue {
     ) -> Result<Vec<JobId>, BackendError> {
         let mut replayed = Vec::new();
         for Selected {
-            at, letters, flows, ..
+            at,
+            letters,
+            kinds,
+            flows,
+            ..
         } in self.select(limit, filter)?
         {
             let level = &self.levels[at];
             for flow in &flows {
                 crate::flow::note_replay(&self.mill, Some(flow))?;
             }
-            let numbers = level.queue.replay_all(&letters)?.into_iter();
+            let counted = kinds.iter().map(|(kind, count)| {
+                let counter = level.arrivals.of(kind);
+                counter.add(*count);
+                (counter, *count)
+            });
+            let counted: Vec<_> = counted.collect();
+            let numbers = level.queue.replay_all(&letters);
+            if !matches!(numbers, Ok(_) | Err(BackendError::NotDurable(_))) {
+                // Some may be enqueued by then; how many, the backend does not say.
+                for (counter, count) in counted {
+                    counter.take_back(count);
+                }
+            }
+            let numbers = numbers?.into_iter();
             replayed.extend(numbers.map(|number| JobId::new(level.name.clone(), number)));
         }
         Ok(replayed)
@@ -183,6 +204,7 @@ impl JobQueue {
         let mut selected = Vec::new();
         for (at, level) in self.levels.iter().enumerate() {
             let (mut letters, mut flows, mut uniques) = (Vec::new(), Vec::new(), Vec::new());
+            let mut kinds = HashMap::<String, u64>::new();
             if left == 0 {
                 break;
             }
@@ -192,6 +214,7 @@ impl JobQueue {
                 match user_code::call(|| filter(&dead)) {
                     Ok(true) => {
                         letters.push(number);
+                        *kinds.entry(dead.kind).or_default() += 1;
                         flows.extend(dead.flow);
                         uniques.extend(dead.unique);
                         left -= 1;
@@ -208,6 +231,7 @@ impl JobQueue {
             selected.push(Selected {
                 at,
                 letters,
+                kinds,
                 flows,
                 uniques,
             });

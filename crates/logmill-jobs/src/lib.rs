@@ -127,7 +127,7 @@ pub use events::{Event, EventKind, Events};
 pub use failure::{
     Failure, FailureError, JobResult, cancel, discard, rate_limited, retry_in, snooze,
 };
-pub use figures::{KindStats, Load, Times};
+pub use figures::{KindLoad, KindStats, Load, Times};
 pub use flow::{
     Batch, Flow, FlowHandle, FlowId, FlowTree, InputShape, Inputs, JobNode, NodeStatus, OnFailure,
     ParseFlowIdError, TreeJob,

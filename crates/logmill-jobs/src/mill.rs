@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::backend::{Backend, BackendError, Damaged, Queue, name_of_level};
+use crate::backend::{Backend, BackendError, Changes, Damaged, NewJob, Queue, name_of_level};
 use crate::before::Before;
 use crate::cancelling::Cancelling;
 use crate::clock::Clock;
@@ -19,7 +19,7 @@ use crate::error::EnqueueError;
 #[cfg(feature = "embedded")]
 use crate::error::OpenError;
 use crate::events::Hub;
-use crate::figures::{Figures, Loads};
+use crate::figures::{Arrivals, Figures, KindLoads, Loads};
 use crate::flow::Flows;
 use crate::handle::JobHandle;
 use crate::limits::Limits;
@@ -107,6 +107,7 @@ pub(crate) struct Inner {
     pub(crate) events: Arc<Hub>,
     pub(crate) figures: Figures,
     pub(crate) loads: Arc<Loads>,
+    pub(crate) kind_loads: KindLoads,
     pub(crate) orders: Arc<Orders>,
     is_closed: AtomicBool,
 }
@@ -115,6 +116,21 @@ pub(crate) struct Inner {
 pub(crate) struct OpenQueue {
     pub(crate) name: Arc<str>,
     pub(crate) queue: Box<dyn Queue>,
+    /// Jobs are counted there before they are stored.
+    pub(crate) arrivals: Arc<Arrivals>,
+}
+
+impl OpenQueue {
+    /// How many jobs were there when the queue was opened, and how many are there. 0 for both if there
+    /// were none.
+    pub(crate) fn found(&self) -> Result<(u64, u64), BackendError> {
+        if self.arrivals.has_found_none() {
+            return Ok((0, 0));
+        }
+        let stats = self.queue.stats()?;
+        let there = stats.ready + stats.delayed + stats.running;
+        Ok((self.arrivals.found_by(&stats), there))
+    }
 }
 
 thread_local! {
@@ -187,7 +203,8 @@ impl Mill {
             trace_context,
             events: Arc::default(),
             figures: Figures::default(),
-            loads: Arc::new(Loads::new(clock)),
+            loads: Arc::new(Loads::new(clock.clone())),
+            kind_loads: KindLoads::new(clock),
             limits,
             orders,
             #[cfg(feature = "schedules")]
@@ -343,14 +360,41 @@ impl Inner {
     #[cold]
     fn open_queue(&self, name: &str) -> Result<Arc<OpenQueue>, BackendError> {
         let queue = self.backend.queue(name)?;
+        let arrivals = self.figures.arrivals(name);
+        // If it fails, the next one who asks says so.
+        if let Ok(stats) = queue.stats() {
+            arrivals.found_by(&stats);
+        }
         let open = self.queues.add(OpenQueue {
             name: name.into(),
             queue,
+            arrivals,
         });
         if let Some((queue, _)) = name.split_once('.') {
             self.pools.note_new_level(queue);
         }
         Ok(open)
+    }
+
+    /// Makes changes, whose jobs are counted as enqueued.
+    pub(crate) fn commit(&self, changes: &Changes<'_>) -> Result<Vec<Option<u64>>, BackendError> {
+        self.counting(&changes.jobs, || self.backend.commit(changes))
+    }
+
+    /// Stores what has these jobs, which are counted as enqueued.
+    pub(crate) fn counting<T>(
+        &self,
+        jobs: &[(&str, NewJob<'_>)],
+        store: impl FnOnce() -> Result<T, BackendError>,
+    ) -> Result<T, BackendError> {
+        if jobs.is_empty() {
+            return store();
+        }
+        let arrivals = |place: &str| match self.queues.get(place) {
+            Some(open) => Arc::clone(&open.arrivals),
+            None => self.figures.arrivals(place),
+        };
+        crate::figures::counting_all(jobs, arrivals, store)
     }
 
     /// Encodes a value and passes the bytes on.

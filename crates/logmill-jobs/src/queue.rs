@@ -198,7 +198,13 @@ impl JobQueue {
             return Ok(None);
         };
         crate::flow::note_replay(&self.mill, dead.flow.as_deref())?;
-        let number = level.queue.replay(dead.letter)?;
+        let counter = level.arrivals.of(&dead.kind);
+        counter.add(1);
+        let number = level.queue.replay(dead.letter);
+        if !matches!(&number, Ok(Some(_)) | Err(BackendError::NotDurable(_))) {
+            counter.take_back(1);
+        }
+        let number = number?;
         Ok(number.map(|number| JobId::new(level.name.clone(), number)))
     }
 

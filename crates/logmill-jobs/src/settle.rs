@@ -183,7 +183,8 @@ fn end(
     if let Some(released) = &released {
         released.add_to(&mut changes, &kept);
     }
-    let settled = claim.settle(Settlement::Done(Some(&changes)));
+    let settle = || claim.settle(Settlement::Done(Some(&changes)));
+    let settled = mill.inner.counting(&changes.jobs, settle);
     drop(changes);
     drop((kept, headers, jobs));
     release(released, &settled);
@@ -429,7 +430,7 @@ fn note_end(
     if let Some(released) = &released {
         released.add_to(&mut changes, &kept);
     }
-    let stored = mill.inner.backend.commit(&changes);
+    let stored = mill.inner.commit(&changes);
     drop(changes);
     drop((kept, jobs));
     release(released, &stored);

@@ -181,7 +181,7 @@ impl Step<'_> {
             keys: Vec::new(),
             sync: self.sync,
         };
-        let numbers = self.mill.inner.backend.commit(&changes)?;
+        let numbers = self.mill.inner.commit(&changes)?;
         let mut ids = Vec::with_capacity(numbers.len());
         for (job, number) in self.jobs.iter().zip(numbers) {
             let Some(number) = number else {

@@ -232,7 +232,7 @@ pub(crate) fn finish_interrupted(mill: &Mill, key: &[u8]) -> Result<(), BackendE
     let headers = release.headers();
     let mut changes = Changes::default();
     release.add_to(&mut changes, &headers);
-    let numbers = mill.inner.backend.commit(&changes)?;
+    let numbers = mill.inner.commit(&changes)?;
     drop(changes);
     drop(headers);
     release.done(&numbers);

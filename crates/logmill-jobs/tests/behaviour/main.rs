@@ -11,6 +11,7 @@ mod events;
 mod figures;
 mod flows;
 mod handlers;
+mod kind_load;
 mod limits;
 mod middleware;
 mod operators;
