@@ -107,7 +107,14 @@ pub(super) fn start<S: Clone + Send + Sync + 'static>(
     let starting = Alive::new(&shared, None);
     shared.leases.start(name)?;
     let wanted = shared.state.lock().wanted;
-    shared.have_threads(wanted)?;
+    if let Err(error) = shared.have_threads(wanted) {
+        // A number that an operator has stored is not to keep a service from starting.
+        let has_some = shared.state.lock().active > 0;
+        if !(has_some && wanted > shared.concurrency.threads) {
+            return Err(error);
+        }
+        tracing::error!(%error, wanted, "the pool has fewer threads than were set before this start");
+    }
     if has_timeouts {
         shared.watch.start(&shared, name);
     }
