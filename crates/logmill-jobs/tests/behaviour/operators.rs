@@ -1,7 +1,7 @@
 //! What operators do: pause, look, replay, purge.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use logmill_jobs::{JobResult, Mill, Priority, Workers};
@@ -69,15 +69,13 @@ fn dead_jobs_of_all_levels_are_listed_and_replayed() {
     let _ = pool.shutdown(PATIENCE);
 }
 
-#[test]
-fn what_a_failing_disk_has_changed_is_told() {
+/// A directory of a mill with damage in its keys and in the queue `notes`.
+fn damaged() -> tempfile::TempDir {
     let (mill, dir) = mill();
     for text in ["a", "b", "c"] {
         let unique = logmill_jobs::Unique::by(text);
-        mill.job(note(&format!("the note {text}")))
-            .unique(unique)
-            .enqueue()
-            .unwrap();
+        let job = mill.job(note(&format!("the note {text}"))).unique(unique);
+        job.enqueue().unwrap();
     }
     assert_eq!(mill.damage(), []);
     // Not closed: what is sealed is checked later.
@@ -87,18 +85,63 @@ fn what_a_failing_disk_has_changed_is_told() {
         changed >= 2,
         "in the queue and in the transaction: {changed}"
     );
+    copy
+}
 
-    let mill = Mill::open(copy.path().join("jobs")).unwrap();
+#[test]
+fn what_a_failing_disk_has_changed_is_told() {
+    let dir = damaged();
+    let mill = Mill::open(dir.path().join("jobs")).unwrap();
     let _ = mill.queue("notes").unwrap().stats().unwrap();
     let damage = mill.damage();
     let queues: Vec<_> = damage.iter().map(|one| one.queue.as_deref()).collect();
     assert_eq!(queues, [None, Some("notes")]);
     for one in &damage {
-        assert!(
-            one.found[0].contains("failed its check; a copy is "),
-            "{damage:?}"
-        );
+        let found = &one.found[0];
+        assert!(found.contains("failed its check; a copy is "), "{damage:?}");
     }
+}
+
+/// Enqueues a job for each event, in whose queue the event is.
+struct Shipping(Mill, Arc<AtomicU32>);
+
+impl tracing::Subscriber for Shipping {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("logmill")
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        if self.1.fetch_add(1, Ordering::SeqCst) < 10 {
+            let _ = self.0.enqueue(note("what was logged"));
+            let _ = self.0.job(note("what was logged")).queue("other").enqueue();
+        }
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn a_subscriber_may_enqueue_while_a_queue_is_opened() {
+    let dir = damaged();
+    let mill = Mill::open(dir.path().join("jobs")).unwrap();
+    let events = Arc::new(AtomicU32::new(0));
+    let shipping = Shipping(mill.clone(), Arc::clone(&events));
+    tracing::subscriber::with_default(shipping, || mill.enqueue(note("new")).unwrap());
+    assert!(events.load(Ordering::SeqCst) > 0);
+    let ready = |queue| mill.queue(queue).unwrap().stats().unwrap().ready;
+    assert!(ready("other") > 0);
+    assert!(
+        ready("notes") >= 3,
+        "two that were not damaged, and the new one"
+    );
 }
 
 /// Copies a directory, and changes a byte of each place that has these bytes. Returns how many there were.

@@ -6,12 +6,14 @@ mod ends;
 mod errors;
 mod queue;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use foldhash::quality::RandomState;
 use logmill::{Durability, QueueSet, Queues, SetConsumer};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, ReentrantMutex};
 
 use self::claim::Borrowed;
 use self::ends::Ends;
@@ -40,7 +42,19 @@ struct Shared {
     on_end: OnceLock<OnEnd>,
     damaged: Mutex<Vec<Damaged>>,
     /// Those that are open; None once the backend is closed.
-    open: Mutex<Option<HashMap<String, logmill::Queue>>>,
+    open: Mutex<Option<HashMap<String, logmill::Queue, RandomState>>>,
+    /// Those that a thread is about to open. Held meanwhile, and reentrant: what the engine raises then
+    /// goes to subscribers, which may enqueue.
+    opening: ReentrantMutex<RefCell<Vec<String>>>,
+}
+
+/// A queue that is noted as about to open.
+struct Noted<'a>(&'a RefCell<Vec<String>>);
+
+impl Drop for Noted<'_> {
+    fn drop(&mut self) {
+        self.0.borrow_mut().pop();
+    }
 }
 
 impl std::fmt::Debug for Embedded {
@@ -68,7 +82,8 @@ impl Embedded {
             segment_size: None,
             on_end: OnceLock::new(),
             damaged: Mutex::default(),
-            open: Mutex::new(Some(HashMap::new())),
+            open: Mutex::new(Some(HashMap::default())),
+            opening: ReentrantMutex::default(),
         });
         shared.note_damage(None, shared.queues.recovery());
         Self(shared)
@@ -84,7 +99,8 @@ impl Embedded {
             segment_size: Some(segment_size),
             on_end: OnceLock::new(),
             damaged: Mutex::default(),
-            open: Mutex::new(Some(HashMap::new())),
+            open: Mutex::new(Some(HashMap::default())),
+            opening: ReentrantMutex::default(),
         }))
     }
 }
@@ -106,11 +122,41 @@ impl Embedded {
 impl Shared {
     /// A handle of the queue of this name, which is opened or created if it is not open.
     fn open(self: &Arc<Self>, name: &str) -> Result<logmill::Queue, BackendError> {
-        let mut guard = self.open.lock();
-        let open = guard.as_mut().ok_or(BackendError::Closed)?;
-        if let Some(queue) = open.get(name) {
-            return Ok(queue.clone());
+        if let Some(queue) = self.opened(name)? {
+            return Ok(queue);
         }
+        let opening = self.opening.lock();
+        if let Some(queue) = self.opened(name)? {
+            return Ok(queue);
+        }
+        if opening.borrow().iter().any(|one| one == name) {
+            let why = "a subscriber cannot use it before it is open";
+            return Err(BackendError::Invalid(format!(
+                "the queue {name:?} is about to open: {why}"
+            )));
+        }
+        opening.borrow_mut().push(name.to_owned());
+        let noted = Noted(&opening);
+        let opened = self.open_anew(name);
+        drop(noted);
+        drop(opening);
+        let (queue, report) = opened?;
+        self.note_damage(Some(name), &report);
+        Ok(queue)
+    }
+
+    /// A queue that is open.
+    #[inline]
+    fn opened(&self, name: &str) -> Result<Option<logmill::Queue>, BackendError> {
+        let open = self.open.lock();
+        let open = open.as_ref().ok_or(BackendError::Closed)?;
+        Ok(open.get(name).cloned())
+    }
+
+    fn open_anew(
+        self: &Arc<Self>,
+        name: &str,
+    ) -> Result<(logmill::Queue, logmill::RecoveryReport), BackendError> {
         // Attempts are counted and limited by the kinds.
         let retry = logmill::RetryPolicy::default().unlimited_attempts();
         let builder = self.queues.builder(name).durability(self.durability);
@@ -125,10 +171,11 @@ impl Shared {
         };
         let opened = builder.retry(retry).observer(ends).open();
         let (queue, report) = opened.map_err(on_open)?;
-        open.insert(name.to_owned(), queue.clone());
-        drop(guard);
-        self.note_damage(Some(name), &report);
-        Ok(queue)
+        match &mut *self.open.lock() {
+            Some(open) => _ = open.insert(name.to_owned(), queue.clone()),
+            None => return Err(BackendError::Closed),
+        }
+        Ok((queue, report))
     }
 
     /// Keeps what recovery found damaged in a queue, or in the keys.
