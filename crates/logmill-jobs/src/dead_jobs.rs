@@ -1,9 +1,11 @@
 //! Many dead jobs: lists page by page, and what is done to all that a filter selects.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::JobId;
 use crate::backend::BackendError;
+use crate::mill::OpenQueue;
 use crate::queue::{DeadJob, JobQueue, dead_job};
 use crate::user_code;
 
@@ -45,8 +47,7 @@ impl std::str::FromStr for DeadCursor {
 
 /// Dead jobs that a filter has selected, of one level.
 struct Selected {
-    /// The position of the level.
-    at: usize,
+    level: Arc<OpenQueue>,
     letters: Vec<u64>,
     /// How many there are of each kind.
     kinds: HashMap<String, u64>,
@@ -87,10 +88,13 @@ impl JobQueue {
         limit: usize,
     ) -> Result<DeadPage, BackendError> {
         let limit = limit.max(1);
+        let levels = self.levels();
         let mut from = 0;
         if let Some(DeadCursor { after }) = after {
-            let mut levels = self.levels.iter();
-            let Some(at) = levels.position(|level| &*level.name == after.place()) else {
+            let Some(at) = levels
+                .iter()
+                .position(|level| &*level.name == after.place())
+            else {
                 let why = format!("the cursor {after} is not of the queue {}", self.name());
                 return Err(BackendError::Invalid(why));
             };
@@ -98,7 +102,7 @@ impl JobQueue {
         }
         let mut jobs: Vec<DeadJob> = Vec::new();
         let mut is_more = false;
-        for (at, level) in self.levels.iter().enumerate().skip(from) {
+        for (at, level) in levels.iter().enumerate().skip(from) {
             let after = after.map(|cursor| cursor.after.number());
             let after = after.filter(|_| at == from);
             level.queue.each_dead_letter(after, &mut |letter| {
@@ -143,14 +147,13 @@ impl JobQueue {
     ) -> Result<Vec<JobId>, BackendError> {
         let mut replayed = Vec::new();
         for Selected {
-            at,
+            level,
             letters,
             kinds,
             flows,
             ..
         } in self.select(limit, filter)?
         {
-            let level = &self.levels[at];
             for flow in &flows {
                 crate::flow::note_replay(&self.mill, Some(flow))?;
             }
@@ -185,7 +188,7 @@ impl JobQueue {
     ) -> Result<u64, BackendError> {
         let mut sum = 0;
         for one in self.select(limit, filter)? {
-            sum += self.levels[one.at].queue.purge_all(&one.letters)?;
+            sum += one.level.queue.purge_all(&one.letters)?;
             for unique in &one.uniques {
                 crate::unique::forget_letter(&self.mill, Some(unique))?;
             }
@@ -202,7 +205,7 @@ impl JobQueue {
     ) -> Result<Vec<Selected>, BackendError> {
         let (mut left, mut panic) = (limit, None);
         let mut selected = Vec::new();
-        for (at, level) in self.levels.iter().enumerate() {
+        for level in self.levels() {
             let (mut letters, mut flows, mut uniques) = (Vec::new(), Vec::new(), Vec::new());
             let mut kinds = HashMap::<String, u64>::new();
             if left == 0 {
@@ -210,7 +213,7 @@ impl JobQueue {
             }
             level.queue.each_dead_letter(None, &mut |letter| {
                 let number = letter.letter;
-                let dead = dead_job(&self.mill, level, letter);
+                let dead = dead_job(&self.mill, &level, letter);
                 match user_code::call(|| filter(&dead)) {
                     Ok(true) => {
                         letters.push(number);
@@ -229,7 +232,7 @@ impl JobQueue {
                 return Err(BackendError::Invalid(why));
             }
             selected.push(Selected {
-                at,
+                level,
                 letters,
                 kinds,
                 flows,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, ReentrantMutex};
 
 use crate::backend::{Backend, BackendError, Changes, Damaged, NewJob, Queue, name_of_level};
 use crate::before::Before;
@@ -85,7 +85,10 @@ pub(crate) struct Inner {
     pub(crate) keep_results: Duration,
     pub(crate) retention: Retention,
     /// The queues that were used, by the names that the backend knows.
-    queues: OpenQueues,
+    pub(crate) queues: OpenQueues,
+    /// Held while a level of a queue is made, and while a queue is paused or resumed. Reentrant: the
+    /// backend calls subscribers, which may enqueue.
+    pub(crate) new_levels: ReentrantMutex<()>,
     pub(crate) waiters: Waiters,
     pub(crate) running: Running,
     pub(crate) cancelling: Cancelling,
@@ -187,6 +190,7 @@ impl Mill {
             keep_results,
             retention: Retention::new(max_results, max_result_bytes, clock.clone()),
             queues: OpenQueues::default(),
+            new_levels: ReentrantMutex::new(()),
             waiters: Waiters::default(),
             running: Running::default(),
             cancelling: Cancelling::default(),
@@ -359,7 +363,20 @@ impl Inner {
 
     #[cold]
     fn open_queue(&self, name: &str) -> Result<Arc<OpenQueue>, BackendError> {
+        let level = name.split_once('.');
+        // A pause of the queue concerns all of its levels, and those that are made meanwhile.
+        let _opening = level.map(|_| self.new_levels.lock());
+        let is_paused = match level {
+            Some((queue, _)) if !self.backend.queue_names()?.iter().any(|one| one == name) => {
+                let normal = self.existing_queue(queue)?;
+                normal.is_some_and(|normal| normal.queue.is_paused())
+            }
+            _ => false,
+        };
         let queue = self.backend.queue(name)?;
+        if is_paused {
+            queue.set_paused(true)?;
+        }
         let arrivals = self.figures.arrivals(name);
         // If it fails, the next one who asks says so.
         if let Ok(stats) = queue.stats() {
@@ -370,7 +387,7 @@ impl Inner {
             queue,
             arrivals,
         });
-        if let Some((queue, _)) = name.split_once('.') {
+        if let Some((queue, _)) = level {
             self.pools.note_new_level(queue);
         }
         Ok(open)

@@ -42,8 +42,6 @@ use crate::{Job, JobId, Priority, unique, user_code};
 #[derive(Clone)]
 pub struct JobQueue {
     name: String,
-    /// Those levels of priority that were ever used.
-    pub(crate) levels: Vec<Arc<OpenQueue>>,
     pub(crate) mill: Mill,
     pub(crate) loads: Arc<Loads>,
 }
@@ -89,16 +87,17 @@ impl Mill {
     /// The name is not valid, or the storage failed.
     pub fn queue(&self, name: &str) -> Result<JobQueue, BackendError> {
         check_name(name).map_err(|error| BackendError::Invalid(error.to_string()))?;
+        // Those that are used later are open from then on.
         let existing = self.inner.backend.queue_names()?;
-        let levels = Priority::ALL.into_iter().filter_map(|level| {
+        for level in Priority::ALL {
             let place = name_of_level(name, level);
-            let is_there = level == Priority::Normal || existing.contains(&place);
-            is_there.then(|| self.inner.backend_queue(&place))
-        });
+            if level == Priority::Normal || existing.contains(&place) {
+                self.inner.backend_queue(&place)?;
+            }
+        }
         Ok(JobQueue {
             name: name.to_owned(),
             mill: self.clone(),
-            levels: levels.collect::<Result<_, _>>()?,
             loads: Arc::clone(&self.inner.loads),
         })
     }
@@ -126,8 +125,7 @@ impl JobQueue {
 
     /// Pauses the queue: no worker takes a job of it, also after a restart, until it is resumed.
     ///
-    /// Jobs that run go on, and jobs can be enqueued. A level of priority that is used for the first
-    /// time during the pause is not paused.
+    /// Jobs that run go on, and jobs can be enqueued.
     ///
     /// # Errors
     /// The storage failed.
@@ -144,13 +142,24 @@ impl JobQueue {
     }
 
     fn set_paused(&self, paused: bool) -> Result<(), BackendError> {
-        let mut levels = self.levels.iter();
+        // No level is used for the first time meanwhile.
+        let _opening = self.mill.inner.new_levels.lock();
+        let mut levels = self.levels().into_iter();
         levels.try_for_each(|level| level.queue.set_paused(paused))
+    }
+
+    /// Those levels of priority that were ever used.
+    pub(crate) fn levels(&self) -> Vec<Arc<OpenQueue>> {
+        let places = Priority::ALL.map(|level| name_of_level(&self.name, level));
+        let open = places
+            .iter()
+            .filter_map(|place| self.mill.inner.queues.get(place));
+        open.collect()
     }
 
     /// Whether the queue is paused.
     pub fn is_paused(&self) -> bool {
-        self.levels.iter().all(|level| level.queue.is_paused())
+        self.levels().iter().all(|level| level.queue.is_paused())
     }
 
     /// The figures of the queue, all levels of priority together.
@@ -159,7 +168,7 @@ impl JobQueue {
     /// The storage failed.
     pub fn stats(&self) -> Result<QueueStats, BackendError> {
         let mut sum = QueueStats::default();
-        for level in &self.levels {
+        for level in &self.levels() {
             let one = level.queue.stats()?;
             sum.ready += one.ready;
             sum.delayed += one.delayed;
@@ -182,7 +191,7 @@ impl JobQueue {
     /// The storage failed.
     pub fn dead_jobs(&self) -> Result<Vec<DeadJob>, BackendError> {
         let mut dead = Vec::new();
-        for level in &self.levels {
+        for level in &self.levels() {
             let letters = level.queue.dead_letters()?.into_iter();
             dead.extend(letters.map(|letter| dead_job(&self.mill, level, letter)));
         }
@@ -261,8 +270,8 @@ impl JobQueue {
         decoded.unwrap_or_else(|panic| Err(CodecError::new(panic)))
     }
 
-    fn level_of(&self, dead: &DeadJob) -> Option<&Arc<OpenQueue>> {
-        let mut levels = self.levels.iter();
+    fn level_of(&self, dead: &DeadJob) -> Option<Arc<OpenQueue>> {
+        let mut levels = self.levels().into_iter();
         levels.find(|level| &*level.name == dead.id.place())
     }
 }
@@ -298,7 +307,7 @@ impl fmt::Debug for JobQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JobQueue")
             .field("name", &self.name)
-            .field("levels", &self.levels.len())
+            .field("levels", &self.levels().len())
             .finish()
     }
 }

@@ -69,6 +69,43 @@ fn dead_jobs_of_all_levels_are_listed_and_replayed() {
     let _ = pool.shutdown(PATIENCE);
 }
 
+#[test]
+fn a_queue_has_the_levels_that_are_used_after_its_handle_was_made() {
+    let (mill, dir) = mill();
+    let queue = mill.queue("notes").unwrap();
+    let enqueue = |mill: &Mill, priority| {
+        let job = mill.job(note("x")).priority(priority);
+        job.max_retries(0).enqueue().unwrap()
+    };
+    enqueue(&mill, Priority::High);
+    assert_eq!(queue.stats().unwrap().ready, 1);
+    queue.pause().unwrap();
+    assert!(queue.is_paused());
+    // A level that is used for the first time during the pause is paused as well, also after a restart.
+    enqueue(&mill, Priority::Lowest);
+    assert!(queue.is_paused());
+    drop(queue);
+    mill.close().unwrap();
+
+    let mill = Mill::open(dir.path().join("jobs")).unwrap();
+    let waits: Vec<_> = Priority::ALL
+        .into_iter()
+        .map(|priority| enqueue(&mill, priority))
+        .collect();
+    let handler = |_: Note| -> JobResult { Err("failed".into()) };
+    let pool = Workers::new(()).on(handler).start(&mill).unwrap();
+    for handle in &waits {
+        assert!(handle.wait_timeout(Duration::from_millis(20)).is_err());
+    }
+    let queue = mill.queue("notes").unwrap();
+    assert_eq!((queue.stats().unwrap().ready, queue.is_paused()), (7, true));
+    queue.resume().unwrap();
+    until("all are dead", || queue.stats().unwrap().dead == 7);
+    assert_eq!(queue.dead_jobs().unwrap().len(), 7);
+    assert_eq!(queue.purge_where(100, |_| true).unwrap(), 7);
+    assert!(pool.shutdown(PATIENCE).finished_in_time);
+}
+
 /// A directory of a mill with damage in its keys and in the queue `notes`.
 fn damaged() -> tempfile::TempDir {
     let (mill, dir) = mill();
