@@ -17,6 +17,8 @@ mod middleware;
 mod operators;
 mod order;
 mod pause;
+#[cfg(feature = "testing")]
+mod rates;
 mod results;
 mod retention;
 mod running;

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use logmill_jobs::testing::{CrashPoint, Outside, Sim, simulate, simulate_one};
 use logmill_jobs::{
-    Backoff, Context, EnqueueError, Job, JobResult, Limit, MillOptions, State, Status, Unique,
-    Workers, discard, hours, minutes, retry_in, secs,
+    Backoff, Context, EnqueueError, Inputs, Job, JobResult, Limit, MillOptions, State, Status,
+    Unique, WaitError, Workers, discard, hours, minutes, retry_in, secs,
 };
 use serde::{Deserialize, Serialize};
 
@@ -330,4 +330,51 @@ fn a_crash_between_two_services_is_tried_where_they_mark_it() {
         })
     });
     assert!(message.contains("call 2, the bank knows"), "{message}");
+}
+
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "part", output = u64)]
+struct Part {
+    number: u64,
+}
+
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "whole", inputs = Vec<Part>, output = u64)]
+struct Whole;
+
+fn whole(_: Whole, Inputs(parts): Inputs<Whole>) -> JobResult<u64> {
+    Ok(parts.into_iter().sum())
+}
+
+#[test]
+fn a_flow_that_was_enqueued_ends_with_its_results_after_each_crash() {
+    let simulated = simulate(3, |sim| {
+        sim.workers(|| {
+            let part = |job: Part| JobResult::Ok(job.number);
+            Workers::new(()).on(part).on(whole)
+        });
+        let flows = Mutex::new(Vec::new());
+        // A call that gets no answer may have stored its flow.
+        let enqueued = sim.call_once(|mill| {
+            let mut flow = mill.flow("numbers");
+            let parts = [1, 2, 4].map(|number| flow.add(Part { number }));
+            let whole = flow.join(Whole, &parts);
+            flows.lock().unwrap().push((flow.id(), whole));
+            flow.enqueue().map(drop)
+        });
+        // A job that was there at two crashes backs off.
+        sim.run_for(minutes(10));
+        for (id, whole) in flows.into_inner().unwrap() {
+            let ended = sim.mill().flow_handle(id).result_timeout(&whole, secs(0));
+            match ended {
+                Ok(sum) => assert_eq!(sum, 7),
+                Err(WaitError::NotKept) => assert!(enqueued.is_none()),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        let left = sim.mill().queue("default").unwrap().stats().unwrap();
+        assert_eq!((left.ready, left.running, left.dead), (0, 0, 0));
+    });
+    // The flow, and its four ends.
+    assert!(simulated.calls >= 5, "{simulated:?}");
 }

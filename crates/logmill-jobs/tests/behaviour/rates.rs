@@ -1,0 +1,36 @@
+//! Rates and holds on a clock that stands still: how many jobs begin at a moment.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use logmill_jobs::testing::TestMill;
+use logmill_jobs::{Job, JobResult, Limit, MillOptions, Workers, rate_limited, secs};
+use serde::{Deserialize, Serialize};
+
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "call", queue = "calls")]
+struct Call;
+
+#[test]
+fn when_a_hold_ends_one_job_begins_and_the_others_follow_at_the_rate() {
+    let limit = Limit::on_queue("calls").rate(1, secs(1)).burst(3);
+    let mill = TestMill::with_options(MillOptions::new().limit(limit)).unwrap();
+    let was_told = Arc::new(AtomicBool::new(false));
+    let workers = Workers::new(()).on(move |_: Call| -> JobResult {
+        match was_told.swap(true, Ordering::Relaxed) {
+            false => Err(rate_limited(secs(60), "429")),
+            true => Ok(()),
+        }
+    });
+    for _ in 0..4 {
+        mill.enqueue(Call).unwrap();
+    }
+    let done = || mill.run_until_idle(&workers).unwrap().done();
+    assert_eq!(done(), 0);
+    mill.advance(secs(59));
+    assert_eq!(done(), 0);
+    for _ in 0..4 {
+        mill.advance(secs(1));
+        assert_eq!(done(), 1);
+    }
+}

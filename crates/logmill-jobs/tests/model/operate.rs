@@ -1,0 +1,210 @@
+//! Does operations to the mill and to the model.
+
+use anyhow::{Context as _, Result, ensure};
+use logmill_jobs::backend::Cancelled;
+use logmill_jobs::{EditError, JobId, secs};
+
+use crate::flows;
+use crate::jobs::{Work, on_failure, priority, with_options};
+use crate::model::Phase;
+use crate::operations::{Change, KEYS, KINDS, New, Operation, Policy, QUEUES, Shape, What};
+use crate::run::{EVENTS, Shared, World};
+
+impl World {
+    /// Does an operation; jobs that it runs are of the queues from this one on.
+    pub(crate) fn operate(self: &Shared, operation: Operation, from: usize) -> Result<()> {
+        match operation {
+            Operation::Enqueue(new) => self.enqueue(new),
+            Operation::Flow(shape, jobs, policies) => match jobs[0].kind {
+                0 => self.enqueue_flow::<0>(shape, jobs, &policies),
+                _ => self.enqueue_flow::<1>(shape, jobs, &policies),
+            },
+            Operation::Run(attempts) => self.run(attempts, from),
+            // A job that a rate has let through counts from then on, and not from when it begins. So
+            // that both are one moment, workers are there whenever time passes.
+            Operation::Advance(time) if self.has_rates && from == 0 => {
+                self.advance(time);
+                self.run(Vec::new(), 0)
+            }
+            Operation::Advance(_) | Operation::Pause(What::Queue(_)) if self.has_rates => Ok(()),
+            Operation::Advance(time) => {
+                self.advance(time);
+                Ok(())
+            }
+            Operation::Pause(what) => {
+                self.set_paused(what, true)?;
+                self.model.lock().unwrap().pause(what);
+                Ok(())
+            }
+            Operation::Resume(what) => {
+                self.set_paused(what, false)?;
+                self.model.lock().unwrap().resume(what);
+                Ok(())
+            }
+            Operation::Cancel(at) => self.cancel(at),
+            Operation::Edit(at, change) => self.edit(at, change),
+            Operation::Replay(at) => self.end_letter(at, true),
+            Operation::Purge(at) => self.end_letter(at, false),
+            Operation::Crash => {
+                let mut mill = self.mill.write().unwrap();
+                mill.crash()?;
+                *self.events.lock().unwrap() = mill.events(EVENTS);
+                self.model.lock().unwrap().crash();
+                Ok(())
+            }
+        }
+    }
+
+    fn advance(&self, time: u64) {
+        self.model.lock().unwrap().now += time;
+        self.mill.read().unwrap().advance(secs(time));
+    }
+
+    fn enqueue(&self, new: New) -> Result<()> {
+        let number = self.model.lock().unwrap().enqueue(new);
+        let mill = self.mill.read().unwrap();
+        let id = match new.kind {
+            0 => {
+                let job = with_options!(mill.job(Work::<0, 0> { number }), new);
+                job.enqueue()?.id().clone()
+            }
+            _ => {
+                let job = with_options!(mill.job(Work::<0, 1> { number }), new);
+                job.enqueue()?.id().clone()
+            }
+        };
+        self.model.lock().unwrap().know(number, &id);
+        Ok(())
+    }
+
+    fn enqueue_flow<const KIND: usize>(
+        &self,
+        shape: Shape,
+        mut jobs: Vec<New>,
+        policies: &[Policy],
+    ) -> Result<()> {
+        jobs.iter_mut().for_each(|new| new.kind = KIND);
+        let numbers = self
+            .model
+            .lock()
+            .unwrap()
+            .enqueue_flow(shape, &jobs, policies);
+        let mill = self.mill.read().unwrap();
+        let mut flow = mill.flow("");
+        let nodes = numbers.iter().zip(&jobs);
+        let nodes = nodes.map(|(&number, &new)| {
+            flow.add_with(|mill| with_options!(mill.job(Work::<0, KIND> { number }), new))
+        });
+        let nodes: Vec<_> = nodes.collect();
+        for ((later, earlier), policy) in flows::edges(shape, jobs.len()).into_iter().zip(policies)
+        {
+            flow.after(&nodes[later], &nodes[earlier], on_failure(*policy));
+        }
+        self.flows.lock().unwrap().push(flow.enqueue()?.id());
+        Ok(())
+    }
+
+    fn set_paused(&self, what: What, is_paused: bool) -> Result<()> {
+        let mill = self.mill.read().unwrap();
+        match (what, is_paused) {
+            (What::Queue(queue), true) => mill.queue(QUEUES[queue])?.pause()?,
+            (What::Queue(queue), false) => mill.queue(QUEUES[queue])?.resume()?,
+            (What::Kind(kind), true) => _ = mill.pause_kind(KINDS[kind])?,
+            (What::Kind(kind), false) => _ = mill.resume_kind(KINDS[kind])?,
+            (What::Key(key), true) => _ = mill.pause_key(KEYS[key])?,
+            (What::Key(key), false) => _ = mill.resume_key(KEYS[key])?,
+        }
+        Ok(())
+    }
+
+    /// One of the jobs that have an id.
+    fn choose(&self, at: usize) -> Option<(usize, JobId, Phase)> {
+        let model = self.model.lock().unwrap();
+        let jobs = model.jobs.iter().enumerate();
+        let jobs = jobs.filter_map(|(number, job)| Some((number, job.id.clone()?, job.phase)));
+        let jobs: Vec<_> = jobs.collect();
+        jobs.get(at.checked_rem(jobs.len())?).cloned()
+    }
+
+    fn cancel(&self, at: usize) -> Result<()> {
+        self.learn()?;
+        let Some((number, id, phase)) = self.choose(at) else {
+            return Ok(());
+        };
+        self.model.lock().unwrap().cancel(number);
+        let cancelled = self.mill.read().unwrap().cancel(&id, "not wanted")?;
+        let expected = match phase {
+            Phase::Waits => Cancelled::Waiting,
+            Phase::Runs => Cancelled::Running,
+            Phase::NotYet | Phase::Ended(_) => Cancelled::Gone,
+        };
+        ensure!(
+            cancelled == expected,
+            "job {number}, {phase:?}: {cancelled:?}"
+        );
+        Ok(())
+    }
+
+    fn edit(&self, at: usize, change: Change) -> Result<()> {
+        self.learn()?;
+        let Some((number, id, phase)) = self.choose(at) else {
+            return Ok(());
+        };
+        let mill = self.mill.read().unwrap();
+        let edit = mill.edit(&id);
+        let edited = match change {
+            Change::Now => edit.now(),
+            Change::After(after) => edit.after(secs(after)),
+            Change::Priority(is_high) => edit.priority(priority(is_high)),
+            Change::Queue(queue) => edit.queue(QUEUES[queue]),
+        }
+        .apply();
+        let mut model = self.model.lock().unwrap();
+        let is_of_flow = model.jobs[number].is_of_flow;
+        match (edited, phase) {
+            (Ok(id), Phase::Waits) if !is_of_flow => model.edit(number, change, &id),
+            (Err(EditError::InPlace(_)), Phase::Waits) if is_of_flow => {}
+            (Err(EditError::Running(_)), Phase::Runs) => {}
+            (Err(EditError::Gone(_)), Phase::NotYet | Phase::Ended(_)) => {}
+            (edited, phase) => anyhow::bail!("job {number}, {phase:?}, is edited: {edited:?}"),
+        }
+        Ok(())
+    }
+
+    /// Replays or purges a dead job.
+    fn end_letter(&self, at: usize, is_replayed: bool) -> Result<()> {
+        let letters: Vec<_> = {
+            let model = self.model.lock().unwrap();
+            let jobs = model.jobs.iter().enumerate();
+            let letters = jobs.filter(|(_, job)| job.is_letter);
+            letters
+                .map(|(number, job)| (number, job.new.queue, job.id.clone()))
+                .collect()
+        };
+        let Some((number, queue, id)) =
+            at.checked_rem(letters.len()).and_then(|at| letters.get(at))
+        else {
+            return Ok(());
+        };
+        let mill = self.mill.read().unwrap();
+        let queue = mill.queue(QUEUES[*queue])?;
+        let dead = queue.dead_jobs()?.into_iter();
+        let dead = dead.into_iter().find(|dead| Some(&dead.id) == id.as_ref());
+        let dead = dead.with_context(|| format!("job {number} is dead, and there is no letter"))?;
+        let mut model = self.model.lock().unwrap();
+        match is_replayed {
+            true => {
+                let new = queue.replay(&dead)?;
+                model.replay(*number, &new.context("it was there")?);
+            }
+            false => {
+                ensure!(
+                    queue.purge(&dead)?,
+                    "job {number} is purged, and was not there"
+                );
+                model.jobs[*number].is_letter = false;
+            }
+        }
+        Ok(())
+    }
+}
