@@ -131,8 +131,7 @@ impl OpenQueue {
             return Ok((0, 0));
         }
         let stats = self.queue.stats()?;
-        let there = stats.ready + stats.delayed + stats.running;
-        Ok((self.arrivals.found_by(&stats), there))
+        Ok((self.arrivals.found_by(&stats), stats.left()))
     }
 }
 

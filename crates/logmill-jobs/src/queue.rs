@@ -173,6 +173,7 @@ impl JobQueue {
             sum.ready += one.ready;
             sum.delayed += one.delayed;
             sum.running += one.running;
+            sum.held += one.held;
             sum.dead += one.dead;
             sum.oldest_ready = sum.oldest_ready.max(one.oldest_ready);
             sum.enqueued += one.enqueued;

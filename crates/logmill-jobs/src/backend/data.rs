@@ -285,6 +285,9 @@ pub struct QueueStats {
     pub delayed: u64,
     /// Jobs that handlers have.
     pub running: u64,
+    /// Jobs that have left the queue's order to wait: for a limit, for those before them in an order, for
+    /// the end of a pause of their kind or key, or for a handler.
+    pub held: u64,
     /// Dead letters.
     pub dead: u64,
     /// How long the oldest ready job has been ready.
@@ -300,6 +303,13 @@ pub struct QueueStats {
     /// Jobs that were found damaged since then, and are gone; those that the open itself found are in
     /// [`Mill::damage`](crate::Mill::damage).
     pub lost: u64,
+}
+
+impl QueueStats {
+    /// Jobs that have not ended.
+    pub fn left(&self) -> u64 {
+        self.ready + self.delayed + self.running + self.held
+    }
 }
 
 /// A call of a backend failed.

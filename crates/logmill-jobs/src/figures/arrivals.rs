@@ -190,10 +190,9 @@ impl Arrivals {
     /// How many jobs were there when the queue was opened, said by its figures then or at any time
     /// later.
     pub(crate) fn found_by(&self, stats: &QueueStats) -> u64 {
-        *self.found.get_or_init(|| {
-            let there = stats.ready + stats.delayed + stats.running;
-            (there + stats.ended).saturating_sub(stats.enqueued)
-        })
+        *self
+            .found
+            .get_or_init(|| (stats.left() + stats.ended).saturating_sub(stats.enqueued))
     }
 }
 

@@ -28,7 +28,8 @@ impl Mill {
     /// | `logmill_jobs_kind_time_to_drain_seconds` | gauge | `kind`, `queue` | [`KindLoad::time_to_drain`](crate::KindLoad::time_to_drain); infinite if they become more |
     /// | `logmill_jobs_ready` | gauge | `queue` | jobs that can begin |
     /// | `logmill_jobs_delayed` | gauge | `queue` | jobs whose time is to come |
-    /// | `logmill_jobs_running` | gauge | `queue` | jobs that handlers have, or that are held |
+    /// | `logmill_jobs_running` | gauge | `queue` | jobs that handlers have |
+    /// | `logmill_jobs_held` | gauge | `queue` | jobs that wait for a limit, an order, the end of a pause or a handler |
     /// | `logmill_jobs_dead` | gauge | `queue` | dead letters |
     /// | `logmill_jobs_oldest_ready_seconds` | gauge | `queue` | how long the oldest ready job has been ready; 0 if none is |
     /// | `logmill_jobs_arrivals_per_second` | gauge | `queue` | [`Load::arrivals`](crate::Load::arrivals) |
@@ -74,6 +75,7 @@ impl Mill {
             set("logmill_jobs_ready", stats.ready as f64);
             set("logmill_jobs_delayed", stats.delayed as f64);
             set("logmill_jobs_running", stats.running as f64);
+            set("logmill_jobs_held", stats.held as f64);
             set("logmill_jobs_dead", stats.dead as f64);
             let oldest = stats.oldest_ready.unwrap_or_default();
             set("logmill_jobs_oldest_ready_seconds", oldest.as_secs_f64());

@@ -102,11 +102,19 @@ fn a_saturated_key_holds_up_no_other_and_takes_no_worker() {
         why,
         "the limit of the kind \"export\", of each key, 2 at once"
     );
+    let queue = mill.queue("default").unwrap();
+    until("the others are held", || queue.stats().unwrap().held == 48);
+    let stats = queue.stats().unwrap();
+    assert_eq!((stats.running, stats.ready, stats.left()), (2, 0, 50));
     leave.store(1, Ordering::SeqCst);
     for handle in &busy {
         handle.wait_timeout(PATIENCE).unwrap();
     }
     assert_eq!(seen.most("busy"), 2);
+    assert_eq!(
+        (queue.stats().unwrap().held, queue.stats().unwrap().running),
+        (0, 0)
+    );
     assert_eq!(mill.why_waiting(busy[49].id()), None);
     let _ = pool.shutdown(PATIENCE);
 }

@@ -260,7 +260,7 @@ fn a_pool_grows_and_shrinks_while_it_runs() {
     until("all are done", || {
         let stats = mill.queue("notes").unwrap().stats().unwrap();
         gate.open();
-        stats.ready + stats.running == 0
+        stats.left() == 0
     });
     // Idle ones end as well, and grow again.
     pool.set_threads(1).unwrap();

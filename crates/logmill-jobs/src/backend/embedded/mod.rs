@@ -8,6 +8,7 @@ mod queue;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -41,6 +42,8 @@ struct Shared {
     segment_size: Option<u64>,
     on_end: OnceLock<OnEnd>,
     damaged: Mutex<Vec<Damaged>>,
+    /// How many jobs of each queue are held.
+    held: Mutex<HashMap<String, Arc<AtomicU64>, RandomState>>,
     /// Those that are open; None once the backend is closed.
     open: Mutex<Option<HashMap<String, logmill::Queue, RandomState>>>,
     /// Those that a thread is about to open. Held meanwhile, and reentrant: what the engine raises then
@@ -82,6 +85,7 @@ impl Embedded {
             segment_size: None,
             on_end: OnceLock::new(),
             damaged: Mutex::default(),
+            held: Mutex::default(),
             open: Mutex::new(Some(HashMap::default())),
             opening: ReentrantMutex::default(),
         });
@@ -99,6 +103,7 @@ impl Embedded {
             segment_size: Some(segment_size),
             on_end: OnceLock::new(),
             damaged: Mutex::default(),
+            held: Mutex::default(),
             open: Mutex::new(Some(HashMap::default())),
             opening: ReentrantMutex::default(),
         }))
@@ -143,6 +148,15 @@ impl Shared {
         let (queue, report) = opened?;
         self.note_damage(Some(name), &report);
         Ok(queue)
+    }
+
+    /// How many jobs of a queue are held.
+    fn held_of(&self, name: &str) -> Arc<AtomicU64> {
+        let mut held = self.held.lock();
+        match held.get(name) {
+            Some(count) => Arc::clone(count),
+            None => Arc::clone(held.entry(name.to_owned()).or_default()),
+        }
     }
 
     /// A queue that is open.
@@ -244,7 +258,8 @@ impl Backend for Embedded {
 
     fn queue(&self, name: &str) -> Result<Box<dyn Queue>, BackendError> {
         let queue = self.0.open(name)?;
-        Ok(Box::new(EmbeddedQueue::new(queue, self.0.clock.clone())))
+        let (clock, held) = (self.0.clock.clone(), self.0.held_of(name));
+        Ok(Box::new(EmbeddedQueue::new(queue, clock, held)))
     }
 
     fn queue_names(&self) -> Result<Vec<String>, BackendError> {
