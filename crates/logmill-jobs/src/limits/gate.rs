@@ -64,6 +64,26 @@ pub(super) enum Taken {
     NotHeld,
 }
 
+/// What became of a job that was let through, and comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrived {
+    Begins,
+    /// Another job was told to slow down since.
+    Closed,
+    /// It comes late, with others of the same time.
+    TooMany,
+}
+
+/// How far a job came that gives its place back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It was let through, and did not come.
+    LetThrough,
+    /// It came, and did not begin, as something else kept it.
+    AboutToBegin,
+    Begun,
+}
+
 /// The fewest buckets that are worth looking through.
 const FEW: usize = 64;
 /// A backend that holds no jobs gives one that has to wait out again after this time.
@@ -169,6 +189,7 @@ impl Gate {
         let refusal = bucket.refusal(&self.limit, now, cost);
         if refusal.is_none() && bucket.waiting.is_empty() {
             bucket.take(&self.limit, now, cost);
+            bucket.begin(&self.limit, now, cost);
             return Taken::Place;
         }
         let waiting = Waiting {
@@ -185,6 +206,7 @@ impl Gate {
             None if is_next => {
                 drop(bucket.waiting.pop_front(&self.weights));
                 bucket.take(&self.limit, now, cost);
+                bucket.begin(&self.limit, now, cost);
                 return Taken::Place;
             }
             _ => None,
@@ -222,16 +244,24 @@ impl Gate {
         until
     }
 
-    /// Whether a key is closed, for a job that has a place there.
-    pub(super) fn is_closed(&self, key: u64) -> bool {
+    /// A job comes that was let through before.
+    pub(super) fn arrive(&self, key: u64, cost: u32) -> Arrived {
         // Relaxed: a job that misses that its key was closed at this moment came before that.
-        if !self.was_closed.load(Ordering::Relaxed) {
-            return false;
+        if self.limit.rate.is_none() && !self.was_closed.load(Ordering::Relaxed) {
+            return Arrived::Begins;
         }
         let now = self.clock.now();
-        let state = self.state.lock();
-        let bucket = state.buckets.get(&key);
-        bucket.is_some_and(|bucket| bucket.closed.is_some_and(|closed| closed > now))
+        let mut state = self.state.lock();
+        let Some(bucket) = state.buckets.get_mut(&key) else {
+            return Arrived::Begins;
+        };
+        if bucket.closed.is_some_and(|closed| closed > now) {
+            return Arrived::Closed;
+        }
+        match bucket.begin(&self.limit, now, cost) {
+            None => Arrived::Begins,
+            Some(_) => Arrived::TooMany,
+        }
     }
 
     /// Has a job that was let through before wait as the first of its key. Returns false if it is not
@@ -287,14 +317,15 @@ impl Gate {
 
     /// Gives a place back; with its turn, if the job did not begin. Returns whether a job waits for
     /// one.
-    pub(super) fn give_back(&self, key: u64, cost: u32, has_begun: bool) -> bool {
+    pub(super) fn give_back(&self, key: u64, cost: u32, ended: Ended) -> bool {
         let mut state = self.state.lock();
         let Some(bucket) = state.buckets.get_mut(&key) else {
             return false;
         };
         bucket.running -= 1;
-        if let (Some(rate), false) = (self.limit.rate, has_begun) {
-            bucket.next = bucket.next.and_then(|next| rate.given_back(next, cost));
+        if ended != Ended::Begun {
+            let was_about_to = ended == Ended::AboutToBegin;
+            bucket.give_back_cells(&self.limit, cost, was_about_to);
         }
         let is_awaited = !bucket.waiting.is_empty();
         if self.is_for_held {

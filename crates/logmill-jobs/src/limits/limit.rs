@@ -131,7 +131,8 @@ impl Limit {
     /// At most so many begin in this time, evenly: ten in a second means one in each tenth.
     ///
     /// In any period of this length, at most so many jobs and one begin, or as many more as
-    /// [`burst`](Self::burst) says. Each attempt counts, as many times as the job
+    /// [`burst`](Self::burst) says; and one more where jobs that were let through begin late, as their queue
+    /// was paused or no worker was free. Each attempt counts, as many times as the job
     /// [costs](crate::Enqueue::cost). The count is in memory, and begins anew with the process.
     pub fn rate(mut self, jobs: u32, period: Duration) -> Self {
         let burst = self.rate.map_or(1, |rate| rate.burst);

@@ -32,7 +32,7 @@ use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-use self::gate::{Gate, Key, Taken};
+use self::gate::{Arrived, Ended, Gate, Key, Taken};
 use self::limit::Keys;
 pub use self::limit::Limit;
 pub(crate) use self::limit::Subject;
@@ -75,6 +75,8 @@ pub(crate) struct Permit<'a> {
     limits: Option<Of<'a>>,
     has_begun: bool,
     places: SmallVec<[Grant; 2]>,
+    /// The place that was kept for it, until it has come to that gate.
+    granted: Option<Grant>,
 }
 
 /// The limits that a permit is of. A blocking attempt borrows them, which spares it two locked additions.
@@ -173,11 +175,11 @@ impl Limits {
     }
 
     fn admit_slow(self: &Arc<Self>, id: &JobId, cost: u32, claim: &mut dyn Claim) -> Admission<'_> {
-        let granted = self.take_grant(id);
         let mut permit = Permit {
             limits: Some(Of::Borrowed(self)),
             has_begun: false,
-            places: granted.into_iter().collect(),
+            places: SmallVec::new(),
+            granted: self.take_grant(id),
         };
         let cost = self.cost_of(claim, cost);
         for (gate, number) in self.gates.iter().zip(0..) {
@@ -185,14 +187,18 @@ impl Limits {
                 continue;
             }
             let mut came = None;
-            if let Some(grant) = granted.filter(|grant| grant.gate == number) {
-                if !gate.is_closed(grant.key) {
-                    continue;
-                }
-                // Another job was told to slow down since this one was let through.
-                permit.places.retain(|place| *place != grant);
+            if let Some(grant) = permit.granted.take_if(|grant| grant.gate == number) {
+                let ended = match gate.arrive(grant.key, grant.cost) {
+                    Arrived::Begins => {
+                        permit.places.push(grant);
+                        continue;
+                    }
+                    Arrived::Closed => Ended::LetThrough,
+                    // The time for which it was let through has passed.
+                    Arrived::TooMany => Ended::Begun,
+                };
                 came = Some(grant.came);
-                self.give_back(grant, false);
+                self.give_back(grant, ended);
             }
             let Some(key) = self.key_of(gate, &subject(id, claim)) else {
                 continue;
@@ -309,9 +315,9 @@ impl Limits {
     }
 
     /// Gives a place back, and the next job that waits for it its turn.
-    fn give_back(&self, place: Grant, has_begun: bool) {
+    fn give_back(&self, place: Grant, ended: Ended) {
         if let Some(gate) = self.gate(place.gate)
-            && gate.give_back(place.key, place.cost, has_begun)
+            && gate.give_back(place.key, place.cost, ended)
         {
             self.grant(place.gate, place.key);
         }
@@ -357,7 +363,7 @@ impl Limits {
     /// back, or has no handler.
     pub(crate) fn forget_grant(&self, id: &JobId) {
         if let Some(place) = self.take_grant(id) {
-            self.give_back(place, false);
+            self.give_back(place, Ended::LetThrough);
         }
     }
 
@@ -380,7 +386,7 @@ impl Limits {
             grant
         };
         if let Some(place) = granted {
-            self.give_back(place, false);
+            self.give_back(place, Ended::LetThrough);
         }
     }
 
@@ -467,6 +473,7 @@ impl Permit<'_> {
             limits: None,
             has_begun: false,
             places: SmallVec::new(),
+            granted: None,
         }
     }
 
@@ -481,6 +488,7 @@ impl Permit<'_> {
             limits: limits.map(Of::Shared),
             has_begun: self.has_begun,
             places: std::mem::take(&mut self.places),
+            granted: self.granted.take(),
         }
     }
 }
@@ -489,8 +497,15 @@ impl Drop for Permit<'_> {
     #[inline]
     fn drop(&mut self) {
         if let Some(limits) = &self.limits {
+            let ended = match self.has_begun {
+                true => Ended::Begun,
+                false => Ended::AboutToBegin,
+            };
             for place in self.places.drain(..) {
-                limits.get().give_back(place, self.has_begun);
+                limits.get().give_back(place, ended);
+            }
+            if let Some(granted) = self.granted.take() {
+                limits.get().give_back(granted, Ended::LetThrough);
             }
         }
     }
