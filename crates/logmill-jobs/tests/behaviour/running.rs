@@ -423,3 +423,51 @@ fn a_stored_number_of_threads_that_cannot_be_had_does_not_keep_a_pool_from_start
     assert!(start(2, 4).is_err());
     assert!(start(0, 1).is_err());
 }
+
+#[cfg(feature = "testing")]
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "flaky", max_retries = 100, backoff = Backoff::fixed(Duration::ZERO))]
+struct Flaky;
+
+#[cfg(feature = "testing")]
+#[test]
+fn a_job_that_has_failed_often_runs_soon_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = logmill_jobs::testing::ManualClock::new();
+    let open = || {
+        let options = logmill_jobs::MillOptions::new().clock(&clock);
+        let builder = Mill::builder(dir.path().join("jobs")).options(options);
+        builder.open().unwrap()
+    };
+    let attempts = Arc::new(AtomicU32::new(0));
+    let handler = |_: Flaky, State(attempts): State<Arc<AtomicU32>>| -> JobResult {
+        match attempts.fetch_add(1, Ordering::SeqCst) {
+            // Stored: it is still to wait at the restart.
+            12 => Err(logmill_jobs::retry_in(secs(5), "failed")),
+            0..12 => Err("failed".into()),
+            _ => Ok(()),
+        }
+    };
+    let mill = open();
+    let pool = Workers::new(Arc::clone(&attempts))
+        .on(handler)
+        .start(&mill)
+        .unwrap();
+    let id = mill.enqueue(Flaky).unwrap().id().clone();
+    until("it has failed", || attempts.load(Ordering::SeqCst) == 13);
+    ends(pool);
+    mill.close().unwrap();
+
+    let mill = open();
+    let pool = Workers::new(attempts).on(handler).start(&mill).unwrap();
+    let handle = mill.handle::<Flaky>(id);
+    let queue = mill.queue("default").unwrap();
+    until("a worker has come to it", || {
+        let stats = queue.stats().unwrap();
+        (stats.ready, stats.delayed) == (0, 1)
+    });
+    clock.advance(secs(31));
+    let _ = handle.wait_timeout(PATIENCE);
+    assert_eq!(mill.kind_stats("flaky").done, 1);
+    ends(pool);
+}

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use foldhash::quality::RandomState;
 use logmill::{Durability, QueueSet, Queues, SetConsumer};
@@ -31,6 +31,9 @@ use crate::clock::Clock;
 /// [`Mill::open`](crate::Mill::open) makes one; [`Mill::with_backend`](crate::Mill::with_backend) takes
 /// one that was opened otherwise.
 pub struct Embedded(Arc<Shared>);
+
+/// The engine's own backoff, at most.
+const BACKOFF: Duration = Duration::from_secs(30);
 
 /// What the backend and its consumers share.
 struct Shared {
@@ -171,8 +174,11 @@ impl Shared {
         self: &Arc<Self>,
         name: &str,
     ) -> Result<(logmill::Queue, logmill::RecoveryReport), BackendError> {
-        // Attempts are counted and limited by the kinds.
-        let retry = logmill::RetryPolicy::default().unlimited_attempts();
+        // Attempts are counted, limited and put off by the kinds. The engine's own backoff is left for jobs
+        // that have failed before a restart, whose kinds it does not know, and for ends that could
+        // not be stored: short for the former, and not too short for a full disk.
+        let retry = logmill::RetryPolicy::exponential(Duration::from_secs(1), BACKOFF);
+        let retry = retry.unlimited_attempts();
         let builder = self.queues.builder(name).durability(self.durability);
         #[cfg(feature = "testing")]
         let builder = match self.segment_size {
