@@ -64,7 +64,8 @@ impl Resolver for Allowed {
         timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let found = self.names.resolve(uri, config, timeout)?;
-        let host = uri.host().unwrap_or_default();
+        // An address of IPv6 is in brackets in a url only.
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let mut allowed = self.empty();
         for address in found.iter() {
             if self.addresses.allow(host, *address) {

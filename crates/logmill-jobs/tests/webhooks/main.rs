@@ -3,6 +3,9 @@
 mod addresses;
 mod answers;
 mod jobs;
+#[path = "../killing/mod.rs"]
+mod killing;
+mod kills;
 mod sending;
 mod server;
 
@@ -68,4 +71,11 @@ pub(crate) fn verify(mill: &TestMill, request: &Request) {
         mill.clock().now(),
     );
     assert_eq!(Some(verified.unwrap().id), request.header("webhook-id"));
+}
+
+/// The process that is killed.
+#[test]
+#[ignore = "run by the other test"]
+fn child() {
+    kills::child();
 }

@@ -204,3 +204,24 @@ fn without_a_signature_there_is_no_such_header() {
     assert!(request.header("webhook-id").is_some());
     assert_eq!(request.body, body.as_bytes());
 }
+
+#[test]
+fn a_connection_is_used_again_by_webhooks_to_the_same_host() {
+    let (mill, server) = (TestMill::open().unwrap(), Server::start());
+    let webhooks = webhooks();
+    for number in 0..3 {
+        mill.enqueue(hook(&server, number)).unwrap();
+    }
+    mill.run_until_idle(&workers(&webhooks)).unwrap();
+    mill.enqueue(hook(&server, 3)).unwrap();
+    mill.run_until_idle(&workers(&webhooks)).unwrap();
+    assert_eq!((server.requests().len(), server.connections()), (4, 1));
+
+    // One with an answer that is not read to its end is not.
+    server.answer("500 Oops", "", &"oops ".repeat(10_000));
+    mill.enqueue(hook(&server, 4)).unwrap();
+    mill.enqueue(hook(&server, 5)).unwrap();
+    let report = mill.run_until_idle(&workers(&webhooks)).unwrap();
+    assert_eq!((report.retried(), report.done()), (1, 1));
+    assert_eq!((server.requests().len(), server.connections()), (6, 2));
+}

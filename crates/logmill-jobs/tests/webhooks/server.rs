@@ -1,7 +1,7 @@
 //! A small HTTP server: it answers as it was told, and notes what it was asked.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
@@ -41,11 +41,14 @@ pub(crate) enum Answer {
 struct Shared {
     answers: Mutex<VecDeque<Answer>>,
     seen: Mutex<Vec<Request>>,
+    /// How many connections there were.
+    connections: Mutex<usize>,
     /// Connections without an answer.
     silent: Mutex<Vec<TcpStream>>,
 }
 
-/// It answers with 204 if it was told nothing else. Its thread ends with the process.
+/// It answers with 204 if it was told nothing else, and keeps the connection then. Its threads end with
+/// the process at the latest.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     shared: Arc<Shared>,
@@ -59,8 +62,10 @@ impl Server {
         let server = Arc::clone(&shared);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
+                let (stream, server) = (stream.unwrap(), Arc::clone(&server));
+                *server.connections.lock().unwrap() += 1;
                 // What is no request, such as the begin of TLS, ends the connection.
-                let _ = serve(stream.unwrap(), &server);
+                std::thread::spawn(move || while serve(&stream, &server).is_ok() {});
             }
         });
         Self { address, shared }
@@ -84,6 +89,10 @@ impl Server {
         self.then(Answer::Bytes(format!("{head}{headers}\r\n{body}")))
     }
 
+    pub(crate) fn connections(&self) -> usize {
+        *self.shared.connections.lock().unwrap()
+    }
+
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.shared.seen.lock().unwrap().clone()
     }
@@ -98,17 +107,22 @@ impl Server {
     }
 }
 
-fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
-    let request = read(&mut BufReader::new(&stream))?;
+/// Answers a request. An error ends the connection.
+fn serve(mut stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
+    let request = read(&mut BufReader::new(stream))?;
     shared.seen.lock().unwrap().push(request);
-    match shared.answers.lock().unwrap().pop_front() {
-        None => stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n"),
-        Some(Answer::Bytes(bytes)) => stream.write_all(bytes.as_bytes()),
-        Some(Answer::Close) => Ok(()),
+    let answer = shared.answers.lock().unwrap().pop_front();
+    match answer {
+        None => stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n"),
+        Some(Answer::Bytes(bytes)) => {
+            stream.write_all(bytes.as_bytes())?;
+            Err(ErrorKind::ConnectionAborted.into())
+        }
+        Some(Answer::Close) => Err(ErrorKind::ConnectionAborted.into()),
         Some(Answer::Stall(bytes)) => {
             stream.write_all(bytes.as_bytes())?;
-            shared.silent.lock().unwrap().push(stream);
-            Ok(())
+            shared.silent.lock().unwrap().push(stream.try_clone()?);
+            Err(ErrorKind::ConnectionAborted.into())
         }
     }
 }
@@ -120,6 +134,9 @@ fn read(reader: &mut impl BufRead) -> std::io::Result<Request> {
         Ok::<_, std::io::Error>(line.trim_end().to_owned())
     };
     let first = line()?;
+    if first.is_empty() {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
     let mut headers = Vec::new();
     let mut length = 0;
     loop {
