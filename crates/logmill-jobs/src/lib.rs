@@ -62,6 +62,7 @@
 //! - `conformance`: checks of what a [`backend`] has to do, for the tests of one.
 //! - `metrics`: the figures as metrics of the crate [`metrics`](https://docs.rs/metrics).
 //! - `testing`: [`testing`], with a manual clock, for tests of handlers and flows.
+//! - `webhooks`: [`webhooks`], outgoing HTTP notifications that are jobs.
 //! - `msgpack`, `postcard`: other [formats](Format) than JSON.
 
 mod backoff;
@@ -112,6 +113,8 @@ mod unique;
 mod user_code;
 mod waiters;
 mod waiting;
+#[cfg(feature = "webhooks")]
+pub mod webhooks;
 mod workers;
 
 pub mod backend;
