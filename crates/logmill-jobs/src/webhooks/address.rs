@@ -1,5 +1,5 @@
-//! Which addresses webhooks may go to. Whoever chooses a url must not reach what only this machine or
-//! its network can reach, so what counts is the address that a name stands for at the attempt.
+//! Which addresses webhooks may go to. Whoever chooses a url must not reach what only this machine
+//! or its network can reach, so what counts is the address that a name stands for at the attempt.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -43,8 +43,8 @@ impl fmt::Debug for Addresses {
     }
 }
 
-/// Looks up names, and leaves out addresses that are refused. The connection is made to what is left,
-/// so a name cannot stand for another address in between.
+/// Looks up names, and leaves out addresses that are refused. The connection is made to what is
+/// left, so a name cannot stand for another address in between.
 #[derive(Debug)]
 pub(super) struct Allowed {
     pub(super) addresses: Addresses,
@@ -80,8 +80,8 @@ impl Resolver for Allowed {
     }
 }
 
-/// Whether an address is one of the public internet: none of this machine, of a private network, of a
-/// link, or reserved for something else. What webhooks go to by default.
+/// Whether an address is one of the public internet: none of this machine, of a private network, of
+/// a link, or reserved for something else. What webhooks go to by default.
 ///
 /// Addresses of IPv6 that stand for one of IPv4 count as that.
 ///

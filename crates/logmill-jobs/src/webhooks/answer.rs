@@ -55,8 +55,8 @@ impl Answer<'_> {
     }
 }
 
-/// The time of a header `Retry-After`, which is a number of seconds or a date; within bounds. None if
-/// it is neither.
+/// The time of a header `Retry-After`, which is a number of seconds or a date; within bounds. None
+/// if it is neither.
 pub(super) fn retry_after(header: &str, now: SystemTime, most: Duration) -> Option<Duration> {
     let header = header.trim();
     let wait = match !header.is_empty() && header.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,8 +1,8 @@
-//! Outgoing HTTP notifications that are jobs: stored, signed, retried with backoff, and replayed when
-//! they are dead. And a verifier for those who receive them.
+//! Outgoing HTTP notifications that are jobs: stored, signed, retried with backoff, and replayed
+//! when they are dead. And a verifier for those who receive them.
 //!
 //! ```text
-//!  mill.enqueue(Webhook) ─▶ queue ─▶ Webhooks: check the url, sign, look up and check the address, POST
+//!  mill.enqueue(Webhook) ─▶ queue ─▶ Webhooks: sign, look up and check the address, POST
 //!                             ▲         │
 //!                             │         ├─ 2xx ──────────────────────────────▶ done
 //!                             │         ├─ 410 ──────────────────────────────▶ dead
@@ -10,8 +10,8 @@
 //!                             └─ retry ─┴─ any other answer, no answer in time, no secret
 //! ```
 //!
-//! Requests have the form of the [Standard Webhooks](https://www.standardwebhooks.com) specification.
-//! Receivers find libraries for it in most languages, and [`Verifier`] here.
+//! Requests have the form of the [Standard Webhooks](https://www.standardwebhooks.com)
+//! specification. Receivers find libraries for it in most languages, and [`Verifier`] here.
 //!
 //! ```no_run
 //! use logmill_jobs::webhooks::{Secret, Webhook, Webhooks};
@@ -50,9 +50,9 @@
 //!
 //! # What a receiver can rely on
 //! - **At least once.** A webhook comes again if its answer was no 2xx or was lost, with the same
-//!   `webhook-id`, the same body, and the `webhook-timestamp` of that attempt. It can also come twice if
-//!   the process dies before it has stored that the receiver has it. So receivers note the ids of what
-//!   they have handled.
+//!   `webhook-id`, the same body, and the `webhook-timestamp` of that attempt. It can also come
+//!   twice if the process dies before it has stored that the receiver has it. So receivers note the
+//!   ids of what they have handled.
 //! - **In no order.** A retried one comes after others that were enqueued later. An
 //!   [order](crate::Order) by key keeps them back.
 
@@ -86,9 +86,9 @@ const RETRIES: u32 = 16;
 
 /// An HTTP notification, as a job: enqueued, scheduled, or part of a flow like any other.
 ///
-/// Its kind is `webhook`, its queue `webhooks`, and the key by which limits count it the host, with the
-/// port if the url has one. It has 16 retries, after up to 10, 20, 40 ... seconds and 12 hours at most;
-/// [`mill.job(hook)`](crate::Mill::job) sets others. [`Webhooks`] sends it.
+/// Its kind is `webhook`, its queue `webhooks`, and the key by which limits count it the host, with
+/// the port if the url has one. It has 16 retries, after up to 10, 20, 40 ... seconds and 12 hours
+/// at most; [`mill.job(hook)`](crate::Mill::job) sets others. [`Webhooks`] sends it.
 ///
 /// ```
 /// use logmill_jobs::Mill;
@@ -119,7 +119,7 @@ pub struct Webhook {
     secret: Option<String>,
 }
 
-/// A webhook could not be made.
+/// A webhook could not be made, or not what sends it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WebhookError {
@@ -129,7 +129,8 @@ pub enum WebhookError {
     /// The data could not be encoded.
     #[error("the data of a webhook cannot be encoded as JSON: {0}")]
     Encode(#[source] serde_json::Error),
-    /// The content type or the id has characters that it may not have, or the time is out of range.
+    /// The content type or the id has characters that it may not have, the time is out of range, or
+    /// certificates cannot be read.
     #[error("{0}")]
     Invalid(&'static str),
     /// The system gave no random bytes for an id.
@@ -148,12 +149,12 @@ struct Message<'a, T> {
 impl Webhook {
     /// A webhook that tells of an event, such as `invoice.paid`, which happens now.
     ///
-    /// Its body is JSON with the fields `type`, `timestamp` and `data`, as the specification recommends.
-    /// It is made here, and is the same at each attempt.
+    /// Its body is JSON with the fields `type`, `timestamp` and `data`, as the specification
+    /// recommends. It is made here, and is the same at each attempt.
     ///
     /// # Errors
-    /// The url is not an `http` or `https` url with a host, or it has a user or a password, which would be
-    /// stored; the data cannot be encoded.
+    /// The url is not an `http` or `https` url with a host, or it has a user or a password, which
+    /// would be stored; the data cannot be encoded.
     pub fn new(
         url: impl Into<String>,
         event: &str,
@@ -205,7 +206,8 @@ impl Webhook {
         })
     }
 
-    /// Signs it by the secrets of this name, instead of the name `default`. Only the name is stored.
+    /// Signs it by the secrets of this name, instead of the name `default`. Only the name is
+    /// stored.
     pub fn secret(mut self, name: impl Into<String>) -> Self {
         self.secret = Some(name.into());
         self
@@ -217,11 +219,12 @@ impl Webhook {
         self
     }
 
-    /// Sets the id, such as that of the event in the application, instead of a random one. To a receiver,
-    /// webhooks with the same id are one.
+    /// Sets the id, such as that of the event in the application, instead of a random one. To a
+    /// receiver, webhooks with the same id are one.
     ///
     /// # Errors
-    /// It is empty, longer than 200 bytes, or has other characters than letters, digits, `-` and `_`.
+    /// It is empty, longer than 200 bytes, or has other characters than letters, digits, `-` and
+    /// `_`.
     pub fn with_id(mut self, id: impl Into<String>) -> Result<Self, WebhookError> {
         self.id = id.into();
         let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
@@ -234,8 +237,8 @@ impl Webhook {
         }
     }
 
-    /// The id, which is the same at each attempt. Of a job of a schedule, the id that is sent also has
-    /// the tick in it.
+    /// The id, which is the same at each attempt. Of a job of a schedule, the id that is sent also
+    /// has the tick in it.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -255,7 +258,8 @@ impl Webhook {
         self.secret.as_deref()
     }
 
-    /// The id that is sent. All jobs of a schedule are made of one webhook, so theirs is told apart.
+    /// The id that is sent. All jobs of a schedule are made of one webhook, so theirs is told
+    /// apart.
     fn id_at(&self, cx: &Context) -> String {
         #[cfg(feature = "schedules")]
         if let Some((_, tick)) = cx.scheduled() {

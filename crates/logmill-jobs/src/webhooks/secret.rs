@@ -20,8 +20,8 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The secret that a sender and its receiver share: a key of 24 to 64 bytes, written as `whsec_` and
-/// its base64.
+/// The secret that a sender and its receiver share: a key of 24 to 64 bytes, written as `whsec_`
+/// and its base64.
 ///
 /// Its `Debug` form does not show it.
 ///

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use ureq::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body};
@@ -15,13 +16,13 @@ use ureq::{Agent, Body};
 use super::address::{Addresses, Allowed, Refused};
 use super::answer::{Answer, excerpt, retry_after};
 use super::target::Target;
-use super::{Secret, Webhook, signature};
+use super::{Secret, Webhook, WebhookError, signature};
 use crate::context::{Attempt, Context};
 use crate::handler::Handler;
 use crate::{Failure, JobResult, discard};
 
-/// How long a request may take by default, the lowest that the specification recommends: each takes a
-/// thread of the pool.
+/// How long a request may take by default, the lowest that the specification recommends: each takes
+/// a thread of the pool.
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// For how long a receiver may hold its webhooks back by one answer, by default.
 const MOST_RETRY_AFTER: Duration = Duration::from_secs(3600);
@@ -67,12 +68,13 @@ const USER_AGENT: &str = concat!("logmill-jobs/", env!("CARGO_PKG_VERSION"));
 /// | any other, also 3xx, as redirects are not followed | is retried |
 /// | none in time, no connection, a failure of TLS | is retried |
 ///
-/// A secret that is missing is a failed attempt as well. An address that is not allowed has the job die
-/// at once.
+/// A secret that is missing is a failed attempt as well. An address that is not allowed has the job
+/// die at once.
 ///
-/// A request takes a thread of the pool until its answer is there, or its time is up. No proxy is used,
-/// also if the environment names one: it would look up names itself. Certificates of TLS are checked by
-/// rustls against the roots of Mozilla.
+/// A request takes a thread of the pool until its answer is there, or its time is up. No proxy is
+/// used, also if the environment names one: it would look up names itself. Certificates of TLS are
+/// checked by rustls, against the authorities that Mozilla trusts or
+/// [others](Self::root_certificates).
 #[derive(Clone)]
 #[must_use = "register it by `Workers::on`"]
 pub struct Webhooks {
@@ -81,6 +83,8 @@ pub struct Webhooks {
     timeout: Duration,
     most_retry_after: Duration,
     addresses: Addresses,
+    /// Authorities whose certificates are trusted, instead of those of Mozilla.
+    roots: Option<Vec<Certificate<'static>>>,
     /// Made at the first request; it has the connections that are kept open.
     agent: Arc<OnceLock<Agent>>,
 }
@@ -107,11 +111,13 @@ impl Webhooks {
             timeout: TIMEOUT,
             most_retry_after: MOST_RETRY_AFTER,
             addresses: Addresses::default(),
+            roots: None,
             agent: Arc::default(),
         }
     }
 
-    /// Adds a secret of this name. If there are several of one name, as during a rotation, each signs.
+    /// Adds a secret of this name. If there are several of one name, as during a rotation, each
+    /// signs.
     ///
     /// Webhooks that name no secret are signed by those named `default`.
     pub fn secret(mut self, name: impl Into<String>, secret: Secret) -> Self {
@@ -121,8 +127,8 @@ impl Webhooks {
     }
 
     /// Has a function find the secrets of a name that no [`secret`](Self::secret) has, such as in a
-    /// database with one for each customer. It is called at each attempt. None found, or an error, is a
-    /// failed attempt.
+    /// database with one for each customer. It is called at each attempt. None found, or an error,
+    /// is a failed attempt.
     pub fn find_secrets<E: Into<Failure>>(
         mut self,
         find: impl Fn(&str) -> Result<Vec<Secret>, E> + Send + Sync + 'static,
@@ -154,8 +160,8 @@ impl Webhooks {
     /// Allows the addresses for which this function returns true, instead of those that
     /// [are public](super::is_public).
     ///
-    /// It gets the host of the url, and one of the addresses that it stands for at this attempt. The
-    /// connection is made to one that is allowed.
+    /// It gets the host of the url, and one of the addresses that it stands for at this attempt.
+    /// The connection is made to one that is allowed.
     ///
     /// ```
     /// use logmill_jobs::webhooks::{Webhooks, is_public};
@@ -170,6 +176,27 @@ impl Webhooks {
     ) -> Self {
         self.set_addresses(Addresses::If(Arc::new(allows)));
         self
+    }
+
+    /// Trusts the certificates of these authorities, which are in the format PEM, and no others:
+    /// for receivers within a company. By default, those that Mozilla trusts are.
+    ///
+    /// # Errors
+    /// There is no certificate, or it cannot be read.
+    pub fn root_certificates(mut self, pem: &[u8]) -> Result<Self, WebhookError> {
+        let invalid = || WebhookError::Invalid("these are not certificates in the format PEM");
+        let mut roots = Vec::new();
+        for item in parse_pem(pem) {
+            if let PemItem::Certificate(root) = item.map_err(|_| invalid())? {
+                roots.push(root);
+            }
+        }
+        if roots.is_empty() {
+            return Err(invalid());
+        }
+        self.roots = Some(roots);
+        self.agent = Arc::default();
+        Ok(self)
     }
 
     fn set_addresses(&mut self, addresses: Addresses) {
@@ -275,7 +302,12 @@ impl Webhooks {
 
     fn agent(&self) -> &Agent {
         self.agent.get_or_init(|| {
+            let roots = match &self.roots {
+                Some(roots) => RootCerts::from(roots.clone()),
+                None => RootCerts::WebPki,
+            };
             let config = Agent::config_builder()
+                .tls_config(TlsConfig::builder().root_certs(roots).build())
                 .http_status_as_error(false)
                 .max_redirects(0)
                 .max_redirects_will_error(false)

@@ -33,8 +33,8 @@ pub(super) fn sign(secrets: &[Secret], id: &str, timestamp: &str, body: &[u8]) -
     signatures.collect::<Vec<_>>().join(" ")
 }
 
-/// Whether one of the signatures in the header is by one of the secrets. How long that takes does not
-/// depend on how much of a signature is right.
+/// Whether one of the signatures in the header is by one of the secrets. How long that takes does
+/// not depend on how much of a signature is right.
 pub(super) fn is_signed(
     secrets: &[Secret],
     id: &str,

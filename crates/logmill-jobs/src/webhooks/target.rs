@@ -6,8 +6,9 @@ use ureq::http::Uri;
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) uri: Uri,
-    /// Host and port as the key of limits and in messages, so that it has one form: in lower case, and
-    /// without the port that the scheme has by default. A path or a query may be nobody's business.
+    /// Host and port as the key of limits and in messages, so that it has one form: in lower case,
+    /// and without the port that the scheme has by default. A path or a query may be nobody's
+    /// business.
     pub(super) receiver: String,
 }
 

@@ -11,9 +11,9 @@ const TOLERANCE: Duration = Duration::from_secs(300);
 /// Checks webhooks that are received: that who sent them has the secret, that nothing in them was
 /// changed, and that they are recent.
 ///
-/// Headers come through a function, so that it works with any HTTP server; the names that it is asked
-/// for are in lower case. The body has to be the bytes that were received: an equal JSON text that is
-/// spelled otherwise has another signature.
+/// Headers come through a function, so that it works with any HTTP server; the names that it is
+/// asked for are in lower case. The body has to be the bytes that were received: an equal JSON text
+/// that is spelled otherwise has another signature.
 ///
 /// ```
 /// use logmill_jobs::webhooks::{Secret, Verifier};
@@ -35,8 +35,8 @@ const TOLERANCE: Duration = Duration::from_secs(300);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A webhook may come more than once, with the same id: note the ids that were handled for as long as
-/// their sender retries.
+/// A webhook may come more than once, with the same id: note the ids that were handled for as long
+/// as their sender retries.
 #[derive(Clone, Debug)]
 pub struct Verifier {
     secrets: Vec<Secret>,
@@ -75,8 +75,8 @@ pub enum VerifyError {
 }
 
 impl Verifier {
-    /// A verifier that takes signatures by any of these secrets: during a rotation, the old one and the
-    /// new one.
+    /// A verifier that takes signatures by any of these secrets: during a rotation, the old one and
+    /// the new one.
     pub fn new(secrets: impl IntoIterator<Item = Secret>) -> Self {
         Self {
             secrets: secrets.into_iter().collect(),

@@ -1,4 +1,5 @@
-//! Webhooks as jobs: they follow from others, have priorities and limits, are cancelled and replayed.
+//! Webhooks as jobs: they follow from others, have priorities and limits, are cancelled and
+//! replayed.
 
 use logmill_jobs::testing::{How, TestMill};
 use logmill_jobs::webhooks::{Webhook, Webhooks};
@@ -71,6 +72,18 @@ fn a_dead_webhook_is_replayed_with_its_id() {
     assert!(dead[0].reason().contains("answered 500 Internal"));
 
     queue.replay(&dead[0]).unwrap();
+    assert_eq!(attempt(&mill, &webhooks()), How::Done);
+    let requests = server.requests();
+    assert_eq!(requests[0].id(), requests[1].id());
+}
+
+#[test]
+fn a_webhook_that_an_operator_runs_at_once_keeps_its_id() {
+    let (mill, server) = (TestMill::open().unwrap(), Server::start());
+    server.answer("500 Oops", "", "");
+    let handle = mill.enqueue(hook(&server, 17)).unwrap();
+    assert!(matches!(attempt(&mill, &webhooks()), How::Retried { .. }));
+    mill.run_now(handle.id()).unwrap();
     assert_eq!(attempt(&mill, &webhooks()), How::Done);
     let requests = server.requests();
     assert_eq!(requests[0].id(), requests[1].id());

@@ -1,4 +1,5 @@
-//! A process that is killed while the receiver has its request: the webhook comes again, as the same.
+//! A process that is killed while the receiver has its request: the webhook comes again, as the
+//! same.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};

@@ -8,6 +8,7 @@ mod killing;
 mod kills;
 mod sending;
 mod server;
+mod tls;
 
 use logmill_jobs::testing::{How, TestMill};
 use logmill_jobs::webhooks::{Secret, Verifier, Webhook, Webhooks};

@@ -47,8 +47,8 @@ struct Shared {
     silent: Mutex<Vec<TcpStream>>,
 }
 
-/// It answers with 204 if it was told nothing else, and keeps the connection then. Its threads end with
-/// the process at the latest.
+/// It answers with 204 if it was told nothing else, and keeps the connection then. Its threads end
+/// with the process at the latest.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     shared: Arc<Shared>,
@@ -127,7 +127,8 @@ fn serve(mut stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
     }
 }
 
-fn read(reader: &mut impl BufRead) -> std::io::Result<Request> {
+/// Reads a request.
+pub(crate) fn read(reader: &mut impl BufRead) -> std::io::Result<Request> {
     let mut line = || {
         let mut line = String::new();
         reader.read_line(&mut line)?;
