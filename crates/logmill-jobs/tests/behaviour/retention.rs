@@ -208,8 +208,11 @@ fn progress_is_there_after_the_attempt_and_after_a_restart_and_gone_however_the_
 #[test]
 fn progress_of_an_earlier_attempt_is_gone_at_the_end_too() {
     let (mill, _dir) = mill();
-    let pages = |_: Pages, cx: Context| {
+    let may_end = Arc::new(AtomicBool::new(false));
+    let ends = Arc::clone(&may_end);
+    let pages = move |_: Pages, cx: Context| {
         if cx.attempt() > 1 {
+            until("it may end", || ends.load(Ordering::SeqCst));
             return JobResult::Ok(());
         }
         cx.progress(1, 2);
@@ -220,9 +223,13 @@ fn progress_of_an_earlier_attempt_is_gone_at_the_end_too() {
     let pool = Workers::new(()).on(pages).start(&mill).unwrap();
     let handle = mill.enqueue(Pages).unwrap();
     until("it has failed", || {
-        matches!(handle.status().unwrap(), Status::Waiting { failed: 1, .. })
+        matches!(
+            handle.status().unwrap(),
+            Status::Waiting { failed: 1, .. } | Status::Running { failed: 1 }
+        )
     });
     assert_eq!(handle.progress().unwrap().unwrap().done, 2);
+    may_end.store(true, Ordering::SeqCst);
     handle.wait_timeout(PATIENCE).unwrap();
     assert_eq!(handle.progress().unwrap(), None);
     let _ = pool.shutdown(PATIENCE);
