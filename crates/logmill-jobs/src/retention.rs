@@ -450,4 +450,22 @@ mod tests {
         let oldest = oldest.map(|(_, one)| one.id.number());
         assert_eq!(oldest.collect::<Vec<_>>(), [5, 4, 9]);
     }
+
+    #[cfg(feature = "embedded")]
+    #[test]
+    fn a_record_that_could_not_be_stored_leaves_the_one_whose_room_it_was_to_take() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = crate::MillOptions::new().max_results(1);
+        let mill = Mill::builder(dir.path().join("jobs")).options(options);
+        let mill = mill.open().unwrap();
+        let store = |number, settled| {
+            let record = NewRecord::new(&mill, &id(number), vec![0], secs(60));
+            record.settled(&mill, &id(number), &settled);
+        };
+        store(1, Ok(()));
+        store(2, Err(BackendError::Closed));
+        assert_eq!(numbers(&mill.inner.retention), [1]);
+        store(3, Ok(()));
+        assert_eq!(numbers(&mill.inner.retention), [3]);
+    }
 }

@@ -64,3 +64,23 @@ fn jobs_that_were_let_through_during_a_pause_do_not_begin_together_at_its_end() 
         assert!(begun[1..].iter().all(|jobs| *jobs == 1), "{begun:?}");
     }
 }
+
+#[test]
+fn a_job_that_is_cancelled_gives_back_the_place_that_was_kept_for_it() {
+    let limit = Limit::on_queue("calls").at_once(1).rate(1, secs(10));
+    let mill = TestMill::with_options(MillOptions::new().limit(limit)).unwrap();
+    let workers = Workers::new(()).on(|_: Call| -> JobResult { Ok(()) });
+    let done = || mill.run_until_idle(&workers).unwrap().done();
+    mill.enqueue(Call).unwrap();
+    let second = mill.enqueue(Call).unwrap();
+    assert_eq!(done(), 1);
+    // It is let through, and no worker comes to it.
+    mill.queue("calls").unwrap().pause().unwrap();
+    mill.advance(secs(10));
+    assert_eq!(done(), 0);
+    second.cancel("not wanted").unwrap();
+    mill.queue("calls").unwrap().resume().unwrap();
+    mill.enqueue(Call).unwrap();
+    mill.advance(secs(10));
+    assert_eq!(done(), 1);
+}

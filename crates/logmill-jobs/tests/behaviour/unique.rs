@@ -143,3 +143,25 @@ fn a_period_outlasts_the_job() {
     });
     let _ = pool.shutdown(PATIENCE);
 }
+
+#[cfg(feature = "testing")]
+#[test]
+fn a_job_whose_key_another_one_has_taken_over_does_not_release_it() {
+    use crate::common::{Note, note};
+    use logmill_jobs::{Context, secs, testing::TestMill};
+
+    let mill = TestMill::open().unwrap();
+    let unique = || Unique::by("key").while_waiting();
+    let handler = move |_: Note, cx: Context| -> JobResult {
+        let next = cx.mill().job(note("next")).unique(unique());
+        assert_eq!(next.after(secs(60)).enqueue()?.outcome(), Outcome::New);
+        Ok(())
+    };
+    let first = mill.job(note("first")).unique(unique()).enqueue().unwrap();
+    assert_eq!(first.outcome(), Outcome::New);
+    let workers = Workers::new(()).on(handler);
+    assert_eq!(mill.run_until_idle(&workers).unwrap().done(), 1);
+    // The next one waits for its time, and has the key.
+    let third = mill.job(note("third")).unique(unique()).enqueue().unwrap();
+    assert_eq!(third.outcome(), Outcome::Existing);
+}

@@ -20,14 +20,13 @@ mod run;
 use proptest::test_runner::{Config, TestError, TestRunner};
 
 /// Cases that are run if `PROPTEST_CASES` says nothing.
-const CASES: u32 = 24;
+const CASES: u32 = 16;
 
 #[test]
 fn queues_flows_limits_and_clocks_do_what_their_model_does() {
     let mut config = Config {
         failure_persistence: None,
         max_shrink_time: 60_000,
-        max_shrink_iters: 1000,
         ..Config::default()
     };
     if std::env::var_os("PROPTEST_CASES").is_none() {

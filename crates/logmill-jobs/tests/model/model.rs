@@ -8,7 +8,7 @@ use logmill_jobs::JobId;
 
 use crate::flows::{Flow, State};
 use crate::limits::{Limits, Subject};
-use crate::operations::{Change, LimitOf, New, Outcome, Policy, Shape, What};
+use crate::operations::{Change, LimitOf, New, Outcome, Policy, QUEUES, Shape, What};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum End {
@@ -174,13 +174,18 @@ impl Model {
         }
     }
 
+    /// Whether a job is not begun any more. One that has spent an attempt has begun.
+    fn has_expired(&self, job: &Job) -> bool {
+        job.expires.is_some_and(|at| at <= self.now) && job.failed == 0
+    }
+
     /// Why a job may not begin now, apart from limits.
     fn obstacle(&self, job: &Job) -> Option<&'static str> {
         let is_key_paused = job
             .new
             .key
             .is_some_and(|key| self.paused_keys.contains(&key));
-        let is_late = job.expires.is_some_and(|at| at <= self.now) && job.failed == 0;
+        let is_late = self.has_expired(job);
         [
             (job.phase != Phase::Waits, "it does not wait"),
             (self.now < job.due, "it is not due"),
@@ -276,11 +281,17 @@ impl Model {
     pub(crate) fn told(&mut self, id: &JobId, end: End) -> Result<()> {
         let number = match self.by_id.get(id) {
             Some(number) => *number,
-            // Its flow has enqueued and ended it in one step.
+            // Its flow has enqueued it, and nobody has looked since.
             None => {
-                let mut jobs = self.jobs.iter();
-                let is_it = |job: &Job| job.id.is_none() && self.ended_in_flow(job) == Some(end);
-                match jobs.position(|job| job.phase == Phase::Waits && is_it(job)) {
+                let may_be = |job: &Job| {
+                    let may_end = match end {
+                        End::Expired => self.has_expired(job),
+                        _ => self.ended_in_flow(job) == Some(end),
+                    };
+                    let is_new = job.id.is_none() && job.phase == Phase::Waits;
+                    is_new && may_end && QUEUES[job.new.queue] == id.queue()
+                };
+                match self.jobs.iter().position(may_be) {
                     Some(number) => number,
                     None => bail!("an end of the unknown job {id}: {end:?}"),
                 }
@@ -293,7 +304,7 @@ impl Model {
         );
         if job.phase == Phase::Waits {
             // A worker came to it, and did not call the handler.
-            let has_expired = job.expires.is_some_and(|at| at <= self.now) && job.failed == 0;
+            let has_expired = self.has_expired(job);
             let is_due = self.now >= job.due && !self.paused.contains(&job.level());
             match end {
                 End::Expired => ensure!(has_expired && is_due, "job {number} expires: {job:?}"),

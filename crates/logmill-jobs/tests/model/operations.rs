@@ -241,13 +241,13 @@ fn flow() -> impl Strategy<Value = Operation> {
 fn simple() -> BoxedStrategy<Operation> {
     prop_oneof![
         6 => new().prop_map(Operation::Enqueue),
-        1 => flow(),
+        3 => flow(),
         3 => (1..15_u64).prop_map(Operation::Advance),
         1 => what().prop_map(Operation::Pause),
         2 => what().prop_map(Operation::Resume),
         1 => (0..64_usize).prop_map(Operation::Cancel),
         1 => (0..64_usize, change()).prop_map(|(job, change)| Operation::Edit(job, change)),
-        1 => (0..8_usize).prop_map(Operation::Replay),
+        2 => (0..8_usize).prop_map(Operation::Replay),
         1 => (0..8_usize).prop_map(Operation::Purge),
     ]
     .boxed()

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::embedded::Embedded;
 use crate::backend::{Backend, BackendError, Changes, KeyChange, forward_backend};
 use crate::schedules::plan::Enqueued;
-use crate::schedules::store;
+use crate::schedules::{store, ticker};
 use crate::{Job, Mill, MillOptions, Schedule};
 
 #[derive(Serialize, Deserialize)]
@@ -117,6 +117,22 @@ fn a_job_whose_number_was_not_noted_is_found_until_it_has_ended() {
     for job in [&noted, &unknown] {
         assert!(!store::is_there(&mill, "one", job).unwrap());
     }
+}
+
+#[test]
+fn a_tick_of_a_state_that_has_changed_since_is_not_enqueued() {
+    let dir = tempfile::tempdir().unwrap();
+    let mill = Mill::open(dir.path().join("jobs")).unwrap();
+    let hourly = Schedule::every(Duration::from_secs(3600));
+    mill.job(Tick).schedule("one", hourly).unwrap();
+    let read = store::get(&mill, "one").unwrap().unwrap();
+    let (plan, version) = read.readable("one").unwrap();
+    mill.pause_schedule("one").unwrap();
+    let tick = plan.state.next.unwrap();
+    let late = ticker::enqueue(&mill, "one", version, plan, tick);
+    assert!(matches!(late, Err(BackendError::Conflict(_))), "{late:?}");
+    let stats = mill.queue("default").unwrap().stats().unwrap();
+    assert_eq!((stats.ready, stats.delayed), (0, 0));
 }
 
 #[test]
