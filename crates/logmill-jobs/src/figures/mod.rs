@@ -23,7 +23,6 @@ pub use self::histogram::Times;
 use self::histogram::{Histogram, add};
 pub use self::load::Load;
 pub(crate) use self::load::Loads;
-#[cfg(feature = "tokio")]
 pub(crate) use self::watch::Begun;
 pub(crate) use self::watch::{Ran, Watch};
 use crate::JobId;
