@@ -18,7 +18,7 @@ pub(in crate::workers) struct Member {
     /// Taken at the end; the first field, so that the job has ended when the rest is dropped.
     claim: Option<Box<dyn Claim + Send>>,
     permit: Permit<'static>,
-    _kept: Option<Kept>,
+    kept: Option<Kept>,
     /// Once its attempt has begun.
     watched: Option<(figures::Begun, Arc<Cell>)>,
 }
@@ -35,7 +35,7 @@ impl Member {
             id: id.clone(),
             claim: Some(claim.detach()?),
             permit,
-            _kept: kept,
+            kept,
             watched: None,
         })
     }
@@ -49,13 +49,15 @@ impl Member {
         self.claim().is_some_and(|claim| claim.crashes() > 0)
     }
 
-    /// Whether it still runs: not if it was cancelled while it waited, or its flow has ended it.
+    /// Whether it still runs: not if it was cancelled while it waited, if its flow has ended it, or if
+    /// the backend has taken it back.
     pub(super) fn is_wanted(&mut self, mill: &Mill) -> bool {
         let Some(claim) = &mut self.claim else {
             return false;
         };
+        let is_lost = self.kept.as_ref().is_some_and(Kept::is_lost);
         // One that was cancelled ends when it is given back.
-        let is_wanted = !claim.is_cancelled();
+        let is_wanted = !is_lost && !claim.is_cancelled();
         if is_wanted && !mill.inner.flows.admit(mill, &self.id, &mut **claim) {
             // It is settled.
             self.claim = None;

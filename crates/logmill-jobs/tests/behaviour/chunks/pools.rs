@@ -339,3 +339,71 @@ fn a_chunk_that_is_stuck_is_reported_once_and_its_thread_replaced() {
     assert_eq!(mill.kind_stats("deaf").done, 3);
     shut_down(pool);
 }
+
+#[cfg(feature = "tokio")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_that_is_due_runs_while_as_many_tasks_run_as_may() {
+    #[derive(Serialize, Deserialize, Job)]
+    #[job(kind = "waits")]
+    struct Waits;
+    let (mill, clock, _dir) = mill();
+    let seen = Seen::default();
+    let (inside, ends) = (
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(tokio::sync::Notify::new()),
+    );
+    let (entered, ended) = (Arc::clone(&inside), Arc::clone(&ends));
+    let waits = move |_: Waits| {
+        let (entered, ended) = (Arc::clone(&entered), Arc::clone(&ended));
+        async move {
+            entered.fetch_add(1, Ordering::SeqCst);
+            ended.notified().await;
+            JobResult::Ok(())
+        }
+    };
+    let workers = noting(&seen, 10).on_async(waits).threads(1).tasks(1);
+    let pool = workers.start(&mill).unwrap();
+    tokio::task::spawn_blocking(move || {
+        gather(&mill, 0..3);
+        let waits = mill.enqueue(Waits).unwrap();
+        until("the task runs", || inside.load(Ordering::SeqCst) == 1);
+        clock.advance(hours(1));
+        until("it has run", || seen.sizes() == [3]);
+        ends.notify_one();
+        wait_for_end(&waits);
+        shut_down(pool);
+    })
+    .await
+    .unwrap();
+}
+
+#[test]
+fn chunks_of_many_threads_have_each_job_once() {
+    let (mill, _dir) = crate::common::mill();
+    let seen = Seen::default();
+    let notes = |chunk: Chunk<Index>, State(seen): State<Seen>| -> JobResult {
+        seen.note(&chunk);
+        Ok(())
+    };
+    let chunks = ChunkOptions::up_to(7).within(Duration::from_micros(200));
+    let workers = Workers::new(seen.clone()).on_chunk(notes, chunks);
+    let workers = workers.on(|_: Note| JobResult::Ok(()));
+    let pool = workers.threads(4).start(&mill).unwrap();
+    let mut handles = Vec::new();
+    for round in 0..100 {
+        mill.enqueue(note("between")).unwrap();
+        handles.extend(
+            mill.enqueue_all((0..20).map(|at| index(20 * round + at)))
+                .unwrap(),
+        );
+        if round % 10 == 0 {
+            handles.drain(..).for_each(|handle| wait_for_end(&handle));
+        }
+    }
+    handles.iter().for_each(wait_for_end);
+    assert!(seen.sizes().iter().all(|size| (1..=7).contains(size)));
+    let mut all = seen.chunks().concat();
+    all.sort_unstable();
+    assert_eq!(all, (0..2000).collect::<Vec<_>>());
+    shut_down(pool);
+}
