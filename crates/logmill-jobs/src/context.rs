@@ -43,6 +43,17 @@ pub enum StopCause {
     Lost,
 }
 
+impl StopCause {
+    /// The failure that does what fits it.
+    pub(crate) fn failure(self) -> Failure {
+        match self {
+            // A cancelled job that is given back ends, whichever attempt it was.
+            Self::Shutdown | Self::Cancelled | Self::Lost => snooze(Duration::ZERO),
+            Self::TimedOut => Failure::retry(TOO_LONG.to_owned()),
+        }
+    }
+}
+
 /// An attempt at a job, from which extractors take what they need.
 pub struct Attempt<'a> {
     pub(crate) mill: &'a Mill,
@@ -252,13 +263,25 @@ impl Context {
     pub fn stop_cause(&self) -> Option<StopCause> {
         if self.is_cancelled() {
             Some(StopCause::Cancelled)
-        } else if self.inner.pool_stops.load(Ordering::Relaxed) {
+        } else if self.is_shutdown() {
             Some(StopCause::Shutdown)
         } else if self.inner.signals.is_lost() {
             Some(StopCause::Lost)
         } else {
             self.is_late().then_some(StopCause::TimedOut)
         }
+    }
+
+    /// Of the causes, the first that holds for all jobs that run together with this one.
+    pub(crate) fn stop_cause_of_chunk(&self) -> Option<StopCause> {
+        match self.is_shutdown() {
+            true => Some(StopCause::Shutdown),
+            false => self.is_late().then_some(StopCause::TimedOut),
+        }
+    }
+
+    fn is_shutdown(&self) -> bool {
+        self.inner.pool_stops.load(Ordering::Relaxed)
     }
 
     /// Ends the handler by `?` if it should end: what a handler that takes long calls from time to
@@ -291,11 +314,7 @@ impl Context {
     pub fn check(&self) -> JobResult {
         match self.stop_cause() {
             None => Ok(()),
-            // A cancelled job that is given back ends, whichever attempt it was.
-            Some(StopCause::Shutdown | StopCause::Cancelled | StopCause::Lost) => {
-                Err(snooze(Duration::ZERO))
-            }
-            Some(StopCause::TimedOut) => Err(Failure::retry(TOO_LONG.to_owned())),
+            Some(cause) => Err(cause.failure()),
         }
     }
 

@@ -144,6 +144,7 @@ pub use handler::AsyncHandler;
 pub use handler::JobRequest;
 #[doc(hidden)]
 pub use handler::checks as handler_checks;
+pub use handler::{Chunk, ChunkHandler, ChunkJob, ChunkJobs};
 pub use handler::{FromAttempt, FromRef, Handler, State};
 pub use id::{JobId, ParseIdError};
 #[doc(hidden)]
@@ -237,7 +238,7 @@ pub use span::TraceContext;
 pub use together::Together;
 pub use unique::Unique;
 pub use waiting::WaitsFor;
-pub use workers::{Pool, PoolHealth, Scale, ShutdownReport, StuckJob, Workers};
+pub use workers::{ChunkOptions, Pool, PoolHealth, Scale, ShutdownReport, StuckJob, Workers};
 
 /// Compiles and runs the snippets of the guides.
 #[cfg(all(doctest, feature = "embedded"))]

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use crate::context::Attempt;
 use crate::error::EnqueueError;
 use crate::failure::{Failure, JobResult};
-use crate::handler::{Called, Route};
+use crate::handler::{Called, ChunkRoute, Intake, Part, Route, not_called};
 use crate::mill::Mill;
 use crate::settle::Returned;
-use crate::{KindOptions, user_code};
+use crate::{ChunkOptions, KindOptions, user_code};
 
 /// Code around each attempt of a pool, see [`Workers::with`](crate::Workers::with).
 ///
@@ -123,19 +123,20 @@ impl<S: 'static> Route<S> for Wrapped<S> {
         self.route.options()
     }
 
-    fn is_async(&self) -> bool {
-        self.route.is_async()
+    fn intake(&self) -> Intake {
+        self.route.intake()
+    }
+
+    fn of_chunks(&self) -> Option<&dyn ChunkRoute<S>> {
+        self.route.of_chunks()?;
+        Some(self)
     }
 
     fn call(&self, state: &S, attempt: &Attempt<'_>) -> Called {
-        let mut afters = Afters(Vec::new());
-        for middleware in self.chain.iter() {
-            let before = user_code::call(|| middleware.before(attempt));
-            match before.unwrap_or_else(|panic| Err(Failure::retry(panic))) {
-                Ok(after) => afters.0.extend(after.0),
-                Err(failure) => return Called::Returned(afters.end(Err(failure))),
-            }
-        }
+        let afters = match self.before(attempt) {
+            Ok(afters) => afters,
+            Err(returned) => return Called::Returned(returned),
+        };
         match self.route.call(state, attempt) {
             Called::Returned(returned) => Called::Returned(afters.end(returned)),
             #[cfg(feature = "tokio")]
@@ -149,6 +150,46 @@ impl<S: 'static> Route<S> for Wrapped<S> {
                 afters.end(returned)
             })),
         }
+    }
+}
+
+impl<S> Wrapped<S> {
+    /// Calls what comes before the handler. How the attempt has ended, if the handler is not called.
+    fn before(&self, attempt: &Attempt<'_>) -> Result<Afters, Returned> {
+        let mut afters = Afters(Vec::new());
+        for middleware in self.chain.iter() {
+            let before = user_code::call(|| middleware.before(attempt));
+            match before.unwrap_or_else(|panic| Err(Failure::retry(panic))) {
+                Ok(after) => afters.0.extend(after.0),
+                Err(failure) => return Err(afters.end(Err(failure))),
+            }
+        }
+        Ok(afters)
+    }
+}
+
+impl<S: 'static> ChunkRoute<S> for Wrapped<S> {
+    fn chunk_options(&self) -> ChunkOptions {
+        let inner = self.route.of_chunks();
+        inner.map_or_else(|| ChunkOptions::up_to(1), ChunkRoute::chunk_options)
+    }
+
+    fn call_chunk(&self, state: &S, parts: &[Part<'_>]) -> Vec<Returned> {
+        let before = |part: &Part<'_>| part.within(|| self.before(part.attempt));
+        let begun: Vec<_> = parts.iter().map(before).collect();
+        let called = parts.iter().zip(&begun).filter(|(_, begun)| begun.is_ok());
+        let called: Vec<_> = called.map(|(part, _)| *part).collect();
+        let inner = self.route.of_chunks().filter(|_| !called.is_empty());
+        let returned = inner.map(|inner| inner.call_chunk(state, &called));
+        let mut returned = returned.into_iter().flatten();
+        let ended = parts.iter().zip(begun).map(|(part, begun)| match begun {
+            Ok(afters) => {
+                let returned = returned.next().unwrap_or_else(not_called);
+                part.within(|| afters.end(returned))
+            }
+            Err(returned) => returned,
+        });
+        ended.collect()
     }
 }
 

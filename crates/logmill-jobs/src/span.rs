@@ -97,6 +97,25 @@ fn of_slow(attempt: &Attempt<'_>, trace_context: Option<&Arc<dyn TraceContext>>)
     Entering(Some(span))
 }
 
+/// The span of a handler that takes several jobs, which follows from those of their attempts; none if
+/// nobody looks at these.
+pub(crate) fn of_chunk<'a>(
+    kind: &str,
+    jobs: usize,
+    attempts: impl Iterator<Item = &'a Entering>,
+) -> Option<Entering> {
+    let mut attempts = attempts.peekable();
+    attempts.peek()?;
+    let span = user_code::call(|| {
+        let span = tracing::info_span!("chunk", kind, jobs);
+        for attempt in attempts.filter_map(|attempt| attempt.0.as_ref()) {
+            span.follows_from(attempt);
+        }
+        span
+    });
+    Some(Entering(Some(span.unwrap_or_else(|_| Span::none()))))
+}
+
 /// A span that code is run in. No panic of a subscriber gets past it.
 pub(crate) struct Entering(Option<Span>);
 

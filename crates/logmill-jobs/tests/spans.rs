@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use logmill_jobs::{Job, JobResult, Mill, Workers};
+use logmill_jobs::{Chunk, ChunkOptions, Job, JobResult, Mill, Workers};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::field::{Field, Visit};
@@ -48,7 +48,9 @@ impl tracing::Subscriber for Log {
     }
 
     fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {
+        self.note("follows".to_owned());
+    }
 
     fn event(&self, event: &tracing::Event<'_>) {
         if event.metadata().target() == "spans" {
@@ -94,12 +96,46 @@ fn each_attempt_runs_in_a_span_and_a_subscriber_that_panics_harms_nothing() {
     // The span is closed when the attempt is settled, which the handle may see before.
     assert_eq!(log.0.0.lock()[..4], [&*expected, "enter", "said", "exit"]);
 
-    let quiet = |_: Touch| JobResult::Ok(());
     assert!(pool.shutdown(PATIENCE).finished_in_time);
+    chunks_run_in_a_span_that_follows_from_those_of_their_jobs(&mill, &log);
+
+    let quiet = |_: Touch| JobResult::Ok(());
     log.0.1.store(true, Ordering::SeqCst);
     let pool = Workers::new(()).on(quiet).threads(1).start(&mill).unwrap();
+    mill.enqueue(Touch).unwrap().wait_timeout(PATIENCE).unwrap();
+    assert!(pool.shutdown(PATIENCE).finished_in_time);
+    let quiet = |_: Chunk<Touch>| JobResult::Ok(());
+    let chunks = Workers::new(()).on_chunk(quiet, ChunkOptions::up_to(1));
+    let pool = chunks.threads(1).start(&mill).unwrap();
     mill.enqueue(Touch).unwrap().wait_timeout(PATIENCE).unwrap();
     assert_eq!(mill.kind_stats("touch").failed, 0);
     log.0.1.store(false, Ordering::SeqCst);
     assert!(pool.shutdown(PATIENCE).finished_in_time);
+}
+
+fn chunks_run_in_a_span_that_follows_from_those_of_their_jobs(mill: &Mill, log: &Log) {
+    log.0.0.lock().clear();
+    let handler = |_: Chunk<Touch>| -> JobResult {
+        tracing::info!(target: "spans", "said");
+        Ok(())
+    };
+    let chunks = ChunkOptions::up_to(2).within(Duration::MAX);
+    let workers = Workers::new(()).on_chunk(handler, chunks);
+    let pool = workers.threads(1).start(mill).unwrap();
+    let handles = [mill.enqueue(Touch).unwrap(), mill.enqueue(Touch).unwrap()];
+    for handle in handles {
+        handle.wait_timeout(PATIENCE).unwrap();
+    }
+    assert!(pool.shutdown(PATIENCE).finished_in_time);
+    let log = log.0.0.lock();
+    assert!(
+        log[..2]
+            .iter()
+            .all(|line| line.starts_with("job kind=\"touch\""))
+    );
+    let of_chunk = ["chunk kind=\"touch\" jobs=2", "follows", "follows"];
+    assert_eq!(log[2..5], of_chunk);
+    // Each job's own part is in its span; the call of the handler in that of the chunk.
+    let entered = ["enter", "enter", "exit", "enter", "exit", "said", "exit"];
+    assert_eq!(log[5..12], entered);
 }

@@ -33,7 +33,6 @@ pub(crate) use self::kind_load::KindLoads;
 pub use self::kind_stats::KindStats;
 pub use self::load::Load;
 pub(crate) use self::load::Loads;
-#[cfg(feature = "tokio")]
 pub(crate) use self::watch::Begun;
 pub(crate) use self::watch::{Ran, Watch};
 use crate::JobId;

@@ -1,16 +1,19 @@
 //! Handlers: plain functions that take a job and what they need of the application and the attempt.
 
 pub mod checks;
+mod chunk;
 mod extract;
 mod functions;
 mod route;
 #[cfg(feature = "tower")]
 mod service;
 
+pub use self::chunk::{Chunk, ChunkHandler, ChunkJob, ChunkJobs};
+pub(crate) use self::chunk::{ChunkRoute, Part, RouteOfChunks, not_called};
 pub use self::extract::{FromAttempt, FromRef, State};
 #[cfg(feature = "tokio")]
 pub(crate) use self::route::AsyncRoute;
-pub(crate) use self::route::{Called, Route, SyncRoute};
+pub(crate) use self::route::{Called, Intake, Route, SyncRoute};
 #[cfg(feature = "tower")]
 pub use self::service::JobRequest;
 #[cfg(feature = "tower")]

@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 #[cfg(feature = "tokio")]
 use super::AsyncHandler;
 use super::Handler;
+use super::chunk::ChunkRoute;
 use crate::context::Attempt;
 use crate::enqueue::header;
 use crate::handle::is_unit;
@@ -20,13 +21,34 @@ pub(crate) trait Route<S>: Send + Sync {
 
     fn options(&self) -> &KindOptions;
 
+    /// How it takes its jobs.
+    fn intake(&self) -> Intake {
+        Intake::Thread
+    }
+
+    /// The handler, if it takes chunks.
+    fn of_chunks(&self) -> Option<&dyn ChunkRoute<S>> {
+        None
+    }
+
     /// Whether its attempts go on as tasks.
     fn is_async(&self) -> bool {
-        false
+        self.intake() == Intake::Task
     }
 
     /// Runs an attempt, or begins it.
     fn call(&self, state: &S, attempt: &Attempt<'_>) -> Called;
+}
+
+/// How a handler takes its jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Intake {
+    /// One at a time, on the worker's thread.
+    Thread,
+    /// One at a time, as a task.
+    Task,
+    /// Several at a time, on a worker's thread: see [`ChunkRoute`].
+    Chunks,
 }
 
 /// What a handler has done so far.
@@ -74,13 +96,13 @@ impl<S, J: Job, H: Handler<J, S, M>, M> Route<S> for SyncRoute<J, H, M> {
     }
 }
 
-fn kinds_of<J: Job>() -> Vec<&'static str> {
+pub(super) fn kinds_of<J: Job>() -> Vec<&'static str> {
     let aliases = J::ALIASES.iter().copied();
     std::iter::once(J::KIND).chain(aliases).collect()
 }
 
 #[inline]
-fn decode<J: Job>(attempt: &Attempt<'_>) -> Result<J, Failure> {
+pub(super) fn decode<J: Job>(attempt: &Attempt<'_>) -> Result<J, Failure> {
     let tag = attempt.claim.header(header::CODEC);
     let payload = attempt.claim.payload();
     let decoded = attempt.mill.inner.codec.decode(tag, payload);
@@ -122,8 +144,8 @@ impl<S, J: Job, H: AsyncHandler<J, S, M>, M> Route<S> for AsyncRoute<J, H, M> {
         &self.0.options
     }
 
-    fn is_async(&self) -> bool {
-        true
+    fn intake(&self) -> Intake {
+        Intake::Task
     }
 
     fn call(&self, state: &S, attempt: &Attempt<'_>) -> Called {

@@ -82,7 +82,6 @@ pub(crate) struct Permit<'a> {
 /// The limits that a permit is of. A blocking attempt borrows them, which spares it two locked additions.
 enum Of<'a> {
     Borrowed(&'a Arc<Limits>),
-    #[cfg(feature = "tokio")]
     Shared(Arc<Limits>),
 }
 
@@ -456,7 +455,6 @@ impl Of<'_> {
     fn get(&self) -> &Limits {
         match self {
             Self::Borrowed(limits) => limits,
-            #[cfg(feature = "tokio")]
             Self::Shared(limits) => limits,
         }
     }
@@ -478,7 +476,6 @@ impl Permit<'_> {
     }
 
     /// The places for an attempt that goes on elsewhere.
-    #[cfg(feature = "tokio")]
     pub(crate) fn detach(mut self) -> Permit<'static> {
         let limits = self.limits.as_ref().map(|limits| match limits {
             Of::Borrowed(limits) => Arc::clone(limits),

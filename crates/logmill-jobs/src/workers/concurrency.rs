@@ -255,6 +255,8 @@ impl Shared {
 
     fn end_if(self: &Arc<Self>, is_last: bool) {
         if is_last {
+            // Nobody would run them, as the mill was closed.
+            self.chunks.close();
             self.leave_mill();
             self.forget_spawn();
             self.watch.wake();

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::Workers;
+use super::chunks::Chunks;
 use super::concurrency::Concurrency;
 use super::pool::Shared;
 use super::thread::{Alive, Worker};
@@ -31,7 +32,7 @@ impl<S: Clone + Send + Sync + 'static> Inline<S> {
             scale: None,
             is_stored: false,
         };
-        let shared = Shared::new(mill, served, concurrency)?;
+        let shared = Shared::new(mill, served, concurrency, Chunks::new(mill, &routes))?;
         // Dropped on an error, it has the pool leave the mill.
         let alive = Alive::new(&shared, None);
         // Read before the levels that exist, so that none is missed.
@@ -65,9 +66,12 @@ impl<S: Clone + Send + Sync + 'static> Inline<S> {
         let worker = &mut self.worker;
         let routes = worker.routes();
         let now = Some(Instant::now());
-        Ok(self
-            .consumer
-            .next(now, &|| false, &mut |claim| worker.run(&routes, claim)))
+        let consumer = &mut self.consumer;
+        match consumer.next(now, &|| false, &mut |claim| worker.run(&routes, claim)) {
+            // No job comes that a chunk could wait for.
+            Next::Nothing => Ok(worker.run_open(&routes)),
+            next => Ok(next),
+        }
     }
 }
 
@@ -77,10 +81,10 @@ impl<S: Clone + Send + Sync + 'static> Inline<S> {
 pub(crate) fn wait_for(
     clock: &crate::clock::Clock,
     deadline: Option<Instant>,
-    future: super::thread::Running,
+    future: super::task::Running,
 ) -> crate::settle::Returned {
-    let returned = super::thread::until(clock.clone(), deadline, future, None);
-    block_on(super::thread::Guarded::new(Box::pin(returned)))
+    let returned = super::task::until(clock.clone(), deadline, future, None);
+    block_on(super::task::Guarded::new(Box::pin(returned)))
 }
 
 /// Polls a future on this thread, as [`wait_for`] says.

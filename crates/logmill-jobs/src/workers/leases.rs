@@ -164,6 +164,14 @@ impl Leases {
     }
 }
 
+impl Kept {
+    /// Whether the backend has taken the job back.
+    pub(super) fn is_lost(&self) -> bool {
+        let state = self.leases.state.lock();
+        !state.running.contains_key(&self.number)
+    }
+}
+
 impl Drop for Kept {
     fn drop(&mut self) {
         let mut state = self.leases.state.lock();

@@ -1,5 +1,6 @@
 //! Workers: the handlers of an application, and the threads and tasks that run them.
 
+mod chunks;
 mod concurrency;
 #[cfg(feature = "testing")]
 mod inline;
@@ -9,6 +10,8 @@ mod pool;
 mod scale;
 mod seat;
 mod served;
+#[cfg(feature = "tokio")]
+mod task;
 mod thread;
 mod watch;
 
@@ -16,6 +19,8 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+pub use self::chunks::ChunkOptions;
+use self::chunks::Chunks;
 use self::concurrency::Concurrency;
 pub use self::concurrency::PoolHealth;
 #[cfg(feature = "testing")]
@@ -31,7 +36,7 @@ pub use self::watch::StuckJob;
 use crate::Job;
 use crate::backend::Choice;
 use crate::error::StartError;
-use crate::handler::{Handler, Route, SyncRoute};
+use crate::handler::{Handler, Intake, Route, SyncRoute};
 use crate::limits::Subject;
 use crate::middleware::{Chain, Middleware, Wrapped};
 use crate::mill::Mill;
@@ -305,7 +310,8 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
             scale: self.scale,
             is_stored: self.is_dynamic,
         };
-        let shared = Shared::new(mill, served, concurrency)?;
+        let chunks = Chunks::new(mill, &by_kind);
+        let shared = Shared::new(mill, served, concurrency, chunks)?;
         let (threads, tasks) = shared.wanted();
         mill.inner
             .limits
@@ -323,7 +329,11 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
         tasks: usize,
     ) -> impl Iterator<Item = (Subject<'_>, usize)> + Clone {
         self.routes.iter().flat_map(move |route| {
-            let workers = if route.is_async() { tasks } else { threads };
+            let workers = match route.intake() {
+                Intake::Task => tasks,
+                Intake::Thread => threads,
+                Intake::Chunks => threads.saturating_mul(chunks::most_of(&**route)),
+            };
             let queues = self.queues.keys().map(String::as_str);
             let queues = queues.chain(std::iter::once(route.options().queue));
             queues.flat_map(move |queue| {

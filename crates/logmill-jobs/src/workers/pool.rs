@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, ReentrantMutex};
 
+use super::chunks::Chunks;
 use super::concurrency::{Concurrency, Spawn};
 use super::leases::Leases;
 use super::scale::Scaling;
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     pub(super) setting: ReentrantMutex<()>,
     pub(super) watch: Arc<Watch>,
     pub(super) leases: Arc<Leases>,
+    pub(super) chunks: Arc<Chunks>,
     /// What sets the number of threads by the load, if something does.
     pub(super) scaling: Option<Arc<Scaling>>,
     /// What starts a thread; None once the pool stops.
@@ -137,6 +139,7 @@ impl Shared {
         mill: &Mill,
         served: Served,
         concurrency: Concurrency,
+        chunks: Chunks,
     ) -> Result<Arc<Self>, StartError> {
         let numbers = concurrency.at_start(mill)?;
         let clock = &mill.inner.clock;
@@ -150,6 +153,7 @@ impl Shared {
             setting: ReentrantMutex::new(()),
             watch: Arc::new(Watch::new(clock.clone())),
             leases: Arc::new(Leases::new(mill)),
+            chunks: Arc::new(chunks),
             spawn: Mutex::default(),
             state: Mutex::new(State {
                 wanted: numbers.threads.unwrap_or(concurrency.threads),
@@ -177,6 +181,14 @@ impl Shared {
     /// Has the threads look at what they serve, and whether they are still wanted.
     pub(super) fn have_threads_look(&self) {
         self.levels.fetch_add(1, Ordering::SeqCst);
+        self.served.wake(&*self.mill.inner.backend);
+    }
+
+    /// Has a thread that waits look whether a chunk is due.
+    pub(super) fn have_chunks_looked_at(&self) {
+        // Under the lock, so that nobody goes on waiting who has looked before.
+        drop(self.state.lock());
+        self.changed.notify_all();
         self.served.wake(&*self.mill.inner.backend);
     }
 
@@ -211,10 +223,11 @@ impl Shared {
         self.mill.inner.pools.leave(self);
     }
 
-    /// Waits until another task may begin. Returns false if the pool stops before.
+    /// Waits until another task may begin, or a chunk is due. Returns false if the pool stops before.
     pub(super) fn wait_for_task(&self) -> bool {
         let mut state = self.state.lock();
-        while state.tasks.len() >= state.max_tasks && !self.is_stopping() {
+        let goes_on = || !self.is_stopping() && !self.chunks.has_due();
+        while state.tasks.len() >= state.max_tasks && goes_on() {
             self.changed.wait(&mut state);
         }
         !self.is_stopping()
@@ -228,6 +241,7 @@ impl Shared {
             std::mem::take(&mut state.held)
         };
         drop(held);
+        self.chunks.close();
         self.changed.notify_all();
         self.watch.wake();
         self.stop_scaling();
@@ -302,7 +316,7 @@ impl Pool {
             }
         }
         let seats = state.seats.iter();
-        let on_threads = seats.filter_map(|seat| seat.job()).collect::<Vec<_>>();
+        let on_threads = seats.flat_map(|seat| seat.jobs()).collect::<Vec<_>>();
         ShutdownReport {
             finished_in_time: state.have_ended(),
             still_running: state.tasks.values().cloned().chain(on_threads).collect(),

@@ -16,6 +16,8 @@ pub(super) struct Seat {
     number: AtomicU64,
     /// The job's queue; changes seldom.
     queue: Mutex<Option<Arc<str>>>,
+    /// The other jobs of the chunk that the thread runs.
+    others: Mutex<Vec<JobId>>,
     /// When the job counts as stuck, in nanoseconds of the [`Watch`](super::watch::Watch);
     /// [`NEVER`]; or [`STUCK`], once it does. A job without a timeout does not touch it.
     stuck_at: AtomicU64,
@@ -53,6 +55,7 @@ impl Seat {
             thread,
             number: AtomicU64::new(IDLE),
             queue: Mutex::default(),
+            others: Mutex::default(),
             stuck_at: AtomicU64::new(NEVER),
             timed: Mutex::default(),
         }
@@ -72,6 +75,29 @@ impl Seat {
         self.number.store(IDLE, Ordering::Relaxed);
     }
 
+    /// Begins the first of these jobs, which run together.
+    pub(super) fn begin_chunk<'a>(&self, mut ids: impl Iterator<Item = &'a JobId>) {
+        if let Some(first) = ids.next() {
+            *self.others.lock() = ids.cloned().collect();
+            self.begin(first, true);
+        }
+    }
+
+    pub(super) fn end_chunk(&self) {
+        self.end();
+        self.others.lock().clear();
+    }
+
+    /// All jobs that the thread runs.
+    pub(super) fn jobs(&self) -> Vec<JobId> {
+        let Some(job) = self.job() else {
+            return Vec::new();
+        };
+        let others = self.others.lock();
+        std::iter::once(job).chain(others.iter().cloned()).collect()
+    }
+
+    /// The job that the thread runs; the first of a chunk.
     pub(super) fn job(&self) -> Option<JobId> {
         let number = self.number.load(Ordering::Relaxed);
         let queue = self.queue.lock().clone()?;

@@ -7,26 +7,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Runtime;
+use super::chunks::Member;
 use super::concurrency::Spawn;
-#[cfg(feature = "tokio")]
-use super::leases::Kept;
-#[cfg(feature = "tokio")]
-use super::pool::Task;
 use super::pool::{Pool, Shared};
 use super::seat::{Seat, Timed};
+#[cfg(feature = "tokio")]
+use super::task::Begun;
 use crate::JobId;
 use crate::backend::{Claim, Consumer, Next};
-#[cfg(feature = "tokio")]
-use crate::clock::Clock;
 use crate::context::{Attempt, Context, Followed};
 use crate::error::StartError;
 use crate::figures::Watch;
-#[cfg(feature = "tokio")]
-use crate::figures::{self, Cell};
-use crate::handler::{Called, Route};
+use crate::handler::{Called, Intake, Route};
 use crate::limits::Admission;
-#[cfg(feature = "tokio")]
-use crate::limits::Permit;
 use crate::unique::Began;
 use crate::{expiry, settle, span, user_code};
 
@@ -34,19 +27,19 @@ pub(super) type Routes<S> = HashMap<&'static str, Arc<dyn Route<S>>>;
 
 /// One thread of a pool.
 pub(super) struct Worker<S> {
-    state: S,
+    pub(super) state: S,
     routes: Arc<Routes<S>>,
-    shared: Arc<Shared>,
-    seat: Arc<Seat>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) seat: Arc<Seat>,
     #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
-    runtime: Runtime,
+    pub(super) runtime: Runtime,
     /// The job that it runs, or took last.
     id: JobId,
     /// Whether its queue is another one than that of the job that it ran last.
-    is_other_queue: bool,
+    pub(super) is_other_queue: bool,
     /// Its handler was stuck, and another thread has its place.
     is_replaced: bool,
-    watch: Watch,
+    pub(super) watch: Watch,
 }
 
 /// What starts the threads of a pool, at its start and later.
@@ -106,6 +99,7 @@ pub(super) fn start<S: Clone + Send + Sync + 'static>(
     // Held until all threads run, so that the pool does not leave the mill in between.
     let starting = Alive::new(&shared, None);
     shared.leases.start(name)?;
+    shared.chunks.start(&shared, name)?;
     let wanted = shared.state.lock().wanted;
     if let Err(error) = shared.have_threads(wanted) {
         // A number that an operator has stored is not to keep a service from starting.
@@ -172,7 +166,8 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
     fn work(&mut self, consumer: &mut dyn Consumer, levels: u64) -> bool {
         let (shared, routes) = (Arc::clone(&self.shared), Arc::clone(&self.routes));
         let has_async = routes.values().any(|route| route.is_async());
-        let stopped = || shared.is_stopping() || shared.levels() != levels;
+        let chunks = &shared.chunks;
+        let stopped = || shared.is_stopping() || shared.levels() != levels || chunks.has_due();
         while !shared.is_stopping() {
             if shared.levels() != levels {
                 return true;
@@ -180,8 +175,9 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             if has_async && !shared.wait_for_task() {
                 return false;
             }
-            let taken = user_code::call(|| {
-                consumer.next(None, &stopped, &mut |claim| self.run(&routes, claim))
+            let taken = user_code::call(|| match chunks.has_due() {
+                false => consumer.next(None, &stopped, &mut |claim| self.run(&routes, claim)),
+                true => self.run_due(&routes),
             });
             match taken {
                 Ok(Next::Closed) => return false,
@@ -190,7 +186,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
                 Err(panic) => {
                     tracing::error!(panic, "a worker was interrupted by a panic");
                     self.end_timed();
-                    self.seat.end();
+                    self.seat.end_chunk();
                 }
             }
             if self.is_replaced {
@@ -270,7 +266,12 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             return;
         };
         let kept = self.shared.leases.keep(&self.id, claim);
-        let is_task = route.is_async();
+        let intake = route.intake();
+        if intake == Intake::Chunks {
+            let member = Member::new(&self.id, claim, permit.detach(), kept);
+            return self.gather(kind, route, member);
+        }
+        let is_task = intake == Intake::Task;
         #[cfg(feature = "tokio")]
         let task = match is_task {
             false => None,
@@ -328,7 +329,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
     }
 
     /// Ends what the watch looks for. A thread whose handler was stuck goes on if its place is free.
-    fn end_timed(&mut self) {
+    pub(super) fn end_timed(&mut self) {
         if self.seat.end_timed() {
             self.is_replaced = !self.shared.end_stuck(&self.seat);
         }
@@ -336,7 +337,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
 
     /// Has the watch look for the job if its handler goes on for too long. Returns when its time is
     /// up.
-    fn begin_timed(
+    pub(super) fn begin_timed(
         &self,
         kind: &'static str,
         timeout: Duration,
@@ -354,42 +355,11 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         }
         Some(deadline)
     }
-
-    /// Has the runtime finish an attempt.
-    #[cfg(feature = "tokio")]
-    fn spawn(
-        &self,
-        begun: Begun,
-        route: &Arc<dyn Route<S>>,
-        deadline: Option<Instant>,
-        future: Running,
-        span: Option<span::Entering>,
-    ) {
-        let route = Arc::clone(route);
-        let clock = begun.mill.inner.clock.clone();
-        let returned = Guarded::new(Box::pin(until(clock, deadline, future, span)));
-        match &self.runtime {
-            Runtime::None => {}
-            Runtime::Tokio(runtime) => {
-                runtime.spawn(async move {
-                    let mut begun = begun;
-                    let returned = returned.await;
-                    begun.end(route.options(), returned);
-                });
-            }
-            #[cfg(feature = "testing")]
-            Runtime::Inline => {
-                let mut begun = begun;
-                let returned = super::inline::block_on(returned);
-                begun.end(route.options(), returned);
-            }
-        }
-    }
 }
 
 /// Gives a job back that was not begun.
 #[cold]
-fn give_back(claim: &mut dyn Claim) {
+pub(super) fn give_back(claim: &mut dyn Claim) {
     match claim.hold() {
         Some(held) => drop(held),
         None => {
@@ -399,121 +369,7 @@ fn give_back(claim: &mut dyn Claim) {
     }
 }
 
-/// An attempt that goes on as a task. Dropped before it has ended, as the runtime ends, it gives its
-/// job back without a failed attempt, and stops its pool, which could not run another one.
-#[cfg(feature = "tokio")]
-struct Begun {
-    mill: crate::Mill,
-    id: JobId,
-    /// Taken at the end.
-    claim: Option<Box<dyn Claim + Send>>,
-    context: Option<Context>,
-    _permit: Option<Permit<'static>>,
-    _kept: Option<Kept>,
-    task: Option<Task>,
-    /// Taken at the end.
-    watched: Option<(figures::Begun, Arc<Cell>)>,
-}
-
-#[cfg(feature = "tokio")]
-impl Begun {
-    fn end(&mut self, options: &crate::KindOptions, returned: settle::Returned) {
-        if let (Some(mut claim), Some((watched, cell))) = (self.claim.take(), self.watched.take()) {
-            let ran = watched.end(&self.mill, &cell, &*claim);
-            let followed = followed_by(self.context.take());
-            settle::settle(
-                &self.mill,
-                &mut *claim,
-                &self.id,
-                options,
-                returned,
-                followed,
-                &ran,
-            );
-        }
-    }
-}
-
-#[cfg(feature = "tokio")]
-impl Drop for Begun {
-    fn drop(&mut self) {
-        let Some(mut claim) = self.claim.take() else {
-            return;
-        };
-        followed_by(self.context.take());
-        if let Some(task) = &self.task {
-            task.stop_pool();
-        }
-        drop(claim.hold());
-    }
-}
-
-/// An async handler that runs.
-#[cfg(feature = "tokio")]
-pub(super) type Running = std::pin::Pin<Box<dyn Future<Output = settle::Returned> + Send>>;
-
 /// What is stored with the completion.
-fn followed_by(context: Option<Context>) -> Followed {
+pub(super) fn followed_by(context: Option<Context>) -> Followed {
     context.map(|context| context.end()).unwrap_or_default()
-}
-
-/// Awaits a handler until its time is up.
-#[cfg(feature = "tokio")]
-pub(super) async fn until(
-    clock: Clock,
-    deadline: Option<Instant>,
-    mut future: Running,
-    span: Option<span::Entering>,
-) -> settle::Returned {
-    let future = match span {
-        None => future,
-        Some(span) => Box::pin(std::future::poll_fn(move |cx| {
-            // Caught within the span: a subscriber that panics as well must not meet a panic.
-            let polled = span.within(|| user_code::call(|| future.as_mut().poll(cx)));
-            polled.unwrap_or_else(|panic| std::task::Poll::Ready(Err(crate::Failure::retry(panic))))
-        })),
-    };
-    let future = Guarded::new(future);
-    let Some(deadline) = deadline else {
-        return future.await;
-    };
-    let returned = match clock.sleeps_until(deadline) {
-        Some(until) => tokio::time::timeout_at(until.into(), future).await.ok(),
-        None => clock.unless_reached(deadline, future).await,
-    };
-    returned.unwrap_or_else(|| Err(crate::Failure::retry(crate::context::TOO_LONG.to_owned())))
-}
-
-/// A future whose panics are failures, also those of its drop.
-#[cfg(feature = "tokio")]
-pub(super) struct Guarded(Option<Running>);
-
-#[cfg(feature = "tokio")]
-impl Guarded {
-    pub(super) fn new(future: Running) -> Self {
-        Self(Some(future))
-    }
-}
-
-#[cfg(feature = "tokio")]
-impl Future for Guarded {
-    type Output = settle::Returned;
-
-    fn poll(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<settle::Returned> {
-        let Some(future) = &mut self.0 else {
-            return std::task::Poll::Pending;
-        };
-        let polled = user_code::call(|| future.as_mut().poll(cx));
-        polled.unwrap_or_else(|panic| std::task::Poll::Ready(Err(crate::Failure::retry(panic))))
-    }
-}
-
-#[cfg(feature = "tokio")]
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        user_code::discard(self.0.take());
-    }
 }

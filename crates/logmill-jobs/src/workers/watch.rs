@@ -22,7 +22,7 @@ use crate::clock::{Advances, Clock};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StuckJob {
-    /// The job.
+    /// The job; the first of a [chunk](crate::Chunk).
     pub id: JobId,
     /// Its kind.
     pub kind: String,

@@ -1,5 +1,7 @@
 //! What an application sees of its jobs, through the public API.
 
+#[cfg(feature = "testing")]
+mod chunks;
 mod common;
 mod complaints;
 mod dead_jobs;

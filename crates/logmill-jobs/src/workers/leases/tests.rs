@@ -11,7 +11,9 @@ use crate::backend::{
     Backend, BackendError, Capabilities, Choice, Consumer, Held, Next, Served, Settlement,
     forward_backend, forward_claim,
 };
-use crate::{Context, Job, JobResult, MillOptions, State, StopCause, Workers, secs};
+use crate::{
+    Chunk, ChunkOptions, Context, Job, JobResult, MillOptions, State, StopCause, Workers, secs,
+};
 
 const PATIENCE: Duration = secs(60);
 
@@ -148,6 +150,54 @@ fn a_claim_is_extended_while_its_handler_runs_which_is_told_if_it_is_lost() {
     let handle = mill.enqueue(Long).unwrap();
     handle.wait_timeout(PATIENCE).unwrap();
     assert!(seen.extended.load(Ordering::SeqCst) > 5);
+    assert!(pool.shutdown(PATIENCE).finished_in_time);
+}
+
+#[test]
+fn a_claim_is_extended_while_its_job_waits_in_a_chunk_which_leaves_it_out_if_it_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let queues = logmill::Queues::options(dir.path().join("jobs")).open();
+    let seen = Seen::default();
+    let backend = Leased {
+        inner: Embedded::new(queues.unwrap(), logmill::Durability::Process),
+        seen: seen.clone(),
+    };
+    let mill = Mill::with_backend(backend, MillOptions::new());
+    let sizes = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&sizes);
+    let handler = move |chunk: Chunk<Long>| {
+        noted.lock().push(chunk.len());
+        JobResult::Ok(())
+    };
+    let chunks = ChunkOptions::up_to(2).within(Duration::MAX);
+    let workers = Workers::new(()).on_chunk(handler, chunks).threads(1);
+    let pool = workers.start(&mill).unwrap();
+    let wait_until = |is_true: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        while !is_true() {
+            assert!(start.elapsed() < PATIENCE);
+            std::thread::yield_now();
+        }
+    };
+    let extended = || seen.extended.load(Ordering::SeqCst);
+    let first = mill.enqueue(Long).unwrap();
+    wait_until(&|| extended() > 5);
+    let second = mill.enqueue(Long).unwrap();
+    for handle in [&first, &second] {
+        handle.wait_timeout(PATIENCE).unwrap();
+    }
+    assert_eq!(*sizes.lock(), [2]);
+
+    let _lost = mill.enqueue(Long).unwrap();
+    let before = extended();
+    wait_until(&|| extended() > before);
+    seen.is_taken_away.store(true, Ordering::SeqCst);
+    // A claim that is lost is not extended any more.
+    wait_until(&|| pool.shared.leases.state.lock().running.is_empty());
+    seen.is_taken_away.store(false, Ordering::SeqCst);
+    let other = mill.enqueue(Long).unwrap();
+    other.wait_timeout(PATIENCE).unwrap();
+    assert_eq!(sizes.lock()[1], 1);
     assert!(pool.shutdown(PATIENCE).finished_in_time);
 }
 

@@ -1,0 +1,104 @@
+//! How large chunks are, and how long a job waits for one; and how their handlers are registered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::handler::{ChunkHandler, RouteOfChunks};
+use crate::{Job, Workers};
+
+/// How large the chunks of a handler are, and how long a job waits for others, for
+/// [`Workers::on_chunk`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "it is for `Workers::on_chunk`"]
+pub struct ChunkOptions {
+    most: usize,
+    within: Duration,
+}
+
+impl ChunkOptions {
+    /// Chunks of at most so many jobs, at least 1.
+    pub const fn up_to(jobs: usize) -> Self {
+        Self {
+            most: if jobs == 0 { 1 } else { jobs },
+            within: Duration::from_millis(10),
+        }
+    }
+
+    /// Sets how long a job waits for others at most, by the clock of the mill. When the first job of a
+    /// chunk has waited for so long, the chunk runs with what it has. Default: 10 milliseconds.
+    pub const fn within(mut self, time: Duration) -> Self {
+        self.within = time;
+        self
+    }
+
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
+    pub(super) fn longest_wait(&self) -> Duration {
+        self.within
+    }
+}
+
+impl<S: Clone + Send + Sync + 'static> Workers<S> {
+    /// Registers a handler that takes several jobs of its kind at once, such as for one `INSERT` of many
+    /// rows. It runs on a thread of the pool.
+    ///
+    /// Each job is taken, limited, counted and settled as a single one; only the call of the handler is
+    /// one for all. It runs as soon as the chunk is full, on the thread that has filled it; or when its
+    /// first job has waited for [`within`](ChunkOptions::within), on the next thread that is free. While
+    /// a chunk waits, threads run other jobs.
+    ///
+    /// Such a job has no output and takes no inputs. The timeout of its kind is that of the handler's
+    /// call, and does not cover the wait. A job whose arguments cannot be decoded fails by itself. At a
+    /// shutdown, jobs of chunks that have not begun are given back without an attempt.
+    ///
+    /// ```
+    /// use logmill_jobs::{Chunk, ChunkOptions, Job, JobResult, Mill, State, Workers};
+    /// use serde::{Deserialize, Serialize};
+    /// use std::sync::{Arc, Mutex};
+    /// use std::time::Duration;
+    ///
+    /// #[derive(Serialize, Deserialize, Job)]
+    /// #[job(kind = "index_document")]
+    /// struct IndexDocument {
+    ///     document: u64,
+    /// }
+    ///
+    /// type Index = Arc<Mutex<Vec<u64>>>;
+    ///
+    /// fn index(documents: Chunk<IndexDocument>, State(index): State<Index>) -> JobResult {
+    ///     let mut index = index.lock().unwrap();
+    ///     index.extend(documents.iter().map(|one| one.job.document));
+    ///     Ok(())
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let mill = Mill::open(dir.path().join("jobs"))?;
+    /// let state = Index::default();
+    /// let chunks = ChunkOptions::up_to(100).within(Duration::from_millis(20));
+    /// let pool = Workers::new(state.clone()).on_chunk(index, chunks).start(&mill)?;
+    /// let handles = mill.enqueue_all((0..250).map(|document| IndexDocument { document }))?;
+    /// for handle in handles {
+    ///     # match handle.wait() { Err(logmill_jobs::WaitError::NotKept) => Ok(()), other => other }?;
+    ///     # continue;
+    ///     handle.wait()?;
+    /// }
+    /// assert_eq!(state.lock().unwrap().len(), 250);
+    /// # drop(pool);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_chunk<J, M, H>(mut self, handler: H, chunks: ChunkOptions) -> Self
+    where
+        J: Job<Output = (), Inputs = ()>,
+        M: 'static,
+        H: ChunkHandler<J, S, M>,
+    {
+        let route = RouteOfChunks::<J, H, M>::new(handler, chunks);
+        self.has_blocking = true;
+        self.routes.push(Arc::new(route));
+        self
+    }
+}

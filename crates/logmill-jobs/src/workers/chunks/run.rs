@@ -1,0 +1,121 @@
+//! A worker's part in chunks: it adds jobs to them, and runs those that are full or due.
+
+use std::cell::OnceCell;
+use std::sync::Arc;
+
+use super::{Member, Ready};
+use crate::backend::Next;
+use crate::context::Attempt;
+use crate::handler::{Part, Route};
+use crate::workers::thread::{Routes, Worker};
+use crate::{span, user_code};
+
+impl<S: Clone + Send + Sync + 'static> Worker<S> {
+    /// Adds a job to the chunk of its kind, and runs that if it is full.
+    #[cold]
+    pub(in crate::workers) fn gather(
+        &mut self,
+        kind: &'static str,
+        route: &Arc<dyn Route<S>>,
+        member: Option<Member>,
+    ) {
+        let Some(member) = member else {
+            return;
+        };
+        let ready = match member.has_crashed() {
+            // Alone: one that kills its process takes no others with it.
+            true => self.shared.chunks.of_one(kind, member),
+            false => self.shared.chunks.join(kind, member),
+        };
+        if let Some(full) = ready {
+            self.run_chunk(&**route, full);
+        }
+    }
+
+    /// Runs a chunk that is due, unless another thread was faster.
+    #[cold]
+    pub(in crate::workers) fn run_due(&mut self, routes: &Routes<S>) -> Next {
+        if let Some(due) = self.shared.chunks.take_due()
+            && let Some(route) = routes.get(due.kind)
+        {
+            self.run_chunk(&**route, due);
+        }
+        Next::Taken
+    }
+
+    /// Runs an open chunk, if there is one.
+    #[cfg(feature = "testing")]
+    pub(in crate::workers) fn run_open(&mut self, routes: &Routes<S>) -> Next {
+        let Some(open) = self.shared.chunks.take_open() else {
+            return Next::Nothing;
+        };
+        if let Some(route) = routes.get(open.kind) {
+            self.run_chunk(&**route, open);
+        }
+        Next::Taken
+    }
+
+    /// Calls the handler with these jobs, and settles each.
+    fn run_chunk(&mut self, route: &dyn Route<S>, Ready { kind, members }: Ready) {
+        let Some(chunk) = route.of_chunks() else {
+            return;
+        };
+        let mill = self.shared.mill.clone();
+        let mut wanted = Vec::with_capacity(members.len());
+        for mut member in members {
+            if member.is_wanted(&mill) {
+                wanted.push(member);
+            }
+        }
+        if wanted.is_empty() {
+            return;
+        }
+        for member in &mut wanted {
+            member.begin(&mut self.watch);
+        }
+        self.seat
+            .begin_chunk(wanted.iter().map(|member| &member.id));
+        // What the seat has by then is not what this thread has run last.
+        self.is_other_queue = true;
+        let timeout = route.options().timeout;
+        let deadline = timeout.and_then(|timeout| self.begin_timed(kind, timeout, route));
+        let attempts: Vec<_> = wanted
+            .iter()
+            .filter_map(|member| {
+                Some(Attempt {
+                    mill: &mill,
+                    id: &member.id,
+                    claim: member.claim()?,
+                    deadline,
+                    pool_stops: &self.shared.stopping,
+                    context: OnceCell::new(),
+                })
+            })
+            .collect();
+        let spans: Vec<_> = attempts.iter().map(span::of).collect();
+        let of_chunk = span::of_chunk(kind, attempts.len(), spans.iter().flatten());
+        let parts = attempts.iter().zip(&spans);
+        let parts: Vec<_> = parts
+            .map(|(attempt, span)| Part {
+                attempt,
+                span: span.as_ref(),
+            })
+            .collect();
+        let returned = span::within(of_chunk.as_ref(), || chunk.call_chunk(&self.state, &parts));
+        drop(parts);
+        let contexts = attempts.into_iter().map(|one| one.context.into_inner());
+        let contexts: Vec<_> = contexts.collect();
+        for ((member, returned), context) in wanted.into_iter().zip(returned).zip(contexts) {
+            let id = member.id.clone();
+            // A panic is that of a subscriber or a waker, and the others are to be settled all the same.
+            let ended = user_code::call(|| member.end(&mill, route.options(), returned, context));
+            if let Err(panic) = ended {
+                tracing::error!(%id, panic, "a worker was interrupted by a panic");
+            }
+        }
+        self.seat.end_chunk();
+        if deadline.is_some() {
+            self.end_timed();
+        }
+    }
+}
