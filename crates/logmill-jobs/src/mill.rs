@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Mutex, ReentrantMutex};
+use parking_lot::Mutex;
 
 use crate::backend::{Backend, BackendError, Changes, Damaged, NewJob, Queue, name_of_level};
 use crate::before::Before;
@@ -86,9 +86,6 @@ pub(crate) struct Inner {
     pub(crate) retention: Retention,
     /// The queues that were used, by the names that the backend knows.
     pub(crate) queues: OpenQueues,
-    /// Held while a level of a queue is made, and while a queue is paused or resumed. Reentrant: the
-    /// backend calls subscribers, which may enqueue.
-    pub(crate) new_levels: ReentrantMutex<()>,
     pub(crate) waiters: Waiters,
     pub(crate) running: Running,
     pub(crate) cancelling: Cancelling,
@@ -189,7 +186,6 @@ impl Mill {
             keep_results,
             retention: Retention::new(max_results, max_result_bytes, clock.clone()),
             queues: OpenQueues::default(),
-            new_levels: ReentrantMutex::new(()),
             waiters: Waiters::default(),
             running: Running::default(),
             cancelling: Cancelling::default(),
@@ -362,18 +358,17 @@ impl Inner {
 
     #[cold]
     fn open_queue(&self, name: &str) -> Result<Arc<OpenQueue>, BackendError> {
-        let level = name.split_once('.');
-        // A pause of the queue concerns all of its levels, and those that are made meanwhile.
-        let _opening = level.map(|_| self.new_levels.lock());
-        let is_paused = match level {
-            Some((queue, _)) if !self.backend.queue_names()?.iter().any(|one| one == name) => {
-                let normal = self.existing_queue(queue)?;
-                normal.is_some_and(|normal| normal.queue.is_paused())
-            }
-            _ => false,
-        };
         let queue = self.backend.queue(name)?;
-        if is_paused {
+        // A pause of the queue concerns all of its levels.
+        let level = name.split_once('.');
+        let normal = level
+            .map(|(queue, _)| self.existing_queue(queue))
+            .transpose()?;
+        let normal = normal.flatten();
+        if normal
+            .as_ref()
+            .is_some_and(|normal| normal.queue.is_paused())
+        {
             queue.set_paused(true)?;
         }
         let arrivals = self.figures.arrivals(name);
@@ -386,6 +381,13 @@ impl Inner {
             queue,
             arrivals,
         });
+        // Who pauses or resumes the queue does so to its normal level first, and then looks for others:
+        // either finds this one there, or is seen here.
+        while let Some(normal) = &normal
+            && normal.queue.is_paused() != open.queue.is_paused()
+        {
+            open.queue.set_paused(normal.queue.is_paused())?;
+        }
         if let Some((queue, _)) = level {
             self.pools.note_new_level(queue);
         }

@@ -142,8 +142,9 @@ impl JobQueue {
     }
 
     fn set_paused(&self, paused: bool) -> Result<(), BackendError> {
-        // No level is used for the first time meanwhile.
-        let _opening = self.mill.inner.new_levels.lock();
+        // The normal level first: one that is opened from then on looks at it.
+        let normal = self.mill.inner.backend_queue(&self.name)?;
+        normal.queue.set_paused(paused)?;
         let mut levels = self.levels().into_iter();
         levels.try_for_each(|level| level.queue.set_paused(paused))
     }
@@ -310,5 +311,28 @@ impl fmt::Debug for JobQueue {
             .field("name", &self.name)
             .field("levels", &self.levels().len())
             .finish()
+    }
+}
+
+#[cfg(all(test, feature = "embedded"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_that_was_made_and_not_paused_before_its_process_died_is_paused_when_it_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("jobs");
+        let mill = Mill::open(&path).unwrap();
+        mill.queue("notes").unwrap().pause().unwrap();
+        drop(mill.inner.backend.queue("notes.high").unwrap());
+        mill.close().unwrap();
+
+        let mill = Mill::open(&path).unwrap();
+        let high = mill.inner.queue("notes", Priority::High).unwrap();
+        assert!(high.queue.is_paused());
+        let queue = mill.queue("notes").unwrap();
+        assert!(queue.is_paused());
+        queue.resume().unwrap();
+        assert!(!high.queue.is_paused());
     }
 }

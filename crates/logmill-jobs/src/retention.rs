@@ -58,6 +58,8 @@ const FOREVER: u32 = u32::MAX;
 /// As many are removed together with one that is stored: more than one, so that there are fewer with
 /// time where a limit was lowered.
 const AT_ONCE: usize = 4;
+/// As many that have expired are forgotten at a time, at least: they cost nothing but the look.
+const EXPIRED: usize = 64;
 /// As many are removed in a transaction after the order was rebuilt.
 const BATCH: usize = 256;
 
@@ -206,7 +208,7 @@ impl Retention {
         let now = self.seconds(self.clock.now());
         let mut kept: SmallVec<[(u32, Kept); AT_ONCE]> = SmallVec::new();
         let mut state = self.state.lock();
-        state.forget_expired(now, most);
+        state.forget_expired(now, most.max(EXPIRED));
         for _ in 0..most {
             let is_full = state.records + records > self.max_records
                 || state.bytes.saturating_add(bytes) > self.max_bytes;

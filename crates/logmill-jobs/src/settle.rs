@@ -368,9 +368,7 @@ pub(crate) fn ended_otherwise(mill: &Mill, ended: &backend::Ended<'_>) {
             )
         }
     };
-    if let Err(error) = note_end(mill, &id, ended, record) {
-        tracing::warn!(%id, %error, "the end of a job could not be stored");
-    }
+    let noted = note_end(mill, &id, ended, record);
     // Before those who wait are told, and after the record is there: who finds neither the job nor this
     // looks for the record.
     mill.inner.cancelling.forget(&id);
@@ -383,6 +381,10 @@ pub(crate) fn ended_otherwise(mill: &Mill, ended: &backend::Ended<'_>) {
     mill.inner.progressed.forget(&id);
     note_for_figures(mill, &id, ended.kind, ended.attempt, &told);
     tell(mill, &id, told);
+    // Last, as a subscriber may panic.
+    if let Err(error) = noted {
+        tracing::warn!(%id, %error, "the end of a job could not be stored");
+    }
 }
 
 /// Counts the end of a job that no handler has completed, and tells those who listen.

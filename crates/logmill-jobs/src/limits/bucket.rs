@@ -77,7 +77,13 @@ impl Bucket {
     }
 
     /// Gives the cells of a job back that did not begin, whether it was about to or not.
-    pub(super) fn give_back_cells(&mut self, limit: &Limit, cost: u32, was_about_to: bool) {
+    pub(super) fn give_back_cells(
+        &mut self,
+        limit: &Limit,
+        now: Instant,
+        cost: u32,
+        was_about_to: bool,
+    ) {
         let Some(rate) = limit.rate else {
             return;
         };
@@ -85,6 +91,10 @@ impl Bucket {
         self.next = given_back(self.next);
         if was_about_to {
             self.begun = given_back(self.begun);
+        }
+        // No burst follows the end of a hold.
+        if let Some(closed) = self.closed.filter(|closed| *closed > now) {
+            self.next = self.next.max(rate.closed_until(closed));
         }
     }
 

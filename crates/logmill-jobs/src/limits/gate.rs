@@ -60,7 +60,8 @@ pub(super) enum Taken {
     Free,
     /// It waits; until this time, if that is known.
     Waits(Option<Instant>),
-    /// There was nothing to hold: it was cancelled, or goes back to its queue for a while.
+    /// There was nothing to hold: it was cancelled, or goes back to its queue for a while. Another one
+    /// may be the first of the line.
     NotHeld,
 }
 
@@ -185,6 +186,7 @@ impl Gate {
             return Taken::Free;
         }
         let next = state.comings + 1;
+        let came = came.unwrap_or(next);
         let bucket = state.bucket(key.bucket, &self.limit, now);
         let refusal = bucket.refusal(&self.limit, now, cost);
         if refusal.is_none() && bucket.waiting.is_empty() {
@@ -195,16 +197,16 @@ impl Gate {
         let waiting = Waiting {
             id: id.clone(),
             cost,
-            came: came.unwrap_or(next),
+            came,
             held: None,
         };
-        bucket.waiting.push(key.line, waiting);
+        bucket.waiting.push(key.line, waiting, &self.weights);
         let is_next = bucket.waiting.front().is_some_and(|next| next.id == *id);
         let until = match refusal {
             Some(Refusal::Until(until)) if is_next => Some(until),
             // One that costs more waits for its time, and it is not its turn any more.
             None if is_next => {
-                drop(bucket.waiting.pop_front(&self.weights));
+                drop(bucket.waiting.pop_front());
                 bucket.take(&self.limit, now, cost);
                 bucket.begin(&self.limit, now, cost);
                 return Taken::Place;
@@ -216,7 +218,7 @@ impl Gate {
             state.set_time(key.bucket, until);
         }
         drop(state);
-        match self.hold(key, id, claim) {
+        match self.hold(key, came, id, claim) {
             true => Taken::Waits(until),
             false => {
                 let _ = claim.settle(Settlement::Snooze { after: AGAIN });
@@ -282,18 +284,18 @@ impl Gate {
             held: None,
         };
         let bucket = state.bucket(key.bucket, &self.limit, self.clock.now());
-        bucket.waiting.push(key.line, waiting);
+        bucket.waiting.push(key.line, waiting, &self.weights);
         state.set_time(key.bucket, Some(until));
         self.note_known(&state);
         drop(state);
-        self.hold(key, id, claim)
+        self.hold(key, 0, id, claim)
     }
 
     /// Holds a job that has its place in the line. Returns false if there was nothing to hold.
     ///
     /// Without the lock: to hold a job that was cancelled tells of its end, which comes back to this
     /// gate.
-    fn hold(&self, key: Key, id: &JobId, claim: &mut dyn Claim) -> bool {
+    fn hold(&self, key: Key, came: u64, id: &JobId, claim: &mut dyn Claim) -> bool {
         let held = claim.hold();
         if held.is_none() {
             drop(self.forget(key, id));
@@ -301,7 +303,7 @@ impl Gate {
         }
         let mut state = self.state.lock();
         let bucket = state.buckets.get_mut(&key.bucket);
-        let entry = bucket.and_then(|bucket| bucket.waiting.find(key.line, id));
+        let entry = bucket.and_then(|bucket| bucket.waiting.find(key.line, came, id));
         let late = match entry {
             Some(entry) => {
                 entry.held = held;
@@ -318,6 +320,7 @@ impl Gate {
     /// Gives a place back; with its turn, if the job did not begin. Returns whether a job waits for
     /// one.
     pub(super) fn give_back(&self, key: u64, cost: u32, ended: Ended) -> bool {
+        let now = self.now();
         let mut state = self.state.lock();
         let Some(bucket) = state.buckets.get_mut(&key) else {
             return false;
@@ -325,11 +328,11 @@ impl Gate {
         bucket.running -= 1;
         if ended != Ended::Begun {
             let was_about_to = ended == Ended::AboutToBegin;
-            bucket.give_back_cells(&self.limit, cost, was_about_to);
+            bucket.give_back_cells(&self.limit, now, cost, was_about_to);
         }
         let is_awaited = !bucket.waiting.is_empty();
         if self.is_for_held {
-            self.forget_held(&mut state, key, self.now());
+            self.forget_held(&mut state, key, now);
         }
         is_awaited
     }
@@ -343,7 +346,7 @@ impl Gate {
         };
         let mut first = None;
         if bucket.refusal_of_first(&self.limit, now).is_none() {
-            first = bucket.waiting.pop_front(&self.weights);
+            first = bucket.waiting.pop_front();
         }
         if let Some(first) = &first {
             bucket.take(&self.limit, now, first.cost);
@@ -371,7 +374,8 @@ impl Gate {
         }
     }
 
-    /// Takes out a job that waits. Looks through those of its key.
+    /// Takes out a job that waits. Looks through those of its key. The caller gives the next one its
+    /// turn: it may be one for which there is a place.
     pub(super) fn forget(&self, key: Key, id: &JobId) -> Option<Waiting> {
         let mut state = self.state.lock();
         let waiting = &mut state.buckets.get_mut(&key.bucket)?.waiting;

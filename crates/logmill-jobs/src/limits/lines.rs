@@ -3,7 +3,12 @@
 //! Turns are those of start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996). Each line has the
 //! virtual time at which its first job may start, and the least of them is next. A job moves that of its
 //! line on by its cost over the weight of its key; a line that was empty starts at the present virtual
-//! time, which is that of the last turn, so that nobody saves turns up.
+//! time, so that nobody saves turns up.
+//!
+//! The present virtual time is the start of the last turn, and goes on by the cost of that turn over the
+//! weights of all keys that wait, as in WF2Q+ (Bennett and Zhang, IEEE/ACM Transactions on Networking 1997).
+//! Otherwise it would stand still while new keys keep coming, and those with a later start would have no
+//! turn.
 
 #[cfg(test)]
 mod tests;
@@ -33,6 +38,8 @@ pub(super) struct Turns {
     /// How often a line has come to a start: those that start at the same time take turns.
     comings: u64,
     waiting: usize,
+    /// The weights of the keys that wait.
+    weights: u128,
 }
 
 /// The jobs of a key, which are none for a while after its last turn: it may not start at once then.
@@ -41,6 +48,7 @@ struct Line {
     jobs: VecDeque<Waiting>,
     start: u128,
     came: u64,
+    weight: u32,
 }
 
 /// A turn of a key with weight 1, in virtual time.
@@ -66,10 +74,10 @@ impl Lines {
     }
 
     /// Adds a job to the line of its key, behind those that came before it.
-    pub(super) fn push(&mut self, key: u64, job: Waiting) {
+    pub(super) fn push(&mut self, key: u64, job: Waiting, weights: &Weights) {
         let line = match self {
             Self::One(line) => line,
-            Self::InTurn(turns) => turns.line_for_one_more(key),
+            Self::InTurn(turns) => turns.line_for_one_more(key, weights),
         };
         if line.capacity() == 0 {
             // Many keys have one job that waits.
@@ -88,20 +96,19 @@ impl Lines {
     }
 
     /// Takes out the job whose turn it is.
-    pub(super) fn pop_front(&mut self, weights: &Weights) -> Option<Waiting> {
+    pub(super) fn pop_front(&mut self) -> Option<Waiting> {
         match self {
             Self::One(line) => line.pop_front(),
-            Self::InTurn(turns) => turns.pop_front(weights),
+            Self::InTurn(turns) => turns.pop_front(),
         }
     }
 
-    /// A job that came into its line a moment ago: it is nearly always at one of the ends.
-    pub(super) fn find(&mut self, key: u64, id: &JobId) -> Option<&mut Waiting> {
+    /// A job that waits, and came then.
+    pub(super) fn find(&mut self, key: u64, came: u64, id: &JobId) -> Option<&mut Waiting> {
         let line = self.line(key)?;
-        match line.front().is_some_and(|one| one.id == *id) {
-            true => line.front_mut(),
-            false => line.iter_mut().rfind(|one| one.id == *id),
-        }
+        let from = line.partition_point(|one| one.came < came);
+        let mut same = line.range_mut(from..).take_while(|one| one.came == came);
+        same.find(|one| one.id == *id)
     }
 
     /// Takes a job out. Looks through those of its line.
@@ -110,8 +117,7 @@ impl Lines {
         let at = line.iter().position(|one| one.id == *id)?;
         let removed = line.remove(at);
         if let Self::InTurn(turns) = self {
-            turns.waiting -= 1;
-            turns.forget_if_empty();
+            turns.note_one_less(key);
         }
         removed
     }
@@ -147,9 +153,13 @@ impl Lines {
 }
 
 impl Turns {
-    fn line_for_one_more(&mut self, key: u64) -> &mut VecDeque<Waiting> {
+    fn line_for_one_more(&mut self, key: u64, weights: &Weights) -> &mut VecDeque<Waiting> {
         self.waiting += 1;
         let line = self.lines.entry(key).or_default();
+        if line.jobs.is_empty() {
+            line.weight = weights.get(&key).copied().unwrap_or(1).max(1);
+            self.weights += u128::from(line.weight);
+        }
         let is_new = line.came == 0;
         if is_new || line.jobs.is_empty() && line.start < self.now {
             if !is_new {
@@ -184,20 +194,31 @@ impl Turns {
         self.lines.get(&key)?.jobs.front()
     }
 
-    fn pop_front(&mut self, weights: &Weights) -> Option<Waiting> {
+    fn pop_front(&mut self) -> Option<Waiting> {
         let key = self.key()?;
         let line = self.lines.get_mut(&key)?;
         let job = line.jobs.pop_front()?;
         self.order.remove(&(line.start, line.came, key));
-        self.now = line.start;
+        let cost = u128::from(job.cost.max(1)) * TURN;
+        // Its own weight is one of them.
+        self.now = line.start.max(self.now + cost / self.weights.max(1));
         self.comings += 1;
-        let weight = weights.get(&key).copied().unwrap_or(1);
-        line.start += u128::from(job.cost.max(1)) * TURN / u128::from(weight.max(1));
+        line.start += cost / u128::from(line.weight);
         line.came = self.comings;
         self.order.insert((line.start, line.came, key));
-        self.waiting -= 1;
-        self.forget_if_empty();
+        self.note_one_less(key);
         Some(job)
+    }
+
+    /// A job has left the line of its key.
+    fn note_one_less(&mut self, key: u64) {
+        self.waiting -= 1;
+        if let Some(line) = self.lines.get(&key)
+            && line.jobs.is_empty()
+        {
+            self.weights -= u128::from(line.weight);
+        }
+        self.forget_if_empty();
     }
 
     /// Forgets who has had how many turns once nobody waits.

@@ -217,7 +217,10 @@ impl Limits {
                     // The places at other gates are free again when the permit is dropped.
                     return Admission::Waits;
                 }
-                Taken::NotHeld => return Admission::Waits,
+                Taken::NotHeld => {
+                    self.grant(number, key.bucket);
+                    return Admission::Waits;
+                }
             }
         }
         Admission::Runs(permit)
@@ -372,19 +375,24 @@ impl Limits {
         if self.gates.len() == 1 && !self.gates.iter().any(Gate::knows_any) {
             return;
         }
-        let granted = {
-            let mut granted = self.granted.lock();
-            let gates = self.gates.iter();
-            let waiting: SmallVec<[_; 4]> = gates
-                .map(|gate| gate.forget(self.key_of(gate, job)?, id))
-                .collect();
-            let grant = granted.remove(id);
-            self.grants.store(granted.len(), Ordering::Relaxed);
-            drop(granted);
+        let mut granted = self.granted.lock();
+        let mut waited = SmallVec::<[_; 4]>::new();
+        for (gate, number) in self.gates.iter().zip(0..) {
+            if let Some(key) = self.key_of(gate, job)
+                && let Some(waiting) = gate.forget(key, id)
+            {
+                waited.push((number, key.bucket, waiting));
+            }
+        }
+        let grant = granted.remove(id);
+        self.grants.store(granted.len(), Ordering::Relaxed);
+        drop(granted);
+        for (number, key, waiting) in waited {
             drop(waiting);
-            grant
-        };
-        if let Some(place) = granted {
+            // It may have been the first of its line, and the next one may begin at once.
+            self.grant(number, key);
+        }
+        if let Some(place) = grant {
             self.give_back(place, Ended::LetThrough);
         }
     }

@@ -41,12 +41,17 @@ pub(super) struct Kept {
     number: u64,
 }
 
+/// Claims are extended no more often than this, whatever a backend says.
+const SHORTEST: Duration = Duration::from_millis(1);
+/// A time that no process comes to.
+const FAR: Duration = Duration::from_secs(365 * 86_400);
+
 impl Leases {
     pub(super) fn new(mill: &Mill) -> Self {
         let clock = mill.inner.clock.clone();
         let lease = mill.inner.backend.capabilities().lease;
         Self {
-            every: lease.map(|lease| lease / 3),
+            every: lease.map(|lease| (lease / 3).max(SHORTEST)),
             mill: Arc::downgrade(&mill.inner),
             state: Mutex::new(State {
                 running: HashMap::new(),
@@ -131,7 +136,7 @@ impl Leases {
             if now < state.next {
                 return;
             }
-            state.next = now.checked_add(every).unwrap_or(now);
+            state.next = now.checked_add(every).unwrap_or_else(|| now + FAR);
             let running = state.running.iter();
             running
                 .map(|(number, (id, lease))| (*number, id.clone(), Arc::clone(lease)))
@@ -152,12 +157,17 @@ impl Leases {
 
     /// Another consumer has a job, or will.
     fn lose(&self, number: u64, id: &JobId) {
+        let mut state = self.state.lock();
         // One that has ended meanwhile is not lost.
-        let lost = self.state.lock().running.remove(&number);
+        let lost = state.running.remove(&number);
+        let mut others = state.running.iter();
+        let is_here_again = others.any(|(other, (of, _))| *other > number && of == id);
+        drop(state);
         if lost.is_none() {
             return;
         }
-        if let Some(inner) = self.mill.upgrade() {
+        // A later attempt of this pool has the job rightly, and it is the one that would be told.
+        if !is_here_again && let Some(inner) = self.mill.upgrade() {
             inner.running.lose(id);
         }
         tracing::warn!(%id, "the job is not this consumer's any more, and its handler is told to stop");

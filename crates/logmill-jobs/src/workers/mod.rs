@@ -311,6 +311,10 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
             is_stored: self.is_dynamic,
         };
         let chunks = Chunks::new(mill, &by_kind);
+        // A level that was made by a process which died before it paused it is paused here.
+        for queue in served.names() {
+            mill.queue(queue)?;
+        }
         let shared = Shared::new(mill, served, concurrency, chunks)?;
         let (threads, tasks) = shared.wanted();
         mill.inner

@@ -106,6 +106,56 @@ fn a_queue_has_the_levels_that_are_used_after_its_handle_was_made() {
     assert!(pool.shutdown(PATIENCE).finished_in_time);
 }
 
+/// Waits a moment in the first event, and then enqueues a job in a level that was never used.
+struct Slow(Mill, AtomicBool, std::sync::mpsc::Sender<()>);
+
+impl tracing::Subscriber for Slow {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("logmill")
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        if !self.1.swap(true, Ordering::SeqCst) {
+            self.2.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(200));
+            let audit = self.0.job(note("what was logged")).queue("audit");
+            audit.priority(Priority::High).enqueue().unwrap();
+        }
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn subscribers_that_use_new_levels_lock_nobody_out() {
+    let dir = damaged();
+    let mill = Mill::open(dir.path().join("jobs")).unwrap();
+    let (told, begun) = std::sync::mpsc::channel();
+    let subscriber = Slow(mill.clone(), AtomicBool::new(false), told);
+    let opens = mill.clone();
+    let one = std::thread::spawn(move || {
+        tracing::subscriber::with_default(subscriber, || opens.enqueue(note("new")).unwrap());
+    });
+    begun.recv_timeout(PATIENCE).unwrap();
+    let other = std::thread::spawn(move || {
+        let job = mill.job(note("x")).queue("other").priority(Priority::High);
+        job.enqueue().unwrap();
+    });
+    until("both have enqueued", || {
+        one.is_finished() && other.is_finished()
+    });
+    one.join().unwrap();
+    other.join().unwrap();
+}
+
 /// A directory of a mill with damage in its keys and in the queue `notes`.
 fn damaged() -> tempfile::TempDir {
     let (mill, dir) = mill();

@@ -84,3 +84,19 @@ fn a_job_that_is_cancelled_gives_back_the_place_that_was_kept_for_it() {
     mill.advance(secs(10));
     assert_eq!(done(), 1);
 }
+
+#[test]
+fn a_job_behind_a_costly_one_that_is_cancelled_begins_at_once() {
+    let limit = Limit::on_queue("calls").rate(1, secs(1)).burst(50);
+    let mill = TestMill::with_options(MillOptions::new().limit(limit)).unwrap();
+    let workers = Workers::new(()).on(|_: Call| -> JobResult { Ok(()) });
+    let done = || mill.run_until_idle(&workers).unwrap().done();
+    mill.job(Call).cost(50).enqueue().unwrap();
+    let costly = mill.job(Call).cost(50).enqueue().unwrap();
+    mill.enqueue(Call).unwrap();
+    assert_eq!(done(), 1);
+    mill.advance(secs(2));
+    assert_eq!(done(), 0);
+    costly.cancel("not wanted").unwrap();
+    assert_eq!(done(), 1);
+}

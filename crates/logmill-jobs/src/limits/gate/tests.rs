@@ -72,3 +72,18 @@ fn a_place_that_is_given_back_does_not_open_a_key_that_is_closed() {
         assert_eq!(places(&gate, 0, now + secs(601)), 1);
     }
 }
+
+#[test]
+fn jobs_that_come_to_a_closed_key_give_back_no_burst_for_its_end() {
+    let gate = new(Limit::on_queue("q").rate(1, secs(1)).burst(5));
+    let now = Instant::now();
+    // Five are let through, and come late.
+    assert_eq!(places(&gate, 0, now), 5);
+    gate.close(0, now + secs(60));
+    for _ in 0..5 {
+        assert_eq!(gate.arrive(0, 1), Arrived::Closed);
+        gate.give_back(0, 1, Ended::LetThrough);
+    }
+    assert_eq!(places(&gate, 0, now + secs(60)), 1);
+    assert_eq!(places(&gate, 0, now + secs(61)), 1);
+}

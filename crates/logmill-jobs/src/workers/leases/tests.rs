@@ -209,3 +209,28 @@ fn without_leases_there_is_no_thread_and_nothing_is_kept() {
     leases.start("jobs").unwrap();
     assert_eq!((leases.every, Arc::strong_count(&leases)), (None, 1));
 }
+
+struct Fixed(bool);
+
+impl Lease for Fixed {
+    fn extend(&self) -> Result<bool, BackendError> {
+        Ok(self.0)
+    }
+}
+
+#[test]
+fn a_later_attempt_that_has_the_job_is_not_told_that_an_earlier_one_has_lost_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mill = Mill::open(dir.path().join("jobs")).unwrap();
+    let leases = Leases::new(&mill);
+    let id = JobId::new("default", 7);
+    let _earlier = mill.inner.running.begin(&id, None);
+    let later = mill.inner.running.begin(&id, None);
+    for (number, is_kept) in [(1, false), (2, true)] {
+        let lease = (id.clone(), Arc::new(Fixed(is_kept)) as Arc<dyn Lease>);
+        leases.state.lock().running.insert(number, lease);
+    }
+    leases.extend(secs(1));
+    assert!(!later.is_lost());
+    assert_eq!(leases.state.lock().running.len(), 1);
+}
