@@ -215,11 +215,43 @@ pub(crate) fn listing(dir: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
 }
 
 /// A copy of the directory of an open queue, as `kill -9` would leave it: nothing is closed, sealed
-/// or tidied up. The queue must be idle.
+/// or tidied up. Nobody else may use the queue.
 pub(crate) fn crash_copy(queue_dir: &Path) -> TempDir {
-    let copy = tempfile::tempdir().expect("a scratch directory");
-    copy_tree(queue_dir, copy.path());
+    let mut copy = copied(queue_dir);
+    // The library's own threads may be tidying up, and a copy takes time, which a kill does not: some files
+    // would be of before a step, and others of after it.
+    for _ in 0..20 {
+        let again = copied(queue_dir);
+        if files_in(copy.path()) == files_in(again.path()) {
+            break;
+        }
+        copy = again;
+    }
     copy
+}
+
+fn copied(dir: &Path) -> TempDir {
+    let copy = tempfile::tempdir().expect("a scratch directory");
+    copy_tree(dir, copy.path());
+    copy
+}
+
+/// The files below a directory, with what they contain.
+fn files_in(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut dirs = vec![PathBuf::new()];
+    while let Some(below) = dirs.pop() {
+        for entry in fs::read_dir(dir.join(&below)).expect("readable") {
+            let path = below.join(entry.expect("readable").file_name());
+            if dir.join(&path).is_dir() {
+                dirs.push(path);
+            } else {
+                let bytes = fs::read(dir.join(&path)).expect("readable");
+                files.insert(path, bytes);
+            }
+        }
+    }
+    files
 }
 
 /// Copies a directory. Skips files that are removed meanwhile.
