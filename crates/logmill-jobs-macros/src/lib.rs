@@ -1,6 +1,9 @@
-//! The derive macro of `logmill-jobs`; see the documentation of `logmill_jobs::Job`.
+//! The macros of `logmill-jobs`; see the documentation of `logmill_jobs::Job` and
+//! `logmill_jobs::debug_handler`.
 
 mod attributes;
+mod debug_handler;
+mod signature;
 
 use proc_macro::TokenStream;
 use quote::quote;
@@ -17,6 +20,12 @@ pub fn derive_job(input: TokenStream) -> TokenStream {
     implement(&input)
         .unwrap_or_else(|error| error.to_compile_error())
         .into()
+}
+
+/// The function itself stays as it is. Beside it, the attribute adds code that is never called.
+#[proc_macro_attribute]
+pub fn debug_handler(options: TokenStream, item: TokenStream) -> TokenStream {
+    debug_handler::expand(options.into(), item.into()).into()
 }
 
 fn implement(input: &DeriveInput) -> syn::Result<proc_macro2::TokenStream> {

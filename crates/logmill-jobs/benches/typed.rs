@@ -113,6 +113,47 @@ fn typed<J: Job<Output = ()>>(
     took
 }
 
+/// Unique jobs, so many at a time, which run before the next ones are enqueued. Only the enqueues are
+/// timed.
+fn unique_in_bursts(jobs: u64) -> Duration {
+    const BURST: u64 = 10_000;
+    let dir = tempfile::tempdir().expect("a directory");
+    let mill = Mill::open(dir.path().join("jobs")).expect("a mill");
+    let queue = mill.queue("default").expect("a queue");
+    let done = Done::default();
+    let handler = |_: Plain, State(done): State<Done>| -> JobResult {
+        done.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    };
+    let workers = Workers::new(Arc::clone(&done)).on(handler).threads(1);
+    let pool = workers.start(&mill).expect("workers");
+    let (mut user, mut took) = (0, Duration::ZERO);
+    // The first burst makes the files that later ones use again.
+    let ends = std::iter::once(BURST)
+        .chain((1..=jobs.div_ceil(BURST)).map(|burst| BURST + jobs.min(burst * BURST)));
+    for end in ends {
+        queue.pause().expect("paused");
+        let start = Instant::now();
+        for user in user..end {
+            let unique = Unique::by(user.to_string());
+            mill.job(plain(user))
+                .unique(unique)
+                .enqueue()
+                .expect("room");
+        }
+        if user > 0 {
+            took += start.elapsed();
+        }
+        user = end;
+        queue.resume().expect("resumed");
+        while done.load(Ordering::Relaxed) < end {
+            thread::yield_now();
+        }
+    }
+    assert!(pool.shutdown(secs(60)).finished_in_time);
+    took
+}
+
 fn end_to_end(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("end_to_end_1x1");
     group.throughput(Throughput::Elements(1)).sample_size(20);
@@ -162,6 +203,9 @@ fn enqueue(criterion: &mut Criterion) {
                 .enqueue()
                 .expect("room")
         });
+    });
+    group.bench_function("unique_in_bursts", |bencher| {
+        bencher.iter_custom(unique_in_bursts)
     });
     group.bench_function("unique_existing", |bencher| {
         bencher.iter(|| {

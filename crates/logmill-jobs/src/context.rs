@@ -38,6 +38,9 @@ pub enum StopCause {
     Shutdown,
     /// The attempt's time is up.
     TimedOut,
+    /// The backend has taken the job back, as it was not heard from this process for too long: another
+    /// process may run it. Only on a backend with [leases](crate::backend::Capabilities::lease).
+    Lost,
 }
 
 /// An attempt at a job, from which extractors take what they need.
@@ -237,7 +240,7 @@ impl Context {
     ///
     /// A handler that takes long asks from time to time.
     pub fn is_stopping(&self) -> bool {
-        self.is_cancelled() || self.is_late() || self.inner.pool_stops.load(Ordering::Relaxed)
+        self.stop_cause().is_some()
     }
 
     /// Whether the job was cancelled since the handler got it.
@@ -251,6 +254,8 @@ impl Context {
             Some(StopCause::Cancelled)
         } else if self.inner.pool_stops.load(Ordering::Relaxed) {
             Some(StopCause::Shutdown)
+        } else if self.inner.signals.is_lost() {
+            Some(StopCause::Lost)
         } else {
             self.is_late().then_some(StopCause::TimedOut)
         }
@@ -281,12 +286,15 @@ impl Context {
     /// |---|---|
     /// | [`Shutdown`](StopCause::Shutdown) | given back without an attempt: it comes again at once, after a restart |
     /// | [`Cancelled`](StopCause::Cancelled) | it ends as cancelled, with the reason of the call |
+    /// | [`Lost`](StopCause::Lost) | the backend refuses what this attempt does to it |
     /// | [`TimedOut`](StopCause::TimedOut) | the attempt has failed, and is repeated after the backoff |
     pub fn check(&self) -> JobResult {
         match self.stop_cause() {
             None => Ok(()),
             // A cancelled job that is given back ends, whichever attempt it was.
-            Some(StopCause::Shutdown | StopCause::Cancelled) => Err(snooze(Duration::ZERO)),
+            Some(StopCause::Shutdown | StopCause::Cancelled | StopCause::Lost) => {
+                Err(snooze(Duration::ZERO))
+            }
             Some(StopCause::TimedOut) => Err(Failure::retry(TOO_LONG.to_owned())),
         }
     }

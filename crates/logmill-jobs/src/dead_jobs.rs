@@ -1,7 +1,11 @@
 //! Many dead jobs: lists page by page, and what is done to all that a filter selects.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use crate::JobId;
 use crate::backend::BackendError;
+use crate::mill::OpenQueue;
 use crate::queue::{DeadJob, JobQueue, dead_job};
 use crate::user_code;
 
@@ -43,9 +47,10 @@ impl std::str::FromStr for DeadCursor {
 
 /// Dead jobs that a filter has selected, of one level.
 struct Selected {
-    /// The position of the level.
-    at: usize,
+    level: Arc<OpenQueue>,
     letters: Vec<u64>,
+    /// How many there are of each kind.
+    kinds: HashMap<String, u64>,
     /// The places of those that are of flows.
     flows: Vec<Vec<u8>>,
     /// The headers of those that were unique.
@@ -83,10 +88,13 @@ impl JobQueue {
         limit: usize,
     ) -> Result<DeadPage, BackendError> {
         let limit = limit.max(1);
+        let levels = self.levels();
         let mut from = 0;
         if let Some(DeadCursor { after }) = after {
-            let mut levels = self.levels.iter();
-            let Some(at) = levels.position(|level| &*level.name == after.place()) else {
+            let Some(at) = levels
+                .iter()
+                .position(|level| &*level.name == after.place())
+            else {
                 let why = format!("the cursor {after} is not of the queue {}", self.name());
                 return Err(BackendError::Invalid(why));
             };
@@ -94,7 +102,7 @@ impl JobQueue {
         }
         let mut jobs: Vec<DeadJob> = Vec::new();
         let mut is_more = false;
-        for (at, level) in self.levels.iter().enumerate().skip(from) {
+        for (at, level) in levels.iter().enumerate().skip(from) {
             let after = after.map(|cursor| cursor.after.number());
             let after = after.filter(|_| at == from);
             level.queue.each_dead_letter(after, &mut |letter| {
@@ -139,14 +147,30 @@ impl JobQueue {
     ) -> Result<Vec<JobId>, BackendError> {
         let mut replayed = Vec::new();
         for Selected {
-            at, letters, flows, ..
+            level,
+            letters,
+            kinds,
+            flows,
+            ..
         } in self.select(limit, filter)?
         {
-            let level = &self.levels[at];
             for flow in &flows {
                 crate::flow::note_replay(&self.mill, Some(flow))?;
             }
-            let numbers = level.queue.replay_all(&letters)?.into_iter();
+            let counted = kinds.iter().map(|(kind, count)| {
+                let counter = level.arrivals.of(kind);
+                counter.add(*count);
+                (counter, *count)
+            });
+            let counted: Vec<_> = counted.collect();
+            let numbers = level.queue.replay_all(&letters);
+            if !matches!(numbers, Ok(_) | Err(BackendError::NotDurable(_))) {
+                // Some may be enqueued by then; how many, the backend does not say.
+                for (counter, count) in counted {
+                    counter.take_back(count);
+                }
+            }
+            let numbers = numbers?.into_iter();
             replayed.extend(numbers.map(|number| JobId::new(level.name.clone(), number)));
         }
         Ok(replayed)
@@ -164,7 +188,7 @@ impl JobQueue {
     ) -> Result<u64, BackendError> {
         let mut sum = 0;
         for one in self.select(limit, filter)? {
-            sum += self.levels[one.at].queue.purge_all(&one.letters)?;
+            sum += one.level.queue.purge_all(&one.letters)?;
             for unique in &one.uniques {
                 crate::unique::forget_letter(&self.mill, Some(unique))?;
             }
@@ -181,17 +205,19 @@ impl JobQueue {
     ) -> Result<Vec<Selected>, BackendError> {
         let (mut left, mut panic) = (limit, None);
         let mut selected = Vec::new();
-        for (at, level) in self.levels.iter().enumerate() {
+        for level in self.levels() {
             let (mut letters, mut flows, mut uniques) = (Vec::new(), Vec::new(), Vec::new());
+            let mut kinds = HashMap::<String, u64>::new();
             if left == 0 {
                 break;
             }
             level.queue.each_dead_letter(None, &mut |letter| {
                 let number = letter.letter;
-                let dead = dead_job(&self.mill, level, letter);
+                let dead = dead_job(&self.mill, &level, letter);
                 match user_code::call(|| filter(&dead)) {
                     Ok(true) => {
                         letters.push(number);
+                        *kinds.entry(dead.kind).or_default() += 1;
                         flows.extend(dead.flow);
                         uniques.extend(dead.unique);
                         left -= 1;
@@ -206,8 +232,9 @@ impl JobQueue {
                 return Err(BackendError::Invalid(why));
             }
             selected.push(Selected {
-                at,
+                level,
                 letters,
+                kinds,
                 flows,
                 uniques,
             });

@@ -210,7 +210,11 @@ impl<'a, J: Job> Enqueue<'a, J> {
                     sync: options.sync,
                 };
                 let (number, outcome) = match unique {
-                    None => (queue.queue.publish(&new)?, Outcome::New),
+                    None => {
+                        let publish = || queue.queue.publish(&new);
+                        let number = queue.arrivals.counting(J::KIND, 1, publish)?;
+                        (number, Outcome::New)
+                    }
                     Some(unique) => {
                         let merge = merge.map(|merge| unique::merge_by(mill, merge, payload));
                         let call = unique::Call {
@@ -235,7 +239,6 @@ impl<'a, J: Job> Enqueue<'a, J> {
             .map(|(id, outcome)| JobHandle::new((*mill).clone(), id, outcome))
     }
 
-    #[cfg(feature = "schedules")]
     pub(crate) fn is_sync(&self) -> bool {
         self.options.sync
     }
@@ -359,7 +362,9 @@ pub(crate) fn all<J: Job>(
             sync: false,
         })
         .collect();
-    let numbers = queue.queue.publish_all(&new)?;
+    let publish = || queue.queue.publish_all(&new);
+    let arrivals = &queue.arrivals;
+    let numbers = arrivals.counting(J::KIND, new.len() as u64, publish)?;
     let handle = |number| {
         let id = JobId::new(queue.name.clone(), number);
         if mill.inner.events.is_on() {
@@ -372,7 +377,7 @@ pub(crate) fn all<J: Job>(
 
 /// Tells those who listen that a job was enqueued.
 #[cold]
-fn tell(mill: &Mill, id: &JobId, kind: &str) {
+pub(crate) fn tell(mill: &Mill, id: &JobId, kind: &str) {
     let events = &mill.inner.events;
     events.tell(mill, id, kind.into(), 0, EventKind::Enqueued);
 }

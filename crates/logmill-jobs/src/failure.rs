@@ -155,6 +155,14 @@ impl<E: fmt::Display + 'static> From<E> for Failure {
     }
 }
 
+/// Boxes what [`Failure::into_error`] makes of it, for code that takes any error, such as the layers of
+/// `tower`.
+impl From<Failure> for Box<dyn Error + Send + Sync> {
+    fn from(failure: Failure) -> Self {
+        Box::new(failure.into_error())
+    }
+}
+
 /// A [`Failure`] as an error type.
 ///
 /// When the handler's error becomes a [`Failure`] again, the first `FailureError` in it decides what

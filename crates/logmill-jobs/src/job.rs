@@ -44,6 +44,12 @@ use crate::{Backoff, CodecError, InputShape};
 /// `unique` and `key` also take several fields, `unique("user_id", "day")`; `unique` alone means all
 /// fields. A key is the JSON of the fields, so those of a `HashSet`, which has no order, are not equal
 /// for equal sets.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a job",
+    label = "not a job",
+    note = "a job is a type with `#[derive(Serialize, Deserialize, Job)]` and `#[job(kind = \"...\")]`; \
+            a handler takes it as its first argument"
+)]
 pub trait Job: Serialize + DeserializeOwned + Send + 'static {
     /// What the handler returns.
     ///

@@ -57,9 +57,12 @@
 //!   of jobs and the [`backend`] seam.
 //! - `schedules`: jobs that are enqueued again and again, by cron expressions or at intervals.
 //! - `tokio`: handlers that are async functions.
+//! - `tower`: handlers that are services of the crate [`tower`](https://docs.rs/tower), with its layers
+//!   around them.
 //! - `conformance`: checks of what a [`backend`] has to do, for the tests of one.
 //! - `metrics`: the figures as metrics of the crate [`metrics`](https://docs.rs/metrics).
 //! - `testing`: [`testing`], with a manual clock, for tests of handlers and flows.
+//! - `webhooks`: [`webhooks`], outgoing HTTP notifications that are jobs.
 //! - `msgpack`, `postcard`: other [formats](Format) than JSON.
 
 mod backoff;
@@ -105,10 +108,13 @@ mod settle;
 mod span;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod together;
 mod unique;
 mod user_code;
 mod waiters;
 mod waiting;
+#[cfg(feature = "webhooks")]
+pub mod webhooks;
 mod workers;
 
 pub mod backend;
@@ -124,7 +130,7 @@ pub use events::{Event, EventKind, Events};
 pub use failure::{
     Failure, FailureError, JobResult, cancel, discard, rate_limited, retry_in, snooze,
 };
-pub use figures::{KindStats, Load, Times};
+pub use figures::{KindLoad, KindStats, Load, Times};
 pub use flow::{
     Batch, Flow, FlowHandle, FlowId, FlowTree, InputShape, Inputs, JobNode, NodeStatus, OnFailure,
     ParseFlowIdError, TreeJob,
@@ -134,6 +140,10 @@ pub use flow::{Noted, StoredInputs};
 pub use handle::{JobHandle, Outcome, Status};
 #[cfg(feature = "tokio")]
 pub use handler::AsyncHandler;
+#[cfg(feature = "tower")]
+pub use handler::JobRequest;
+#[doc(hidden)]
+pub use handler::checks as handler_checks;
 pub use handler::{FromAttempt, FromRef, Handler, State};
 pub use id::{JobId, ParseIdError};
 #[doc(hidden)]
@@ -141,6 +151,76 @@ pub use job::key_of;
 pub use job::{Job, KindOptions, Priority, days, hours, minutes, secs};
 pub use limits::Limit;
 pub use logmill_jobs_macros::Job;
+/// Has the compiler say what is wrong with a function that does not fit as a handler.
+///
+/// Without it, the error is at [`Workers::on`], and says that the function is not a handler. With it, the
+/// error is at the argument, the type that is returned, or the value in an async function that keeps its
+/// future from being `Send`. It belongs to functions without generic parameters, blocking or async, and
+/// changes nothing at run time. Of an async function, a copy is checked: an `impl` in its body has to be
+/// for a type that the body defines.
+///
+/// ```
+/// use logmill_jobs::{Context, Job, JobResult, State, debug_handler};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize, Job)]
+/// #[job(kind = "resize")]
+/// struct Resize {
+///     image: u64,
+/// }
+///
+/// #[derive(Clone)]
+/// struct Studio;
+///
+/// #[debug_handler]
+/// fn resize(job: Resize, State(_studio): State<Studio>, cx: Context) -> JobResult {
+///     println!("resizing {} at attempt {}", job.image, cx.attempt());
+///     Ok(())
+/// }
+/// ```
+///
+/// The workers' state is assumed to be the T of the only `State<T>`, or `()` if there is none. Name it
+/// where a handler takes a part of the state, or an argument of a type that is made from the state:
+///
+/// ```
+/// # use logmill_jobs::{FromRef, Job, JobResult, State, debug_handler};
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Serialize, Deserialize, Job)]
+/// # #[job(kind = "resize")]
+/// # struct Resize;
+/// #[derive(Clone)]
+/// struct App {
+///     quality: u8,
+/// }
+///
+/// impl FromRef<App> for u8 {
+///     fn from_ref(app: &App) -> Self {
+///         app.quality
+///     }
+/// }
+///
+/// #[debug_handler(state = App)]
+/// fn resize(_: Resize, State(quality): State<u8>) -> JobResult {
+///     println!("with a quality of {quality}");
+///     Ok(())
+/// }
+/// ```
+///
+/// A job that is taken by reference is reported at that argument:
+///
+/// ```compile_fail
+/// # use logmill_jobs::{Job, JobResult, debug_handler};
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Serialize, Deserialize, Job)]
+/// # #[job(kind = "resize")]
+/// # struct Resize;
+/// #[debug_handler]
+/// fn resize(_: &Resize) -> JobResult {
+///     Ok(()) // error: a handler takes its job by value, not by reference
+/// }
+/// ```
+#[doc(inline)]
+pub use logmill_jobs_macros::debug_handler;
 pub use middleware::{After, Enqueueing, Middleware};
 pub use mill::Mill;
 #[cfg(feature = "embedded")]
@@ -154,9 +234,10 @@ pub use queue::{DeadJob, JobQueue};
 #[cfg(feature = "schedules")]
 pub use schedules::{Misfire, Schedule, ScheduleError, ScheduleInfo, Scheduled, Tick};
 pub use span::TraceContext;
+pub use together::Together;
 pub use unique::Unique;
 pub use waiting::WaitsFor;
-pub use workers::{Pool, PoolHealth, ShutdownReport, StuckJob, Workers};
+pub use workers::{Pool, PoolHealth, Scale, ShutdownReport, StuckJob, Workers};
 
 /// Compiles and runs the snippets of the guides.
 #[cfg(all(doctest, feature = "embedded"))]

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, ReentrantMutex};
 
-use crate::backend::{Backend, BackendError, Queue, name_of_level};
+use crate::backend::{Backend, BackendError, Changes, Damaged, NewJob, Queue, name_of_level};
 use crate::before::Before;
 use crate::cancelling::Cancelling;
 use crate::clock::Clock;
@@ -19,7 +19,7 @@ use crate::error::EnqueueError;
 #[cfg(feature = "embedded")]
 use crate::error::OpenError;
 use crate::events::Hub;
-use crate::figures::{Figures, Loads};
+use crate::figures::{Arrivals, Figures, KindLoads, Loads};
 use crate::flow::Flows;
 use crate::handle::JobHandle;
 use crate::limits::Limits;
@@ -85,7 +85,10 @@ pub(crate) struct Inner {
     pub(crate) keep_results: Duration,
     pub(crate) retention: Retention,
     /// The queues that were used, by the names that the backend knows.
-    queues: OpenQueues,
+    pub(crate) queues: OpenQueues,
+    /// Held while a level of a queue is made, and while a queue is paused or resumed. Reentrant: the
+    /// backend calls subscribers, which may enqueue.
+    pub(crate) new_levels: ReentrantMutex<()>,
     pub(crate) waiters: Waiters,
     pub(crate) running: Running,
     pub(crate) cancelling: Cancelling,
@@ -107,6 +110,7 @@ pub(crate) struct Inner {
     pub(crate) events: Arc<Hub>,
     pub(crate) figures: Figures,
     pub(crate) loads: Arc<Loads>,
+    pub(crate) kind_loads: KindLoads,
     pub(crate) orders: Arc<Orders>,
     is_closed: AtomicBool,
 }
@@ -115,6 +119,20 @@ pub(crate) struct Inner {
 pub(crate) struct OpenQueue {
     pub(crate) name: Arc<str>,
     pub(crate) queue: Box<dyn Queue>,
+    /// Jobs are counted there before they are stored.
+    pub(crate) arrivals: Arc<Arrivals>,
+}
+
+impl OpenQueue {
+    /// How many jobs were there when the queue was opened, and how many are there. 0 for both if there
+    /// were none.
+    pub(crate) fn found(&self) -> Result<(u64, u64), BackendError> {
+        if self.arrivals.has_found_none() {
+            return Ok((0, 0));
+        }
+        let stats = self.queue.stats()?;
+        Ok((self.arrivals.found_by(&stats), stats.left()))
+    }
 }
 
 thread_local! {
@@ -171,6 +189,7 @@ impl Mill {
             keep_results,
             retention: Retention::new(max_results, max_result_bytes, clock.clone()),
             queues: OpenQueues::default(),
+            new_levels: ReentrantMutex::new(()),
             waiters: Waiters::default(),
             running: Running::default(),
             cancelling: Cancelling::default(),
@@ -187,7 +206,8 @@ impl Mill {
             trace_context,
             events: Arc::default(),
             figures: Figures::default(),
-            loads: Arc::new(Loads::new(clock)),
+            loads: Arc::new(Loads::new(clock.clone())),
+            kind_loads: KindLoads::new(clock),
             limits,
             orders,
             #[cfg(feature = "schedules")]
@@ -246,6 +266,20 @@ impl Mill {
         jobs: impl IntoIterator<Item = J>,
     ) -> Result<Vec<JobHandle<J>>, EnqueueError> {
         crate::enqueue::all(self, jobs)
+    }
+
+    /// What was found damaged since the mill was opened: by a power cut, by a failing disk, or by
+    /// whoever writes to its files. Empty nearly always; a service that finds anything here has lost jobs or
+    /// results, or runs jobs again, and says so to an operator.
+    ///
+    /// A queue is looked at when it is first used. Each finding is also logged as an error.
+    pub fn damage(&self) -> Vec<Damaged> {
+        self.inner.backend.damage()
+    }
+
+    /// Whether both are handles of one mill.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
 
     /// Makes durable what was enqueued and completed before.
@@ -328,15 +362,55 @@ impl Inner {
 
     #[cold]
     fn open_queue(&self, name: &str) -> Result<Arc<OpenQueue>, BackendError> {
+        let level = name.split_once('.');
+        // A pause of the queue concerns all of its levels, and those that are made meanwhile.
+        let _opening = level.map(|_| self.new_levels.lock());
+        let is_paused = match level {
+            Some((queue, _)) if !self.backend.queue_names()?.iter().any(|one| one == name) => {
+                let normal = self.existing_queue(queue)?;
+                normal.is_some_and(|normal| normal.queue.is_paused())
+            }
+            _ => false,
+        };
         let queue = self.backend.queue(name)?;
+        if is_paused {
+            queue.set_paused(true)?;
+        }
+        let arrivals = self.figures.arrivals(name);
+        // If it fails, the next one who asks says so.
+        if let Ok(stats) = queue.stats() {
+            arrivals.found_by(&stats);
+        }
         let open = self.queues.add(OpenQueue {
             name: name.into(),
             queue,
+            arrivals,
         });
-        if let Some((queue, _)) = name.split_once('.') {
+        if let Some((queue, _)) = level {
             self.pools.note_new_level(queue);
         }
         Ok(open)
+    }
+
+    /// Makes changes, whose jobs are counted as enqueued.
+    pub(crate) fn commit(&self, changes: &Changes<'_>) -> Result<Vec<Option<u64>>, BackendError> {
+        self.counting(&changes.jobs, || self.backend.commit(changes))
+    }
+
+    /// Stores what has these jobs, which are counted as enqueued.
+    pub(crate) fn counting<T>(
+        &self,
+        jobs: &[(&str, NewJob<'_>)],
+        store: impl FnOnce() -> Result<T, BackendError>,
+    ) -> Result<T, BackendError> {
+        if jobs.is_empty() {
+            return store();
+        }
+        let arrivals = |place: &str| match self.queues.get(place) {
+            Some(open) => Arc::clone(&open.arrivals),
+            None => self.figures.arrivals(place),
+        };
+        crate::figures::counting_all(jobs, arrivals, store)
     }
 
     /// Encodes a value and passes the bytes on.

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::backend::{self, BackendError, QueueStats, name_of_level};
-use crate::enqueue::check_name;
+use crate::codec::CodecError;
+use crate::enqueue::{check_name, header};
 use crate::figures::Loads;
 use crate::mill::{Mill, OpenQueue};
-use crate::{JobId, Priority, unique};
+use crate::{Job, JobId, Priority, unique, user_code};
 
 /// A queue of a mill, from [`Mill::queue`]: to pause it, to look at its figures, and to replay or
 /// purge what is dead.
@@ -41,8 +42,6 @@ use crate::{JobId, Priority, unique};
 #[derive(Clone)]
 pub struct JobQueue {
     name: String,
-    /// Those levels of priority that were ever used.
-    pub(crate) levels: Vec<Arc<OpenQueue>>,
     pub(crate) mill: Mill,
     pub(crate) loads: Arc<Loads>,
 }
@@ -65,6 +64,8 @@ pub struct DeadJob {
     pub reasons: Vec<String>,
     /// When the last attempt failed.
     pub died_at: Option<SystemTime>,
+    /// How they are encoded.
+    pub(crate) tag: Option<Vec<u8>>,
     /// Its place in a flow.
     pub(crate) flow: Option<Vec<u8>>,
     pub(crate) letter: u64,
@@ -86,16 +87,17 @@ impl Mill {
     /// The name is not valid, or the storage failed.
     pub fn queue(&self, name: &str) -> Result<JobQueue, BackendError> {
         check_name(name).map_err(|error| BackendError::Invalid(error.to_string()))?;
+        // Those that are used later are open from then on.
         let existing = self.inner.backend.queue_names()?;
-        let levels = Priority::ALL.into_iter().filter_map(|level| {
+        for level in Priority::ALL {
             let place = name_of_level(name, level);
-            let is_there = level == Priority::Normal || existing.contains(&place);
-            is_there.then(|| self.inner.backend_queue(&place))
-        });
+            if level == Priority::Normal || existing.contains(&place) {
+                self.inner.backend_queue(&place)?;
+            }
+        }
         Ok(JobQueue {
             name: name.to_owned(),
             mill: self.clone(),
-            levels: levels.collect::<Result<_, _>>()?,
             loads: Arc::clone(&self.inner.loads),
         })
     }
@@ -123,8 +125,7 @@ impl JobQueue {
 
     /// Pauses the queue: no worker takes a job of it, also after a restart, until it is resumed.
     ///
-    /// Jobs that run go on, and jobs can be enqueued. A level of priority that is used for the first
-    /// time during the pause is not paused.
+    /// Jobs that run go on, and jobs can be enqueued.
     ///
     /// # Errors
     /// The storage failed.
@@ -141,13 +142,24 @@ impl JobQueue {
     }
 
     fn set_paused(&self, paused: bool) -> Result<(), BackendError> {
-        let mut levels = self.levels.iter();
+        // No level is used for the first time meanwhile.
+        let _opening = self.mill.inner.new_levels.lock();
+        let mut levels = self.levels().into_iter();
         levels.try_for_each(|level| level.queue.set_paused(paused))
+    }
+
+    /// Those levels of priority that were ever used.
+    pub(crate) fn levels(&self) -> Vec<Arc<OpenQueue>> {
+        let places = Priority::ALL.map(|level| name_of_level(&self.name, level));
+        let open = places
+            .iter()
+            .filter_map(|place| self.mill.inner.queues.get(place));
+        open.collect()
     }
 
     /// Whether the queue is paused.
     pub fn is_paused(&self) -> bool {
-        self.levels.iter().all(|level| level.queue.is_paused())
+        self.levels().iter().all(|level| level.queue.is_paused())
     }
 
     /// The figures of the queue, all levels of priority together.
@@ -156,17 +168,19 @@ impl JobQueue {
     /// The storage failed.
     pub fn stats(&self) -> Result<QueueStats, BackendError> {
         let mut sum = QueueStats::default();
-        for level in &self.levels {
+        for level in &self.levels() {
             let one = level.queue.stats()?;
             sum.ready += one.ready;
             sum.delayed += one.delayed;
             sum.running += one.running;
+            sum.held += one.held;
             sum.dead += one.dead;
             sum.oldest_ready = sum.oldest_ready.max(one.oldest_ready);
             sum.enqueued += one.enqueued;
             sum.completed += one.completed;
             sum.retried += one.retried;
             sum.ended += one.ended;
+            sum.lost += one.lost;
         }
         Ok(sum)
     }
@@ -178,7 +192,7 @@ impl JobQueue {
     /// The storage failed.
     pub fn dead_jobs(&self) -> Result<Vec<DeadJob>, BackendError> {
         let mut dead = Vec::new();
-        for level in &self.levels {
+        for level in &self.levels() {
             let letters = level.queue.dead_letters()?.into_iter();
             dead.extend(letters.map(|letter| dead_job(&self.mill, level, letter)));
         }
@@ -194,7 +208,13 @@ impl JobQueue {
             return Ok(None);
         };
         crate::flow::note_replay(&self.mill, dead.flow.as_deref())?;
-        let number = level.queue.replay(dead.letter)?;
+        let counter = level.arrivals.of(&dead.kind);
+        counter.add(1);
+        let number = level.queue.replay(dead.letter);
+        if !matches!(&number, Ok(Some(_)) | Err(BackendError::NotDurable(_))) {
+            counter.take_back(1);
+        }
+        let number = number?;
         Ok(number.map(|number| JobId::new(level.name.clone(), number)))
     }
 
@@ -213,22 +233,67 @@ impl JobQueue {
         }
     }
 
-    fn level_of(&self, dead: &DeadJob) -> Option<&Arc<OpenQueue>> {
-        let mut levels = self.levels.iter();
+    /// The arguments of a dead job, decoded as its handler would have them.
+    ///
+    /// ```
+    /// # use logmill_jobs::{Job, JobResult, Mill, Workers, discard, secs};
+    /// # use serde::{Deserialize, Serialize};
+    /// #[derive(Serialize, Deserialize, Job)]
+    /// #[job(kind = "resize", queue = "images")]
+    /// struct Resize {
+    ///     image: u64,
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let mill = Mill::open(dir.path().join("jobs"))?;
+    /// # let pool = Workers::new(())
+    /// #     .on(|_: Resize| JobResult::Err(discard("not an image")))
+    /// #     .start(&mill)?;
+    /// # let _ = mill.enqueue(Resize { image: 7 })?.wait();
+    /// let images = mill.queue("images")?;
+    /// for dead in images.dead_jobs()? {
+    ///     if dead.kind == Resize::KIND {
+    ///         println!("image {}: {}", images.arguments_of::<Resize>(&dead)?.image, dead.reason());
+    ///     }
+    /// }
+    /// # pool.shutdown(secs(30));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The arguments are not those of a `J`, or their format or layer is not set up in this mill.
+    pub fn arguments_of<J: Job>(&self, dead: &DeadJob) -> Result<J, CodecError> {
+        // Layers and formats of arguments are the application's.
+        let codec = &self.mill.inner.codec;
+        let decoded = user_code::call(|| codec.decode(dead.tag.as_deref(), &dead.payload));
+        decoded.unwrap_or_else(|panic| Err(CodecError::new(panic)))
+    }
+
+    fn level_of(&self, dead: &DeadJob) -> Option<Arc<OpenQueue>> {
+        let mut levels = self.levels().into_iter();
         levels.find(|level| &*level.name == dead.id.place())
     }
 }
 
 pub(crate) fn dead_job(mill: &Mill, level: &OpenQueue, letter: backend::DeadJob) -> DeadJob {
-    let instead = unique::payload_of_letter(mill, &letter);
+    let instead = unique::job_of_letter(mill, &letter);
     let instead = instead.unwrap_or_else(|error| {
         tracing::warn!(%error, "the arguments of a dead job could not be read");
         None
     });
+    let (headers, payload) = match instead {
+        Some(job) => (job.headers, job.payload),
+        None => (letter.headers, letter.payload),
+    };
+    let mut headers = headers.into_iter();
+    let tag = headers.find(|(key, _)| key == header::CODEC);
     DeadJob {
         id: JobId::new(level.name.clone(), letter.number),
         kind: letter.kind,
-        payload: instead.unwrap_or(letter.payload),
+        payload,
+        tag: tag.map(|(_, tag)| tag),
         attempts: letter.attempts,
         crashes: letter.crashes,
         reasons: letter.reasons,
@@ -243,7 +308,7 @@ impl fmt::Debug for JobQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JobQueue")
             .field("name", &self.name)
-            .field("levels", &self.levels.len())
+            .field("levels", &self.levels().len())
             .finish()
     }
 }

@@ -1,8 +1,9 @@
 //! How many records of ended jobs are kept: by age as the backend expires them, and by number and
 //! bytes here, the oldest first.
 //!
-//! The order is in memory, 32 bytes a record, and is rebuilt in the background after a restart, when
-//! the first record is stored. Records are removed in the transactions in which others are stored, so
+//! The order is in memory, 32 bytes a record: a line for each time that kinds keep their records for, in
+//! which records expire in the order in which they came. It is rebuilt in the background after a
+//! restart, when the first record is stored. Records are removed in the transactions in which others are stored, so
 //! that they cost no transaction of their own.
 
 use std::collections::{HashSet, VecDeque};
@@ -29,11 +30,18 @@ pub(crate) struct Retention {
 
 #[derive(Default)]
 struct State {
-    /// The records, oldest first.
-    order: VecDeque<Kept>,
+    lines: Vec<Line>,
+    records: usize,
     bytes: u64,
     /// Whether those that an earlier process left are, or are about to be, in the order.
     is_rebuilt: bool,
+}
+
+/// Records that are kept for the same time, oldest first.
+struct Line {
+    /// In seconds; [`FOREVER`], also if it is not known.
+    keep: u32,
+    order: VecDeque<Kept>,
 }
 
 /// A record that is kept.
@@ -42,12 +50,11 @@ struct Kept {
     id: JobId,
     /// Of its key and its value.
     bytes: u32,
-    /// In seconds since the mill was opened; [`UNKNOWN`].
-    expires: u32,
+    /// When it was stored, in seconds since the mill was opened, from 1 on; 0 if an earlier process did.
+    stored: u32,
 }
 
-/// Of a record that an earlier process stored.
-const UNKNOWN: u32 = u32::MAX;
+const FOREVER: u32 = u32::MAX;
 /// As many are removed together with one that is stored: more than one, so that there are fewer with
 /// time where a limit was lowered.
 const AT_ONCE: usize = 4;
@@ -56,7 +63,8 @@ const BATCH: usize = 256;
 
 /// Records that are to be removed in a transaction; they are kept if that does not happen.
 pub(crate) struct Evicted {
-    kept: SmallVec<[Kept; AT_ONCE]>,
+    /// Each with the time that it is kept for.
+    kept: SmallVec<[(u32, Kept); AT_ONCE]>,
     keys: SmallVec<[Vec<u8>; AT_ONCE]>,
 }
 
@@ -107,15 +115,60 @@ impl NewRecord {
 }
 
 impl State {
-    fn push(&mut self, kept: Kept) {
-        self.bytes += u64::from(kept.bytes);
-        self.order.push_back(kept);
+    fn line(&mut self, keep: u32) -> &mut VecDeque<Kept> {
+        let at = match self.lines.iter().position(|line| line.keep == keep) {
+            Some(at) => at,
+            None => {
+                let order = VecDeque::new();
+                self.lines.push(Line { keep, order });
+                self.lines.len() - 1
+            }
+        };
+        &mut self.lines[at].order
     }
 
-    fn pop(&mut self) -> Option<Kept> {
-        let kept = self.order.pop_front()?;
+    fn push(&mut self, keep: u32, kept: Kept) {
+        self.count(&kept);
+        self.line(keep).push_back(kept);
+    }
+
+    /// Puts one back that was taken out, or is older than all others.
+    fn push_oldest(&mut self, keep: u32, kept: Kept) {
+        self.count(&kept);
+        self.line(keep).push_front(kept);
+    }
+
+    fn count(&mut self, kept: &Kept) {
+        self.records += 1;
+        self.bytes += u64::from(kept.bytes);
+    }
+
+    /// Takes out the oldest record, with the time that it is kept for.
+    fn pop(&mut self) -> Option<(u32, Kept)> {
+        let lines = self.lines.iter_mut();
+        let oldest = lines.min_by_key(|line| line.order.front().map_or(u32::MAX, |one| one.stored));
+        let line = oldest?;
+        let kept = line.order.pop_front()?;
+        let keep = line.keep;
+        self.records -= 1;
         self.bytes -= u64::from(kept.bytes);
-        Some(kept)
+        Some((keep, kept))
+    }
+
+    /// Forgets at most so many records of each line that are gone by themselves.
+    fn forget_expired(&mut self, now: u32, most: usize) {
+        for line in &mut self.lines {
+            let has_expired = |one: &mut Kept| {
+                line.keep != FOREVER && one.stored.saturating_add(line.keep) <= now
+            };
+            for _ in 0..most {
+                let Some(expired) = line.order.pop_front_if(has_expired) else {
+                    break;
+                };
+                self.records -= 1;
+                self.bytes -= u64::from(expired.bytes);
+            }
+        }
     }
 }
 
@@ -151,29 +204,29 @@ impl Retention {
     ) -> Evicted {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         let now = self.seconds(self.clock.now());
-        let mut kept = SmallVec::new();
+        let mut kept: SmallVec<[(u32, Kept); AT_ONCE]> = SmallVec::new();
         let mut state = self.state.lock();
-        // What has expired is gone by itself.
+        state.forget_expired(now, most);
         for _ in 0..most {
-            match state.order.front() {
-                Some(first) if first.expires <= now => drop(state.pop()),
-                _ => break,
-            }
-        }
-        for _ in 0..most {
-            let is_full = state.order.len() + records > self.max_records
+            let is_full = state.records + records > self.max_records
                 || state.bytes.saturating_add(bytes) > self.max_bytes;
-            let Some(first) = is_full.then(|| state.pop()).flatten() else {
+            let Some((keep, first)) = is_full.then(|| state.pop()).flatten() else {
                 break;
             };
             // One that somebody is about to read is the newest again.
             match is_waited_for(&first.id) {
-                true => state.push(first),
-                false => kept.push(first),
+                true => state.push(
+                    keep,
+                    Kept {
+                        stored: now,
+                        ..first
+                    },
+                ),
+                false => kept.push((keep, first)),
             }
         }
         drop(state);
-        let keys = kept.iter().map(|one: &Kept| keys::of_record(&one.id));
+        let keys = kept.iter().map(|(_, one)| keys::of_record(&one.id));
         Evicted {
             keys: keys.collect(),
             kept,
@@ -182,46 +235,41 @@ impl Retention {
 
     /// A record was stored, and others were removed with it.
     pub(crate) fn entered(&self, id: &JobId, bytes: usize, keep: Keep) {
-        let expires = match keep {
-            Keep::Forever => UNKNOWN,
-            Keep::For(time) => {
-                let time = self.clock.now().checked_add(time);
-                // Late rather than early: one that is counted for longer does no harm.
-                time.map_or(UNKNOWN, |time| self.seconds(time).saturating_add(1))
-            }
+        let keep = match keep {
+            Keep::Forever => FOREVER,
+            // Late rather than early: one that is counted for longer does no harm.
+            Keep::For(time) => u32::try_from(time.as_secs().saturating_add(2)).unwrap_or(FOREVER),
         };
-        self.state.lock().push(Kept {
+        let kept = Kept {
             id: id.clone(),
             bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
-            expires,
-        });
+            stored: self.seconds(self.clock.now()),
+        };
+        self.state.lock().push(keep, kept);
     }
 
     /// The records are still there.
     pub(crate) fn put_back(&self, evicted: Evicted) {
         let mut state = self.state.lock();
-        for kept in evicted.kept.into_iter().rev() {
-            state.bytes += u64::from(kept.bytes);
-            state.order.push_front(kept);
+        for (keep, kept) in evicted.kept.into_iter().rev() {
+            state.push_oldest(keep, kept);
         }
     }
 
     fn seconds(&self, time: Instant) -> u32 {
         let seconds = time.saturating_duration_since(self.opened).as_secs();
-        u32::try_from(seconds)
-            .unwrap_or(UNKNOWN - 1)
-            .min(UNKNOWN - 1)
+        u32::try_from(seconds).map_or(u32::MAX, |seconds| seconds.saturating_add(1))
     }
 
     /// Puts the records of earlier processes in front of those of this one.
     fn rebuilt(&self, mut found: Vec<(u64, Kept)>) {
         found.sort_unstable_by_key(|(version, _)| *version);
         let mut state = self.state.lock();
-        let own: HashSet<_> = state.order.iter().map(|kept| kept.id.clone()).collect();
+        let own = state.lines.iter().flat_map(|line| &line.order);
+        let own: HashSet<_> = own.map(|kept| kept.id.clone()).collect();
         for (_, kept) in found.into_iter().rev() {
             if !own.contains(&kept.id) {
-                state.bytes += u64::from(kept.bytes);
-                state.order.push_front(kept);
+                state.push_oldest(FOREVER, kept);
             }
         }
     }
@@ -262,8 +310,8 @@ fn rebuild(mill: &Mill) -> Result<(), BackendError> {
                 places.insert(Arc::clone(&place));
                 let id = JobId::new(place, id.number());
                 let bytes = u32::try_from(key.len() + value.value.len()).unwrap_or(u32::MAX);
-                let expires = UNKNOWN;
-                found.push((value.version, Kept { id, bytes, expires }));
+                let stored = 0;
+                found.push((value.version, Kept { id, bytes, stored }));
             }
             !mill.inner.is_closed()
         })?;
@@ -300,9 +348,10 @@ mod tests {
 
     fn numbers(retention: &Retention) -> Vec<u64> {
         let state = retention.state.lock();
-        let bytes: u64 = state.order.iter().map(|kept| u64::from(kept.bytes)).sum();
-        assert_eq!(state.bytes, bytes);
-        state.order.iter().map(|kept| kept.id.number()).collect()
+        let kept: Vec<_> = state.lines.iter().flat_map(|line| &line.order).collect();
+        let bytes: u64 = kept.iter().map(|kept| u64::from(kept.bytes)).sum();
+        assert_eq!((state.bytes, state.records), (bytes, kept.len()));
+        kept.iter().map(|kept| kept.id.number()).collect()
     }
 
     fn enter(retention: &Retention, number: u64, bytes: usize, waited_for: u64) {
@@ -345,9 +394,41 @@ mod tests {
         retention.put_back(evicted);
         assert_eq!(numbers(&retention), [0, 1, 2]);
 
-        retention.state.lock().order[0].expires = 0;
-        let evicted = retention.evict(10, 1, AT_ONCE, |_| false);
-        assert_eq!((evicted.kept.len(), numbers(&retention)), (0, vec![1, 2]));
+        // One that is kept for a shorter time, behind those that are kept for longer.
+        retention.put_back(retention.evict(10, 1, 1, |_| false));
+        let mut state = retention.state.lock();
+        let shorter = Kept {
+            id: id(3),
+            bytes: 10,
+            stored: 0,
+        };
+        state.push(0, shorter);
+        drop(state);
+        let evicted = retention.evict(0, 0, AT_ONCE, |_| false);
+        let left = (evicted.kept.len(), numbers(&retention));
+        assert_eq!(left, (0, vec![0, 1, 2]));
+    }
+
+    #[test]
+    fn of_records_that_are_kept_for_different_times_the_oldest_go_first() {
+        let retention = Retention::new(4, 1000, Default::default());
+        let stored = |number, stored| Kept {
+            id: id(number),
+            bytes: 10,
+            stored,
+        };
+        let mut state = retention.state.lock();
+        for number in 0..4 {
+            state.push(
+                [60, FOREVER][number % 2],
+                stored(number as u64, 10 + number as u32),
+            );
+        }
+        state.push_oldest(FOREVER, stored(9, 0));
+        drop(state);
+        let evicted = retention.evict(10, 2, AT_ONCE, |_| false);
+        let numbers = evicted.kept.iter().map(|(_, one)| one.id.number());
+        assert_eq!(numbers.collect::<Vec<_>>(), [9, 0, 1]);
     }
 
     #[test]
@@ -357,12 +438,17 @@ mod tests {
         let kept = |number| Kept {
             id: id(number),
             bytes: 10,
-            expires: UNKNOWN,
+            stored: 0,
         };
         let found = [(30, 9), (20, 4), (10, 5)];
         let found = found.map(|(version, number)| (version, kept(number)));
         retention.rebuilt(found.to_vec());
-        assert_eq!(numbers(&retention), [5, 4, 9]);
+        let mut found = numbers(&retention);
+        found.sort_unstable();
+        assert_eq!(found, [4, 5, 9]);
+        let oldest = std::iter::from_fn(|| retention.state.lock().pop());
+        let oldest = oldest.map(|(_, one)| one.id.number());
+        assert_eq!(oldest.collect::<Vec<_>>(), [5, 4, 9]);
     }
 
     #[cfg(feature = "embedded")]

@@ -15,6 +15,7 @@ use crate::progress::{Latest, Progress};
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
     cancelled: AtomicBool,
+    lost: AtomicBool,
     /// What it says of how far it is.
     pub(crate) progress: Latest,
 }
@@ -26,6 +27,11 @@ impl Signals {
 
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Whether another consumer may have the job.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 }
 
@@ -64,6 +70,12 @@ impl Running {
     pub(crate) fn progress(&self, id: &JobId) -> Option<Progress> {
         let signals = self.jobs.lock().get(id).map(Arc::clone);
         signals?.progress.get()
+    }
+
+    pub(crate) fn lose(&self, id: &JobId) {
+        if let Some(signals) = self.jobs.lock().get(id) {
+            signals.lost.store(true, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn cancel(&self, id: &JobId) {

@@ -121,8 +121,9 @@ fn end_or_die(
     if mill.inner.refused.count(id) > retries_of(claim, kind) {
         let reason = "its end could not be stored, at several attempts";
         note_death(mill, claim, id, reason);
-        settle_quietly(claim, id, Settlement::Dead { reason });
-        return ran.failed(mill, id, reason, None);
+        // Before those who wait are told, which the backend does.
+        ran.failed(mill, id, reason, None);
+        return settle_quietly(claim, id, Settlement::Dead { reason });
     }
     let stored = end(mill, claim, id, kind.keep_results, record, followed);
     match stored {
@@ -182,7 +183,8 @@ fn end(
     if let Some(released) = &released {
         released.add_to(&mut changes, &kept);
     }
-    let settled = claim.settle(Settlement::Done(Some(&changes)));
+    let settle = || claim.settle(Settlement::Done(Some(&changes)));
+    let settled = mill.inner.counting(&changes.jobs, settle);
     drop(changes);
     drop((kept, headers, jobs));
     release(released, &settled);
@@ -281,12 +283,14 @@ fn fail(
     };
     if let Settlement::Dead { reason } = settlement {
         note_death(mill, claim, id, reason);
+        // Before those who wait are told, which the backend does.
+        ran.failed(mill, id, reason, None);
     }
     settle_quietly(claim, id, settlement);
     match settlement {
         Settlement::Snooze { after } => ran.snoozed(mill, id, after),
         Settlement::Retry { after, .. } => ran.failed(mill, id, &reason, Some(after)),
-        _ => ran.failed(mill, id, &reason, None),
+        Settlement::Dead { .. } | Settlement::Done(_) => {}
     }
 }
 
@@ -426,7 +430,7 @@ fn note_end(
     if let Some(released) = &released {
         released.add_to(&mut changes, &kept);
     }
-    let stored = mill.inner.backend.commit(&changes);
+    let stored = mill.inner.commit(&changes);
     drop(changes);
     drop((kept, jobs));
     release(released, &stored);

@@ -5,4 +5,5 @@
 fn mistakes_are_explained() {
     let cases = trybuild::TestCases::new();
     cases.compile_fail("tests/errors/*.rs");
+    cases.compile_fail("tests/errors/debug_handler/*.rs");
 }

@@ -44,11 +44,16 @@ fn report(what: &str, before: i64) {
 #[test]
 #[ignore = "takes a minute; for its figures"]
 fn a_million_jobs_that_wait() {
-    // The first job of a key begins, and the next ones wait for an hour.
-    let rate = || Limit::on_kind("keyed").by_key().rate(1, hours(1));
-    for (what, keys) in [("of one key", 1), ("each of its own key", JOBS)] {
+    // The first job of a key begins, or the first of all where keys take turns, and the next ones wait for
+    // an hour.
+    let limit = || Limit::on_kind("keyed").rate(1, hours(1));
+    for (what, keys, limit) in [
+        ("of one key", 1, limit().by_key()),
+        ("each of its own key", JOBS, limit().by_key()),
+        ("each of its own key, in turn", JOBS, limit().in_turn()),
+    ] {
         let dir = tempfile::tempdir().unwrap();
-        let options = MillOptions::new().limit(rate());
+        let options = MillOptions::new().limit(limit);
         let builder = Mill::builder(dir.path().join("jobs"));
         let mill = builder.options(options).open().unwrap();
         let workers = Workers::new(()).on(|_: Keyed| JobResult::Ok(()));

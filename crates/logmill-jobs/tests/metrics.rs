@@ -102,6 +102,9 @@ fn figures_are_metrics_with_their_kind_queue_and_outcome() {
     let kept = kept.0.lock();
     let of = "kind=touch queue=touches";
     let expected = [
+        (format!("logmill_jobs_enqueued_total {of}"), 4.0),
+        (format!("logmill_jobs_kind_left {of}"), 1.0),
+        (format!("logmill_jobs_kind_left_at_most {of}"), 1.0),
         (
             format!("logmill_jobs_attempts_total {of} outcome=done"),
             2.0,
@@ -121,6 +124,12 @@ fn figures_are_metrics_with_their_kind_queue_and_outcome() {
         let metric = format!("logmill_jobs_run_seconds {of} quantile={quantile}");
         assert!(kept[&metric] > 0.0, "{metric}");
     }
+    for rate in ["arrivals", "ends"] {
+        let metric = format!("logmill_jobs_kind_{rate}_per_second {of}");
+        assert!(kept[&metric] > 0.0, "{metric}");
+    }
+    let drain = kept[&format!("logmill_jobs_kind_time_to_drain_seconds {of}")];
+    assert!(drain.is_infinite(), "{drain}");
     assert!(kept["logmill_jobs_arrivals_per_second queue=touches"] > 0.0);
     assert!(kept.contains_key("logmill_jobs_time_to_drain_seconds queue=touches"));
 }

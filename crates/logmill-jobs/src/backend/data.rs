@@ -257,6 +257,24 @@ impl<'a> Ended<'a> {
     }
 }
 
+/// What was damaged where jobs or keys are stored, as a power cut or a failing disk leaves it; from
+/// [`Mill::damage`](crate::Mill::damage).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Damaged {
+    /// The queue, as the backend names it; None for the keys.
+    pub queue: Option<String>,
+    /// What was found, a line each: the file, the place in it, and where a copy of it is.
+    pub found: Vec<String>,
+}
+
+impl Damaged {
+    /// Damage in a queue, or in the keys.
+    pub fn new(queue: Option<String>, found: Vec<String>) -> Self {
+        Self { queue, found }
+    }
+}
+
 /// The figures of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -267,6 +285,9 @@ pub struct QueueStats {
     pub delayed: u64,
     /// Jobs that handlers have.
     pub running: u64,
+    /// Jobs that have left the queue's order to wait: for a limit, for those before them in an order, for
+    /// the end of a pause of their kind or key, or for a handler.
+    pub held: u64,
     /// Dead letters.
     pub dead: u64,
     /// How long the oldest ready job has been ready.
@@ -279,6 +300,16 @@ pub struct QueueStats {
     pub retried: u64,
     /// Jobs that have ended since then: completed, dead, cancelled, expired.
     pub ended: u64,
+    /// Jobs that were found damaged since then, and are gone; those that the open itself found are in
+    /// [`Mill::damage`](crate::Mill::damage).
+    pub lost: u64,
+}
+
+impl QueueStats {
+    /// Jobs that have not ended.
+    pub fn left(&self) -> u64 {
+        self.ready + self.delayed + self.running + self.held
+    }
 }
 
 /// A call of a backend failed.

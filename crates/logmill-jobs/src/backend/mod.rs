@@ -10,15 +10,18 @@ pub mod conformance;
 mod data;
 #[cfg(feature = "embedded")]
 pub(crate) mod embedded;
+pub(crate) mod forward;
 
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 #[cfg(feature = "embedded")]
 pub use self::embedded::Embedded;
 
+pub(crate) use self::forward::{forward_backend, forward_claim};
+
 pub use self::data::{
-    BackendError, Cancelled, Changes, Choice, DeadJob, Due, End, Ended, Keep, KeyChange, KeyValue,
-    NewJob, QueueStats, Seen, Served, Settlement,
+    BackendError, Cancelled, Changes, Choice, Damaged, DeadJob, Due, End, Ended, Keep, KeyChange,
+    KeyValue, NewJob, QueueStats, Seen, Served, Settlement,
 };
 use crate::Priority;
 
@@ -94,6 +97,11 @@ pub trait Backend: Send + Sync + 'static {
     /// [`BackendError::Conflict`] if a key is not as expected; nothing has changed then.
     fn commit(&self, changes: &Changes<'_>) -> Result<Vec<Option<u64>>, BackendError>;
 
+    /// What was found damaged since the backend was opened.
+    fn damage(&self) -> Vec<Damaged> {
+        Vec::new()
+    }
+
     /// Makes durable what was done before.
     ///
     /// # Errors
@@ -116,12 +124,25 @@ pub struct Capabilities {
     pub fences: bool,
     /// Other processes can take jobs from the same queues.
     pub is_shared: bool,
+    /// For how long a consumer has a job before another one may get it, unless its claim is
+    /// [extended](Lease). None: until it settles the job or its process dies.
+    pub lease: Option<Duration>,
 }
 
 impl Capabilities {
     /// A backend of these capabilities.
     pub const fn new(fences: bool, is_shared: bool) -> Self {
-        Self { fences, is_shared }
+        Self {
+            fences,
+            is_shared,
+            lease: None,
+        }
+    }
+
+    /// The same with jobs that a consumer has for this time only.
+    pub const fn with_lease(mut self, lease: Duration) -> Self {
+        self.lease = Some(lease);
+        self
     }
 }
 
@@ -242,6 +263,9 @@ pub trait Queue: Send + Sync {
 }
 
 /// Takes jobs on one thread.
+///
+/// A backend at the other end of a network takes several jobs in one request, and hands them out one by
+/// one. When the consumer is dropped, or `stopped`, it gives back at once those that it has not handed out.
 pub trait Consumer: Send {
     /// Waits for a job and calls `take` with it; until the deadline, or until `stopped`. A caller
     /// that makes `stopped` true calls [`Backend::wake_consumers`].
@@ -291,6 +315,14 @@ pub trait Claim {
     /// Whether it was cancelled since it was taken.
     fn is_cancelled(&self) -> bool;
 
+    /// What has this consumer keep the job; None if [`Capabilities::lease`] is None.
+    ///
+    /// Workers extend the claim of each handler that runs at a third of the lease, from a thread of
+    /// their own.
+    fn lease(&self) -> Option<Box<dyn Lease>> {
+        None
+    }
+
     /// Ends the attempt, and what follows from it happens as well, or neither. Returns the numbers of
     /// jobs that follow, as [`Backend::commit`] does.
     ///
@@ -305,6 +337,17 @@ pub trait Claim {
 
     /// The job as a value of its own, for another thread; this claim is settled then.
     fn detach(&mut self) -> Option<Box<dyn Claim + Send>>;
+}
+
+/// Keeps a job with the consumer that has it, while its handler runs.
+pub trait Lease: Send + Sync {
+    /// Has the consumer keep the job for the time of a [lease](Capabilities::lease), from now on.
+    /// Returns false if it does not have it any more: what it does to the job is refused by then, if the
+    /// backend fences, and its handler is told to stop.
+    ///
+    /// # Errors
+    /// The storage failed; it is tried again after a third of the lease.
+    fn extend(&self) -> Result<bool, BackendError>;
 }
 
 /// A job that waits outside the queue's order. Dropped, it goes back to it.

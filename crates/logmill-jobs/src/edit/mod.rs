@@ -216,7 +216,17 @@ impl Edit<'_> {
             has_new_time: self.due.is_some(),
             expires_after: self.expires_after,
         };
-        let moved = moves::store(mill, &id, &seen, &to, new)?;
+        // Before it is stored, and so before it can end there. It is no new arrival.
+        let counter = to.arrivals.of(&seen.kind);
+        counter.move_by(1);
+        let stored = moves::store(mill, &id, &seen, &to, new);
+        match &stored {
+            Ok(_) | Err(EditError::Storage(BackendError::NotDurable(_))) => {
+                queue.arrivals.of(&seen.kind).move_by(-1);
+            }
+            Err(_) => counter.move_by(-1),
+        }
+        let moved = stored?;
         moving.note(moved);
         if let Err(error) = moves::finish(mill, &id, moved) {
             // The former record may still be there. It must not run, and the next process cancels it.

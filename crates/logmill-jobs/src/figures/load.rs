@@ -39,13 +39,23 @@ pub(crate) struct Loads {
 
 /// Looks at a queue in the last minute, and the last one before.
 #[derive(Default)]
-struct Window(VecDeque<Look>);
+pub(super) struct Window(VecDeque<Look>);
 
+/// The counts of a queue, or of a kind, at a moment.
 #[derive(Clone, Copy)]
-struct Look {
-    at: Instant,
-    enqueued: u64,
-    ended: u64,
+pub(super) struct Look {
+    pub(super) at: Instant,
+    pub(super) enqueued: u64,
+    pub(super) ended: u64,
+}
+
+/// What a window says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rates {
+    /// In a second.
+    pub(super) arrivals: f64,
+    pub(super) ends: f64,
+    pub(super) over: Duration,
 }
 
 /// The time over which rates are taken.
@@ -71,20 +81,34 @@ impl Loads {
             ended: stats.ended,
         };
         let window = windows.entry(queue.to_owned()).or_default();
-        if window.0.is_empty() {
-            // Counts begin when the queue is opened, which is not before the mill.
-            window.0.push_back(Look {
-                at: self.opened,
-                enqueued: 0,
-                ended: 0,
-            });
+        let rates = window.look(self.opened, now);
+        let Rates {
+            arrivals,
+            ends,
+            over,
+        } = rates;
+        Load {
+            arrivals,
+            ends,
+            over,
+            ready: stats.ready,
+            oldest_ready: stats.oldest_ready,
+            time_to_drain: rates.time_to_drain(stats.ready),
         }
-        window.look(now, stats)
     }
 }
 
 impl Window {
-    fn look(&mut self, now: Look, stats: &QueueStats) -> Load {
+    /// Adds a look, which is later than those before; the first one is when counts were 0.
+    pub(super) fn look(&mut self, opened: Instant, now: Look) -> Rates {
+        if self.0.is_empty() {
+            // Counts begin when the queue is opened, which is not before the mill.
+            self.0.push_back(Look {
+                at: opened,
+                enqueued: 0,
+                ended: 0,
+            });
+        }
         let since = |look: &Look| now.at.saturating_duration_since(look.at);
         while self.0.get(1).is_some_and(|next| since(next) >= OVER) {
             self.0.pop_front();
@@ -95,23 +119,24 @@ impl Window {
             true => 0.0,
             false => to.saturating_sub(from) as f64 / over.as_secs_f64(),
         };
-        let arrivals = rate(first.enqueued, now.enqueued);
-        let ends = rate(first.ended, now.ended);
         if self.0.back().is_none_or(|last| since(last) >= APART) {
             self.0.push_back(now);
         }
-        let time_to_drain = match stats.ready {
+        Rates {
+            arrivals: rate(first.enqueued, now.enqueued),
+            ends: rate(first.ended, now.ended),
+            over,
+        }
+    }
+}
+
+impl Rates {
+    /// How long it takes until so many jobs are gone, if jobs keep coming and going as now.
+    pub(super) fn time_to_drain(&self, jobs: u64) -> Option<Duration> {
+        match jobs {
             0 => Some(Duration::ZERO),
             // Not positive, or too long to say: an error.
-            ready => Duration::try_from_secs_f64(ready as f64 / (ends - arrivals)).ok(),
-        };
-        Load {
-            arrivals,
-            ends,
-            over,
-            ready: stats.ready,
-            oldest_ready: stats.oldest_ready,
-            time_to_drain,
+            jobs => Duration::try_from_secs_f64(jobs as f64 / (self.ends - self.arrivals)).ok(),
         }
     }
 }
@@ -134,43 +159,39 @@ impl JobQueue {
 mod tests {
     use super::*;
 
-    /// What a window says of a queue that was looked at at these seconds with these counts.
-    fn last(looks: &[(u64, u64, u64)], ready: u64) -> Load {
+    /// What a queue is said to be that was looked at at these seconds with these counts.
+    fn last(looks: &[(u64, u64, u64)], ready: u64) -> (Rates, Option<Duration>) {
         let start = Instant::now();
         let mut window = Window::default();
-        let loads = looks.iter().map(|(seconds, enqueued, ended)| {
-            let stats = QueueStats {
-                ready,
-                enqueued: *enqueued,
-                ended: *ended,
-                ..QueueStats::default()
-            };
+        let rates = looks.iter().map(|(seconds, enqueued, ended)| {
             let look = Look {
                 at: start + Duration::from_secs(*seconds),
                 enqueued: *enqueued,
                 ended: *ended,
             };
-            window.look(look, &stats)
+            window.look(start, look)
         });
-        loads.last().unwrap()
+        let rates = rates.last().unwrap();
+        (rates, rates.time_to_drain(ready))
     }
 
     #[test]
     fn a_queue_that_grows_has_no_time_to_drain() {
-        let load = last(&[(0, 0, 0), (10, 100, 50)], 50);
-        assert_eq!((load.arrivals, load.ends), (10.0, 5.0));
-        assert_eq!(load.time_to_drain, None);
+        let (rates, drain) = last(&[(0, 0, 0), (10, 100, 50)], 50);
+        assert_eq!((rates.arrivals, rates.ends), (10.0, 5.0));
+        assert_eq!(drain, None);
         // Nor has one that stands still.
-        assert_eq!(last(&[(0, 0, 0), (10, 0, 0)], 50).time_to_drain, None);
-        assert_eq!(last(&[(0, 0, 0)], 50).time_to_drain, None);
+        assert_eq!(last(&[(0, 0, 0), (10, 0, 0)], 50).1, None);
+        assert_eq!(last(&[(0, 0, 0)], 50).1, None);
     }
 
     #[test]
     fn a_queue_that_shrinks_drains_at_the_pace_of_the_last_minute() {
-        let load = last(&[(0, 1000, 0), (10, 1000, 50)], 950);
-        assert_eq!(load.time_to_drain, Some(Duration::from_secs(190)));
-        let empty = last(&[(0, 0, 0), (10, 100, 50)], 0);
-        assert_eq!(empty.time_to_drain, Some(Duration::ZERO));
+        let looks: Vec<_> = (0..=61).map(|second| (second, 1000, 5 * second)).collect();
+        let (_, drain) = last(&looks, 950);
+        assert_eq!(drain, Some(Duration::from_secs(190)));
+        let (_, empty) = last(&[(0, 0, 0), (10, 100, 50)], 0);
+        assert_eq!(empty, Some(Duration::ZERO));
     }
 
     #[test]
@@ -178,9 +199,9 @@ mod tests {
         let looks: Vec<_> = (0..300)
             .map(|second| (second, 10_u64.max(second) * 100, 0))
             .collect();
-        let load = last(&looks, 1);
-        assert_eq!(load.over, OVER);
-        assert!((load.arrivals - 100.0).abs() < 1.0, "{}", load.arrivals);
+        let (rates, _) = last(&looks, 1);
+        assert_eq!(rates.over, OVER);
+        assert!((rates.arrivals - 100.0).abs() < 1.0, "{rates:?}");
     }
 
     #[test]
@@ -193,7 +214,7 @@ mod tests {
                 enqueued: milli,
                 ended: 0,
             };
-            let _ = window.look(look, &QueueStats::default());
+            let _ = window.look(start, look);
         }
         assert!(window.0.len() <= 62, "{}", window.0.len());
     }

@@ -1,12 +1,16 @@
-//! Figures, always on: how many attempts and jobs ended how, and histograms of how long jobs waited
-//! and ran; for each kind in each queue.
+//! Figures, always on: how many jobs were enqueued, how many attempts and jobs ended how, and
+//! histograms of how long jobs waited and ran; for each kind in each queue.
 //!
 //! ```text
+//!  producer ── one of 16 cells of the kind, mostly its own ┐
 //!  worker ── its own cell, without a locked instruction ──┐
 //!  task, thread of the engine ── the shared cell ─────────┴─▶ summed when they are read
 //! ```
 
+mod arrivals;
 mod histogram;
+mod kind_load;
+mod kind_stats;
 mod load;
 #[cfg(feature = "metrics")]
 mod publish;
@@ -19,20 +23,27 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use self::arrivals::Counter;
+pub(crate) use self::arrivals::{Arrivals, counting_all};
 pub use self::histogram::Times;
 use self::histogram::{Histogram, add};
+use self::kind_load::Counted;
+pub use self::kind_load::KindLoad;
+pub(crate) use self::kind_load::KindLoads;
+pub use self::kind_stats::KindStats;
 pub use self::load::Load;
 pub(crate) use self::load::Loads;
 #[cfg(feature = "tokio")]
 pub(crate) use self::watch::Begun;
 pub(crate) use self::watch::{Ran, Watch};
 use crate::JobId;
-use crate::mill::Mill;
 
 /// The figures of a mill.
 #[derive(Default)]
 pub(crate) struct Figures {
     cells: Mutex<Cells>,
+    /// By queue of the backend.
+    arrivals: Mutex<BTreeMap<String, Arc<Arrivals>>>,
 }
 
 #[derive(Default)]
@@ -55,6 +66,8 @@ pub(crate) struct Cell {
     place: Arc<str>,
     /// Whether one thread alone writes it.
     is_own: bool,
+    /// Jobs enqueued; only in sums.
+    enqueued: AtomicU64,
     done: AtomicU64,
     failed: AtomicU64,
     snoozed: AtomicU64,
@@ -92,6 +105,7 @@ impl Cell {
             kind: kind.into(),
             place: place.into(),
             is_own,
+            enqueued: AtomicU64::new(0),
             done: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             snoozed: AtomicU64::new(0),
@@ -176,6 +190,7 @@ impl Cell {
         let count = |what| self.figure(what).load(Ordering::Relaxed);
         KindStats {
             kind: self.kind.to_string(),
+            enqueued: self.enqueued.load(Ordering::Relaxed),
             done: count(Count::Done),
             failed: count(Count::Failed),
             snoozed: count(Count::Snoozed),
@@ -241,82 +256,84 @@ impl Figures {
         self.shared(id.place(), kind).count(what);
     }
 
-    /// The sums of the cells that have the same key.
-    fn sums<K: Ord>(&self, key_of: impl Fn(&Cell) -> Option<K>) -> BTreeMap<K, Arc<Cell>> {
-        let mut sums = BTreeMap::<K, Arc<Cell>>::new();
-        let cells = self.cells.lock();
-        let shared = cells.shared.values().flat_map(BTreeMap::values);
-        for cell in shared.chain(&cells.own) {
-            if let Some(key) = key_of(cell) {
-                let sum = sums.entry(key);
-                let sum = sum.or_insert_with(|| Cell::new(&cell.place, &cell.kind, false));
-                sum.absorb(cell);
-            }
+    /// What is counted of the jobs that are enqueued in a queue of the backend.
+    pub(crate) fn arrivals(&self, place: &str) -> Arc<Arrivals> {
+        let mut arrivals = self.arrivals.lock();
+        if let Some(found) = arrivals.get(place) {
+            return Arc::clone(found);
         }
+        let new = Arc::new(Arrivals::new(place));
+        arrivals.insert(place.to_owned(), Arc::clone(&new));
+        new
+    }
+
+    /// The sums of the cells that have the same key, made of their kind and queue.
+    fn sums<K: Ord>(
+        &self,
+        key_of: impl Fn(&Arc<str>, &Arc<str>) -> Option<K>,
+    ) -> BTreeMap<K, Arc<Cell>> {
+        let mut sums = BTreeMap::<K, Arc<Cell>>::new();
+        let mut sum_of = |kind: &Arc<str>, place: &Arc<str>, add: &dyn Fn(&Cell)| {
+            if let Some(key) = key_of(kind, place) {
+                let sum = sums.entry(key);
+                add(sum.or_insert_with(|| Cell::new(place, kind, false)));
+            }
+        };
+        self.each_cell(|cell| sum_of(&cell.kind, &cell.place, &|sum| sum.absorb(cell)));
+        self.each_arrival(|arrivals, counter| {
+            let enqueued = counter.enqueued();
+            if enqueued > 0 {
+                sum_of(&counter.kind, &arrivals.place, &|sum| {
+                    add(&sum.enqueued, enqueued, false);
+                });
+            }
+        });
         sums
     }
-}
 
-/// The figures of a kind since the mill was opened, from [`Mill::kind_stats`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct KindStats {
-    /// The kind under which the jobs are stored: that of their type, or an alias.
-    pub kind: String,
-    /// Jobs that handlers have completed.
-    pub done: u64,
-    /// Attempts that failed, also the last ones of jobs that are dead.
-    pub failed: u64,
-    /// Attempts that gave the job back.
-    pub snoozed: u64,
-    /// Jobs that died.
-    pub dead: u64,
-    /// Jobs that were cancelled.
-    pub cancelled: u64,
-    /// Jobs that expired before they began.
-    pub expired: u64,
-    /// How long jobs were ready before their first attempt began: since their enqueue, or since they
-    /// were due. For jobs that were not delayed, accurate to the kernel's clock tick (1 to 10 ms).
-    ///
-    /// The waits for limits and for a handler count; one that was given back has waited since its
-    /// enqueue.
-    pub waited: Times,
-    /// How long attempts took.
-    pub ran: Times,
-    /// How long after their time those jobs began that were enqueued with a delay of their own; they
-    /// are also in `waited`.
-    pub late: Times,
-}
-
-impl Mill {
-    /// The figures of a kind in all queues; all are 0 if it was never seen.
-    ///
-    /// All ends are counted. Of attempts that take less than 5 µs, one in eight on average is
-    /// measured, at random, and stands for the others (those that were enqueued with a delay, those
-    /// of async handlers, and all while there are [`Events`](crate::Events) are measured): with two looks at the clock for each, a job of
-    /// a microsecond would cost a tenth more. So of such kinds `max` may miss the longest.
-    ///
-    /// Reads memory only: some microseconds for each thread and kind.
-    pub fn kind_stats(&self, kind: &str) -> KindStats {
-        let is_asked = |cell: &Cell| (*cell.kind == *kind).then_some(());
-        let sums = self.inner.figures.sums(is_asked);
-        sums.into_values()
-            .next()
-            .map_or_else(KindStats::default, |sum| sum.stats())
-            .named(kind)
+    /// How many jobs have come and gone, by a key made of their kind and queue.
+    fn counted<K: Ord>(
+        &self,
+        key_of: impl Fn(&Arc<str>, &Arc<str>) -> Option<K>,
+    ) -> BTreeMap<K, Counted> {
+        let mut all = BTreeMap::<K, Counted>::new();
+        let mut counted_of = |kind: &Arc<str>, place: &Arc<str>, count: &dyn Fn(&mut Counted)| {
+            if let Some(key) = key_of(kind, place) {
+                let counted = all.entry(key).or_default();
+                count(counted);
+                if !counted.places.contains(place) {
+                    counted.places.push(Arc::clone(place));
+                }
+            }
+        };
+        // Before the arrivals, so that a job that has ended is counted there by then, but for the order in
+        // which a processor reads.
+        self.each_cell(|cell| {
+            let ended = kind_load::ends();
+            let ended = ended.map(|what| cell.figure(what).load(Ordering::Relaxed));
+            let ended: u64 = ended.sum();
+            counted_of(&cell.kind, &cell.place, &|counted| counted.ended += ended);
+        });
+        self.each_arrival(|arrivals, counter| {
+            counted_of(&counter.kind, &arrivals.place, &|counted| {
+                counted.enqueued += counter.enqueued();
+                counted.moved += counter.moved();
+            });
+        });
+        all
     }
 
-    /// The figures of all kinds that were seen, by name.
-    pub fn stats_by_kind(&self) -> Vec<KindStats> {
-        let sums = self.inner.figures.sums(|cell| Some(Arc::clone(&cell.kind)));
-        sums.into_values().map(|sum| sum.stats()).collect()
+    fn each_cell(&self, see: impl FnMut(&Arc<Cell>)) {
+        let cells = self.cells.lock();
+        let shared = cells.shared.values().flat_map(BTreeMap::values);
+        shared.chain(&cells.own).for_each(see);
     }
-}
 
-impl KindStats {
-    fn named(mut self, kind: &str) -> Self {
-        kind.clone_into(&mut self.kind);
-        self
+    fn each_arrival(&self, mut see: impl FnMut(&Arrivals, &Counter)) {
+        let arrivals = self.arrivals.lock();
+        for one in arrivals.values() {
+            one.each(|counter| see(one, counter));
+        }
     }
 }
 
@@ -335,7 +352,7 @@ mod tests {
         cell.record_waited(MS, true, 1);
         figures.count(&JobId::new("mail", 1), "welcome", Count::Dead);
         let stats = || {
-            let sums = figures.sums(|cell| Some(cell.kind.to_string()));
+            let sums = figures.sums(|kind, _| Some(kind.to_string()));
             assert_eq!(sums.len(), 1);
             sums["welcome"].stats()
         };
@@ -385,7 +402,7 @@ mod tests {
                 Count::Dead,
             );
         }
-        let sums = figures.sums(|cell| Some(cell.kind.to_string()));
+        let sums = figures.sums(|kind, _| Some(kind.to_string()));
         assert_eq!(sums.len(), MOST_CELLS + 1);
         let dead = sums.values().map(|sum| sum.stats().dead).sum::<u64>();
         assert_eq!(dead, 2 * MOST_CELLS as u64);

@@ -186,7 +186,7 @@ impl<'a> Ending<'a> {
         for (job, headers) in self.jobs.iter().zip(&headers) {
             changes.jobs.push((&job.place, job.new_job(headers)));
         }
-        let stored = mill.inner.backend.commit(&changes).map(|_| ());
+        let stored = mill.inner.commit(&changes).map(|_| ());
         self.told_if(mill, &stored);
         stored
     }

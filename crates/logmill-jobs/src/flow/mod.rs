@@ -286,7 +286,7 @@ impl Flow {
             changes.jobs.push((&job.place, job.new_job(headers)));
         }
         changes.keys.extend(mill.inner.flows.mark());
-        mill.inner.backend.commit(&changes)?;
+        mill.inner.commit(&changes)?;
         mill.inner.flows.note_mark();
         Ok(FlowHandle::new(mill, id))
     }

@@ -12,7 +12,8 @@ use crate::context::Attempt;
                can take",
     label = "not an extractor",
     note = "extractors are `State<T>`, where T is the state or implements `FromRef` for it, \
-            `Context`, and types of your own that implement `FromAttempt`"
+            `Context`, `Inputs<J>`, and types of your own that implement `FromAttempt`",
+    note = "if the state is another one, `#[debug_handler(state = App)]` says so"
 )]
 pub trait FromAttempt<S>: Sized {
     /// Makes the argument for an attempt.
@@ -64,6 +65,12 @@ pub trait FromAttempt<S>: Sized {
 pub struct State<T>(pub T);
 
 /// A part of the application's state, made from the whole.
+#[diagnostic::on_unimplemented(
+    message = "the state of the workers is `{S}`, and `{Self}` is no part of it",
+    label = "not the state, and not a part of it",
+    note = "`State<T>` takes the state that `Workers::new` is given, or a T that implements \
+            `FromRef` for it"
+)]
 pub trait FromRef<S> {
     /// Makes it, usually by a clone.
     fn from_ref(state: &S) -> Self;

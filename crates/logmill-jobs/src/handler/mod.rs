@@ -1,13 +1,20 @@
 //! Handlers: plain functions that take a job and what they need of the application and the attempt.
 
+pub mod checks;
 mod extract;
 mod functions;
 mod route;
+#[cfg(feature = "tower")]
+mod service;
 
 pub use self::extract::{FromAttempt, FromRef, State};
 #[cfg(feature = "tokio")]
 pub(crate) use self::route::AsyncRoute;
 pub(crate) use self::route::{Called, Route, SyncRoute};
+#[cfg(feature = "tower")]
+pub use self::service::JobRequest;
+#[cfg(feature = "tower")]
+pub(crate) use self::service::{OfService, ServiceHandler};
 
 use crate::context::Attempt;
 use crate::{Failure, Job};

@@ -12,6 +12,9 @@ pub(super) struct Bucket {
     pub(super) running: u32,
     /// When the next cell of the rate is due.
     pub(super) next: Option<Instant>,
+    /// The same, counted by those that have begun. Jobs that were let through begin late where their queue is
+    /// paused or no worker is free, and several would begin together then.
+    pub(super) begun: Option<Instant>,
     /// Until when the key is closed, as a handler was told to slow down.
     pub(super) closed: Option<Instant>,
     pub(super) waiting: Lines,
@@ -24,6 +27,8 @@ pub(super) struct Waiting {
     pub(super) id: JobId,
     /// How many cells of the rate, and how many turns of its key it takes.
     pub(super) cost: u32,
+    /// When it came to the gate, as a number that grows. One that comes back has its place again.
+    pub(super) came: u64,
     /// None until its worker holds it.
     pub(super) held: Option<Box<dyn Held>>,
 }
@@ -39,6 +44,7 @@ impl Bucket {
         Self {
             running: 0,
             next: None,
+            begun: None,
             closed: None,
             waiting: Lines::new(limit.is_in_turn()),
             time: None,
@@ -52,8 +58,34 @@ impl Bucket {
         if limit.at_once.is_some_and(|most| self.running >= most) {
             return Some(Refusal::Full);
         }
-        let until = limit.rate?.until(self.next?, cost)?;
+        let rate = limit.rate?;
+        let next = self.next.and_then(|next| rate.until(next, cost));
+        let begun = self.begun.and_then(|next| rate.until_begun(next, cost));
+        let until = next.max(begun)?;
         (until > now).then_some(Refusal::Until(until))
+    }
+
+    /// When a job may begin that was let through before; None if it may now, and counts as begun then.
+    pub(super) fn begin(&mut self, limit: &Limit, now: Instant, cost: u32) -> Option<Instant> {
+        let rate = limit.rate?;
+        let until = self.begun.and_then(|next| rate.until_begun(next, cost));
+        if let Some(until) = until.filter(|until| *until > now) {
+            return Some(until);
+        }
+        self.begun = rate.after(self.begun, now, cost);
+        None
+    }
+
+    /// Gives the cells of a job back that did not begin, whether it was about to or not.
+    pub(super) fn give_back_cells(&mut self, limit: &Limit, cost: u32, was_about_to: bool) {
+        let Some(rate) = limit.rate else {
+            return;
+        };
+        let given_back = |next: Option<Instant>| rate.given_back(next?, cost);
+        self.next = given_back(self.next);
+        if was_about_to {
+            self.begun = given_back(self.begun);
+        }
     }
 
     /// Why the first job that waits has no place.
@@ -79,7 +111,9 @@ impl Bucket {
 
     pub(super) fn is_idle(&self, now: Instant) -> bool {
         let has_passed = |time: Option<Instant>| time.is_none_or(|time| time <= now);
-        let is_open = has_passed(self.next) && has_passed(self.closed);
+        let is_open = [self.next, self.begun, self.closed]
+            .into_iter()
+            .all(has_passed);
         self.running == 0 && self.waiting.is_empty() && is_open
     }
 }

@@ -5,7 +5,7 @@
 mod tests;
 
 use std::collections::{BTreeSet, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -17,6 +17,7 @@ use super::lines::Weights;
 use crate::JobId;
 use crate::backend::{Claim, Settlement};
 use crate::clock::Clock;
+use crate::identity::Same;
 
 pub(super) struct Gate {
     pub(super) limit: Limit,
@@ -46,28 +47,10 @@ struct State {
     buckets: HashMap<u64, Bucket, BuildHasherDefault<Same>>,
     /// Keys whose first waiting job may begin at that time, as far as the rate is concerned.
     times: BTreeSet<(Instant, u64)>,
+    /// How many jobs have come to wait.
+    comings: u64,
     /// Buckets are looked through for idle ones when there are as many as this.
     sweep_at: usize,
-}
-
-/// A hash of keys that are hashes.
-#[derive(Default)]
-pub(super) struct Same(u64);
-
-impl Hasher for Same {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = bytes
-            .iter()
-            .fold(self.0, |hash, byte| hash.rotate_left(8) ^ u64::from(*byte));
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
 }
 
 /// What became of a job that asked for a place.
@@ -79,6 +62,26 @@ pub(super) enum Taken {
     Waits(Option<Instant>),
     /// There was nothing to hold: it was cancelled, or goes back to its queue for a while.
     NotHeld,
+}
+
+/// What became of a job that was let through, and comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrived {
+    Begins,
+    /// Another job was told to slow down since.
+    Closed,
+    /// It comes late, with others of the same time.
+    TooMany,
+}
+
+/// How far a job came that gives its place back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It was let through, and did not come.
+    LetThrough,
+    /// It came, and did not begin, as something else kept it.
+    AboutToBegin,
+    Begun,
 }
 
 /// The fewest buckets that are worth looking through.
@@ -167,12 +170,13 @@ impl Gate {
         }
     }
 
-    /// Takes a place for a job, or has it wait behind the others of its key.
+    /// Takes a place for a job, or has it wait behind the others of its key; in its place, if it came
+    /// before.
     pub(super) fn take_or_wait(
         &self,
         key: Key,
         id: &JobId,
-        cost: u32,
+        (cost, came): (u32, Option<u64>),
         claim: &mut dyn Claim,
     ) -> Taken {
         let now = self.now();
@@ -180,18 +184,21 @@ impl Gate {
         if self.is_for_held && !state.buckets.contains_key(&key.bucket) {
             return Taken::Free;
         }
+        let next = state.comings + 1;
         let bucket = state.bucket(key.bucket, &self.limit, now);
         let refusal = bucket.refusal(&self.limit, now, cost);
         if refusal.is_none() && bucket.waiting.is_empty() {
             bucket.take(&self.limit, now, cost);
+            bucket.begin(&self.limit, now, cost);
             return Taken::Place;
         }
         let waiting = Waiting {
             id: id.clone(),
             cost,
+            came: came.unwrap_or(next),
             held: None,
         };
-        bucket.waiting.push(key.line, waiting, false);
+        bucket.waiting.push(key.line, waiting);
         let is_next = bucket.waiting.front().is_some_and(|next| next.id == *id);
         let until = match refusal {
             Some(Refusal::Until(until)) if is_next => Some(until),
@@ -199,10 +206,12 @@ impl Gate {
             None if is_next => {
                 drop(bucket.waiting.pop_front(&self.weights));
                 bucket.take(&self.limit, now, cost);
+                bucket.begin(&self.limit, now, cost);
                 return Taken::Place;
             }
             _ => None,
         };
+        state.comings = next;
         if until.is_some() {
             state.set_time(key.bucket, until);
         }
@@ -235,16 +244,24 @@ impl Gate {
         until
     }
 
-    /// Whether a key is closed, for a job that has a place there.
-    pub(super) fn is_closed(&self, key: u64) -> bool {
+    /// A job comes that was let through before.
+    pub(super) fn arrive(&self, key: u64, cost: u32) -> Arrived {
         // Relaxed: a job that misses that its key was closed at this moment came before that.
-        if !self.was_closed.load(Ordering::Relaxed) {
-            return false;
+        if self.limit.rate.is_none() && !self.was_closed.load(Ordering::Relaxed) {
+            return Arrived::Begins;
         }
         let now = self.clock.now();
-        let state = self.state.lock();
-        let bucket = state.buckets.get(&key);
-        bucket.is_some_and(|bucket| bucket.closed.is_some_and(|closed| closed > now))
+        let mut state = self.state.lock();
+        let Some(bucket) = state.buckets.get_mut(&key) else {
+            return Arrived::Begins;
+        };
+        if bucket.closed.is_some_and(|closed| closed > now) {
+            return Arrived::Closed;
+        }
+        match bucket.begin(&self.limit, now, cost) {
+            None => Arrived::Begins,
+            Some(_) => Arrived::TooMany,
+        }
     }
 
     /// Has a job that was let through before wait as the first of its key. Returns false if it is not
@@ -260,10 +277,12 @@ impl Gate {
         let waiting = Waiting {
             id: id.clone(),
             cost,
+            // Before all that have come.
+            came: 0,
             held: None,
         };
         let bucket = state.bucket(key.bucket, &self.limit, self.clock.now());
-        bucket.waiting.push(key.line, waiting, true);
+        bucket.waiting.push(key.line, waiting);
         state.set_time(key.bucket, Some(until));
         self.note_known(&state);
         drop(state);
@@ -298,14 +317,15 @@ impl Gate {
 
     /// Gives a place back; with its turn, if the job did not begin. Returns whether a job waits for
     /// one.
-    pub(super) fn give_back(&self, key: u64, cost: u32, has_begun: bool) -> bool {
+    pub(super) fn give_back(&self, key: u64, cost: u32, ended: Ended) -> bool {
         let mut state = self.state.lock();
         let Some(bucket) = state.buckets.get_mut(&key) else {
             return false;
         };
         bucket.running -= 1;
-        if let (Some(rate), false) = (self.limit.rate, has_begun) {
-            bucket.next = bucket.next.and_then(|next| rate.given_back(next, cost));
+        if ended != Ended::Begun {
+            let was_about_to = ended == Ended::AboutToBegin;
+            bucket.give_back_cells(&self.limit, cost, was_about_to);
         }
         let is_awaited = !bucket.waiting.is_empty();
         if self.is_for_held {

@@ -112,6 +112,9 @@ impl Limit {
 
     /// Gives a key so many turns for each one of a key without a weight, which has 1; at least 1. Has an
     /// effect after [`in_turn`](Self::in_turn) only.
+    ///
+    /// The key is that of [`Enqueue::key`](crate::Enqueue::key), or the value of the field that
+    /// `#[job(key = "tenant")]` names; that of several fields is a JSON list of them.
     pub fn weight(mut self, key: impl Into<String>, turns: u32) -> Self {
         if let Keys::InTurn(weights) = &mut self.keys {
             weights.insert(key.into(), turns.max(1));
@@ -128,7 +131,8 @@ impl Limit {
     /// At most so many begin in this time, evenly: ten in a second means one in each tenth.
     ///
     /// In any period of this length, at most so many jobs and one begin, or as many more as
-    /// [`burst`](Self::burst) says. Each attempt counts, as many times as the job
+    /// [`burst`](Self::burst) says; and one more where jobs that were let through begin late, as their queue
+    /// was paused or no worker was free. Each attempt counts, as many times as the job
     /// [costs](crate::Enqueue::cost). The count is in memory, and begins anew with the process.
     pub fn rate(mut self, jobs: u32, period: Duration) -> Self {
         let burst = self.rate.map_or(1, |rate| rate.burst);

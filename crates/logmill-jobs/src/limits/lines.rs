@@ -12,8 +12,8 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
 
 use super::bucket::Waiting;
-use super::gate::Same;
 use crate::JobId;
+use crate::identity::Same;
 
 /// The turns that keys with weights other than 1 have.
 pub(super) type Weights = HashMap<u64, u32, BuildHasherDefault<Same>>;
@@ -65,8 +65,8 @@ impl Lines {
         }
     }
 
-    /// Adds a job to the line of its key: as the last, or as the first.
-    pub(super) fn push(&mut self, key: u64, job: Waiting, is_first: bool) {
+    /// Adds a job to the line of its key, behind those that came before it.
+    pub(super) fn push(&mut self, key: u64, job: Waiting) {
         let line = match self {
             Self::One(line) => line,
             Self::InTurn(turns) => turns.line_for_one_more(key),
@@ -75,10 +75,8 @@ impl Lines {
             // Many keys have one job that waits.
             line.reserve_exact(1);
         }
-        match is_first {
-            true => line.push_front(job),
-            false => line.push_back(job),
-        }
+        let at = line.partition_point(|one| one.came < job.came);
+        line.insert(at, job);
     }
 
     /// The job whose turn it is.
@@ -97,7 +95,7 @@ impl Lines {
         }
     }
 
-    /// A job that was put at one of the ends of its line a moment ago.
+    /// A job that came into its line a moment ago: it is nearly always at one of the ends.
     pub(super) fn find(&mut self, key: u64, id: &JobId) -> Option<&mut Waiting> {
         let line = self.line(key)?;
         match line.front().is_some_and(|one| one.id == *id) {

@@ -32,7 +32,7 @@ use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-use self::gate::{Gate, Key, Taken};
+use self::gate::{Arrived, Ended, Gate, Key, Taken};
 use self::limit::Keys;
 pub use self::limit::Limit;
 pub(crate) use self::limit::Subject;
@@ -66,18 +66,29 @@ struct Grant {
     gate: u32,
     /// How many cells of the rate it took.
     cost: u32,
+    /// When its job came to wait for it; 0 if it did not wait.
+    came: u64,
 }
 
 /// The places that a job has at gates, until its attempt has ended.
-pub(crate) struct Permit {
-    limits: Option<Arc<Limits>>,
+pub(crate) struct Permit<'a> {
+    limits: Option<Of<'a>>,
     has_begun: bool,
     places: SmallVec<[Grant; 2]>,
+    /// The place that was kept for it, until it has come to that gate.
+    granted: Option<Grant>,
+}
+
+/// The limits that a permit is of. A blocking attempt borrows them, which spares it two locked additions.
+enum Of<'a> {
+    Borrowed(&'a Arc<Limits>),
+    #[cfg(feature = "tokio")]
+    Shared(Arc<Limits>),
 }
 
 /// What became of a job that asked to run.
-pub(crate) enum Admission {
-    Runs(Permit),
+pub(crate) enum Admission<'a> {
+    Runs(Permit<'a>),
     /// It is held, and is put back when there is a place for it.
     Waits,
 }
@@ -104,7 +115,8 @@ impl Limits {
             let weights = match &limit.keys {
                 Keys::InTurn(weights) => weights
                     .iter()
-                    .map(|(key, weight)| (hasher.hash_one(key.as_bytes()), *weight))
+                    .flat_map(|(key, weight)| forms_of(key).map(move |form| (form, *weight)))
+                    .map(|(form, weight)| (hasher.hash_one(form.as_bytes()), weight))
                     .collect(),
                 _ => Weights::default(),
             };
@@ -127,6 +139,27 @@ impl Limits {
         limits
     }
 
+    /// Logs which limits these jobs never wait for, so that keys do not take turns there: as many of
+    /// them run at once as there are workers for them.
+    pub(crate) fn warn_of_few_workers<'a>(
+        &self,
+        jobs: impl Iterator<Item = (Subject<'a>, usize)> + Clone,
+    ) {
+        for Gate { limit, .. } in &self.gates {
+            let Some(at_once) = limit.at_once.filter(|_| limit.is_in_turn()) else {
+                continue;
+            };
+            let mut few = jobs.clone().filter(|(job, workers)| {
+                limit.concerns(job) && usize::try_from(at_once).is_ok_and(|most| *workers <= most)
+            });
+            if let Some((job, workers)) = few.next() {
+                tracing::warn!(%limit, kind = job.kind, queue = job.queue, workers, "keys do not take \
+                    turns at this limit: that takes more threads (or tasks, for async handlers) than \
+                    may run at once");
+            }
+        }
+    }
+
     /// Whether a job may run that costs so many cells of rates; holds it if it may not.
     #[inline]
     pub(crate) fn admit(
@@ -134,42 +167,49 @@ impl Limits {
         id: &JobId,
         cost: u32,
         claim: &mut dyn Claim,
-    ) -> Admission {
+    ) -> Admission<'_> {
         if self.gates.len() == 1 && self.gates.last().is_none_or(|held| held.known() == 0) {
             return Admission::Runs(Permit::none());
         }
         self.admit_slow(id, cost, claim)
     }
 
-    fn admit_slow(self: &Arc<Self>, id: &JobId, cost: u32, claim: &mut dyn Claim) -> Admission {
-        let granted = self.take_grant(id);
+    fn admit_slow(self: &Arc<Self>, id: &JobId, cost: u32, claim: &mut dyn Claim) -> Admission<'_> {
         let mut permit = Permit {
-            limits: Some(Arc::clone(self)),
+            limits: Some(Of::Borrowed(self)),
             has_begun: false,
-            places: granted.into_iter().collect(),
+            places: SmallVec::new(),
+            granted: self.take_grant(id),
         };
         let cost = self.cost_of(claim, cost);
         for (gate, number) in self.gates.iter().zip(0..) {
             if gate.is_for_held() && gate.known() == 0 {
                 continue;
             }
-            if let Some(grant) = granted.filter(|grant| grant.gate == number) {
-                if !gate.is_closed(grant.key) {
-                    continue;
-                }
-                // Another job was told to slow down since this one was let through.
-                permit.places.retain(|place| *place != grant);
-                self.give_back(grant, false);
+            let mut came = None;
+            if let Some(grant) = permit.granted.take_if(|grant| grant.gate == number) {
+                let ended = match gate.arrive(grant.key, grant.cost) {
+                    Arrived::Begins => {
+                        permit.places.push(grant);
+                        continue;
+                    }
+                    Arrived::Closed => Ended::LetThrough,
+                    // The time for which it was let through has passed.
+                    Arrived::TooMany => Ended::Begun,
+                };
+                came = Some(grant.came);
+                self.give_back(grant, ended);
             }
             let Some(key) = self.key_of(gate, &subject(id, claim)) else {
                 continue;
             };
-            match gate.take_or_wait(key, id, cost, claim) {
+            match gate.take_or_wait(key, id, (cost, came), claim) {
                 Taken::Free => {}
                 Taken::Place => permit.places.push(Grant {
                     key: key.bucket,
                     gate: number,
                     cost,
+                    came: 0,
                 }),
                 Taken::Waits(until) => {
                     if let Some(until) = until {
@@ -275,9 +315,9 @@ impl Limits {
     }
 
     /// Gives a place back, and the next job that waits for it its turn.
-    fn give_back(&self, place: Grant, has_begun: bool) {
+    fn give_back(&self, place: Grant, ended: Ended) {
         if let Some(gate) = self.gate(place.gate)
-            && gate.give_back(place.key, place.cost, has_begun)
+            && gate.give_back(place.key, place.cost, ended)
         {
             self.grant(place.gate, place.key);
         }
@@ -301,6 +341,7 @@ impl Limits {
                     key,
                     gate: number,
                     cost: next.cost,
+                    came: next.came,
                 };
                 granted.insert(next.id, grant);
                 self.grants.store(granted.len(), Ordering::Relaxed);
@@ -322,7 +363,7 @@ impl Limits {
     /// back, or has no handler.
     pub(crate) fn forget_grant(&self, id: &JobId) {
         if let Some(place) = self.take_grant(id) {
-            self.give_back(place, false);
+            self.give_back(place, Ended::LetThrough);
         }
     }
 
@@ -345,7 +386,7 @@ impl Limits {
             grant
         };
         if let Some(place) = granted {
-            self.give_back(place, false);
+            self.give_back(place, Ended::LetThrough);
         }
     }
 
@@ -392,6 +433,16 @@ impl Limits {
     }
 }
 
+/// The keys of jobs that an application means by this text: itself, and one that is made of a field with
+/// this value, which is a JSON list of one.
+fn forms_of(key: &str) -> impl Iterator<Item = String> + use<> {
+    let text = serde_json::Value::from(key);
+    let other = serde_json::from_str(key).ok();
+    let lists = std::iter::once(text).chain(other);
+    let lists = lists.map(|value: serde_json::Value| serde_json::json!([value]).to_string());
+    std::iter::once(key.to_owned()).chain(lists)
+}
+
 /// What limits look at in a job that a worker has.
 fn subject<'a>(id: &'a JobId, claim: &'a dyn Claim) -> Subject<'a> {
     Subject {
@@ -401,7 +452,17 @@ fn subject<'a>(id: &'a JobId, claim: &'a dyn Claim) -> Subject<'a> {
     }
 }
 
-impl Permit {
+impl Of<'_> {
+    fn get(&self) -> &Limits {
+        match self {
+            Self::Borrowed(limits) => limits,
+            #[cfg(feature = "tokio")]
+            Self::Shared(limits) => limits,
+        }
+    }
+}
+
+impl Permit<'_> {
     /// The attempt begins: it has had its turn.
     pub(crate) fn begin(&mut self) {
         self.has_begun = true;
@@ -412,16 +473,39 @@ impl Permit {
             limits: None,
             has_begun: false,
             places: SmallVec::new(),
+            granted: None,
+        }
+    }
+
+    /// The places for an attempt that goes on elsewhere.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn detach(mut self) -> Permit<'static> {
+        let limits = self.limits.as_ref().map(|limits| match limits {
+            Of::Borrowed(limits) => Arc::clone(limits),
+            Of::Shared(limits) => Arc::clone(limits),
+        });
+        Permit {
+            limits: limits.map(Of::Shared),
+            has_begun: self.has_begun,
+            places: std::mem::take(&mut self.places),
+            granted: self.granted.take(),
         }
     }
 }
 
-impl Drop for Permit {
+impl Drop for Permit<'_> {
     #[inline]
     fn drop(&mut self) {
         if let Some(limits) = &self.limits {
+            let ended = match self.has_begun {
+                true => Ended::Begun,
+                false => Ended::AboutToBegin,
+            };
             for place in self.places.drain(..) {
-                limits.give_back(place, self.has_begun);
+                limits.get().give_back(place, ended);
+            }
+            if let Some(granted) = self.granted.take() {
+                limits.get().give_back(granted, Ended::LetThrough);
             }
         }
     }

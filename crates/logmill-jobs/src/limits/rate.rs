@@ -23,6 +23,16 @@ impl Rate {
         next.checked_sub(self.interval.saturating_mul(missing))
     }
 
+    /// As [`until`](Self::until), where `next` says what has begun. A job begins a moment after it was let
+    /// through, and not always the same: so one more may begin together.
+    pub(super) fn until_begun(&self, next: Instant, cost: u32) -> Option<Instant> {
+        let looser = Self {
+            burst: self.burst.saturating_add(1),
+            ..*self
+        };
+        looser.until(next, cost)
+    }
+
     /// When the next cell is due after so many are taken. None for a time that overflows: it never
     /// comes, and limits nothing here.
     pub(super) fn after(&self, next: Option<Instant>, now: Instant, cost: u32) -> Option<Instant> {

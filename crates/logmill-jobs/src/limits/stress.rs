@@ -140,7 +140,7 @@ fn stress(options: MillOptions) {
             queue.purge(&dead).unwrap();
         }
         let stats = queue.stats().unwrap();
-        if stats.ready + stats.delayed + stats.running + stats.dead == 0 {
+        if stats.left() + stats.dead == 0 {
             break;
         }
         let handles = handles.lock().unwrap();

@@ -7,8 +7,8 @@ use super::queue::OrderedQueue;
 use super::{Orders, Spot, Told, find, position_in, skip};
 use crate::JobId;
 use crate::backend::{
-    Backend, BackendError, Capabilities, Changes, Choice, Consumer, End, Ended, KeyValue, NewJob,
-    OnEnd, Queue, Served,
+    Backend, BackendError, Changes, Choice, Consumer, End, Ended, NewJob, OnEnd, Queue, Served,
+    forward_backend,
 };
 use crate::enqueue::header;
 use crate::keys;
@@ -36,9 +36,7 @@ impl Drop for Ordered {
 }
 
 impl Backend for Ordered {
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
+    forward_backend!(inner: capabilities queue_names wake_consumers get keys each_key damage flush);
 
     fn on_end(&self, tell: OnEnd) {
         let told = Told {
@@ -65,10 +63,6 @@ impl Backend for Ordered {
         Ok(Box::new(queue))
     }
 
-    fn queue_names(&self) -> Result<Vec<String>, BackendError> {
-        self.inner.queue_names()
-    }
-
     fn consumer(
         &self,
         queues: &[Served<'_>],
@@ -81,26 +75,6 @@ impl Backend for Ordered {
         }))
     }
 
-    fn wake_consumers(&self, queues: &[&str]) {
-        self.inner.wake_consumers(queues);
-    }
-
-    fn get(&self, key: &[u8]) -> Result<Option<KeyValue>, BackendError> {
-        self.inner.get(key)
-    }
-
-    fn keys(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, KeyValue)>, BackendError> {
-        self.inner.keys(prefix)
-    }
-
-    fn each_key(
-        &self,
-        prefix: &[u8],
-        see: &mut dyn FnMut(Vec<u8>, KeyValue) -> bool,
-    ) -> Result<(), BackendError> {
-        self.inner.each_key(prefix, see)
-    }
-
     fn commit(&self, changes: &Changes<'_>) -> Result<Vec<Option<u64>>, BackendError> {
         let entered = Entered::of_changes(&self.orders, changes);
         let Some(mut entered) = entered else {
@@ -109,10 +83,6 @@ impl Backend for Ordered {
         let committed = entered.with_changes(changes, |changes| self.inner.commit(changes));
         entered.note(&committed, |numbers, at| *numbers.get(at)?);
         committed
-    }
-
-    fn flush(&self) -> Result<(), BackendError> {
-        self.inner.flush()
     }
 
     fn close(&self) -> Result<(), BackendError> {

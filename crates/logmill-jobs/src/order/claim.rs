@@ -2,13 +2,13 @@
 
 use std::ops::DerefMut;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::backend::Entered;
 use super::line::Arrival;
 use super::{Orders, Spot};
 use crate::JobId;
-use crate::backend::{BackendError, Claim, Consumer, Held, Next, Settlement};
+use crate::backend::{BackendError, Claim, Consumer, Held, Next, Settlement, forward_claim};
 use crate::enqueue::header;
 
 /// A backend that holds no jobs gives one that has to wait out again after this time.
@@ -178,45 +178,8 @@ impl<C> Claim for OrderedClaim<C>
 where
     C: DerefMut<Target: Claim>,
 {
-    fn queue(&self) -> &str {
-        self.claim.queue()
-    }
-
-    fn number(&self) -> u64 {
-        self.claim.number()
-    }
-
-    fn kind(&self) -> &str {
-        self.claim.kind()
-    }
-
-    fn payload(&self) -> &[u8] {
-        self.claim.payload()
-    }
-
-    fn header(&self, key: &str) -> Option<&[u8]> {
-        self.claim.header(key)
-    }
-
-    fn attempt(&self) -> u32 {
-        self.claim.attempt()
-    }
-
-    fn crashes(&self) -> u32 {
-        self.claim.crashes()
-    }
-
-    fn enqueued_at(&self) -> SystemTime {
-        self.claim.enqueued_at()
-    }
-
-    fn due_at(&self) -> Option<SystemTime> {
-        self.claim.due_at()
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.claim.is_cancelled()
-    }
+    forward_claim!(claim: queue number kind payload header attempt crashes);
+    forward_claim!(claim: enqueued_at due_at is_cancelled lease);
 
     fn settle(&mut self, settlement: Settlement<'_>) -> Result<Vec<Option<u64>>, BackendError> {
         let Some(turn) = self.turn.take() else {

@@ -121,7 +121,7 @@ fn commit(mill: &Mill, id: &str, changes: &Changes<'_>) -> Result<Vec<Option<u64
     if mill.inner.is_closed() {
         return Err(BackendError::Closed);
     }
-    let committed = mill.inner.backend.commit(changes);
+    let committed = mill.inner.commit(changes);
     // Also after an error: what may not survive a power cut has changed.
     mill.inner.schedules.refresh(mill, id);
     committed

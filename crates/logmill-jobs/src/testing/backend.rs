@@ -2,14 +2,15 @@
 //! the probe says that the process crashes.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use super::probe::Probe;
 use super::report::{How, Ran};
 use crate::JobId;
 use crate::backend::{
-    Backend, BackendError, Cancelled, Capabilities, Changes, Choice, Claim, Consumer, DeadJob,
-    Held, KeyChange, KeyValue, NewJob, Next, OnEnd, Queue, QueueStats, Seen, Served, Settlement,
+    Backend, BackendError, Cancelled, Changes, Choice, Claim, Consumer, DeadJob, Held, KeyChange,
+    KeyValue, NewJob, Next, Queue, QueueStats, Seen, Served, Settlement, forward_backend,
+    forward_claim,
 };
 
 pub(super) struct Probed<B> {
@@ -44,13 +45,7 @@ impl std::fmt::Display for Key<'_> {
 }
 
 impl<B: Backend> Backend for Probed<B> {
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
-    fn on_end(&self, tell: OnEnd) {
-        self.inner.on_end(tell);
-    }
+    forward_backend!(inner: capabilities on_end wake_consumers damage close);
 
     fn queue(&self, name: &str) -> Result<Box<dyn Queue>, BackendError> {
         self.probe.check()?;
@@ -79,10 +74,6 @@ impl<B: Backend> Backend for Probed<B> {
         }))
     }
 
-    fn wake_consumers(&self, queues: &[&str]) {
-        self.inner.wake_consumers(queues);
-    }
-
     fn get(&self, key: &[u8]) -> Result<Option<KeyValue>, BackendError> {
         self.probe.check()?;
         self.inner.get(key)
@@ -101,10 +92,6 @@ impl<B: Backend> Backend for Probed<B> {
     fn flush(&self) -> Result<(), BackendError> {
         self.probe.check()?;
         self.inner.flush()
-    }
-
-    fn close(&self) -> Result<(), BackendError> {
-        self.inner.close()
     }
 }
 
@@ -274,45 +261,8 @@ fn ran(claim: &dyn Claim, how: How) -> Ran {
 macro_rules! tapped {
     ($type:ty) => {
         impl Claim for $type {
-            fn queue(&self) -> &str {
-                self.inner.queue()
-            }
-
-            fn number(&self) -> u64 {
-                self.inner.number()
-            }
-
-            fn kind(&self) -> &str {
-                self.inner.kind()
-            }
-
-            fn payload(&self) -> &[u8] {
-                self.inner.payload()
-            }
-
-            fn header(&self, key: &str) -> Option<&[u8]> {
-                self.inner.header(key)
-            }
-
-            fn attempt(&self) -> u32 {
-                self.inner.attempt()
-            }
-
-            fn crashes(&self) -> u32 {
-                self.inner.crashes()
-            }
-
-            fn enqueued_at(&self) -> SystemTime {
-                self.inner.enqueued_at()
-            }
-
-            fn due_at(&self) -> Option<SystemTime> {
-                self.inner.due_at()
-            }
-
-            fn is_cancelled(&self) -> bool {
-                self.inner.is_cancelled()
-            }
+            forward_claim!(inner: queue number kind payload header attempt crashes);
+            forward_claim!(inner: enqueued_at due_at is_cancelled lease);
 
             fn settle(
                 &mut self,

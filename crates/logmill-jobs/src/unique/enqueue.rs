@@ -320,7 +320,7 @@ fn publish(
             .keys
             .push(KeyChange::Put(letter, bytes, Keep::Forever));
     }
-    let numbers = mill.inner.backend.commit(&changes)?;
+    let numbers = mill.inner.commit(&changes)?;
     let Some(number) = numbers.first().copied().flatten() else {
         mill.inner.tickets.is_late(place);
         let why = "it enters its queue once the disk has room";

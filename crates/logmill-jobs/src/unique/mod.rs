@@ -19,14 +19,15 @@ mod tickets;
 mod turn;
 mod value;
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::time::{Duration, SystemTime};
 
+use foldhash::quality::RandomState;
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
 pub(crate) use self::enqueue::{Call, enqueue};
 pub(crate) use self::merge::by as merge_by;
-pub(crate) use self::release::{Release, finish_interrupted, forget_letter, payload_of_letter};
+pub(crate) use self::release::{Release, finish_interrupted, forget_letter, job_of_letter};
 pub(crate) use self::tickets::Tickets;
 pub(crate) use self::turn::{Began, begin, is_turn, moving};
 use self::value::Until;
@@ -238,7 +239,7 @@ pub(crate) struct Locks {
 impl Default for Locks {
     fn default() -> Self {
         Self {
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             locks: (0..LOCKS).map(|_| ReentrantMutex::new(())).collect(),
         }
     }

@@ -10,6 +10,7 @@ use crate::backend::{self, BackendError, Changes, Due, Keep, KeyChange};
 use crate::enqueue::header;
 use crate::keys;
 use crate::mill::Mill;
+use crate::prepared::PreparedJob;
 
 /// The key of a job that ends, locked until this is dropped.
 pub(crate) struct Release<'a> {
@@ -231,7 +232,7 @@ pub(crate) fn finish_interrupted(mill: &Mill, key: &[u8]) -> Result<(), BackendE
     let headers = release.headers();
     let mut changes = Changes::default();
     release.add_to(&mut changes, &headers);
-    let numbers = mill.inner.backend.commit(&changes)?;
+    let numbers = mill.inner.commit(&changes)?;
     drop(changes);
     drop(headers);
     release.done(&numbers);
@@ -239,16 +240,16 @@ pub(crate) fn finish_interrupted(mill: &Mill, key: &[u8]) -> Result<(), BackendE
 }
 
 /// The arguments with which a dead job ran, if they are not its first.
-pub(crate) fn payload_of_letter(
+pub(crate) fn job_of_letter(
     mill: &Mill,
     letter: &backend::DeadJob,
-) -> Result<Option<Vec<u8>>, BackendError> {
+) -> Result<Option<PreparedJob>, BackendError> {
     let Some(key) = letter_of(letter.unique.as_deref()) else {
         return Ok(None);
     };
     let kept = mill.inner.backend.get(&key)?;
     let kept = kept.and_then(|kept| Stored::parse(&kept.value));
-    Ok(kept.map(|stored| stored.job.payload))
+    Ok(kept.map(|stored| stored.job))
 }
 
 /// Removes what was kept of a dead job that is purged.

@@ -4,6 +4,7 @@
 //! process is found by its ticket, in one walk over its queue.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -11,17 +12,21 @@ use parking_lot::Mutex;
 use super::value::{Header, Ticket};
 use crate::backend::BackendError;
 use crate::enqueue::header;
+use crate::identity::Same;
 use crate::mill::OpenQueue;
 
 /// So many parts have a lock of their own, and grow one by one.
 const PARTS: usize = 64;
 
+/// Tickets are random, and nobody chooses them, so they are their own hashes.
+type Numbers = HashMap<Ticket, u64, BuildHasherDefault<Same>>;
+
 pub(crate) struct Tickets {
     /// The numbers of jobs that have not ended, by ticket.
-    numbers: Box<[Mutex<HashMap<Ticket, u64>>]>,
+    numbers: Box<[Mutex<Numbers>]>,
     /// How many attempts run, by ticket: one, and two for a moment if a job comes back faster than its
     /// attempt ends.
-    running: Mutex<HashMap<Ticket, u32>>,
+    running: Mutex<HashMap<Ticket, u32, BuildHasherDefault<Same>>>,
     /// The queues that were walked over.
     walked: Mutex<HashSet<Arc<str>>>,
 }
@@ -43,9 +48,9 @@ pub(super) struct Running {
 }
 
 impl Tickets {
-    fn part(&self, ticket: Ticket) -> &Mutex<HashMap<Ticket, u64>> {
-        // Tickets are random.
-        &self.numbers[(ticket % PARTS as u64) as usize]
+    fn part(&self, ticket: Ticket) -> &Mutex<Numbers> {
+        // By other bits than those by which the map of a part chooses a place.
+        &self.numbers[(ticket >> 32) as usize % PARTS]
     }
 
     pub(super) fn note(&self, ticket: Ticket, number: u64) {

@@ -1,12 +1,12 @@
 //! A worker comes to a job that is a turn: the value of its key says with what it runs, and when.
 
 use std::ops::DerefMut;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::tickets::Running;
 use super::value::{Header, Stored, Until, Value};
 use crate::JobId;
-use crate::backend::{BackendError, Changes, Claim, Held, Settlement};
+use crate::backend::{BackendError, Changes, Claim, Held, Settlement, forward_claim};
 use crate::enqueue::header;
 use crate::keys;
 use crate::mill::Mill;
@@ -118,17 +118,8 @@ where
     C: DerefMut,
     C::Target: Claim,
 {
-    fn queue(&self) -> &str {
-        self.claim.queue()
-    }
-
-    fn number(&self) -> u64 {
-        self.claim.number()
-    }
-
-    fn kind(&self) -> &str {
-        self.claim.kind()
-    }
+    forward_claim!(claim: queue number kind attempt crashes);
+    forward_claim!(claim: enqueued_at due_at is_cancelled lease);
 
     fn payload(&self) -> &[u8] {
         let instead = self.turn.instead.as_ref();
@@ -144,26 +135,6 @@ where
             }
             _ => self.claim.header(key),
         }
-    }
-
-    fn attempt(&self) -> u32 {
-        self.claim.attempt()
-    }
-
-    fn crashes(&self) -> u32 {
-        self.claim.crashes()
-    }
-
-    fn enqueued_at(&self) -> SystemTime {
-        self.claim.enqueued_at()
-    }
-
-    fn due_at(&self) -> Option<SystemTime> {
-        self.claim.due_at()
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.claim.is_cancelled()
     }
 
     fn settle(&mut self, settlement: Settlement<'_>) -> Result<Vec<Option<u64>>, BackendError> {

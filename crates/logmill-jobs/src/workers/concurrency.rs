@@ -1,15 +1,14 @@
-//! How many threads and tasks a pool has: changed while it runs, stored for the next start where that
-//! is asked for, and kept up when handlers get stuck.
+//! How many threads and tasks a pool has: changed while it runs, by operators and by the load, stored
+//! for the next start where that is asked for, and kept up when handlers get stuck.
 
 use std::sync::Arc;
 
-use super::pool::{Pool, Shared};
+use super::numbers::Numbers;
+use super::pool::{Pool, Shared, State};
+use super::scale::Scale;
 use super::seat::Seat;
 use super::watch::StuckJob;
-use crate::backend::{Changes, Keep, KeyChange};
 use crate::error::StartError;
-use crate::keys;
-use crate::mill::Mill;
 use crate::user_code;
 
 /// Starts a thread of a pool, whose slot is counted already.
@@ -19,10 +18,14 @@ pub(super) trait Spawn: Send + Sync {
 
 /// The numbers of threads and tasks that the application asks for.
 pub(crate) struct Concurrency {
+    /// The pool's name.
+    pub(super) name: String,
+    /// To start with, if the pool scales.
     pub(super) threads: usize,
     pub(super) tasks: usize,
-    /// The pool's name, if what operators set is stored under it.
-    pub(super) stored_as: Option<String>,
+    pub(super) scale: Option<Scale>,
+    /// Whether what operators set is stored under the pool's name.
+    pub(super) is_stored: bool,
 }
 
 /// How a pool is, from [`Pool::health`].
@@ -33,6 +36,10 @@ pub struct PoolHealth {
     pub threads: usize,
     /// Threads that the pool is to have.
     pub wanted_threads: usize,
+    /// The least and the most threads between which the pool sets `wanted_threads` by itself, by its
+    /// [`Scale`](crate::Scale). None if it does not: there is no scale, or an operator has
+    /// [set](Pool::set_threads) the number.
+    pub scales_between: Option<(usize, usize)>,
     /// Threads that run a handler at this moment, those with stuck handlers among them.
     pub busy_threads: usize,
     /// Handlers that are [stuck](Pool::stuck).
@@ -58,62 +65,11 @@ impl PoolHealth {
     }
 }
 
-const VERSION: u8 = 1;
-
 impl Concurrency {
+    /// The pool's name, if what operators set is stored under it.
     pub(super) fn stored_as(&self) -> Option<&str> {
-        self.stored_as.as_deref()
+        self.is_stored.then_some(&*self.name)
     }
-
-    /// The numbers of threads and tasks to start with.
-    pub(super) fn at_start(&self, mill: &Mill) -> Result<(usize, usize), StartError> {
-        let own = (self.threads, self.tasks);
-        let Some(name) = self.stored_as() else {
-            return Ok(own);
-        };
-        let stored = mill.inner.backend.get(&keys::of_pool(name))?;
-        Ok(stored
-            .and_then(|stored| parse(&stored.value))
-            .unwrap_or(own))
-    }
-
-    /// Stores the numbers that were set.
-    fn store(&self, mill: &Mill, threads: usize, tasks: usize) -> Result<(), StartError> {
-        let Some(name) = self.stored_as() else {
-            return Ok(());
-        };
-        let (key, value) = (keys::of_pool(name), bytes_of(threads, tasks));
-        change(mill, KeyChange::Put(&key, &value, Keep::Forever))
-    }
-}
-
-fn change(mill: &Mill, change: KeyChange<'_>) -> Result<(), StartError> {
-    mill.inner.backend.commit(&Changes {
-        keys: vec![change],
-        sync: true,
-        ..Changes::default()
-    })?;
-    Ok(())
-}
-
-fn bytes_of(threads: usize, tasks: usize) -> Vec<u8> {
-    let mut bytes = vec![VERSION];
-    for number in [threads, tasks] {
-        let number = u32::try_from(number).unwrap_or(u32::MAX);
-        bytes.extend_from_slice(&number.to_le_bytes());
-    }
-    bytes
-}
-
-/// What [`bytes_of`] made; None for anything else.
-fn parse(bytes: &[u8]) -> Option<(usize, usize)> {
-    let rest = bytes.strip_prefix(&[VERSION])?;
-    let (threads, tasks) = rest.split_at_checked(4)?;
-    let number = |bytes: &[u8]| {
-        let number = u32::from_le_bytes(bytes.try_into().ok()?);
-        usize::try_from(number).ok().filter(|number| *number > 0)
-    };
-    Some((number(threads)?, number(tasks)?))
 }
 
 impl Pool {
@@ -123,46 +79,76 @@ impl Pool {
     /// run. With [`Workers::dynamic`](super::Workers::dynamic), the number is on stable storage when
     /// the call returns, and later starts use it.
     ///
+    /// A pool that [scales](super::Workers::scale) keeps this number, also one beyond its bounds, until
+    /// [`reset_concurrency`](Self::reset_concurrency).
+    ///
     /// # Errors
     /// A thread could not be started, and the pool has those that could; or the number could not be
     /// stored, and nothing has changed.
     pub fn set_threads(&self, threads: usize) -> Result<(), StartError> {
         let (shared, threads) = (&self.shared, threads.clamp(1, MOST_THREADS));
         let _setting = shared.setting.lock();
-        let tasks = shared.state.lock().max_tasks;
-        shared.concurrency.store(&shared.mill, threads, tasks)?;
-        shared.have_threads(threads)
+        let numbers = Numbers {
+            threads: Some(threads),
+            tasks: shared.state.lock().max_tasks,
+        };
+        shared.concurrency.store(&shared.mill, numbers)?;
+        let did_scale = std::mem::take(&mut shared.state.lock().is_scaling);
+        let set = shared.have_threads(threads);
+        if did_scale {
+            let pool = &*shared.concurrency.name;
+            tracing::info!(
+                pool,
+                threads,
+                "the number of threads is set, and the pool does not \
+                scale until it is reset"
+            );
+        }
+        set
     }
 
     /// Sets how many async handlers run at the same time, at least 1, while the pool runs.
     ///
     /// Those that run go on, also if they are too many. Stored as by
-    /// [`set_threads`](Self::set_threads).
+    /// [`set_threads`](Self::set_threads). A pool that scales goes on to do so.
     ///
     /// # Errors
     /// The number could not be stored, and nothing has changed.
     pub fn set_tasks(&self, tasks: usize) -> Result<(), StartError> {
         let (shared, tasks) = (&self.shared, tasks.max(1));
         let _setting = shared.setting.lock();
-        let threads = shared.state.lock().wanted;
-        shared.concurrency.store(&shared.mill, threads, tasks)?;
+        let threads = {
+            let state = shared.state.lock();
+            (!state.is_scaling).then_some(state.wanted)
+        };
+        let numbers = Numbers { threads, tasks };
+        shared.concurrency.store(&shared.mill, numbers)?;
         shared.have_tasks(tasks);
         Ok(())
     }
 
     /// Goes back to the numbers of threads and tasks that the application asks for, and forgets those
-    /// that were stored.
+    /// that were stored. A pool with a [scale](super::Workers::scale) goes on from the number of threads
+    /// that it has, within its bounds.
     ///
     /// # Errors
     /// As for [`set_threads`](Self::set_threads).
     pub fn reset_concurrency(&self) -> Result<(), StartError> {
         let (shared, own) = (&self.shared, &self.shared.concurrency);
         let _setting = shared.setting.lock();
-        if let Some(name) = own.stored_as() {
-            change(&shared.mill, KeyChange::Remove(&keys::of_pool(name)))?;
-        }
+        own.forget(&shared.mill)?;
         shared.have_tasks(own.tasks);
-        shared.have_threads(own.threads)
+        let threads = match &shared.scaling {
+            None => own.threads,
+            Some(scaling) => {
+                let (least, most) = scaling.bounds();
+                scaling.begin_anew();
+                let mut state = shared.state.lock();
+                state.is_scaling = true;
+                state.wanted.clamp(least, most)
+            }
+        };
+        shared.have_threads(threads)
     }
 
     /// The blocking handlers that go on after their kind's timeout and grace, in the order in which
@@ -182,6 +168,10 @@ impl Pool {
         PoolHealth {
             threads: state.active.min(state.threads),
             wanted_threads: state.wanted,
+            scales_between: match &self.shared.scaling {
+                Some(scaling) if state.is_scaling => Some(scaling.bounds()),
+                _ => None,
+            },
             busy_threads: state.seats.iter().filter_map(|seat| seat.job()).count(),
             stuck: state.stuck.len(),
             tasks: state.tasks.len(),
@@ -192,22 +182,39 @@ impl Pool {
 }
 
 /// An operator's typo is not to keep a pool from starting.
-const MOST_THREADS: usize = 1024;
+pub(super) const MOST_THREADS: usize = 1024;
 
 impl Shared {
+    /// The numbers of threads and tasks that the pool is to have.
+    pub(super) fn wanted(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.wanted, state.max_tasks)
+    }
+
     /// Grows or shrinks to this number of threads.
     pub(super) fn have_threads(self: &Arc<Self>, threads: usize) -> Result<(), StartError> {
-        let missing = {
+        self.have(threads, |state| threads.saturating_sub(state.active))
+    }
+
+    /// Has this number of threads, and starts those that are missing.
+    pub(super) fn have(
+        self: &Arc<Self>,
+        threads: usize,
+        missing: impl FnOnce(&State) -> usize,
+    ) -> Result<(), StartError> {
+        let (missing, is_other) = {
             let mut state = self.state.lock();
-            state.wanted = threads;
-            let missing = threads.saturating_sub(state.active);
+            let is_other = std::mem::replace(&mut state.wanted, threads) != threads;
+            let missing = missing(&state);
             // Counted before they start, so that nobody else starts them as well, and so that the pool
             // does not end if the threads that it has end meanwhile.
             state.active += missing;
             state.starting += missing;
-            missing
+            (missing, is_other)
         };
-        self.have_threads_look();
+        if is_other {
+            self.have_threads_look();
+        }
         let mut started = Ok(());
         for _ in 0..missing {
             match started {
@@ -251,6 +258,13 @@ impl Shared {
             self.leave_mill();
             self.forget_spawn();
             self.watch.wake();
+            self.stop_scaling();
+        }
+    }
+
+    pub(super) fn stop_scaling(&self) {
+        if let Some(scaling) = &self.scaling {
+            scaling.stop();
         }
     }
 
@@ -369,21 +383,5 @@ impl Shared {
             tracing::warn!(%id, kind, "a stuck handler has returned");
         }
         goes_on
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_parsed_as_they_were_stored_and_nothing_else_is() {
-        assert_eq!(parse(&bytes_of(4, 100)), Some((4, 100)));
-        let bytes = bytes_of(4, 100);
-        for len in 0..bytes.len() {
-            assert_eq!(parse(&bytes[..len]), None);
-        }
-        assert_eq!(parse(&bytes_of(0, 100)), None);
-        assert_eq!(parse(&[&bytes[..], b"x"].concat()), None);
     }
 }

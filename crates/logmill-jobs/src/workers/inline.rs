@@ -25,9 +25,11 @@ impl<S: Clone + Send + Sync + 'static> Inline<S> {
         crate::flow::resume(mill)?;
         mill.finish_interrupted()?;
         let concurrency = Concurrency {
+            name: workers.name.clone(),
             threads: 1,
             tasks: 1,
-            stored_as: None,
+            scale: None,
+            is_stored: false,
         };
         let shared = Shared::new(mill, served, concurrency)?;
         // Dropped on an error, it has the pool leave the mill.

@@ -3,7 +3,10 @@
 mod concurrency;
 #[cfg(feature = "testing")]
 mod inline;
+mod leases;
+mod numbers;
 mod pool;
+mod scale;
 mod seat;
 mod served;
 mod thread;
@@ -22,12 +25,14 @@ pub(crate) use self::inline::wait_for;
 pub(crate) use self::pool::Pools;
 use self::pool::Shared;
 pub use self::pool::{Pool, ShutdownReport};
+pub use self::scale::Scale;
 use self::served::Served;
 pub use self::watch::StuckJob;
 use crate::Job;
 use crate::backend::Choice;
 use crate::error::StartError;
 use crate::handler::{Handler, Route, SyncRoute};
+use crate::limits::Subject;
 use crate::middleware::{Chain, Middleware, Wrapped};
 use crate::mill::Mill;
 
@@ -70,6 +75,7 @@ pub struct Workers<S> {
     state: S,
     routes: Vec<Arc<dyn Route<S>>>,
     threads: Option<usize>,
+    scale: Option<Scale>,
     tasks: usize,
     has_blocking: bool,
     #[cfg_attr(not(feature = "tokio"), expect(dead_code))]
@@ -92,6 +98,7 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
             state,
             routes: Vec::new(),
             threads: None,
+            scale: None,
             tasks: TASKS,
             has_blocking: false,
             has_async: false,
@@ -131,12 +138,81 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
         self
     }
 
+    /// Registers a service of `tower`, so that layers can be put around a handler.
+    ///
+    /// Its attempts are those of an async handler. Each one clones the service, waits until the clone
+    /// is ready, calls it, and drops it. An attempt that waits counts among the [`tasks`](Self::tasks),
+    /// and the kind's timeout covers the wait. A service keeps what it needs of the application itself.
+    /// One that takes requests of several types is registered once for each:
+    /// `on_service::<Fetch, _>(service.clone())`.
+    ///
+    /// ```
+    /// use logmill_jobs::{Job, JobRequest, JobResult, Mill, Workers, secs};
+    /// use serde::{Deserialize, Serialize};
+    /// use tower::ServiceBuilder;
+    ///
+    /// #[derive(Serialize, Deserialize, Job)]
+    /// #[job(kind = "fetch", output = u16)]
+    /// struct Fetch {
+    ///     url: String,
+    /// }
+    ///
+    /// async fn fetch(request: JobRequest<Fetch>) -> JobResult<u16> {
+    ///     println!("{} at attempt {}", request.job.url, request.context.attempt());
+    ///     Ok(200)
+    /// }
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let mill = Mill::open(dir.path().join("jobs"))?;
+    /// let service = ServiceBuilder::new().concurrency_limit(20).timeout(secs(10)).service_fn(fetch);
+    /// let pool = Workers::new(()).on_service(service).start(&mill)?;
+    /// let handle = mill.enqueue(Fetch { url: "https://example.com".to_owned() })?;
+    /// assert_eq!(handle.wait_async().await?, 200);
+    /// # drop(pool);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "tower")]
+    pub fn on_service<J, T>(self, service: T) -> Self
+    where
+        J: Job,
+        T: tower_service::Service<crate::JobRequest<J>, Response = J::Output>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        T::Error: Into<crate::Failure>,
+        T::Future: Send + 'static,
+    {
+        use crate::handler::{OfService, ServiceHandler};
+        self.on_async::<J, OfService, _>(ServiceHandler(service))
+    }
+
     /// Sets how many threads take jobs, and run those of handlers that are not async: how many of
     /// these run at the same time.
     ///
     /// Default: one for each core; one if all handlers are async.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads.max(1));
+        self
+    }
+
+    /// Has the number of threads follow the load: the pool grows while its threads are busy and its
+    /// queues would take longer to drain than [`Scale::drain_within`] says, to at most twice as many in
+    /// a second; and shrinks in small steps when fewer threads have been enough for a minute.
+    ///
+    /// It starts with the lower bound, or with [`threads`](Self::threads) within the bounds. Each change
+    /// is logged with its reason. [`Pool::set_threads`] fixes the number until
+    /// [`Pool::reset_concurrency`]; with [`dynamic`](Self::dynamic), so does a number that is stored.
+    ///
+    /// All queues that the pool serves count, together. Jobs that wait for a limit or the end of a pause
+    /// do not have it grow, as more threads would not get them done. The jobs of async handlers end
+    /// faster than threads tell, so give those workers of their own. Tasks are not scaled: one that does
+    /// not run costs nothing.
+    pub fn scale(mut self, scale: Scale) -> Self {
+        self.scale = Some(scale);
         self
     }
 
@@ -212,23 +288,58 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
     /// See [`StartError`]; nothing runs then.
     pub fn start(self, mill: &Mill) -> Result<Pool, StartError> {
         let (by_kind, served) = self.parts(mill)?;
-        let threads = self.threads.unwrap_or_else(|| match self.has_blocking {
-            true => std::thread::available_parallelism().map_or(1, usize::from),
-            false => 1,
-        });
+        let threads = match self.scale.map(|scale| scale.bounds()) {
+            Some((least, most)) => self.threads.unwrap_or(least).clamp(least, most),
+            None => self.threads.unwrap_or_else(|| match self.has_blocking {
+                true => std::thread::available_parallelism().map_or(1, usize::from),
+                false => 1,
+            }),
+        };
         let runtime = self.runtime()?;
         crate::flow::resume(mill)?;
         mill.finish_interrupted()?;
         let concurrency = Concurrency {
+            name: self.name.clone(),
             threads,
             tasks: self.tasks,
-            stored_as: self.is_dynamic.then(|| self.name.clone()),
+            scale: self.scale,
+            is_stored: self.is_dynamic,
         };
         let shared = Shared::new(mill, served, concurrency)?;
+        let (threads, tasks) = shared.wanted();
+        mill.inner
+            .limits
+            .warn_of_few_workers(self.jobs(threads, tasks));
         let kinds: Vec<_> = by_kind.keys().copied().collect();
         let pool = thread::start(self.state, by_kind, shared, &self.name, runtime)?;
         mill.inner.parked.release(kinds.into_iter());
         Ok(pool)
+    }
+
+    /// Examples of the jobs that come to the workers, each with how many of them may run at once.
+    fn jobs(
+        &self,
+        threads: usize,
+        tasks: usize,
+    ) -> impl Iterator<Item = (Subject<'_>, usize)> + Clone {
+        self.routes.iter().flat_map(move |route| {
+            let workers = if route.is_async() { tasks } else { threads };
+            let queues = self.queues.keys().map(String::as_str);
+            let queues = queues.chain(std::iter::once(route.options().queue));
+            queues.flat_map(move |queue| {
+                let kinds = route.kinds().into_iter();
+                kinds.map(move |kind| {
+                    (
+                        Subject {
+                            queue,
+                            kind,
+                            key: None,
+                        },
+                        workers,
+                    )
+                })
+            })
+        })
     }
 
     /// The handlers by kind, and the queues.
@@ -298,6 +409,7 @@ impl<S> std::fmt::Debug for Workers<S> {
         f.debug_struct("Workers")
             .field("handlers", &self.routes.len())
             .field("threads", &self.threads)
+            .field("scale", &self.scale)
             .field("queues", &self.queues)
             .finish_non_exhaustive()
     }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, ReentrantMutex};
 
 use super::concurrency::{Concurrency, Spawn};
+use super::leases::Leases;
+use super::scale::Scaling;
 use super::seat::Seat;
 use super::served::Served;
 use super::watch::{StuckJob, Watch};
@@ -32,6 +34,9 @@ pub(crate) struct Shared {
     /// backend calls subscribers.
     pub(super) setting: ReentrantMutex<()>,
     pub(super) watch: Arc<Watch>,
+    pub(super) leases: Arc<Leases>,
+    /// What sets the number of threads by the load, if something does.
+    pub(super) scaling: Option<Arc<Scaling>>,
     /// What starts a thread; None once the pool stops.
     pub(super) spawn: Mutex<Option<Arc<dyn Spawn>>>,
     pub(super) state: Mutex<State>,
@@ -48,6 +53,8 @@ pub(super) struct State {
     pub(super) active: usize,
     /// How many are to be active.
     pub(super) wanted: usize,
+    /// Whether the load decides that.
+    pub(super) is_scaling: bool,
     /// Threads so far.
     pub(super) started: usize,
     /// What the threads run.
@@ -131,22 +138,28 @@ impl Shared {
         served: Served,
         concurrency: Concurrency,
     ) -> Result<Arc<Self>, StartError> {
-        let (wanted, max_tasks) = concurrency.at_start(mill)?;
+        let numbers = concurrency.at_start(mill)?;
+        let clock = &mill.inner.clock;
+        let scaling = concurrency.scale;
+        let scaling = scaling.map(|scale| Scaling::new(&concurrency.name, scale, clock.clone()));
         let shared = Arc::new(Self {
             mill: mill.clone(),
             served,
             stopping: Arc::default(),
             levels: AtomicU64::new(0),
-            concurrency,
             setting: ReentrantMutex::new(()),
-            watch: Arc::new(Watch::new(mill.inner.clock.clone())),
+            watch: Arc::new(Watch::new(clock.clone())),
+            leases: Arc::new(Leases::new(mill)),
             spawn: Mutex::default(),
             state: Mutex::new(State {
-                wanted,
-                max_tasks,
+                wanted: numbers.threads.unwrap_or(concurrency.threads),
+                is_scaling: scaling.is_some() && numbers.threads.is_none(),
+                max_tasks: numbers.tasks,
                 ..State::default()
             }),
             changed: Condvar::new(),
+            concurrency,
+            scaling: scaling.map(Arc::new),
         });
         mill.inner.pools.enter(&shared)?;
         Ok(shared)
@@ -217,6 +230,8 @@ impl Shared {
         drop(held);
         self.changed.notify_all();
         self.watch.wake();
+        self.stop_scaling();
+        self.leases.stop();
         self.forget_spawn();
         self.served.wake(&*self.mill.inner.backend);
     }

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use super::Runtime;
 use super::concurrency::Spawn;
 #[cfg(feature = "tokio")]
+use super::leases::Kept;
+#[cfg(feature = "tokio")]
 use super::pool::Task;
 use super::pool::{Pool, Shared};
 use super::seat::{Seat, Timed};
@@ -103,10 +105,21 @@ pub(super) fn start<S: Clone + Send + Sync + 'static>(
     }));
     // Held until all threads run, so that the pool does not leave the mill in between.
     let starting = Alive::new(&shared, None);
+    shared.leases.start(name)?;
     let wanted = shared.state.lock().wanted;
-    shared.have_threads(wanted)?;
+    if let Err(error) = shared.have_threads(wanted) {
+        // A number that an operator has stored is not to keep a service from starting.
+        let has_some = shared.state.lock().active > 0;
+        if !(has_some && wanted > shared.concurrency.threads) {
+            return Err(error);
+        }
+        tracing::error!(%error, wanted, "the pool has fewer threads than were set before this start");
+    }
     if has_timeouts {
         shared.watch.start(&shared, name);
+    }
+    if let Some(scaling) = &shared.scaling {
+        scaling.start(&shared)?;
     }
     drop(starting);
     Ok(pool)
@@ -256,6 +269,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         else {
             return;
         };
+        let kept = self.shared.leases.keep(&self.id, claim);
         let is_task = route.is_async();
         #[cfg(feature = "tokio")]
         let task = match is_task {
@@ -296,7 +310,8 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
                     id: self.id.clone(),
                     claim: claim.detach(),
                     context,
-                    _permit: Some(permit),
+                    _permit: Some(permit.detach()),
+                    _kept: kept,
                     task,
                     watched: Some((watched, self.watch.shared_cell())),
                 };
@@ -306,6 +321,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         }
         seat.end();
         drop(permit);
+        drop(kept);
         if deadline.is_some() {
             self.end_timed();
         }
@@ -392,7 +408,8 @@ struct Begun {
     /// Taken at the end.
     claim: Option<Box<dyn Claim + Send>>,
     context: Option<Context>,
-    _permit: Option<Permit>,
+    _permit: Option<Permit<'static>>,
+    _kept: Option<Kept>,
     task: Option<Task>,
     /// Taken at the end.
     watched: Option<(figures::Begun, Arc<Cell>)>,

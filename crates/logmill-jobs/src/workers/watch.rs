@@ -7,7 +7,7 @@
 //! ```
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex};
@@ -15,7 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use super::pool::Shared;
 use super::seat::{Found, LAST, NEVER, Seat, Timed};
 use crate::JobId;
-use crate::clock::Clock;
+use crate::clock::{Advances, Clock};
 
 /// A job whose blocking handler goes on after its kind's timeout and grace, from
 /// [`Pool::stuck`](super::Pool::stuck).
@@ -40,6 +40,7 @@ pub(super) struct Watch {
     /// Whether it is to look before that.
     looks_again: Mutex<bool>,
     changed: Condvar,
+    advances: OnceLock<Advances>,
 }
 
 impl Watch {
@@ -50,12 +51,21 @@ impl Watch {
             wakes_at: AtomicU64::new(NEVER),
             looks_again: Mutex::new(false),
             changed: Condvar::new(),
+            advances: OnceLock::new(),
         }
     }
 
     /// Starts the thread, which ends with the pool.
     pub(super) fn start(self: &Arc<Self>, shared: &Arc<Shared>, name: &str) {
         let (watch, shared) = (Arc::clone(self), Arc::downgrade(shared));
+        // It sleeps until a time that a manual clock comes to at once.
+        let advanced = Arc::downgrade(self);
+        let advances = self.clock.on_advance(move || {
+            if let Some(watch) = advanced.upgrade() {
+                watch.wake();
+            }
+        });
+        let _ = self.advances.set(advances);
         let thread = std::thread::Builder::new().name(format!("{name}-watch"));
         if let Err(error) = thread.spawn(move || watch.run(&shared)) {
             // Handlers that do not look at their token then keep their threads.

@@ -89,7 +89,7 @@ fn dead_jobs_are_replayed_and_purged_by_what_a_filter_selects() {
     assert_eq!(ids.len(), 20);
     until("they are done", || {
         let stats = queue.stats().unwrap();
-        stats.ready + stats.running == 0
+        stats.left() == 0
     });
     let left = queue.dead_jobs().unwrap();
     let evens = left.iter().filter(|dead| dead.kind == "even").count();

@@ -65,7 +65,7 @@ fn a_job_that_waits_gets_other_arguments_and_another_time() {
     );
     until("nothing is left", || {
         let stats = mill.queue("default").unwrap().stats().unwrap();
-        stats.ready + stats.delayed + stats.running == 0
+        stats.left() == 0
     });
     assert_eq!(*ran.lock().unwrap(), ["coffee"]);
     assert!(matches!(

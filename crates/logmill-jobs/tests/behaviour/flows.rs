@@ -474,9 +474,7 @@ fn a_cancelled_job_does_not_run_though_its_flow_is_not_kept_any_more() {
     flow.cancel("enough").unwrap();
     until("the end of the flow's time", || flow.tree().is_err());
     let stats = || mill.queue("default").unwrap().stats().unwrap();
-    until("the job", || {
-        stats().delayed + stats().ready + stats().running == 0
-    });
+    until("the job", || stats().left() == 0);
     assert_eq!(calls.told(), [""; 0]);
     let _ = pool.shutdown(secs(30));
 }

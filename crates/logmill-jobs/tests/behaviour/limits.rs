@@ -16,31 +16,34 @@ use crate::common::{Note, PATIENCE, note, until, wait_for_end};
 
 #[derive(Serialize, Deserialize, Job)]
 #[job(kind = "export", key = "tenant", max_retries = 3, backoff = logmill_jobs::Backoff::fixed(Duration::ZERO))]
-struct Export {
-    tenant: String,
-    number: u32,
+pub(crate) struct Export {
+    pub(crate) tenant: String,
+    pub(crate) number: u32,
 }
 
-fn export(tenant: &str, number: u32) -> Export {
+pub(crate) fn export(tenant: &str, number: u32) -> Export {
     Export {
         tenant: tenant.to_owned(),
         number,
     }
 }
 
-fn mill_with(limits: impl IntoIterator<Item = Limit>) -> (Mill, TempDir) {
+pub(crate) fn mill_with(limits: impl IntoIterator<Item = Limit>) -> (Mill, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let mill = open(&dir, limits);
     (mill, dir)
 }
 
-fn open(dir: &TempDir, limits: impl IntoIterator<Item = Limit>) -> Mill {
+pub(crate) fn open(dir: &TempDir, limits: impl IntoIterator<Item = Limit>) -> Mill {
     let options = limits
         .into_iter()
         .fold(MillOptions::new(), MillOptions::limit);
     let builder = Mill::builder(dir.path().join("jobs"));
     builder.options(options).open().unwrap()
 }
+
+/// The numbers of jobs that were done, in that order.
+type Numbers = Arc<Mutex<Vec<u32>>>;
 
 /// What runs, by tenant, and what ran at most.
 #[derive(Clone, Default)]
@@ -99,11 +102,19 @@ fn a_saturated_key_holds_up_no_other_and_takes_no_worker() {
         why,
         "the limit of the kind \"export\", of each key, 2 at once"
     );
+    let queue = mill.queue("default").unwrap();
+    until("the others are held", || queue.stats().unwrap().held == 48);
+    let stats = queue.stats().unwrap();
+    assert_eq!((stats.running, stats.ready, stats.left()), (2, 0, 50));
     leave.store(1, Ordering::SeqCst);
     for handle in &busy {
         handle.wait_timeout(PATIENCE).unwrap();
     }
     assert_eq!(seen.most("busy"), 2);
+    assert_eq!(
+        (queue.stats().unwrap().held, queue.stats().unwrap().running),
+        (0, 0)
+    );
     assert_eq!(mill.why_waiting(busy[49].id()), None);
     let _ = pool.shutdown(PATIENCE);
 }
@@ -414,6 +425,31 @@ fn jobs_that_were_let_through_at_the_end_of_a_hold_are_held_by_the_next() {
 }
 
 #[test]
+fn jobs_that_a_second_hold_stops_keep_their_places() {
+    let (mill, _dir) = mill_with([Limit::on_kind("export").by_key().at_once(10)]);
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&calls);
+    let handler = move |job: Export, State(done): State<Numbers>| -> JobResult {
+        if counted.fetch_add(1, Ordering::SeqCst) < 3 {
+            return Err(rate_limited(Duration::from_millis(50), "429"));
+        }
+        done.lock().unwrap().push(job.number);
+        Ok(())
+    };
+    let done = Numbers::default();
+    let workers = Workers::new(Arc::clone(&done)).on(handler).threads(1);
+    let pool = workers.start(&mill).unwrap();
+    let jobs: Vec<_> = (0..40)
+        .map(|n| mill.enqueue(export("a", n)).unwrap())
+        .collect();
+    for job in jobs {
+        job.wait_timeout(PATIENCE).unwrap();
+    }
+    assert_eq!(*done.lock().unwrap(), Vec::from_iter(0..40));
+    assert!(pool.shutdown(PATIENCE).finished_in_time);
+}
+
+#[test]
 fn a_key_that_was_held_back_goes_on_by_itself_never_early_and_with_the_same_job() {
     for limit in [
         None,
@@ -489,155 +525,4 @@ fn a_job_takes_as_much_of_a_rate_as_it_costs() {
     let least = interval * (5 * 4 + 20 + 4 - 20 - 8);
     assert!(took >= least, "{took:?}");
     let _ = pool.shutdown(PATIENCE);
-}
-
-/// The tenants whose jobs have begun, in that order.
-type Order = Arc<Mutex<Vec<String>>>;
-
-/// Enqueues jobs of tenants, and lets them run once all wait for the limit but the first. Returns whose
-/// have begun, without that one.
-fn turns_of(mill: &Mill, jobs: &[(&str, u32)], wait_for: usize) -> Vec<String> {
-    let order = Order::default();
-    let may_go = Arc::new(AtomicU32::new(0));
-    let going = Arc::clone(&may_go);
-    let handler = move |job: Export, State(order): State<Order>| -> JobResult {
-        order.lock().unwrap().push(job.tenant);
-        until("it may go", || going.load(Ordering::SeqCst) == 1);
-        Ok(())
-    };
-    let enqueue = |tenant: &str, number| mill.enqueue(export(tenant, number)).unwrap();
-    enqueue("first", 0);
-    let pool = Workers::new(Arc::clone(&order))
-        .on(handler)
-        .threads(2)
-        .start(mill)
-        .unwrap();
-    until("one runs", || !order.lock().unwrap().is_empty());
-    let numbers = jobs
-        .iter()
-        .flat_map(|(tenant, number)| (0..*number).map(move |n| (tenant, n)));
-    let handles: Vec<_> = numbers
-        .map(|(tenant, number)| enqueue(tenant, number))
-        .collect();
-    for handle in &handles {
-        until("it waits", || mill.why_waiting(handle.id()).is_some());
-    }
-    may_go.store(1, Ordering::SeqCst);
-    for handle in &handles[..wait_for] {
-        handle.wait_timeout(PATIENCE).unwrap();
-    }
-    let _ = pool.shutdown(PATIENCE);
-    let order = order.lock().unwrap();
-    order[1..].to_vec()
-}
-
-#[test]
-fn tenants_take_turns_however_many_jobs_one_of_them_has() {
-    let (mill, _dir) = mill_with([Limit::on_kind("export").at_once(1).in_turn()]);
-    let jobs = [("large", 500), ("small", 3), ("smaller", 1)];
-    let order = turns_of(&mill, &jobs, 504);
-    let expected = [
-        "large", "small", "smaller", "large", "small", "large", "small",
-    ];
-    assert_eq!(order[..7], expected);
-    assert!(order[7..].iter().all(|tenant| tenant == "large"));
-    assert_eq!(order.len(), 504);
-}
-
-#[test]
-fn a_tenant_with_a_weight_has_so_many_turns() {
-    let limit = Limit::on_kind("export").at_once(1).in_turn();
-    let (mill, _dir) = mill_with([limit.weight("gold", 3)]);
-    let order = turns_of(&mill, &[("plain", 40), ("gold", 30)], 70);
-    for four in order[..40].chunks(4) {
-        assert_eq!(
-            four.iter().filter(|tenant| *tenant == "gold").count(),
-            3,
-            "{order:?}"
-        );
-    }
-}
-
-#[test]
-fn keys_share_a_rate_in_turn() {
-    let rate = Limit::on_queue("default").rate(2_000, Duration::from_secs(1));
-    let (mill, _dir) = mill_with([rate.in_turn()]);
-    let order = Order::default();
-    let handler = |job: Export, State(order): State<Order>| -> JobResult {
-        order.lock().unwrap().push(job.tenant);
-        Ok(())
-    };
-    for number in 0..300 {
-        mill.enqueue(export("large", number)).unwrap();
-    }
-    let small: Vec<_> = (0..20)
-        .map(|n| mill.enqueue(export("small", n)).unwrap())
-        .collect();
-    let workers = Workers::new(Arc::clone(&order)).on(handler).threads(1);
-    let pool = workers.start(&mill).unwrap();
-    for handle in small {
-        handle.wait_timeout(PATIENCE).unwrap();
-    }
-    let before = order
-        .lock()
-        .unwrap()
-        .iter()
-        .filter(|tenant| *tenant == "large")
-        .count();
-    let _ = pool.shutdown(PATIENCE);
-    // Some begin while the thread is still reading ahead.
-    assert!(
-        before < 200,
-        "{before} of the large tenant's were before the last of the small one's"
-    );
-}
-
-#[test]
-fn a_tenant_that_is_told_to_slow_down_is_passed_over_by_those_it_takes_turns_with() {
-    let (mill, _dir) = mill_with([Limit::on_kind("export").at_once(1).in_turn()]);
-    let handler = |job: Export, State(order): State<Order>| -> JobResult {
-        order.lock().unwrap().push(job.tenant.clone());
-        match job.tenant.as_str() {
-            "slow" => Err(rate_limited(hours(1), "429")),
-            _ => Ok(()),
-        }
-    };
-    let slow: Vec<_> = (0..20)
-        .map(|n| mill.enqueue(export("slow", n)).unwrap())
-        .collect();
-    let calm: Vec<_> = (0..20)
-        .map(|n| mill.enqueue(export("calm", n)).unwrap())
-        .collect();
-    let order = Order::default();
-    let workers = Workers::new(Arc::clone(&order)).on(handler).threads(2);
-    let pool = workers.start(&mill).unwrap();
-    for handle in calm {
-        handle.wait_timeout(PATIENCE).unwrap();
-    }
-    for handle in slow {
-        until("it waits for its tenant", || {
-            let why = mill.why_waiting(handle.id());
-            why.is_some_and(|why| why == "a handler that was told to slow down")
-        });
-    }
-    let order = order.lock().unwrap();
-    assert_eq!(order.iter().filter(|tenant| *tenant == "slow").count(), 1);
-    let _ = pool.shutdown(PATIENCE);
-}
-
-#[test]
-fn turns_are_taken_by_what_a_restart_finds() {
-    let limit = Limit::on_kind("export").at_once(1).in_turn();
-    let dir = tempfile::tempdir().unwrap();
-    {
-        let mill = open(&dir, [limit.clone()]);
-        for number in 0..100 {
-            mill.enqueue(export("before", number)).unwrap();
-        }
-    }
-    let mill = open(&dir, [limit]);
-    let order = turns_of(&mill, &[("after", 10)], 10);
-    let last = order.iter().rposition(|tenant| tenant == "after").unwrap();
-    let before = order[..last].iter().filter(|tenant| *tenant == "before");
-    assert_eq!((last, before.count()), (20, 10), "{order:?}");
 }

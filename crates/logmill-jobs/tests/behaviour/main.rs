@@ -4,12 +4,14 @@ mod common;
 mod complaints;
 mod dead_jobs;
 mod debounce;
+mod debug_handler;
 mod edit;
 mod ends;
 mod events;
 mod figures;
 mod flows;
 mod handlers;
+mod kind_load;
 mod limits;
 mod middleware;
 mod operators;
@@ -20,12 +22,16 @@ mod rates;
 mod results;
 mod retention;
 mod running;
+#[cfg(feature = "testing")]
+mod scale;
 #[cfg(feature = "schedules")]
 mod schedules;
 #[cfg(feature = "testing")]
 mod simulation;
 #[cfg(feature = "testing")]
 mod testing;
+mod together;
+mod turns;
 mod unique;
 mod unique_model;
 mod waiting;

@@ -1,7 +1,7 @@
 //! What operators do: pause, look, replay, purge.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use logmill_jobs::{JobResult, Mill, Priority, Workers};
@@ -67,4 +67,146 @@ fn dead_jobs_of_all_levels_are_listed_and_replayed() {
     assert_eq!(queue.stats().unwrap().dead, 0);
     assert_eq!(mill.queue_names().unwrap(), ["notes"]);
     let _ = pool.shutdown(PATIENCE);
+}
+
+#[test]
+fn a_queue_has_the_levels_that_are_used_after_its_handle_was_made() {
+    let (mill, dir) = mill();
+    let queue = mill.queue("notes").unwrap();
+    let enqueue = |mill: &Mill, priority| {
+        let job = mill.job(note("x")).priority(priority);
+        job.max_retries(0).enqueue().unwrap()
+    };
+    enqueue(&mill, Priority::High);
+    assert_eq!(queue.stats().unwrap().ready, 1);
+    queue.pause().unwrap();
+    assert!(queue.is_paused());
+    // A level that is used for the first time during the pause is paused as well, also after a restart.
+    enqueue(&mill, Priority::Lowest);
+    assert!(queue.is_paused());
+    drop(queue);
+    mill.close().unwrap();
+
+    let mill = Mill::open(dir.path().join("jobs")).unwrap();
+    let waits: Vec<_> = Priority::ALL
+        .into_iter()
+        .map(|priority| enqueue(&mill, priority))
+        .collect();
+    let handler = |_: Note| -> JobResult { Err("failed".into()) };
+    let pool = Workers::new(()).on(handler).start(&mill).unwrap();
+    for handle in &waits {
+        assert!(handle.wait_timeout(Duration::from_millis(20)).is_err());
+    }
+    let queue = mill.queue("notes").unwrap();
+    assert_eq!((queue.stats().unwrap().ready, queue.is_paused()), (7, true));
+    queue.resume().unwrap();
+    until("all are dead", || queue.stats().unwrap().dead == 7);
+    assert_eq!(queue.dead_jobs().unwrap().len(), 7);
+    assert_eq!(queue.purge_where(100, |_| true).unwrap(), 7);
+    assert!(pool.shutdown(PATIENCE).finished_in_time);
+}
+
+/// A directory of a mill with damage in its keys and in the queue `notes`.
+fn damaged() -> tempfile::TempDir {
+    let (mill, dir) = mill();
+    for text in ["a", "b", "c"] {
+        let unique = logmill_jobs::Unique::by(text);
+        let job = mill.job(note(&format!("the note {text}"))).unique(unique);
+        job.enqueue().unwrap();
+    }
+    assert_eq!(mill.damage(), []);
+    // Not closed: what is sealed is checked later.
+    let copy = tempfile::tempdir().unwrap();
+    let changed = copy_with_changes(dir.path(), copy.path(), b"the note b");
+    assert!(
+        changed >= 2,
+        "in the queue and in the transaction: {changed}"
+    );
+    copy
+}
+
+#[test]
+fn what_a_failing_disk_has_changed_is_told() {
+    let dir = damaged();
+    let mill = Mill::open(dir.path().join("jobs")).unwrap();
+    let _ = mill.queue("notes").unwrap().stats().unwrap();
+    let damage = mill.damage();
+    let queues: Vec<_> = damage.iter().map(|one| one.queue.as_deref()).collect();
+    assert_eq!(queues, [None, Some("notes")]);
+    for one in &damage {
+        let found = &one.found[0];
+        assert!(found.contains("failed its check; a copy is "), "{damage:?}");
+    }
+}
+
+/// Enqueues a job for each event, in whose queue the event is.
+struct Shipping(Mill, Arc<AtomicU32>);
+
+impl tracing::Subscriber for Shipping {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("logmill")
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        if self.1.fetch_add(1, Ordering::SeqCst) < 10 {
+            let _ = self.0.enqueue(note("what was logged"));
+            let _ = self.0.job(note("what was logged")).queue("other").enqueue();
+        }
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn a_subscriber_may_enqueue_while_a_queue_is_opened() {
+    let dir = damaged();
+    let mill = Mill::open(dir.path().join("jobs")).unwrap();
+    let events = Arc::new(AtomicU32::new(0));
+    let shipping = Shipping(mill.clone(), Arc::clone(&events));
+    tracing::subscriber::with_default(shipping, || mill.enqueue(note("new")).unwrap());
+    assert!(events.load(Ordering::SeqCst) > 0);
+    let ready = |queue| mill.queue(queue).unwrap().stats().unwrap().ready;
+    assert!(ready("other") > 0);
+    assert!(
+        ready("notes") >= 3,
+        "two that were not damaged, and the new one"
+    );
+}
+
+/// Copies a directory, and changes a byte of each place that has these bytes. Returns how many there were.
+fn copy_with_changes(from: &std::path::Path, to: &std::path::Path, bytes: &[u8]) -> usize {
+    let mut changed = 0;
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir(&target).unwrap();
+            changed += copy_with_changes(&entry.path(), &target, bytes);
+            continue;
+        }
+        let mut content = std::fs::read(entry.path()).unwrap();
+        let places = places_of(&content, bytes);
+        changed += places.len();
+        for at in places {
+            content[at] ^= 1;
+        }
+        std::fs::write(&target, content).unwrap();
+    }
+    changed
+}
+
+fn places_of(content: &[u8], bytes: &[u8]) -> Vec<usize> {
+    let windows = content.windows(bytes.len()).enumerate();
+    windows
+        .filter(|(_, window)| *window == bytes)
+        .map(|(at, _)| at)
+        .collect()
 }

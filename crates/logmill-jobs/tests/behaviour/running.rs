@@ -1,7 +1,7 @@
 //! Pools while they run: how many threads they have, handlers that do not end, shutdowns.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use logmill_jobs::{
@@ -260,7 +260,7 @@ fn a_pool_grows_and_shrinks_while_it_runs() {
     until("all are done", || {
         let stats = mill.queue("notes").unwrap().stats().unwrap();
         gate.open();
-        stats.ready + stats.running == 0
+        stats.left() == 0
     });
     // Idle ones end as well, and grow again.
     pool.set_threads(1).unwrap();
@@ -356,5 +356,118 @@ fn workers_go_on_after_panics_pauses_and_an_idle_time_and_a_health_check_says_so
     until("the pool says that it has ended", || {
         !pool.health().is_healthy()
     });
+    ends(pool);
+}
+
+#[cfg(feature = "testing")]
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "patient", timeout = logmill_jobs::hours(1), grace = logmill_jobs::hours(1))]
+struct Patient;
+
+#[cfg(feature = "testing")]
+#[test]
+fn a_handler_is_stuck_once_a_manual_clock_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = logmill_jobs::testing::ManualClock::new();
+    let options = logmill_jobs::MillOptions::new().clock(&clock);
+    let builder = Mill::builder(dir.path().join("jobs")).options(options);
+    let mill = builder.open().unwrap();
+    let gate = Gate::default();
+    let _opens = Opens(gate.clone());
+    let handler = |_: Patient, State(gate): State<Gate>| {
+        gate.pass();
+        JobResult::Ok(())
+    };
+    let workers = Workers::new(gate.clone()).on(handler);
+    let pool = workers.threads(1).start(&mill).unwrap();
+    let handle = mill.enqueue(Patient).unwrap();
+    until("it runs", || gate.inside() == 1);
+    clock.advance(logmill_jobs::hours(1));
+    assert!(pool.stuck().is_empty());
+    clock.advance(logmill_jobs::hours(1));
+    until("it is stuck", || pool.stuck().len() == 1);
+    gate.open();
+    wait_for_end(&handle);
+    ends(pool);
+}
+
+/// State of which there are so many at most.
+struct Few(Arc<AtomicU32>);
+
+impl Clone for Few {
+    fn clone(&self) -> Self {
+        let left = self.0.fetch_sub(1, Ordering::SeqCst);
+        assert!(left > 0, "no more of it");
+        Self(Arc::clone(&self.0))
+    }
+}
+
+#[test]
+fn a_stored_number_of_threads_that_cannot_be_had_does_not_keep_a_pool_from_starting() {
+    let (mill, _dir) = mill();
+    let start = |few: u32, threads| {
+        let handler = |_: Note, State(_): State<Few>| JobResult::Ok(());
+        let workers = Workers::new(Few(Arc::new(AtomicU32::new(few)))).on(handler);
+        workers.threads(threads).dynamic().start(&mill)
+    };
+    let pool = start(100, 1).unwrap();
+    pool.set_threads(4).unwrap();
+    ends(pool);
+
+    let pool = start(2, 1).unwrap();
+    let health = pool.health();
+    assert_eq!((health.threads, health.wanted_threads), (2, 4));
+    assert!(!health.is_healthy());
+    ends(pool);
+    // What the application itself asks for is an error, and so is a pool without a thread.
+    assert!(start(2, 4).is_err());
+    assert!(start(0, 1).is_err());
+}
+
+#[cfg(feature = "testing")]
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "flaky", max_retries = 100, backoff = Backoff::fixed(Duration::ZERO))]
+struct Flaky;
+
+#[cfg(feature = "testing")]
+#[test]
+fn a_job_that_has_failed_often_runs_soon_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = logmill_jobs::testing::ManualClock::new();
+    let open = || {
+        let options = logmill_jobs::MillOptions::new().clock(&clock);
+        let builder = Mill::builder(dir.path().join("jobs")).options(options);
+        builder.open().unwrap()
+    };
+    let attempts = Arc::new(AtomicU32::new(0));
+    let handler = |_: Flaky, State(attempts): State<Arc<AtomicU32>>| -> JobResult {
+        match attempts.fetch_add(1, Ordering::SeqCst) {
+            // Stored: it is still to wait at the restart.
+            12 => Err(logmill_jobs::retry_in(secs(5), "failed")),
+            0..12 => Err("failed".into()),
+            _ => Ok(()),
+        }
+    };
+    let mill = open();
+    let pool = Workers::new(Arc::clone(&attempts))
+        .on(handler)
+        .start(&mill)
+        .unwrap();
+    let id = mill.enqueue(Flaky).unwrap().id().clone();
+    until("it has failed", || attempts.load(Ordering::SeqCst) == 13);
+    ends(pool);
+    mill.close().unwrap();
+
+    let mill = open();
+    let pool = Workers::new(attempts).on(handler).start(&mill).unwrap();
+    let handle = mill.handle::<Flaky>(id);
+    let queue = mill.queue("default").unwrap();
+    until("a worker has come to it", || {
+        let stats = queue.stats().unwrap();
+        (stats.ready, stats.delayed) == (0, 1)
+    });
+    clock.advance(secs(31));
+    let _ = handle.wait_timeout(PATIENCE);
+    assert_eq!(mill.kind_stats("flaky").done, 1);
     ends(pool);
 }

@@ -96,7 +96,7 @@ impl World {
                 count(&|job| job.phase == Phase::Waits && (job.due > model.now || job.backs_off));
             let dead = count(&|job| job.is_letter);
             // What is held has been taken by a worker.
-            let found = (stats.ready + stats.delayed + stats.running, stats.dead);
+            let found = (stats.left(), stats.dead);
             ensure!(found == (waiting, dead), "the queue {name}: {stats:?}");
             // One that no worker has come to counts as ready.
             ensure!(stats.delayed <= delayed, "the queue {name}: {stats:?}");

@@ -1,6 +1,7 @@
 //! Jobs of the engine that a consumer has, or that wait outside the queue's order.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use logmill::{Failure, HeldJob, Job, OwnedJob};
@@ -109,10 +110,12 @@ macro_rules! claim {
 
             fn hold(&mut self) -> Option<Box<dyn Held>> {
                 let $held = self.job.take()?;
-                let held: HeldJob = $hold;
+                let count = self.shared.held_of($held.queue_name());
+                let job: HeldJob = $hold;
                 // None if it was cancelled: then its end is told.
-                held.id()?;
-                Some(Box::new(held))
+                job.id()?;
+                count.fetch_add(1, Ordering::Relaxed);
+                Some(Box::new(Counted { job, count }))
             }
 
             fn detach(&mut self) -> Option<Box<dyn Claim + Send>> {
@@ -130,8 +133,20 @@ macro_rules! claim {
 claim!(Borrowed<'_>, hold: |job| job.hold(), detach: |job, shared| job.into_owned());
 claim!(Owned, hold: |job| job.hold(), detach: |job, shared| job);
 
-impl Held for HeldJob {
+/// A job that is held, and counts as that.
+struct Counted {
+    job: HeldJob,
+    count: Arc<AtomicU64>,
+}
+
+impl Held for Counted {
     fn payload(&self) -> &[u8] {
-        self.payload()
+        self.job.payload()
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,24 +1,28 @@
 //! The engine in this process as a backend.
 
 mod claim;
+mod damage;
 mod ends;
 mod errors;
 mod queue;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use foldhash::quality::RandomState;
 use logmill::{Durability, QueueSet, Queues, SetConsumer};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, ReentrantMutex};
 
 use self::claim::Borrowed;
 use self::ends::Ends;
 use self::errors::{on_open, on_storage, on_transaction};
 use self::queue::{EmbeddedQueue, options_of};
 use super::{
-    Backend, BackendError, Capabilities, Changes, Choice, Consumer, Keep, KeyChange, KeyValue,
-    Next, OnEnd, Queue, Served,
+    Backend, BackendError, Capabilities, Changes, Choice, Consumer, Damaged, Keep, KeyChange,
+    KeyValue, Next, OnEnd, Queue, Served,
 };
 use crate::clock::Clock;
 
@@ -27,6 +31,9 @@ use crate::clock::Clock;
 /// [`Mill::open`](crate::Mill::open) makes one; [`Mill::with_backend`](crate::Mill::with_backend) takes
 /// one that was opened otherwise.
 pub struct Embedded(Arc<Shared>);
+
+/// The engine's own backoff, at most.
+const BACKOFF: Duration = Duration::from_secs(30);
 
 /// What the backend and its consumers share.
 struct Shared {
@@ -37,8 +44,23 @@ struct Shared {
     #[cfg(feature = "testing")]
     segment_size: Option<u64>,
     on_end: OnceLock<OnEnd>,
+    damaged: Mutex<Vec<Damaged>>,
+    /// How many jobs of each queue are held.
+    held: Mutex<HashMap<String, Arc<AtomicU64>, RandomState>>,
     /// Those that are open; None once the backend is closed.
-    open: Mutex<Option<HashMap<String, logmill::Queue>>>,
+    open: Mutex<Option<HashMap<String, logmill::Queue, RandomState>>>,
+    /// Those that a thread is about to open. Held meanwhile, and reentrant: what the engine raises then
+    /// goes to subscribers, which may enqueue.
+    opening: ReentrantMutex<RefCell<Vec<String>>>,
+}
+
+/// A queue that is noted as about to open.
+struct Noted<'a>(&'a RefCell<Vec<String>>);
+
+impl Drop for Noted<'_> {
+    fn drop(&mut self) {
+        self.0.borrow_mut().pop();
+    }
 }
 
 impl std::fmt::Debug for Embedded {
@@ -58,15 +80,20 @@ impl Embedded {
 
     /// A backend on a directory of queues with this clock.
     pub(crate) fn on_clock(queues: Queues, durability: Durability, clock: Clock) -> Self {
-        Self(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             queues,
             durability,
             clock,
             #[cfg(feature = "testing")]
             segment_size: None,
             on_end: OnceLock::new(),
-            open: Mutex::new(Some(HashMap::new())),
-        }))
+            damaged: Mutex::default(),
+            held: Mutex::default(),
+            open: Mutex::new(Some(HashMap::default())),
+            opening: ReentrantMutex::default(),
+        });
+        shared.note_damage(None, shared.queues.recovery());
+        Self(shared)
     }
 
     /// A backend whose jobs come in their order, and which takes little space.
@@ -78,7 +105,10 @@ impl Embedded {
             clock,
             segment_size: Some(segment_size),
             on_end: OnceLock::new(),
-            open: Mutex::new(Some(HashMap::new())),
+            damaged: Mutex::default(),
+            held: Mutex::default(),
+            open: Mutex::new(Some(HashMap::default())),
+            opening: ReentrantMutex::default(),
         }))
     }
 }
@@ -100,13 +130,55 @@ impl Embedded {
 impl Shared {
     /// A handle of the queue of this name, which is opened or created if it is not open.
     fn open(self: &Arc<Self>, name: &str) -> Result<logmill::Queue, BackendError> {
-        let mut open = self.open.lock();
-        let open = open.as_mut().ok_or(BackendError::Closed)?;
-        if let Some(queue) = open.get(name) {
-            return Ok(queue.clone());
+        if let Some(queue) = self.opened(name)? {
+            return Ok(queue);
         }
-        // Attempts are counted and limited by the kinds.
-        let retry = logmill::RetryPolicy::default().unlimited_attempts();
+        let opening = self.opening.lock();
+        if let Some(queue) = self.opened(name)? {
+            return Ok(queue);
+        }
+        if opening.borrow().iter().any(|one| one == name) {
+            let why = "a subscriber cannot use it before it is open";
+            return Err(BackendError::Invalid(format!(
+                "the queue {name:?} is about to open: {why}"
+            )));
+        }
+        opening.borrow_mut().push(name.to_owned());
+        let noted = Noted(&opening);
+        let opened = self.open_anew(name);
+        drop(noted);
+        drop(opening);
+        let (queue, report) = opened?;
+        self.note_damage(Some(name), &report);
+        Ok(queue)
+    }
+
+    /// How many jobs of a queue are held.
+    fn held_of(&self, name: &str) -> Arc<AtomicU64> {
+        let mut held = self.held.lock();
+        match held.get(name) {
+            Some(count) => Arc::clone(count),
+            None => Arc::clone(held.entry(name.to_owned()).or_default()),
+        }
+    }
+
+    /// A queue that is open.
+    #[inline]
+    fn opened(&self, name: &str) -> Result<Option<logmill::Queue>, BackendError> {
+        let open = self.open.lock();
+        let open = open.as_ref().ok_or(BackendError::Closed)?;
+        Ok(open.get(name).cloned())
+    }
+
+    fn open_anew(
+        self: &Arc<Self>,
+        name: &str,
+    ) -> Result<(logmill::Queue, logmill::RecoveryReport), BackendError> {
+        // Attempts are counted, limited and put off by the kinds. The engine's own backoff is left for jobs
+        // that have failed before a restart, whose kinds it does not know, and for ends that could
+        // not be stored: short for the former, and not too short for a full disk.
+        let retry = logmill::RetryPolicy::exponential(Duration::from_secs(1), BACKOFF);
+        let retry = retry.unlimited_attempts();
         let builder = self.queues.builder(name).durability(self.durability);
         #[cfg(feature = "testing")]
         let builder = match self.segment_size {
@@ -119,11 +191,23 @@ impl Shared {
         };
         let opened = builder.retry(retry).observer(ends).open();
         let (queue, report) = opened.map_err(on_open)?;
-        if !report.is_clean() {
-            tracing::warn!(queue = name, ?report, "recovery found damage");
+        match &mut *self.open.lock() {
+            Some(open) => _ = open.insert(name.to_owned(), queue.clone()),
+            None => return Err(BackendError::Closed),
         }
-        open.insert(name.to_owned(), queue.clone());
-        Ok(queue)
+        Ok((queue, report))
+    }
+
+    /// Keeps what recovery found damaged in a queue, or in the keys.
+    fn note_damage(&self, queue: Option<&str>, report: &logmill::RecoveryReport) {
+        if report.is_clean() {
+            return;
+        }
+        let found = damage::lines_of(report);
+        let damaged = Damaged::new(queue.map(str::to_owned), found.clone());
+        self.damaged.lock().push(damaged);
+        // After it is noted: a subscriber may panic.
+        tracing::error!(queue, ?found, "recovery found damage");
     }
 
     fn transaction(
@@ -180,7 +264,8 @@ impl Backend for Embedded {
 
     fn queue(&self, name: &str) -> Result<Box<dyn Queue>, BackendError> {
         let queue = self.0.open(name)?;
-        Ok(Box::new(EmbeddedQueue::new(queue, self.0.clock.clone())))
+        let (clock, held) = (self.0.clock.clone(), self.0.held_of(name));
+        Ok(Box::new(EmbeddedQueue::new(queue, clock, held)))
     }
 
     fn queue_names(&self) -> Result<Vec<String>, BackendError> {
@@ -244,6 +329,10 @@ impl Backend for Embedded {
         let committed = transaction.commit().map_err(on_transaction)?;
         let numbers = committed.jobs.into_iter();
         Ok(numbers.map(|id| id.map(logmill::JobId::get)).collect())
+    }
+
+    fn damage(&self) -> Vec<Damaged> {
+        self.0.damaged.lock().clone()
     }
 
     fn flush(&self) -> Result<(), BackendError> {

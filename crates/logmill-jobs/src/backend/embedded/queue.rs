@@ -1,6 +1,8 @@
 //! A queue of the engine as one of a backend.
 
 use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use logmill::{
@@ -14,7 +16,12 @@ use crate::backend::{
 };
 use crate::clock::Clock;
 
-pub(super) struct EmbeddedQueue(logmill::Queue, Clock);
+pub(super) struct EmbeddedQueue {
+    queue: logmill::Queue,
+    clock: Clock,
+    /// How many of its jobs are held.
+    held: Arc<AtomicU64>,
+}
 
 /// How the engine stores a job.
 #[inline]
@@ -71,13 +78,13 @@ fn dead_job(letter: &DeadLetter) -> DeadJob {
 }
 
 impl EmbeddedQueue {
-    pub(super) fn new(queue: logmill::Queue, clock: Clock) -> Self {
-        Self(queue, clock)
+    pub(super) fn new(queue: logmill::Queue, clock: Clock, held: Arc<AtomicU64>) -> Self {
+        Self { queue, clock, held }
     }
 
     fn on_letter(&self, error: DeadLetterError) -> BackendError {
         match error {
-            DeadLetterError::Enqueue(error) => on_enqueue(error, self.0.name()),
+            DeadLetterError::Enqueue(error) => on_enqueue(error, self.queue.name()),
             DeadLetterError::Partial { error, .. } => self.on_letter(*error),
             error @ DeadLetterError::NotDurable { .. } => BackendError::NotDurable(Box::new(error)),
             error => on_storage(error),
@@ -88,10 +95,10 @@ impl EmbeddedQueue {
 impl Queue for EmbeddedQueue {
     #[inline]
     fn publish(&self, job: &NewJob<'_>) -> Result<u64, BackendError> {
-        let enqueued = self.0.enqueue_with(job.payload, options_of(job));
+        let enqueued = self.queue.enqueue_with(job.payload, options_of(job));
         match enqueued {
             Ok(id) => Ok(id.get()),
-            Err(error) => Err(on_enqueue(error, self.0.name())),
+            Err(error) => Err(on_enqueue(error, self.queue.name())),
         }
     }
 
@@ -100,25 +107,25 @@ impl Queue for EmbeddedQueue {
             .iter()
             .map(|job| (job.payload, options_of(job)))
             .collect();
-        let enqueued = self.0.enqueue_batch_with(&jobs);
-        let ids = enqueued.map_err(|error| on_enqueue(error, self.0.name()))?;
+        let enqueued = self.queue.enqueue_batch_with(&jobs);
+        let ids = enqueued.map_err(|error| on_enqueue(error, self.queue.name()))?;
         Ok(ids.into_iter().map(JobId::get).collect())
     }
 
     fn set_paused(&self, paused: bool) -> Result<(), BackendError> {
         match paused {
-            true => self.0.pause(),
-            false => self.0.resume(),
+            true => self.queue.pause(),
+            false => self.queue.resume(),
         }
         .map_err(on_storage)
     }
 
     fn is_paused(&self) -> bool {
-        self.0.is_paused()
+        self.queue.is_paused()
     }
 
     fn cancel(&self, number: u64) -> Result<Cancelled, BackendError> {
-        match self.0.cancel(JobId::new(number)) {
+        match self.queue.cancel(JobId::new(number)) {
             Ok(logmill::Cancelled::Waiting) => Ok(Cancelled::Waiting),
             Ok(logmill::Cancelled::Running) => Ok(Cancelled::Running),
             Ok(_) => Ok(Cancelled::Gone),
@@ -131,17 +138,17 @@ impl Queue for EmbeddedQueue {
     }
 
     fn look(&self, number: u64) -> Result<Option<Seen>, BackendError> {
-        let found = self.0.get(JobId::new(number)).map_err(on_storage)?;
-        Ok(found.as_ref().map(|job| seen(job, self.1.wall())))
+        let found = self.queue.get(JobId::new(number)).map_err(on_storage)?;
+        Ok(found.as_ref().map(|job| seen(job, self.clock.wall())))
     }
 
     fn contains(&self, number: u64) -> Result<bool, BackendError> {
-        self.0.contains(JobId::new(number)).map_err(on_storage)
+        self.queue.contains(JobId::new(number)).map_err(on_storage)
     }
 
     fn each(&self, see: &mut dyn FnMut(&Seen) -> bool) -> Result<(), BackendError> {
-        for job in self.0.jobs() {
-            if !see(&seen(&job.map_err(on_storage)?, self.1.wall())) {
+        for job in self.queue.jobs() {
+            if !see(&seen(&job.map_err(on_storage)?, self.clock.wall())) {
                 break;
             }
         }
@@ -149,22 +156,26 @@ impl Queue for EmbeddedQueue {
     }
 
     fn stats(&self) -> Result<QueueStats, BackendError> {
-        let stats = self.0.stats();
+        let held = self.held.load(Ordering::Relaxed);
+        let stats = self.queue.stats();
         Ok(QueueStats {
             ready: stats.ready,
             delayed: stats.delayed,
-            running: stats.in_flight,
+            // One that was cancelled may be held for a moment longer.
+            running: stats.in_flight.saturating_sub(held),
+            held,
             dead: stats.dead,
             oldest_ready: stats.oldest_ready,
             enqueued: stats.enqueued,
             completed: stats.acked,
             retried: stats.retried,
             ended: stats.acked + stats.expired + stats.cancelled + stats.dead_lettered,
+            lost: stats.lost,
         })
     }
 
     fn dead_letters(&self) -> Result<Vec<DeadJob>, BackendError> {
-        let letters = self.0.dead_letters();
+        let letters = self.queue.dead_letters();
         Ok(letters.iter().map(|letter| dead_job(&letter)).collect())
     }
 
@@ -173,7 +184,7 @@ impl Queue for EmbeddedQueue {
         after: Option<u64>,
         see: &mut dyn FnMut(DeadJob) -> bool,
     ) -> Result<(), BackendError> {
-        let letters = self.0.dead_letters();
+        let letters = self.queue.dead_letters();
         let is_after = |letter: &DeadLetter| after.is_none_or(|after| letter.id().get() > after);
         let mut letters = letters.iter().filter(is_after);
         letters.all(|letter| see(dead_job(&letter)));
@@ -182,7 +193,7 @@ impl Queue for EmbeddedQueue {
 
     fn replay_all(&self, letters: &[u64]) -> Result<Vec<u64>, BackendError> {
         let letters: HashSet<_> = letters.iter().copied().collect();
-        let dead = self.0.dead_letters();
+        let dead = self.queue.dead_letters();
         let replayed = dead.replay_where(|letter| letters.contains(&letter.id().get()));
         let ids = replayed.map_err(|error| self.on_letter(error))?;
         Ok(ids.into_iter().map(JobId::get).collect())
@@ -190,18 +201,18 @@ impl Queue for EmbeddedQueue {
 
     fn purge_all(&self, letters: &[u64]) -> Result<u64, BackendError> {
         let letters: HashSet<_> = letters.iter().copied().collect();
-        let dead = self.0.dead_letters();
+        let dead = self.queue.dead_letters();
         let purged = dead.purge_where(|letter| letters.contains(&letter.id().get()));
         purged.map_err(|error| self.on_letter(error))
     }
 
     fn dead_letter(&self, letter: u64) -> Result<Option<DeadJob>, BackendError> {
-        let letter = self.0.dead_letters().get(LetterId::new(letter));
+        let letter = self.queue.dead_letters().get(LetterId::new(letter));
         Ok(letter.as_ref().map(dead_job))
     }
 
     fn replay(&self, letter: u64) -> Result<Option<u64>, BackendError> {
-        match self.0.dead_letters().replay(LetterId::new(letter)) {
+        match self.queue.dead_letters().replay(LetterId::new(letter)) {
             Ok(id) => Ok(Some(id.get())),
             Err(DeadLetterError::NotFound { .. }) => Ok(None),
             Err(error) => Err(self.on_letter(error)),
@@ -209,7 +220,7 @@ impl Queue for EmbeddedQueue {
     }
 
     fn purge(&self, letter: u64) -> Result<bool, BackendError> {
-        match self.0.dead_letters().purge(LetterId::new(letter)) {
+        match self.queue.dead_letters().purge(LetterId::new(letter)) {
             Ok(()) => Ok(true),
             Err(DeadLetterError::NotFound { .. }) => Ok(false),
             Err(error) => Err(self.on_letter(error)),

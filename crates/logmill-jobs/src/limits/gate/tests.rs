@@ -40,7 +40,7 @@ fn a_number_at_once_is_one_of_each_key() {
     let gate = new(Limit::on_queue("q").by_key().at_once(2));
     let now = Instant::now();
     assert_eq!((places(&gate, 1, now), places(&gate, 2, now)), (2, 2));
-    gate.give_back(1, 1, true);
+    gate.give_back(1, 1, Ended::Begun);
     assert_eq!((places(&gate, 1, now), places(&gate, 2, now)), (1, 0));
 }
 
@@ -66,8 +66,8 @@ fn a_place_that_is_given_back_does_not_open_a_key_that_is_closed() {
         let now = Instant::now();
         assert_eq!(places(&gate, 0, now), 1);
         gate.close(0, now + secs(600));
-        gate.give_back(0, 1, false);
-        assert!(gate.is_closed(0));
+        gate.give_back(0, 1, Ended::LetThrough);
+        assert_eq!(gate.arrive(0, 1), Arrived::Closed);
         assert_eq!(places(&gate, 0, now + secs(599)), 0);
         assert_eq!(places(&gate, 0, now + secs(601)), 1);
     }

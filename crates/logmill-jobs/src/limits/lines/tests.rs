@@ -6,6 +6,7 @@ fn job(key: u64, number: u64, cost: u32) -> Waiting {
     Waiting {
         id: JobId::new(key.to_string(), number),
         cost,
+        came: number,
         held: None,
     }
 }
@@ -25,17 +26,19 @@ fn turns(lines: &mut Lines, weights: &Weights, most: usize) -> Vec<u64> {
 fn without_turns_jobs_keep_their_order() {
     let (mut lines, weights) = (Lines::new(false), Weights::default());
     for (number, key) in [1, 1, 2, 1, 3].into_iter().enumerate() {
-        lines.push(key, job(key, number as u64, 7), false);
+        lines.push(key, job(key, number as u64, 7));
     }
-    lines.push(9, job(9, 9, 1), true);
-    assert_eq!(turns(&mut lines, &weights, 9), [9, 1, 1, 2, 1, 3]);
+    // It was let through before, and comes back.
+    let back = job(9, 1, 1);
+    lines.push(9, back);
+    assert_eq!(turns(&mut lines, &weights, 9), [1, 9, 1, 2, 1, 3]);
 }
 
 #[test]
 fn keys_take_turns_however_many_of_each_wait() {
     let (mut lines, weights) = in_turn();
     for (key, jobs) in [(1, 5), (2, 2), (3, 1)] {
-        (0..jobs).for_each(|number| lines.push(key, job(key, number, 1), false));
+        (0..jobs).for_each(|number| lines.push(key, job(key, number, 1)));
     }
     assert_eq!(lines.len(), 8);
     assert_eq!(turns(&mut lines, &weights, 9), [1, 2, 3, 1, 2, 1, 1, 1]);
@@ -48,8 +51,8 @@ fn a_key_with_a_weight_has_so_many_turns() {
     let (mut lines, mut weights) = in_turn();
     weights.insert(7, 3);
     for number in 0..400 {
-        lines.push(1, job(1, number, 1), false);
-        lines.push(7, job(7, number, 1), false);
+        lines.push(1, job(1, number, 1));
+        lines.push(7, job(7, number, 1));
     }
     let turns = turns(&mut lines, &weights, 400);
     let of_first = turns.iter().filter(|key| **key == 1).count();
@@ -63,8 +66,8 @@ fn a_key_with_a_weight_has_so_many_turns() {
 fn a_job_has_as_many_turns_as_it_costs() {
     let (mut lines, weights) = in_turn();
     for number in 0..60 {
-        lines.push(1, job(1, number, 5), false);
-        lines.push(2, job(2, number, 1), false);
+        lines.push(1, job(1, number, 5));
+        lines.push(2, job(2, number, 1));
     }
     let turns = turns(&mut lines, &weights, 60);
     assert_eq!(turns.iter().filter(|key| **key == 1).count(), 10);
@@ -73,9 +76,9 @@ fn a_job_has_as_many_turns_as_it_costs() {
 #[test]
 fn who_comes_late_has_saved_up_no_turns_and_who_has_had_many_is_not_made_to_wait() {
     let (mut lines, weights) = in_turn();
-    (0..200).for_each(|number| lines.push(1, job(1, number, 1), false));
+    (0..200).for_each(|number| lines.push(1, job(1, number, 1)));
     turns(&mut lines, &weights, 100);
-    (0..100).for_each(|number| lines.push(2, job(2, number, 1), false));
+    (0..100).for_each(|number| lines.push(2, job(2, number, 1)));
     let turns = turns(&mut lines, &weights, 20);
     assert_eq!(turns.iter().filter(|key| **key == 2).count(), 10);
 }
@@ -83,10 +86,10 @@ fn who_comes_late_has_saved_up_no_turns_and_who_has_had_many_is_not_made_to_wait
 #[test]
 fn a_key_whose_line_was_empty_for_a_moment_does_not_go_before_others() {
     let (mut lines, weights) = in_turn();
-    lines.push(1, job(1, 0, 10), false);
-    (0..100).for_each(|number| lines.push(2, job(2, number, 1), false));
+    lines.push(1, job(1, 0, 10));
+    (0..100).for_each(|number| lines.push(2, job(2, number, 1)));
     assert_eq!(turns(&mut lines, &weights, 1), [1]);
-    lines.push(1, job(1, 1, 10), false);
+    lines.push(1, job(1, 1, 10));
     let turns = turns(&mut lines, &weights, 12);
     let second = turns.iter().position(|key| *key == 1);
     assert!(
@@ -99,7 +102,7 @@ fn a_key_whose_line_was_empty_for_a_moment_does_not_go_before_others() {
 fn a_job_that_is_removed_was_not_there() {
     let (mut lines, weights) = in_turn();
     for key in [1, 2] {
-        (0..2).for_each(|number| lines.push(key, job(key, number, 1), false));
+        (0..2).for_each(|number| lines.push(key, job(key, number, 1)));
     }
     let id = JobId::new("1", 0);
     assert!(lines.contains(&id) && lines.find(1, &id).is_some());
@@ -129,7 +132,7 @@ fn no_key_that_waits_is_ahead_of_another_by_more_than_a_job_of_each() {
         let mut number = 0;
         let mut push = |lines: &mut Lines, random: &mut fastrand::Rng, key| {
             number += 1;
-            lines.push(key, job(key, number, cost(random)), false);
+            lines.push(key, job(key, number, cost(random)));
         };
         for key in 0..keys {
             (0..3).for_each(|_| push(&mut lines, &mut random, key));

@@ -7,10 +7,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::embedded::Embedded;
-use crate::backend::{
-    Backend, BackendError, Capabilities, Changes, Choice, Consumer, KeyChange, KeyValue, OnEnd,
-    Queue, Served,
-};
+use crate::backend::{Backend, BackendError, Changes, KeyChange, forward_backend};
 use crate::schedules::plan::Enqueued;
 use crate::schedules::{store, ticker};
 use crate::{Job, Mill, MillOptions, Schedule};
@@ -45,49 +42,8 @@ impl Backend for Failing {
         self.inner.commit(changes)
     }
 
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
-    fn on_end(&self, tell: OnEnd) {
-        self.inner.on_end(tell);
-    }
-
-    fn queue(&self, name: &str) -> Result<Box<dyn Queue>, BackendError> {
-        self.inner.queue(name)
-    }
-
-    fn queue_names(&self) -> Result<Vec<String>, BackendError> {
-        self.inner.queue_names()
-    }
-
-    fn consumer(
-        &self,
-        queues: &[Served<'_>],
-        choice: Choice,
-    ) -> Result<Box<dyn Consumer>, BackendError> {
-        self.inner.consumer(queues, choice)
-    }
-
-    fn wake_consumers(&self, queues: &[&str]) {
-        self.inner.wake_consumers(queues);
-    }
-
-    fn get(&self, key: &[u8]) -> Result<Option<KeyValue>, BackendError> {
-        self.inner.get(key)
-    }
-
-    fn keys(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, KeyValue)>, BackendError> {
-        self.inner.keys(prefix)
-    }
-
-    fn flush(&self) -> Result<(), BackendError> {
-        self.inner.flush()
-    }
-
-    fn close(&self) -> Result<(), BackendError> {
-        self.inner.close()
-    }
+    forward_backend!(inner: capabilities on_end queue queue_names consumer wake_consumers get keys);
+    forward_backend!(inner: damage flush close);
 }
 
 fn runs_on_after_failures(panics: bool) {
