@@ -18,6 +18,9 @@ pub(crate) type Group = (usize, Option<usize>);
 
 pub(crate) struct Limits {
     limits: Vec<LimitOf>,
+    /// Jobs that a rate has let through begin at that moment. If they may come late, one more than the rate
+    /// says may begin, and others may have to wait for what those do not use.
+    is_punctual: bool,
     counts: HashMap<Group, Count>,
     /// Until when a kind and a key that no limit concerns are held back.
     held: HashMap<(usize, Option<usize>), u64>,
@@ -33,9 +36,10 @@ struct Count {
 }
 
 impl Limits {
-    pub(crate) fn new(limits: Vec<LimitOf>) -> Self {
+    pub(crate) fn new(limits: Vec<LimitOf>, is_punctual: bool) -> Self {
         Self {
             limits,
+            is_punctual,
             counts: HashMap::new(),
             held: HashMap::new(),
         }
@@ -80,13 +84,20 @@ impl Limits {
     }
 
     /// Whether a group has no place for one more, or not enough tokens for a job that costs so much.
-    pub(crate) fn is_full(&self, group: Group, cost: u32, now: u64) -> bool {
+    fn is_full(&self, group: Group, cost: u32, now: u64) -> bool {
         let (limit, count) = (&self.limits[group.0], self.count(group, now));
         let lacks_tokens = limit.rate.is_some_and(|(interval, burst)| {
-            count.level < interval as i64 * i64::from(cost.min(burst))
+            let one_more = i64::from(!self.is_punctual);
+            count.level < interval as i64 * (i64::from(cost.min(burst)) - one_more)
         });
         let has_no_place = limit.at_once.is_some_and(|most| count.running >= most);
         count.closed > now || has_no_place || lacks_tokens
+    }
+
+    /// Whether a job that costs so much may have to wait in a group.
+    pub(crate) fn may_wait(&self, group: Group, cost: u32, now: u64) -> bool {
+        let may_lack = !self.is_punctual && self.limits[group.0].rate.is_some();
+        may_lack || self.is_full(group, cost, now)
     }
 
     /// Whether a job is held back, though no limit concerns it.

@@ -69,11 +69,6 @@ impl Job {
             Phase::NotYet | Phase::Ended(_) => false,
         }
     }
-
-    /// The level of its queue.
-    pub(crate) fn level(&self) -> (usize, bool) {
-        (self.new.queue, self.new.is_high)
-    }
 }
 
 /// Times are seconds since the case began.
@@ -83,22 +78,19 @@ pub(crate) struct Model {
     pub(crate) flows: Vec<Flow>,
     pub(crate) limits: Limits,
     by_id: HashMap<JobId, usize>,
-    /// Levels of queues that were used, and that are paused.
-    used: BTreeSet<(usize, bool)>,
-    paused: BTreeSet<(usize, bool)>,
+    paused: BTreeSet<usize>,
     paused_kinds: BTreeSet<usize>,
     paused_keys: BTreeSet<usize>,
 }
 
 impl Model {
-    pub(crate) fn new(limits: Vec<LimitOf>) -> Self {
+    pub(crate) fn new(limits: Vec<LimitOf>, is_punctual: bool) -> Self {
         Self {
             now: 0,
             jobs: Vec::new(),
             flows: Vec::new(),
-            limits: Limits::new(limits),
+            limits: Limits::new(limits, is_punctual),
             by_id: HashMap::new(),
-            used: BTreeSet::new(),
             paused: BTreeSet::new(),
             paused_kinds: BTreeSet::new(),
             paused_keys: BTreeSet::new(),
@@ -133,7 +125,6 @@ impl Model {
         job.phase = Phase::Waits;
         job.due = now + job.new.delay;
         job.expires = job.new.expires.map(|after| now + after);
-        self.used.insert(job.level());
     }
 
     pub(crate) fn enqueue_flow(
@@ -150,13 +141,9 @@ impl Model {
             job.is_of_flow = true;
             if node.state == State::Waits {
                 job.phase = Phase::NotYet;
-                self.used.remove(&job.level());
             }
         }
         self.flows.push(flow);
-        // Levels that only jobs use which wait in the flow are not there yet.
-        let there = self.jobs.iter().filter(|job| job.phase != Phase::NotYet);
-        self.used.extend(there.map(Job::level));
         numbers
     }
 
@@ -189,7 +176,7 @@ impl Model {
         [
             (job.phase != Phase::Waits, "it does not wait"),
             (self.now < job.due, "it is not due"),
-            (self.paused.contains(&job.level()), "its queue is paused"),
+            (self.paused.contains(&job.new.queue), "its queue is paused"),
             (
                 self.paused_kinds.contains(&job.new.kind),
                 "its kind is paused",
@@ -305,7 +292,7 @@ impl Model {
         if job.phase == Phase::Waits {
             // A worker came to it, and did not call the handler.
             let has_expired = self.has_expired(job);
-            let is_due = self.now >= job.due && !self.paused.contains(&job.level());
+            let is_due = self.now >= job.due && !self.paused.contains(&job.new.queue);
             match end {
                 End::Expired => ensure!(has_expired && is_due, "job {number} expires: {job:?}"),
                 _ => ensure!(
@@ -336,11 +323,7 @@ impl Model {
 
     pub(crate) fn pause(&mut self, what: What) {
         match what {
-            What::Queue(queue) => {
-                let used = self.used.iter().filter(|level| level.0 == queue);
-                self.paused.extend(used);
-                self.paused.insert((queue, false));
-            }
+            What::Queue(queue) => _ = self.paused.insert(queue),
             What::Kind(kind) => _ = self.paused_kinds.insert(kind),
             What::Key(key) => _ = self.paused_keys.insert(key),
         }
@@ -348,7 +331,7 @@ impl Model {
 
     pub(crate) fn resume(&mut self, what: What) {
         match what {
-            What::Queue(queue) => self.paused.retain(|level| level.0 != queue),
+            What::Queue(queue) => _ = self.paused.remove(&queue),
             What::Kind(kind) => _ = self.paused_kinds.remove(&kind),
             What::Key(key) => _ = self.paused_keys.remove(&key),
         }
@@ -375,7 +358,6 @@ impl Model {
             Change::Queue(queue) => job.new.queue = queue,
         }
         (job.failed, job.backs_off) = (0, false);
-        self.used.insert(job.level());
         self.know(number, id);
     }
 
@@ -400,7 +382,7 @@ impl Model {
     /// the mill says that it is held.
     pub(crate) fn check_waits(&self, number: usize, from: usize, held: Option<&str>) -> Result<()> {
         let job = &self.jobs[number];
-        let is_stopped = |job: &Job| self.now < job.due || self.paused.contains(&job.level());
+        let is_stopped = |job: &Job| self.now < job.due || self.paused.contains(&job.new.queue);
         if job.phase != Phase::Waits || job.new.queue < from || is_stopped(job) || job.backs_off {
             return Ok(());
         }
@@ -425,7 +407,7 @@ impl Model {
             others.any(|other| {
                 let cost = other.subject().cost;
                 let cannot = is_stopped(other) || other.new.queue < from;
-                cannot || self.limits.is_full(group, cost, self.now)
+                cannot || self.limits.may_wait(group, cost, self.now)
             })
         });
         let is_held = self.limits.is_held(&subject, self.now);

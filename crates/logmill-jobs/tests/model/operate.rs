@@ -20,13 +20,11 @@ impl World {
                 _ => self.enqueue_flow::<1>(shape, jobs, &policies),
             },
             Operation::Run(attempts) => self.run(attempts, from),
-            // A job that a rate has let through counts from then on, and not from when it begins. So
-            // that both are one moment, workers are there whenever time passes.
-            Operation::Advance(time) if self.has_rates && from == 0 => {
+            Operation::Advance(time) if self.is_punctual && from == 0 => {
                 self.advance(time);
                 self.run(Vec::new(), 0)
             }
-            Operation::Advance(_) | Operation::Pause(What::Queue(_)) if self.has_rates => Ok(()),
+            Operation::Advance(_) | Operation::Pause(What::Queue(_)) if self.is_punctual => Ok(()),
             Operation::Advance(time) => {
                 self.advance(time);
                 Ok(())

@@ -12,6 +12,8 @@ pub(crate) const KEYS: [&str; 2] = ["x", "y"];
 /// A case.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
+    /// Whether workers are there whenever time passes, if a limit has a rate.
+    pub(crate) is_punctual: bool,
     pub(crate) limits: Vec<LimitOf>,
     pub(crate) operations: Vec<Operation>,
 }
@@ -19,6 +21,7 @@ pub(crate) struct Case {
 /// One line for each limit and each operation.
 impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "punctual: {}", self.is_punctual)?;
         for limit in &self.limits {
             writeln!(f, "{limit:?}")?;
         }
@@ -271,6 +274,12 @@ pub(crate) fn case() -> impl Strategy<Value = Case> {
         6 => run(2),
         1 => Just(Operation::Crash),
     ];
-    (vec(limit(), 0..4), vec(operation, 1..40))
-        .prop_map(|(limits, operations)| Case { limits, operations })
+    let limits = vec(limit(), 0..4);
+    (any::<bool>(), limits, vec(operation, 1..40)).prop_map(|(is_punctual, limits, operations)| {
+        Case {
+            is_punctual,
+            limits,
+            operations,
+        }
+    })
 }

@@ -21,7 +21,8 @@ use crate::operations::{Attempt, Case, KEYS, KINDS, Operation, Outcome, QUEUES, 
 pub(crate) struct World {
     pub(crate) mill: RwLock<TestMill>,
     pub(crate) began_at: SystemTime,
-    pub(crate) has_rates: bool,
+    /// Workers are there whenever time passes.
+    pub(crate) is_punctual: bool,
     pub(crate) events: Mutex<Events>,
     pub(crate) model: Mutex<Model>,
     pub(crate) flows: Mutex<Vec<FlowId>>,
@@ -39,6 +40,7 @@ const ROUNDS: u64 = 400;
 pub(crate) const EVENTS: usize = 10_000;
 
 pub(crate) fn case(case: Case) -> Result<()> {
+    let has_rates = case.limits.iter().any(|limit| limit.rate.is_some());
     let limits = case.limits.iter().map(limit_of);
     // The engine stores the delay of a retry in whole seconds.
     let clock = ManualClock::at(SystemTime::UNIX_EPOCH + days(20_000));
@@ -47,10 +49,10 @@ pub(crate) fn case(case: Case) -> Result<()> {
     let mill = TestMill::with_options(options)?;
     let world = Arc::new(World {
         began_at: mill.clock().now(),
-        has_rates: case.limits.iter().any(|limit| limit.rate.is_some()),
+        is_punctual: case.is_punctual && has_rates,
         events: Mutex::new(mill.events(EVENTS)),
         mill: RwLock::new(mill),
-        model: Mutex::new(Model::new(case.limits)),
+        model: Mutex::new(Model::new(case.limits, case.is_punctual)),
         flows: Mutex::default(),
         scripts: Mutex::default(),
         wrong: Mutex::default(),
