@@ -59,10 +59,23 @@ impl Bucket {
             return Some(Refusal::Full);
         }
         let rate = limit.rate?;
-        let next = self.next.and_then(|next| rate.until(next, cost));
-        let begun = self.begun.and_then(|next| rate.until_begun(next, cost));
-        let until = next.max(begun)?;
+        let mut until = self.next.and_then(|next| rate.until(next, cost));
+        // Where nobody came late they are the same, and more may begin than be let through.
+        if self.begun != self.next {
+            until = until.max(self.begun.and_then(|next| rate.until_begun(next, cost)));
+        }
+        let until = until?;
         (until > now).then_some(Refusal::Until(until))
+    }
+
+    /// Takes a place for a job that begins at once.
+    pub(super) fn take_and_begin(&mut self, limit: &Limit, now: Instant, cost: u32) {
+        let nobody_is_late = self.begun == self.next;
+        self.take(limit, now, cost);
+        match nobody_is_late {
+            true => self.begun = self.next,
+            false => _ = self.begin(limit, now, cost),
+        }
     }
 
     /// When a job may begin that was let through before; None if it may now, and counts as begun then.

@@ -190,8 +190,7 @@ impl Gate {
         let bucket = state.bucket(key.bucket, &self.limit, now);
         let refusal = bucket.refusal(&self.limit, now, cost);
         if refusal.is_none() && bucket.waiting.is_empty() {
-            bucket.take(&self.limit, now, cost);
-            bucket.begin(&self.limit, now, cost);
+            bucket.take_and_begin(&self.limit, now, cost);
             return Taken::Place;
         }
         let waiting = Waiting {
@@ -207,8 +206,7 @@ impl Gate {
             // One that costs more waits for its time, and it is not its turn any more.
             None if is_next => {
                 drop(bucket.waiting.pop_front());
-                bucket.take(&self.limit, now, cost);
-                bucket.begin(&self.limit, now, cost);
+                bucket.take_and_begin(&self.limit, now, cost);
                 return Taken::Place;
             }
             _ => None,
