@@ -17,6 +17,7 @@ mod bucket;
 mod gate;
 mod limit;
 mod lines;
+mod permit;
 mod rate;
 #[cfg(all(test, feature = "embedded"))]
 mod stress;
@@ -37,6 +38,8 @@ use self::limit::Keys;
 pub use self::limit::Limit;
 pub(crate) use self::limit::Subject;
 use self::lines::Weights;
+use self::permit::Of;
+pub(crate) use self::permit::Permit;
 use self::timer::Timer;
 use crate::JobId;
 use crate::backend::Claim;
@@ -68,21 +71,6 @@ struct Grant {
     cost: u32,
     /// When its job came to wait for it; 0 if it did not wait.
     came: u64,
-}
-
-/// The places that a job has at gates, until its attempt has ended.
-pub(crate) struct Permit<'a> {
-    limits: Option<Of<'a>>,
-    has_begun: bool,
-    places: SmallVec<[Grant; 2]>,
-    /// The place that was kept for it, until it has come to that gate.
-    granted: Option<Grant>,
-}
-
-/// The limits that a permit is of. A blocking attempt borrows them, which spares it two locked additions.
-enum Of<'a> {
-    Borrowed(&'a Arc<Limits>),
-    Shared(Arc<Limits>),
 }
 
 /// What became of a job that asked to run.
@@ -456,62 +444,5 @@ fn subject<'a>(id: &'a JobId, claim: &'a dyn Claim) -> Subject<'a> {
         queue: id.queue(),
         kind: claim.kind(),
         key: claim.header(header::KEY),
-    }
-}
-
-impl Of<'_> {
-    fn get(&self) -> &Limits {
-        match self {
-            Self::Borrowed(limits) => limits,
-            Self::Shared(limits) => limits,
-        }
-    }
-}
-
-impl Permit<'_> {
-    /// The attempt begins: it has had its turn.
-    pub(crate) fn begin(&mut self) {
-        self.has_begun = true;
-    }
-
-    pub(crate) fn none() -> Self {
-        Self {
-            limits: None,
-            has_begun: false,
-            places: SmallVec::new(),
-            granted: None,
-        }
-    }
-
-    /// The places for an attempt that goes on elsewhere.
-    pub(crate) fn detach(mut self) -> Permit<'static> {
-        let limits = self.limits.as_ref().map(|limits| match limits {
-            Of::Borrowed(limits) => Arc::clone(limits),
-            Of::Shared(limits) => Arc::clone(limits),
-        });
-        Permit {
-            limits: limits.map(Of::Shared),
-            has_begun: self.has_begun,
-            places: std::mem::take(&mut self.places),
-            granted: self.granted.take(),
-        }
-    }
-}
-
-impl Drop for Permit<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        if let Some(limits) = &self.limits {
-            let ended = match self.has_begun {
-                true => Ended::Begun,
-                false => Ended::AboutToBegin,
-            };
-            for place in self.places.drain(..) {
-                limits.get().give_back(place, ended);
-            }
-            if let Some(granted) = self.granted.take() {
-                limits.get().give_back(granted, Ended::LetThrough);
-            }
-        }
     }
 }

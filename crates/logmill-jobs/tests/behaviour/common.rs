@@ -44,6 +44,29 @@ pub(crate) fn until(what: &str, is_true: impl Fn() -> bool) {
     }
 }
 
+/// A subscriber that calls a function with each event.
+pub(crate) struct OnEvent<F>(pub(crate) F);
+
+impl<F: Fn(&tracing::Metadata<'_>) + Send + Sync + 'static> tracing::Subscriber for OnEvent<F> {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        (self.0)(event.metadata());
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
 /// Waits for a job without an output by a handle that was made from its id.
 pub(crate) fn wait_for_end<J: Job<Output = ()>>(handle: &logmill_jobs::JobHandle<J>) {
     match handle.wait_timeout(PATIENCE) {

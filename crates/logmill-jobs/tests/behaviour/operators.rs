@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use logmill_jobs::{JobResult, Mill, Priority, Workers};
 
-use crate::common::{Note, PATIENCE, mill, note, until, wait_for_end};
+use crate::common::{Note, OnEvent, PATIENCE, mill, note, until, wait_for_end};
 
 #[test]
 fn a_paused_queue_keeps_its_jobs_over_a_restart() {
@@ -106,40 +106,22 @@ fn a_queue_has_the_levels_that_are_used_after_its_handle_was_made() {
     assert!(pool.shutdown(PATIENCE).finished_in_time);
 }
 
-/// Waits a moment in the first event, and then enqueues a job in a level that was never used.
-struct Slow(Mill, AtomicBool, std::sync::mpsc::Sender<()>);
-
-impl tracing::Subscriber for Slow {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target().starts_with("logmill")
-    }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, _: &tracing::Event<'_>) {
-        if !self.1.swap(true, Ordering::SeqCst) {
-            self.2.send(()).unwrap();
-            std::thread::sleep(Duration::from_millis(200));
-            let audit = self.0.job(note("what was logged")).queue("audit");
-            audit.priority(Priority::High).enqueue().unwrap();
-        }
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[test]
 fn subscribers_that_use_new_levels_lock_nobody_out() {
     let dir = damaged();
     let mill = Mill::open(dir.path().join("jobs")).unwrap();
     let (told, begun) = std::sync::mpsc::channel();
-    let subscriber = Slow(mill.clone(), AtomicBool::new(false), told);
+    let (used, is_first) = (mill.clone(), AtomicBool::new(true));
+    // In the first event, and a moment later, it enqueues in a level that was never used.
+    let subscriber = OnEvent(move |metadata: &tracing::Metadata<'_>| {
+        let is_ours = metadata.target().starts_with("logmill");
+        if is_ours && is_first.swap(false, Ordering::SeqCst) {
+            told.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(200));
+            let audit = used.job(note("what was logged")).queue("audit");
+            audit.priority(Priority::High).enqueue().unwrap();
+        }
+    });
     let opens = mill.clone();
     let one = std::thread::spawn(move || {
         tracing::subscriber::with_default(subscriber, || opens.enqueue(note("new")).unwrap());
@@ -189,38 +171,20 @@ fn what_a_failing_disk_has_changed_is_told() {
     }
 }
 
-/// Enqueues a job for each event, in whose queue the event is.
-struct Shipping(Mill, Arc<AtomicU32>);
-
-impl tracing::Subscriber for Shipping {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target().starts_with("logmill")
-    }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, _: &tracing::Event<'_>) {
-        if self.1.fetch_add(1, Ordering::SeqCst) < 10 {
-            let _ = self.0.enqueue(note("what was logged"));
-            let _ = self.0.job(note("what was logged")).queue("other").enqueue();
-        }
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[test]
 fn a_subscriber_may_enqueue_while_a_queue_is_opened() {
     let dir = damaged();
     let mill = Mill::open(dir.path().join("jobs")).unwrap();
     let events = Arc::new(AtomicU32::new(0));
-    let shipping = Shipping(mill.clone(), Arc::clone(&events));
+    let (used, counted) = (mill.clone(), Arc::clone(&events));
+    let shipping = OnEvent(move |metadata: &tracing::Metadata<'_>| {
+        let is_ours = metadata.target().starts_with("logmill");
+        if is_ours && counted.fetch_add(1, Ordering::SeqCst) < 10 {
+            // The first of these is about the queue itself.
+            let _ = used.enqueue(note("what was logged"));
+            let _ = used.job(note("what was logged")).queue("other").enqueue();
+        }
+    });
     tracing::subscriber::with_default(shipping, || mill.enqueue(note("new")).unwrap());
     assert!(events.load(Ordering::SeqCst) > 0);
     let ready = |queue| mill.queue(queue).unwrap().stats().unwrap().ready;

@@ -9,10 +9,7 @@ use logmill_jobs::{
     JobResult, Limit, Mill, MillOptions, Pool, Priority, Scale, State, Workers, secs,
 };
 
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Level, Metadata, Subscriber};
-
-use crate::common::{Double, Note, PATIENCE, note, until, wait_for_end};
+use crate::common::{Double, Note, OnEvent, PATIENCE, note, until, wait_for_end};
 
 /// Where handlers wait.
 #[derive(Clone, Default)]
@@ -276,30 +273,6 @@ fn a_pool_that_is_gone_is_not_kept_by_its_scale() {
     }
 }
 
-/// A subscriber that notes what is logged of pools that scale, and panics then.
-#[derive(Clone, Default)]
-struct Panics(Arc<AtomicUsize>);
-
-impl Subscriber for Panics {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().contains("::scale::") && *metadata.level() == Level::INFO
-    }
-
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn enter(&self, _: &Id) {}
-    fn exit(&self, _: &Id) {}
-
-    fn event(&self, _: &Event<'_>) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        panic!("as told");
-    }
-}
-
 #[test]
 fn each_change_is_logged_and_a_subscriber_that_panics_does_not_stop_the_pool() {
     let dir = tempfile::tempdir().unwrap();
@@ -310,11 +283,19 @@ fn each_change_is_logged_and_a_subscriber_that_panics_does_not_stop_the_pool() {
     for number in 0..20 {
         mill.enqueue(note(&number.to_string())).unwrap();
     }
-    let panics = Panics::default();
-    let grown = tracing::subscriber::with_default(panics.clone(), || grow(&clock, &pool, &gate));
+    let told = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&told);
+    let panics = OnEvent(move |metadata: &tracing::Metadata<'_>| {
+        let is_of_scale = metadata.target().contains("::scale::");
+        if is_of_scale && *metadata.level() == tracing::Level::INFO {
+            counted.fetch_add(1, Ordering::SeqCst);
+            panic!("as told");
+        }
+    });
+    let grown = tracing::subscriber::with_default(panics, || grow(&clock, &pool, &gate));
     let before = std::iter::once(&1).chain(&grown);
     let changes = before.zip(&grown).filter(|(one, next)| one != next).count();
-    assert_eq!(panics.0.load(Ordering::SeqCst), changes);
+    assert_eq!(told.load(Ordering::SeqCst), changes);
     gate.set_open(true);
     assert!(pool.shutdown(PATIENCE).finished_in_time);
 }

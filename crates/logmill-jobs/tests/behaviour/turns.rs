@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use logmill_jobs::{JobResult, Limit, Mill, State, Workers, hours, rate_limited};
 
-use crate::common::{PATIENCE, until};
+use crate::common::{OnEvent, PATIENCE, until};
 use crate::limits::{Export, export, mill_with, open};
 
 /// The tenants whose jobs have begun, in that order.
@@ -160,30 +160,6 @@ fn turns_are_taken_by_what_a_restart_finds() {
     assert!((9..=11).contains(&before.count()), "{order:?}");
 }
 
-/// Counts warnings.
-#[derive(Default)]
-struct Warnings(AtomicU32);
-
-impl tracing::Subscriber for Warnings {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        *metadata.level() == tracing::Level::WARN
-    }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, _: &tracing::Event<'_>) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[test]
 fn a_pool_that_is_too_small_for_turns_says_so() {
     let limit = Limit::on_kind("export").at_once(2);
@@ -202,8 +178,12 @@ fn a_pool_that_is_too_small_for_turns_says_so() {
     ];
     for (limit, threads, expected) in cases {
         let (mill, _dir) = mill_with([limit.clone()]);
-        let warnings = Arc::new(Warnings::default());
-        let subscriber = Arc::clone(&warnings);
+        let warnings = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&warnings);
+        let subscriber = OnEvent(move |metadata: &tracing::Metadata<'_>| {
+            let is_warning = *metadata.level() == tracing::Level::WARN;
+            counted.fetch_add(u32::from(is_warning), Ordering::SeqCst);
+        });
         let pool = tracing::subscriber::with_default(subscriber, || {
             let handler = |_: Export| JobResult::Ok(());
             Workers::new(())
@@ -213,7 +193,7 @@ fn a_pool_that_is_too_small_for_turns_says_so() {
                 .unwrap()
         });
         assert_eq!(
-            warnings.0.load(Ordering::SeqCst),
+            warnings.load(Ordering::SeqCst),
             expected,
             "{limit}, {threads}"
         );
