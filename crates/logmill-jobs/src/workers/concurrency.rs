@@ -251,6 +251,7 @@ impl Shared {
             state.threads == 0 && state.starting == 0
         };
         self.end_if(is_last);
+        self.changed.notify_all();
     }
 
     fn end_if(self: &Arc<Self>, is_last: bool) {

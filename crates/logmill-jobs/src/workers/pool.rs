@@ -83,7 +83,7 @@ pub(super) struct Task {
 
 impl State {
     fn have_ended(&self) -> bool {
-        self.threads == 0 && self.tasks.is_empty()
+        self.threads == 0 && self.starting == 0 && self.tasks.is_empty()
     }
 }
 
@@ -317,10 +317,17 @@ impl Pool {
         }
         let seats = state.seats.iter();
         let on_threads = seats.flat_map(|seat| seat.jobs()).collect::<Vec<_>>();
-        ShutdownReport {
+        let report = ShutdownReport {
             finished_in_time: state.have_ended(),
             still_running: state.tasks.values().cloned().chain(on_threads).collect(),
+        };
+        drop(state);
+        if report.finished_in_time {
+            // The last thread does so too, but perhaps only in a moment, and the caller may go on to
+            // start another pool for the same queues.
+            self.shared.leave_mill();
         }
+        report
     }
 }
 

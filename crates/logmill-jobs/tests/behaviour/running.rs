@@ -330,6 +330,22 @@ fn what_an_operator_sets_outlives_a_deploy_where_that_is_asked_for() {
     ends(pool);
 }
 
+#[test]
+fn once_a_pool_was_shut_down_another_one_may_serve_its_queues() {
+    // More threads than cores, so that one that ends is interrupted anywhere.
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let (mill, _dir) = mill();
+                for _ in 0..1000 {
+                    let workers = Workers::new(Gate::default()).on(passes).threads(1);
+                    ends(workers.start(&mill).unwrap());
+                }
+            });
+        }
+    });
+}
+
 /// Workers that go idle for ever after their connection was interrupted.
 #[test]
 fn workers_go_on_after_panics_pauses_and_an_idle_time_and_a_health_check_says_so() {
