@@ -190,7 +190,7 @@ fn the_newest_arguments_an_edit_and_a_cancel_survive_kills() {
     let (mill, pool, _) = start(dir.path());
     let is_idle = |name: &str, waiting: u64| {
         let stats = mill.queue(name).unwrap().stats().unwrap();
-        stats.ready + stats.running == 0 && stats.delayed <= waiting
+        stats.left() == stats.delayed && stats.delayed <= waiting
     };
     let begun = Instant::now();
     while !(is_idle("latest", 0) && is_idle("debounced", 0) && is_idle("edited", LIVES)) {

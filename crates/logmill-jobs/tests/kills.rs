@@ -157,7 +157,7 @@ fn what_follows_is_there_exactly_once_however_often_the_process_is_killed() {
     let is_done = || {
         ["default", "parcels", "mails"].iter().all(|name| {
             let stats = mill.queue(name).unwrap().stats().unwrap();
-            stats.ready + stats.delayed + stats.running == 0
+            stats.left() == 0
         })
     };
     let start = Instant::now();

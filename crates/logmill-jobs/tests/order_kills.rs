@@ -143,7 +143,7 @@ fn the_order_of_each_key_holds_however_often_the_process_is_killed() {
     loop {
         replay_all(&mill);
         let stats = queue.stats().unwrap();
-        if stats.ready + stats.delayed + stats.running + stats.dead == 0 {
+        if stats.left() + stats.dead == 0 {
             break;
         }
         let blocked = mill.blocked_keys();

@@ -317,7 +317,7 @@ fn is_hopeless(dead: &DeadJob) -> bool {
 
 /// Jobs that are neither done nor dead.
 fn waiting(stats: &QueueStats) -> u64 {
-    stats.ready + stats.delayed + stats.running
+    stats.left()
 }
 
 /// Every picture has its three sizes, whichever run made them.

@@ -63,7 +63,7 @@ fn next(begins: &Receiver<String>) -> String {
 /// Nothing of these jobs is left, under any key.
 fn is_idle(mill: &Mill) -> bool {
     let stats = mill.queue("default").unwrap().stats().unwrap();
-    stats.ready + stats.delayed + stats.running == 0
+    stats.left() == 0
 }
 
 #[test]

@@ -107,7 +107,7 @@ fn a_result_that_somebody_waits_for_is_not_removed_before_it_is_read() {
     queue.resume().unwrap();
     until("all are done", || {
         let stats = queue.stats().unwrap();
-        stats.ready + stats.running == 0
+        stats.left() == 0
     });
     // They are looked at only now.
     for (number, one) in waiting.iter_mut().enumerate() {

@@ -56,7 +56,7 @@ fn a_kill_during_a_request_has_the_webhook_come_again_with_the_same_id() {
     let (mill, pool) = start(dir.path());
     let is_done = || {
         let stats = mill.queue("webhooks").unwrap().stats().unwrap();
-        stats.ready + stats.delayed + stats.running == 0
+        stats.left() == 0
     };
     let start = Instant::now();
     while !is_done() {
