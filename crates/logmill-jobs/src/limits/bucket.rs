@@ -9,6 +9,7 @@ use crate::backend::Held;
 
 /// The jobs of a key, or of all of them if a limit does not tell them apart.
 pub(super) struct Bucket {
+    /// Counted where the limit [needs it](Limit::counts_running).
     pub(super) running: u32,
     /// When the next cell of the rate is due.
     pub(super) next: Option<Instant>,
@@ -118,7 +119,7 @@ impl Bucket {
     }
 
     pub(super) fn take(&mut self, limit: &Limit, now: Instant, cost: u32) {
-        self.running += 1;
+        self.running += u32::from(limit.counts_running());
         if let Some(rate) = limit.rate {
             self.next = rate.after(self.next, now, cost);
         }

@@ -318,19 +318,24 @@ impl Gate {
     /// Gives a place back; with its turn, if the job did not begin. Returns whether a job waits for
     /// one.
     pub(super) fn give_back(&self, key: u64, cost: u32, ended: Ended) -> bool {
-        let now = self.now();
+        let counts_running = self.limit.counts_running();
+        let has_begun = ended == Ended::Begun;
+        if has_begun && !counts_running {
+            // It leaves no room, and its cells stay taken.
+            return false;
+        }
         let mut state = self.state.lock();
         let Some(bucket) = state.buckets.get_mut(&key) else {
             return false;
         };
-        bucket.running -= 1;
-        if ended != Ended::Begun {
+        bucket.running -= u32::from(counts_running);
+        if !has_begun {
             let was_about_to = ended == Ended::AboutToBegin;
-            bucket.give_back_cells(&self.limit, now, cost, was_about_to);
+            bucket.give_back_cells(&self.limit, self.now(), cost, was_about_to);
         }
         let is_awaited = !bucket.waiting.is_empty();
         if self.is_for_held {
-            self.forget_held(&mut state, key, now);
+            self.forget_held(&mut state, key, self.now());
         }
         is_awaited
     }

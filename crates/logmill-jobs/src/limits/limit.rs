@@ -160,6 +160,12 @@ impl Limit {
         matches!(self.keys, Keys::InTurn(_))
     }
 
+    /// Whether it matters how many run: a rate counts beginnings alone. The limit of jobs that were told
+    /// to slow down forgets a key only when none of its jobs has a place.
+    pub(super) fn counts_running(&self) -> bool {
+        self.at_once.is_some() || matches!(self.scope, Scope::Held)
+    }
+
     pub(super) fn concerns(&self, job: &Subject<'_>) -> bool {
         match &self.scope {
             Scope::Queue(queue) => queue == job.queue,

@@ -73,13 +73,6 @@ struct Grant {
     came: u64,
 }
 
-/// What became of a job that asked to run.
-pub(crate) enum Admission<'a> {
-    Runs(Permit<'a>),
-    /// It is held, and is put back when there is a place for it.
-    Waits,
-}
-
 /// No key is held back for longer: a time that no clock of this process comes to.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
@@ -147,27 +140,31 @@ impl Limits {
         }
     }
 
-    /// Whether a job may run that costs so many cells of rates; holds it if it may not.
+    /// Whether a job may run that costs so many cells of rates: then the permit, which is that of no
+    /// other job, has its places. One that may not is held, and is put back when there is a place for it.
     #[inline]
-    pub(crate) fn admit(
-        self: &Arc<Self>,
+    pub(crate) fn admit<'a>(
+        self: &'a Arc<Self>,
         id: &JobId,
         cost: u32,
         claim: &mut dyn Claim,
-    ) -> Admission<'_> {
+        permit: &mut Permit<'a>,
+    ) -> bool {
         if self.gates.len() == 1 && self.gates.last().is_none_or(|held| held.known() == 0) {
-            return Admission::Runs(Permit::none());
+            return true;
         }
-        self.admit_slow(id, cost, claim)
+        permit.limits = Some(Of::Borrowed(self));
+        permit.granted = self.take_grant(id);
+        self.admit_slow(id, cost, claim, permit)
     }
 
-    fn admit_slow(self: &Arc<Self>, id: &JobId, cost: u32, claim: &mut dyn Claim) -> Admission<'_> {
-        let mut permit = Permit {
-            limits: Some(Of::Borrowed(self)),
-            has_begun: false,
-            places: SmallVec::new(),
-            granted: self.take_grant(id),
-        };
+    fn admit_slow(
+        &self,
+        id: &JobId,
+        cost: u32,
+        claim: &mut dyn Claim,
+        permit: &mut Permit<'_>,
+    ) -> bool {
         let cost = self.cost_of(claim, cost);
         for (gate, number) in self.gates.iter().zip(0..) {
             if gate.is_for_held() && gate.known() == 0 {
@@ -203,15 +200,15 @@ impl Limits {
                         self.timer.ring_at(until);
                     }
                     // The places at other gates are free again when the permit is dropped.
-                    return Admission::Waits;
+                    return false;
                 }
                 Taken::NotHeld => {
                     self.grant(number, key.bucket);
-                    return Admission::Waits;
+                    return false;
                 }
             }
         }
-        Admission::Runs(permit)
+        true
     }
 
     /// What a job costs whose kind costs so much.

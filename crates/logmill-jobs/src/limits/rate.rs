@@ -17,10 +17,14 @@ pub(super) struct Rate {
 
 impl Rate {
     /// When so many cells are there, if the next one is due at that time.
+    #[inline]
     pub(super) fn until(&self, next: Instant, cost: u32) -> Option<Instant> {
-        let missing = self.burst - cost.clamp(1, self.burst);
+        let early = match (cost, self.burst) {
+            (0..=1, 1) => return Some(next),
+            (_, burst) => self.cells(burst - cost.clamp(1, burst)),
+        };
         // What would be before all times is now.
-        next.checked_sub(self.interval.saturating_mul(missing))
+        next.checked_sub(early)
     }
 
     /// As [`until`](Self::until), where `next` says what has begun. A job begins a moment after it was let
@@ -35,19 +39,29 @@ impl Rate {
 
     /// When the next cell is due after so many are taken. None for a time that overflows: it never
     /// comes, and limits nothing here.
+    #[inline]
     pub(super) fn after(&self, next: Option<Instant>, now: Instant, cost: u32) -> Option<Instant> {
         let from = next.map_or(now, |next| next.max(now));
-        from.checked_add(self.interval.saturating_mul(cost))
+        from.checked_add(self.cells(cost))
     }
 
     /// When the next cell is due if so many are given back.
     pub(super) fn given_back(&self, next: Instant, cost: u32) -> Option<Instant> {
-        next.checked_sub(self.interval.saturating_mul(cost))
+        next.checked_sub(self.cells(cost))
     }
 
     /// The due time of the next cell for which there is none before `until`, and then one.
     pub(super) fn closed_until(&self, until: Instant) -> Option<Instant> {
-        until.checked_add(self.interval.saturating_mul(self.burst - 1))
+        until.checked_add(self.cells(self.burst - 1))
+    }
+
+    /// The time of so many cells. Most jobs take one, for which nothing is multiplied.
+    #[inline]
+    fn cells(&self, count: u32) -> Duration {
+        match count {
+            1 => self.interval,
+            _ => self.interval.saturating_mul(count),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::context::{Attempt, Context, Followed};
 use crate::error::StartError;
 use crate::figures::Watch;
 use crate::handler::{Called, Intake, Route};
-use crate::limits::Admission;
+use crate::limits::Permit;
 use crate::unique::Began;
 use crate::{expiry, settle, span, user_code};
 
@@ -261,10 +261,10 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             return mill.inner.parked.park(mill, &self.id, claim);
         };
         let options = route.options();
-        let Admission::Runs(mut permit) = mill.inner.limits.admit(&self.id, options.cost, claim)
-        else {
+        let (limits, mut permit) = (&mill.inner.limits, Permit::none());
+        if !limits.admit(&self.id, options.cost, claim, &mut permit) {
             return;
-        };
+        }
         let kept = self.shared.leases.keep(&self.id, claim);
         let intake = route.intake();
         if intake == Intake::Chunks {
