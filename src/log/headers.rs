@@ -56,6 +56,12 @@ pub(crate) fn headers_of(meta: &[u8]) -> &[u8] {
     }
 }
 
+/// The key and the value of a field, if it is a header.
+fn parts(tag: u8, header: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (&len, rest) = header.split_first().filter(|_| tag == TAG_HEADER)?;
+    rest.split_at_checked(len.into())
+}
+
 /// The headers of a job: an iterator over keys and values, in the order in which the producer gave
 /// them.
 ///
@@ -93,8 +99,12 @@ impl<'a> Headers<'a> {
 
     /// The value of the first header with this key, among those not yet iterated over.
     pub fn get(&self, key: &str) -> Option<&'a [u8]> {
-        let mut headers = self.clone();
-        headers.find_map(|(this, value)| (this == key).then_some(value))
+        // Bytes that agree with text are text: nothing else has to be checked.
+        let mut fields = self.0.clone();
+        fields.find_map(|(tag, header)| {
+            let (this, value) = parts(tag, header)?;
+            (this == key.as_bytes()).then_some(value)
+        })
     }
 
     /// Whether there is no header, or none is left.
@@ -108,8 +118,7 @@ impl<'a> Iterator for Headers<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         self.0.find_map(|(tag, header)| {
-            let (&len, rest) = header.split_first().filter(|_| tag == TAG_HEADER)?;
-            let (key, value) = rest.split_at_checked(len.into())?;
+            let (key, value) = parts(tag, header)?;
             Some((str::from_utf8(key).ok()?, value))
         })
     }

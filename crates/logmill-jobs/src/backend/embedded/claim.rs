@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use logmill::{Failure, HeldJob, Job, OwnedJob};
+use logmill::{Failure, Headers, HeldJob, Job, OwnedJob};
 
 use super::Shared;
 use super::errors::on_transaction;
@@ -14,8 +14,7 @@ use crate::backend::{BackendError, Claim, Held, Settlement};
 pub(super) struct Borrowed<'a> {
     /// Taken when it is settled.
     job: Option<Job<'a>>,
-    /// Most jobs have none, and several are asked for.
-    has_headers: bool,
+    headers: Present,
     shared: &'a Arc<Shared>,
 }
 
@@ -23,15 +22,37 @@ pub(super) struct Borrowed<'a> {
 struct Owned {
     /// Taken when it is settled.
     job: Option<OwnedJob>,
-    has_headers: bool,
+    headers: Present,
     shared: Arc<Shared>,
+}
+
+/// By which bytes the keys of a job's headers begin: most jobs have no header or one, and several are
+/// asked for.
+#[derive(Clone, Copy)]
+struct Present(u64);
+
+impl Present {
+    #[inline]
+    fn of(headers: Headers<'_>) -> Self {
+        Self(headers.fold(0, |bits, (key, _)| bits | Self::bit(key)))
+    }
+
+    /// Whether there may be a header of this key.
+    #[inline]
+    fn may_have(self, key: &str) -> bool {
+        self.0 & Self::bit(key) != 0
+    }
+
+    fn bit(key: &str) -> u64 {
+        key.as_bytes().first().map_or(0, |byte| 1 << (byte % 64))
+    }
 }
 
 impl<'a> Borrowed<'a> {
     #[inline]
     pub(super) fn new(job: Job<'a>, shared: &'a Arc<Shared>) -> Self {
         Self {
-            has_headers: job.headers().next().is_some(),
+            headers: Present::of(job.headers()),
             job: Some(job),
             shared,
         }
@@ -60,7 +81,7 @@ macro_rules! claim {
             }
 
             fn header(&self, key: &str) -> Option<&[u8]> {
-                match self.has_headers {
+                match self.headers.may_have(key) {
                     true => self.job.as_ref()?.headers().get(key),
                     false => None,
                 }
@@ -121,7 +142,7 @@ macro_rules! claim {
             fn detach(&mut self) -> Option<Box<dyn Claim + Send>> {
                 let ($detached, $shared) = (self.job.take()?, Arc::clone(&self.shared));
                 Some(Box::new(Owned {
-                    has_headers: self.has_headers,
+                    headers: self.headers,
                     job: Some($detach),
                     shared: $shared,
                 }))
