@@ -50,7 +50,8 @@ pub enum Status {
     Waiting {
         /// Failed attempts so far.
         failed: u32,
-        /// When it may begin, if that is a time to come.
+        /// When it may begin, if that is a time to come; None while it waits for its next attempt, whose
+        /// time is not known here.
         due: Option<SystemTime>,
     },
     /// A handler has it.

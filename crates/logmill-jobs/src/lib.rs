@@ -88,6 +88,7 @@ mod identity;
 mod job;
 mod keys;
 mod limits;
+mod listing;
 mod middleware;
 mod mill;
 mod notice;
@@ -151,6 +152,7 @@ pub use id::{JobId, ParseIdError};
 pub use job::key_of;
 pub use job::{Job, KindOptions, Priority, days, hours, minutes, secs};
 pub use limits::Limit;
+pub use listing::{JobCursor, JobPage, QueuedJob, WithArguments};
 pub use logmill_jobs_macros::Job;
 /// Has the compiler say what is wrong with a function that does not fit as a handler.
 ///

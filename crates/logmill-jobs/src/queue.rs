@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::backend::{self, BackendError, QueueStats, name_of_level};
-use crate::codec::CodecError;
 use crate::enqueue::{check_name, header};
 use crate::figures::Loads;
 use crate::mill::{Mill, OpenQueue};
-use crate::{Job, JobId, Priority, unique, user_code};
+use crate::{JobId, Priority, unique};
 
 /// A queue of a mill, from [`Mill::queue`]: to pause it, to look at its figures, and to replay or
 /// purge what is dead.
@@ -232,44 +231,6 @@ impl JobQueue {
             }
             None => Ok(false),
         }
-    }
-
-    /// The arguments of a dead job, decoded as its handler would have them.
-    ///
-    /// ```
-    /// # use logmill_jobs::{Job, JobResult, Mill, Workers, discard, secs};
-    /// # use serde::{Deserialize, Serialize};
-    /// #[derive(Serialize, Deserialize, Job)]
-    /// #[job(kind = "resize", queue = "images")]
-    /// struct Resize {
-    ///     image: u64,
-    /// }
-    ///
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let dir = tempfile::tempdir()?;
-    /// # let mill = Mill::open(dir.path().join("jobs"))?;
-    /// # let pool = Workers::new(())
-    /// #     .on(|_: Resize| JobResult::Err(discard("not an image")))
-    /// #     .start(&mill)?;
-    /// # let _ = mill.enqueue(Resize { image: 7 })?.wait();
-    /// let images = mill.queue("images")?;
-    /// for dead in images.dead_jobs()? {
-    ///     if dead.kind == Resize::KIND {
-    ///         println!("image {}: {}", images.arguments_of::<Resize>(&dead)?.image, dead.reason());
-    ///     }
-    /// }
-    /// # pool.shutdown(secs(30));
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// The arguments are not those of a `J`, or their format or layer is not set up in this mill.
-    pub fn arguments_of<J: Job>(&self, dead: &DeadJob) -> Result<J, CodecError> {
-        // Layers and formats of arguments are the application's.
-        let codec = &self.mill.inner.codec;
-        let decoded = user_code::call(|| codec.decode(dead.tag.as_deref(), &dead.payload));
-        decoded.unwrap_or_else(|panic| Err(CodecError::new(panic)))
     }
 
     fn level_of(&self, dead: &DeadJob) -> Option<Arc<OpenQueue>> {

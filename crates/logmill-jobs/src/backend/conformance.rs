@@ -153,12 +153,20 @@ fn a_job_comes_as_it_was_published(backend: &dyn Backend) {
     );
     let mut each = Vec::new();
     queue
-        .each(&mut |seen| {
+        .each(0, &mut |seen| {
             each.push(seen.number);
             true
         })
         .expect("a walk");
     assert_eq!(each, [number]);
+    let mut behind = Vec::new();
+    queue
+        .each(seen.cursor, &mut |seen| {
+            behind.push(seen.number);
+            true
+        })
+        .expect("a walk");
+    assert_eq!(behind, [0; 0], "a walk goes on behind its cursor");
     let mut consumer = consumer(backend, &[QUEUE], Choice::Priority);
     take(&mut *consumer, |claim| {
         assert_eq!((claim.queue(), claim.number()), (QUEUE, number));

@@ -142,10 +142,30 @@ pub struct Seen {
     pub failed: u32,
     /// Whether a handler has it.
     pub is_running: bool,
-    /// When it may begin, if that is a time to come.
+    /// When it may begin, if that is a time to come; that of a next attempt as far as the backend knows.
     pub due: Option<SystemTime>,
     /// When it was enqueued.
     pub enqueued_at: SystemTime,
+    /// Where [`Queue::each`](super::Queue::each) goes on behind it; stays valid when it has ended.
+    pub cursor: u64,
+}
+
+impl Seen {
+    /// A job of this number and kind that was enqueued at that time. What is not said of it is nothing;
+    /// its fields can be set.
+    pub fn new(number: u64, kind: impl Into<String>, enqueued_at: SystemTime) -> Self {
+        Self {
+            number,
+            kind: kind.into(),
+            payload: Vec::new(),
+            headers: Vec::new(),
+            failed: 0,
+            is_running: false,
+            due: None,
+            enqueued_at,
+            cursor: number.saturating_add(1),
+        }
+    }
 }
 
 /// A dead letter.
@@ -174,6 +194,26 @@ pub struct DeadJob {
     pub died_at: Option<SystemTime>,
     /// The value of its header [`UNIQUE_HEADER`](super::UNIQUE_HEADER), if it has one.
     pub unique: Option<Vec<u8>>,
+}
+
+impl DeadJob {
+    /// The letter of this number, of the job of that number and kind. What is not said of it is nothing;
+    /// its fields can be set.
+    pub fn new(letter: u64, number: u64, kind: impl Into<String>) -> Self {
+        Self {
+            letter,
+            number,
+            kind: kind.into(),
+            payload: Vec::new(),
+            headers: Vec::new(),
+            attempts: 0,
+            crashes: 0,
+            reasons: Vec::new(),
+            flow: None,
+            died_at: None,
+            unique: None,
+        }
+    }
 }
 
 /// A job that has ended without being completed.

@@ -187,12 +187,12 @@ pub trait Queue: Send + Sync {
     /// The storage failed.
     fn contains(&self, number: u64) -> Result<bool, BackendError>;
 
-    /// Calls `see` with each job that has not ended, until it returns false. Jobs that come or end
-    /// meanwhile may be missing.
+    /// Calls `see` with each job that has not ended from a [cursor](Seen::cursor) on, or from 0 for all
+    /// of them, until it returns false. Jobs that come or end meanwhile may be missing.
     ///
     /// # Errors
     /// The storage failed.
-    fn each(&self, see: &mut dyn FnMut(&Seen) -> bool) -> Result<(), BackendError>;
+    fn each(&self, from: u64, see: &mut dyn FnMut(&Seen) -> bool) -> Result<(), BackendError>;
 
     /// The figures of the queue.
     ///

@@ -265,7 +265,7 @@ fn search(
 ) -> Result<Option<(u64, Option<SystemTime>)>, BackendError> {
     let ticket = format!("{ticket:016x}");
     let mut found = None;
-    queue.queue.each(&mut |job| {
+    queue.queue.each(0, &mut |job| {
         let mut headers = job.headers.iter();
         if headers.any(|(key, value)| key == header::MOVED && *value == ticket.as_bytes()) {
             found = Some((job.number, job.due));

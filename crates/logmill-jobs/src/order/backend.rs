@@ -111,7 +111,7 @@ impl Orders {
     fn build_queue(&self, backend: &dyn Backend, place: &str) -> Result<(), BackendError> {
         let queue = backend.queue(place)?;
         let place: Arc<str> = place.into();
-        queue.each(&mut |seen| {
+        queue.each(0, &mut |seen| {
             if let Some(spot) = self.spot_of_seen(&place, seen) {
                 let id = JobId::new(Arc::clone(&place), seen.number);
                 self.enter_at(&spot, Some(id));

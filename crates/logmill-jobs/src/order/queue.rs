@@ -93,8 +93,8 @@ impl Queue for OrderedQueue {
         self.inner.contains(number)
     }
 
-    fn each(&self, see: &mut dyn FnMut(&Seen) -> bool) -> Result<(), BackendError> {
-        self.inner.each(see)
+    fn each(&self, from: u64, see: &mut dyn FnMut(&Seen) -> bool) -> Result<(), BackendError> {
+        self.inner.each(from, see)
     }
 
     fn stats(&self) -> Result<QueueStats, BackendError> {

@@ -178,7 +178,7 @@ pub(super) fn is_there(mill: &Mill, id: &str, job: &Enqueued) -> Result<bool, Ba
     // The process died before it had noted the number, so the job is looked for.
     let header = header_of(id, job.tick);
     let mut is_there = false;
-    queue.queue.each(&mut |seen| {
+    queue.queue.each(0, &mut |seen| {
         let mut headers = seen.headers.iter();
         is_there = headers.any(|(key, value)| key == header::SCHEDULE && *value == header);
         !is_there

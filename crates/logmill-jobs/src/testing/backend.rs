@@ -139,9 +139,9 @@ impl Queue for ProbedQueue {
         self.inner.contains(number)
     }
 
-    fn each(&self, see: &mut dyn FnMut(&Seen) -> bool) -> Result<(), BackendError> {
+    fn each(&self, from: u64, see: &mut dyn FnMut(&Seen) -> bool) -> Result<(), BackendError> {
         self.probe.check()?;
-        self.inner.each(see)
+        self.inner.each(from, see)
     }
 
     fn stats(&self) -> Result<QueueStats, BackendError> {

@@ -68,7 +68,7 @@ fn all(mill: &Mill) -> Result<Vec<(String, Seen)>, BackendError> {
     places.sort();
     for place in places {
         let queue = mill.inner.backend_queue(&place)?;
-        queue.queue.each(&mut |seen| {
+        queue.queue.each(0, &mut |seen| {
             all.push((place.clone(), seen.clone()));
             true
         })?;

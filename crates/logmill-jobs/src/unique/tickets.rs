@@ -96,7 +96,7 @@ impl Tickets {
 
     fn walk(&self, queue: &OpenQueue) -> Result<(), BackendError> {
         let mut found = Vec::new();
-        queue.queue.each(&mut |job| {
+        queue.queue.each(0, &mut |job| {
             let mut headers = job.headers.iter();
             let own = headers.find(|(key, _)| key == header::UNIQUE);
             if let Some(header) = own.and_then(|(_, value)| Header::parse(value)) {

@@ -15,6 +15,7 @@ mod flows;
 mod handlers;
 mod kind_load;
 mod limits;
+mod listing;
 mod middleware;
 mod operators;
 mod order;

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use logmill::{
-    DeadLetter, DeadLetterError, Durability, EnqueueOptions, Headers, JobId, LetterId, ViewedJob,
+    DeadLetter, DeadLetterError, Durability, EnqueueOptions, Headers, JobCursor, JobId, LetterId,
+    ViewedJob,
 };
 
 use super::errors::{on_enqueue, on_storage};
@@ -54,6 +55,7 @@ fn seen(job: &ViewedJob, now: SystemTime) -> Seen {
         is_running: job.is_in_handler(),
         due: job.due_at().filter(|due| *due > now),
         enqueued_at: job.enqueued_at(),
+        cursor: job.cursor().get(),
     }
 }
 
@@ -146,8 +148,8 @@ impl Queue for EmbeddedQueue {
         self.queue.contains(JobId::new(number)).map_err(on_storage)
     }
 
-    fn each(&self, see: &mut dyn FnMut(&Seen) -> bool) -> Result<(), BackendError> {
-        for job in self.queue.jobs() {
+    fn each(&self, from: u64, see: &mut dyn FnMut(&Seen) -> bool) -> Result<(), BackendError> {
+        for job in self.queue.jobs_after(JobCursor::new(from)) {
             if !see(&seen(&job.map_err(on_storage)?, self.clock.wall())) {
                 break;
             }
