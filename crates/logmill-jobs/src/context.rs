@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::backend::{Changes, Claim, Keep, KeyChange};
-use crate::enqueue::header;
+use crate::enqueue::{Enqueue, header};
 use crate::error::EnqueueError;
 use crate::failure::{Failure, JobResult, discard, snooze};
 use crate::flow::{NodeId, check_beside, has_ended};
@@ -377,7 +377,37 @@ impl Context {
     /// The arguments could not be encoded, the name of the queue is not valid, the kind is unique, or
     /// the attempt has ended: a context can outlive it.
     pub fn then<J: Job>(&self, job: J) -> Result<(), EnqueueError> {
-        let following = self.inner.mill.job(job).prepare()?;
+        self.then_enqueue(self.inner.mill.job(job))
+    }
+
+    /// As [`then`](Self::then), for a job with options of its own, made by the [mill](Self::mill) of this
+    /// one. A delay counts from the completion.
+    ///
+    /// ```
+    /// # use logmill_jobs::{Context, Job, JobResult, Priority, hours};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Serialize, Deserialize, Job)]
+    /// # #[job(kind = "trial")]
+    /// # struct Trial { user: u64 }
+    /// # #[derive(Serialize, Deserialize, Job)]
+    /// # #[job(kind = "remind")]
+    /// # struct Remind { user: u64 }
+    /// fn begin_trial(job: Trial, cx: Context) -> JobResult {
+    ///     let remind = cx.mill().job(Remind { user: job.user });
+    ///     cx.then_enqueue(remind.after(hours(48)).priority(Priority::Low))?;
+    ///     Ok(())
+    /// }
+    /// # let _ = begin_trial;
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`then`](Self::then); and it was made by another mill.
+    pub fn then_enqueue<J: Job>(&self, job: Enqueue<'_, J>) -> Result<(), EnqueueError> {
+        if !job.mill.is_same(&self.inner.mill) {
+            let why = "a job that follows is made by the mill of the one before it";
+            return Err(EnqueueError::Invalid(why.to_owned()));
+        }
+        let following = job.prepare()?;
         self.follow(|followed| followed.jobs.push(following))
     }
 

@@ -30,6 +30,8 @@ pub(crate) mod header {
     pub(crate) const COST: &str = "cost";
     /// Its place among the jobs of an order.
     pub(crate) const ORDER: &str = "order";
+    /// How long an attempt may take, in nanoseconds, if not as long as the kind says.
+    pub(crate) const TIMEOUT: &str = "timeout";
     /// The attempts that may follow the first, if not those of the kind.
     pub(crate) const RETRIES: &str = "retries";
     /// The key within which the job is unique, and for how long.
@@ -61,8 +63,42 @@ struct Options {
     expires_after: Option<Duration>,
     key: Option<String>,
     cost: Option<u32>,
+    timeout: Option<Duration>,
     unique: Option<Unique>,
     sync: bool,
+}
+
+/// What a job says of its attempts where it differs from its kind, as bytes.
+struct Own {
+    retries: Option<[u8; 4]>,
+    cost: Option<[u8; 4]>,
+    timeout: Option<[u8; 8]>,
+}
+
+impl Options {
+    #[inline]
+    fn own(&self) -> Own {
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        Own {
+            retries: self.max_retries.map(u32::to_le_bytes),
+            cost: self.cost.map(u32::to_le_bytes),
+            timeout: self.timeout.map(|timeout| nanos(timeout).to_le_bytes()),
+        }
+    }
+}
+
+impl Own {
+    #[inline]
+    fn add_to<'a>(&'a self, headers: &mut Headers<'a>) {
+        let Self {
+            retries,
+            cost,
+            timeout,
+        } = self;
+        headers.add(header::RETRIES, retries.as_ref().map(|bytes| &bytes[..]));
+        headers.add(header::COST, cost.as_ref().map(|bytes| &bytes[..]));
+        headers.add(header::TIMEOUT, timeout.as_ref().map(|bytes| &bytes[..]));
+    }
 }
 
 impl<'a, J: Job> Enqueue<'a, J> {
@@ -102,6 +138,15 @@ impl<'a, J: Job> Enqueue<'a, J> {
     /// Sets how many attempts may follow the first, instead of the kind's number.
     pub fn max_retries(mut self, retries: u32) -> Self {
         self.options.max_retries = Some(retries);
+        self
+    }
+
+    /// Sets how long an attempt may take, instead of what the kind says; see
+    /// [`KindOptions::timeout`](crate::KindOptions::timeout). The grace after it is the kind's.
+    ///
+    /// A [chunk](crate::Chunk) has the time of its kind, whatever its jobs say.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.options.timeout = Some(timeout);
         self
     }
 
@@ -194,14 +239,12 @@ impl<'a, J: Job> Enqueue<'a, J> {
         let (queue, unique) = (&parts.queue, &parts.unique);
         mill.inner
             .encoded(job, |payload| {
-                let retries = options.max_retries.map(u32::to_le_bytes);
-                let cost = options.cost.map(u32::to_le_bytes);
+                let own = options.own();
                 let expires = expiry::header_of(mill, parts.expires_after);
                 let key = parts.key.as_deref();
                 let extra = middleware::extra(mill, J::KIND, &queue.name, key, payload)?;
                 let mut headers = headers_of(mill, key, expires.as_ref(), &extra);
-                headers.add(header::RETRIES, retries.as_ref().map(|bytes| &bytes[..]));
-                headers.add(header::COST, cost.as_ref().map(|bytes| &bytes[..]));
+                own.add_to(&mut headers);
                 let new = NewJob {
                     kind: J::KIND,
                     payload,
@@ -255,13 +298,11 @@ impl<'a, J: Job> Enqueue<'a, J> {
             return Err(EnqueueError::Invalid(why.to_owned()));
         }
         let payload = mill.inner.encoded(job, |bytes| Ok(bytes.to_vec()))?;
-        let retries = options.max_retries.map(u32::to_le_bytes);
-        let cost = options.cost.map(u32::to_le_bytes);
+        let own = options.own();
         let key = parts.key.as_deref();
         let extra = middleware::extra(mill, J::KIND, &parts.queue.name, key, &payload)?;
         let mut headers = headers_of(mill, key, None, &extra);
-        headers.add(header::RETRIES, retries.as_ref().map(|bytes| &bytes[..]));
-        headers.add(header::COST, cost.as_ref().map(|bytes| &bytes[..]));
+        own.add_to(&mut headers);
         let headers = headers.as_slice().iter();
         Ok(PreparedJob {
             place: parts.queue.name.to_string(),

@@ -16,6 +16,7 @@ use super::task::Begun;
 use crate::JobId;
 use crate::backend::{Claim, Consumer, Next};
 use crate::context::{Attempt, Context, Followed};
+use crate::enqueue::header;
 use crate::error::StartError;
 use crate::figures::Watch;
 use crate::handler::{Called, Intake, Route};
@@ -88,8 +89,6 @@ pub(super) fn start<S: Clone + Send + Sync + 'static>(
     let pool = Pool {
         shared: Arc::clone(&shared),
     };
-    let mut blocking = routes.values().filter(|route| !route.is_async());
-    let has_timeouts = blocking.any(|route| route.options().timeout.is_some());
     *shared.spawn.lock() = Some(Arc::new(Spawner {
         state,
         routes: Arc::new(routes),
@@ -100,6 +99,7 @@ pub(super) fn start<S: Clone + Send + Sync + 'static>(
     let starting = Alive::new(&shared, None);
     shared.leases.start(name)?;
     shared.chunks.start(&shared, name)?;
+    shared.watch.set_pool(&shared);
     let wanted = shared.state.lock().wanted;
     if let Err(error) = shared.have_threads(wanted) {
         // A number that an operator has stored is not to keep a service from starting.
@@ -108,9 +108,6 @@ pub(super) fn start<S: Clone + Send + Sync + 'static>(
             return Err(error);
         }
         tracing::error!(%error, wanted, "the pool has fewer threads than were set before this start");
-    }
-    if has_timeouts {
-        shared.watch.start(&shared, name);
     }
     if let Some(scaling) = &shared.scaling {
         scaling.start(&shared)?;
@@ -284,9 +281,8 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         let watched = self.watch.begin(&self.id, kind, claim, is_task);
         let seat = &*self.seat;
         seat.begin(&self.id, std::mem::take(&mut self.is_other_queue));
-        let deadline = options
-            .timeout
-            .and_then(|timeout| self.begin_timed(kind, timeout, &**route));
+        let timeout = own_timeout(claim).or(options.timeout);
+        let deadline = timeout.and_then(|timeout| self.begin_timed(kind, timeout, &**route));
         let attempt = Attempt {
             mill,
             id: &self.id,
@@ -355,6 +351,12 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         }
         Some(deadline)
     }
+}
+
+/// How long an attempt may take, if the job says so itself.
+fn own_timeout(claim: &dyn Claim) -> Option<Duration> {
+    let bytes = claim.header(header::TIMEOUT)?.try_into().ok()?;
+    Some(Duration::from_nanos(u64::from_le_bytes(bytes)))
 }
 
 /// Gives a job back that was not begun.

@@ -7,7 +7,7 @@
 //! ```
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Once, OnceLock, Weak};
 use std::time::{Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex};
@@ -41,6 +41,9 @@ pub(super) struct Watch {
     looks_again: Mutex<bool>,
     changed: Condvar,
     advances: OnceLock<Advances>,
+    /// The pool whose handlers it watches; None where they are run by their caller.
+    pool: OnceLock<Weak<Shared>>,
+    started: Once,
 }
 
 impl Watch {
@@ -52,12 +55,24 @@ impl Watch {
             looks_again: Mutex::new(false),
             changed: Condvar::new(),
             advances: OnceLock::new(),
+            pool: OnceLock::new(),
+            started: Once::new(),
         }
     }
 
-    /// Starts the thread, which ends with the pool.
-    pub(super) fn start(self: &Arc<Self>, shared: &Arc<Shared>, name: &str) {
-        let (watch, shared) = (Arc::clone(self), Arc::downgrade(shared));
+    /// Has the first job with a timeout start the thread, which ends with the pool.
+    pub(super) fn set_pool(&self, shared: &Arc<Shared>) {
+        let _ = self.pool.set(Arc::downgrade(shared));
+    }
+
+    #[cold]
+    fn start(self: &Arc<Self>, shared: &Weak<Shared>) {
+        let Some(pool) = shared.upgrade() else {
+            return;
+        };
+        let thread = std::thread::Builder::new().name(format!("{}-watch", pool.concurrency.name));
+        drop(pool);
+        let (watch, shared) = (Arc::clone(self), shared.clone());
         // It sleeps until a time that a manual clock comes to at once.
         let advanced = Arc::downgrade(self);
         let advances = self.clock.on_advance(move || {
@@ -66,7 +81,6 @@ impl Watch {
             }
         });
         let _ = self.advances.set(advances);
-        let thread = std::thread::Builder::new().name(format!("{name}-watch"));
         if let Err(error) = thread.spawn(move || watch.run(&shared)) {
             // Handlers that do not look at their token then keep their threads.
             tracing::error!(%error, "could not start the thread that finds stuck handlers");
@@ -107,7 +121,10 @@ impl Watch {
     }
 
     /// A job begins that counts as stuck at this time.
-    pub(super) fn begin(&self, seat: &Seat, timed: Timed, stuck_at: Instant) {
+    pub(super) fn begin(self: &Arc<Self>, seat: &Seat, timed: Timed, stuck_at: Instant) {
+        if let Some(shared) = self.pool.get() {
+            self.started.call_once(|| self.start(shared));
+        }
         let stuck_at = self.nanos(stuck_at);
         seat.begin_timed(timed, stuck_at);
         if stuck_at < self.wakes_at.load(Ordering::SeqCst) {

@@ -19,6 +19,7 @@ mod listing;
 mod middleware;
 mod operators;
 mod order;
+mod own_options;
 mod pause;
 #[cfg(feature = "testing")]
 mod rates;
