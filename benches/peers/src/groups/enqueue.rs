@@ -28,7 +28,8 @@ fn comparison(context: &Context, size: usize) -> Result<Comparison> {
                and flushing that file is not timed. walrus-rust has a new process and directory \
                each turn; even without flushes of its entries it flushes each block of 10 MiB when \
                it is full. *limit* is a loop over touched anonymous \
-               memory: atomic add, header, copy, CRC-32 (crc32fast), release store."
+               memory: atomic add, header, copy, CRC-32 (crc32fast), release store; with two producers, \
+               each in as much memory as a burst takes, which it zeroes before it writes there."
             .to_owned(),
         unit: Unit::Nanoseconds,
         figures: &["per job"],
@@ -46,6 +47,11 @@ fn comparison(context: &Context, size: usize) -> Result<Comparison> {
                 logmill::enqueue_by_two(dir()?, size),
             ),
             Contender::jobs("limit", limit::ANONYMOUS, limit::append(size)),
+            Contender::jobs(
+                "limit, 2 producers",
+                limit::ANONYMOUS,
+                limit::append_by_two(size),
+            ),
             Contender::jobs(
                 "crossbeam channel",
                 memory::NOTHING,

@@ -14,7 +14,7 @@ use crossbeam_utils::CachePadded;
 use memmap2::MmapMut;
 use tempfile::TempDir;
 
-use super::{logmill, payload};
+use super::{BURST, logmill, payload};
 use crate::contender::{Figures, Jobs};
 use crate::threads;
 
@@ -39,38 +39,95 @@ pub fn record_bytes(size: usize) -> usize {
 /// One thread writes round and round in mapped memory that was touched before. The memory is
 /// anonymous, which spares it the kernel's write-back, since `MmapMut` of a file needs `unsafe`.
 pub fn append(size: usize) -> Result<Jobs> {
-    let mut region = MmapMut::map_anon(REGION)?;
-    region.fill(1);
+    let mut log = Log::new(size, REGION)?;
     let payload = payload(size);
-    let record = record_bytes(size);
-    let tail = CachePadded::new(AtomicU64::new(0));
-    let committed = CachePadded::new(AtomicU64::new(0));
-    let records = (REGION / record) as u64;
     Ok(Box::new(move |jobs| {
         let start = Instant::now();
-        let mut place = 0;
         for _ in 0..jobs {
-            let payload = black_box(&payload[..]);
-            let index = tail.fetch_add(1, Ordering::Relaxed);
-            if place == records {
-                place = 0;
-            }
-            let at = place as usize * record;
-            place += 1;
-            let check = crc32fast::hash(payload) ^ index as u32;
-            let bytes = &mut region[at..at + record];
-            bytes[4..8].copy_from_slice(&check.to_le_bytes());
-            bytes[8..16].copy_from_slice(&index.to_le_bytes());
-            bytes[16..24].copy_from_slice(&(payload.len() as u64).to_le_bytes());
-            bytes[24..32].copy_from_slice(&0u64.to_le_bytes());
-            bytes[HEADER..HEADER + payload.len()].copy_from_slice(payload);
-            bytes[0..4].copy_from_slice(&(record as u32).to_le_bytes());
-            committed.store(index + 1, Ordering::Release);
+            log.append(black_box(&payload));
         }
         let took = start.elapsed();
-        black_box(&region[..]);
+        black_box(&log.region[..]);
         Ok(took)
     }))
+}
+
+/// The same by two threads, each in as much memory as its burst of jobs takes, as nothing is acked during
+/// one. Each zeroes its memory piece by piece before it writes there: whoever zeroes that of a log, it takes
+/// one of two cores.
+pub fn append_by_two(size: usize) -> Result<Jobs> {
+    let room = BURST as usize * record_bytes(size);
+    let mut logs = [Log::new(size, room)?, Log::new(size, room)?];
+    let payload = payload(size);
+    let in_piece = (ZEROED_AT_ONCE / record_bytes(size)) as u64;
+    Ok(Box::new(move |jobs| {
+        threads::timed_two(&mut logs, |log, thread| {
+            for job in 0..threads::share(jobs, 2, thread) {
+                if job % in_piece == 0 {
+                    log.zero(in_piece);
+                }
+                log.append(black_box(&payload));
+            }
+            black_box(&log.region[..]);
+            Ok(())
+        })
+    }))
+}
+
+/// Bytes that are zeroed before they are written.
+const ZEROED_AT_ONCE: usize = 256 * 1024;
+
+/// Records in anonymous memory, written round and round.
+struct Log {
+    region: MmapMut,
+    record: usize,
+    /// How many there is room for.
+    records: u64,
+    place: u64,
+    tail: CachePadded<AtomicU64>,
+    committed: CachePadded<AtomicU64>,
+}
+
+impl Log {
+    fn new(size: usize, bytes: usize) -> Result<Self> {
+        let mut region = MmapMut::map_anon(bytes)?;
+        region.fill(1);
+        let record = record_bytes(size);
+        Ok(Self {
+            region,
+            record,
+            records: (bytes / record) as u64,
+            place: 0,
+            tail: CachePadded::default(),
+            committed: CachePadded::default(),
+        })
+    }
+
+    #[inline]
+    fn append(&mut self, payload: &[u8]) {
+        let index = self.tail.fetch_add(1, Ordering::Relaxed);
+        if self.place == self.records {
+            self.place = 0;
+        }
+        let at = self.place as usize * self.record;
+        self.place += 1;
+        let check = crc32fast::hash(payload) ^ index as u32;
+        let bytes = &mut self.region[at..at + self.record];
+        bytes[4..8].copy_from_slice(&check.to_le_bytes());
+        bytes[8..16].copy_from_slice(&index.to_le_bytes());
+        bytes[16..24].copy_from_slice(&(payload.len() as u64).to_le_bytes());
+        bytes[24..32].copy_from_slice(&0u64.to_le_bytes());
+        bytes[HEADER..HEADER + payload.len()].copy_from_slice(payload);
+        bytes[0..4].copy_from_slice(&(self.record as u32).to_le_bytes());
+        self.committed.store(index + 1, Ordering::Release);
+    }
+
+    /// Zeroes the memory of the next records.
+    fn zero(&mut self, records: u64) {
+        let place = self.place % self.records;
+        let end = self.records.min(place + records);
+        self.region[place as usize * self.record..end as usize * self.record].fill(0);
+    }
 }
 
 /// A ring of records in memory between one producer and one consumer.

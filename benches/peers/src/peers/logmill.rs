@@ -1,10 +1,9 @@
 //! logmill itself, in the roles that the comparisons need.
 
-use std::hint::{black_box, spin_loop};
+use std::hint::black_box;
 use std::ops::Deref;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
@@ -109,38 +108,14 @@ pub fn enqueue_by_two(dir: TempDir, size: usize) -> Result<Jobs> {
         let mut left = jobs;
         while left > 0 {
             let burst = left.min(2 * BURST);
-            time += burst_of_two(&mut producers, &payload, burst)?;
+            time += threads::timed_two(&mut producers, |producer, thread| {
+                enqueue_all(producer, &payload, share(burst, 2, thread))
+            })?;
             drain(&consumer, burst)?;
             left -= burst;
         }
         Ok(time)
     }))
-}
-
-fn burst_of_two(producers: &mut [Producer; 2], payload: &[u8], jobs: u64) -> Result<Duration> {
-    let ready = AtomicUsize::new(0);
-    let (first, second) = thread::scope(|scope| {
-        let ready = &ready;
-        let [first, second] = producers;
-        // Both spin at the start line, since waking a sleeper takes as long as thousands of jobs.
-        let run = move |producer: &mut Producer, thread| -> Result<(Instant, Instant)> {
-            ready.fetch_add(1, Ordering::AcqRel);
-            while ready.load(Ordering::Acquire) < 2 {
-                spin_loop();
-            }
-            let start = Instant::now();
-            enqueue_all(producer, payload, share(jobs, 2, thread))?;
-            Ok((start, Instant::now()))
-        };
-        let second = scope.spawn(move || run(second, 1));
-        let first = run(first, 0);
-        let second = second
-            .join()
-            .unwrap_or_else(|_| Err(anyhow!("a producer panicked")));
-        (first, second)
-    });
-    let (first, second) = (first?, second?);
-    Ok(first.1.max(second.1) - first.0.min(second.0))
 }
 
 /// Enqueue, deliver, ack.
