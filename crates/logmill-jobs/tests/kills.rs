@@ -15,7 +15,7 @@ use logmill_jobs::{
 };
 use serde::{Deserialize, Serialize};
 
-use killing::length;
+use killing::{LEAST, length};
 
 const DIRECTORY: &str = "LOGMILL_JOBS_KILLS";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -147,7 +147,7 @@ fn what_follows_is_there_exactly_once_however_often_the_process_is_killed() {
         let noted = length(dir.path()) + life % 3 * 1500;
         killing::kill(
             &[(DIRECTORY, dir.path().to_str().unwrap())],
-            |_| length(dir.path()) > noted,
+            |_| length(dir.path()) > noted + LEAST,
             Duration::from_millis(3 + life * 53 % 97),
         );
     }

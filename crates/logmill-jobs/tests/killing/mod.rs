@@ -8,6 +8,11 @@ use std::time::{Duration, Instant};
 /// Far more than anything takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How many bytes of notes a process makes at least before it is killed: on a busy machine it may get to
+/// little else.
+#[allow(dead_code, reason = "not every test has them")]
+pub(crate) const LEAST: u64 = 800;
+
 /// The length of the notes of a directory.
 #[allow(dead_code, reason = "not every test has them")]
 pub(crate) fn length(dir: &Path) -> u64 {
