@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::numbers::Numbers;
-use super::pool::{Pool, Shared, State};
+use super::pool::{Pool, Shared};
 use super::scale::Scale;
 use super::seat::Seat;
 use super::watch::StuckJob;
@@ -76,7 +76,7 @@ impl Pool {
     /// Sets how many threads take jobs, 1 to 1024, while the pool runs.
     ///
     /// More are started before the call returns. Threads that are too many end after the job that they
-    /// run. With [`Workers::dynamic`](super::Workers::dynamic), the number is on stable storage when
+    /// run. The threads of up to this many [stuck](Self::stuck) handlers are replaced, and no more. With [`Workers::dynamic`](super::Workers::dynamic), the number is on stable storage when
     /// the call returns, and later starts use it.
     ///
     /// A pool that [scales](super::Workers::scale) keeps this number, also one beyond its bounds, until
@@ -193,19 +193,12 @@ impl Shared {
 
     /// Grows or shrinks to this number of threads.
     pub(super) fn have_threads(self: &Arc<Self>, threads: usize) -> Result<(), StartError> {
-        self.have(threads, |state| threads.saturating_sub(state.active))
-    }
-
-    /// Has this number of threads, and starts those that are missing.
-    pub(super) fn have(
-        self: &Arc<Self>,
-        threads: usize,
-        missing: impl FnOnce(&State) -> usize,
-    ) -> Result<(), StartError> {
         let (missing, is_other) = {
             let mut state = self.state.lock();
             let is_other = std::mem::replace(&mut state.wanted, threads) != threads;
-            let missing = missing(&state);
+            // As many as are wanted may be stuck and replaced, and no more.
+            let free = threads.saturating_mul(2).saturating_sub(state.stuck.len());
+            let missing = threads.min(free).saturating_sub(state.active);
             // Counted before they start, so that nobody else starts them as well, and so that the pool
             // does not end if the threads that it has end meanwhile.
             state.active += missing;

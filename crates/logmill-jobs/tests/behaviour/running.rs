@@ -151,6 +151,34 @@ fn a_pool_whose_handlers_are_all_stuck_says_so_and_recovers_when_they_return() {
 }
 
 #[test]
+fn a_pool_that_is_exhausted_starts_no_more_threads_than_the_number_that_is_set_allows() {
+    let (mill, _dir) = mill();
+    let gate = Gate::default();
+    let _opens = Opens(gate.clone());
+    let pool = Workers::new(gate.clone()).on(deaf).threads(2);
+    let pool = pool.start(&mill).unwrap();
+    let handles: Vec<_> = (0..12).map(|_| mill.enqueue(Deaf).unwrap()).collect();
+    until("it is exhausted", || pool.health().is_exhausted());
+
+    // As many as that may be stuck and replaced, and are.
+    pool.set_threads(2).unwrap();
+    pool.reset_concurrency().unwrap();
+    pool.set_threads(1).unwrap();
+    assert!(pool.health().is_exhausted(), "{:?}", pool.health());
+    pool.set_threads(3).unwrap();
+    until("two more are stuck", || pool.stuck().len() == 6);
+    assert!(pool.health().is_exhausted());
+
+    gate.open();
+    for handle in handles {
+        assert_eq!(handle.wait_timeout(PATIENCE).unwrap(), 7);
+    }
+    until("it is healthy", || pool.health().is_healthy());
+    assert_eq!(pool.health().threads, 3);
+    ends(pool);
+}
+
+#[test]
 fn a_handler_that_ends_within_its_grace_is_not_stuck() {
     #[derive(Serialize, Deserialize, Job)]
     #[job(kind = "slow", timeout = SOON, grace = secs(3600))]

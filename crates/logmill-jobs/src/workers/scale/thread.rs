@@ -238,11 +238,6 @@ impl Shared {
                 return None;
             }
         }
-        let started = self.have(threads, |state| {
-            // As many as are wanted may be stuck and replaced, and no more.
-            let free = threads.saturating_mul(2).saturating_sub(state.stuck.len());
-            threads.min(free).saturating_sub(state.active)
-        });
-        Some((threads != before, started))
+        Some((threads != before, self.have_threads(threads)))
     }
 }
