@@ -28,7 +28,8 @@ pub(super) struct Waiting {
     pub(super) id: JobId,
     /// How many cells of the rate, and how many turns of its key it takes.
     pub(super) cost: u32,
-    /// When it came to the gate, as a number that grows. One that comes back has its place again.
+    /// When it came to wait, as a number that grows. One that comes back, or waits at another gate
+    /// next, has its place by the same number.
     pub(super) came: u64,
     /// None until its worker holds it.
     pub(super) held: Option<Box<dyn Held>>,

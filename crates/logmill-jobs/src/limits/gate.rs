@@ -6,7 +6,8 @@ mod tests;
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasherDefault;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -30,6 +31,8 @@ pub(super) struct Gate {
     /// How many keys it knows, if it is for those that are held back. Changed under the lock.
     known: AtomicUsize,
     weights: Weights,
+    /// The last number that was given to a job which came to wait, at whichever gate.
+    comings: Arc<AtomicU64>,
     state: Mutex<State>,
 }
 
@@ -47,8 +50,6 @@ struct State {
     buckets: HashMap<u64, Bucket, BuildHasherDefault<Same>>,
     /// Keys whose first waiting job may begin at that time, as far as the rate is concerned.
     times: BTreeSet<(Instant, u64)>,
-    /// How many jobs have come to wait.
-    comings: u64,
     /// Buckets are looked through for idle ones when there are as many as this.
     sweep_at: usize,
 }
@@ -87,6 +88,8 @@ pub(super) enum Ended {
 
 /// The fewest buckets that are worth looking through.
 const FEW: usize = 64;
+/// What is added to the numbers of jobs that come to wait: those that were told to slow down go first.
+const BEHIND_HELD: u64 = 1 << 63;
 /// A backend that holds no jobs gives one that has to wait out again after this time.
 const AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -119,10 +122,16 @@ impl State {
 }
 
 impl Gate {
-    pub(super) fn new(limit: Limit, weights: Weights, clock: Clock) -> Self {
+    pub(super) fn new(
+        limit: Limit,
+        weights: Weights,
+        clock: Clock,
+        comings: Arc<AtomicU64>,
+    ) -> Self {
         Self {
             limit,
             weights,
+            comings,
             is_for_held: false,
             opened: clock.now(),
             clock,
@@ -133,10 +142,10 @@ impl Gate {
     }
 
     /// The gate of jobs that no limit concerns and whose handlers were told to slow down.
-    pub(super) fn for_held(clock: Clock) -> Self {
+    pub(super) fn for_held(clock: Clock, comings: Arc<AtomicU64>) -> Self {
         Self {
             is_for_held: true,
-            ..Self::new(Limit::of_held(), Weights::default(), clock)
+            ..Self::new(Limit::of_held(), Weights::default(), clock, comings)
         }
     }
 
@@ -165,6 +174,12 @@ impl Gate {
         !self.state.lock().buckets.is_empty()
     }
 
+    /// A number for a job that comes to wait. Taken under the lock, so that lines are in their order.
+    fn next_coming(&self) -> u64 {
+        // Relaxed: only the number counts.
+        self.comings.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     fn note_known(&self, state: &State) {
         if self.is_for_held {
             self.known.store(state.buckets.len(), Ordering::Relaxed);
@@ -172,7 +187,7 @@ impl Gate {
     }
 
     /// Takes a place for a job, or has it wait behind the others of its key; in its place, if it came
-    /// before.
+    /// to a gate before.
     pub(super) fn take_or_wait(
         &self,
         key: Key,
@@ -185,14 +200,13 @@ impl Gate {
         if self.is_for_held && !state.buckets.contains_key(&key.bucket) {
             return Taken::Free;
         }
-        let next = state.comings + 1;
-        let came = came.unwrap_or(next);
         let bucket = state.bucket(key.bucket, &self.limit, now);
         let refusal = bucket.refusal(&self.limit, now, cost);
         if refusal.is_none() && bucket.waiting.is_empty() {
             bucket.take_and_begin(&self.limit, now, cost);
             return Taken::Place;
         }
+        let came = came.unwrap_or_else(|| BEHIND_HELD + self.next_coming());
         let waiting = Waiting {
             id: id.clone(),
             cost,
@@ -211,7 +225,6 @@ impl Gate {
             }
             _ => None,
         };
-        state.comings = next;
         if until.is_some() {
             state.set_time(key.bucket, until);
         }
@@ -264,8 +277,8 @@ impl Gate {
         }
     }
 
-    /// Has a job that was let through before wait as the first of its key. Returns false if it is not
-    /// held.
+    /// Has a job that was let through before wait before all of its key but those that wait like this.
+    /// Returns false if it is not held.
     pub(super) fn wait_as_first(
         &self,
         key: Key,
@@ -274,11 +287,11 @@ impl Gate {
         claim: &mut dyn Claim,
     ) -> bool {
         let mut state = self.state.lock();
+        let came = self.next_coming();
         let waiting = Waiting {
             id: id.clone(),
             cost,
-            // Before all that have come.
-            came: 0,
+            came,
             held: None,
         };
         let bucket = state.bucket(key.bucket, &self.limit, self.clock.now());
@@ -286,7 +299,7 @@ impl Gate {
         state.set_time(key.bucket, Some(until));
         self.note_known(&state);
         drop(state);
-        self.hold(key, 0, id, claim)
+        self.hold(key, came, id, claim)
     }
 
     /// Holds a job that has its place in the line. Returns false if there was nothing to hold.

@@ -26,7 +26,7 @@ mod timer;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use foldhash::quality::RandomState;
@@ -69,7 +69,7 @@ struct Grant {
     gate: u32,
     /// How many cells of the rate it took.
     cost: u32,
-    /// When its job came to wait for it; 0 if it did not wait.
+    /// When its job came to wait, at this gate or at another one before; 0 if it did not wait.
     came: u64,
 }
 
@@ -91,6 +91,7 @@ impl Limits {
         let has_rates = limits.iter().any(|limit| limit.rate.is_some());
         let has_costs = has_rates || limits.iter().any(Limit::is_in_turn);
         let hasher = RandomState::default();
+        let comings = Arc::new(AtomicU64::new(0));
         let gates = limits.into_iter().map(|limit| {
             let weights = match &limit.keys {
                 Keys::InTurn(weights) => weights
@@ -100,12 +101,12 @@ impl Limits {
                     .collect(),
                 _ => Weights::default(),
             };
-            Gate::new(limit, weights, clock.clone())
+            Gate::new(limit, weights, clock.clone(), Arc::clone(&comings))
         });
+        let mut gates: Vec<_> = gates.collect();
+        gates.push(Gate::for_held(clock.clone(), comings));
         let limits = Arc::new(Self {
-            gates: gates
-                .chain(std::iter::once(Gate::for_held(clock.clone())))
-                .collect(),
+            gates,
             has_costs,
             granted: Mutex::default(),
             grants: AtomicUsize::new(0),
@@ -166,11 +167,12 @@ impl Limits {
         permit: &mut Permit<'_>,
     ) -> bool {
         let cost = self.cost_of(claim, cost);
+        // At whichever gate it has to wait now, its place is that of its first wait.
+        let came = permit.granted.map(|grant| grant.came);
         for (gate, number) in self.gates.iter().zip(0..) {
             if gate.is_for_held() && gate.known() == 0 {
                 continue;
             }
-            let mut came = None;
             if let Some(grant) = permit.granted.take_if(|grant| grant.gate == number) {
                 let ended = match gate.arrive(grant.key, grant.cost) {
                     Arrived::Begins => {
@@ -181,7 +183,6 @@ impl Limits {
                     // The time for which it was let through has passed.
                     Arrived::TooMany => Ended::Begun,
                 };
-                came = Some(grant.came);
                 self.give_back(grant, ended);
             }
             let Some(key) = self.key_of(gate, &subject(id, claim)) else {

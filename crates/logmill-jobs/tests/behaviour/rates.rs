@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use logmill_jobs::testing::TestMill;
-use logmill_jobs::{Job, JobResult, Limit, MillOptions, Workers, rate_limited, secs};
+use logmill_jobs::testing::{How, TestMill};
+use logmill_jobs::{
+    Chunk, ChunkOptions, Job, JobResult, Limit, MillOptions, Workers, rate_limited, secs,
+};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize, Job)]
@@ -99,4 +102,98 @@ fn a_job_behind_a_costly_one_that_is_cancelled_begins_at_once() {
     assert_eq!(done(), 0);
     costly.cancel("not wanted").unwrap();
     assert_eq!(done(), 1);
+}
+
+#[test]
+fn jobs_that_are_told_to_slow_down_together_come_back_in_their_order() {
+    #[derive(Serialize, Deserialize, Job)]
+    #[job(kind = "numbered", queue = "calls")]
+    struct Numbered(u32);
+
+    let by_rate = Limit::on_queue("calls").rate(1, secs(1)).burst(10);
+    for limit in [None, Some(by_rate)] {
+        let has_rate = limit.is_some();
+        let options = limit
+            .into_iter()
+            .fold(MillOptions::new(), MillOptions::limit);
+        let mill = TestMill::with_options(options).unwrap();
+        let came = Arc::new(Mutex::new(Vec::new()));
+        let (noted, was_told) = (Arc::clone(&came), AtomicBool::new(false));
+        let handler = move |chunk: Chunk<Numbered>| -> JobResult {
+            if !was_told.swap(true, Ordering::Relaxed) {
+                return Err(rate_limited(secs(60), "429"));
+            }
+            noted.lock().extend(chunk.iter().map(|one| one.job.0));
+            Ok(())
+        };
+        let workers = Workers::new(()).on_chunk(handler, ChunkOptions::up_to(5));
+        mill.enqueue_all((0..8).map(Numbered)).unwrap();
+        let done = || mill.run_until_idle(&workers).unwrap().done();
+        assert_eq!(done(), 0);
+        for _ in 0..if has_rate { 67 } else { 60 } {
+            mill.advance(secs(1));
+            let _ = done();
+        }
+        assert_eq!(
+            *came.lock(),
+            Vec::from_iter(0..8),
+            "with a rate: {has_rate}"
+        );
+    }
+}
+
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "transfer", queue = "calls")]
+struct Transfer;
+
+/// A queue with this burst, and a transfer that has one limit more: one has begun just before, so it
+/// waits for that until the time is 10.
+fn with_a_transfer_that_waits(burst: u32) -> (TestMill, Workers<()>) {
+    let of_queue = Limit::on_queue("calls").rate(1, secs(1)).burst(burst);
+    let of_kind = Limit::on_kind("transfer").rate(1, secs(10));
+    let options = MillOptions::new().limit(of_queue).limit(of_kind);
+    let mill = TestMill::with_options(options).unwrap();
+    let workers = Workers::new(())
+        .on(|_: Call| JobResult::Ok(()))
+        .on(|_: Transfer| JobResult::Ok(()));
+    mill.enqueue_all([Transfer, Transfer]).unwrap();
+    assert_eq!(mill.run_until_idle(&workers).unwrap().done(), 1);
+    mill.advance(secs(9));
+    assert_eq!(mill.run_until_idle(&workers).unwrap().done(), 0);
+    (mill, workers)
+}
+
+/// The kinds that run within the next second.
+fn kinds(mill: &TestMill, workers: &Workers<()>) -> Vec<String> {
+    mill.advance(secs(1));
+    let report = mill.run_until_idle(workers).unwrap();
+    let done = report.ran.into_iter().filter(|ran| ran.how == How::Done);
+    done.map(|ran| ran.kind).collect()
+}
+
+#[test]
+fn a_job_that_waits_for_one_limit_after_the_other_goes_by_its_first_wait() {
+    let (mill, workers) = with_a_transfer_that_waits(1);
+    mill.enqueue_all((0..5).map(|_| Call)).unwrap();
+    assert_eq!(mill.run_until_idle(&workers).unwrap().done(), 1);
+    // Its own limit lets it through, and that of the queue has just let another one through.
+    assert_eq!(kinds(&mill, &workers), ["call"]);
+    assert_eq!(kinds(&mill, &workers), ["transfer"]);
+    assert_eq!(kinds(&mill, &workers), ["call"]);
+}
+
+#[test]
+fn a_job_that_is_first_by_its_first_wait_begins_if_it_costs_no_more_than_there_is() {
+    let (mill, workers) = with_a_transfer_that_waits(5);
+    for cost in [5, 5, 1] {
+        mill.job(Call).cost(cost).enqueue().unwrap();
+    }
+    assert_eq!(mill.run_until_idle(&workers).unwrap().done(), 1);
+    // The other calls came later, the first of them is not paid for yet, and the last one waits behind it.
+    assert_eq!(kinds(&mill, &workers), ["transfer"]);
+    for _ in 11..15 {
+        assert_eq!(kinds(&mill, &workers), [""; 0]);
+    }
+    assert_eq!(kinds(&mill, &workers), ["call"]);
+    assert_eq!(kinds(&mill, &workers), ["call"]);
 }

@@ -6,7 +6,7 @@ use super::*;
 use crate::secs;
 
 fn new(limit: Limit) -> Gate {
-    Gate::new(limit, Weights::default(), Clock::default())
+    Gate::new(limit, Weights::default(), Clock::default(), Arc::default())
 }
 
 /// Takes places until there is none, and returns how many there were.
