@@ -10,7 +10,7 @@ use crate::engine::Running;
 use crate::engine::letters::{Letter, letters_of};
 use crate::error::DeadLetterError;
 use crate::events::event;
-use crate::log::headers::Headers;
+use crate::log::headers::{Headers, without};
 use crate::log::meta::FailureReason;
 use crate::log::records::name_of;
 use crate::{JobId, LetterId, StorageError};
@@ -57,6 +57,8 @@ const REPLAY_BATCH: usize = 256;
 /// [`Queue::dead_letters`]: crate::Queue::dead_letters
 pub struct DeadLetters {
     running: Arc<Running>,
+    /// The key of headers that replayed jobs do not have any more.
+    left_out: Option<String>,
 }
 
 /// A copy of one dead letter.
@@ -135,7 +137,25 @@ impl DeadLetter {
 
 impl DeadLetters {
     pub(crate) fn new(running: Arc<Running>) -> Self {
-        Self { running }
+        Self {
+            running,
+            left_out: None,
+        }
+    }
+
+    /// Leaves out the headers with this key when letters are replayed: what they say of the job that
+    /// died is not true of the new one, such as until when it is of use.
+    pub fn without_header(mut self, key: impl Into<String>) -> Self {
+        self.left_out = Some(key.into());
+        self
+    }
+
+    /// A letter with the headers that its job gets.
+    fn for_replay(&self, mut letter: Letter) -> Letter {
+        if let Some(key) = &self.left_out {
+            letter.headers = without(&letter.headers, key);
+        }
+        letter
     }
 
     /// How many letters there are, including those about to be written.
@@ -192,7 +212,7 @@ impl DeadLetters {
     pub fn replay(&self, letter: LetterId) -> Result<JobId, DeadLetterError> {
         let found = self.running.find_letter(letter.sequence())?;
         let found = found.ok_or(DeadLetterError::NotFound { letter })?;
-        let jobs = self.running.replay(&[found])?;
+        let jobs = self.running.replay(&[self.for_replay(found)])?;
         jobs.first()
             .copied()
             .ok_or(DeadLetterError::NotFound { letter })
@@ -217,7 +237,7 @@ impl DeadLetters {
             .peekable();
         while letters.peek().is_some() {
             let batch = letters.by_ref().take(REPLAY_BATCH);
-            let batch: Vec<_> = batch.map(|letter| letter.0).collect();
+            let batch: Vec<_> = batch.map(|letter| self.for_replay(letter.0)).collect();
             match self.running.replay(&batch) {
                 Ok(jobs) => replayed.extend(jobs),
                 Err(DeadLetterError::Partial {

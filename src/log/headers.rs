@@ -62,6 +62,14 @@ fn parts(tag: u8, header: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(len.into())
 }
 
+/// Encoded headers without those of this key.
+pub(crate) fn without(encoded: &[u8], key: &str) -> Vec<u8> {
+    let left = Headers::of(encoded).filter(|(this, _)| *this != key);
+    let mut rest = MetaBytes::new();
+    encode(&left.collect::<Vec<_>>(), &mut rest);
+    rest.to_vec()
+}
+
 /// The headers of a job: an iterator over keys and values, in the order in which the producer gave
 /// them.
 ///
@@ -162,6 +170,9 @@ mod tests {
         assert_eq!(headers.get("b"), None);
         assert!(headers.eq(given.iter().copied()));
         assert!(Headers::of(headers_of(&[])).is_empty());
+        assert_eq!(without(&encoded, "b"), &encoded[..]);
+        let left = without(&encoded, "a");
+        assert!(Headers::of(&left).eq([given[1]]));
     }
 
     #[test]

@@ -201,6 +201,8 @@ impl JobQueue {
 
     /// Enqueues a dead job anew. Returns its new id; None if it is not there any more.
     ///
+    /// It has all its attempts again, is due at once, and does not expire.
+    ///
     /// # Errors
     /// The queue is full, or the storage failed.
     pub fn replay(&self, dead: &DeadJob) -> Result<Option<JobId>, BackendError> {

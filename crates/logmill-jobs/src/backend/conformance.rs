@@ -16,8 +16,9 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::{
-    Backend, BackendError, Cancelled, Changes, Choice, Claim, Consumer, Due, End, FLOW_HEADER,
-    KEY_HEADER, Keep, KeyChange, NewJob, Next, ORDER_HEADER, Served, Settlement, UNIQUE_HEADER,
+    Backend, BackendError, Cancelled, Changes, Choice, Claim, Consumer, Due, EXPIRES_HEADER, End,
+    FLOW_HEADER, KEY_HEADER, Keep, KeyChange, NewJob, Next, ORDER_HEADER, Served, Settlement,
+    UNIQUE_HEADER,
 };
 
 /// A check and what it checks.
@@ -316,7 +317,8 @@ fn told(backend: &dyn Backend) -> mpsc::Receiver<(u64, String)> {
 fn dead_jobs(backend: &dyn Backend) {
     let told = told(backend);
     let queue = backend.queue(QUEUE).expect("a queue");
-    let headers: [(&str, &[u8]); 4] = [
+    let headers: [(&str, &[u8]); 5] = [
+        (EXPIRES_HEADER, b"e"),
         (UNIQUE_HEADER, b"u"),
         (FLOW_HEADER, b"f"),
         (KEY_HEADER, b"k"),
@@ -363,6 +365,7 @@ fn dead_jobs(backend: &dyn Backend) {
     take(&mut *consumer, |claim| {
         assert_eq!((claim.payload(), claim.attempt()), (&b"job"[..], 1));
         assert_eq!(claim.header(UNIQUE_HEADER), Some(&b"u"[..]));
+        assert_eq!(claim.header(EXPIRES_HEADER), None);
         let reason = "again";
         claim
             .settle(Settlement::Dead { reason })

@@ -222,8 +222,8 @@ pub trait Queue: Send + Sync {
         Ok(())
     }
 
-    /// Enqueues these dead jobs anew. Returns the numbers of the new jobs; letters that are not there
-    /// are left out.
+    /// Enqueues these dead jobs anew, as [`replay`](Self::replay) does. Returns the numbers of the new
+    /// jobs; letters that are not there are left out.
     ///
     /// # Errors
     /// As for one letter, and what was enqueued before that stays.
@@ -250,6 +250,8 @@ pub trait Queue: Send + Sync {
 
     /// Enqueues a dead job anew, and removes its letter. Returns its new number; None if there is no
     /// such letter.
+    ///
+    /// It has the headers that it had, but for [`EXPIRES_HEADER`]: who replays it wants it to run.
     ///
     /// # Errors
     /// The queue is full, or the storage failed.
@@ -358,6 +360,9 @@ pub trait Held: Send {
 
 /// What is called with jobs that have ended without being completed.
 pub type OnEnd = Box<dyn Fn(&Ended<'_>) + Send + Sync>;
+
+/// The name of the header that says when a job is not started any more, see [`Queue::replay`].
+pub const EXPIRES_HEADER: &str = crate::enqueue::header::EXPIRES;
 
 /// The name of the header with the key within which a job is unique, see [`Ended`].
 pub const UNIQUE_HEADER: &str = crate::enqueue::header::UNIQUE;

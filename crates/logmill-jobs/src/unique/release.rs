@@ -135,7 +135,10 @@ impl<'a> Release<'a> {
             kept,
             ..
         } = value.turn.clone();
-        if has_died && let Some(stored) = &instead {
+        if has_died && let Some(mut stored) = instead {
+            // A job that is replayed does not expire, see `backend::Queue::replay`.
+            let headers = &mut stored.job.headers;
+            headers.retain(|(key, _)| key != header::EXPIRES);
             let letter = keys::of_letter(self.ticket);
             self.letter = Some((letter, Some(stored.to_bytes())));
         }

@@ -1,15 +1,15 @@
 //! Tests of an application: a mill on a manual clock whose jobs run inline, a handler by itself, a look
 //! at what is enqueued.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use logmill_jobs::testing::{
     How, ManualClock, TestMill, assert_enqueued, assert_not_enqueued, attempt, enqueued,
 };
 use logmill_jobs::{
-    Backoff, Context, Format, Job, JobResult, Limit, MillOptions, Priority, State, Status,
-    WaitError, Workers, cancel, discard, hours, retry_in, secs, snooze,
+    Backoff, Context, Format, Job, JobResult, Limit, MillOptions, Outcome, Priority, State, Status,
+    Unique, WaitError, Workers, cancel, discard, hours, rate_limited, retry_in, secs, snooze,
 };
 use serde::{Deserialize, Serialize};
 
@@ -113,6 +113,58 @@ fn a_job_expires_and_a_result_is_forgotten_by_the_clock() {
     assert_eq!(kept.try_result().unwrap(), Some(3));
     mill.advance(hours(1));
     assert!(matches!(kept.try_result(), Err(WaitError::NotKept)));
+}
+
+#[test]
+fn a_dead_job_that_is_replayed_after_its_expiry_runs() {
+    let mill = TestMill::open().unwrap();
+    let dies = Workers::new(()).on(|_: Note| JobResult::Err(discard("not today")));
+    let unique = || Unique::by("turn").replacing();
+    let job = |text| mill.job(note(text)).expires_after(hours(1));
+    for text in ["alone", "with others", "with others too"] {
+        job(text).enqueue().unwrap();
+    }
+    job("first").unique(unique()).enqueue().unwrap();
+    let replaced = job("newest").unique(unique()).enqueue().unwrap();
+    assert_eq!(replaced.outcome(), Outcome::Replaced);
+    assert_eq!(mill.run_until_idle(&dies).unwrap().dead(), 4);
+    mill.advance(hours(2));
+    let queue = mill.queue("notes").unwrap();
+    let alone = queue.dead_jobs().unwrap().remove(0);
+    assert!(queue.replay(&alone).unwrap().is_some());
+    assert_eq!(queue.replay_where(10, |_| true).unwrap().len(), 3);
+
+    let ran = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&ran);
+    let runs = Workers::new(()).on(move |job: Note| -> JobResult {
+        noted.lock().unwrap().push(job.text);
+        Ok(())
+    });
+    let report = mill.run_until_idle(&runs).unwrap();
+    assert_eq!((report.done(), report.expired()), (4, 0), "{report}");
+    let expected = ["alone", "with others", "with others too", "newest"];
+    assert_eq!(*ran.lock().unwrap(), expected);
+}
+
+#[test]
+fn a_job_expires_unless_it_has_spent_an_attempt_before() {
+    let mill = TestMill::open().unwrap();
+    let workers = Workers::new(()).on(|job: Note| -> JobResult {
+        match job.text.as_str() {
+            "snoozes" => Err(snooze(hours(2))),
+            "held back" => Err(rate_limited(hours(2), "429")),
+            _ => Err(retry_in(hours(2), "not yet")),
+        }
+    });
+    let job = |text| mill.job(note(text)).expires_after(hours(1)).enqueue();
+    let handles = ["snoozes", "retries", "held back"].map(|text| job(text).unwrap());
+    let report = mill.run_until_idle(&workers).unwrap();
+    assert_eq!((report.snoozed(), report.retried()), (1, 1), "{report}");
+    mill.advance(hours(2));
+    let report = mill.run_until_idle(&workers).unwrap();
+    assert_eq!((report.expired(), report.retried()), (2, 1), "{report}");
+    assert_eq!(handles[0].status().unwrap(), Status::Expired);
+    assert_eq!(handles[2].status().unwrap(), Status::Expired);
 }
 
 #[test]

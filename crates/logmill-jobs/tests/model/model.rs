@@ -365,7 +365,7 @@ impl Model {
     pub(crate) fn replay(&mut self, number: usize, id: &JobId) {
         let job = &mut self.jobs[number];
         job.phase = Phase::Waits;
-        (job.failed, job.due) = (0, self.now);
+        (job.failed, job.due, job.expires) = (0, self.now, None);
         (job.is_letter, job.node) = (false, None);
         self.know(number, id);
     }

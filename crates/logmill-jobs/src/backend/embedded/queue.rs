@@ -12,8 +12,8 @@ use logmill::{
 
 use super::errors::{on_enqueue, on_storage};
 use crate::backend::{
-    BackendError, Cancelled, DeadJob, Due, FLOW_HEADER, NewJob, Queue, QueueStats, Seen,
-    UNIQUE_HEADER,
+    BackendError, Cancelled, DeadJob, Due, EXPIRES_HEADER, FLOW_HEADER, NewJob, Queue, QueueStats,
+    Seen, UNIQUE_HEADER,
 };
 use crate::clock::Clock;
 
@@ -195,7 +195,7 @@ impl Queue for EmbeddedQueue {
 
     fn replay_all(&self, letters: &[u64]) -> Result<Vec<u64>, BackendError> {
         let letters: HashSet<_> = letters.iter().copied().collect();
-        let dead = self.queue.dead_letters();
+        let dead = self.queue.dead_letters().without_header(EXPIRES_HEADER);
         let replayed = dead.replay_where(|letter| letters.contains(&letter.id().get()));
         let ids = replayed.map_err(|error| self.on_letter(error))?;
         Ok(ids.into_iter().map(JobId::get).collect())
@@ -214,7 +214,8 @@ impl Queue for EmbeddedQueue {
     }
 
     fn replay(&self, letter: u64) -> Result<Option<u64>, BackendError> {
-        match self.queue.dead_letters().replay(LetterId::new(letter)) {
+        let dead = self.queue.dead_letters().without_header(EXPIRES_HEADER);
+        match dead.replay(LetterId::new(letter)) {
             Ok(id) => Ok(Some(id.get())),
             Err(DeadLetterError::NotFound { .. }) => Ok(None),
             Err(error) => Err(self.on_letter(error)),
