@@ -319,9 +319,12 @@ impl Damaged {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QueueStats {
-    /// Jobs that can begin.
+    /// Jobs that can begin, as far as the queue knows. In the engine, a job that was enqueued with a
+    /// delay counts here, and not as delayed, until a worker has come to it: at once if workers are
+    /// idle, and otherwise when they have taken the jobs before it; not in a queue that is paused or has
+    /// no workers.
     pub ready: u64,
-    /// Jobs whose time is to come.
+    /// Jobs whose time is to come, as far as a worker has come to them.
     pub delayed: u64,
     /// Jobs that handlers have.
     pub running: u64,

@@ -21,7 +21,7 @@ pub struct Load {
     /// The time over which the rates are taken: the last minute; less if the mill was opened since;
     /// more if nobody looked a minute ago.
     pub over: Duration,
-    /// Jobs that can begin.
+    /// Jobs that can begin, and those of [`QueueStats::ready`](crate::backend::QueueStats::ready) beside them.
     pub ready: u64,
     /// How long the oldest of them has been ready. The figure to alert on.
     pub oldest_ready: Option<Duration>,

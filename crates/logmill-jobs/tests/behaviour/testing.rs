@@ -116,6 +116,20 @@ fn a_job_expires_and_a_result_is_forgotten_by_the_clock() {
 }
 
 #[test]
+fn a_delayed_job_counts_as_ready_until_a_worker_has_come_to_it() {
+    let mill = TestMill::open().unwrap();
+    let queue = mill.queue("notes").unwrap();
+    mill.job(note("")).after(hours(1)).enqueue().unwrap();
+    let counts = || {
+        let stats = queue.stats().unwrap();
+        (stats.ready, stats.delayed, stats.oldest_ready)
+    };
+    assert_eq!(counts(), (1, 0, None));
+    assert_eq!(mill.run_until_idle(&workers()).unwrap().ran, []);
+    assert_eq!(counts(), (0, 1, None));
+}
+
+#[test]
 fn a_dead_job_that_is_replayed_after_its_expiry_runs() {
     let mill = TestMill::open().unwrap();
     let dies = Workers::new(()).on(|_: Note| JobResult::Err(discard("not today")));
