@@ -89,6 +89,7 @@ mod job;
 mod keys;
 mod limits;
 mod listing;
+mod locks;
 mod middleware;
 mod mill;
 mod notice;

@@ -23,6 +23,7 @@ use crate::figures::{Arrivals, Figures, KindLoads, Loads};
 use crate::flow::Flows;
 use crate::handle::JobHandle;
 use crate::limits::Limits;
+use crate::locks::Locks;
 use crate::middleware::Hook;
 #[cfg(feature = "embedded")]
 use crate::options::MillBuilder;
@@ -35,7 +36,7 @@ use crate::refused::Refused;
 use crate::retention::Retention;
 use crate::running::Running;
 use crate::span::TraceContext;
-use crate::unique::{Locks, Tickets};
+use crate::unique::Tickets;
 use crate::waiters::Waiters;
 use crate::workers::Pools;
 use crate::{Job, Priority};

@@ -181,7 +181,7 @@ impl Edit<'_> {
         let mill = self.mill;
         let arguments = self.arguments.transpose().map_err(EditError::Enqueue)?;
         let id = mill.current_id(&self.id)?;
-        let _lock = mill.inner.before.moves.lock();
+        let _lock = mill.inner.before.moves.lock()?;
         // Another edit may have moved it meanwhile.
         let id = mill.current_id(&id)?;
         let Some(moving) = Moving::begin(mill, &id) else {

@@ -8,11 +8,12 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use parking_lot::{Mutex, ReentrantMutex, ReentrantMutexGuard};
+use parking_lot::Mutex;
 
 use super::EditError;
 use crate::backend::{BackendError, Cancelled, Changes, Due, Keep, KeyChange, NewJob, Seen};
 use crate::enqueue::header;
+use crate::locks::{Lock, Locked};
 use crate::mill::{Mill, OpenQueue};
 use crate::{JobId, expiry, keys, unique};
 
@@ -22,8 +23,8 @@ const MOST_MOVES: u32 = 10_000;
 /// The edits that go on.
 #[derive(Default)]
 pub(crate) struct Moves {
-    /// One edit goes on at a time. Reentrant, as the backend calls subscribers.
-    lock: ReentrantMutex<()>,
+    /// One edit goes on at a time.
+    lock: Lock,
     /// The jobs that are edited, with their new ids once these are known.
     ids: Mutex<HashMap<JobId, Option<JobId>>>,
 }
@@ -35,7 +36,7 @@ impl Moves {
     }
 
     /// No other edit goes on while the guard lives.
-    pub(super) fn lock(&self) -> ReentrantMutexGuard<'_, ()> {
+    pub(super) fn lock(&self) -> Result<Locked<'_>, BackendError> {
         self.lock.lock()
     }
 
@@ -226,7 +227,7 @@ pub(super) fn finish(mill: &Mill, id: &JobId, moved: Moved<'_>) -> Result<(), Ba
 
 /// Finishes an edit that was stored when an earlier process died.
 fn finish_interrupted(mill: &Mill, id: &JobId) -> Result<(), BackendError> {
-    let _lock = mill.inner.before.moves.lock();
+    let _lock = mill.inner.before.moves.lock()?;
     let Some(moving) = Moving::begin(mill, id) else {
         return Ok(());
     };

@@ -11,8 +11,8 @@ use crate::JobId;
 use crate::backend::{BackendError, Changes, Claim, DeadJob, Keep, KeyChange, Settlement};
 use crate::enqueue::header;
 use crate::keys::Record;
+use crate::locks::Locks;
 use crate::mill::Mill;
-use crate::unique::Locks;
 
 /// What a mill has for its flows.
 #[derive(Default)]

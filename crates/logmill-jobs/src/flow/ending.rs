@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 
-use parking_lot::ReentrantMutexGuard;
-
 use super::advance::{Advance, Lookup};
 use super::stored::{
     FlowId, FlowRecord, Node, NodeId, NodeState, Outcome, Phase, flow_key, node_key, state_key,
@@ -12,6 +10,7 @@ use crate::JobId;
 use crate::backend::{BackendError, Changes, Keep, KeyChange};
 use crate::enqueue::header;
 use crate::keys::Record;
+use crate::locks;
 use crate::mill::Mill;
 use crate::prepared::PreparedJob;
 use crate::waiters::Ended;
@@ -64,21 +63,21 @@ pub(crate) struct Ending<'a> {
     ended: Vec<(u32, Outcome)>,
     has_ended: bool,
     nodes: u32,
-    _lock: ReentrantMutexGuard<'a, ()>,
+    _lock: locks::Locked<'a>,
 }
 
 /// A flow that is locked.
 pub(super) struct Locked<'a> {
     pub(super) advance: Advance<Stored<'a>>,
     flow: FlowId,
-    lock: ReentrantMutexGuard<'a, ()>,
+    lock: locks::Locked<'a>,
 }
 
 impl<'a> Locked<'a> {
     /// None if the flow is not kept any more, as it has ended.
     pub(super) fn open(mill: &'a Mill, flow: FlowId) -> Result<Option<Self>, BackendError> {
         let key = flow_key(flow);
-        let lock = mill.inner.flows.locks.lock(&key);
+        let lock = mill.inner.flows.locks.lock(&key)?;
         let Some(stored) = mill.inner.backend.get(&key)? else {
             return Ok(None);
         };
@@ -256,7 +255,7 @@ const TOGETHER: usize = 256 * 1024;
 pub(super) fn keep_for_a_while(mill: &Mill, flow: FlowId, nodes: u32) -> Result<(), BackendError> {
     let keep = Keep::For(mill.inner.keep_results);
     let (backend, flow_key) = (&mill.inner.backend, flow_key(flow));
-    let _lock = mill.inner.flows.locks.lock(&flow_key);
+    let _lock = mill.inner.flows.locks.lock(&flow_key)?;
     let (mut values, mut bytes) = (Vec::new(), 0);
     for node in 0..nodes {
         let keys = [node_key(flow, node), state_key(flow, node)];

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
-use parking_lot::{Mutex, ReentrantMutex};
+use parking_lot::Mutex;
 
 pub(crate) use self::backend::Ordered;
 use self::line::{Lines, Position};
@@ -33,6 +33,7 @@ use crate::backend::{Backend, BackendError, Changes, Keep, KeyChange, Seen};
 use crate::clock::Clock;
 use crate::enqueue::header;
 use crate::limits::Limits;
+use crate::locks::Lock;
 use crate::mill::Mill;
 use crate::{JobId, keys};
 
@@ -162,8 +163,8 @@ pub(crate) struct Orders {
     last: AtomicU64,
     clock: Clock,
     limits: Arc<Limits>,
-    /// Held while a dead job is replayed. Reentrant, as the backend calls subscribers.
-    replaying: ReentrantMutex<()>,
+    /// Held while a dead job is replayed.
+    replaying: Lock,
     /// Whether the lines have all jobs that the backend had when it was opened.
     are_built: Mutex<bool>,
 }
@@ -176,7 +177,7 @@ impl Orders {
             last: AtomicU64::new(0),
             clock,
             limits: Arc::clone(limits),
-            replaying: ReentrantMutex::new(()),
+            replaying: Lock::default(),
             are_built: Mutex::new(false),
         })
     }

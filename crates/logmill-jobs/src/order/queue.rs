@@ -125,7 +125,7 @@ impl Queue for OrderedQueue {
             return self.inner.replay(letter);
         };
         // Of two that replay it, the second finds no letter.
-        let _replaying = self.orders.replaying.lock();
+        let _replaying = self.orders.replaying.lock()?;
         let revival = lines.revive(&spot.key, spot.position);
         let replayed = self.inner.replay(letter);
         match &replayed {

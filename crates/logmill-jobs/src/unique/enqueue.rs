@@ -77,7 +77,7 @@ fn on_key(
 ) -> Result<Option<(JobId, Outcome)>, EnqueueError> {
     let mut merged: Option<(u64, Vec<u8>)> = None;
     for _ in 0..MERGES {
-        let lock = mill.inner.unique_locks.lock(key);
+        let lock = mill.inner.unique_locks.lock(key)?;
         let found = look_up(mill, key)?;
         let is_there = matches!(found, Found::Job { .. });
         if !is_there && !is_own {

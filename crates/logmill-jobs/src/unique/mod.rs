@@ -19,11 +19,7 @@ mod tickets;
 mod turn;
 mod value;
 
-use std::hash::BuildHasher;
 use std::time::{Duration, SystemTime};
-
-use foldhash::quality::RandomState;
-use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
 pub(crate) use self::enqueue::{Call, enqueue};
 pub(crate) use self::merge::by as merge_by;
@@ -222,34 +218,6 @@ impl Debounce {
             (Some(next), Some(last)) => Some(next.min(last)),
             (next, last) => next.or(last),
         }
-    }
-}
-
-/// Keys that share a lock are those whose hashes agree in the lowest bits.
-const LOCKS: usize = 256;
-
-/// The locks under which keys are taken and released in this process.
-///
-/// Reentrant: the backend calls subscribers, which may enqueue.
-pub(crate) struct Locks {
-    hasher: RandomState,
-    locks: Box<[ReentrantMutex<()>]>,
-}
-
-impl Default for Locks {
-    fn default() -> Self {
-        Self {
-            hasher: RandomState::default(),
-            locks: (0..LOCKS).map(|_| ReentrantMutex::new(())).collect(),
-        }
-    }
-}
-
-impl Locks {
-    pub(crate) fn lock(&self, key: &[u8]) -> ReentrantMutexGuard<'_, ()> {
-        let hash = self.hasher.hash_one(key);
-        // The remainder is less than the number of locks.
-        self.locks[(hash % LOCKS as u64) as usize].lock()
     }
 }
 

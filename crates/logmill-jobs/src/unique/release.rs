@@ -2,13 +2,12 @@
 
 use std::time::SystemTime;
 
-use parking_lot::ReentrantMutexGuard;
-
 use super::enqueue::{Found, look_up};
 use super::value::{Header, Kept, Stored, Ticket, Turn, Until, Value};
 use crate::backend::{self, BackendError, Changes, Due, Keep, KeyChange};
 use crate::enqueue::header;
 use crate::keys;
+use crate::locks::Locked;
 use crate::mill::Mill;
 use crate::prepared::PreparedJob;
 
@@ -23,7 +22,7 @@ pub(crate) struct Release<'a> {
     marker: Vec<u8>,
     /// Where the arguments of a dead job are kept for its replay, and what is put there.
     letter: Option<(Vec<u8>, Option<Vec<u8>>)>,
-    _lock: ReentrantMutexGuard<'a, ()>,
+    _lock: Locked<'a>,
 }
 
 /// What becomes of the key.
@@ -96,7 +95,7 @@ impl<'a> Release<'a> {
             return Ok(None);
         }
         let key = keys::of_unique(kind, header.key);
-        let lock = mill.inner.unique_locks.lock(&key);
+        let lock = mill.inner.unique_locks.lock(&key)?;
         let current = mill.inner.backend.get(&key)?;
         let value = current.as_ref().and_then(|one| Value::parse(&one.value));
         let value = value.filter(|value| value.ticket == header.ticket);
@@ -206,7 +205,7 @@ impl<'a> Release<'a> {
 /// Enqueues what was kept for jobs that had ended when an earlier process died, before it could say
 /// so.
 pub(crate) fn finish_interrupted(mill: &Mill, key: &[u8]) -> Result<(), BackendError> {
-    let lock = mill.inner.unique_locks.lock(key);
+    let lock = mill.inner.unique_locks.lock(key)?;
     let marker = keys::of_kept(key);
     let (value, version) = match look_up(mill, key)? {
         // Its end does so.

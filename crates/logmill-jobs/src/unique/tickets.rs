@@ -13,6 +13,7 @@ use super::value::{Header, Ticket};
 use crate::backend::BackendError;
 use crate::enqueue::header;
 use crate::identity::Same;
+use crate::locks::Lock;
 use crate::mill::OpenQueue;
 
 /// So many parts have a lock of their own, and grow one by one.
@@ -28,7 +29,16 @@ pub(crate) struct Tickets {
     /// attempt ends.
     running: Mutex<HashMap<Ticket, u32, BuildHasherDefault<Same>>>,
     /// The queues that were walked over.
-    walked: Mutex<HashSet<Arc<str>>>,
+    walked: Mutex<Walked>,
+    /// Held meanwhile.
+    walking: Lock,
+}
+
+#[derive(Default)]
+struct Walked {
+    queues: HashSet<Arc<str>>,
+    /// How many jobs were to enter a queue later: a walk may have missed those of its time.
+    late: u64,
 }
 
 impl Default for Tickets {
@@ -37,6 +47,7 @@ impl Default for Tickets {
             numbers: (0..PARTS).map(|_| Mutex::default()).collect(),
             running: Mutex::default(),
             walked: Mutex::default(),
+            walking: Lock::default(),
         }
     }
 }
@@ -76,12 +87,19 @@ impl Tickets {
             return Ok(Some(number));
         }
         // Under the lock, so that of several that look for jobs of an earlier process one walks.
-        let mut walked = self.walked.lock();
-        if !walked.contains(&queue.name) {
+        let walking = self.walking.lock()?;
+        let late = {
+            let walked = self.walked.lock();
+            (!walked.queues.contains(&queue.name)).then_some(walked.late)
+        };
+        if let Some(late) = late {
             self.walk(queue)?;
-            walked.insert(Arc::clone(&queue.name));
+            let mut walked = self.walked.lock();
+            if walked.late == late {
+                walked.queues.insert(Arc::clone(&queue.name));
+            }
         }
-        drop(walked);
+        drop(walking);
         Ok(self.known(ticket))
     }
 
@@ -91,7 +109,9 @@ impl Tickets {
 
     /// Has a queue looked through again, for a job that enters it later.
     pub(super) fn is_late(&self, place: &str) {
-        self.walked.lock().remove(place);
+        let mut walked = self.walked.lock();
+        walked.queues.remove(place);
+        walked.late += 1;
     }
 
     fn walk(&self, queue: &OpenQueue) -> Result<(), BackendError> {

@@ -9,6 +9,7 @@ use crate::JobId;
 use crate::backend::{BackendError, Changes, Claim, Held, Settlement, forward_claim};
 use crate::enqueue::header;
 use crate::keys;
+use crate::locks::Locked;
 use crate::mill::Mill;
 use crate::prepared::PreparedJob;
 
@@ -73,7 +74,7 @@ fn try_begin(mill: &Mill, id: &JobId, claim: &dyn Claim) -> Result<Turns, Backen
     };
     let inner = &mill.inner;
     let key = keys::of_unique(claim.kind(), header.key);
-    let _lock = inner.unique_locks.lock(&key);
+    let _lock = inner.unique_locks.lock(&key)?;
     let current = inner.backend.get(&key)?;
     let value = current.and_then(|current| Value::parse(&current.value));
     let Some(value) = value.filter(|value| value.ticket == header.ticket) else {
@@ -160,7 +161,7 @@ where
 
 /// What an edit changes under the key of the job that it moves. See [`crate::edit`].
 pub(crate) struct Moving<'a> {
-    _lock: parking_lot::ReentrantMutexGuard<'a, ()>,
+    _lock: Locked<'a>,
     mill: &'a Mill,
     key: Vec<u8>,
     version: u64,
@@ -182,7 +183,7 @@ pub(crate) fn moving<'a>(
         return Ok(None);
     };
     let key = keys::of_unique(kind, header.key);
-    let lock = mill.inner.unique_locks.lock(&key);
+    let lock = mill.inner.unique_locks.lock(&key)?;
     let Some(current) = mill.inner.backend.get(&key)? else {
         return Ok(None);
     };

@@ -87,7 +87,7 @@ impl Pool {
     /// stored, and nothing has changed.
     pub fn set_threads(&self, threads: usize) -> Result<(), StartError> {
         let (shared, threads) = (&self.shared, threads.clamp(1, MOST_THREADS));
-        let _setting = shared.setting.lock();
+        let _setting = shared.setting.lock()?;
         let numbers = Numbers {
             threads: Some(threads),
             tasks: shared.state.lock().max_tasks,
@@ -116,7 +116,7 @@ impl Pool {
     /// The number could not be stored, and nothing has changed.
     pub fn set_tasks(&self, tasks: usize) -> Result<(), StartError> {
         let (shared, tasks) = (&self.shared, tasks.max(1));
-        let _setting = shared.setting.lock();
+        let _setting = shared.setting.lock()?;
         let threads = {
             let state = shared.state.lock();
             (!state.is_scaling).then_some(state.wanted)
@@ -135,7 +135,7 @@ impl Pool {
     /// As for [`set_threads`](Self::set_threads).
     pub fn reset_concurrency(&self) -> Result<(), StartError> {
         let (shared, own) = (&self.shared, &self.shared.concurrency);
-        let _setting = shared.setting.lock();
+        let _setting = shared.setting.lock()?;
         own.forget(&shared.mill)?;
         shared.have_tasks(own.tasks);
         let threads = match &shared.scaling {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, ReentrantMutex};
+use parking_lot::{Condvar, Mutex};
 
 use super::chunks::Chunks;
 use super::concurrency::{Concurrency, Spawn};
@@ -19,6 +19,7 @@ use crate::JobId;
 use crate::backend::Claim;
 use crate::backend::Held;
 use crate::error::StartError;
+use crate::locks::Lock;
 use crate::mill::Mill;
 
 /// What the threads and tasks of a pool share.
@@ -31,9 +32,8 @@ pub(crate) struct Shared {
     levels: AtomicU64,
     /// What the numbers of threads and tasks are stored as, if they are.
     pub(super) concurrency: Concurrency,
-    /// Held while these numbers are set, so that what is stored last is what holds. Reentrant, as the
-    /// backend calls subscribers.
-    pub(super) setting: ReentrantMutex<()>,
+    /// Held while these numbers are set, so that what is stored last is what holds.
+    pub(super) setting: Lock,
     pub(super) watch: Arc<Watch>,
     pub(super) leases: Arc<Leases>,
     pub(super) chunks: Arc<Chunks>,
@@ -150,7 +150,7 @@ impl Shared {
             served,
             stopping: Arc::default(),
             levels: AtomicU64::new(0),
-            setting: ReentrantMutex::new(()),
+            setting: Lock::default(),
             watch: Arc::new(Watch::new(clock.clone())),
             leases: Arc::new(Leases::new(mill)),
             chunks: Arc::new(chunks),

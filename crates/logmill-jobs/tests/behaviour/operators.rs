@@ -138,6 +138,41 @@ fn subscribers_that_use_new_levels_lock_nobody_out() {
     other.join().unwrap();
 }
 
+#[test]
+fn a_subscriber_that_enqueues_a_unique_job_while_a_queue_is_opened_locks_nobody_out() {
+    let dir = damaged();
+    let mill = Mill::open(dir.path().join("jobs")).unwrap();
+    let unique = |mill: &Mill| {
+        let job = mill.job(note("again")).queue("second");
+        job.unique(logmill_jobs::Unique::by("a")).enqueue()
+    };
+    mill.queue("second").unwrap();
+    let (told, begun) = std::sync::mpsc::channel();
+    let (used, is_first) = (mill.clone(), AtomicBool::new(true));
+    // In the first event, and a moment later, it asks for the key of the call that waits for the queue.
+    let subscriber = OnEvent(move |metadata: &tracing::Metadata<'_>| {
+        let is_ours = metadata.target().starts_with("logmill");
+        if is_ours && is_first.swap(false, Ordering::SeqCst) {
+            told.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(200));
+            let refused = unique(&used);
+            assert!(refused.is_err(), "{refused:?}");
+        }
+    });
+    let opens = mill.clone();
+    let one = std::thread::spawn(move || {
+        tracing::subscriber::with_default(subscriber, || opens.queue("notes").unwrap());
+    });
+    begun.recv_timeout(PATIENCE).unwrap();
+    // Its key is that of a job in the queue that is about to open.
+    let other = std::thread::spawn(move || unique(&mill).unwrap().outcome());
+    until("both have an answer", || {
+        one.is_finished() && other.is_finished()
+    });
+    one.join().unwrap();
+    assert_eq!(other.join().unwrap(), logmill_jobs::Outcome::Existing);
+}
+
 /// A directory of a mill with damage in its keys and in the queue `notes`.
 fn damaged() -> tempfile::TempDir {
     let (mill, dir) = mill();

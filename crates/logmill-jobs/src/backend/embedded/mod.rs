@@ -25,6 +25,7 @@ use super::{
     KeyValue, Next, OnEnd, Queue, Served,
 };
 use crate::clock::Clock;
+use crate::locks::Having;
 
 /// The engine in this process: a directory of queues, which one process has open at a time.
 ///
@@ -134,6 +135,7 @@ impl Shared {
             return Ok(queue);
         }
         let opening = self.opening.lock();
+        let _having = Having::one_more();
         if let Some(queue) = self.opened(name)? {
             return Ok(queue);
         }

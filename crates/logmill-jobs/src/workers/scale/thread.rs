@@ -231,7 +231,7 @@ impl Shared {
         before: usize,
         threads: usize,
     ) -> Option<(bool, Result<(), StartError>)> {
-        let _setting = self.setting.lock();
+        let _setting = self.setting.lock().ok()?;
         {
             let state = self.state.lock();
             if !state.is_scaling || self.is_stopping() || state.wanted != before {

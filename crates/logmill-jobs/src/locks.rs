@@ -1,0 +1,146 @@
+//! Locks that are held while the backend is called, such as those of unique keys and of flows.
+//!
+//! The backend may call a subscriber of its events, whose code may do anything, such as enqueue another
+//! unique job. So two threads can want each other's locks. A thread that has one, or is about to open a
+//! queue, waits for another one for a time only.
+
+use std::cell::Cell;
+use std::hash::BuildHasher;
+use std::time::Duration;
+
+use foldhash::quality::RandomState;
+use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
+
+use crate::backend::BackendError;
+
+/// Keys that share a lock are those whose hashes agree in the lowest bits.
+const LOCKS: usize = 256;
+/// For so long a thread waits that may be waited for itself.
+const LONGEST: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// What this thread has that others may wait for.
+    static HAS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Says that this thread has something for which others may wait, until it is dropped.
+pub(crate) struct Having(());
+
+impl Having {
+    pub(crate) fn one_more() -> Self {
+        let _ = HAS.try_with(|has| has.set(has.get().saturating_add(1)));
+        Self(())
+    }
+}
+
+impl Drop for Having {
+    fn drop(&mut self) {
+        let _ = HAS.try_with(|has| has.set(has.get().saturating_sub(1)));
+    }
+}
+
+/// A lock. Reentrant, as a subscriber may come back to it.
+#[derive(Default)]
+pub(crate) struct Lock(ReentrantMutex<()>);
+
+/// What is locked, until it is dropped.
+pub(crate) struct Locked<'a> {
+    _lock: ReentrantMutexGuard<'a, ()>,
+    _having: Having,
+}
+
+impl Lock {
+    /// # Errors
+    /// [`BackendError::Invalid`]: another thread has the lock, and may wait for what this one has.
+    pub(crate) fn lock(&self) -> Result<Locked<'_>, BackendError> {
+        let has_others = HAS.try_with(Cell::get).is_ok_and(|has| has > 0);
+        let lock = match has_others {
+            false => Some(self.0.lock()),
+            true => self.0.try_lock_for(LONGEST),
+        };
+        let lock = lock.ok_or_else(|| {
+            let why = "a call of a subscriber waits for another thread, which may wait for it";
+            BackendError::Invalid(why.to_owned())
+        })?;
+        Ok(Locked {
+            _lock: lock,
+            _having: Having::one_more(),
+        })
+    }
+}
+
+/// Locks of which each key has one.
+pub(crate) struct Locks {
+    hasher: RandomState,
+    locks: Box<[Lock]>,
+}
+
+impl Default for Locks {
+    fn default() -> Self {
+        Self {
+            hasher: RandomState::default(),
+            locks: (0..LOCKS).map(|_| Lock::default()).collect(),
+        }
+    }
+}
+
+impl Locks {
+    /// Locks a key.
+    ///
+    /// # Errors
+    /// Those of [`Lock::lock`].
+    pub(crate) fn lock(&self, key: &[u8]) -> Result<Locked<'_>, BackendError> {
+        let hash = self.hasher.hash_one(key);
+        // The remainder is less than the number of locks.
+        self.locks[(hash % LOCKS as u64) as usize].lock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    /// Keys with different locks.
+    fn keys(locks: &Locks) -> [Vec<u8>; 2] {
+        let at = |key: &[u8]| locks.hasher.hash_one(key) % LOCKS as u64;
+        let other = (1..=u8::MAX).find(|key| at(&[*key]) != at(&[0]));
+        [vec![0], vec![other.unwrap()]]
+    }
+
+    #[test]
+    fn two_threads_that_want_each_others_keys_both_go_on() {
+        let locks = Locks::default();
+        let [one, other] = keys(&locks);
+        let both_have = Barrier::new(2);
+        let take = |first: &[u8], second: &[u8]| {
+            let _first = locks.lock(first).unwrap();
+            both_have.wait();
+            locks.lock(second).map(drop)
+        };
+        let taken = std::thread::scope(|scope| {
+            let first = scope.spawn(|| take(&one, &other));
+            let second = scope.spawn(|| take(&other, &one));
+            [first.join().unwrap(), second.join().unwrap()]
+        });
+        let refused = taken.iter().filter_map(|taken| taken.as_ref().err());
+        assert!(refused.clone().count() >= 1);
+        for error in refused {
+            assert!(matches!(error, BackendError::Invalid(_)), "{error}");
+        }
+        // Nothing is left locked, and nobody counts as having anything.
+        assert!(locks.lock(&one).is_ok() && locks.lock(&other).is_ok());
+        assert_eq!(HAS.get(), 0);
+    }
+
+    #[test]
+    fn a_thread_that_has_a_key_takes_it_again_and_waits_for_no_other_without_end() {
+        let locks = Locks::default();
+        let [one, other] = keys(&locks);
+        let has = locks.lock(&one).unwrap();
+        drop((locks.lock(&one).unwrap(), locks.lock(&other).unwrap()));
+        drop(has);
+        assert_eq!(HAS.get(), 0);
+    }
+}
