@@ -50,8 +50,9 @@ pub enum EventKind {
     Retried {
         /// How long the attempt took.
         ran: Option<Duration>,
-        /// After which time.
-        after: Duration,
+        /// After which time. None if the handler had ended the job, and that could not be stored: the
+        /// backend says when it comes back.
+        after: Option<Duration>,
         /// What went wrong.
         reason: String,
     },

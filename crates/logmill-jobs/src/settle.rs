@@ -78,8 +78,13 @@ fn report(
         // The backend has failed the attempt.
         Err(error) => {
             tracing::warn!(%id, %error, "the end of a job could not be stored");
-            if let Some(ran) = ran {
-                ran.failed(mill, id, "", None);
+            match (ran, error) {
+                (None, _) => {}
+                // It is not this attempt's any more, or comes again with the next process.
+                (Some(ran), BackendError::Lost | BackendError::Closed) => {
+                    ran.failed(mill, id, "", None);
+                }
+                (Some(ran), error) => ran.not_stored(mill, id, &not_stored(&error)),
             }
             return;
         }
@@ -89,6 +94,13 @@ fn report(
         ran.ended(mill, id, &ended);
     }
     tell(mill, id, ended);
+}
+
+/// The reason of an attempt whose end could not be stored.
+fn not_stored(error: &BackendError) -> String {
+    let mut reason = format!("its end could not be stored: {error}");
+    truncate(&mut reason);
+    reason
 }
 
 /// Completes a job together with what follows from that.

@@ -200,13 +200,23 @@ impl Ran<'_> {
     /// The attempt has failed; the job comes back after this time, if it does.
     pub(crate) fn failed(&self, mill: &Mill, id: &JobId, reason: &str, after: Option<Duration>) {
         self.cell.count(Count::Failed);
-        if let Some(after) = after {
-            self.tell(mill, id, |ran| EventKind::Retried {
-                ran,
-                after,
-                reason: reason.to_owned(),
-            });
+        if after.is_some() {
+            self.tell_retried(mill, id, reason, after);
         }
+    }
+
+    /// The attempt counts as failed, as its end could not be stored.
+    pub(crate) fn not_stored(&self, mill: &Mill, id: &JobId, reason: &str) {
+        self.cell.count(Count::Failed);
+        self.tell_retried(mill, id, reason, None);
+    }
+
+    fn tell_retried(&self, mill: &Mill, id: &JobId, reason: &str, after: Option<Duration>) {
+        self.tell(mill, id, |ran| EventKind::Retried {
+            ran,
+            after,
+            reason: reason.to_owned(),
+        });
     }
 
     /// The attempt has given the job back.

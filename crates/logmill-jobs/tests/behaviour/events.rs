@@ -172,6 +172,39 @@ fn jobs_that_end_without_a_handler_and_jobs_without_one_are_told() {
     let _ = pool.shutdown(PATIENCE);
 }
 
+#[cfg(feature = "testing")]
+#[test]
+fn a_retry_because_an_end_could_not_be_stored_is_told() {
+    #[derive(Serialize, Deserialize, Job)]
+    #[job(kind = "huge", output = String, max_retries = 1)]
+    struct Huge;
+
+    let mill = logmill_jobs::testing::TestMill::open().unwrap();
+    let events = mill.events(100);
+    let workers = Workers::new(()).on(|_: Huge| JobResult::Ok("x".repeat(16 << 20)));
+    mill.enqueue(Huge).unwrap();
+    let _ = mill.run_for(hours(1), &workers).unwrap();
+    let told = up_to(&events, |what| matches!(what, EventKind::Dead { .. }));
+    let expected = [
+        ("enqueued", 0),
+        ("started", 1),
+        ("retried", 1),
+        ("started", 2),
+        ("retried", 2),
+        ("started", 3),
+        ("dead", 3),
+    ];
+    assert_eq!(names(&told), expected);
+    let EventKind::Retried { after, reason, .. } = &told[2].what else {
+        panic!("{told:?}");
+    };
+    assert_eq!(*after, None);
+    assert!(
+        reason.starts_with("its end could not be stored: "),
+        "{reason}"
+    );
+}
+
 #[test]
 fn a_full_receiver_drops_the_newest_and_holds_up_nobody() {
     let (mill, _dir) = mill();
