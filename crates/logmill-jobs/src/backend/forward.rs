@@ -129,6 +129,15 @@ macro_rules! forward_backend {
             self.$field.commit(changes)
         }
     };
+    (@ $field:ident extend) => {
+        fn extend(
+            &self,
+            leases: &[&dyn $crate::backend::Lease],
+            tell: &mut dyn FnMut(usize, Result<bool, BackendError>),
+        ) {
+            self.$field.extend(leases, tell);
+        }
+    };
     (@ $field:ident damage) => {
         fn damage(&self) -> Vec<$crate::backend::Damaged> {
             self.$field.damage()

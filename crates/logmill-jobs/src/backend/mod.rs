@@ -12,6 +12,7 @@ mod data;
 pub(crate) mod embedded;
 pub(crate) mod forward;
 
+use std::any::Any;
 use std::time::{Duration, Instant, SystemTime};
 
 #[cfg(feature = "embedded")]
@@ -23,7 +24,7 @@ pub use self::data::{
     BackendError, Cancelled, Changes, Choice, Damaged, DeadJob, Due, End, Ended, Keep, KeyChange,
     KeyValue, NewJob, QueueStats, Seen, Served, Settlement,
 };
-use crate::Priority;
+use crate::{Priority, user_code};
 
 /// Stores jobs and keys.
 pub trait Backend: Send + Sync + 'static {
@@ -96,6 +97,28 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// [`BackendError::Conflict`] if a key is not as expected; nothing has changed then.
     fn commit(&self, changes: &Changes<'_>) -> Result<Vec<Option<u64>>, BackendError>;
+
+    /// [Extends](Lease::extend) claims, and calls `tell` with the place of each among them and what
+    /// became of it, in any order and as soon as it is known.
+    ///
+    /// One thread of a pool does this for all claims of its handlers, at each third of a
+    /// [lease](Capabilities::lease). A backend at the other end of a network extends them in one request:
+    /// as `dyn Any`, a lease is what its own [`Claim::lease`] has made. By default, each is extended by
+    /// itself, one after the other.
+    fn extend(
+        &self,
+        leases: &[&dyn Lease],
+        tell: &mut dyn FnMut(usize, Result<bool, BackendError>),
+    ) {
+        for (at, lease) in leases.iter().enumerate() {
+            // One that panics keeps no other from being extended.
+            let extended = user_code::call(|| lease.extend());
+            tell(
+                at,
+                extended.unwrap_or_else(|panic| Err(BackendError::Storage(panic.into()))),
+            );
+        }
+    }
 
     /// What was found damaged since the backend was opened.
     fn damage(&self) -> Vec<Damaged> {
@@ -320,7 +343,7 @@ pub trait Claim {
     /// What has this consumer keep the job; None if [`Capabilities::lease`] is None.
     ///
     /// Workers extend the claim of each handler that runs at a third of the lease, from a thread of
-    /// their own.
+    /// their own, by [`Backend::extend`].
     fn lease(&self) -> Option<Box<dyn Lease>> {
         None
     }
@@ -342,7 +365,7 @@ pub trait Claim {
 }
 
 /// Keeps a job with the consumer that has it, while its handler runs.
-pub trait Lease: Send + Sync {
+pub trait Lease: Any + Send + Sync {
     /// Has the consumer keep the job for the time of a [lease](Capabilities::lease), from now on.
     /// Returns false if it does not have it any more: what it does to the job is refused by then, if the
     /// backend fences, and its handler is told to stop.

@@ -36,7 +36,8 @@ impl Drop for Ordered {
 }
 
 impl Backend for Ordered {
-    forward_backend!(inner: capabilities queue_names wake_consumers get keys each_key damage flush);
+    forward_backend!(inner: capabilities queue_names wake_consumers get keys each_key extend);
+    forward_backend!(inner: damage flush);
 
     fn on_end(&self, tell: OnEnd) {
         let told = Told {

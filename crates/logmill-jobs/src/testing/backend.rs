@@ -45,7 +45,7 @@ impl std::fmt::Display for Key<'_> {
 }
 
 impl<B: Backend> Backend for Probed<B> {
-    forward_backend!(inner: capabilities on_end wake_consumers damage close);
+    forward_backend!(inner: capabilities on_end wake_consumers extend damage close);
 
     fn queue(&self, name: &str) -> Result<Box<dyn Queue>, BackendError> {
         self.probe.check()?;

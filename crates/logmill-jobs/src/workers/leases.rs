@@ -142,17 +142,36 @@ impl Leases {
                 .map(|(number, (id, lease))| (*number, id.clone(), Arc::clone(lease)))
                 .collect()
         };
-        for (number, id, lease) in running {
-            // Without the lock: it may take as long as the network does.
-            match user_code::call(|| lease.extend()) {
-                Ok(Ok(true)) => {}
-                Ok(Ok(false)) => self.lose(number, &id),
-                Ok(Err(error)) => {
-                    tracing::warn!(%id, %error, "a claim could not be extended, and will be tried again");
-                }
-                Err(panic) => tracing::error!(%id, panic, "the backend panicked"),
-            }
+        if running.is_empty() {
+            return;
         }
+        // Without the lock: it may take as long as the network does.
+        let panicked = user_code::call(|| {
+            let Some(inner) = self.mill.upgrade() else {
+                return;
+            };
+            let leases: Vec<_> = running.iter().map(|(_, _, lease)| &**lease).collect();
+            inner.backend.extend(&leases, &mut |at, extended| {
+                let Some((number, id, _)) = running.get(at) else {
+                    return;
+                };
+                match extended {
+                    Ok(true) => {}
+                    Ok(false) => self.lose(*number, id),
+                    Err(error) => {
+                        tracing::warn!(%id, %error, "a claim could not be extended, and will be tried again");
+                    }
+                }
+            });
+        });
+        if let Err(panic) = panicked {
+            tracing::error!(
+                panic,
+                "claims could not be extended, and will be tried again"
+            );
+        }
+        // Their handlers may have ended meanwhile, and leases are the backend's.
+        user_code::discard(running);
     }
 
     /// Another consumer has a job, or will.
@@ -163,7 +182,9 @@ impl Leases {
         let mut others = state.running.iter();
         let is_here_again = others.any(|(other, (of, _))| *other > number && of == id);
         drop(state);
-        if lost.is_none() {
+        let was_lost = lost.is_some();
+        user_code::discard(lost);
+        if !was_lost {
             return;
         }
         // A later attempt of this pool has the job rightly, and it is the one that would be told.

@@ -27,6 +27,8 @@ struct Seen {
 struct Leased {
     inner: Embedded,
     seen: Seen,
+    /// How many claims were extended in one request, at most; None if each is by itself.
+    together: Option<Arc<AtomicU32>>,
 }
 
 struct LeasedConsumer {
@@ -58,6 +60,25 @@ impl Backend for Leased {
             inner: self.inner.consumer(queues, choice)?,
             seen: self.seen.clone(),
         }))
+    }
+
+    fn extend(
+        &self,
+        leases: &[&dyn Lease],
+        tell: &mut dyn FnMut(usize, Result<bool, BackendError>),
+    ) {
+        let Some(together) = &self.together else {
+            return self.inner.extend(leases, tell);
+        };
+        let own = leases.iter().map(|lease| *lease as &dyn std::any::Any);
+        let own: Vec<_> = own
+            .map(|lease| lease.downcast_ref::<Seen>().unwrap())
+            .collect();
+        let extended = own[0].extended.fetch_add(1, Ordering::SeqCst);
+        assert!(extended != 1, "a broken client");
+        together.fetch_max(own.len().try_into().unwrap(), Ordering::SeqCst);
+        let is_kept = !self.seen.is_taken_away.load(Ordering::SeqCst);
+        (0..own.len()).rev().for_each(|at| tell(at, Ok(is_kept)));
     }
 }
 
@@ -143,6 +164,7 @@ fn a_claim_is_extended_while_its_handler_runs_which_is_told_if_it_is_lost() {
     let backend = Leased {
         inner: Embedded::new(queues.unwrap(), logmill::Durability::Process),
         seen: seen.clone(),
+        together: None,
     };
     let mill = Mill::with_backend(backend, MillOptions::new());
     let workers = Workers::new(seen.clone()).on(long).threads(1);
@@ -154,6 +176,41 @@ fn a_claim_is_extended_while_its_handler_runs_which_is_told_if_it_is_lost() {
 }
 
 #[test]
+fn claims_are_extended_in_one_request_by_a_backend_that_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let queues = logmill::Queues::options(dir.path().join("jobs")).open();
+    let (seen, together) = (Seen::default(), Arc::new(AtomicU32::new(0)));
+    let backend = Leased {
+        inner: Embedded::new(queues.unwrap(), logmill::Durability::Process),
+        seen: seen.clone(),
+        together: Some(Arc::clone(&together)),
+    };
+    // With an order, the backend is one around it.
+    let options = MillOptions::new().order(crate::Order::on_queue("other"));
+    let mill = Mill::with_backend(backend, options);
+    let all = Arc::clone(&together);
+    let handler = move |_: Long, State(seen): State<Seen>, cx: Context| -> JobResult {
+        let start = Instant::now();
+        while cx.stop_cause().is_none() {
+            assert!(start.elapsed() < PATIENCE);
+            let is_taken_away = all.load(Ordering::SeqCst) == 3;
+            seen.is_taken_away.store(is_taken_away, Ordering::SeqCst);
+            std::thread::yield_now();
+        }
+        assert_eq!(cx.stop_cause(), Some(StopCause::Lost));
+        Ok(())
+    };
+    let workers = Workers::new(seen.clone()).on(handler).threads(3);
+    let pool = workers.start(&mill).unwrap();
+    let handles = mill.enqueue_all([Long, Long, Long]).unwrap();
+    for handle in handles {
+        handle.wait_timeout(PATIENCE).unwrap();
+    }
+    assert_eq!(together.load(Ordering::SeqCst), 3);
+    assert!(pool.shutdown(PATIENCE).finished_in_time);
+}
+
+#[test]
 fn a_claim_is_extended_while_its_job_waits_in_a_chunk_which_leaves_it_out_if_it_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let queues = logmill::Queues::options(dir.path().join("jobs")).open();
@@ -161,6 +218,7 @@ fn a_claim_is_extended_while_its_job_waits_in_a_chunk_which_leaves_it_out_if_it_
     let backend = Leased {
         inner: Embedded::new(queues.unwrap(), logmill::Durability::Process),
         seen: seen.clone(),
+        together: None,
     };
     let mill = Mill::with_backend(backend, MillOptions::new());
     let sizes = Arc::new(Mutex::new(Vec::new()));
