@@ -298,6 +298,8 @@ fn rebuild_in_background(mill: &Mill) {
 }
 
 fn rebuild(mill: &Mill) -> Result<(), BackendError> {
+    // This handle of the mill is not to keep it open when it is the last.
+    let is_wanted = || !mill.inner.is_closed() && Arc::strong_count(&mill.inner) > 1;
     let mut found = Vec::new();
     let mut places = HashSet::new();
     mill.inner
@@ -315,13 +317,13 @@ fn rebuild(mill: &Mill) -> Result<(), BackendError> {
                 let stored = 0;
                 found.push((value.version, Kept { id, bytes, stored }));
             }
-            !mill.inner.is_closed()
+            is_wanted()
         })?;
     let retention = &mill.inner.retention;
     retention.rebuilt(found);
     loop {
         let evicted = retention.evict(0, 0, BATCH, |id| mill.inner.waiters.waits_for(id));
-        if evicted.kept.is_empty() || mill.inner.is_closed() {
+        if evicted.kept.is_empty() || !is_wanted() {
             retention.put_back(evicted);
             return Ok(());
         }
@@ -340,6 +342,8 @@ fn rebuild(mill: &Mill) -> Result<(), BackendError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(feature = "embedded")]
+    use crate::backend::{KeyValue, forward_backend};
     use crate::secs;
 
     const DAY: Keep = Keep::For(secs(86_400));
@@ -451,6 +455,59 @@ mod tests {
         let oldest = std::iter::from_fn(|| retention.state.lock().pop());
         let oldest = oldest.map(|(_, one)| one.id.number());
         assert_eq!(oldest.collect::<Vec<_>>(), [5, 4, 9]);
+    }
+
+    /// A backend with more records than anybody counts.
+    #[cfg(feature = "embedded")]
+    struct Endless {
+        inner: crate::backend::Embedded,
+        is_read: std::sync::mpsc::Sender<()>,
+    }
+
+    #[cfg(feature = "embedded")]
+    impl crate::backend::Backend for Endless {
+        forward_backend!(inner: capabilities on_end queue queue_names consumer wake_consumers get);
+        forward_backend!(inner: keys commit extend damage flush close);
+
+        fn each_key(
+            &self,
+            _: &[u8],
+            see: &mut dyn FnMut(Vec<u8>, KeyValue) -> bool,
+        ) -> Result<(), BackendError> {
+            let value = || KeyValue {
+                version: 1,
+                value: Vec::new(),
+            };
+            while see(b"not a record".to_vec(), value()) {
+                let _ = self.is_read.send(());
+            }
+            Ok(())
+        }
+    }
+
+    #[cfg(feature = "embedded")]
+    #[test]
+    fn a_mill_whose_last_handle_is_dropped_ends_though_its_records_are_being_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let queues = logmill::Queues::options(dir.path().join("jobs")).open();
+        let (is_read, reads) = std::sync::mpsc::channel();
+        let backend = Endless {
+            inner: crate::backend::Embedded::new(queues.unwrap(), logmill::Durability::Process),
+            is_read,
+        };
+        let mill = Mill::with_backend(backend, crate::MillOptions::new());
+        drop(NewRecord::new(&mill, &id(1), vec![0], secs(60)));
+        reads.recv_timeout(secs(60)).unwrap();
+        drop(mill);
+        let start = Instant::now();
+        // The sender goes with the backend.
+        let left = loop {
+            match reads.recv_timeout(secs(60)) {
+                Ok(()) => assert!(start.elapsed() < secs(60), "it goes on"),
+                Err(left) => break left,
+            }
+        };
+        assert_eq!(left, std::sync::mpsc::RecvTimeoutError::Disconnected);
     }
 
     #[cfg(feature = "embedded")]
