@@ -23,7 +23,7 @@ use crate::backend::Held;
 pub(super) struct Position {
     /// From its header; the time of its enqueue, if it was enqueued before there was an order.
     pub(super) number: u64,
-    /// Its number in its queue if it has no header, else 0.
+    /// Its number and its queue if it has no header, else 0.
     pub(super) tie: u64,
 }
 
@@ -350,17 +350,24 @@ impl Lines {
         }
     }
 
-    /// Has the others pass a job that has died, or that has failed and does not run. Returns whether it
-    /// held them back.
-    pub(super) fn skip(&self, key: &[u8], position: Position) -> bool {
+    /// The job at a position, and whether it is dead.
+    pub(super) fn at(&self, key: &[u8], position: Position) -> Option<(JobId, bool)> {
+        let mut keys = self.keys.lock();
+        let entry = keys.get_mut(key)?.find(position)?;
+        Some((entry.id.clone()?, matches!(entry.state, State::Dead)))
+    }
+
+    /// Has the others pass a job that is dead, or that has failed and does not run, whichever it is
+    /// said to be. Returns whether it held them back.
+    pub(super) fn skip(&self, key: &[u8], position: Position, is_dead: bool) -> bool {
         let skipped = self.change(key, |line, woken| {
             let is_running = line.running == Some(position);
             let Some(entry) = line.find(position).filter(|_| !is_running) else {
                 return false;
             };
             match (&entry.state, &entry.failure) {
-                (State::Dead, _) => line.end(position, woken),
-                (State::Alive(_), Some(_)) => {
+                (State::Dead, _) if is_dead => line.end(position, woken),
+                (State::Alive(_), Some(_)) if !is_dead => {
                     woken.extend(entry.take_held());
                     entry.state = State::Skipped;
                 }

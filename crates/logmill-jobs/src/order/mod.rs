@@ -21,10 +21,12 @@ mod queue;
 #[cfg(all(test, feature = "embedded"))]
 mod tests;
 
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
+use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 
 pub(crate) use self::backend::Ordered;
@@ -162,9 +164,10 @@ pub(crate) struct Orders {
     /// The last number that was given.
     last: AtomicU64,
     clock: Clock,
+    hasher: RandomState,
     limits: Arc<Limits>,
-    /// Held while a dead job is replayed.
-    replaying: Lock,
+    /// Held while it is decided of a dead job: it is replayed, purged or skipped.
+    deciding: Lock,
     /// Whether the lines have all jobs that the backend had when it was opened.
     are_built: Mutex<bool>,
 }
@@ -176,8 +179,9 @@ impl Orders {
             orders: orders.map(|order| (order, Lines::default())).collect(),
             last: AtomicU64::new(0),
             clock,
+            hasher: RandomState::default(),
             limits: Arc::clone(limits),
-            replaying: Lock::default(),
+            deciding: Lock::default(),
             are_built: Mutex::new(false),
         })
     }
@@ -219,7 +223,8 @@ impl Orders {
         let order = self.order_of(place, kind)?;
         let position = position_in(header).unwrap_or(Position {
             number: nanos(enqueued_at),
-            tie: number,
+            // Queues number their jobs each by itself.
+            tie: number.wrapping_add(self.hasher.hash_one(place) >> 1),
         });
         Some(Spot {
             order,
@@ -314,15 +319,23 @@ impl Mill {
     /// # Errors
     /// The storage failed.
     pub fn unblock(&self, blocked: &BlockedKey) -> Result<bool, BackendError> {
-        let inner = &self.inner;
-        let skipped = keys::of_skipped(&blocked.head);
-        if blocked.is_dead {
+        let (inner, spot) = (&self.inner, &blocked.spot);
+        let Some(lines) = inner.orders.lines(spot) else {
+            return Ok(false);
+        };
+        // A replay or a purge meanwhile would leave the key that is stored here behind.
+        let _deciding = inner.orders.deciding.lock()?;
+        let is_dead = match lines.at(&spot.key, spot.position) {
+            // It may have died since it was found, or been replayed.
+            Some((head, is_dead)) if head == blocked.head => is_dead,
+            _ => return Ok(false),
+        };
+        if is_dead {
             // Stored first: what has passed it is not to be behind it after a crash.
-            inner.backend.commit(&skip(&skipped, blocked.is_dead))?;
+            let skipped = keys::of_skipped(&blocked.head);
+            inner.backend.commit(&skip(&skipped, true))?;
         }
-        let spot = &blocked.spot;
-        let lines = inner.orders.lines(spot);
-        Ok(lines.is_some_and(|lines| lines.skip(&spot.key, spot.position)))
+        Ok(lines.skip(&spot.key, spot.position, is_dead))
     }
 
     /// The order that a job waits for.

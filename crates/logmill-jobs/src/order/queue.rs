@@ -125,7 +125,7 @@ impl Queue for OrderedQueue {
             return self.inner.replay(letter);
         };
         // Of two that replay it, the second finds no letter.
-        let _replaying = self.orders.replaying.lock()?;
+        let _deciding = self.orders.deciding.lock()?;
         let revival = lines.revive(&spot.key, spot.position);
         let replayed = self.inner.replay(letter);
         match &replayed {
@@ -148,9 +148,12 @@ impl Queue for OrderedQueue {
     }
 
     fn purge(&self, letter: u64) -> Result<bool, BackendError> {
-        let dead = self.dead(letter)?;
+        let Some((dead, spot)) = self.dead(letter)? else {
+            return self.inner.purge(letter);
+        };
+        let _deciding = self.orders.deciding.lock()?;
         let purged = self.inner.purge(letter)?;
-        if let (true, Some((dead, spot))) = (purged, dead) {
+        if purged {
             if let Some(lines) = self.orders.lines(&spot) {
                 lines.end(&spot.key, spot.position);
             }
