@@ -15,6 +15,7 @@
 
 mod bucket;
 mod gate;
+mod hold;
 mod limit;
 mod lines;
 mod permit;
@@ -27,7 +28,7 @@ use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use foldhash::quality::RandomState;
 use parking_lot::Mutex;
@@ -72,9 +73,6 @@ struct Grant {
     /// When its job came to wait, at this gate or at another one before; 0 if it did not wait.
     came: u64,
 }
-
-/// No key is held back for longer: a time that no clock of this process comes to.
-const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// What limits have at a moment.
 #[cfg(all(test, feature = "embedded"))]
@@ -240,55 +238,6 @@ impl Limits {
             Keys::InTurn(_) => (0, self.hasher.hash_one(job.key.unwrap_or_default())),
         };
         Some(Key { bucket, line })
-    }
-
-    /// Closes the key of a job, whose handler was told to slow down, for this time, and has the job
-    /// wait for its end as the first. Returns false if the job is not held.
-    pub(crate) fn hold_key(
-        self: &Arc<Self>,
-        id: &JobId,
-        cost: u32,
-        claim: &mut dyn Claim,
-        after: Duration,
-    ) -> bool {
-        let Some(until) = self.clock.now().checked_add(after.min(FOREVER)) else {
-            return false;
-        };
-        let cost = self.cost_of(claim, cost);
-        let closed = self.gates_of(&subject(id, claim));
-        for &(gate, key) in &closed {
-            if let Some(until) = gate.close(key.bucket, until) {
-                self.timer.ring_at(until);
-            }
-        }
-        self.timer.start(self);
-        let Some((gate, key)) = closed.first() else {
-            return false;
-        };
-        let is_held = gate.wait_as_first(*key, until, (id, cost), claim);
-        self.timer.ring_at(until);
-        is_held
-    }
-
-    /// The gates that are closed for a job, with its key there: those by key; else those of its queue
-    /// or kind; else the last. Never one for which keys take turns: it would hold back all of them.
-    fn gates_of(&self, job: &Subject<'_>) -> SmallVec<[(&Gate, Key); 2]> {
-        let mut found: SmallVec<[(&Gate, Key); 2]> = SmallVec::new();
-        let mut ranks = SmallVec::<[u8; 2]>::new();
-        for gate in &self.gates {
-            if let Some(key) = self.key_of(gate, job).filter(|_| !gate.limit.is_in_turn()) {
-                found.push((gate, key));
-                ranks.push(match (gate.is_for_held(), &gate.limit.keys) {
-                    (true, _) => 2,
-                    (false, Keys::Apart) => 0,
-                    (false, _) => 1,
-                });
-            }
-        }
-        let best = ranks.iter().min().copied();
-        let mut ranks = ranks.into_iter();
-        found.retain(|_| ranks.next() == best);
-        found
     }
 
     fn take_grant(&self, id: &JobId) -> Option<Grant> {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Runtime;
 use super::leases::Kept;
 use super::pool::Task;
+use super::start::Runtime;
 use super::thread::{Worker, followed_by};
 use crate::JobId;
 use crate::backend::Claim;

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::Runtime;
 use super::chunks::Member;
 use super::concurrency::Spawn;
 use super::pool::{Pool, Shared};
 use super::seat::{Seat, Timed};
+use super::start::Runtime;
 #[cfg(feature = "tokio")]
 use super::task::Begun;
 use crate::JobId;
@@ -210,7 +210,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             #[cfg(feature = "tokio")]
             runtime: Runtime::Inline,
             #[cfg(not(feature = "tokio"))]
-            runtime: super::NoRuntime,
+            runtime: super::start::NoRuntime,
             id: JobId::new("", 0),
             is_other_queue: false,
             is_replaced: false,
