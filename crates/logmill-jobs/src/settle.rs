@@ -140,7 +140,7 @@ fn end_or_die(
     let stored = end(mill, claim, id, kind.keep_results, record, followed);
     match stored {
         Ok(()) | Err(BackendError::NotDurable(_)) => mill.inner.refused.forget(id),
-        Err(_) => mill.inner.refused.add(id),
+        Err(_) => mill.inner.refused.add(id, false),
     }
     report(mill, id, stored, ended, Some(ran));
 }
@@ -233,9 +233,15 @@ pub(crate) fn end_unbegun(mill: &Mill, claim: &mut dyn Claim, id: &JobId, record
     };
     // No attempt at it has begun.
     let (kind, failed) = (claim.kind().to_owned(), claim.attempt().saturating_sub(1));
+    let refused = &mill.inner.refused;
+    let is_unbegun = failed == 0 && claim.crashes() == 0 || refused.is_unbegun(id);
     let stored = end(mill, claim, id, None, Some(record), Followed::default());
-    if matches!(stored, Ok(()) | Err(BackendError::NotDurable(_))) {
-        note_for_figures(mill, id, &kind, failed, &ended);
+    match stored {
+        Ok(()) | Err(BackendError::NotDurable(_)) => {
+            refused.forget(id);
+            note_for_figures(mill, id, &kind, failed, &ended);
+        }
+        Err(_) => refused.add(id, is_unbegun),
     }
     report(mill, id, stored, ended, None);
 }
