@@ -111,6 +111,33 @@ fn a_replay_makes_one_new_job_with_all_its_attempts_before_it() {
 }
 
 #[test]
+fn replays_leave_out_the_header_that_is_named_and_keep_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(builder(dir.path()).retry(policy()));
+    let headers: [(&str, &[u8]); 3] = [("tenant", b"acme"), ("until", b"9"), ("trace", b"")];
+    for name in ["one", "two"] {
+        let options = EnqueueOptions::new().name(name).headers(&headers);
+        queue.enqueue_with(b"x", options).unwrap();
+    }
+    let consumer = queue.consumer();
+    let die = || {
+        for _ in 0..2 {
+            consumer.next_timeout(PATIENCE).unwrap().dead_letter("no");
+        }
+        queue.flush().unwrap();
+        letters(&queue)
+    };
+    let found = die();
+    let dead = || queue.dead_letters().without_header("until");
+    dead().replay(found[0].id()).unwrap();
+    assert_eq!(dead().replay_where(|_| true).unwrap().len(), 1);
+    for letter in die() {
+        assert!(letter.headers().eq([headers[0], headers[2]]));
+        assert!(letter.name().is_some());
+    }
+}
+
+#[test]
 fn a_replayed_job_keeps_its_own_attempts_limit() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()).retry(policy()));
