@@ -153,6 +153,12 @@ impl<L: Lookup> Advance<L> {
                 }
             }
         }
+        // One that could begin may not be needed any more, by another failure that follows.
+        for node in std::mem::take(&mut self.published) {
+            if self.state(node)?.phase == Phase::Enqueued {
+                self.published.push(node);
+            }
+        }
         Ok(())
     }
 
@@ -418,6 +424,8 @@ mod tests {
             self.memory.states.extend(states);
             for node in published {
                 assert!(self.published.insert(node), "{node} is enqueued twice");
+                let ended = self.has_ended(node as usize);
+                assert!(ended.is_none(), "{node} is enqueued, and has ended");
                 self.check_published(node as usize);
                 self.enqueued.push(node);
             }
