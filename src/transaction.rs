@@ -81,6 +81,7 @@ impl Keep {
 pub struct Transaction {
     tree: Arc<Tree>,
     durability: Option<Durability>,
+    has_durable_ids: bool,
     jobs: Vec<NewJob>,
     /// The queue of each job.
     queues: Vec<Arc<Running>>,
@@ -98,6 +99,8 @@ pub struct Committed {
     ///
     /// None if a queue has no segment for the job at the moment, as its disk or `max_bytes` is
     /// full: the job goes to its queue as soon as there is one, also after a restart.
+    ///
+    /// After a power cut they hold with [`Transaction::durable_ids`].
     pub jobs: Vec<Option<JobId>>,
 }
 
@@ -106,6 +109,7 @@ impl Transaction {
         Self {
             tree,
             durability: None,
+            has_durable_ids: false,
             jobs: Vec::new(),
             queues: Vec::new(),
             changes: Vec::new(),
@@ -119,6 +123,16 @@ impl Transaction {
     /// Default: the strongest [`Durability`] of the queues that take part.
     pub fn durability(&mut self, durability: Durability) -> &mut Self {
         self.durability = Some(durability);
+        self
+    }
+
+    /// Has the ids of the new jobs hold after a power cut, if the transaction is `Sync`: the commit also waits
+    /// for a flush of each queue that gets a job.
+    ///
+    /// Without this, the jobs survive a power cut, but may have other ids after it: what was flushed is
+    /// the transaction, from which they are appended to their queues once more.
+    pub fn durable_ids(&mut self) -> &mut Self {
+        self.has_durable_ids = true;
         self
     }
 
@@ -188,7 +202,8 @@ impl Transaction {
     /// Commits the transaction without completing a job.
     ///
     /// Takes a lock, under which one transaction of the tree after the other is copied into mapped
-    /// memory; with `Sync` it then waits for the flush of one file.
+    /// memory; with `Sync` it then waits for the flush of one file, and with
+    /// [`durable_ids`](Self::durable_ids) for one of each queue that gets a job.
     ///
     /// # Errors
     /// See [`TransactionError`]. Nothing has happened, except after
@@ -213,6 +228,7 @@ impl Transaction {
             queues: &self.queues,
             changes: &self.changes,
             conditions: &self.conditions,
+            has_durable_ids: self.has_durable_ids,
         };
         let jobs = transactions::commit(&self.tree, &parts, self.durability, source)?;
         Ok(Committed { jobs })

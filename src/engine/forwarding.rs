@@ -9,6 +9,7 @@ use crate::events::event;
 use crate::log::RollError;
 use crate::log::record::NewRecord;
 use crate::log::segment::Unsettled;
+use crate::options::Durability;
 use crate::state::State;
 use crate::state::entry::NewJob;
 use crate::storage::StorageError;
@@ -48,6 +49,11 @@ impl Engine {
         stripe.append_owing(&mut stripe.active(), job)
     }
 
+    /// Makes the records durable that this thread has appended.
+    pub(super) fn flush_appended(&self) -> Result<(), Arc<StorageError>> {
+        Place::of_this_thread(self).stripe().flush(false)
+    }
+
     /// Appends the jobs of transactions that are not in the queue yet. Returns whether some have to
     /// wait on.
     pub(crate) fn take_waiting(&self) -> Result<bool, Arc<StorageError>> {
@@ -79,6 +85,10 @@ impl Engine {
         });
         if taken > 0 {
             self.dispatch.sleepers.notify_fenced(taken as usize);
+        }
+        if taken > 0 && self.durability() == Durability::Sync {
+            // So that the ids hold after a power cut, under which handlers may store something.
+            self.flush_appended()?;
         }
         match forwarded {
             Ok(()) => Ok(Ok(())),

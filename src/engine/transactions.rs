@@ -23,6 +23,7 @@ use crate::log::record::NewRecord;
 use crate::options::{Durability, EnqueueOptions};
 use crate::state::entry::{Change, Completes, NewJob};
 use crate::state::{Group, NotWritten};
+use crate::storage::StorageError;
 use crate::tree::Tree;
 
 /// The delivery of the job that a transaction completes.
@@ -41,6 +42,8 @@ pub(crate) struct Parts<'a> {
     /// What it does to keys, each of which is in it once.
     pub(crate) changes: &'a [(Vec<u8>, Change)],
     pub(crate) conditions: &'a [(Vec<u8>, Option<u64>)],
+    /// Whether the ids of the jobs hold after a power cut, if the transaction is `Sync`.
+    pub(crate) has_durable_ids: bool,
 }
 
 impl Source<'_> {
@@ -210,7 +213,23 @@ pub(crate) fn commit(
         }
         state.flush_within(interval);
     }
+    if durability == Durability::Sync && parts.has_durable_ids {
+        // Last: whatever comes of this, the transaction is durable.
+        flush_queues(parts.queues).map_err(TransactionError::NotDurable)?;
+    }
     Ok(jobs)
+}
+
+/// Makes the records of jobs durable that this thread has appended to their queues, and by that their
+/// ids.
+fn flush_queues(queues: &[Arc<Running>]) -> Result<(), Arc<StorageError>> {
+    for (at, running) in queues.iter().enumerate() {
+        let is_again = queues[..at].iter().any(|other| Arc::ptr_eq(other, running));
+        if !is_again {
+            running.flush_appended()?;
+        }
+    }
+    Ok(())
 }
 
 /// Checks all that can refuse a transaction before anything is written, and takes room for its jobs.

@@ -583,6 +583,33 @@ fn a_job_that_is_cancelled_while_it_is_completed_ends_once() {
 }
 
 #[test]
+fn a_transaction_whose_ids_cannot_be_made_durable_has_happened() {
+    let dir = scratch();
+    let first = tree(dir.path());
+    let (orders, mails) = (queue(&first, "orders"), queue(&first, "mails"));
+    enqueue(&orders, b"order");
+    let job = take(&orders).unwrap();
+    let fails = fail(
+        &dir.path().join("queues/mails"),
+        Operation::Flush,
+        Errno::IO,
+    );
+    let mut transaction = with_job(&first, &mails, b"mail");
+    transaction.durability(Durability::Sync).durable_ids();
+    let error = ack_with(&orders, job, transaction).unwrap_err();
+    assert!(matches!(error, TransactionError::NotDurable(_)), "{error}");
+    drop(fails);
+    assert_eq!((orders.stats().acked, orders.stats().depth()), (1, 0));
+    assert_eq!(mails.stats().depth(), 1);
+    drop((orders, mails, first));
+    let again = tree(dir.path());
+    let (orders, mails) = (queue(&again, "orders"), queue(&again, "mails"));
+    assert!(drain(&orders).is_empty());
+    assert_eq!(drain(&mails), [b"mail"]);
+    die(again, [orders, mails]);
+}
+
+#[test]
 fn a_change_whose_flush_has_failed_is_seen_by_this_process() {
     let dir = scratch();
     let first = tree(dir.path());
