@@ -49,6 +49,8 @@
 //!   awaits room and flushes, and a `Ticket` tells when a job is on stable storage.
 //! - `serde`: ids of jobs and letters as strings.
 //! - `manual-clock`: `ManualClock`, a clock for tests that stands still until it is advanced.
+//! - `simulated-disk`: `SimulatedDisk`, a model of the disk for tests, which decides what a power cut
+//!   leaves.
 //!
 //! # How it works
 //! Producers append records to a memory-mapped segment log, with one atomic add and one release
@@ -117,6 +119,8 @@ mod retry;
 mod runtime;
 mod sequence;
 mod several;
+#[cfg(feature = "simulated-disk")]
+mod simulated_disk;
 mod state;
 mod stats;
 mod storage;
@@ -166,6 +170,8 @@ pub use queue::Queue;
 pub use queue_set::{QueueSet, SetConsumer};
 pub use queues::{Queues, QueuesBuilder};
 pub use retry::{Jitter, MAX_ATTEMPTS, MAX_CRASHES, RetryPolicy};
+#[cfg(feature = "simulated-disk")]
+pub use simulated_disk::SimulatedDisk;
 pub use stats::Stats;
 pub use storage::StorageError;
 pub use transaction::{Committed, Completion, Keep, Transaction};

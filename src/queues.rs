@@ -60,6 +60,8 @@ impl Queues {
             state_segment_size: None,
             #[cfg(feature = "manual-clock")]
             clock: None,
+            #[cfg(feature = "simulated-disk")]
+            has_no_threads: false,
         }
     }
 
@@ -128,6 +130,21 @@ impl Queues {
         self.tree.report()
     }
 
+    /// Does what the maintenance of the state log would do if it were woken now, in a directory
+    /// [without threads](QueuesBuilder::without_threads).
+    #[cfg(feature = "simulated-disk")]
+    #[doc(hidden)]
+    pub fn rest(&self) {
+        /// What passes from one turn to the next, on the clock that tells how long a segment is full.
+        const PASSES: Duration = Duration::from_millis(60);
+        if self.tree.runtime().is_idle() {
+            self.tree.state().turn();
+            if let Some(now) = crate::time::stopped::now() {
+                crate::time::stopped::set(Some(now + PASSES));
+            }
+        }
+    }
+
     /// Does what the maintenance of the state log would do if it were woken now. Returns when it
     /// would be due again.
     #[cfg(test)]
@@ -173,6 +190,8 @@ pub struct QueuesBuilder {
     state_segment_size: Option<u64>,
     #[cfg(feature = "manual-clock")]
     clock: Option<crate::ManualClock>,
+    #[cfg(feature = "simulated-disk")]
+    has_no_threads: bool,
 }
 
 impl QueuesBuilder {
@@ -208,12 +227,28 @@ impl QueuesBuilder {
         self
     }
 
+    /// Starts no threads for the directory and its queues, so that a simulation is the same each
+    /// time. What they would do, the test does: it advances the clock, and has the
+    /// [queues](Queue::rest) and the [directory](Queues::rest) rest.
+    #[cfg(feature = "simulated-disk")]
+    #[doc(hidden)]
+    pub fn without_threads(mut self) -> Self {
+        self.has_no_threads = true;
+        self
+    }
+
     /// Opens the directory, or creates it.
     ///
     /// # Errors
     /// See [`Queues::open`].
     pub fn open(self) -> Result<Queues, OpenError> {
+        #[cfg(feature = "simulated-disk")]
+        let has_no_threads = self.has_no_threads;
         let queues = self.open_idle()?;
+        #[cfg(feature = "simulated-disk")]
+        if has_no_threads {
+            queues.tree.runtime().stay_idle();
+        }
         queues.tree.start()?;
         Ok(queues)
     }

@@ -10,7 +10,7 @@ use crate::ManualClock;
 /// The current time, for decisions that later state depends on.
 #[inline]
 pub(crate) fn now() -> Instant {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulated-disk"))]
     if let Some(now) = stopped::now() {
         return stopped::start() + now;
     }
@@ -37,7 +37,7 @@ impl Timestamp {
     /// shares, and no hardware counter, because every enqueue calls it.
     #[inline]
     fn now_coarse() -> Self {
-        #[cfg(test)]
+        #[cfg(any(test, feature = "simulated-disk"))]
         if let Some(now) = stopped::wall() {
             return Self(nanos(now));
         }
@@ -49,7 +49,7 @@ impl Timestamp {
 
     /// The current time of the system, whatever the [`Clock`] of a queue says.
     pub(crate) fn now() -> Self {
-        #[cfg(test)]
+        #[cfg(any(test, feature = "simulated-disk"))]
         if let Some(now) = stopped::wall() {
             return Self(nanos(now));
         }
@@ -214,7 +214,7 @@ pub(crate) fn nanos(duration: Duration) -> u64 {
 
 /// A per-thread clock that stands still until it is set, so that a simulation runs the same way
 /// each time.
-#[cfg(test)]
+#[cfg(any(test, feature = "simulated-disk"))]
 pub(crate) mod stopped {
     use std::cell::Cell;
     use std::sync::LazyLock;
@@ -232,6 +232,7 @@ pub(crate) mod stopped {
     }
 
     /// Sets the wall clock alone to this time since the epoch, and stops it there.
+    #[cfg(test)]
     pub(crate) fn set_wall(now: Duration) {
         WALL.set(Some(now));
     }

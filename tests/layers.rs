@@ -27,7 +27,7 @@ const LAYERS: &[&[&str]] = &[
     &["dispatch", "stats"],
     &["options"],
     &["observer", "retry", "tree"],
-    &["lock", "state"],
+    &["lock", "state", "simulated_disk"],
     &["log"],
     &["lasting", "error"],
     &["storage", "event_count", "turns", "id"],

@@ -103,7 +103,7 @@ fn boot() -> u64 {
             // A random value, so that no other process seems to be from the same boot.
             Err(_) => crate::identity::new(),
         });
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulated-disk"))]
     if let Some(boot) = pretended::boot() {
         return boot;
     }
@@ -111,9 +111,14 @@ fn boot() -> u64 {
 }
 
 /// Simulated boots of the machine.
-#[cfg(test)]
+#[cfg(any(test, feature = "simulated-disk"))]
 pub(crate) mod pretended {
     use std::cell::Cell;
+    #[cfg(feature = "simulated-disk")]
+    use std::time::Duration;
+
+    #[cfg(feature = "simulated-disk")]
+    use crate::time::stopped;
 
     thread_local! {
         static BOOT: Cell<Option<u64>> = const { Cell::new(None) };
@@ -124,16 +129,48 @@ pub(crate) mod pretended {
     }
 
     /// Makes this thread see a new boot of the machine while the guard lives.
+    #[cfg(test)]
     pub(crate) fn restart() -> Restarted {
         Restarted(BOOT.replace(Some(fastrand::u64(..))))
     }
 
+    #[cfg(test)]
     #[must_use]
     pub(crate) struct Restarted(Option<u64>);
 
+    #[cfg(test)]
     impl Drop for Restarted {
         fn drop(&mut self) {
             BOOT.set(self.0);
+        }
+    }
+
+    /// A boot that a thread sees from when it is made until another one is, or this is dropped. Clocks
+    /// that no one advances stand still meanwhile.
+    #[cfg(feature = "simulated-disk")]
+    #[derive(Debug)]
+    pub(crate) struct Boot(u64);
+
+    /// What the clocks show then.
+    #[cfg(feature = "simulated-disk")]
+    const STARTED: Duration = Duration::from_secs(1_000_000);
+
+    #[cfg(feature = "simulated-disk")]
+    impl Boot {
+        pub(crate) fn new(boot: u64) -> Self {
+            BOOT.set(Some(boot));
+            stopped::set(Some(STARTED));
+            Self(boot)
+        }
+    }
+
+    #[cfg(feature = "simulated-disk")]
+    impl Drop for Boot {
+        fn drop(&mut self) {
+            if BOOT.get() == Some(self.0) {
+                BOOT.set(None);
+                stopped::set(None);
+            }
         }
     }
 }

@@ -43,6 +43,9 @@ pub(crate) trait Serve: Send + Sync {
 pub(crate) struct Runtime {
     timer: Arc<Lane>,
     maintenance: Arc<Lane>,
+    /// It starts no threads: a test does what they would.
+    #[cfg(feature = "simulated-disk")]
+    is_idle: std::sync::atomic::AtomicBool,
 }
 
 impl Runtime {
@@ -60,11 +63,30 @@ impl Runtime {
         Self {
             timer: Lane::new("logmill-timer", timer),
             maintenance: Lane::new("logmill-maintenance", maintenance),
+            #[cfg(feature = "simulated-disk")]
+            is_idle: std::sync::atomic::AtomicBool::new(false),
         }
+    }
+
+    /// Has it start no threads.
+    #[cfg(feature = "simulated-disk")]
+    pub(crate) fn stay_idle(&self) {
+        self.is_idle
+            .store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Whether it starts no threads.
+    #[cfg(feature = "simulated-disk")]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.is_idle.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Starts the first thread of each lane, unless there is one.
     pub(crate) fn start(&self) -> io::Result<()> {
+        #[cfg(feature = "simulated-disk")]
+        if self.is_idle() {
+            return Ok(());
+        }
         self.timer.start()?;
         self.maintenance.start()
     }

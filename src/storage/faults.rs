@@ -1,18 +1,22 @@
-//! Fault injection for unit tests: makes file system calls fail or fall short, records the calls
-//! that are made, and shows the files between any two operations.
+//! Fault injection for tests: makes file system calls fail or fall short, records the calls that are
+//! made, shows the files between any two operations, and tells simulated disks of those below them.
 
 use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::Operation;
+use super::disk::Disk;
 
 static FAULTS: Mutex<Vec<State>> = Mutex::new(Vec::new());
+/// The directories with simulated disks.
+static DISKS: Mutex<Vec<(PathBuf, Arc<Mutex<Disk>>)>> = Mutex::new(Vec::new());
 
 thread_local! {
     static OBSERVER: RefCell<Option<(PathBuf, Observer)>> = const { RefCell::new(None) };
@@ -196,6 +200,24 @@ pub(crate) fn observe(observer: Option<(PathBuf, Observer)>) -> Option<(PathBuf,
     OBSERVER.replace(observer)
 }
 
+/// Tells a disk of all operations below a directory, on whatever thread.
+pub(crate) fn attach(directory: &Path, disk: &Arc<Mutex<Disk>>) {
+    let attached = (directory.to_path_buf(), Arc::clone(disk));
+    DISKS.lock().push(attached);
+}
+
+/// Tells this disk of nothing more.
+pub(crate) fn detach(disk: &Arc<Mutex<Disk>>) {
+    DISKS.lock().retain(|(_, other)| !Arc::ptr_eq(other, disk));
+}
+
+/// The disk below a path, if it is a simulated one.
+fn disk_below(path: &Path) -> Option<Arc<Mutex<Disk>>> {
+    let disks = DISKS.lock();
+    let below = disks.iter().find(|(root, _)| path.starts_with(root));
+    below.map(|(_, disk)| Arc::clone(disk))
+}
+
 /// How many of `len` bytes the next read or write asks for.
 pub(super) fn length(operation: Operation, path: &Path, len: usize) -> usize {
     let faults = FAULTS.lock();
@@ -266,16 +288,17 @@ fn tell(
     ) {
         return Ok(());
     }
-    let Some((dir, mut observer)) = OBSERVER.take() else {
-        return Ok(());
-    };
     let outer = FLUSHED.replace(range.cloned());
-    let told = if path.starts_with(&dir) {
-        observer(operation, path, moment)
-    } else {
-        Ok(())
+    let mut told = match disk_below(path) {
+        Some(disk) => disk.lock().note(operation, path, moment),
+        None => Ok(()),
     };
+    if let Some((dir, mut observer)) = OBSERVER.take() {
+        if path.starts_with(&dir) {
+            told = told.and(observer(operation, path, moment));
+        }
+        OBSERVER.set(Some((dir, observer)));
+    }
     FLUSHED.set(outer);
-    OBSERVER.set(Some((dir, observer)));
     told
 }

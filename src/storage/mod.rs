@@ -6,13 +6,18 @@
 //!
 //! This is the only seam between the log and the file system: every system call on a file or
 //! directory is an [`Operation`]. Unit tests count and watch them and make them fail, through
-//! `storage/faults.rs`.
+//! `storage/faults.rs`; `storage/disk.rs` is a model of the disk below them, for simulated power cuts.
 
 mod allocate;
 mod directory;
+// Unit tests use a part of these two, and a simulated disk another one.
+#[cfg(any(test, feature = "simulated-disk"))]
+#[cfg_attr(not(all(test, feature = "simulated-disk")), allow(dead_code))]
+pub(crate) mod disk;
 mod entry;
 mod error;
-#[cfg(test)]
+#[cfg(any(test, feature = "simulated-disk"))]
+#[cfg_attr(not(all(test, feature = "simulated-disk")), allow(dead_code))]
 pub(crate) mod faults;
 mod handle;
 pub(crate) mod mapped;
@@ -54,7 +59,7 @@ pub(crate) enum Operation {
     Flush,
     FlushDirectory,
     /// A store that commits a record of a batch: no call, but a moment to look at the files.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulated-disk"))]
     Commit,
 }
 
@@ -77,7 +82,7 @@ impl Operation {
             Operation::Remove => "remove",
             Operation::Flush => "flush",
             Operation::FlushDirectory => "flush the directory",
-            #[cfg(test)]
+            #[cfg(any(test, feature = "simulated-disk"))]
             Operation::Commit => "commit a record in",
         }
     }
@@ -126,8 +131,8 @@ impl Write for Stream<'_> {
     }
 }
 
-/// Outside of unit tests, no faults are injected.
-#[cfg(not(test))]
+/// Outside of tests, no faults are injected.
+#[cfg(not(any(test, feature = "simulated-disk")))]
 mod faults {
     use std::ops::Range;
 

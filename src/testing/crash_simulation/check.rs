@@ -13,7 +13,6 @@ use std::time::Duration;
 use fastrand::Rng;
 use tempfile::TempDir;
 
-use super::disk::Disk;
 use super::truth::{Crash, Found, FoundJob, FoundLetter, Payload, Truth};
 use crate::dispatch::source::Source;
 use crate::engine::Running;
@@ -23,6 +22,7 @@ use crate::log::mark::pretended;
 use crate::log::meta::Meta;
 use crate::log::recovery::{Damage, Quarantined};
 use crate::options::Builder;
+use crate::storage::disk::Disk;
 use crate::storage::faults;
 use crate::{
     DeadLetter, DeadLetters, OpenError, RecoveryReport, RetryPolicy, StorageError, View, ViewStats,

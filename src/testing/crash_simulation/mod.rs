@@ -4,7 +4,6 @@
 //! A seed determines the whole run, including the time. A run that fails prints its seed.
 
 mod check;
-mod disk;
 mod transactions;
 mod truth;
 mod world;

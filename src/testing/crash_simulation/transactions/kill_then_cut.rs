@@ -6,11 +6,11 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::super::check::scratch;
-use super::super::disk::Disk;
 use super::{End, NAMES, look, open_queue, open_tree};
 use crate::log::mark::pretended;
 use crate::options::{Durability, EnqueueOptions};
 use crate::storage::Operation;
+use crate::storage::disk::Disk;
 use crate::storage::faults::{self, Moment};
 
 /// Commits a `Sync` transaction with a job for each queue, and leaves in `to` what a kill leaves

@@ -18,7 +18,6 @@ use tempfile::TempDir;
 
 use self::truth::{Found, KEYS, Transaction, Truth};
 use super::check::{copy_tree, scratch};
-use super::disk::Disk;
 use super::truth::Crash;
 use super::{Named, number_from};
 use crate::dispatch::lease_timeouts::Delivery;
@@ -35,6 +34,7 @@ use crate::log::mark::pretended::{self, Restarted};
 use crate::options::{Durability, EnqueueOptions};
 use crate::state::cleaning::{cleaned, swept};
 use crate::storage::Operation;
+use crate::storage::disk::Disk;
 use crate::storage::faults::{self, Moment};
 use crate::time::stopped;
 use crate::{Keep, Queues, RetryPolicy, TransactionError};

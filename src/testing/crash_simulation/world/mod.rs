@@ -20,7 +20,6 @@ use tempfile::TempDir;
 
 use self::operations::is_no_room;
 use super::check::{Check, Setup, letters_of, scratch};
-use super::disk::Disk;
 use super::truth::{self, Crash, Doing, Found, Payload, Truth};
 use crate::dispatch::lease_timeouts::Delivery;
 use crate::dispatch::source::Source;
@@ -34,6 +33,7 @@ use crate::log::lease::Lease;
 use crate::log::mark::pretended::{self, Restarted};
 use crate::options::{Due, Durability, EnqueueOptions};
 use crate::storage::Operation;
+use crate::storage::disk::Disk;
 use crate::storage::faults::{self, Moment};
 use crate::storage::mappings::limited;
 use crate::time::stopped;

@@ -14,17 +14,18 @@
 //! overwritten with the same content are not torn. Records share sectors with others that were
 //! flushed before. In a file that was never flushed, anything may be torn.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirEntryExt;
 use std::path::{Path, PathBuf};
+use std::thread::{self, ThreadId};
 
 use fastrand::Rng;
 use rustix::io::Errno;
 
-use crate::storage::Operation;
-use crate::storage::faults::{self, Moment};
+use super::Operation;
+use super::faults::{self, Moment};
 
 /// Identifies a file or directory under whatever name.
 type Inode = u64;
@@ -85,31 +86,40 @@ struct Stored {
 }
 
 /// The disk that holds the files below `root`.
-pub(super) struct Disk {
+pub(crate) struct Disk {
     root: PathBuf,
     sector: usize,
     random: Rng,
     known: Names,
     durable: Names,
-    changes: Vec<Change>,
+    /// With their numbers, which grow.
+    changes: Vec<(u64, Change)>,
+    next_change: u64,
     stored: BTreeMap<Inode, Stored>,
     /// The last content of each file that has no name any more.
     nameless: BTreeMap<Inode, Vec<u8>>,
-    /// The content of the file at the start of the flush that is running.
-    flushing: Option<Vec<u8>>,
-    /// How many changes there were at the start of the directory flush that is running. It may not
-    /// cover later ones.
-    changes_before: usize,
+    /// The content of the file at the start of the flush that the thread is in.
+    flushing: HashMap<ThreadId, Vec<u8>>,
+    /// The changes that were there at the start of the directory flush that the thread is in, by their
+    /// numbers. It may not cover later ones.
+    changes_before: HashMap<ThreadId, u64>,
     /// How many more flushes succeed before one fails.
     fails_after: Option<usize>,
     has_failed: bool,
     /// Whether the disk has no room for new files in the stripes' logs.
     is_full: bool,
+    /// Whether files get and lose names only by operations that it is told of, so that it need not look at
+    /// all directories each time.
+    is_told_of_all: bool,
+    /// Whether sectors are written as a whole or not at all.
+    has_whole_sectors: bool,
+    /// Whether flushes have no effect any more.
+    ignores_flushes: bool,
 }
 
 impl Disk {
     /// A disk on which everything below `root` is durable.
-    pub(super) fn new(root: &Path, seed: u64) -> Self {
+    pub(crate) fn new(root: &Path, seed: u64) -> Self {
         let mut random = Rng::with_seed(seed);
         let mut disk = Self {
             root: root.to_path_buf(),
@@ -119,13 +129,17 @@ impl Disk {
             known: Names::new(),
             durable: Names::new(),
             changes: Vec::new(),
+            next_change: 0,
             stored: BTreeMap::new(),
             nameless: BTreeMap::new(),
-            flushing: None,
-            changes_before: 0,
+            flushing: HashMap::new(),
+            changes_before: HashMap::new(),
             fails_after: None,
             has_failed: false,
             is_full: false,
+            is_told_of_all: false,
+            has_whole_sectors: false,
+            ignores_flushes: false,
         };
         disk.known = disk.names();
         disk.durable = disk.known.clone();
@@ -141,18 +155,23 @@ impl Disk {
     }
 
     /// Makes one flush, of whatever file or directory, fail after `after` flushes that succeed.
-    pub(super) fn fail_a_flush(&mut self, after: Option<usize>) {
+    pub(crate) fn fail_a_flush(&mut self, after: Option<usize>) {
         self.fails_after = after;
     }
 
     /// Sets whether the disk is full. A full disk has no room for new files in the stripes' logs and
     /// in the state log. (Other files always have room: their errors are tested elsewhere and leave little to crash.)
-    pub(super) fn fill(&mut self, is_full: bool) {
+    pub(crate) fn fill(&mut self, is_full: bool) {
         self.is_full = is_full;
     }
 
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.is_full
+    }
+
+    /// A number that depends on the seed and on what has happened.
+    pub(crate) fn random_number(&mut self) -> u64 {
+        self.random.u64(..)
     }
 
     fn fails_now(&mut self) -> bool {
@@ -163,12 +182,12 @@ impl Disk {
     }
 
     /// Whether a flush has failed, so that the disk may hold less than the files show.
-    pub(super) fn has_failed(&self) -> bool {
+    pub(crate) fn has_failed(&self) -> bool {
         self.has_failed
     }
 
     /// The files whose names end in `suffix`, with their contents.
-    pub(super) fn files_that_end_in(&self, suffix: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    pub(crate) fn files_that_end_in(&self, suffix: &str) -> Vec<(PathBuf, Vec<u8>)> {
         let names = self.names();
         let files = names
             .keys()
@@ -178,38 +197,104 @@ impl Disk {
             .collect()
     }
 
+    /// Relies on being told of each operation by which a file gets or loses a name.
+    pub(crate) fn trust_operations(&mut self) {
+        self.is_told_of_all = true;
+    }
+
+    /// Writes each sector as a whole or not at all.
+    pub(crate) fn keep_sectors_whole(&mut self) {
+        self.has_whole_sectors = true;
+    }
+
+    /// Makes nothing durable any more by a flush.
+    pub(crate) fn ignore_flushes(&mut self) {
+        self.ignores_flushes = true;
+    }
+
     fn names(&self) -> Names {
         let mut names = Names::new();
         let mut dirs = vec![PathBuf::new()];
         while let Some(dir) = dirs.pop() {
-            for entry in fs::read_dir(self.root.join(&dir)).expect("listed") {
-                let entry = entry.expect("an entry");
-                let path = dir.join(entry.file_name());
-                let is_dir = entry.file_type().expect("a type").is_dir();
-                if is_dir {
-                    dirs.push(path.clone());
-                }
-                let entry = Entry {
-                    inode: entry.ino(),
-                    is_dir,
-                };
-                names.insert(path, entry);
-            }
+            let found = self.names_in(&dir);
+            let found_dirs = found.iter().filter(|(_, entry)| entry.is_dir);
+            dirs.extend(found_dirs.map(|(path, _)| path.clone()));
+            names.extend(found);
         }
         names
     }
 
+    /// What is in a directory itself.
+    fn names_in(&self, dir: &Path) -> Vec<(PathBuf, Entry)> {
+        let entries = match fs::read_dir(self.root.join(dir)) {
+            Ok(entries) => entries,
+            // Another thread has just removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+            Err(error) => panic!("a directory of a simulated disk: {error}"),
+        };
+        let entry_of = |entry: fs::DirEntry| {
+            let inode = entry.ino();
+            let is_dir = entry.file_type().expect("a type").is_dir();
+            (dir.join(entry.file_name()), Entry { inode, is_dir })
+        };
+        let entries = entries.map(|entry| entry_of(entry.expect("an entry")));
+        entries.collect()
+    }
+
     /// The content of a file in the page cache.
     fn written(&self, inode: Inode) -> Vec<u8> {
-        match self.known.iter().find(|(_, entry)| entry.inode == inode) {
-            Some((path, _)) => fs::read(self.root.join(path)).expect("read"),
-            None => self.nameless.get(&inode).cloned().unwrap_or_default(),
+        let known = self.known.iter().find(|(_, entry)| entry.inode == inode);
+        let read = known.map(|(path, _)| fs::read(self.root.join(path)));
+        match read {
+            Some(Ok(bytes)) => bytes,
+            // Another thread has just removed or renamed it.
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
+                panic!("a file of a simulated disk: {error}")
+            }
+            _ => self.nameless.get(&inode).cloned().unwrap_or_default(),
         }
     }
 
     /// Records the names created, changed and removed since the last call.
     fn look(&mut self) {
         let now = self.names();
+        self.look_at(now);
+    }
+
+    /// As `look`, as far as an operation on this path may have changed names.
+    fn look_around(&mut self, operation: Operation, path: &Path) {
+        let dir = match operation {
+            Operation::FlushDirectory => Some(path),
+            _ => path.parent(),
+        };
+        let is_known = |dir: &&Path| *dir == Path::new("") || self.known.contains_key(*dir);
+        let Some(dir) = dir.filter(is_known).filter(|_| self.is_told_of_all) else {
+            return self.look();
+        };
+        let mut found = self.names_in(dir);
+        found.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        let below = self.known.range(dir.to_path_buf()..);
+        let below = below.take_while(|(path, _)| path.starts_with(dir));
+        let known = below.filter(|(path, _)| path.parent() == Some(dir));
+        let known: Vec<_> = known.map(|(path, entry)| (path.clone(), *entry)).collect();
+        if found == known {
+            return;
+        }
+        let dirs = |names: &[(PathBuf, Entry)]| -> Vec<Inode> {
+            let dirs = names.iter().filter(|(_, entry)| entry.is_dir);
+            dirs.map(|(_, entry)| entry.inode).collect()
+        };
+        if dirs(&found) != dirs(&known) {
+            // With what is in them.
+            return self.look();
+        }
+        let mut now = self.known.clone();
+        now.retain(|path, _| path.parent() != Some(dir));
+        now.extend(found);
+        self.look_at(now);
+    }
+
+    fn look_at(&mut self, now: Names) {
         let old_paths: BTreeMap<Inode, PathBuf> = self
             .known
             .iter()
@@ -240,21 +325,24 @@ impl Disk {
                 changes.push(Change::Remove(path.clone()));
             }
         }
-        self.changes.extend(changes);
+        for change in changes {
+            self.changes.push((self.next_change, change));
+            self.next_change += 1;
+        }
         self.known = now;
     }
 
     /// Records an operation. An error is the one that the operation has to fail with.
-    pub(super) fn note(
+    pub(crate) fn note(
         &mut self,
         operation: Operation,
         path: &Path,
         moment: Moment,
     ) -> io::Result<()> {
-        if operation != Operation::Flush {
-            self.look();
-        }
         let path = path.strip_prefix(&self.root).unwrap_or(path).to_path_buf();
+        if operation != Operation::Flush {
+            self.look_around(operation, &path);
+        }
         match moment {
             Moment::Before => self.note_before(operation, &path),
             Moment::After => {
@@ -288,7 +376,7 @@ impl Disk {
                     }
                     return Err(Errno::IO.into());
                 }
-                self.flushing = Some(written);
+                self.flushing.insert(thread::current().id(), written);
             }
             Operation::Create if self.is_full && is_in_log(path) => {
                 return Err(Errno::NOSPC.into());
@@ -297,7 +385,8 @@ impl Disk {
                 if self.fails_now() {
                     return Err(Errno::IO.into());
                 }
-                self.changes_before = self.changes.len();
+                self.changes_before
+                    .insert(thread::current().id(), self.next_change);
             }
             _ => {}
         }
@@ -306,9 +395,10 @@ impl Disk {
 
     fn note_after(&mut self, operation: Operation, path: &Path) {
         match operation {
+            _ if self.ignores_flushes => {}
             Operation::Flush => {
-                let (Some(entry), Some(flushed)) = (self.known.get(path), self.flushing.take())
-                else {
+                let flushed = self.flushing.remove(&thread::current().id());
+                let (Some(entry), Some(flushed)) = (self.known.get(path), flushed) else {
                     return;
                 };
                 let inode = entry.inode;
@@ -337,11 +427,10 @@ impl Disk {
             }
             Operation::FlushDirectory => {
                 let mut durable = std::mem::take(&mut self.durable);
-                let mut at = 0;
-                let before = std::mem::take(&mut self.changes_before);
-                self.changes.retain(|change| {
-                    at += 1;
-                    let is_flushed = at <= before && change.dir() == Some(path);
+                let before = self.changes_before.remove(&thread::current().id());
+                let before = before.unwrap_or(0);
+                self.changes.retain(|(number, change)| {
+                    let is_flushed = *number < before && change.dir() == Some(path);
                     if is_flushed {
                         change.apply(&mut durable);
                     }
@@ -392,7 +481,7 @@ impl Disk {
         let mut names = self.durable.clone();
         let some = self.random.usize(0..=self.changes.len());
         let is_in_order = self.random.u8(0..4) > 0;
-        for (at, change) in self.changes.iter().enumerate() {
+        for (at, (_, change)) in self.changes.iter().enumerate() {
             let happened = if is_in_order {
                 at < some
             } else {
@@ -407,7 +496,7 @@ impl Disk {
 
     /// Writes the tree that a power cut leaves to `to`. Returns the disk below it, on which all of
     /// the tree is durable.
-    pub(super) fn leave_after_a_power_cut(&mut self, to: &Path) -> Self {
+    pub(crate) fn leave_after_a_power_cut(&mut self, to: &Path) -> Self {
         self.look();
         for (path, entry) in self.names_after_a_power_cut() {
             let is_reachable = path.parent().is_none_or(|dir| to.join(dir).is_dir());
@@ -429,6 +518,7 @@ impl Disk {
             let content = match random.u8(0..6) {
                 0 => cut(&stored.bytes, len),
                 1 if stored.forgotten.is_none() => cut(&written, len),
+                _ if self.has_whole_sectors => mix(&stored.bytes, &written, len, sector, random),
                 2 | 3 => mix(&stored.bytes, &written, len, sector, random),
                 _ => tear(&stored, &written, len, sector, random),
             };
@@ -439,7 +529,7 @@ impl Disk {
 
     /// Writes the tree that the death of the process leaves to `to`, as it is in the page cache.
     /// Returns the disk below it: what was not durable before is not durable there either.
-    pub(super) fn leave_after_a_kill(&mut self, to: &Path) -> Self {
+    pub(crate) fn leave_after_a_kill(&mut self, to: &Path) -> Self {
         self.look();
         for (path, entry) in &self.known {
             if entry.is_dir {
@@ -466,7 +556,8 @@ impl Disk {
             .map(|(path, entry)| (path.clone(), copy(*entry)))
             .collect();
         left.changes = self.changes.clone();
-        for change in &mut left.changes {
+        left.next_change = self.next_change;
+        for (_, change) in &mut left.changes {
             if let Change::Create(_, entry) = change {
                 *entry = copy(*entry);
             }
