@@ -14,6 +14,9 @@ pub(crate) struct Clock {
     /// Asked instead of the system's clocks.
     #[cfg(feature = "testing")]
     manual: Option<ManualClock>,
+    /// Threads that would only do what is due do not start, as who advances the clock does that.
+    #[cfg(feature = "testing")]
+    is_stepped: bool,
 }
 
 /// Calls something at each advance of a manual clock, until it is dropped.
@@ -29,7 +32,27 @@ impl Clock {
     pub(crate) fn manual(clock: &ManualClock) -> Self {
         Self {
             manual: Some(clock.clone()),
+            is_stepped: false,
         }
+    }
+
+    /// A manual clock, whose advances alone do what is due: a simulation has no threads that could do it
+    /// at another moment each time.
+    #[cfg(feature = "testing")]
+    pub(crate) fn stepped(clock: &ManualClock) -> Self {
+        Self {
+            manual: Some(clock.clone()),
+            is_stepped: true,
+        }
+    }
+
+    /// Whether its advances alone do what is due.
+    #[cfg(feature = "schedules")]
+    pub(crate) fn is_stepped(&self) -> bool {
+        #[cfg(feature = "testing")]
+        return self.is_stepped;
+        #[cfg(not(feature = "testing"))]
+        false
     }
 
     /// The manual clock, if it is one.

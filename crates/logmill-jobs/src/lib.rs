@@ -61,7 +61,7 @@
 //!   around them.
 //! - `conformance`: checks of what a [`backend`] has to do, for the tests of one.
 //! - `metrics`: the figures as metrics of the crate [`metrics`](https://docs.rs/metrics).
-//! - `testing`: [`testing`], with a manual clock, for tests of handlers and flows.
+//! - `testing`: [`testing`], with a manual clock and simulated power cuts, for tests of handlers and flows.
 //! - `webhooks`: [`webhooks`], outgoing HTTP notifications that are jobs.
 //! - `msgpack`, `postcard`: other [formats](Format) than JSON.
 

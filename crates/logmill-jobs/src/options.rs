@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "embedded")]
+use crate::backend::embedded::Embedded;
 use crate::clock::Clock;
 use crate::codec::{Format, Layer};
 #[cfg(feature = "embedded")]
@@ -244,11 +246,8 @@ impl MillBuilder {
             true => logmill::Durability::Sync,
             false => logmill::Durability::Process,
         };
-        let backend = crate::backend::embedded::Embedded::on_clock(
-            queues,
-            durability,
-            self.options.clock.clone(),
-        );
+        let backend = Embedded::on_clock(queues, durability, self.options.clock.clone());
+        backend.keep_what_was_found()?;
         Ok(Mill::with_backend(backend, self.options))
     }
 }

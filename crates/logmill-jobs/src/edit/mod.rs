@@ -172,7 +172,7 @@ impl Edit<'_> {
 
     /// Changes the job. Returns its new id.
     ///
-    /// Takes two transactions and a flush, as a cancel does. Once it has returned, the job runs in its new
+    /// Takes two transactions and three flushes. Once it has returned, the job runs in its new
     /// form and not in the former one, also after the death of the process.
     ///
     /// # Errors
@@ -182,6 +182,7 @@ impl Edit<'_> {
         let arguments = self.arguments.transpose().map_err(EditError::Enqueue)?;
         let id = mill.current_id(&self.id)?;
         let _lock = mill.inner.before.moves.lock()?;
+        moves::finish_earlier(mill, &self.id)?;
         // Another edit may have moved it meanwhile.
         let id = mill.current_id(&id)?;
         let Some(moving) = Moving::begin(mill, &id) else {

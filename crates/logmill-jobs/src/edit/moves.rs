@@ -165,7 +165,8 @@ pub(super) fn store<'a>(
             KeyChange::Insert(&moved, value.as_bytes(), Keep::Forever),
             KeyChange::Put(&moving, b"", Keep::Forever),
         ],
-        sync: false,
+        // The cancellation that follows is flushed: without this, a power cut could keep that alone.
+        sync: true,
     };
     if let Some(under_key) = &under_key {
         under_key.add_to(&mut changes);
@@ -222,6 +223,27 @@ pub(super) fn finish(mill: &Mill, id: &JobId, moved: Moved<'_>) -> Result<(), Ba
     };
     mill.inner.backend.commit(&changes)?;
     mill.inner.waiters.end(id, crate::waiters::Ended::Moved);
+    Ok(())
+}
+
+/// Finishes the edits of a job that were stored when an earlier process died. The job would not be found
+/// any more by its former id if it moved on without its number having been noted.
+pub(super) fn finish_earlier(mill: &Mill, id: &JobId) -> Result<(), BackendError> {
+    let mut current = id.clone();
+    for _ in 0..MOST_MOVES {
+        if mill
+            .inner
+            .backend
+            .get(&keys::of_moving(&current))?
+            .is_some()
+        {
+            finish_interrupted(mill, &current)?;
+        }
+        match mill.moved_to(&current)? {
+            Some(next) => current = next,
+            None => break,
+        }
+    }
     Ok(())
 }
 

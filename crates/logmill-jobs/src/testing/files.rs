@@ -1,13 +1,17 @@
-//! Copies the files of a mill while it is open, as the death of its process would leave them.
+//! The files of a mill's process, and what its death, or a power cut, leaves of them for the next one.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Weak;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use logmill::SimulatedDisk;
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
+use super::storage::End;
 use crate::backend::embedded::Embedded;
 
 /// A file system in memory, where flushes cost nothing.
@@ -17,15 +21,23 @@ const ENOUGH: u64 = 512 * 1024 * 1024;
 
 /// A directory for the processes of a test mill: in memory if there is room, else where the system has
 /// temporary files.
+///
+/// No other has its path: a simulation makes the same random numbers again and again, and a thread may
+/// still be about to close a mill of an earlier run.
 pub(super) fn directory() -> io::Result<TempDir> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let prefix = format!("logmill-jobs-{}-{number}-", std::process::id());
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix);
     let free = rustix::fs::statvfs(IN_MEMORY);
     let free = free.map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize));
     if free >= ENOUGH
-        && let Ok(directory) = tempfile::tempdir_in(IN_MEMORY)
+        && let Ok(directory) = builder.tempdir_in(IN_MEMORY)
     {
         return Ok(directory);
     }
-    tempfile::tempdir()
+    builder.tempdir()
 }
 
 /// The files of a process, and where the next one finds them.
@@ -33,6 +45,9 @@ pub(super) struct Files {
     pub(super) engine: Weak<Embedded>,
     pub(super) from: PathBuf,
     pub(super) to: PathBuf,
+    /// What is below them, if power cuts are simulated: from the end of the process on, what is below
+    /// those of the next one.
+    pub(super) disk: Mutex<Option<SimulatedDisk>>,
 }
 
 impl Files {
@@ -43,10 +58,27 @@ impl Files {
         }
     }
 
-    /// Copies them as they are, for the next process.
-    pub(super) fn keep(&self) -> io::Result<()> {
-        self.rest();
-        copy(&self.from, &self.to)
+    /// Has the process flush nothing any more, as it is killed a moment later.
+    pub(super) fn ignore_flushes(&self) {
+        if let Some(disk) = &*self.disk.lock() {
+            disk.ignore_flushes();
+        }
+    }
+
+    /// Leaves to the next process what this end of the process leaves.
+    pub(super) fn end(&self, end: End) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        let left = match (&*disk, end) {
+            // Its threads may not have come to what they had to do.
+            (Some(disk), End::Kill) => disk.kill(&self.to)?,
+            (Some(disk), End::PowerCut) => disk.cut_power(&self.to)?,
+            (None, _) => {
+                self.rest();
+                return copy(&self.from, &self.to);
+            }
+        };
+        *disk = Some(left);
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@ use std::ops::Deref;
 use std::time::Duration;
 
 use super::stage::{Crashed, Stage};
+use super::storage::Storage;
 use super::{ManualClock, RunError, RunReport};
 use crate::error::OpenError;
 use crate::workers::Workers;
@@ -75,7 +76,8 @@ impl TestMill {
     /// The directory could not be made.
     pub fn with_options(options: MillOptions) -> Result<Self, OpenError> {
         let clock = options.clock.as_manual().cloned().unwrap_or_default();
-        let stage = Stage::new(clock, options, &[])?;
+        let options = options.clock(&clock);
+        let stage = Stage::new(clock, options, Storage::default(), &[])?;
         Ok(Self { stage })
     }
 

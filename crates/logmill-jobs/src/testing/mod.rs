@@ -14,6 +14,7 @@ mod probe;
 mod report;
 mod simulate;
 mod stage;
+mod storage;
 
 pub use logmill::ManualClock;
 

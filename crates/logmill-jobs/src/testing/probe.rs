@@ -6,10 +6,12 @@ use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use logmill::SimulatedDisk;
 use parking_lot::Mutex;
 
 use super::files::Files;
 use super::report::{How, Ran};
+use super::storage::{End, Storage};
 use crate::backend::BackendError;
 
 /// Where a simulated process crashes: at which of the calls that store something, counted from 1
@@ -40,6 +42,7 @@ pub(super) struct Probe {
     /// The process of this probe has crashed: nothing is stored any more.
     has_crashed: AtomicBool,
     files: OnceLock<Files>,
+    storage: Storage,
 }
 
 #[derive(Default)]
@@ -59,8 +62,11 @@ struct State {
 impl Probe {
     /// A probe that goes on counting from `calls`, and crashes at the first point of the plan that
     /// comes after that.
-    pub(super) fn new(calls: u64, plan: &[CrashPoint]) -> Self {
-        let probe = Self::default();
+    pub(super) fn new(calls: u64, plan: &[CrashPoint], storage: Storage) -> Self {
+        let probe = Self {
+            storage,
+            ..Self::default()
+        };
         {
             let mut state = probe.state.lock();
             state.calls = calls;
@@ -72,6 +78,11 @@ impl Probe {
     /// Sets the files that are kept at a crash.
     pub(super) fn set_files(&self, files: Files) {
         let _ = self.files.set(files);
+    }
+
+    /// The disk below the files of the next process, once this one has ended.
+    pub(super) fn take_disk(&self) -> Option<SimulatedDisk> {
+        self.files.get()?.disk.lock().take()
     }
 
     /// Has the engine do what its threads would do of what has happened.
@@ -166,12 +177,18 @@ impl Probe {
             (state.calls, state.seed.is_some())
         };
         self.crash_at(CrashPoint::Before(number), &what)?;
+        if self.is_killed_after(number)
+            && let Some(files) = self.files.get()
+        {
+            // It had written what it stored by this call, and was about to flush it.
+            files.ignore_flushes();
+        }
         let result = call();
         if self.has_crashed() {
             // In a call that this one made, behind something that catches panics.
             return Err(unwind());
         }
-        if is_simulated {
+        if is_simulated && self.storage.rests_after(number) {
             self.rest();
         }
         self.crash_at(CrashPoint::After(number), &what)?;
@@ -179,19 +196,26 @@ impl Probe {
     }
 
     fn crash_at(&self, point: CrashPoint, what: &dyn Fn() -> String) -> Result<(), BackendError> {
-        {
+        let end = {
             let mut state = self.state.lock();
             if state.plan.last() != Some(&point) {
                 return Ok(());
             }
             state.plan.pop();
-        }
+            // By the number of this call: others may have been made within it.
+            self.storage.end_at(point.call(), state.plan.is_empty())
+        };
         let at = match point {
             CrashPoint::Before(call) => format!("before call {call}, {}", what()),
             CrashPoint::After(call) => format!("after call {call}, {}", what()),
         };
-        self.state.lock().crashed_at = Some(at);
-        if let Err(error) = self.crash() {
+        let how = match (self.storage.power_cuts, end) {
+            (None, _) => "",
+            (Some(_), End::Kill) => "by a kill ",
+            (Some(_), End::PowerCut) => "by a power cut ",
+        };
+        self.state.lock().crashed_at = Some(format!("{how}{at}"));
+        if let Err(error) = self.crash_by(end) {
             self.state.lock().not_kept = Some(error);
         }
         Err(unwind())
@@ -200,10 +224,21 @@ impl Probe {
     /// Ends the process, as far as its files are concerned. An error is that of the crash if it has
     /// crashed before.
     pub(super) fn crash(&self) -> io::Result<()> {
+        self.crash_by(End::Kill)
+    }
+
+    fn crash_by(&self, end: End) -> io::Result<()> {
         if self.has_crashed.swap(true, Ordering::SeqCst) {
             return self.state.lock().not_kept.take().map_or(Ok(()), Err);
         }
-        self.files.get().map_or(Ok(()), Files::keep)
+        self.files.get().map_or(Ok(()), |files| files.end(end))
+    }
+
+    /// Whether the process is to be killed after this call.
+    fn is_killed_after(&self, call: u64) -> bool {
+        let state = self.state.lock();
+        let is_next = state.plan.last() == Some(&CrashPoint::After(call));
+        is_next && self.storage.end_at(call, state.plan.len() == 1) == End::Kill
     }
 }
 

@@ -1,5 +1,6 @@
 //! The simulation of crashes: a flow runs once undisturbed, and then once for each place at which
-//! its process may die. The files stay, the clock stands still, and the world outside goes on.
+//! its process may die, or its machine lose power. The files stay, the clock stands still, and the world
+//! outside goes on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,9 @@ use parking_lot::Mutex;
 use super::mill::steps;
 use super::probe::{CrashPoint, Probe};
 use super::stage::{Crashed, Stage};
+use super::storage::Storage;
 use super::{ManualClock, RunError, RunReport};
+use crate::clock::Clock;
 use crate::workers::Workers;
 use crate::{Mill, MillOptions, user_code};
 
@@ -85,9 +88,52 @@ const MOST_PAIRS: u64 = 64;
 /// message. The former mill stores nothing any more and returns errors. Drops that the unwinding runs,
 /// and a handler that catches the panic, go on where a real process would not: they had better not
 /// call the world. Crashes between two services that a handler calls, with nothing stored in between, are
-/// tried where the services mark them by [`Outside::moment`]. Power cuts, which may also lose what is
-/// stored, are not simulated.
+/// tried where the services mark them by [`Outside::moment`].
 ///
+/// # Power cuts
+/// After [`Sim::power_cuts`], each crash is a power cut: the next process opens what the disk would have.
+/// What was not flushed is there or not, in any mixture, as the seed decides; other seeds try others. Of
+/// two crashes, the first may also be a kill, of a process that had not flushed what it stored last.
+///
+/// A mill that is [`sync`](Sim::sync) keeps what a call has returned for: jobs with their ids, completions
+/// with what belongs to them, keys, ticks, edits, pauses. Still legal, and to be allowed by the flow:
+/// - a job with neither output nor anything that follows, steps or key runs again, as its completion
+///   is not flushed;
+/// - one that has just failed, been put off or died is as it was before, and its failures and
+///   [crashes](crate::Context::crashes) count less: tell a repetition by the id of the job, not by these;
+/// - progress, and what the mill has in memory only, is gone, as after a kill.
+///
+/// In a mill that is not `sync`, anything may be lost but a job that was enqueued by
+/// [`Enqueue::sync`](crate::Enqueue::sync): then the flow has to allow that.
+///
+/// ```
+/// use logmill_jobs::testing::simulate;
+/// use logmill_jobs::{Job, JobResult, Workers};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize, Job)]
+/// #[job(kind = "count", unique = "number", output = u64)]
+/// struct Count {
+///     number: u64,
+/// }
+///
+/// simulate(7, |sim| {
+///     sim.power_cuts();
+///     sim.sync(true); // without it, the result may be gone at the end
+///     sim.workers(|| Workers::new(()).on(|job: Count| JobResult::Ok(job.number + 1)));
+///     let id = sim.call(|mill| mill.enqueue(Count { number: 1 }).unwrap().id().clone());
+///     sim.run_until_idle();
+///     sim.call(|mill| mill.enqueue(Count { number: 2 }).map(drop)).unwrap();
+///     # sim.run_until_idle();
+///     if let Some(result) = sim.mill().handle::<Count>(id).try_result().unwrap_or(None) {
+///         assert_eq!(result, 2);
+///     }
+/// });
+/// ```
+///
+/// The segments are small, so that payloads may have up to 8 KiB. Sectors are not torn.
+///
+/// # What repeats
 /// All runs on one thread, and the same way for the same seed, as far as the flow itself does: the
 /// order of jobs, the jitter of backoffs and random numbers of `fastrand` come from the seed.
 /// [`JobHandle::wait`](crate::JobHandle::wait) would wait for ever for a job that has not run, in the
@@ -180,6 +226,7 @@ fn run(seed: u64, crashes: &[CrashPoint], flow: &impl Fn(&mut Sim)) -> Run {
         seed,
         crashes: crashes.to_vec(),
         options: Box::new(MillOptions::new),
+        storage: Storage::default(),
         workers: Box::new(|_| Err(RunError::Start(crate::StartError::NoHandlers))),
         clock: ManualClock::at(std::time::SystemTime::UNIX_EPOCH + crate::days(20_000)),
         stage: None,
@@ -209,6 +256,7 @@ pub struct Sim {
     seed: u64,
     crashes: Vec<CrashPoint>,
     options: MakeOptions,
+    storage: Storage,
     workers: RunDue,
     clock: ManualClock,
     /// None until the first process begins.
@@ -264,6 +312,17 @@ impl Sim {
     /// [`MillOptions::new`].
     pub fn options(&mut self, make: impl Fn() -> MillOptions + 'static) {
         self.options = Box::new(make);
+    }
+
+    /// Sets whether what a call has returned for survives a power cut, as
+    /// [`MillBuilder::sync`](crate::MillBuilder::sync) does, before anything else is called. Default: no.
+    pub fn sync(&mut self, sync: bool) {
+        self.storage.is_sync = sync;
+    }
+
+    /// Has crashes be power cuts, before anything else is called. See [`simulate`].
+    pub fn power_cuts(&mut self) {
+        self.storage.power_cuts = Some(self.seed);
     }
 
     /// The clock of the run. It starts at the same time in each run, and stands still while the
@@ -322,9 +381,13 @@ impl Sim {
         }
     }
 
-    /// Lets this time pass. No job runs by that.
+    /// Lets this time pass. No job runs by that; schedules tick. If the process crashes meanwhile, the next one
+    /// begins.
     pub fn advance(&mut self, time: Duration) {
-        self.stage().advance(time);
+        let stage = self.stage();
+        if stage.guarded(|| stage.advance(time)).is_err() {
+            self.restart();
+        }
     }
 
     /// Lets this time pass in 64 steps, and runs before each and in the end what is due.
@@ -357,8 +420,8 @@ impl Sim {
     /// The process that runs; the first one begins if none has.
     fn stage(&mut self) -> &Stage {
         if self.stage.is_none() {
-            let (clock, options) = (self.clock.clone(), (self.options)());
-            match Stage::new(clock, options, &self.crashes) {
+            let (clock, options) = (self.clock.clone(), self.mill_options());
+            match Stage::new(clock, options, self.storage, &self.crashes) {
                 Ok(stage) => self.stage = Some(stage),
                 Err(error) => panic!("{error}"),
             }
@@ -370,12 +433,19 @@ impl Sim {
         }
     }
 
+    /// The options of the next process, as the application sets them anew.
+    fn mill_options(&self) -> MillOptions {
+        let mut options = (self.options)();
+        options.clock = Clock::stepped(&self.clock);
+        options
+    }
+
     fn restart(&mut self) {
+        let options = self.mill_options();
         let Some(stage) = &mut self.stage else {
             return;
         };
-        // As the application sets them anew.
-        stage.options = (self.options)().clock(&self.clock);
+        stage.options = options;
         if let Err(error) = stage.restart() {
             panic!("{error}");
         }

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use logmill::SimulatedDisk;
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use super::backend::Probed;
 use super::files::{self, Files};
 use super::probe::{CrashPoint, Probe, is_crash};
 use super::report::{How, RunReport};
+use super::storage::Storage;
 use super::{ManualClock, RunError};
 use crate::backend::Next;
 use crate::backend::embedded::Embedded;
@@ -21,14 +24,13 @@ use crate::{Mill, MillOptions};
 
 /// Attempts after which jobs that make more and more work are not waited for any longer.
 const MOST_ATTEMPTS: usize = 100_000;
-/// The segments of a test mill are small, as they are copied at each crash.
-pub(super) const SEGMENT_SIZE: u64 = 1024 * 1024;
 
 pub(super) struct Stage {
     pub(super) mill: Mill,
     pub(super) clock: ManualClock,
     pub(super) options: MillOptions,
     pub(super) probe: Arc<Probe>,
+    storage: Storage,
     /// The calls at which processes crashed, in words.
     pub(super) crashed_at: Vec<String>,
     /// The directory of the mill's process.
@@ -44,19 +46,32 @@ impl Stage {
     pub(super) fn new(
         clock: ManualClock,
         options: MillOptions,
+        storage: Storage,
         plan: &[CrashPoint],
     ) -> Result<Self, OpenError> {
-        let directory = files::directory().map_err(|error| OpenError(Box::new(error)))?;
-        let options = options.clock(&clock);
+        let directory = files::directory().map_err(on_io)?;
         let mut crashed_at = Vec::new();
         let mut path = directory.path().join("0");
-        let probe = Probe::new(0, plan);
-        let (mill, probe) = open(&mut path, &options, &clock, probe, &mut crashed_at)?;
+        let disk = storage.first_disk(&path).map_err(on_io)?;
+        let process = Process {
+            probe: Probe::new(0, plan, storage),
+            disk,
+        };
+        let opened = open(
+            &mut path,
+            &options,
+            &clock,
+            storage,
+            process,
+            &mut crashed_at,
+        );
+        let (mill, probe) = opened?;
         Ok(Self {
             mill,
             clock,
             options,
             probe,
+            storage,
             crashed_at,
             path,
             _directory: directory,
@@ -66,14 +81,20 @@ impl Stage {
     /// Ends the process of the mill as it is, and begins another one.
     pub(super) fn restart(&mut self) -> Result<(), OpenError> {
         let former = self.path.clone();
-        let probe = crash(&self.probe, &mut self.path, &mut self.crashed_at)?;
+        let next = crash(
+            &self.probe,
+            self.storage,
+            &mut self.path,
+            &mut self.crashed_at,
+        )?;
         // Whoever still has the former mill gets errors. Its files were copied.
         let _ = self.mill.clone().close();
         (self.mill, self.probe) = open(
             &mut self.path,
             &self.options,
             &self.clock,
-            probe,
+            self.storage,
+            next,
             &mut self.crashed_at,
         )?;
         // It stays open for as long as there is a handle of it.
@@ -117,8 +138,12 @@ impl Stage {
                     is_parked.then_some(How::Parked)
                 }),
                 Next::Nothing | Next::Closed => {
+                    let calls = self.probe.calls();
                     self.probe.rest();
-                    return Ok(());
+                    // What the engine's threads find may be followed by jobs.
+                    if self.probe.calls() == calls {
+                        return Ok(());
+                    }
                 }
             }
             if self.probe.has_crashed() {
@@ -145,17 +170,31 @@ fn guarded<T>(probe: &Probe, call: impl FnOnce() -> T) -> Result<T, Crashed> {
     }
 }
 
-/// Ends a process. Returns the probe of the next one, which finds the files under the new path.
+/// What the next process has.
+struct Process {
+    probe: Probe,
+    /// What is below its files, if that is simulated.
+    disk: Option<SimulatedDisk>,
+}
+
+fn on_io(error: std::io::Error) -> OpenError {
+    OpenError(Box::new(error))
+}
+
+/// Ends a process. The next one finds the files under the new path.
 fn crash(
     probe: &Probe,
+    storage: Storage,
     path: &mut PathBuf,
     crashed_at: &mut Vec<String>,
-) -> Result<Probe, OpenError> {
-    let kept = probe.crash();
-    kept.map_err(|error| OpenError(Box::new(error)))?;
+) -> Result<Process, OpenError> {
+    probe.crash().map_err(on_io)?;
     crashed_at.extend(probe.crashed_at());
     *path = next_to(path);
-    Ok(Probe::new(probe.calls(), &probe.rest_of_plan()))
+    Ok(Process {
+        probe: Probe::new(probe.calls(), &probe.rest_of_plan(), storage),
+        disk: probe.take_disk(),
+    })
 }
 
 /// Begins a process; others follow while it crashes before it has begun.
@@ -163,14 +202,17 @@ fn open(
     path: &mut PathBuf,
     options: &MillOptions,
     clock: &ManualClock,
-    mut probe: Probe,
+    storage: Storage,
+    mut process: Process,
     crashed_at: &mut Vec<String>,
 ) -> Result<(Mill, Arc<Probe>), OpenError> {
     loop {
+        let Process { probe, disk } = process;
         let tapped = Arc::new(probe);
-        match guarded(&tapped, || open_once(path, options, clock, &tapped)) {
+        let open = || open_once(path, options, clock, storage, disk, &tapped);
+        match guarded(&tapped, open) {
             Ok(mill) => return Ok((mill?, tapped)),
-            Err(Crashed) => probe = crash(&tapped, path, crashed_at)?,
+            Err(Crashed) => process = crash(&tapped, storage, path, crashed_at)?,
         }
     }
 }
@@ -179,19 +221,29 @@ fn open_once(
     path: &Path,
     options: &MillOptions,
     clock: &ManualClock,
+    storage: Storage,
+    disk: Option<SimulatedDisk>,
     probe: &Arc<Probe>,
 ) -> Result<Mill, OpenError> {
+    let segment_size = storage.segment_size();
     let queues = logmill::Queues::options(path)
         .clock(clock)
-        .state_segment_size(SEGMENT_SIZE)
-        .open()
-        .map_err(|error| OpenError(Box::new(error)))?;
-    let inner = Embedded::for_tests(queues, options.clock.clone(), SEGMENT_SIZE);
+        .state_segment_size(segment_size);
+    // What threads of the engine flush, and when, would differ from run to run.
+    let queues = match disk {
+        None => queues.open(),
+        Some(_) => queues.without_threads().open(),
+    };
+    let queues = queues.map_err(|error| OpenError(Box::new(error)))?;
+    let (durability, of_mill) = (storage.durability(), options.clock.clone());
+    let inner = Embedded::for_tests(queues, durability, of_mill, segment_size);
+    inner.keep_what_was_found()?;
     let inner = Arc::new(inner);
     probe.set_files(Files {
         engine: Arc::downgrade(&inner),
         from: path.to_path_buf(),
         to: next_to(path),
+        disk: Mutex::new(disk),
     });
     let probe = Arc::clone(probe);
     Ok(Mill::with_backend(Probed { inner, probe }, options.clone()))

@@ -99,6 +99,11 @@ fn on_key(
                 version,
             } => match change_of(mill, call.unique, &value) {
                 Change::None => {
+                    drop(lock);
+                    if call.new.sync {
+                        // The call that enqueued it may not have asked for that.
+                        mill.inner.backend.flush()?;
+                    }
                     let id = JobId::new(value.place, number);
                     return Ok(Some((id, Outcome::Existing)));
                 }

@@ -25,6 +25,7 @@ use super::{
     KeyValue, Next, OnEnd, Queue, Served,
 };
 use crate::clock::Clock;
+use crate::error::OpenError;
 use crate::locks::Having;
 
 /// The engine in this process: a directory of queues, which one process has open at a time.
@@ -74,7 +75,8 @@ impl std::fmt::Debug for Embedded {
 
 impl Embedded {
     /// A backend on this directory of queues. With [`Durability::Sync`], an enqueue and a completion
-    /// with results return once they survive a power cut.
+    /// with results return once they survive a power cut. [Flush](Queues::flush) the directory before, so
+    /// that this holds for what an earlier process was about to flush when it died.
     pub fn new(queues: Queues, durability: Durability) -> Self {
         Self::on_clock(queues, durability, Clock::default())
     }
@@ -97,12 +99,29 @@ impl Embedded {
         Self(shared)
     }
 
+    /// Makes the keys durable that were found, before they are told, if what is told is to survive a power
+    /// cut: a process that was killed may not have flushed them.
+    pub(crate) fn keep_what_was_found(&self) -> Result<(), OpenError> {
+        match self.0.durability {
+            Durability::Sync => {
+                let flushed = self.0.queues.flush();
+                flushed.map_err(|error| OpenError(Box::new(error)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A backend whose jobs come in their order, and which takes little space.
     #[cfg(feature = "testing")]
-    pub(crate) fn for_tests(queues: Queues, clock: Clock, segment_size: u64) -> Self {
+    pub(crate) fn for_tests(
+        queues: Queues,
+        durability: Durability,
+        clock: Clock,
+        segment_size: u64,
+    ) -> Self {
         Self(Arc::new(Shared {
             queues,
-            durability: Durability::Process,
+            durability,
             clock,
             segment_size: Some(segment_size),
             on_end: OnceLock::new(),
@@ -125,6 +144,7 @@ impl Embedded {
         };
         open.sort_by(|one, other| one.name().cmp(other.name()));
         open.iter().for_each(logmill::Queue::rest);
+        self.0.queues.rest();
     }
 }
 
@@ -234,7 +254,8 @@ impl Shared {
             };
         }
         if sync {
-            transaction.durability(Durability::Sync);
+            // Under the id of a job, more is stored than the job.
+            transaction.durability(Durability::Sync).durable_ids();
         }
         Ok(transaction)
     }
