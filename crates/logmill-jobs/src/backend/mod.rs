@@ -4,6 +4,10 @@
 //! A backend stores jobs as bytes with a kind and headers, gives each to one consumer at a time, and
 //! keeps small values by key, which change together with jobs. The engine that runs in this process
 //! is the default one.
+//!
+//! A backend in a crate of its own implements [`Backend`], [`Queue`], [`Consumer`] and [`Claim`], and runs
+//! the checks of `conformance`, behind the feature of that name, in its tests. `tests/memory_backend` of this
+//! crate is a small one that does so.
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -31,10 +35,17 @@ pub trait Backend: Send + Sync + 'static {
     /// What this backend can do.
     fn capabilities(&self) -> Capabilities;
 
-    /// Has `tell` called with each job that ends otherwise than by its completion. Called once, before any queue is used.
+    /// Has `tell` called with each job that ends otherwise than by its completion: it is dead, or was
+    /// cancelled. Called once, before any queue is used.
+    ///
+    /// A backend that is [shared](Capabilities::is_shared) tells the process that has ended the job, and
+    /// no other. `tell` may call the backend and take its time, so it is called under no lock; the job
+    /// may still be found then.
     fn on_end(&self, tell: OnEnd);
 
     /// The queue of this name, which is created if it does not exist.
+    ///
+    /// Names of 1 to 100 bytes of letters, digits, `-`, `_` and `.` that do not begin with `.` are valid.
     ///
     /// # Errors
     /// The name is not valid, or the storage failed.
@@ -91,8 +102,11 @@ pub trait Backend: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Makes all changes, or none. Returns the numbers of the jobs that were published; None for one
-    /// that is stored and enters its queue later.
+    /// Makes all changes, or none. Returns the numbers of the jobs that were published, in their order;
+    /// None for one that is stored and enters its queue later. Queues that do not exist are created.
+    ///
+    /// [`Insert`](KeyChange::Insert) and [`Expect`](KeyChange::Expect) are about what was there before all
+    /// of the changes. Of several values for a key, the last one counts.
     ///
     /// # Errors
     /// [`BackendError::Conflict`] if a key is not as expected; nothing has changed then.
@@ -131,8 +145,10 @@ pub trait Backend: Send + Sync + 'static {
     /// The storage failed.
     fn flush(&self) -> Result<(), BackendError>;
 
-    /// Closes the backend. What is called after that is refused as
-    /// [`BackendError::Closed`], and consumers end.
+    /// Closes the backend for this process, and for no other that shares it. Consumers end, and what is
+    /// to be stored or taken after that is refused as [`BackendError::Closed`]; what only reads may be
+    /// answered. A job that was taken before is settled, or comes back after the next open. A second
+    /// call does nothing.
     ///
     /// # Errors
     /// What was done before may not be durable.
@@ -145,10 +161,16 @@ pub trait Backend: Send + Sync + 'static {
 pub struct Capabilities {
     /// A late completion of a job that another consumer has by now is refused.
     pub fences: bool,
-    /// Other processes can take jobs from the same queues.
+    /// Other processes have the same queues and keys.
+    ///
+    /// A mill then looks what others have done where it would otherwise be told, and makes a change
+    /// anew that another process was faster than.
     pub is_shared: bool,
     /// For how long a consumer has a job before another one may get it, unless its claim is
     /// [extended](Lease). None: until it settles the job or its process dies.
+    ///
+    /// When it has passed, the job may go to another consumer, as one more [crash](Claim::crashes) or
+    /// attempt, or ends if it was cancelled.
     pub lease: Option<Duration>,
 }
 
@@ -192,7 +214,9 @@ pub trait Queue: Send + Sync {
     /// Whether the queue is paused.
     fn is_paused(&self) -> bool;
 
-    /// Cancels a job: one that waits is gone, a handler that has one is told.
+    /// Cancels a job. One that waits is gone, and its end is told. A handler that has one finds that by
+    /// [`Claim::is_cancelled`]; if it completes the job all the same, it is done, and however else its
+    /// attempt ends, the job has ended and that is told.
     ///
     /// # Errors
     /// The storage failed.
@@ -211,7 +235,8 @@ pub trait Queue: Send + Sync {
     fn contains(&self, number: u64) -> Result<bool, BackendError>;
 
     /// Calls `see` with each job that has not ended from a [cursor](Seen::cursor) on, or from 0 for all
-    /// of them, until it returns false. Jobs that come or end meanwhile may be missing.
+    /// of them, until it returns false: those that wait, run or are held, in an order that stays. Jobs that
+    /// come or end meanwhile may be missing. `see` may call the backend.
     ///
     /// # Errors
     /// The storage failed.
@@ -293,9 +318,10 @@ pub trait Queue: Send + Sync {
 /// one. When the consumer is dropped, or `stopped`, it gives back at once those that it has not handed out.
 pub trait Consumer: Send {
     /// Waits for a job and calls `take` with it; until the deadline, or until `stopped`. A caller
-    /// that makes `stopped` true calls [`Backend::wake_consumers`].
+    /// that makes `stopped` true calls [`Backend::wake_consumers`]. Both are called under no lock.
     ///
-    /// A job that `take` leaves unsettled has failed its attempt.
+    /// A job that `take` leaves unsettled has failed its attempt, also if it panics, and comes back after
+    /// a backoff of the backend's.
     fn next(
         &mut self,
         until: Option<Instant>,
@@ -352,12 +378,17 @@ pub trait Claim {
     /// jobs that follow, as [`Backend::commit`] does.
     ///
     /// # Errors
-    /// Nothing has happened then, and the attempt has failed.
+    /// Nothing has happened then, except after [`BackendError::NotDurable`], and the attempt has failed. If
+    /// the backend is [shared](Capabilities::is_shared), the claim is not settled by a
+    /// [`BackendError::Conflict`], and is settled again with other changes, or left as it is.
     fn settle(&mut self, settlement: Settlement<'_>) -> Result<Vec<Option<u64>>, BackendError>;
 
     /// Takes the job out of the queue's order without an attempt, to wait for something else. None if
     /// there is nothing to hold, as it was cancelled; or if the backend cannot hold jobs, and then it is
     /// not settled.
+    ///
+    /// What is held may be so for days, and nobody extends its [lease](Self::lease): a backend that has
+    /// leases does so itself, or cannot hold jobs.
     fn hold(&mut self) -> Option<Box<dyn Held>>;
 
     /// The job as a value of its own, for another thread; this claim is settled then.
