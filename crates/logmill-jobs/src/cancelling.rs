@@ -1,4 +1,7 @@
 //! Why jobs are being cancelled, until their end is told.
+//!
+//! On a shared backend, another process may have the job. The reason is stored then: the handler finds
+//! it when it asks whether it is to stop, and the process in which the job ends when it does.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,6 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use crate::JobId;
+use crate::backend::{BackendError, Changes, Keep, KeyChange};
+use crate::keys;
+use crate::mill::Mill;
 
 /// The reasons of calls that cancel, by job.
 #[derive(Default)]
@@ -40,4 +46,24 @@ impl Cancelling {
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
     }
+}
+
+/// Tells the process whose handler has a job that it is being cancelled.
+#[cold]
+pub(crate) fn tell_others(mill: &Mill, id: &JobId, reason: &str) -> Result<(), BackendError> {
+    let (key, keep) = (keys::of_stop(id), Keep::For(mill.inner.keep_results));
+    let told = Changes {
+        keys: vec![KeyChange::Put(&key, reason.as_bytes(), keep)],
+        ..Changes::default()
+    };
+    mill.inner.backend.commit(&told).map(|_| ())
+}
+
+/// Why another process is cancelling a job.
+pub(crate) fn told_by_others(mill: &Mill, id: &JobId) -> Result<Option<String>, BackendError> {
+    if !mill.is_shared() {
+        return Ok(None);
+    }
+    let told = mill.inner.backend.get(&keys::of_stop(id))?;
+    Ok(told.map(|told| String::from_utf8_lossy(&told.value).into_owned()))
 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::backend::{Changes, Claim, Keep, KeyChange};
+use crate::cancelling;
 use crate::enqueue::{Enqueue, header};
 use crate::error::EnqueueError;
 use crate::failure::{Failure, JobResult, discard, snooze};
@@ -254,9 +255,27 @@ impl Context {
         self.stop_cause().is_some()
     }
 
-    /// Whether the job was cancelled since the handler got it.
+    /// Whether the job was cancelled since the handler got it. On a backend that several processes share,
+    /// this looks what the others have stored, ten times a second at most.
     pub fn is_cancelled(&self) -> bool {
-        self.inner.signals.is_cancelled()
+        let signals = &self.inner.signals;
+        signals.is_cancelled() || (self.inner.mill.is_shared() && self.looks_elsewhere())
+    }
+
+    /// Whether another process has cancelled the job; looks from time to time.
+    #[cold]
+    fn looks_elsewhere(&self) -> bool {
+        let Inner {
+            mill, id, signals, ..
+        } = &*self.inner;
+        if signals.looks(mill.inner.clock.now()) {
+            let told = cancelling::told_by_others(mill, id);
+            let has_flow_ended = || self.inner.node.is_some_and(|node| has_ended(mill, node));
+            if matches!(told, Ok(Some(_))) || has_flow_ended() {
+                signals.cancel();
+            }
+        }
+        signals.is_cancelled()
     }
 
     /// Why the handler should end, if it should; the first of these causes.

@@ -126,5 +126,14 @@ pub enum WaitError {
     Closed,
     /// The storage failed.
     #[error(transparent)]
-    Storage(#[from] BackendError),
+    Storage(BackendError),
+}
+
+impl From<BackendError> for WaitError {
+    fn from(error: BackendError) -> Self {
+        match error {
+            BackendError::Closed => Self::Closed,
+            error => Self::Storage(error),
+        }
+    }
 }

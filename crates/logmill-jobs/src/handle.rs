@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::de::DeserializeOwned;
 
 use crate::backend::{BackendError, Cancelled, Seen};
+use crate::cancelling;
 use crate::error::WaitError;
 use crate::keys::{self, Record};
 use crate::mill::Mill;
@@ -253,6 +254,11 @@ impl<J: Job> JobHandle<J> {
         // It may have ended since its record was looked for.
         match self.record()? {
             Some(record) => self.result_of(record).map(Look::Ended),
+            // The process in which it has ended is about to store that. Of one that was completed all
+            // the same, a record says so.
+            None if let Some(reason) = cancelling::told_by_others(&self.mill, &self.id)? => {
+                Err(WaitError::Cancelled(reason))
+            }
             None => match self.mill.dead_reason(&self.id)? {
                 Some(reason) => Err(WaitError::Dead(reason)),
                 // Of those that ended otherwise there is a record.
@@ -374,9 +380,22 @@ impl Mill {
         };
         // The end of the job is told by the backend, at once or when its handler has ended.
         let was_noted = self.note_cancelled(id, reason)?;
+        let runs = |seen: Option<Seen>| seen.is_some_and(|seen| seen.is_running);
+        let has_told = self.is_shared() && runs(queue.queue.look(id.number())?);
+        if has_told {
+            cancelling::tell_others(self, id, reason)?;
+        }
         let is_first = inner.cancelling.begin(id, reason);
         let cancelled = queue.queue.cancel(id.number());
         match &cancelled {
+            Ok(Cancelled::Running) if self.is_shared() => {
+                if !has_told {
+                    cancelling::tell_others(self, id, reason)?;
+                }
+                // Its end is told where it runs, which may be elsewhere.
+                inner.cancelling.forget(id);
+                inner.running.cancel(id);
+            }
             Ok(Cancelled::Running) | Err(BackendError::NotDurable(_)) => inner.running.cancel(id),
             Ok(Cancelled::Gone) | Err(_) if is_first => {
                 inner.cancelling.forget(id);

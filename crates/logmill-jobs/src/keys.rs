@@ -77,6 +77,11 @@ pub(crate) const PLANS: &[u8] = b"plan/";
 #[cfg(feature = "schedules")]
 pub(crate) const HAS_PLANS: &[u8] = b"plans";
 
+/// Why a job is being cancelled that a handler of another process has.
+pub(crate) fn of_stop(id: &JobId) -> Vec<u8> {
+    format!("stop/{id}").into_bytes()
+}
+
 /// A dead job that does not block its key any more, as an operator said.
 pub(crate) fn of_skipped(id: &JobId) -> Vec<u8> {
     format!("skip/{id}").into_bytes()

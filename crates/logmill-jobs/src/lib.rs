@@ -65,6 +65,7 @@
 //! - `webhooks`: [`webhooks`], outgoing HTTP notifications that are jobs.
 //! - `msgpack`, `postcard`: other [formats](Format) than JSON.
 
+mod again;
 mod backoff;
 mod before;
 mod cancelling;

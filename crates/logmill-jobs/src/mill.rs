@@ -81,13 +81,15 @@ pub struct Mill {
 
 pub(crate) struct Inner {
     pub(crate) backend: Box<dyn Backend>,
+    /// Whether other processes may change what is stored.
+    pub(crate) is_shared: bool,
     pub(crate) codec: Codec,
     pub(crate) clock: Clock,
     pub(crate) keep_results: Duration,
     pub(crate) retention: Retention,
     /// The queues that were used, by the names that the backend knows.
     pub(crate) queues: OpenQueues,
-    pub(crate) waiters: Waiters,
+    pub(crate) waiters: Arc<Waiters>,
     pub(crate) running: Running,
     pub(crate) cancelling: Cancelling,
     pub(crate) refused: Refused,
@@ -159,7 +161,8 @@ impl Mill {
         MillBuilder::new(path.as_ref())
     }
 
-    /// A mill on a backend.
+    /// A mill on a backend, which other processes may share if it
+    /// [says so](crate::backend::Capabilities::is_shared).
     pub fn with_backend(backend: impl Backend, options: MillOptions) -> Self {
         let MillOptions {
             format,
@@ -180,14 +183,16 @@ impl Mill {
             true => Box::new(backend),
             false => Box::new(Ordered::new(backend, &orders)),
         };
+        let is_shared = backend.capabilities().is_shared;
         let inner = Arc::new(Inner {
             backend,
+            is_shared,
             codec: Codec::new(format, layer, other_layers),
             clock: clock.clone(),
             keep_results,
             retention: Retention::new(max_results, max_result_bytes, clock.clone()),
             queues: OpenQueues::default(),
-            waiters: Waiters::default(),
+            waiters: Waiters::new(is_shared),
             running: Running::default(),
             cancelling: Cancelling::default(),
             refused: Refused::default(),
@@ -272,6 +277,11 @@ impl Mill {
     /// A queue is looked at when it is first used. Each finding is also logged as an error.
     pub fn damage(&self) -> Vec<Damaged> {
         self.inner.backend.damage()
+    }
+
+    /// Whether other processes may change what is stored.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.inner.is_shared
     }
 
     /// Whether both are handles of one mill.

@@ -7,6 +7,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use crate::JobId;
+use crate::again::again;
 use crate::backend::{BackendError, Changes, Claim, Held, Keep, KeyChange, Settlement};
 use crate::enqueue::header;
 use crate::keys;
@@ -178,75 +179,82 @@ impl Paused {
     }
 }
 
-/// Reads what an earlier process has paused, once.
+/// Reads what an earlier process has paused, once; on a shared backend, what others have paused, each
+/// time.
 pub(crate) fn load(mill: &Mill) -> Result<(), BackendError> {
-    if mill.inner.before.paused.is_loaded.load(Ordering::Acquire) {
+    let paused = &mill.inner.before.paused;
+    if paused.is_loaded.load(Ordering::Acquire) && !mill.is_shared() {
         return Ok(());
     }
-    let changing = mill.inner.before.paused.changing.lock();
-    load_under(mill, &changing)
+    let changing = paused.changing.lock();
+    let (names, _) = stored(mill)?;
+    let released = adopt(mill, names, &changing);
+    paused.is_loaded.store(true, Ordering::Release);
+    drop(changing);
+    drop(released);
+    Ok(())
 }
 
-fn load_under(mill: &Mill, _changing: &MutexGuard<'_, ()>) -> Result<(), BackendError> {
-    let paused = &mill.inner.before.paused;
-    if paused.is_loaded.load(Ordering::Acquire) {
-        return Ok(());
-    }
-    if let Some(stored) = mill.inner.backend.get(keys::PAUSED)? {
-        let names = serde_json::from_slice::<Names>(&stored.value);
-        let names = names.map_err(|error| BackendError::Storage(Box::new(error)))?;
-        if !names.is_empty() {
-            mill.inner.before.watch();
-        }
-        paused.state.lock().names = names;
-    }
-    paused.is_loaded.store(true, Ordering::Release);
-    Ok(())
+/// What is stored, with its version.
+fn stored(mill: &Mill) -> Result<(Names, Option<u64>), BackendError> {
+    let Some(stored) = mill.inner.backend.get(keys::PAUSED)? else {
+        return Ok((Names::default(), None));
+    };
+    let names = serde_json::from_slice::<Names>(&stored.value);
+    let names = names.map_err(|error| BackendError::Storage(Box::new(error)))?;
+    Ok((names, Some(stored.version)))
 }
 
 /// Pauses or resumes a kind or a key. Returns whether that changed anything.
 fn set(mill: &Mill, what: What, name: &str, is_paused: bool) -> Result<bool, BackendError> {
-    let before = &mill.inner.before;
-    let paused = &before.paused;
-    let changing = paused.changing.lock();
-    load_under(mill, &changing)?;
-    let mut names = paused.state.lock().names.clone();
-    let had_any = !names.is_empty();
+    again(mill, || set_once(mill, what, name, is_paused))
+}
+
+fn set_once(mill: &Mill, what: What, name: &str, is_paused: bool) -> Result<bool, BackendError> {
+    let changing = mill.inner.before.paused.changing.lock();
+    // Another process may have changed it since it was loaded.
+    let (mut names, version) = stored(mill)?;
     let has_changed = match is_paused {
         true => names.of(what).insert(name.to_owned()),
         false => names.of(what).remove(name),
     };
-    if !has_changed {
-        return Ok(false);
+    if has_changed {
+        let bytes = serde_json::to_vec(&names);
+        let bytes = bytes.map_err(|error| BackendError::Storage(Box::new(error)))?;
+        let change = match names.is_empty() {
+            true => KeyChange::Remove(keys::PAUSED),
+            false => KeyChange::Put(keys::PAUSED, &bytes, Keep::Forever),
+        };
+        mill.inner.backend.commit(&Changes {
+            keys: vec![KeyChange::Expect(keys::PAUSED, version), change],
+            ..Changes::default()
+        })?;
     }
-    let bytes = serde_json::to_vec(&names);
-    let bytes = bytes.map_err(|error| BackendError::Storage(Box::new(error)))?;
-    let change = match names.is_empty() {
-        true => KeyChange::Remove(keys::PAUSED),
-        false => KeyChange::Put(keys::PAUSED, &bytes, Keep::Forever),
-    };
-    mill.inner.backend.commit(&Changes {
-        keys: vec![change],
-        ..Changes::default()
-    })?;
-    let has_any = !names.is_empty();
+    let released = adopt(mill, names, &changing);
+    drop(changing);
+    // To give a job back may wake a worker, which holds it again if another pause concerns it.
+    drop(released);
+    Ok(has_changed)
+}
+
+/// Has workers know what is stored. Returns the jobs that nothing holds up any more.
+fn adopt(mill: &Mill, mut names: Names, _changing: &MutexGuard<'_, ()>) -> Vec<Waiting> {
+    let before = &mill.inner.before;
+    let mut state = before.paused.state.lock();
+    let (had_any, has_any) = (!state.names.is_empty(), !names.is_empty());
     if has_any && !had_any {
         before.watch();
     }
-    let mut state = paused.state.lock();
+    let waiting = std::mem::take(&mut state.waiting).into_iter();
+    let (waiting, resumed) = waiting.partition(|((what, name), _)| names.of(*what).contains(name));
+    state.waiting = waiting;
     state.names = names;
-    let released = match is_paused {
-        true => None,
-        false => state.waiting.remove(&(what, name.to_owned())),
-    };
     drop(state);
-    drop(changing);
     if had_any && !has_any {
         before.rest();
     }
-    // To give a job back may wake a worker, which holds it again if another pause concerns it.
-    drop(released);
-    Ok(true)
+    let resumed: BTreeMap<(What, String), Vec<Waiting>> = resumed;
+    resumed.into_values().flatten().collect()
 }
 
 impl Mill {

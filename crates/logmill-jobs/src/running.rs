@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -11,11 +12,16 @@ use crate::JobId;
 use crate::flow::NodeId;
 use crate::progress::{Latest, Progress};
 
+/// A handler that asks whether it is to stop looks no more often than this what other processes say.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// What a handler can be told.
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
     cancelled: AtomicBool,
     lost: AtomicBool,
+    /// When it was looked whether another process is cancelling the job.
+    looked: Mutex<Option<Instant>>,
     /// What it says of how far it is.
     pub(crate) progress: Latest,
 }
@@ -27,6 +33,16 @@ impl Signals {
 
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is time to look whether another process is cancelling the job.
+    pub(crate) fn looks(&self, now: Instant) -> bool {
+        let mut looked = self.looked.lock();
+        let is_time = looked.is_none_or(|last| now.saturating_duration_since(last) >= LOOK);
+        if is_time {
+            *looked = Some(now);
+        }
+        is_time
     }
 
     /// Whether another consumer may have the job.

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
+use crate::again::again;
 use crate::backend::{self, BackendError, Changes, Claim, End, KeyChange, Settlement};
+use crate::cancelling;
 use crate::context::Followed;
 use crate::enqueue::header;
 use crate::events::EventKind;
@@ -52,6 +54,8 @@ pub(crate) fn settle(
 fn ends_alone(mill: &Mill, claim: &dyn Claim, id: &JobId) -> bool {
     claim.header(header::UNIQUE).is_none()
         && claim.header(header::FLOW).is_none()
+        // A process that has cancelled it looks for the record of its completion.
+        && !(mill.is_shared() && claim.is_cancelled())
         && !may_have_progress(mill, claim, id)
 }
 
@@ -113,10 +117,14 @@ fn done(
     followed: Followed,
     ran: &Ran<'_>,
 ) {
-    let record = output.map(|output| Record::Done {
-        tag: mill.inner.codec.tag().map(|tag| tag.as_bytes().to_vec()),
-        output,
-    });
+    let record = match output {
+        Some(output) => Some(Record::Done {
+            tag: mill.inner.codec.tag().map(|tag| tag.as_bytes().to_vec()),
+            output,
+        }),
+        None if mill.is_shared() && claim.is_cancelled() => Some(record_of_unit()),
+        None => None,
+    };
     end_or_die(mill, claim, id, kind, (record, Ended::Done), followed, ran);
 }
 
@@ -137,7 +145,14 @@ fn end_or_die(
         ran.failed(mill, id, reason, None);
         return settle_quietly(claim, id, Settlement::Dead { reason });
     }
-    let stored = end(mill, claim, id, kind.keep_results, record, followed);
+    let stored = end(
+        mill,
+        claim,
+        id,
+        kind.keep_results,
+        record.as_ref(),
+        followed,
+    );
     match stored {
         Ok(()) | Err(BackendError::NotDurable(_)) => mill.inner.refused.forget(id),
         Err(_) => mill.inner.refused.add(id, false),
@@ -150,21 +165,29 @@ fn end(
     claim: &mut dyn Claim,
     id: &JobId,
     keep: Option<Duration>,
-    record: Option<Record>,
+    record: Option<&Record>,
     mut followed: Followed,
 ) -> Result<(), BackendError> {
-    let beside = std::mem::take(&mut followed.beside);
     for job in &mut followed.jobs {
         job.stamp(mill);
     }
+    let ended = again(mill, || end_once(mill, claim, id, keep, record, &followed));
+    mill.inner.progressed.forget(id);
+    ended
+}
+
+fn end_once(
+    mill: &Mill,
+    claim: &mut dyn Claim,
+    id: &JobId,
+    keep: Option<Duration>,
+    record: Option<&Record>,
+    followed: &Followed,
+) -> Result<(), BackendError> {
     // Of a job without an output, a flow keeps the unit.
-    let outcome = || {
-        Outcome::Record(record.clone().unwrap_or_else(|| Record::Done {
-            tag: None,
-            output: b"null".to_vec(),
-        }))
-    };
+    let outcome = || Outcome::Record(record.cloned().unwrap_or_else(record_of_unit));
     let released = Release::of(mill, claim.kind(), claim.header(header::UNIQUE), false)?;
+    let beside = followed.beside.clone();
     let ending = Ending::of(mill, claim.header(header::FLOW), outcome, beside)?;
     let keep = keep.unwrap_or(mill.inner.keep_results);
     let record = record.map(|record| NewRecord::new(mill, id, record.to_bytes(), keep));
@@ -204,11 +227,18 @@ fn end(
     if let Some(record) = record {
         record.settled(mill, id, &settled);
     }
-    mill.inner.progressed.forget(id);
     if let Some(ending) = ending {
         ending.told_if(mill, &settled);
     }
     settled
+}
+
+/// What a job without an output leaves where it has to leave something.
+fn record_of_unit() -> Record {
+    Record::Done {
+        tag: None,
+        output: b"null".to_vec(),
+    }
 }
 
 /// Notes in memory what was released, if that is stored.
@@ -235,7 +265,7 @@ pub(crate) fn end_unbegun(mill: &Mill, claim: &mut dyn Claim, id: &JobId, record
     let (kind, failed) = (claim.kind().to_owned(), claim.attempt().saturating_sub(1));
     let refused = &mill.inner.refused;
     let is_unbegun = failed == 0 && claim.crashes() == 0 || refused.is_unbegun(id);
-    let stored = end(mill, claim, id, None, Some(record), Followed::default());
+    let stored = end(mill, claim, id, None, Some(&record), Followed::default());
     match stored {
         Ok(()) | Err(BackendError::NotDurable(_)) => {
             refused.forget(id);
@@ -319,10 +349,12 @@ fn note_death(mill: &Mill, claim: &dyn Claim, id: &JobId, reason: &str) {
         let reason = reason.to_owned();
         Outcome::Record(Record::Dead { reason })
     };
-    let noted = Ending::of(mill, claim.header(header::FLOW), outcome, Vec::new());
-    let noted = noted.and_then(|ending| match ending {
-        Some(ending) => ending.commit(mill),
-        None => Ok(()),
+    let flow = claim.header(header::FLOW);
+    let noted = again(mill, || {
+        match Ending::of(mill, flow, outcome, Vec::new())? {
+            Some(ending) => ending.commit(mill),
+            None => Ok(()),
+        }
     });
     if let Err(error) = noted {
         // The backend tells of the death once more.
@@ -377,7 +409,9 @@ pub(crate) fn ended_otherwise(mill: &Mill, ended: &backend::Ended<'_>) {
             )
         }
         End::Cancelled => {
-            let reason = mill.inner.cancelling.reason_of(&id).unwrap_or_default();
+            let reason = mill.inner.cancelling.reason_of(&id);
+            let told = || cancelling::told_by_others(mill, &id).ok().flatten();
+            let reason = reason.or_else(told).unwrap_or_default();
             (
                 Record::Cancelled {
                     reason: reason.clone(),
@@ -386,7 +420,7 @@ pub(crate) fn ended_otherwise(mill: &Mill, ended: &backend::Ended<'_>) {
             )
         }
     };
-    let noted = note_end(mill, &id, ended, record);
+    let noted = again(mill, || note_end(mill, &id, ended, &record));
     // Before those who wait are told, and after the record is there: who finds neither the job nor this
     // looks for the record.
     mill.inner.cancelling.forget(&id);
@@ -425,12 +459,13 @@ fn note_end(
     mill: &Mill,
     id: &JobId,
     ended: &backend::Ended<'_>,
-    record: Record,
+    record: &Record,
 ) -> Result<(), BackendError> {
     let (bytes, progress) = (record.to_bytes(), keys::of_progress(id));
     let has_died = matches!(ended.how, End::Dead(_));
     let released = Release::of(mill, ended.kind, ended.unique, has_died)?;
-    let ending = Ending::of(mill, ended.flow, || Outcome::Record(record), Vec::new())?;
+    let outcome = || Outcome::Record(record.clone());
+    let ending = Ending::of(mill, ended.flow, outcome, Vec::new())?;
     let has_progress = mill.inner.backend.get(&progress)?.is_some();
     let record = NewRecord::new(mill, id, bytes, mill.inner.keep_results);
     let mut changes = Changes::default();

@@ -1,9 +1,12 @@
 //! Threads and tasks of this process that wait for the end of a job.
+//!
+//! Who ends a job tells them. Of what another process ends nobody does, so on a shared backend a thread
+//! has them look again from time to time, while there are any.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -16,7 +19,14 @@ pub(crate) struct Waiters {
     /// How many there are, so that a job that nobody waits for costs a load.
     count: AtomicUsize,
     waiting: Mutex<HashMap<JobId, Waiting>>,
+    /// Whether other processes end jobs as well.
+    is_shared: bool,
+    /// Whether the thread runs; changed under the lock of `waiting`.
+    looks: AtomicBool,
 }
+
+/// So often those who wait look again, on a shared backend.
+const LOOK: Duration = Duration::from_millis(100);
 
 struct Waiting {
     notice: Arc<Notice>,
@@ -45,8 +55,15 @@ pub(crate) struct Waiter<'a> {
 }
 
 impl Waiters {
+    pub(crate) fn new(is_shared: bool) -> Arc<Self> {
+        Arc::new(Self {
+            is_shared,
+            ..Self::default()
+        })
+    }
+
     /// Waits for a job from now on.
-    pub(crate) fn join(&self, id: &JobId) -> Waiter<'_> {
+    pub(crate) fn join(self: &Arc<Self>, id: &JobId) -> Waiter<'_> {
         let mut waiting = self.waiting.lock();
         self.count.fetch_add(1, Ordering::Relaxed);
         // Pairs with the fence in `has_any`: either the waiter, which looks at the job after this,
@@ -58,10 +75,39 @@ impl Waiters {
             ended: None,
         });
         entry.count += 1;
+        let notice = Arc::clone(&entry.notice);
+        if self.is_shared && !self.looks.swap(true, Ordering::Relaxed) {
+            self.look_from_time_to_time();
+        }
+        drop(waiting);
         Waiter {
             waiters: self,
             id: id.clone(),
-            notice: Arc::clone(&entry.notice),
+            notice,
+        }
+    }
+
+    /// Starts the thread, which ends when nobody waits.
+    fn look_from_time_to_time(self: &Arc<Self>) {
+        let waiters = Arc::clone(self);
+        let thread = std::thread::Builder::new().name("jobs-waiters".to_owned());
+        let started = thread.spawn(move || {
+            loop {
+                std::thread::sleep(LOOK);
+                {
+                    let waiting = waiters.waiting.lock();
+                    if waiting.is_empty() {
+                        waiters.looks.store(false, Ordering::Relaxed);
+                        return;
+                    }
+                }
+                waiters.wake_all();
+            }
+        });
+        if let Err(error) = started {
+            // The next one who waits tries again.
+            self.looks.store(false, Ordering::Relaxed);
+            tracing::error!(%error, "could not start the thread that looks for the ends of jobs in other processes");
         }
     }
 

@@ -8,6 +8,7 @@ use super::stored::{
     FLOWS, FlowRecord, NodeId, NodeState, Outcome, Phase, replayed_key, state_key,
 };
 use crate::JobId;
+use crate::again::again;
 use crate::backend::{BackendError, Changes, Claim, DeadJob, Keep, KeyChange, Settlement};
 use crate::enqueue::header;
 use crate::keys::Record;
@@ -195,11 +196,14 @@ pub(crate) fn resume(mill: &Mill) -> Result<(), BackendError> {
 /// Has a flow know of a job of it that is dead.
 fn note_letter(mill: &Mill, letter: &DeadJob) -> Result<(), BackendError> {
     let reason = letter.reasons.last().cloned().unwrap_or_default();
-    let outcome = || Outcome::Record(Record::Dead { reason });
-    match Ending::of(mill, letter.flow.as_deref(), outcome, Vec::new())? {
-        Some(ending) => ending.commit(mill),
-        None => Ok(()),
-    }
+    again(mill, || {
+        let reason = reason.clone();
+        let outcome = || Outcome::Record(Record::Dead { reason });
+        match Ending::of(mill, letter.flow.as_deref(), outcome, Vec::new())? {
+            Some(ending) => ending.commit(mill),
+            None => Ok(()),
+        }
+    })
 }
 
 impl Mill {
@@ -218,11 +222,13 @@ impl Mill {
         let mut headers = seen.headers.iter();
         let header = headers.find(|(key, _)| key == header::FLOW);
         let header = header.map(|(_, value)| &value[..]);
-        let reason = reason.to_owned();
-        let outcome = || Outcome::Record(Record::Cancelled { reason });
-        let Some(ending) = Ending::of(self, header, outcome, Vec::new())? else {
-            return Ok(false);
-        };
-        ending.commit(self).map(|()| true)
+        again(self, || {
+            let reason = reason.to_owned();
+            let outcome = || Outcome::Record(Record::Cancelled { reason });
+            match Ending::of(self, header, outcome, Vec::new())? {
+                Some(ending) => ending.commit(self).map(|()| true),
+                None => Ok(false),
+            }
+        })
     }
 }

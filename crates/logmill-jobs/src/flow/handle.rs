@@ -10,6 +10,7 @@ use super::stored::{
     FlowId, FlowRecord, Node, NodeState, Outcome, Phase, flow_key, node_key, state_key,
 };
 use crate::Job;
+use crate::again::again;
 use crate::backend::BackendError;
 use crate::error::WaitError;
 use crate::keys::Record;
@@ -251,6 +252,10 @@ impl FlowHandle {
     /// # Errors
     /// The storage failed.
     pub fn cancel(&self, reason: &str) -> Result<(), BackendError> {
+        again(&self.mill, || self.cancel_once(reason))
+    }
+
+    fn cancel_once(&self, reason: &str) -> Result<(), BackendError> {
         let Some(mut locked) = Locked::open(&self.mill, self.id)? else {
             return Ok(());
         };

@@ -73,6 +73,7 @@ impl Backend for Ordered {
         Ok(Box::new(OrderedConsumer {
             inner: self.inner.consumer(queues, choice)?,
             orders: Arc::clone(&self.orders),
+            is_shared: self.inner.capabilities().is_shared,
         }))
     }
 

@@ -17,6 +17,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct OrderedConsumer {
     pub(super) inner: Box<dyn Consumer>,
     pub(super) orders: Arc<Orders>,
+    /// Whether other processes change what is stored.
+    pub(super) is_shared: bool,
 }
 
 impl Consumer for OrderedConsumer {
@@ -34,7 +36,8 @@ impl Consumer for OrderedConsumer {
             };
             let inner = &mut *self.inner;
             let next = inner.next(until, stopped, &mut |claim| {
-                self.orders.take_if_first(claim, &mut take_it);
+                self.orders
+                    .take_if_first(claim, self.is_shared, &mut take_it);
             });
             if is_taken || next != Next::Taken {
                 return next;
@@ -53,6 +56,7 @@ impl Orders {
     fn take_if_first(
         self: &Arc<Self>,
         claim: &mut dyn Claim,
+        is_shared: bool,
         take: &mut dyn FnMut(&mut dyn Claim),
     ) {
         let Some(spot) = self.spot_of_claim(claim) else {
@@ -62,6 +66,7 @@ impl Orders {
         match self.arrive(&spot, &id) {
             Arrival::Runs => take(&mut OrderedClaim {
                 claim,
+                is_shared,
                 turn: Some(Turn {
                     orders: Arc::clone(self),
                     spot,
@@ -132,6 +137,7 @@ impl Turn {
 /// A job that is the first of its key.
 struct OrderedClaim<C> {
     claim: C,
+    is_shared: bool,
     /// Taken when the attempt has ended.
     turn: Option<Turn>,
 }
@@ -168,6 +174,8 @@ where
         };
         match &completed {
             Ok(_) | Err(BackendError::NotDurable(_)) => turn.end(),
+            // It may be settled again.
+            Err(BackendError::Conflict(_)) if self.is_shared => self.turn = Some(turn),
             Err(error) => turn.pause(Some(&format!("its end could not be stored: {error}"))),
         }
         completed
@@ -208,6 +216,7 @@ where
         let claim = self.claim.detach()?;
         Some(Box::new(OrderedClaim {
             claim,
+            is_shared: self.is_shared,
             turn: self.turn.take(),
         }))
     }

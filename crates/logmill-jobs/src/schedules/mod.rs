@@ -32,7 +32,8 @@ use crate::mill::Mill;
 /// Has the schedules that a mill finds stored run from now on.
 pub(crate) fn open(mill: &Mill) {
     // If that cannot be read, the thread tries again.
-    if store::has_any(mill).unwrap_or(true)
+    // Another process may set up the first one, and nobody would say so here.
+    if (mill.is_shared() || store::has_any(mill).unwrap_or(true))
         && let Err(error) = mill.inner.schedules.start(mill)
     {
         tracing::error!(%error, "could not start the thread that runs schedules");

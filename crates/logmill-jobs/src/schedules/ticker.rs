@@ -184,8 +184,9 @@ impl Schedules {
     /// Reads all schedules.
     fn read(&self, mill: &Mill) -> Result<(), BackendError> {
         // Shared with other processes, they change without a word.
-        let is_shared = mill.inner.backend.capabilities().is_shared;
-        let again = is_shared.then(|| mill.inner.clock.now().checked_add(LONGEST_SLEEP));
+        let again = mill
+            .is_shared()
+            .then(|| mill.inner.clock.now().checked_add(LONGEST_SLEEP));
         // Before they are read, so that nothing is lost of what changes meanwhile.
         self.state.lock().reads_at = again.flatten();
         let all = store::all(mill)?;

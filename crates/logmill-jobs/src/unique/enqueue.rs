@@ -3,9 +3,11 @@
 use std::time::SystemTime;
 
 use super::merge::Merge;
+use super::tickets::Tickets;
 use super::value::{Header, Kept, Stored, Ticket, Turn, Until, Value};
 use super::{Debounce, Unique};
 use crate::JobId;
+use crate::again::again;
 use crate::backend::{BackendError, Changes, Due, Keep, KeyChange, NewJob};
 use crate::enqueue::header;
 use crate::error::EnqueueError;
@@ -52,10 +54,14 @@ enum Old {
 
 /// Enqueues a job unless there is one with its key, or has that one run with other arguments.
 pub(crate) fn enqueue(mill: &Mill, call: &Call<'_>) -> Result<(JobId, Outcome), EnqueueError> {
-    let unique = call.unique;
-    if let Err(why) = unique.check() {
+    if let Err(why) = call.unique.check() {
         return Err(EnqueueError::Invalid(why.to_owned()));
     }
+    again(mill, || enqueue_once(mill, call))
+}
+
+fn enqueue_once(mill: &Mill, call: &Call<'_>) -> Result<(JobId, Outcome), EnqueueError> {
+    let unique = call.unique;
     for alias in call.aliases {
         let key = keys::of_unique(alias, &unique.key);
         if let Some(done) = on_key(mill, call, alias, &key, false)? {
@@ -332,12 +338,11 @@ fn publish(
         return Err(BackendError::NotDurable(why.into()).into());
     };
     // What this process knows by itself, others would have to look for.
-    let is_shared = mill.inner.backend.capabilities().is_shared && until == Until::End;
-    if until == Until::Period || is_shared {
+    if until == Until::Period || (until == Until::End && mill.is_shared()) {
         value.number = Some(number);
         note(mill, key, &value, keep);
     }
-    if until != Until::Period {
+    if until != Until::Period && !mill.is_shared() {
         mill.inner.tickets.note(value.ticket, number);
         if let Some(before) = before
             && !mill.inner.tickets.is_running(before.ticket)
@@ -478,6 +483,7 @@ pub(super) fn look_up(mill: &Mill, key: &[u8]) -> Result<Found, BackendError> {
             number => {
                 let number = match number {
                     Some(number) => Some(number),
+                    None if mill.is_shared() => Tickets::find(value.ticket, &queue)?,
                     None => mill.inner.tickets.number(value.ticket, &queue)?,
                 };
                 match number {

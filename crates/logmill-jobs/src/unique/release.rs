@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use super::enqueue::{Found, look_up};
 use super::value::{Header, Kept, Stored, Ticket, Turn, Until, Value};
+use crate::again::again;
 use crate::backend::{self, BackendError, Changes, Due, Keep, KeyChange};
 use crate::enqueue::header;
 use crate::keys;
@@ -205,6 +206,10 @@ impl<'a> Release<'a> {
 /// Enqueues what was kept for jobs that had ended when an earlier process died, before it could say
 /// so.
 pub(crate) fn finish_interrupted(mill: &Mill, key: &[u8]) -> Result<(), BackendError> {
+    again(mill, || finish_once(mill, key))
+}
+
+fn finish_once(mill: &Mill, key: &[u8]) -> Result<(), BackendError> {
     let lock = mill.inner.unique_locks.lock(key)?;
     let marker = keys::of_kept(key);
     let (value, version) = match look_up(mill, key)? {

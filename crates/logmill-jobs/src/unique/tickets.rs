@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::value::{Header, Ticket};
-use crate::backend::BackendError;
+use crate::backend::{BackendError, Seen};
 use crate::enqueue::header;
 use crate::identity::Same;
 use crate::locks::Lock;
@@ -77,6 +77,19 @@ impl Tickets {
         }
     }
 
+    /// The number of the job with a ticket in this queue, looked for among all of its jobs; None if it
+    /// has ended. On a shared backend, where those of other processes are not noted here.
+    pub(super) fn find(ticket: Ticket, queue: &OpenQueue) -> Result<Option<u64>, BackendError> {
+        let mut found = None;
+        queue.queue.each(0, &mut |job| {
+            found = ticket_of(job)
+                .filter(|one| *one == ticket)
+                .map(|_| job.number);
+            found.is_none()
+        })?;
+        Ok(found)
+    }
+
     /// The number of the job with a ticket in this queue; None if it has ended.
     pub(super) fn number(
         &self,
@@ -117,11 +130,7 @@ impl Tickets {
     fn walk(&self, queue: &OpenQueue) -> Result<(), BackendError> {
         let mut found = Vec::new();
         queue.queue.each(0, &mut |job| {
-            let mut headers = job.headers.iter();
-            let own = headers.find(|(key, _)| key == header::UNIQUE);
-            if let Some(header) = own.and_then(|(_, value)| Header::parse(value)) {
-                found.push((header.ticket, job.number));
-            }
+            found.extend(ticket_of(job).map(|ticket| (ticket, job.number)));
             true
         })?;
         for (ticket, number) in found {
@@ -146,6 +155,13 @@ impl Tickets {
     pub(super) fn is_running(&self, ticket: Ticket) -> bool {
         self.running.lock().contains_key(&ticket)
     }
+}
+
+fn ticket_of(job: &Seen) -> Option<Ticket> {
+    let mut headers = job.headers.iter();
+    let own = headers.find(|(key, _)| key == header::UNIQUE);
+    let header = own.and_then(|(_, value)| Header::parse(value));
+    header.map(|header| header.ticket)
 }
 
 impl Drop for Running {

@@ -69,7 +69,12 @@ impl Served {
         &self,
         backend: &dyn Backend,
     ) -> Result<Box<dyn Consumer>, BackendError> {
-        let levels = self.levels(&backend.queue_names()?);
+        // Another process may use a level for the first time, and nobody would say so here.
+        let existing = match backend.capabilities().is_shared {
+            true => self.all_levels(),
+            false => backend.queue_names()?,
+        };
+        let levels = self.levels(&existing);
         let served: Vec<_> = levels
             .iter()
             .map(|(queue, weight)| backend::Served {
@@ -80,13 +85,16 @@ impl Served {
         backend.consumer(&served, self.choice)
     }
 
+    fn all_levels(&self) -> Vec<String> {
+        let names = self.queues.iter();
+        let levels =
+            names.flat_map(|(queue, _)| LEVELS.map(|(level, _)| name_of_level(queue, level)));
+        levels.collect()
+    }
+
     /// Has the consumers look whether they are to stop.
     pub(crate) fn wake(&self, backend: &dyn Backend) {
-        let levels: Vec<_> = self
-            .queues
-            .iter()
-            .flat_map(|(queue, _)| LEVELS.map(|(level, _)| name_of_level(queue, level)))
-            .collect();
+        let levels = self.all_levels();
         let levels: Vec<_> = levels.iter().map(String::as_str).collect();
         backend.wake_consumers(&levels);
     }

@@ -1,7 +1,10 @@
 //! A backend that is written outside of the crate: it does what the conformance suite asks of one, and
 //! a mill on it does what a mill does.
 
+mod common;
 mod memory;
+mod shared;
+mod typed;
 
 use std::time::Duration;
 

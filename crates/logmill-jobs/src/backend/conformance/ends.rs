@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::{PATIENCE, QUEUE, consumer, done, job, nothing_comes, publish, take};
 use crate::backend::{
-    Backend, Cancelled, Changes, Choice, Claim, Due, EXPIRES_HEADER, End, FLOW_HEADER, KEY_HEADER, Keep, KeyChange,
-    NewJob, ORDER_HEADER, Queue, Settlement, UNIQUE_HEADER,
+    Backend, Cancelled, Changes, Choice, Claim, Due, EXPIRES_HEADER, End, FLOW_HEADER, KEY_HEADER,
+    Keep, KeyChange, NewJob, ORDER_HEADER, Queue, Settlement, UNIQUE_HEADER,
 };
 
 pub(super) fn told(backend: &dyn Backend) -> mpsc::Receiver<(u64, String)> {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use logmill_jobs::backend::{
-    Cancelled, DeadJob, Due, End, Ended, FLOW_HEADER, KEY_HEADER, NewJob, ORDER_HEADER, QueueStats,
-    Seen, UNIQUE_HEADER,
+    Cancelled, DeadJob, Due, EXPIRES_HEADER, End, Ended, FLOW_HEADER, KEY_HEADER, NewJob,
+    ORDER_HEADER, QueueStats, Seen, UNIQUE_HEADER,
 };
 
 use super::store::in_;
@@ -354,7 +354,8 @@ impl Jobs {
     }
 
     pub(super) fn replay(&mut self, letter: u64) -> Option<u64> {
-        let dead = self.letters.remove(&letter)?;
+        let mut dead = self.letters.remove(&letter)?;
+        dead.headers.retain(|(key, _)| key != EXPIRES_HEADER);
         Some(self.insert(dead.kind, dead.payload, dead.headers, None))
     }
 
