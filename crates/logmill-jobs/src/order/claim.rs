@@ -8,7 +8,9 @@ use super::backend::Entered;
 use super::line::Arrival;
 use super::{Orders, Spot};
 use crate::JobId;
-use crate::backend::{BackendError, Claim, Consumer, Held, Next, Settlement, forward_claim};
+use crate::backend::{
+    BackendError, Changes, Claim, Consumer, Held, Next, Settlement, forward_claim,
+};
 use crate::enqueue::header;
 
 /// A backend that holds no jobs gives one that has to wait out again after this time.
@@ -59,8 +61,16 @@ impl Orders {
         is_shared: bool,
         take: &mut dyn FnMut(&mut dyn Claim),
     ) {
+        let orders = Arc::clone(self);
         let Some(spot) = self.spot_of_claim(claim) else {
-            return take(claim);
+            // What is enqueued at its end may have an order.
+            let turn = None;
+            return take(&mut OrderedClaim {
+                claim,
+                is_shared,
+                orders,
+                turn,
+            });
         };
         let id = JobId::new(claim.queue(), claim.number());
         match self.arrive(&spot, &id) {
@@ -68,9 +78,10 @@ impl Orders {
                 claim,
                 is_shared,
                 turn: Some(Turn {
-                    orders: Arc::clone(self),
+                    orders: Arc::clone(&orders),
                     spot,
                 }),
+                orders,
             }),
             Arrival::Waits => {
                 // It was the first when it was granted a place at a limit. The one before it may
@@ -134,11 +145,12 @@ impl Turn {
     }
 }
 
-/// A job that is the first of its key.
+/// A job that is the first of its key, or has no order.
 struct OrderedClaim<C> {
     claim: C,
     is_shared: bool,
-    /// Taken when the attempt has ended.
+    orders: Arc<Orders>,
+    /// Taken when the attempt has ended. None if the job has no order.
     turn: Option<Turn>,
 }
 
@@ -154,31 +166,16 @@ impl<C> OrderedClaim<C>
 where
     C: DerefMut<Target: Claim>,
 {
-    fn complete(
-        &mut self,
-        settlement: Settlement<'_>,
-        turn: Turn,
-    ) -> Result<Vec<Option<u64>>, BackendError> {
-        let completed = match settlement {
-            Settlement::Done(Some(changes)) => match Entered::of_changes(&turn.orders, changes) {
-                None => self.claim.settle(settlement),
-                Some(mut entered) => {
-                    let settled = entered.with_changes(changes, |changes| {
-                        self.claim.settle(Settlement::Done(Some(changes)))
-                    });
-                    entered.note(&settled, |numbers, at| numbers.get(at).copied().flatten());
-                    settled
-                }
-            },
-            settlement => self.claim.settle(settlement),
+    /// Settles the job together with these changes, whose jobs enter their lines.
+    fn settle_with(&mut self, changes: &Changes<'_>) -> Result<Vec<Option<u64>>, BackendError> {
+        let Some(mut entered) = Entered::of_changes(&self.orders, changes) else {
+            return self.claim.settle(Settlement::Done(Some(changes)));
         };
-        match &completed {
-            Ok(_) | Err(BackendError::NotDurable(_)) => turn.end(),
-            // It may be settled again.
-            Err(BackendError::Conflict(_)) if self.is_shared => self.turn = Some(turn),
-            Err(error) => turn.pause(Some(&format!("its end could not be stored: {error}"))),
-        }
-        completed
+        let settled = entered.with_changes(changes, |changes| {
+            self.claim.settle(Settlement::Done(Some(changes)))
+        });
+        entered.note(&settled, |numbers, at| numbers.get(at).copied().flatten());
+        settled
     }
 }
 
@@ -190,16 +187,28 @@ where
     forward_claim!(claim: enqueued_at due_at is_cancelled lease);
 
     fn settle(&mut self, settlement: Settlement<'_>) -> Result<Vec<Option<u64>>, BackendError> {
-        let Some(turn) = self.turn.take() else {
-            return self.claim.settle(settlement);
+        let turn = self.turn.take();
+        let (is_done, failure) = match settlement {
+            Settlement::Done(_) => (true, None),
+            Settlement::Retry { reason, .. } | Settlement::Dead { reason } => (false, Some(reason)),
+            Settlement::Snooze { .. } => (false, None),
         };
-        let failure = match settlement {
-            Settlement::Done(_) => return self.complete(settlement, turn),
-            Settlement::Retry { reason, .. } | Settlement::Dead { reason } => Some(reason),
-            Settlement::Snooze { .. } => None,
+        let settled = match settlement {
+            Settlement::Done(Some(changes)) => self.settle_with(changes),
+            settlement => self.claim.settle(settlement),
         };
-        let settled = self.claim.settle(settlement);
-        turn.pause(failure);
+        let Some(turn) = turn else {
+            return settled;
+        };
+        match &settled {
+            Ok(_) | Err(BackendError::NotDurable(_)) if is_done => turn.end(),
+            // It may be settled again.
+            Err(BackendError::Conflict(_)) if is_done && self.is_shared => self.turn = Some(turn),
+            Err(error) if is_done => {
+                turn.pause(Some(&format!("its end could not be stored: {error}")));
+            }
+            _ => turn.pause(failure),
+        }
         settled
     }
 
@@ -217,6 +226,7 @@ where
         Some(Box::new(OrderedClaim {
             claim,
             is_shared: self.is_shared,
+            orders: Arc::clone(&self.orders),
             turn: self.turn.take(),
         }))
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 
 use super::plan::{Enqueued, Plan};
-use super::schedule::system_time_of;
+use super::schedule::{system_time_of, timestamp_of};
 use crate::JobId;
 use crate::backend::{BackendError, Changes, Due, Keep, KeyChange, KeyValue, NewJob};
 use crate::enqueue::header;
@@ -93,7 +93,7 @@ pub(super) fn put(
     if let Some((tick, by)) = tick.zip(by.as_ref()) {
         headers.push((header::SCHEDULE, by));
         let new = NewJob {
-            due: due_of(id, plan, tick),
+            due: due_of(mill, id, plan, tick),
             sync: plan.state.sync,
             ..job.new_job(&headers)
         };
@@ -133,8 +133,10 @@ fn bytes_of(plan: &Plan) -> Result<Vec<u8>, BackendError> {
 }
 
 /// When the job of a tick may begin.
-fn due_of(id: &str, plan: &Plan, tick: Timestamp) -> Due {
+fn due_of(mill: &Mill, id: &str, plan: &Plan, tick: Timestamp) -> Due {
     let jitter = plan.schedule.jitter_of(id, tick);
+    // A run between ticks may be named by a time that is to come, and begins now all the same.
+    let tick = tick.min(timestamp_of(mill.inner.clock.wall()));
     // Delays count from the tick, however late it is.
     match plan.job.due {
         Due::Now if jitter.is_zero() => Due::Now,

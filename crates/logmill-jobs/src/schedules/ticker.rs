@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, ReentrantMutex};
 
 use super::plan::{Enqueued, Plan};
 use super::schedule::timestamp_of;
@@ -33,6 +33,9 @@ pub(crate) struct Schedules {
     state: Mutex<Known>,
     changed: Condvar,
     advances: OnceLock<Advances>,
+    /// Held while ticks are enqueued, so that once a manual clock was advanced, all of them are, also
+    /// those that the thread came to first. Reentrant, as the backend calls subscribers.
+    working: ReentrantMutex<()>,
 }
 
 #[derive(Default)]
@@ -149,6 +152,7 @@ impl Schedules {
 
     /// Enqueues what is due.
     fn work(&self, mill: &Mill) {
+        let _working = self.working.lock();
         let now = mill.inner.clock.now();
         let reads = self.state.lock().reads_at.is_some_and(|at| at <= now);
         if reads && let Err(error) = self.read(mill) {

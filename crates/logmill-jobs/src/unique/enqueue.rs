@@ -436,7 +436,8 @@ fn change(
         turn.kept = Some(Kept { stored, due, first });
     } else {
         turn.instead = Some(stored);
-        turn.due = due;
+        // A worker may have come to the job meanwhile and have put it off until the time that it had.
+        turn.due = turn.due.max(due);
         turn.first = first;
     }
     let bytes = value.to_bytes();

@@ -64,8 +64,9 @@ use self::value::Until;
 /// ```
 ///
 /// Without further options, a call that finds a job with the key changes nothing. A job whose
-/// arguments are replaced stays in the queue and at the priority that it was enqueued with, and keeps
-/// its id and its failed attempts.
+/// arguments are replaced stays in the queue, at the priority and with the key for limits that it was
+/// enqueued with, and keeps its id and its failed attempts. A call may put it off, and does not bring it
+/// forward.
 ///
 /// A dead job that is replayed does not take its key again: it runs beside one that has it by then.
 #[derive(Clone, Debug, PartialEq, Eq)]

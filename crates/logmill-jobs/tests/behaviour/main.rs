@@ -1,6 +1,8 @@
 //! What an application sees of its jobs, through the public API.
 
 #[cfg(feature = "testing")]
+mod begins;
+#[cfg(feature = "testing")]
 mod chunks;
 mod common;
 mod complaints;

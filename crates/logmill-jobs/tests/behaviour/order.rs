@@ -479,3 +479,38 @@ fn a_job_that_is_not_the_first_any_more_keeps_no_place_at_a_limit() {
     assert_eq!(book.done(1), [0, 1]);
     let _ = pool.shutdown(PATIENCE);
 }
+
+/// Has changes of an account follow.
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "split")]
+struct Split {
+    account: u32,
+}
+
+#[test]
+fn jobs_that_follow_from_one_without_an_order_are_in_order_and_block_their_key() {
+    let (mill, _dir) = ledger();
+    let split = |job: Split, cx: Context| -> JobResult {
+        for number in 0..2 {
+            cx.then(apply(job.account, number))?;
+        }
+        Ok(())
+    };
+    let workers = Workers::new(())
+        .on(|job: Apply| -> JobResult {
+            match job.number {
+                0 => Err(discard("told to die")),
+                _ => Ok(()),
+            }
+        })
+        .on(split);
+    let pool = workers.threads(2).start(&mill).unwrap();
+    mill.enqueue(Split { account: 7 }).unwrap();
+    let blocks = || {
+        mill.blocked_keys()
+            .first()
+            .is_some_and(|one| one.is_dead && one.behind == 1)
+    };
+    until("the first blocks its key", blocks);
+    let _ = pool.shutdown(PATIENCE);
+}

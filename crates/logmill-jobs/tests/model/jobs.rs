@@ -1,10 +1,10 @@
 //! The jobs and limits of a case, as the mill knows them.
 
-use logmill_jobs::{Backoff, Job, KindOptions, Limit, OnFailure, Priority, secs};
+use logmill_jobs::{Backoff, Job, KindOptions, Limit, OnFailure, Order, Priority, Unique, secs};
 use serde::{Deserialize, Serialize};
 
 use crate::model::BACKOFF;
-use crate::operations::{KINDS, Keys, LimitOf, Policy, QUEUES, Scope};
+use crate::operations::{KINDS, Keys, LimitOf, Mode, Policy, QUEUES, Scope};
 
 /// A job of a kind, whose handler serves a queue.
 #[derive(Serialize, Deserialize)]
@@ -56,6 +56,13 @@ pub(crate) fn limit_of(limit: &LimitOf) -> Limit {
     }
 }
 
+pub(crate) fn order_of(scope: Scope) -> Order {
+    match scope {
+        Scope::Queue(queue) => Order::on_queue(QUEUES[queue]),
+        Scope::Kind(kind) => Order::on_kind(KINDS[kind]),
+    }
+}
+
 pub(crate) fn priority(is_high: bool) -> Priority {
     match is_high {
         true => Priority::High,
@@ -68,7 +75,36 @@ pub(crate) fn on_failure(policy: Policy) -> OnFailure {
         Policy::Fail => OnFailure::Fail,
         Policy::FailAlone => OnFailure::FailAlone,
         Policy::Ignore => OnFailure::Ignore,
-        Policy::Continue => OnFailure::Continue,
+        Policy::Continue | Policy::AtFailure => OnFailure::Continue,
+    }
+}
+
+pub(crate) fn unique_of(key: &str, mode: Mode) -> Unique {
+    let unique = Unique::by(key);
+    match mode {
+        Mode::Plain => unique,
+        Mode::Period(period) => unique.for_at_least(secs(period)),
+        Mode::Replacing => unique.replacing(),
+        Mode::KeepLatest => unique.keep_latest(),
+        Mode::WhileWaiting { is_replacing } => match is_replacing {
+            true => unique.while_waiting().replacing(),
+            false => unique.while_waiting(),
+        },
+        Mode::Debounce {
+            time,
+            max_wait,
+            is_leading,
+        } => {
+            let unique = unique.debounce(secs(time));
+            let unique = match is_leading {
+                true => unique.leading(),
+                false => unique,
+            };
+            match max_wait {
+                Some(most) => unique.max_wait(secs(most)),
+                None => unique,
+            }
+        }
     }
 }
 

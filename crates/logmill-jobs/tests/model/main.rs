@@ -1,26 +1,39 @@
-//! Runs random operations on a mill with limits, and compares it with a model of what JOBS.md says: when
-//! jobs begin and do not, how they end, and what waits for what, in queues, flows, pauses and limits.
+//! Runs random operations on a mill, and compares it with a model of what JOBS.md says: when jobs begin
+//! and do not, how they end, and what waits for what. There are queues, limits, flows, batches, pauses,
+//! unique jobs with all that a second call may do, strict orders, schedules, and a process that is killed
+//! or closed and begins again.
 //!
 //! All runs on one thread, on a clock that the operations move, so a case that fails is the same each
 //! time, and proptest makes it short. Jobs run at the same time although there is one thread: a handler
-//! may run the jobs of the queues behind its own, three levels deep. The model knows no order among jobs
-//! that may begin: it does not say which of two priorities or of two keys that take turns is first.
-//! Unique jobs, orders and schedules are not among the operations, nor are threads, and no process dies
-//! within a call: those have tests of their own.
+//! may run the jobs of the queues behind its own, three levels deep.
+//!
+//! The model knows no order among jobs that may begin but that of `Order`: it does not say which of two
+//! priorities, of two jobs of a queue or of two keys that take turns is first, or which of two failures
+//! in one step counts. All calls with a key of unique jobs have the same mode. Threads are not among the
+//! operations, no process dies within a call, and ticks are those of intervals: those have tests of
+//! their own.
 
+mod begins;
+mod changes;
 mod compare;
+mod ends;
 mod flows;
+mod generate;
 mod jobs;
 mod limits;
 mod model;
 mod operate;
 mod operations;
+mod orders;
 mod run;
+mod schedules;
+mod scheduling;
+mod unique;
 
 use proptest::test_runner::{Config, TestError, TestRunner};
 
 /// Cases that are run if `PROPTEST_CASES` says nothing.
-const CASES: u32 = 16;
+const CASES: u32 = 12;
 
 #[test]
 fn queues_flows_limits_and_clocks_do_what_their_model_does() {
@@ -33,7 +46,7 @@ fn queues_flows_limits_and_clocks_do_what_their_model_does() {
         config.cases = CASES;
     }
     let mut runner = TestRunner::new(config);
-    let result = runner.run(&operations::case(), |case| {
+    let result = runner.run(&generate::case(), |case| {
         run::case(case)
             .map_err(|error| proptest::test_runner::TestCaseError::fail(format!("{error:#}")))
     });

@@ -1,13 +1,14 @@
 //! What a case of the model test does: its limits, and operations on jobs, queues and the clock.
 
-use proptest::collection::vec;
-use proptest::prelude::*;
-use proptest::sample::select;
+use crate::schedules::Definition;
 
 /// The queues. Handlers of jobs of one run those of the queues behind it, so that several run at once.
 pub(crate) const QUEUES: [&str; 3] = ["a", "b", "c"];
 pub(crate) const KINDS: [&str; 2] = ["task", "chore"];
 pub(crate) const KEYS: [&str; 2] = ["x", "y"];
+/// Keys of unique jobs.
+pub(crate) const UNIQUES: [&str; 2] = ["u", "v"];
+pub(crate) const SCHEDULES: [&str; 2] = ["always", "unless running"];
 
 /// A case.
 #[derive(Clone, Debug)]
@@ -15,6 +16,10 @@ pub(crate) struct Case {
     /// Whether workers are there whenever time passes, if a limit has a rate.
     pub(crate) is_punctual: bool,
     pub(crate) limits: Vec<LimitOf>,
+    /// Strict orders within each key.
+    pub(crate) orders: Vec<Scope>,
+    /// How jobs are unique, by their keys.
+    pub(crate) modes: Vec<Mode>,
     pub(crate) operations: Vec<Operation>,
 }
 
@@ -25,6 +30,7 @@ impl std::fmt::Display for Case {
         for limit in &self.limits {
             writeln!(f, "{limit:?}")?;
         }
+        writeln!(f, "orders: {:?}, unique: {:?}", self.orders, self.modes)?;
         for operation in &self.operations {
             writeln!(f, "{operation:?}")?;
         }
@@ -55,11 +61,33 @@ pub(crate) enum Keys {
     InTurn,
 }
 
+/// How a job is unique within a key.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Mode {
+    Plain,
+    Period(u64),
+    Replacing,
+    KeepLatest,
+    WhileWaiting {
+        is_replacing: bool,
+    },
+    Debounce {
+        time: u64,
+        max_wait: Option<u64>,
+        is_leading: bool,
+    },
+}
+
 /// Times are in seconds, jobs are numbers that are taken modulo how many there are.
 #[derive(Clone, Debug)]
 pub(crate) enum Operation {
     Enqueue(New),
+    /// A call with a key of unique jobs.
+    Unique(usize, New),
     Flow(Shape, Vec<New>, Vec<Policy>),
+    Batch(Batch),
+    /// Something with a schedule.
+    Schedule(usize, OfSchedule),
     /// Runs what is due, with these attempts first; the others are done.
     Run(Vec<Attempt>),
     Advance(u64),
@@ -69,11 +97,33 @@ pub(crate) enum Operation {
     Edit(usize, Change),
     Replay(usize),
     Purge(usize),
+    /// Has others pass a job that blocks its key.
+    Unblock(usize),
     Crash,
+    /// Closes the mill, and opens it again after this time.
+    Reopen(u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum OfSchedule {
+    /// Stores it, with times that count from now; None stores it as it is.
+    Store(Option<Definition>),
+    Pause,
+    Resume,
+    Remove,
+    RunNow,
+}
+
+/// What becomes of ticks that were missed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Missed {
+    Skip,
+    Once,
+    All(u32),
 }
 
 /// A job to be enqueued.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct New {
     pub(crate) queue: usize,
     pub(crate) kind: usize,
@@ -101,6 +151,18 @@ impl New {
     }
 }
 
+/// Jobs side by side, with the options of their kind, and what follows when all are done, when all have
+/// ended, and when the first has failed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Batch {
+    pub(crate) queue: usize,
+    pub(crate) kind: usize,
+    pub(crate) jobs: usize,
+    pub(crate) on_success: bool,
+    pub(crate) on_complete: bool,
+    pub(crate) on_death: bool,
+}
+
 /// Which jobs of a flow wait for which.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Shape {
@@ -117,6 +179,8 @@ pub(crate) enum Policy {
     FailAlone,
     Ignore,
     Continue,
+    /// That one runs only then; of a batch.
+    AtFailure,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -153,133 +217,4 @@ pub(crate) enum Outcome {
     Cancel,
     RateLimited(u64),
     Panic,
-}
-
-fn limit() -> impl Strategy<Value = LimitOf> {
-    let scope = prop_oneof![
-        (0..QUEUES.len()).prop_map(Scope::Queue),
-        (0..KINDS.len()).prop_map(Scope::Kind),
-    ];
-    let keys = select(&[Keys::Same, Keys::Apart, Keys::InTurn][..]);
-    let at_once = prop::option::weighted(0.6, 1..3_u32);
-    let rate = prop::option::weighted(0.5, (1..8_u64, 1..4_u32));
-    (scope, keys, at_once, rate).prop_map(|(scope, keys, at_once, rate)| LimitOf {
-        scope,
-        keys,
-        at_once,
-        rate,
-    })
-}
-
-fn new() -> impl Strategy<Value = New> {
-    let delay = prop_oneof![4 => Just(0), 1 => 1..20_u64];
-    (
-        (0..QUEUES.len(), 0..KINDS.len()),
-        prop::option::weighted(0.7, 0..KEYS.len()),
-        prop::bool::weighted(0.2),
-        delay,
-        prop::option::weighted(0.15, 1..30_u64),
-        prop::option::weighted(0.2, 1..5_u32),
-        0..3_u32,
-    )
-        .prop_map(
-            |((queue, kind), key, is_high, delay, expires, cost, retries)| New {
-                queue,
-                kind,
-                key,
-                is_high,
-                delay,
-                expires,
-                cost,
-                retries,
-            },
-        )
-}
-
-fn outcome() -> impl Strategy<Value = Outcome> {
-    prop_oneof![
-        4 => Just(Outcome::Done),
-        1 => Just(Outcome::Follow),
-        2 => Just(Outcome::Error),
-        1 => (0..20_u64).prop_map(Outcome::RetryIn),
-        1 => (0..20_u64).prop_map(Outcome::Snooze),
-        2 => Just(Outcome::Discard),
-        1 => Just(Outcome::Cancel),
-        2 => (1..20_u64).prop_map(Outcome::RateLimited),
-        1 => Just(Outcome::Panic),
-    ]
-}
-
-fn what() -> impl Strategy<Value = What> {
-    prop_oneof![
-        (0..QUEUES.len()).prop_map(What::Queue),
-        (0..KINDS.len()).prop_map(What::Kind),
-        (0..KEYS.len()).prop_map(What::Key),
-    ]
-}
-
-fn change() -> impl Strategy<Value = Change> {
-    prop_oneof![
-        Just(Change::Now),
-        (1..20_u64).prop_map(Change::After),
-        any::<bool>().prop_map(Change::Priority),
-        (0..QUEUES.len()).prop_map(Change::Queue),
-    ]
-}
-
-fn flow() -> impl Strategy<Value = Operation> {
-    let shape = prop_oneof![Just(Shape::Chain), Just(Shape::Diamond)];
-    let policies = [
-        Policy::Fail,
-        Policy::FailAlone,
-        Policy::Ignore,
-        Policy::Continue,
-    ];
-    let policies = select(policies.to_vec());
-    (shape, vec(new(), 2..5), vec(policies, 5))
-        .prop_map(|(shape, jobs, policies)| Operation::Flow(shape, jobs, policies))
-}
-
-/// An operation that may go on while a handler runs.
-fn simple() -> BoxedStrategy<Operation> {
-    prop_oneof![
-        6 => new().prop_map(Operation::Enqueue),
-        3 => flow(),
-        3 => (1..15_u64).prop_map(Operation::Advance),
-        1 => what().prop_map(Operation::Pause),
-        2 => what().prop_map(Operation::Resume),
-        1 => (0..64_usize).prop_map(Operation::Cancel),
-        1 => (0..64_usize, change()).prop_map(|(job, change)| Operation::Edit(job, change)),
-        2 => (0..8_usize).prop_map(Operation::Replay),
-        1 => (0..8_usize).prop_map(Operation::Purge),
-    ]
-    .boxed()
-}
-
-/// Attempts, whose handlers may run others, so many levels deep.
-fn run(levels: u32) -> BoxedStrategy<Operation> {
-    let meanwhile = match levels {
-        0 => vec(simple(), 0..3).boxed(),
-        _ => vec(prop_oneof![3 => simple(), 2 => run(levels - 1)], 0..5).boxed(),
-    };
-    let meanwhile = prop_oneof![2 => Just(Vec::new()), 1 => meanwhile];
-    let attempt = (meanwhile, outcome());
-    let attempt = attempt.prop_map(|(meanwhile, outcome)| Attempt { meanwhile, outcome });
-    vec(attempt, 0..6).prop_map(Operation::Run).boxed()
-}
-
-pub(crate) fn case() -> impl Strategy<Value = Case> {
-    let operation = prop_oneof![
-        12 => simple(),
-        6 => run(2),
-        1 => Just(Operation::Crash),
-    ];
-    let limits = vec(limit(), 0..4);
-    (any::<bool>(), limits, vec(operation, 1..40)).prop_map(|(is_punctual, limits, operations)| {
-        Case {
-            is_punctual,
-            limits,
-            operations,
-        }
-    })
 }

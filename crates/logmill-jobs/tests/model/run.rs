@@ -12,9 +12,11 @@ use logmill_jobs::{
 };
 
 use crate::flows;
-use crate::jobs::{Work, limit_of};
+use crate::jobs::{Work, limit_of, order_of};
 use crate::model::{Model, Phase};
-use crate::operations::{Attempt, Case, KEYS, KINDS, Operation, Outcome, QUEUES, What};
+use crate::operations::{
+    Attempt, Case, KEYS, KINDS, OfSchedule, Operation, Outcome, QUEUES, SCHEDULES, What,
+};
 
 /// What the operations and the handlers share. Nothing is locked while the mill runs jobs but `mill`,
 /// for reading.
@@ -46,13 +48,15 @@ pub(crate) fn case(case: Case) -> Result<()> {
     let clock = ManualClock::at(SystemTime::UNIX_EPOCH + days(20_000));
     let options = MillOptions::new().keep_results(days(30)).clock(&clock);
     let options = limits.fold(options, MillOptions::limit);
+    let orders = case.orders.iter().map(|&scope| order_of(scope));
+    let options = orders.fold(options, MillOptions::order);
     let mill = TestMill::with_options(options)?;
     let world = Arc::new(World {
         began_at: mill.clock().now(),
         is_punctual: case.is_punctual && has_rates,
         events: Mutex::new(mill.events(EVENTS)),
         mill: RwLock::new(mill),
-        model: Mutex::new(Model::new(case.limits, case.is_punctual)),
+        model: Mutex::new(Model::new(&case)),
         flows: Mutex::default(),
         scripts: Mutex::default(),
         wrong: Mutex::default(),
@@ -108,7 +112,7 @@ impl World {
     fn run_attempt(
         self: &Shared,
         queue: usize,
-        number: usize,
+        arguments: usize,
         meanwhile: Vec<Operation>,
         outcome: Outcome,
         cx: &Context,
@@ -118,15 +122,28 @@ impl World {
             "something is wrong already"
         );
         self.hear()?;
-        {
+        let number = {
             let mut model = self.model.lock().unwrap();
-            model.know(number, cx.id());
-            model.begin(number, cx.attempt(), cx.crashes())?;
+            let number = model.job_of(cx.id(), arguments);
+            model.know(number, cx.id())?;
+            model.begin(number, arguments, (cx.attempt(), cx.crashes()))?;
             ensure!(
                 cx.id().queue() == QUEUES[queue],
                 "job {number} runs elsewhere"
             );
-        }
+            let scheduled = cx.scheduled();
+            let tick = |(schedule, tick): (usize, Option<u64>)| {
+                let (found, at) = scheduled?;
+                let is_it = tick.is_none_or(|tick| at == self.began_at + secs(tick));
+                Some(is_it && found == SCHEDULES[schedule])
+            };
+            let of = model.jobs[number].scheduled;
+            ensure!(
+                of.map_or(scheduled.is_none(), |of| tick(of) == Some(true)),
+                "job {number} is of {of:?}, not {scheduled:?}"
+            );
+            number
+        };
         for operation in meanwhile {
             let told = format!("while job {number} runs, {operation:?}");
             let done = self
@@ -148,7 +165,12 @@ impl World {
         }
         ran?;
         self.hear()?;
-        self.learn()?;
+        // Flows may have enqueued what others of an order wait for.
+        let has_orders = !self.model.lock().unwrap().orders.is_empty();
+        match has_orders {
+            true => self.look()?,
+            false => self.learn()?,
+        }
         let mill = self.mill.read().unwrap();
         let model = self.model.lock().unwrap();
         for (number, job) in model.jobs.iter().enumerate() {
@@ -184,6 +206,9 @@ impl World {
         for what in queues.chain(kinds).chain((0..KEYS.len()).map(What::Key)) {
             self.operate(Operation::Resume(what), 0)?;
         }
+        for schedule in 0..SCHEDULES.len() {
+            self.operate_schedule(schedule, OfSchedule::Remove)?;
+        }
         for round in 0.. {
             self.run(Vec::new(), 0)?;
             let is_over = {
@@ -194,6 +219,7 @@ impl World {
             if is_over {
                 break;
             }
+            while self.unblock(0, true)? {}
             ensure!(round < ROUNDS, "jobs wait for ever");
             self.operate(Operation::Advance(30), 0)?;
         }
