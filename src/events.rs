@@ -372,8 +372,9 @@ mod tests {
             }
             let text = std::fs::read_to_string(&path).unwrap();
             let name = path.strip_prefix(&root).unwrap().to_str().unwrap();
-            // Fault injection is for tests only.
-            if name == "events.rs" || name.ends_with("faults.rs") {
+            // What makes faults, and simulates a disk, is for tests only.
+            let is_for_tests = name.ends_with("faults.rs") || name == "simulated_disk.rs";
+            if name == "events.rs" || is_for_tests {
                 continue;
             }
             assert!(!text.contains("tracing::"), "{name}: use events::event!");
