@@ -6,7 +6,7 @@
 //!
 //! This is the only seam between the log and the file system: every system call on a file or
 //! directory is an [`Operation`]. Unit tests count and watch them and make them fail, through
-//! `storage/faults.rs`; `storage/disk.rs` is a model of the disk below them, for simulated power cuts.
+//! `storage/faults.rs`; `storage/disk/` is a model of the disk below them, for simulated power cuts.
 
 mod allocate;
 mod directory;
