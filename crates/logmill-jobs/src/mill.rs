@@ -302,6 +302,9 @@ impl Mill {
     ///
     /// Shut the workers down before, so that their jobs can end.
     ///
+    /// The directory stays locked until the last clone of the mill is dropped, and what was had of it:
+    /// queues, handles of jobs, pools.
+    ///
     /// # Errors
     /// What was done before may not be durable.
     pub fn close(self) -> Result<(), BackendError> {
