@@ -265,9 +265,9 @@ impl Gate {
         }
         let now = self.clock.now();
         let mut state = self.state.lock();
-        let Some(bucket) = state.buckets.get_mut(&key) else {
-            return Arrived::Begins;
-        };
+        // A rate may have forgotten the key since: those that were let through are not counted. Many may
+        // come together, which is to be noted.
+        let bucket = state.bucket(key, &self.limit, now);
         if bucket.closed.is_some_and(|closed| closed > now) {
             return Arrived::Closed;
         }

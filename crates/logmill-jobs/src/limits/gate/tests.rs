@@ -51,8 +51,6 @@ fn keys_that_are_idle_are_forgotten() {
     for key in 0..100_000 {
         let now = start + Duration::from_millis(key);
         assert_eq!(places(&gate, key, now), 1);
-        let mut state = gate.state.lock();
-        state.bucket(key, &gate.limit, now).running = 0;
     }
     let left = gate.state.lock().buckets.len();
     assert!(left < 5000, "{left}");
@@ -86,4 +84,20 @@ fn jobs_that_come_to_a_closed_key_give_back_no_burst_for_its_end() {
     }
     assert_eq!(places(&gate, 0, now + secs(60)), 1);
     assert_eq!(places(&gate, 0, now + secs(61)), 1);
+}
+
+#[test]
+fn jobs_that_come_late_to_a_key_that_was_forgotten_do_not_begin_together() {
+    let gate = new(Limit::on_kind("k").by_key().rate(1, secs(3600)));
+    let now = Instant::now();
+    // Ten are let through in time, and do not come: their queue is paused.
+    let hours = (0..10).map(|hour| places(&gate, 0, now + secs(hour * 3600)));
+    assert_eq!(hours.sum::<u32>(), 10);
+    for key in 1..200 {
+        places(&gate, key, now + secs(24 * 3600));
+    }
+    assert!(!gate.state.lock().buckets.contains_key(&0));
+    let arrived = (0..10).map(|_| gate.arrive(0, 1));
+    // One more than the burst, as others begin late.
+    assert_eq!(arrived.filter(|one| *one == Arrived::Begins).count(), 2);
 }
