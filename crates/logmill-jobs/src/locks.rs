@@ -3,6 +3,9 @@
 //! The backend may call a subscriber of its events, whose code may do anything, such as enqueue another
 //! unique job. So two threads can want each other's locks. A thread that has one, or is about to open a
 //! queue, waits for another one for a time only.
+//!
+//! A call that takes several by itself takes them in this order: that of edits, that of a unique key, and
+//! then that of a flow or of the walk over a queue. It waits for the next one as long as it takes.
 
 use std::cell::Cell;
 use std::hash::BuildHasher;
@@ -53,7 +56,17 @@ impl Lock {
     /// # Errors
     /// [`BackendError::Invalid`]: another thread has the lock, and may wait for what this one has.
     pub(crate) fn lock(&self) -> Result<Locked<'_>, BackendError> {
-        let has_others = HAS.try_with(Cell::get).is_ok_and(|has| has > 0);
+        self.lock_after(0)
+    }
+
+    /// Takes the lock after so many that this call took before, always in the order that [the
+    /// module](self) says. Nobody who has this one waits for those without end, so they are no reason
+    /// to wait for a time only.
+    ///
+    /// # Errors
+    /// As for [`lock`](Self::lock).
+    pub(crate) fn lock_after(&self, own: u32) -> Result<Locked<'_>, BackendError> {
+        let has_others = HAS.try_with(Cell::get).is_ok_and(|has| has > own);
         let lock = match has_others {
             false => Some(self.0.lock()),
             true => self.0.try_lock_for(LONGEST),
@@ -90,9 +103,17 @@ impl Locks {
     /// # Errors
     /// Those of [`Lock::lock`].
     pub(crate) fn lock(&self, key: &[u8]) -> Result<Locked<'_>, BackendError> {
+        self.lock_after(0, key)
+    }
+
+    /// Locks a key after so many locks that this call took before.
+    ///
+    /// # Errors
+    /// Those of [`Lock::lock_after`].
+    pub(crate) fn lock_after(&self, own: u32, key: &[u8]) -> Result<Locked<'_>, BackendError> {
         let hash = self.hasher.hash_one(key);
         // The remainder is less than the number of locks.
-        self.locks[(hash % LOCKS as u64) as usize].lock()
+        self.locks[(hash % LOCKS as u64) as usize].lock_after(own)
     }
 }
 
@@ -132,6 +153,22 @@ mod tests {
         // Nothing is left locked, and nobody counts as having anything.
         assert!(locks.lock(&one).is_ok() && locks.lock(&other).is_ok());
         assert_eq!(HAS.get(), 0);
+    }
+
+    #[test]
+    fn a_call_that_takes_several_in_order_waits_as_long_as_it_takes() {
+        let (locks, next) = (Locks::default(), Lock::default());
+        let is_held = Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _held = next.lock().unwrap();
+                is_held.wait();
+                std::thread::sleep(LONGEST + LONGEST / 2);
+            });
+            is_held.wait();
+            let _key = locks.lock(b"key").unwrap();
+            assert!(next.lock_after(1).is_ok());
+        });
     }
 
     #[test]

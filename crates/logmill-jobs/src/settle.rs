@@ -188,7 +188,13 @@ fn end_once(
     let outcome = || Outcome::Record(record.cloned().unwrap_or_else(record_of_unit));
     let released = Release::of(mill, claim.kind(), claim.header(header::UNIQUE), false)?;
     let beside = followed.beside.clone();
-    let ending = Ending::of(mill, claim.header(header::FLOW), outcome, beside)?;
+    let ending = Ending::of(
+        mill,
+        claim.header(header::FLOW),
+        outcome,
+        beside,
+        released.as_ref(),
+    )?;
     let keep = keep.unwrap_or(mill.inner.keep_results);
     let record = record.map(|record| NewRecord::new(mill, id, record.to_bytes(), keep));
     let mut changes = Changes::default();
@@ -351,7 +357,7 @@ fn note_death(mill: &Mill, claim: &dyn Claim, id: &JobId, reason: &str) {
     };
     let flow = claim.header(header::FLOW);
     let noted = again(mill, || {
-        match Ending::of(mill, flow, outcome, Vec::new())? {
+        match Ending::of(mill, flow, outcome, Vec::new(), None)? {
             Some(ending) => ending.commit(mill),
             None => Ok(()),
         }
@@ -465,7 +471,7 @@ fn note_end(
     let has_died = matches!(ended.how, End::Dead(_));
     let released = Release::of(mill, ended.kind, ended.unique, has_died)?;
     let outcome = || Outcome::Record(record.clone());
-    let ending = Ending::of(mill, ended.flow, outcome, Vec::new())?;
+    let ending = Ending::of(mill, ended.flow, outcome, Vec::new(), released.as_ref())?;
     let has_progress = mill.inner.backend.get(&progress)?.is_some();
     let record = NewRecord::new(mill, id, bytes, mill.inner.keep_results);
     let mut changes = Changes::default();

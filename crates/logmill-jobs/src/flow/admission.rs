@@ -199,7 +199,7 @@ fn note_letter(mill: &Mill, letter: &DeadJob) -> Result<(), BackendError> {
     again(mill, || {
         let reason = reason.clone();
         let outcome = || Outcome::Record(Record::Dead { reason });
-        match Ending::of(mill, letter.flow.as_deref(), outcome, Vec::new())? {
+        match Ending::of(mill, letter.flow.as_deref(), outcome, Vec::new(), None)? {
             Some(ending) => ending.commit(mill),
             None => Ok(()),
         }
@@ -225,7 +225,7 @@ impl Mill {
         again(self, || {
             let reason = reason.to_owned();
             let outcome = || Outcome::Record(Record::Cancelled { reason });
-            match Ending::of(self, header, outcome, Vec::new())? {
+            match Ending::of(self, header, outcome, Vec::new(), None)? {
                 Some(ending) => ending.commit(self).map(|()| true),
                 None => Ok(false),
             }

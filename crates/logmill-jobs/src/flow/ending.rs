@@ -13,6 +13,7 @@ use crate::keys::Record;
 use crate::locks;
 use crate::mill::Mill;
 use crate::prepared::PreparedJob;
+use crate::unique::Release;
 use crate::waiters::Ended;
 
 /// Reads from the backend, and notes the versions of what it has read.
@@ -74,10 +75,15 @@ pub(super) struct Locked<'a> {
 }
 
 impl<'a> Locked<'a> {
-    /// None if the flow is not kept any more, as it has ended.
-    pub(super) fn open(mill: &'a Mill, flow: FlowId) -> Result<Option<Self>, BackendError> {
+    /// None if the flow is not kept any more, as it has ended. The call has taken so many
+    /// [locks](locks) before.
+    pub(super) fn open(
+        mill: &'a Mill,
+        flow: FlowId,
+        own_locks: u32,
+    ) -> Result<Option<Self>, BackendError> {
         let key = flow_key(flow);
-        let lock = mill.inner.flows.locks.lock(&key)?;
+        let lock = mill.inner.flows.locks.lock_after(own_locks, &key)?;
         let Some(stored) = mill.inner.backend.get(&key)? else {
             return Ok(None);
         };
@@ -137,17 +143,19 @@ pub(super) fn add_header(job: &mut PreparedJob, id: NodeId) {
 
 impl<'a> Ending<'a> {
     /// What the end of the job with this header changes, with the jobs that it has added beside
-    /// itself. None if it is of no flow, of one that is gone, or has ended before.
+    /// itself. None if it is of no flow, of one that is gone, or has ended before. If it is a unique job,
+    /// its `key` is locked by then.
     pub(crate) fn of(
         mill: &'a Mill,
         header: Option<&[u8]>,
         outcome: impl FnOnce() -> Outcome,
         beside: Vec<PreparedJob>,
+        key: Option<&Release<'_>>,
     ) -> Result<Option<Self>, BackendError> {
         let Some(id) = header.and_then(NodeId::parse) else {
             return Ok(None);
         };
-        let Some(mut locked) = Locked::open(mill, id.flow)? else {
+        let Some(mut locked) = Locked::open(mill, id.flow, u32::from(key.is_some()))? else {
             return Ok(None);
         };
         // Of a flow that has ended, a part may be gone before the rest.

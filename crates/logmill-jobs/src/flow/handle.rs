@@ -256,7 +256,7 @@ impl FlowHandle {
     }
 
     fn cancel_once(&self, reason: &str) -> Result<(), BackendError> {
-        let Some(mut locked) = Locked::open(&self.mill, self.id)? else {
+        let Some(mut locked) = Locked::open(&self.mill, self.id, 0)? else {
             return Ok(());
         };
         if locked.advance.record.open == 0 {

@@ -100,7 +100,8 @@ impl Tickets {
             return Ok(Some(number));
         }
         // Under the lock, so that of several that look for jobs of an earlier process one walks.
-        let walking = self.walking.lock()?;
+        // The caller has the key, and a walk takes long in a long queue.
+        let walking = self.walking.lock_after(1)?;
         let late = {
             let walked = self.walked.lock();
             (!walked.queues.contains(&queue.name)).then_some(walked.late)

@@ -183,7 +183,8 @@ pub(crate) fn moving<'a>(
         return Ok(None);
     };
     let key = keys::of_unique(kind, header.key);
-    let lock = mill.inner.unique_locks.lock(&key)?;
+    // After that of edits.
+    let lock = mill.inner.unique_locks.lock_after(1, &key)?;
     let Some(current) = mill.inner.backend.get(&key)? else {
         return Ok(None);
     };
