@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::JobId;
@@ -11,6 +11,7 @@ use crate::again::again;
 use crate::backend::{BackendError, Changes, Claim, Held, Keep, KeyChange, Settlement};
 use crate::enqueue::header;
 use crate::keys;
+use crate::locks::{Lock, Locked};
 use crate::mill::Mill;
 
 /// A backend that holds no jobs gives one out again after this time.
@@ -83,7 +84,7 @@ enum What {
 pub(crate) struct Paused {
     is_loaded: AtomicBool,
     /// Held while a change is stored. Taken before `state`.
-    changing: Mutex<()>,
+    changing: Lock,
     state: Mutex<State>,
 }
 
@@ -186,7 +187,7 @@ pub(crate) fn load(mill: &Mill) -> Result<(), BackendError> {
     if paused.is_loaded.load(Ordering::Acquire) && !mill.is_shared() {
         return Ok(());
     }
-    let changing = paused.changing.lock();
+    let changing = paused.changing.lock()?;
     let (names, _) = stored(mill)?;
     let released = adopt(mill, names, &changing);
     paused.is_loaded.store(true, Ordering::Release);
@@ -211,7 +212,7 @@ fn set(mill: &Mill, what: What, name: &str, is_paused: bool) -> Result<bool, Bac
 }
 
 fn set_once(mill: &Mill, what: What, name: &str, is_paused: bool) -> Result<bool, BackendError> {
-    let changing = mill.inner.before.paused.changing.lock();
+    let changing = mill.inner.before.paused.changing.lock()?;
     // Another process may have changed it since it was loaded.
     let (mut names, version) = stored(mill)?;
     let has_changed = match is_paused {
@@ -229,6 +230,8 @@ fn set_once(mill: &Mill, what: What, name: &str, is_paused: bool) -> Result<bool
             keys: vec![KeyChange::Expect(keys::PAUSED, version), change],
             ..Changes::default()
         })?;
+        // A subscriber that was called meanwhile may have changed it, too.
+        (names, _) = stored(mill)?;
     }
     let released = adopt(mill, names, &changing);
     drop(changing);
@@ -238,7 +241,7 @@ fn set_once(mill: &Mill, what: What, name: &str, is_paused: bool) -> Result<bool
 }
 
 /// Has workers know what is stored. Returns the jobs that nothing holds up any more.
-fn adopt(mill: &Mill, mut names: Names, _changing: &MutexGuard<'_, ()>) -> Vec<Waiting> {
+fn adopt(mill: &Mill, mut names: Names, _changing: &Locked<'_>) -> Vec<Waiting> {
     let before = &mill.inner.before;
     let mut state = before.paused.state.lock();
     let (had_any, has_any) = (!state.names.is_empty(), !names.is_empty());
@@ -313,5 +316,56 @@ impl Mill {
             keys: state.names.keys.iter().cloned().collect(),
             jobs: waiting.map(|waiting| waiting.id.clone()).collect(),
         })
+    }
+}
+
+#[cfg(all(test, feature = "embedded"))]
+mod tests {
+    use super::*;
+    use crate::backend::*;
+
+    type Call = Box<dyn FnOnce() + Send>;
+
+    /// A backend that calls somebody after a commit, as the engine calls subscribers.
+    struct Calling {
+        inner: Embedded,
+        call: std::sync::Arc<Mutex<Option<Call>>>,
+    }
+
+    impl Backend for Calling {
+        forward_backend!(inner: capabilities on_end queue queue_names consumer wake_consumers get);
+        forward_backend!(inner: keys each_key extend damage flush close);
+
+        fn commit(&self, changes: &Changes<'_>) -> Result<Vec<Option<u64>>, BackendError> {
+            let committed = self.inner.commit(changes);
+            let call = self.call.lock().take();
+            if let Some(call) = call {
+                call();
+            }
+            committed
+        }
+    }
+
+    #[test]
+    fn a_subscriber_that_is_called_by_a_pause_pauses_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let queues = logmill::Queues::options(dir.path().join("jobs")).open();
+        let call = std::sync::Arc::default();
+        let backend = Calling {
+            inner: Embedded::new(queues.unwrap(), logmill::Durability::Process),
+            call: std::sync::Arc::clone(&call),
+        };
+        let mill = Mill::with_backend(backend, crate::MillOptions::new());
+        let (same, (ended, end)) = (mill.clone(), std::sync::mpsc::channel());
+        *call.lock() = Some(Box::new(move || _ = same.pause_key("k").unwrap()));
+        let _ = std::thread::spawn(move || {
+            assert!(mill.pause_kind("mail").unwrap());
+            ended.send(mill.paused().unwrap()).unwrap();
+        });
+        let paused = end.recv_timeout(crate::secs(20)).unwrap();
+        assert_eq!(
+            (paused.kinds, paused.keys),
+            (vec!["mail".to_owned()], vec!["k".to_owned()])
+        );
     }
 }
