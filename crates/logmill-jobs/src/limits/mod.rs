@@ -158,7 +158,7 @@ impl Limits {
     }
 
     fn admit_slow(
-        &self,
+        self: &Arc<Self>,
         id: &JobId,
         cost: u32,
         claim: &mut dyn Claim,
@@ -196,6 +196,7 @@ impl Limits {
                 }),
                 Taken::Waits(until) => {
                     if let Some(until) = until {
+                        self.timer.start(self);
                         self.timer.ring_at(until);
                     }
                     // The places at other gates are free again when the permit is dropped.

@@ -32,7 +32,7 @@ impl Timer {
         }
     }
 
-    /// Starts the thread unless it was started before. It ends with the limits.
+    /// Starts the thread unless it runs. It ends with the limits.
     pub(super) fn start(self: &Arc<Self>, limits: &Arc<Limits>) {
         if std::mem::replace(&mut self.state.lock().is_started, true) {
             return;
@@ -50,7 +50,8 @@ impl Timer {
         let _ = self.advances.set(advances);
         let thread = std::thread::Builder::new().name("jobs-limits".to_owned());
         if let Err(error) = thread.spawn(move || timer.run(&limits)) {
-            // Jobs that wait for a rate then wait for the next end of an attempt instead.
+            // Jobs wait on, and the next one that comes to wait for a time tries again.
+            self.state.lock().is_started = false;
             tracing::error!(%error, "could not start the thread that ends the waits of rate limits");
         }
     }
