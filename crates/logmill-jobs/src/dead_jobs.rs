@@ -88,7 +88,7 @@ impl JobQueue {
         limit: usize,
     ) -> Result<DeadPage, BackendError> {
         let limit = limit.max(1);
-        let levels = self.levels();
+        let levels = self.existing_levels()?;
         let mut from = 0;
         if let Some(DeadCursor { after }) = after {
             let Some(at) = levels
@@ -205,7 +205,7 @@ impl JobQueue {
     ) -> Result<Vec<Selected>, BackendError> {
         let (mut left, mut panic) = (limit, None);
         let mut selected = Vec::new();
-        for level in self.levels() {
+        for level in self.existing_levels()? {
             let (mut letters, mut flows, mut uniques) = (Vec::new(), Vec::new(), Vec::new());
             let mut kinds = HashMap::<String, u64>::new();
             if left == 0 {

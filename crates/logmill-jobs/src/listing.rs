@@ -162,7 +162,7 @@ impl JobQueue {
         limit: usize,
     ) -> Result<JobPage, BackendError> {
         let limit = limit.max(1);
-        let levels = self.levels();
+        let levels = self.existing_levels()?;
         let mut first = 0;
         if let Some(JobCursor { from }) = from {
             let mut places = levels.iter();
@@ -226,7 +226,7 @@ impl JobQueue {
         mut filter: impl FnMut(&QueuedJob) -> bool,
     ) -> Result<u64, BackendError> {
         let (mut selected, mut panic) = (Vec::new(), None);
-        for level in self.levels() {
+        for level in self.existing_levels()? {
             if selected.len() == limit {
                 break;
             }

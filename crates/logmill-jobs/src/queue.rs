@@ -144,12 +144,21 @@ impl JobQueue {
         // The normal level first: one that is opened from then on looks at it.
         let normal = self.mill.inner.backend_queue(&self.name)?;
         normal.queue.set_paused(paused)?;
-        let mut levels = self.levels().into_iter();
+        let mut levels = self.existing_levels()?.into_iter();
         levels.try_for_each(|level| level.queue.set_paused(paused))
     }
 
-    /// Those levels of priority that were ever used.
-    pub(crate) fn levels(&self) -> Vec<Arc<OpenQueue>> {
+    /// Those levels of priority that were ever used, also by other processes on a shared backend, of which
+    /// nobody has told this one.
+    pub(crate) fn existing_levels(&self) -> Result<Vec<Arc<OpenQueue>>, BackendError> {
+        if self.mill.is_shared() {
+            self.mill.queue(&self.name)?;
+        }
+        Ok(self.levels())
+    }
+
+    /// Those levels of priority that were ever used, as far as this process knows.
+    fn levels(&self) -> Vec<Arc<OpenQueue>> {
         let places = Priority::ALL.map(|level| name_of_level(&self.name, level));
         let open = places
             .iter()
@@ -168,7 +177,7 @@ impl JobQueue {
     /// The storage failed.
     pub fn stats(&self) -> Result<QueueStats, BackendError> {
         let mut sum = QueueStats::default();
-        for level in &self.levels() {
+        for level in &self.existing_levels()? {
             let one = level.queue.stats()?;
             sum.ready += one.ready;
             sum.delayed += one.delayed;
@@ -192,7 +201,7 @@ impl JobQueue {
     /// The storage failed.
     pub fn dead_jobs(&self) -> Result<Vec<DeadJob>, BackendError> {
         let mut dead = Vec::new();
-        for level in &self.levels() {
+        for level in &self.existing_levels()? {
             let letters = level.queue.dead_letters()?.into_iter();
             dead.extend(letters.map(|letter| dead_job(&self.mill, level, letter)));
         }

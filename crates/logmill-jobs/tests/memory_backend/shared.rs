@@ -38,6 +38,22 @@ fn each_job_of_a_common_queue_runs_once() {
     });
 }
 
+#[test]
+fn a_level_that_another_process_uses_first_is_one_of_the_queue() {
+    with_two(|one, other| {
+        let queue = one.queue("default").unwrap();
+        queue.pause().unwrap();
+        let job = other.job(Part(7)).priority(Priority::High);
+        let handle = job.enqueue().unwrap();
+        let (pool, _) = start(other);
+        assert_eq!(queue.stats().unwrap().left(), 1);
+        assert_eq!(queue.jobs_page(None, 10).unwrap().jobs.len(), 1);
+        queue.resume().unwrap();
+        assert_eq!(handle.wait_timeout(PATIENCE).unwrap(), 7);
+        assert!(pool.shutdown(PATIENCE).finished_in_time);
+    });
+}
+
 /// Who waits in the process that does not run the job.
 #[test]
 fn the_end_of_a_job_in_another_process_is_waited_for() {
