@@ -21,7 +21,7 @@ pub(crate) struct Waiters {
     waiting: Mutex<HashMap<JobId, Waiting>>,
     /// Whether other processes end jobs as well.
     is_shared: bool,
-    /// Whether the thread runs; changed under the lock of `waiting`.
+    /// Whether the thread runs, or is about to; changed under the lock of `waiting`.
     looks: AtomicBool,
 }
 
@@ -76,10 +76,12 @@ impl Waiters {
         });
         entry.count += 1;
         let notice = Arc::clone(&entry.notice);
-        if self.is_shared && !self.looks.swap(true, Ordering::Relaxed) {
+        let starts = self.is_shared && !self.looks.swap(true, Ordering::Relaxed);
+        drop(waiting);
+        if starts {
+            // Without the lock: a subscriber may be told of an error.
             self.look_from_time_to_time();
         }
-        drop(waiting);
         Waiter {
             waiters: self,
             id: id.clone(),

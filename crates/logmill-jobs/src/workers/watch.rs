@@ -6,8 +6,8 @@
 //!                                                     └─ the handler returns: its result counts
 //! ```
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Once, OnceLock, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex};
@@ -43,7 +43,7 @@ pub(super) struct Watch {
     advances: OnceLock<Advances>,
     /// The pool whose handlers it watches; None where they are run by their caller.
     pool: OnceLock<Weak<Shared>>,
-    started: Once,
+    is_started: AtomicBool,
 }
 
 impl Watch {
@@ -56,7 +56,7 @@ impl Watch {
             changed: Condvar::new(),
             advances: OnceLock::new(),
             pool: OnceLock::new(),
-            started: Once::new(),
+            is_started: AtomicBool::new(false),
         }
     }
 
@@ -82,7 +82,8 @@ impl Watch {
         });
         let _ = self.advances.set(advances);
         if let Err(error) = thread.spawn(move || watch.run(&shared)) {
-            // Handlers that do not look at their token then keep their threads.
+            // Handlers that do not look at their token keep their threads until the next job tries again.
+            self.is_started.store(false, Ordering::Relaxed);
             tracing::error!(%error, "could not start the thread that finds stuck handlers");
         }
     }
@@ -122,8 +123,12 @@ impl Watch {
 
     /// A job begins that counts as stuck at this time.
     pub(super) fn begin(self: &Arc<Self>, seat: &Seat, timed: Timed, stuck_at: Instant) {
-        if let Some(shared) = self.pool.get() {
-            self.started.call_once(|| self.start(shared));
+        // Relaxed: the thread reads the seats after it was woken.
+        if !self.is_started.load(Ordering::Relaxed)
+            && let Some(shared) = self.pool.get()
+            && !self.is_started.swap(true, Ordering::Relaxed)
+        {
+            self.start(shared);
         }
         let stuck_at = self.nanos(stuck_at);
         seat.begin_timed(timed, stuck_at);
