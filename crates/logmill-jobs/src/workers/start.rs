@@ -7,6 +7,7 @@ use super::chunks::{self, Chunks};
 use super::concurrency::Concurrency;
 use super::pool::{Pool, Shared};
 use super::served::Served;
+use super::thread::Alive;
 use super::{Workers, thread};
 use crate::error::StartError;
 use crate::handler::Intake;
@@ -63,12 +64,16 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
             mill.queue(queue)?;
         }
         let shared = Shared::new(mill, served, concurrency, chunks)?;
+        // Held until all threads run, so that the pool does not leave the mill in between; and that it does
+        // if a subscriber panics.
+        let starting = Alive::new(&shared, None);
         let (threads, tasks) = shared.wanted();
         mill.inner
             .limits
             .warn_of_few_workers(self.jobs(threads, tasks));
         let kinds: Vec<_> = by_kind.keys().copied().collect();
         let pool = thread::start(self.state, by_kind, shared, &self.name, runtime)?;
+        drop(starting);
         mill.inner.parked.release(kinds.into_iter());
         Ok(pool)
     }

@@ -95,8 +95,6 @@ pub(super) fn start<S: Clone + Send + Sync + 'static>(
         name: name.to_owned(),
         runtime,
     }));
-    // Held until all threads run, so that the pool does not leave the mill in between.
-    let starting = Alive::new(&shared, None);
     shared.leases.start(name)?;
     shared.chunks.start(&shared, name)?;
     shared.watch.set_pool(&shared);
@@ -112,7 +110,6 @@ pub(super) fn start<S: Clone + Send + Sync + 'static>(
     if let Some(scaling) = &shared.scaling {
         scaling.start(&shared)?;
     }
-    drop(starting);
     Ok(pool)
 }
 

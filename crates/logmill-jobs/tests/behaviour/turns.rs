@@ -200,3 +200,19 @@ fn a_pool_that_is_too_small_for_turns_says_so() {
         let _ = pool.shutdown(PATIENCE);
     }
 }
+
+#[test]
+fn a_subscriber_that_panics_at_the_start_of_a_pool_leaves_its_queues_to_the_next() {
+    let (mill, _dir) = mill_with([Limit::on_kind("export").at_once(2).in_turn()]);
+    let start = || {
+        let workers = Workers::new(()).on(|_: Export| JobResult::Ok(()));
+        workers.threads(1).start(&mill)
+    };
+    let panics = OnEvent(|_: &tracing::Metadata<'_>| panic!("in a subscriber"));
+    let started = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        tracing::subscriber::with_default(panics, start)
+    }));
+    assert!(started.is_err());
+    let pool = start().unwrap();
+    let _ = pool.shutdown(PATIENCE);
+}
