@@ -168,7 +168,8 @@ impl Cell {
         self.waited.record(waited, stands_for, self.is_own);
         if is_delayed {
             let late = self.late.get_or_init(Histogram::default);
-            late.record(waited, stands_for, self.is_own);
+            // Each delayed job is measured, so it stands for no other.
+            late.record(waited, 1, self.is_own);
         }
     }
 
