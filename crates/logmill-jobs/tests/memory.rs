@@ -6,6 +6,7 @@
 //! ```
 
 use std::alloc::System;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use logmill_jobs::{Job, JobResult, Limit, Mill, MillOptions, Order, Workers, hours};
@@ -30,6 +31,12 @@ struct Single {
     number: u64,
 }
 
+/// Held by each test, as what another one has in its heap would count.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn heap() -> i64 {
     let stats = ALLOCATOR.stats();
     stats.bytes_allocated as i64 - stats.bytes_deallocated as i64
@@ -44,6 +51,7 @@ fn report(what: &str, before: i64) {
 #[test]
 #[ignore = "takes a minute; for its figures"]
 fn a_million_jobs_that_wait() {
+    let _alone = alone();
     // The first job of a key begins, or the first of all where keys take turns, and the next ones wait for
     // an hour.
     let limit = || Limit::on_kind("keyed").rate(1, hours(1));
@@ -107,6 +115,7 @@ fn a_million_jobs_that_wait() {
 #[test]
 #[ignore = "takes a minute; for its figures"]
 fn a_million_keys_of_a_limit() {
+    let _alone = alone();
     for (what, period) in [
         ("known to a rate", hours(1)),
         ("idle, known to a rate", Duration::from_nanos(1)),
@@ -137,6 +146,7 @@ fn a_million_keys_of_a_limit() {
 #[test]
 #[ignore = "takes a minute; for its figures"]
 fn a_million_jobs_in_an_order() {
+    let _alone = alone();
     for (what, keys) in [("of one key", 1), ("each of its own key", JOBS)] {
         let dir = tempfile::tempdir().unwrap();
         let open = || {
