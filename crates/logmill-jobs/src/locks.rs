@@ -20,6 +20,8 @@ use crate::backend::BackendError;
 const LOCKS: usize = 256;
 /// For so long a thread waits that may be waited for itself.
 const LONGEST: Duration = Duration::from_secs(1);
+/// Why it is refused then.
+const WAITS: &str = "a call of a subscriber waits for another thread, which may wait for it";
 
 thread_local! {
     /// What this thread has that others may wait for.
@@ -71,14 +73,67 @@ impl Lock {
             false => Some(self.0.lock()),
             true => self.0.try_lock_for(LONGEST),
         };
-        let lock = lock.ok_or_else(|| {
-            let why = "a call of a subscriber waits for another thread, which may wait for it";
-            BackendError::Invalid(why.to_owned())
-        })?;
+        let lock = lock.ok_or_else(|| BackendError::Invalid(WAITS.to_owned()))?;
         Ok(Locked {
             _lock: lock,
             _having: Having::one_more(),
         })
+    }
+}
+
+/// A step that is made once, and again only if it has failed.
+#[derive(Default)]
+pub(crate) struct Once {
+    lock: ReentrantMutex<Cell<Progress>>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Progress {
+    #[default]
+    NotDone,
+    Begun,
+    Done,
+}
+
+impl Once {
+    /// Makes the step, unless it was made. Others wait meanwhile, a time only if this thread has something
+    /// for which the step may wait.
+    ///
+    /// # Errors
+    /// Those of the step. [`BackendError::Invalid`]: it is being made, and this is called from within it, or
+    /// has waited in vain.
+    pub(crate) fn make(
+        &self,
+        step: impl FnOnce() -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        let refused = |why: &str| Err(BackendError::Invalid(why.to_owned()));
+        let has_any = HAS.try_with(Cell::get).is_ok_and(|has| has > 0);
+        let lock = match has_any {
+            false => Some(self.lock.lock()),
+            true => self.lock.try_lock_for(LONGEST),
+        };
+        let Some(progress) = lock else {
+            return refused(WAITS);
+        };
+        match progress.get() {
+            Progress::Done => return Ok(()),
+            Progress::Begun => return refused("a subscriber calls what it was called from"),
+            Progress::NotDone => {}
+        }
+        /// Whatever becomes of the step, also if a subscriber panics in it.
+        struct Ends<'a>(&'a Cell<Progress>);
+        impl Drop for Ends<'_> {
+            fn drop(&mut self) {
+                if self.0.get() == Progress::Begun {
+                    self.0.set(Progress::NotDone);
+                }
+            }
+        }
+        progress.set(Progress::Begun);
+        let ends = Ends(&progress);
+        step()?;
+        ends.0.set(Progress::Done);
+        Ok(())
     }
 }
 
@@ -169,6 +224,27 @@ mod tests {
             let _key = locks.lock(b"key").unwrap();
             assert!(next.lock_after(1).is_ok());
         });
+    }
+
+    #[test]
+    fn a_step_is_made_once_though_it_calls_itself_panics_or_fails_before() {
+        let once = Once::default();
+        let made = Cell::new(0);
+        let step = || {
+            made.set(made.get() + 1);
+            let within = once.make(|| panic!("made twice"));
+            assert!(matches!(within, Err(BackendError::Invalid(_))));
+            match made.get() {
+                1 => panic!("in a subscriber"),
+                2 => Err(BackendError::Closed),
+                _ => Ok(()),
+            }
+        };
+        let interrupted = std::panic::AssertUnwindSafe(|| once.make(step));
+        assert!(std::panic::catch_unwind(interrupted).is_err());
+        assert!(matches!(once.make(step), Err(BackendError::Closed)));
+        assert!(once.make(step).is_ok() && once.make(step).is_ok());
+        assert_eq!(made.get(), 3);
     }
 
     #[test]

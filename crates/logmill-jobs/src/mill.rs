@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use crate::backend::{Backend, BackendError, Changes, Damaged, NewJob, Queue, name_of_level};
 use crate::before::Before;
 use crate::cancelling::Cancelling;
@@ -23,7 +21,7 @@ use crate::figures::{Arrivals, Figures, KindLoads, Loads};
 use crate::flow::Flows;
 use crate::handle::JobHandle;
 use crate::limits::Limits;
-use crate::locks::Locks;
+use crate::locks::{Locks, Once};
 use crate::middleware::Hook;
 #[cfg(feature = "embedded")]
 use crate::options::MillBuilder;
@@ -99,7 +97,7 @@ pub(crate) struct Inner {
     pub(crate) tickets: Arc<Tickets>,
     pub(crate) before: Before,
     /// Whether what an earlier process had begun is finished.
-    pub(crate) finished: Mutex<bool>,
+    pub(crate) finished: Once,
     pub(crate) pools: Pools,
     pub(crate) parked: Parked,
     pub(crate) limits: Arc<Limits>,
@@ -201,7 +199,7 @@ impl Mill {
             flows: Flows::default(),
             tickets: Arc::default(),
             before: Before::default(),
-            finished: Mutex::default(),
+            finished: Once::default(),
             pools: Pools::default(),
             parked: Parked::default(),
             hooks,

@@ -337,10 +337,10 @@ impl Mill {
     /// Looks at every key of the backend.
     pub(crate) fn finish_interrupted(&self) -> Result<(), BackendError> {
         crate::paused::load(self)?;
-        let mut is_done = self.inner.finished.lock();
-        if *is_done {
-            return Ok(());
-        }
+        self.inner.finished.make(|| self.finish_all())
+    }
+
+    fn finish_all(&self) -> Result<(), BackendError> {
         for (key, value) in self.inner.backend.keys(keys::TO_DO.as_bytes())? {
             if key.starts_with(keys::TO_DO_KEPT.as_bytes()) {
                 unique::finish_interrupted(self, &value.value)?;
@@ -350,7 +350,6 @@ impl Mill {
                 finish_interrupted(self, &id)?;
             }
         }
-        *is_done = true;
         Ok(())
     }
 }

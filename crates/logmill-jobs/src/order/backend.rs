@@ -96,17 +96,16 @@ impl Backend for Ordered {
 impl Orders {
     /// Enters in the lines what the backend had when it was opened.
     fn build(&self, backend: &dyn Backend) -> Result<(), BackendError> {
-        let mut are_built = self.are_built.lock();
-        if *are_built {
-            return Ok(());
-        }
+        self.are_built.make(|| self.build_all(backend))
+    }
+
+    fn build_all(&self, backend: &dyn Backend) -> Result<(), BackendError> {
         for place in backend.queue_names()? {
             let mut orders = self.orders.iter();
             if orders.any(|(order, _)| order.may_concern(&place)) {
                 self.build_queue(backend, &place)?;
             }
         }
-        *are_built = true;
         Ok(())
     }
 

@@ -27,7 +27,6 @@ use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use foldhash::quality::RandomState;
-use parking_lot::Mutex;
 
 pub(crate) use self::backend::Ordered;
 use self::line::{Lines, Position};
@@ -35,7 +34,7 @@ use crate::backend::{Backend, BackendError, Changes, Keep, KeyChange, Seen};
 use crate::clock::Clock;
 use crate::enqueue::header;
 use crate::limits::Limits;
-use crate::locks::Lock;
+use crate::locks::{Lock, Once};
 use crate::mill::Mill;
 use crate::{JobId, keys};
 
@@ -169,7 +168,7 @@ pub(crate) struct Orders {
     /// Held while it is decided of a dead job: it is replayed, purged or skipped.
     deciding: Lock,
     /// Whether the lines have all jobs that the backend had when it was opened.
-    are_built: Mutex<bool>,
+    are_built: Once,
 }
 
 impl Orders {
@@ -182,7 +181,7 @@ impl Orders {
             hasher: RandomState::default(),
             limits: Arc::clone(limits),
             deciding: Lock::default(),
-            are_built: Mutex::new(false),
+            are_built: Once::default(),
         })
     }
 

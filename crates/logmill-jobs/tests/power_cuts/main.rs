@@ -4,10 +4,10 @@
 //! `LOGMILL_CUTS` has each flow go through so many crashes, with one seed after the other from
 //! `LOGMILL_SEED` on.
 
+mod completions;
 mod flows;
 mod keys;
 mod operators;
-mod orders;
 mod single;
 mod ticks;
 

@@ -1,5 +1,5 @@
-//! Completions with their results, what follows from them, steps, retries, and jobs that are enqueued
-//! together.
+//! Completions with their results, what follows from them, steps, retries, jobs that are enqueued
+//! together, and the order within a key.
 
 use logmill_jobs::{
     Backoff, Context, Job, JobResult, Limit, MillOptions, Order, State, minutes, secs,
