@@ -74,6 +74,7 @@ mod codec;
 mod context;
 mod dead_jobs;
 mod edit;
+mod ended;
 mod enqueue;
 mod error;
 mod events;

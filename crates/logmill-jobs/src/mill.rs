@@ -217,7 +217,7 @@ impl Mill {
         let told = Arc::downgrade(&inner);
         inner.backend.on_end(Box::new(move |ended| {
             if let Some(inner) = told.upgrade() {
-                crate::settle::ended_otherwise(&Self { inner }, ended);
+                crate::ended::ended_otherwise(&Self { inner }, ended);
             }
         }));
         let mill = Self { inner };
