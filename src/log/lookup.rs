@@ -81,11 +81,9 @@ impl Log {
     pub(crate) fn find_job(&self, job: Sequence) -> Result<Option<FoundJob>, Arc<StorageError>> {
         if let Some(pinned) = self.pin_live(job)? {
             let index = job.offset_from(pinned.segment().base());
-            let record = pinned
-                .live_records()
-                .find(|one| one.header().index == index);
             // A record that was moved here is another job's.
-            let own = record.filter(|record| moved_from(record).is_none_or(|id| id == job));
+            let is_own = |record: &Record<'_>| moved_from(record).is_none_or(|id| id == job);
+            let own = pinned.find_live(|one| one.header().index == index && is_own(one));
             if let Some(units) = own.map(|record| record.units()) {
                 return Ok(Some(FoundJob { pinned, units }));
             }
@@ -97,10 +95,8 @@ impl Log {
             if one.may_settle()
                 && let Some(pinned) = self.pin_scanned(&one)?
             {
-                let mut live = pinned.live_records();
-                let moved = live.find(|record| moved_from(record) == Some(job));
+                let moved = pinned.find_live(|record| moved_from(record) == Some(job));
                 if let Some(units) = moved.map(|record| record.units()) {
-                    drop(live);
                     return Ok(Some(FoundJob { pinned, units }));
                 }
             }

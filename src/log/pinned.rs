@@ -9,6 +9,7 @@ use super::records::{Mender, Record, SoleAccess};
 use super::segment::{self, Maps, START, Segment};
 use super::tail::Position;
 use crate::storage::StorageError;
+use crate::sync::yield_now;
 use crate::{Sequence, Timestamp};
 
 /// A segment and a share of its mappings: committed records can be read as long as this lives.
@@ -43,20 +44,41 @@ impl Pinned {
     /// All committed records from `from` on, up to the first place without one.
     pub(crate) fn records(&self, from: Position) -> impl Iterator<Item = Record<'_>> {
         let mut units = from.units;
-        // An open segment's end bounds the walk as well: a reservation that crossed it holds no
-        // record.
-        let end = self
-            .segment
-            .closed()
-            .map_or_else(|| self.maps.records.units(), |end| end.units);
         std::iter::from_fn(move || {
-            if units + HEADER_UNITS > end {
-                return None;
-            }
-            let record = self.record(units)?;
+            let record = self.record_within(units)?;
             units = record.next();
             Some(record)
         })
+    }
+
+    /// The record at `units`, if one is committed there before the end.
+    fn record_within(&self, units: u32) -> Option<Record<'_>> {
+        // An open segment's end bounds the walk as well: a reservation that crossed it holds no
+        // record.
+        let end = self.segment.closed();
+        let end = end.map_or_else(|| self.maps.records.units(), |end| end.units);
+        (units + HEADER_UNITS <= end)
+            .then(|| self.record(units))
+            .flatten()
+    }
+
+    /// Finds a job that is not done, also behind records that are being written: waits until these
+    /// are committed, which takes their producers a moment.
+    pub(crate) fn find_live(&self, is_it: impl Fn(&Record<'_>) -> bool) -> Option<Record<'_>> {
+        let mut units = START.units;
+        loop {
+            match self.record_within(units) {
+                Some(record) => {
+                    let header = record.header();
+                    if header.is_job() && !self.is_done(header.index) && is_it(&record) {
+                        return Some(record);
+                    }
+                    units = record.next();
+                }
+                None if units + HEADER_UNITS > self.segment.reached().units => return None,
+                None => yield_now(),
+            }
+        }
     }
 
     /// The jobs that are not done, in log order.

@@ -197,6 +197,30 @@ fn a_job_with_a_delay_that_a_handler_named_is_delayed_once_that_is_stored() {
 }
 
 #[test]
+fn a_job_that_is_moved_within_its_segment_is_found_all_the_time() {
+    let dir = tempfile::tempdir().unwrap();
+    // Reading what else is in the segment takes longer than a move.
+    let queue = open(builder(dir.path()).segment_size(1 << 20));
+    for number in 0..20 {
+        let payload = payload_of(number, 20_000);
+        queue.enqueue_with(&payload, delayed()).unwrap();
+    }
+    let consumer = queue.consumer();
+    for round in 0..40 {
+        let id = queue.enqueue(b"job").unwrap();
+        let job = consumer.next_timeout(PATIENCE).unwrap();
+        assert_eq!(job.id(), id);
+        job.snooze(HOUR);
+        eventually("the delay is stored", || {
+            let found = jobs(&queue).into_iter().filter(|job| job.id() == id);
+            assert_eq!(found.count(), 1, "in round {round}");
+            let found = queue.get(id).unwrap().expect("it waits");
+            found.state() == JobState::Delayed
+        });
+    }
+}
+
+#[test]
 fn a_job_is_found_until_it_has_expired() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(builder(dir.path()));

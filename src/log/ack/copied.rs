@@ -26,21 +26,19 @@ impl CopiedAcks {
         }
     }
 
-    /// Copies the words of the first `records` records, in a segment of `capacity` with this salt;
-    /// with `deliveries`, also the delivery words. The words of a file that is too short count as
-    /// zero, as do those that fail their check.
+    /// Copies the done bits of the first `records` records, in a segment of `capacity` with this
+    /// salt. The words of a file that is too short count as zero, as do those that fail their check.
     pub(crate) fn read(
         file: &ReadFile,
         salt: u64,
         capacity: u32,
         records: u32,
-        deliveries: bool,
     ) -> Result<Self, StorageError> {
         let mut acks = Self::none(salt);
         if file.len()? < file_bytes(capacity) {
             return Ok(acks);
         }
-        let [words, counts] = used_ranges(capacity, records);
+        let [words, _] = used_ranges(capacity, records);
         let mut bytes = vec![0; words.end - FILE_HEADER_BYTES];
         let read = file.read_at(FILE_HEADER_BYTES as u64, &mut bytes)?;
         let (read, _) = bytes[..read].as_chunks();
@@ -48,12 +46,24 @@ impl CopiedAcks {
             let offset = (FILE_HEADER_BYTES + 8 * number) as u64;
             acks.done.push(acks.checked_bits(file, offset, *word)?);
         }
-        if deliveries {
-            acks.deliveries.resize(counts.len(), 0);
-            let read = file.read_at(counts.start as u64, &mut acks.deliveries)?;
-            acks.deliveries.truncate(read);
-        }
         Ok(acks)
+    }
+
+    /// Copies the delivery words of the first `records` records.
+    pub(crate) fn read_deliveries(
+        &mut self,
+        file: &ReadFile,
+        capacity: u32,
+        records: u32,
+    ) -> Result<(), StorageError> {
+        if file.len()? < file_bytes(capacity) {
+            return Ok(());
+        }
+        let [_, counts] = used_ranges(capacity, records);
+        self.deliveries.resize(counts.len(), 0);
+        let read = file.read_at(counts.start as u64, &mut self.deliveries)?;
+        self.deliveries.truncate(read);
+        Ok(())
     }
 
     fn checked_bits(
@@ -66,7 +76,13 @@ impl CopiedAcks {
             if let Some(bits) = self.key.bits_of(u64::from_le_bytes(word)) {
                 return Ok(bits);
             }
+            let before = word;
             file.read_at(offset, &mut word)?;
+            if word == before {
+                // It was not read in two halves: bits are only ever set. It is damaged, or of an
+                // earlier life of the file.
+                break;
+            }
         }
         Ok(0)
     }

@@ -4,6 +4,9 @@
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use super::*;
 use crate::Timestamp;
@@ -402,6 +405,33 @@ fn what_was_not_committed_during_a_flush_is_covered_by_the_next_one() {
     );
     assert_eq!(flushed_of(&segment, flush), [Some(0..12_288)]);
     assert_eq!(flushed_of(&segment, flush), [Some(8192..12_288)]);
+}
+
+#[test]
+fn a_job_behind_one_that_is_being_written_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let segment = Segment::create(&Names::at(dir.path()), identity(), Warm::All).unwrap();
+    let late = job(0, 0, b"", &[1; 100]);
+    let Reserved::At(position) = segment.tail.reserve(1, record::units_of(late.len())) else {
+        panic!("it fits");
+    };
+    append(&segment, b"sought");
+    let (is_looking, looks) = mpsc::channel();
+    thread::scope(|scope| {
+        let looker = scope.spawn(|| {
+            let pinned = segment.look().unwrap().unwrap();
+            is_looking.send(()).unwrap();
+            let found = pinned.find_live(|record| record.header().index == 1);
+            let found = found.map(|record| record.payload().to_vec());
+            let other = pinned.find_live(|record| record.header().index == 2);
+            (found, other.is_some())
+        });
+        looks.recv().unwrap();
+        thread::sleep(Duration::from_millis(20));
+        let content = segment.content_check(&late);
+        segment.commit(position, record::KIND_JOB, &late, content);
+        assert_eq!(looker.join().unwrap(), (Some(b"sought".to_vec()), false));
+    });
 }
 
 #[test]

@@ -4,8 +4,8 @@
 //! The files are read, not mapped. What is read counts only if both files still have their names
 //! and their headers afterwards. The owner renames or removes a segment's file before it changes
 //! anything else about it, so nothing was reused until then. Within that time records and acks only
-//! grow: a record that passes its check was appended, and one that is not done then was not done
-//! when it was read.
+//! grow: a record that passes its check was appended. The acks are read first: what was moved to the
+//! end of the segment by then is among the records.
 
 mod opened;
 #[cfg(test)]
@@ -105,7 +105,7 @@ impl LogFiles {
             let bytes = opened.records.len()?;
             let jobs = match opened.headers.seal {
                 Some(end) => {
-                    let acks = self.acks(opened, &identity, end.index, false)?;
+                    let acks = self.acks(opened, &identity)?;
                     let named = settled.range(base..base.plus(end.index));
                     let named = named.map(|one| one.offset_from(base));
                     let also = named.filter(|&index| !acks.is_done(index)).count();
@@ -179,11 +179,23 @@ impl LogFiles {
         ))
     }
 
-    /// Copies the records, and then the acks: a job that is not done in the copy was not done when
-    /// its record was read, either.
+    /// Copies the acks, and then the records. A job may be moved behind the end of the same segment
+    /// meanwhile: if its old place was done by then, its new one is read.
     fn copy(&self, opened: &Opened, identity: Identity) -> Result<Snapshot, StorageError> {
-        let (bytes, scan) = self.scan(opened, &identity)?;
-        let acks = self.acks(opened, &identity, scan.end.index, true)?;
+        let acks = self.acks(opened, &identity)?;
+        self.copy_records(opened, identity, acks)
+    }
+
+    fn copy_records(
+        &self,
+        opened: &Opened,
+        identity: Identity,
+        mut acks: CopiedAcks,
+    ) -> Result<Snapshot, StorageError> {
+        let (bytes, mut scan) = self.scan(opened, &identity)?;
+        if let Some(file) = Self::own_acks(opened, &identity) {
+            acks.read_deliveries(file, capacity_of(self.segment_size), scan.end.index)?;
+        }
         let mut snapshot = Snapshot {
             base: opened.base,
             bytes: Vec::new(),
@@ -192,9 +204,12 @@ impl LogFiles {
             has_moved_on: false,
             is_empty: scan.end.index == 0,
         };
+        scan.settles.sort_unstable();
         for record in scan.records(RawSegment::new(&bytes)) {
             let header = record.header();
-            if header.is_job() && !snapshot.acks.is_done(header.index) {
+            let settles_it = |index| scan.settles.binary_search(&opened.base.plus(index)).is_ok();
+            let is_done = |index| snapshot.acks.is_done(index) || settles_it(index);
+            if header.is_job() && !is_done(header.index) {
                 snapshot.live.push(record.units());
             } else if header.is_job() && has_engine_fields(record.content().meta) {
                 let original = Meta::decode(record.content().meta).original;
@@ -234,22 +249,20 @@ impl LogFiles {
         Ok((bytes, scan))
     }
 
-    fn acks(
-        &self,
-        opened: &Opened,
-        identity: &Identity,
-        records: u32,
-        deliveries: bool,
-    ) -> Result<CopiedAcks, StorageError> {
-        let salt = identity.salt;
-        match &opened.acks {
-            // As an open does, which makes any other ack file anew.
-            Some(acks) if opened.headers.copied == Some(*identity) => {
-                let capacity = capacity_of(self.segment_size);
-                CopiedAcks::read(acks, salt, capacity, records, deliveries)
-            }
-            _ => Ok(CopiedAcks::none(salt)),
+    /// Which records are done: of a segment that is not sealed, among all that fit.
+    fn acks(&self, opened: &Opened, identity: &Identity) -> Result<CopiedAcks, StorageError> {
+        let capacity = capacity_of(self.segment_size);
+        let records = opened.headers.seal.map_or(capacity, |end| end.index);
+        match Self::own_acks(opened, identity) {
+            Some(acks) => CopiedAcks::read(acks, identity.salt, capacity, records),
+            None => Ok(CopiedAcks::none(identity.salt)),
         }
+    }
+
+    /// The ack file of this segment. Any other one an open makes anew, without a done record.
+    fn own_acks<'a>(opened: &'a Opened, identity: &Identity) -> Option<&'a ReadFile> {
+        let acks = opened.acks.as_ref();
+        acks.filter(|_| opened.headers.copied == Some(*identity))
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::*;
 use crate::Timestamp;
 use crate::log::ack;
+use crate::log::meta::MAX_META_BYTES;
 use crate::log::names::Names;
 use crate::log::record::NewRecord;
 use crate::log::segment::{Append, Batch, Segment, Warm};
@@ -120,6 +121,42 @@ fn a_job_behind_one_that_is_being_written_is_in_the_copy() {
     append(&segment, b"last");
     let files = files(dir.path(), SIZE);
     assert_eq!(jobs(&files, segment.base()), [&b"first"[..], &b"last"[..]]);
+}
+
+#[test]
+fn a_job_that_is_moved_within_its_segment_meanwhile_is_in_the_copy_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let segment = create(dir.path(), SIZE);
+    append(&segment, b"other");
+    append(&segment, b"job");
+    let files = files(dir.path(), SIZE);
+    let opened = files.open(segment.base()).unwrap().unwrap();
+    let identity = opened.headers.identity().unwrap();
+    let before = files.acks(&opened, &identity).unwrap();
+    let move_from = |index| {
+        let meta = Meta {
+            settles: Some(segment.sequence(index)),
+            original: Some(segment.sequence(1)),
+            ..Meta::default()
+        };
+        let meta = meta.encode(b"", MAX_META_BYTES);
+        let moved = NewRecord {
+            meta: &meta,
+            ..record(b"job")
+        };
+        assert!(matches!(segment.append(&moved), Append::Done(_)));
+    };
+    let copy = |acks| {
+        let copy = files.copy_records(&opened, identity, acks).unwrap();
+        payloads(Some(copy))
+    };
+    move_from(1);
+    assert_eq!(copy(before), [&b"other"[..], &b"job"[..]]);
+    ack(&segment, 1);
+    let between = files.acks(&opened, &identity).unwrap();
+    move_from(2);
+    ack(&segment, 2);
+    assert_eq!(copy(between), [&b"other"[..], &b"job"[..]]);
 }
 
 #[test]
@@ -308,7 +345,7 @@ fn the_done_records_below_any_are_counted() {
         .unwrap()
         .unwrap();
     let salt = segment.identity().salt;
-    let acks = CopiedAcks::read(&file, salt, capacity_of(SIZE), 70, false).unwrap();
+    let acks = CopiedAcks::read(&file, salt, capacity_of(SIZE), 70).unwrap();
     for below in 0..=70 {
         let expected = done.into_iter().filter(|&index| index < below).count();
         assert_eq!(acks.done_below(below), expected as u32, "{below}");

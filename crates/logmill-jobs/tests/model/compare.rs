@@ -10,10 +10,6 @@ use crate::model::{End, Job, Phase};
 use crate::operations::QUEUES;
 use crate::run::World;
 
-/// So often jobs are listed: one that the engine moves to another place in its log at that moment is
-/// left out.
-const LOOKS: u32 = 1000;
-
 impl World {
     /// Tells the model of the ends that were told.
     pub(crate) fn hear(&self) -> Result<()> {
@@ -51,26 +47,19 @@ impl World {
     pub(crate) fn look(&self) -> Result<()> {
         let mill = self.mill.read().unwrap();
         let mut model = self.model.lock().unwrap();
-        let (mut numbers, mut there) = (Vec::new(), Vec::new());
-        for _ in 0..LOOKS {
-            numbers.clear();
-            for one in enqueued::<AnyWork>(&mill)? {
-                let number = model.job_of(&one.id, one.job.number);
-                model.know(number, &one.id)?;
-                // One that has just died may be listed beside its letter, until the engine has settled it.
-                if model.jobs[number].phase != Phase::Ended(End::Dead) {
-                    numbers.push(number);
-                }
+        let mut numbers = Vec::new();
+        for one in enqueued::<AnyWork>(&mill)? {
+            let number = model.job_of(&one.id, one.job.number);
+            model.know(number, &one.id)?;
+            // One that has just died may be listed beside its letter, until the engine has settled it.
+            if model.jobs[number].phase != Phase::Ended(End::Dead) {
+                numbers.push(number);
             }
-            numbers.sort();
-            let jobs = model.jobs.iter().enumerate();
-            let listed = jobs.filter(|(_, job)| job.is_listed());
-            there = listed.map(|(number, _)| number).collect();
-            if numbers == there {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(1));
         }
+        numbers.sort();
+        let jobs = model.jobs.iter().enumerate();
+        let listed = jobs.filter(|(_, job)| job.is_listed());
+        let there: Vec<_> = listed.map(|(number, _)| number).collect();
         ensure!(
             numbers == there,
             "the jobs {numbers:?} are there, not {there:?}"
