@@ -1,7 +1,7 @@
 //! What the end of a job of a flow changes: which jobs it lets begin, which it cancels, and whether
 //! the flow has ended. Nothing is stored here: the caller does that in one step.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::stored::{FlowRecord, Input, Node, NodeState, OnFailure, Outcome, Phase, Runs};
 use crate::keys::Record;
@@ -35,10 +35,12 @@ struct Changed<T> {
 }
 
 /// What is to be done.
-enum Task {
-    End(u32, Outcome),
-    /// To be cancelled if nothing waits for it any more.
-    Spare(u32),
+#[derive(Default)]
+struct Tasks {
+    ends: VecDeque<(u32, Outcome)>,
+    /// Jobs to be cancelled if nothing waits for them any more. Looked at once nothing else is to be
+    /// done: thousands that end may have waited for the same job, which has as many dependents.
+    spares: BTreeSet<u32>,
 }
 
 impl<L: Lookup> Advance<L> {
@@ -141,16 +143,18 @@ impl<L: Lookup> Advance<L> {
 
     /// Ends a job, unless it has ended, with all that follows from that.
     pub(super) fn end(&mut self, node: u32, outcome: Outcome) -> Result<(), L::Error> {
-        let mut tasks = VecDeque::from([Task::End(node, outcome)]);
-        while let Some(task) = tasks.pop_front() {
-            match task {
-                Task::End(node, outcome) => self.end_one(node, outcome, &mut tasks)?,
-                Task::Spare(node) => {
-                    if !self.is_needed(node)? {
-                        let outcome = self.cancelled();
-                        tasks.push_back(Task::End(node, outcome));
-                    }
+        let mut tasks = Tasks::default();
+        tasks.ends.push_back((node, outcome));
+        loop {
+            if let Some((node, outcome)) = tasks.ends.pop_front() {
+                self.end_one(node, outcome, &mut tasks)?;
+            } else if let Some(node) = tasks.spares.pop_first() {
+                if !self.is_needed(node)? {
+                    let outcome = self.cancelled();
+                    tasks.ends.push_back((node, outcome));
                 }
+            } else {
+                break;
             }
         }
         // One that could begin may not be needed any more, by another failure that follows.
@@ -162,12 +166,7 @@ impl<L: Lookup> Advance<L> {
         Ok(())
     }
 
-    fn end_one(
-        &mut self,
-        node: u32,
-        outcome: Outcome,
-        tasks: &mut VecDeque<Task>,
-    ) -> Result<(), L::Error> {
+    fn end_one(&mut self, node: u32, outcome: Outcome, tasks: &mut Tasks) -> Result<(), L::Error> {
         let was_waiting = match self.state(node)?.phase {
             Phase::Waiting => true,
             Phase::Enqueued => false,
@@ -189,7 +188,7 @@ impl<L: Lookup> Advance<L> {
         if was_waiting && is_failure {
             // What it waited for may be for nothing now.
             let dependencies = self.node(node)?.dependencies.clone();
-            tasks.extend(dependencies.into_iter().map(Task::Spare));
+            tasks.spares.extend(dependencies);
         }
         for (dependent, on_failure) in dependents {
             if self.state(dependent)?.phase != Phase::Waiting {
@@ -204,7 +203,7 @@ impl<L: Lookup> Advance<L> {
                     if on_failure == OnFailure::FailAlone {
                         self.end_alone(dependent, outcome, tasks)?;
                     } else {
-                        tasks.push_back(Task::End(dependent, outcome));
+                        tasks.ends.push_back((dependent, outcome));
                     }
                 }
                 (Runs::AfterAll, true, OnFailure::Ignore) | (_, false, _) => {
@@ -217,7 +216,7 @@ impl<L: Lookup> Advance<L> {
                     match self.node(dependent)?.runs {
                         Runs::AfterAll => self.publish(dependent)?,
                         Runs::AtFirstFailure => {
-                            tasks.push_back(Task::End(dependent, Outcome::NotNeeded));
+                            tasks.ends.push_back((dependent, Outcome::NotNeeded));
                         }
                     }
                 }
@@ -231,12 +230,11 @@ impl<L: Lookup> Advance<L> {
         &mut self,
         node: u32,
         outcome: Outcome,
-        tasks: &mut VecDeque<Task>,
+        tasks: &mut Tasks,
     ) -> Result<(), L::Error> {
-        let mut follows = VecDeque::new();
+        let mut follows = Tasks::default();
         self.end_one(node, outcome, &mut follows)?;
-        let follows = follows.into_iter();
-        tasks.extend(follows.filter(|task| matches!(task, Task::End(..))));
+        tasks.ends.append(&mut follows.ends);
         Ok(())
     }
 
@@ -251,9 +249,12 @@ impl<L: Lookup> Advance<L> {
         Ok(())
     }
 
-    /// Whether something waits for a job that has not ended; true also of one for which nothing
-    /// ever waited.
+    /// Whether something waits for a job; true also of one that has ended, or for which nothing ever
+    /// waited.
     fn is_needed(&mut self, node: u32) -> Result<bool, L::Error> {
+        if matches!(self.state(node)?.phase, Phase::Ended(_)) {
+            return Ok(true);
+        }
         let dependents = self.node(node)?.dependents.clone();
         for (dependent, _) in &dependents {
             if self.state(*dependent)?.phase == Phase::Waiting {
