@@ -14,7 +14,7 @@ use std::sync::PoisonError;
 
 use super::gate::Gate;
 use crate::Sequence;
-use crate::log::lease::Lease;
+use crate::log::lease::{Acked, Lease};
 use crate::log::pinned::Pinned;
 use crate::log::segment::Unsettled;
 use crate::sequence::SequenceMap;
@@ -51,28 +51,28 @@ enum Stage<L, P, O> {
 // The documented memory cost of a cancelled job.
 const _: () = assert!(size_of::<(Sequence, Stage<Lease, Pinned, Unsettled>)>() <= 40);
 
-/// A cancelled job that was met, and is to be marked done by the caller.
-pub(crate) struct Met<L = Lease, O = Unsettled> {
-    pub(crate) lease: L,
+/// A cancelled job that was met, and is marked done.
+pub(crate) struct Met<A = Acked, O = Unsettled> {
+    pub(crate) acked: A,
     pub(crate) owed: O,
     /// Whether it was counted, and gave back its room, when it was cancelled.
     pub(crate) was_waiting: bool,
 }
 
 /// The result of looking for a job among those that were cancelled.
-pub(crate) enum Meeting<L = Lease, O = Unsettled> {
+pub(crate) enum Meeting<L = Lease, A = Acked, O = Unsettled> {
     NotCancelled(L),
     /// The thread that cancels the job has the lease from here on.
     Left,
-    Ends(Met<L, O>),
+    Ended(Met<A, O>),
 }
 
 /// What became of a job while it was being cancelled.
-pub(crate) enum Decided<L = Lease, O = Unsettled> {
+pub(crate) enum Decided<A = Acked, O = Unsettled> {
     /// It waits, and who meets it marks it done.
     Waits,
-    /// It was met, and the caller marks it done.
-    Met(Met<L, O>),
+    /// It was met, and is marked done.
+    Met(Met<A, O>),
     Running,
     /// It is done.
     Done(O),
@@ -150,8 +150,9 @@ impl<L, P, O> Cancels<L, P, O> {
     }
 
     /// Cancels a job whose cancellation is written, and that is in the segment `job`. `stays_late`
-    /// is as in [`meet`](Self::meet).
-    pub(crate) fn decide(
+    /// and `ack` are as in [`meet`](Self::meet).
+    #[expect(clippy::too_many_arguments)]
+    pub(crate) fn decide<A>(
         &self,
         gate: &Gate,
         record: Sequence,
@@ -159,7 +160,8 @@ impl<L, P, O> Cancels<L, P, O> {
         is_done: impl FnOnce(&P) -> bool,
         owed: O,
         stays_late: bool,
-    ) -> Decided<L, O> {
+        ack: impl FnOnce(L) -> A,
+    ) -> Decided<A, O> {
         let mut state = self.lock();
         let met = match state.jobs.get_mut(&record) {
             Some(Stage::Deciding { met, is_running }) => match met.take() {
@@ -183,9 +185,10 @@ impl<L, P, O> Cancels<L, P, O> {
         };
         match met {
             Some(lease) => {
+                let acked = ack(lease);
                 state.end(gate, record, stays_late);
                 Decided::Met(Met {
-                    lease,
+                    acked,
                     owed,
                     was_waiting: false,
                 })
@@ -200,13 +203,17 @@ impl<L, P, O> Cancels<L, P, O> {
 
     /// Looks for a job that was met in one of the places where it may wait, or whose delivery
     /// ends. `stays_late`: another handler may still have it.
-    pub(crate) fn meet(
+    ///
+    /// `ack` marks it done. It is called before the entry is dropped, under the lock: whoever finds
+    /// no entry finds the job done.
+    pub(crate) fn meet<A>(
         &self,
         gate: &Gate,
         record: Sequence,
         lease: L,
         stays_late: bool,
-    ) -> Meeting<L, O> {
+        ack: impl FnOnce(L) -> A,
+    ) -> Meeting<L, A, O> {
         let mut state = self.lock();
         match state.jobs.get_mut(&record) {
             None | Some(Stage::Late) => return Meeting::NotCancelled(lease),
@@ -216,13 +223,15 @@ impl<L, P, O> Cancels<L, P, O> {
             }
             Some(Stage::Waiting(_) | Stage::Running(_)) => {}
         }
+        let acked = ack(lease);
         let (owed, was_waiting) = match state.end(gate, record, stays_late) {
             Some(Stage::Waiting(owed)) => (owed, true),
             Some(Stage::Running(at_work)) => (at_work.1, false),
-            _ => return Meeting::NotCancelled(lease),
+            // Seen above, under the same lock.
+            _ => return Meeting::Left,
         };
-        Meeting::Ends(Met {
-            lease,
+        Meeting::Ended(Met {
+            acked,
             owed,
             was_waiting,
         })
@@ -328,7 +337,7 @@ impl<L, P, O> Cancels<L, P, O> {
 }
 
 impl<L, P, O> State<L, P, O> {
-    /// Removes the entry of a job that is about to be done; if a late handler is still to be told,
+    /// Removes the entry of a job that is done; if a late handler is still to be told,
     /// leaves one for it.
     fn end(&mut self, gate: &Gate, record: Sequence, stays_late: bool) -> Option<Stage<L, P, O>> {
         let stage = self.remove(gate, record);

@@ -68,16 +68,18 @@ impl Gate {
     /// except by a thread that takes a lock which the setter has held since.
     #[inline]
     pub(crate) fn has(&self, flags: usize) -> bool {
-        self.0.load(Ordering::Relaxed) & flags != 0
+        // Acquire pairs with the Release in `clear`: who sees that no job is cancelled sees those
+        // done that were.
+        self.0.load(Ordering::Acquire) & flags != 0
     }
 
-    // Relaxed, here and below: what needs an order has a barrier or a lock.
+    // Relaxed: what needs an order has a barrier or a lock.
     pub(crate) fn set(&self, flags: usize) {
         self.0.fetch_or(flags, Ordering::Relaxed);
     }
 
     pub(crate) fn clear(&self, flags: usize) {
-        self.0.fetch_and(!flags, Ordering::Relaxed);
+        self.0.fetch_and(!flags, Ordering::Release);
     }
 
     /// Does what the first [`barrier`](Self::barrier) of a process has to do, which may take some

@@ -135,14 +135,24 @@ impl Engine {
             true => Cancelled::Running,
             false => Cancelled::Waiting,
         };
-        match cancels.decide(self.gate(), record, found.pinned, is_done, owed, stays_late) {
+        let gate = self.gate();
+        let decided = cancels.decide(
+            gate,
+            record,
+            found.pinned,
+            is_done,
+            owed,
+            stays_late,
+            Lease::ack,
+        );
+        match decided {
             Decided::Running => Cancelled::Running,
             Decided::Waits => {
                 self.dead.failures.forget(job);
                 self.count_cancelled(job, seen);
                 Cancelled::Waiting
             }
-            Decided::Met(met) => match self.end_cancelled(met, seen) {
+            Decided::Met(met) => match self.note_ended(job, met, seen) {
                 true => ended,
                 false => Cancelled::Gone,
             },
@@ -164,16 +174,15 @@ impl Engine {
         event!(debug, %job, "a job was cancelled");
     }
 
-    /// Marks a cancelled job done that was met. Returns false if it was done already.
-    fn end_cancelled(&self, met: Met, seen: Option<ObservedJob>) -> bool {
+    /// Settles a cancelled job that was met. Returns false if it was done already.
+    fn note_ended(&self, job: Sequence, met: Met, seen: Option<ObservedJob>) -> bool {
         let Met {
-            lease,
+            acked,
             owed,
             was_waiting,
         } = met;
-        let job = lease.job();
         self.dead.failures.forget(job);
-        let first = self.mark_done(lease);
+        let first = self.note_done(acked);
         self.note_unsettled(owed);
         if first && !was_waiting {
             self.count_cancelled(job, seen);
@@ -196,17 +205,15 @@ impl Engine {
         if self.gate().look() & Gate::CANCELS == 0 {
             return Some(lease);
         }
-        let record = lease.sequence();
+        let (job, record) = (lease.job(), lease.sequence());
         let leases = self.leases.as_ref();
         let stays_late = leases.is_some_and(|leases| leases.has_handler(record));
         let seen = self.observer.see(&lease, attempts);
         let cancels = &self.dispatch.cancels;
-        match cancels.meet(self.gate(), record, lease, stays_late) {
+        match cancels.meet(self.gate(), record, lease, stays_late, Lease::ack) {
             Meeting::NotCancelled(lease) => return Some(lease),
             Meeting::Left => {}
-            Meeting::Ends(met) => {
-                self.end_cancelled(met, seen);
-            }
+            Meeting::Ended(met) => _ = self.note_ended(job, met, seen),
         }
         None
     }

@@ -266,7 +266,7 @@ impl Engine {
     }
 
     #[inline(always)]
-    fn note_done(&self, acked: Acked) -> bool {
+    pub(super) fn note_done(&self, acked: Acked) -> bool {
         if acked.segment_complete {
             self.signal.kick();
         }

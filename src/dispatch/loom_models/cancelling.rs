@@ -49,9 +49,12 @@ impl OneJob {
         })
     }
 
-    /// Models `Engine::end_cancelled`.
-    fn end_cancelled(&self, was_waiting: bool) {
+    fn ack(&self) {
         assert_eq!(self.done.fetch_add(1, Ordering::AcqRel), 0, "done twice");
+    }
+
+    /// Models `Engine::note_ended`.
+    fn note_ended(&self, was_waiting: bool) {
         if !was_waiting {
             self.cancelled.fetch_add(1, Ordering::Relaxed);
         }
@@ -62,10 +65,11 @@ impl OneJob {
         if self.gate.look() & Gate::CANCELS == 0 {
             return true;
         }
-        match self.cancels.meet(&self.gate, RECORD, (), false) {
+        let ack = |()| self.ack();
+        match self.cancels.meet(&self.gate, RECORD, (), false, ack) {
             Meeting::NotCancelled(()) => return true,
             Meeting::Left => {}
-            Meeting::Ends(met) => self.end_cancelled(met.was_waiting),
+            Meeting::Ended(met) => self.note_ended(met.was_waiting),
         }
         false
     }
@@ -90,14 +94,14 @@ impl OneJob {
             self.delivered.fetch_add(1, Ordering::Relaxed);
             let mut is_running = lock();
             *is_running = false;
-            assert_eq!(self.done.fetch_add(1, Ordering::AcqRel), 0, "done twice");
+            self.ack();
         }
     }
 
     /// Models a handler that acks the job.
     fn deliver_and_ack(&self) {
         if self.deliver() {
-            assert_eq!(self.done.fetch_add(1, Ordering::AcqRel), 0, "done twice");
+            self.ack();
         }
     }
 
@@ -118,9 +122,11 @@ impl OneJob {
         }
     }
 
-    /// Models `Engine::cancel`. Returns whether a handler had the job.
+    /// Models `Engine::cancel`. Returns whether a handler had the job, and it was not cancelled yet.
     fn cancel(&self) -> bool {
-        self.cancels.begin(&self.gate, RECORD).unwrap();
+        if self.cancels.begin(&self.gate, RECORD).is_err() {
+            return false;
+        }
         let is_running = match &self.leases {
             Some(leases) => *leases.lock().unwrap(),
             None => {
@@ -138,15 +144,21 @@ impl OneJob {
             self.cancels.leave(RECORD, ());
         }
         let is_done = |_: &()| self.done.load(Ordering::Acquire) == 1;
-        match self
+        let ack = |()| self.ack();
+        let decided = self
             .cancels
-            .decide(&self.gate, RECORD, (), is_done, (), false)
-        {
+            .decide(&self.gate, RECORD, (), is_done, (), false, ack);
+        match decided {
             Decided::Waits => _ = self.cancelled.fetch_add(1, Ordering::Relaxed),
-            Decided::Met(_) => self.end_cancelled(false),
+            Decided::Met(_) => self.note_ended(false),
             Decided::Running | Decided::Done(()) => {}
         }
         is_running
+    }
+
+    /// Models `Queue::contains`.
+    fn is_there(&self) -> bool {
+        !self.cancels.is_gone(&self.gate, RECORD) && !self.is_done()
     }
 
     fn is_done(&self) -> bool {
@@ -210,6 +222,22 @@ fn a_job_that_fails_while_it_is_cancelled_does_not_come_back() {
         assert!(job.is_done());
         assert_eq!(job.cancelled.load(Ordering::Relaxed), 1);
         assert_eq!(job.delivered.load(Ordering::Relaxed), 1);
+        job.sweep();
+    });
+}
+
+#[test]
+fn a_job_that_was_cancelled_is_gone_also_while_it_is_met() {
+    check(None, || {
+        let job = OneJob::new(false);
+        assert!(!job.cancel());
+        let look = |job: &OneJob| {
+            assert!(!job.is_there(), "it has come back");
+            assert!(!job.cancel());
+        };
+        concurrently(&job, [|job| assert!(!job.deliver()), look]);
+        assert!(job.is_done());
+        assert_eq!(job.cancelled.load(Ordering::Relaxed), 1);
         job.sweep();
     });
 }
