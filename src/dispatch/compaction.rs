@@ -308,7 +308,10 @@ impl Dispatch {
         one: &Move,
     ) -> Result<Unsettled, RollError> {
         let copied = self.copied(one);
-        let (_, unsettled) = stripe.append_owing(active, &copied.record(&one.lease))?;
+        // Relaxed: published by the commit of the copy, which follows.
+        self.in_two_places.fetch_add(1, Ordering::Relaxed);
+        let appended = stripe.append_owing(active, &copied.record(&one.lease));
+        let (_, unsettled) = appended.inspect_err(|_| self.note_in_one_place(1))?;
         // Relaxed, here and below: a count for statistics.
         self.copied.fetch_add(1, Ordering::Relaxed);
         self.timer.note_moved(1);
@@ -321,8 +324,13 @@ impl Dispatch {
         let records: Vec<_> = pairs
             .map(|(copied, one)| copied.record(&one.lease))
             .collect();
+        let count = moves.len() as u64;
+        self.in_two_places.fetch_add(count, Ordering::Relaxed);
         let rolled = stripe.roll_into_reserve(&records);
         drop(records);
+        if !matches!(rolled, Ok(Some(_))) {
+            self.note_in_one_place(count);
+        }
         match rolled {
             Ok(Some(unsettled)) => {
                 #[cfg(test)]
@@ -346,6 +354,11 @@ impl Dispatch {
         }
     }
 
+    fn note_in_one_place(&self, jobs: u64) {
+        // Release pairs with the Acquire in `has_any_in_two_places`.
+        self.in_two_places.fetch_sub(jobs, Ordering::Release);
+    }
+
     /// Marks jobs done at their old places, once their copies are durable. Returns whether there
     /// are any.
     fn settle(
@@ -367,6 +380,7 @@ impl Dispatch {
             // First, so that statistics do not miss the job.
             self.moved.fetch_add(1, Ordering::Relaxed);
             lease.ack();
+            self.note_in_one_place(1);
         }
         if let Err(error) = stripe.flush(true) {
             // The cause may be a file that could not be opened: a later flush settles these.

@@ -86,6 +86,9 @@ pub(crate) struct Dispatch {
     /// Copies that compaction has appended, see [`Moved`].
     copied: AtomicU64,
     moved: AtomicU64,
+    /// How many jobs may have a copy in the log and not be marked done at their old places. After a
+    /// failed flush they stay so.
+    in_two_places: AtomicU64,
     /// How often the reserve segment was used.
     #[cfg(test)]
     reserves_used: AtomicU64,
@@ -145,6 +148,7 @@ impl Dispatch {
             moving: Mutex::default(),
             copied: AtomicU64::new(0),
             moved: AtomicU64::new(0),
+            in_two_places: AtomicU64::new(0),
             #[cfg(test)]
             reserves_used: AtomicU64::new(0),
             unkept: Mutex::default(),
@@ -171,6 +175,14 @@ impl Dispatch {
             copied: self.copied.load(Ordering::Relaxed).max(moved),
             moved,
         }
+    }
+
+    /// Whether a job may be done where it was moved to, and not be marked yet where it was.
+    pub(crate) fn has_any_in_two_places(&self) -> bool {
+        // Acquire pairs with the Release in `note_in_one_place`: who sees that the job is in one place again
+        // sees it done at the other one. A job that is done at the new place was acked by a thread
+        // that saw the copy, and so what was counted before that.
+        self.in_two_places.load(Ordering::Acquire) > 0
     }
 
     /// How often the reserve segment was used.

@@ -27,6 +27,7 @@ pub(crate) mod maintenance;
 mod manifest;
 mod open;
 mod pause;
+mod presence;
 mod release;
 mod replay;
 mod settling;

@@ -64,6 +64,13 @@ fn moved_from(record: &Record<'_>) -> Option<Sequence> {
     meta::original_of(record.meta())
 }
 
+/// Whether this record is the one that a job was enqueued in. One that was moved there is another
+/// job's.
+fn is_own(pinned: &Pinned, record: &Record<'_>, job: Sequence) -> bool {
+    pinned.segment().sequence(record.header().index) == job
+        && moved_from(record).is_none_or(|id| id == job)
+}
+
 impl Log {
     /// The segment of the record with this sequence, if there is one that is not done.
     pub(crate) fn pin_live(&self, sequence: Sequence) -> Result<Option<Pinned>, Arc<StorageError>> {
@@ -80,10 +87,7 @@ impl Log {
     /// live records of all later segments that may hold moved jobs; a segment found at open may.
     pub(crate) fn find_job(&self, job: Sequence) -> Result<Option<FoundJob>, Arc<StorageError>> {
         if let Some(pinned) = self.pin_live(job)? {
-            let index = job.offset_from(pinned.segment().base());
-            // A record that was moved here is another job's.
-            let is_own = |record: &Record<'_>| moved_from(record).is_none_or(|id| id == job);
-            let own = pinned.find_live(|one| one.header().index == index && is_own(one));
+            let own = pinned.find_live(|record| is_own(&pinned, record, job));
             if let Some(units) = own.map(|record| record.units()) {
                 return Ok(Some(FoundJob { pinned, units }));
             }
@@ -103,6 +107,33 @@ impl Log {
             segment = self.segment_after(Some(one.base()));
         }
         Ok(None)
+    }
+
+    /// Like [`find_job`](Self::find_job), while jobs are being moved: one may be done where it was
+    /// moved to, and not be marked yet where it was. Of the records of a job the last one counts.
+    ///
+    /// Walks over all records of these segments.
+    pub(crate) fn find_last(&self, job: Sequence) -> Result<Option<FoundJob>, Arc<StorageError>> {
+        let mut found = None;
+        let first = self.segment_containing(job);
+        let mut segment = first.clone().or_else(|| self.segment_after(Some(job)));
+        while let Some(one) = segment {
+            let is_first = first.as_ref().is_some_and(|first| Arc::ptr_eq(first, &one));
+            if (is_first || one.may_settle())
+                && let Some(pinned) = self.pin_scanned(&one)?
+            {
+                let is_it = |record: &Record<'_>| {
+                    record.header().is_job()
+                        && (is_own(&pinned, record, job) || moved_from(record) == Some(job))
+                };
+                let last = pinned.all_records().filter(is_it).last();
+                if let Some(units) = last.map(|record| record.units()) {
+                    found = Some(FoundJob { pinned, units });
+                }
+            }
+            segment = self.segment_after(Some(one.base()));
+        }
+        Ok(found)
     }
 
     /// The segments, oldest first. Each is mapped and scanned when the iterator reaches it.

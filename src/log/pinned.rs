@@ -62,23 +62,30 @@ impl Pinned {
             .flatten()
     }
 
-    /// Finds a job that is not done, also behind records that are being written: waits until these
-    /// are committed, which takes their producers a moment.
-    pub(crate) fn find_live(&self, is_it: impl Fn(&Record<'_>) -> bool) -> Option<Record<'_>> {
+    /// All records up to the last that is reserved: waits for those that are being written, which
+    /// takes their producers a moment.
+    pub(crate) fn all_records(&self) -> impl Iterator<Item = Record<'_>> {
         let mut units = START.units;
-        loop {
-            match self.record_within(units) {
-                Some(record) => {
-                    let header = record.header();
-                    if header.is_job() && !self.is_done(header.index) && is_it(&record) {
+        std::iter::from_fn(move || {
+            loop {
+                match self.record_within(units) {
+                    Some(record) => {
+                        units = record.next();
                         return Some(record);
                     }
-                    units = record.next();
+                    None if units + HEADER_UNITS > self.segment.reached().units => return None,
+                    None => yield_now(),
                 }
-                None if units + HEADER_UNITS > self.segment.reached().units => return None,
-                None => yield_now(),
             }
-        }
+        })
+    }
+
+    /// Finds a job that is not done, also behind records that are being written.
+    pub(crate) fn find_live(&self, is_it: impl Fn(&Record<'_>) -> bool) -> Option<Record<'_>> {
+        self.all_records().find(|record| {
+            let header = record.header();
+            header.is_job() && !self.is_done(header.index) && is_it(record)
+        })
     }
 
     /// The jobs that are not done, in log order.

@@ -101,7 +101,7 @@ impl Queue {
     ///
     /// For a job that has not ended this is a look at its place in the log. For one that has, it
     /// looks whether compaction has moved the job: through later segments of its stripe that may hold
-    /// such jobs.
+    /// such jobs. It does so for any job in the moments in which some are being moved.
     ///
     /// ```
     /// # use logmill::Queue;
@@ -119,18 +119,7 @@ impl Queue {
     /// # Errors
     /// A segment could not be read in which the job may be.
     pub fn contains(&self, id: JobId) -> Result<bool, Arc<StorageError>> {
-        let stripes = self.running.dispatch().stripes();
-        let Some(stripe) = stripes.get(usize::from(id.stripe())) else {
-            return Ok(false);
-        };
-        let sequence = id.sequence();
-        let is_gone = |record| self.running.dispatch().is_gone(record);
-        if stripe.pin_live(sequence)?.is_some() {
-            // At this place is the job, or another one that was moved here.
-            return Ok(!is_gone(sequence));
-        }
-        let found = stripe.find_job(sequence)?;
-        Ok(found.is_some_and(|found| !is_gone(found.sequence())))
+        self.running.contains(id.sequence())
     }
 
     /// Looks for one job; None if it is acked, dead or expired, or was never enqueued.
