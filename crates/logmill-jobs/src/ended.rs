@@ -22,7 +22,7 @@ pub(crate) fn ended_otherwise(mill: &Mill, ended: &backend::Ended<'_>) {
         kind: ended.kind,
         key: ended.key,
     };
-    if mill.inner.before.moves.has(&id) {
+    if mill.inner.before.moves.has_moved(&id) {
         // Its new record has its key, and who waits follows it.
         mill.inner.cancelling.forget(&id);
         mill.inner.limits.forget(&id, &job);

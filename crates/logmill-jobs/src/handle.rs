@@ -367,7 +367,7 @@ impl Mill {
 
     /// Cancels a job: one that waits ends at once, and the handler of one that runs is told by
     /// [`Context::is_stopping`](crate::Context::is_stopping). However that handler ends, the job
-    /// does not come back.
+    /// does not come back. Waits for an [edit](Self::edit) of the job that goes on.
     ///
     /// Stored before the call returns.
     ///
@@ -386,6 +386,18 @@ impl Mill {
             cancelling::tell_others(self, id, reason)?;
         }
         let is_first = inner.cancelling.begin(id, reason);
+        // An edit that begins later finds the entry.
+        let edited = self.moved_meanwhile(id);
+        if !matches!(edited, Ok(None)) {
+            if is_first {
+                inner.cancelling.forget(id);
+                inner.waiters.wake(id);
+            }
+            return match edited? {
+                Some(id) => self.cancel(&id, reason),
+                None => Ok(Cancelled::Gone),
+            };
+        }
         let cancelled = queue.queue.cancel(id.number());
         match &cancelled {
             Ok(Cancelled::Running) if self.is_shared() => {

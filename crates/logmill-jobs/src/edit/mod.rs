@@ -67,7 +67,7 @@ pub enum EditError {
     /// A handler has it.
     #[error("the job {0} runs, and is not changed any more")]
     Running(JobId),
-    /// It is done, dead, cancelled or expired, or never was.
+    /// It is done, dead, cancelled or expired, is being cancelled, or never was.
     #[error("there is no job {0} that waits")]
     Gone(JobId),
     /// It is of a flow, or has its place in an order, which know it by its id.
@@ -191,12 +191,18 @@ impl Edit<'_> {
         let Some(queue) = mill.inner.existing_queue(id.place())? else {
             return Err(EditError::Gone(id));
         };
+        // Asked before the job is looked for: a call that cancels it, and has not found this edit, is
+        // found, or has ended the job.
+        let is_cancelled = mill.inner.cancelling.reason_of(&id).is_some();
         let seen = queue.queue.look(id.number())?;
         let Some(seen) = seen else {
             return Err(EditError::Gone(id));
         };
         if seen.is_running {
             return Err(EditError::Running(id));
+        }
+        if is_cancelled {
+            return Err(EditError::Gone(id));
         }
         let is_in_place = |key: &str| key == header::FLOW || key == header::ORDER;
         if seen.headers.iter().any(|(key, _)| is_in_place(key)) {

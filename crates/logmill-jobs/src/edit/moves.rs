@@ -25,14 +25,26 @@ const MOST_MOVES: u32 = 10_000;
 pub(crate) struct Moves {
     /// One edit goes on at a time.
     lock: Lock,
-    /// The jobs that are edited, with their new ids once these are known.
-    ids: Mutex<HashMap<JobId, Option<JobId>>>,
+    /// The jobs that are edited.
+    jobs: Mutex<HashMap<JobId, Stage>>,
+}
+
+/// How far an edit has come.
+enum Stage {
+    Begun,
+    /// The new form is stored, under this id once it is known.
+    Stored(Option<JobId>),
 }
 
 impl Moves {
     /// Whether a job is being edited.
     pub(crate) fn has(&self, id: &JobId) -> bool {
-        self.ids.lock().contains_key(id)
+        self.jobs.lock().contains_key(id)
+    }
+
+    /// Whether the end of this record is not that of its job, which has moved on.
+    pub(crate) fn has_moved(&self, id: &JobId) -> bool {
+        matches!(self.jobs.lock().get(id), Some(Stage::Stored(_)))
     }
 
     /// No other edit goes on while the guard lives.
@@ -41,7 +53,10 @@ impl Moves {
     }
 
     fn new_id(&self, id: &JobId) -> Option<JobId> {
-        self.ids.lock().get(id)?.clone()
+        match self.jobs.lock().get(id)? {
+            Stage::Begun => None,
+            Stage::Stored(new) => new.clone(),
+        }
     }
 }
 
@@ -55,12 +70,12 @@ impl<'a> Moving<'a> {
     /// None if the job is being edited by this thread, in a call from the backend.
     pub(super) fn begin(mill: &'a Mill, id: &JobId) -> Option<Self> {
         let before = &mill.inner.before;
-        let mut ids = before.moves.ids.lock();
-        if ids.contains_key(id) {
+        let mut jobs = before.moves.jobs.lock();
+        if jobs.contains_key(id) {
             return None;
         }
-        ids.insert(id.clone(), None);
-        drop(ids);
+        jobs.insert(id.clone(), Stage::Begun);
+        drop(jobs);
         before.watch();
         Some(Self {
             mill,
@@ -73,20 +88,15 @@ impl Moving<'_> {
     /// The job is stored anew: from its cancellation on, its former id leads there.
     pub(super) fn note(&self, moved: Moved<'_>) {
         let new = moved.number.map(|number| JobId::new(moved.place, number));
-        self.mill
-            .inner
-            .before
-            .moves
-            .ids
-            .lock()
-            .insert(self.id.clone(), new);
+        let mut jobs = self.mill.inner.before.moves.jobs.lock();
+        jobs.insert(self.id.clone(), Stage::Stored(new));
     }
 }
 
 impl Drop for Moving<'_> {
     fn drop(&mut self) {
         let before = &self.mill.inner.before;
-        before.moves.ids.lock().remove(&self.id);
+        before.moves.jobs.lock().remove(&self.id);
         before.rest();
     }
 }
@@ -266,6 +276,7 @@ fn finish_interrupted(mill: &Mill, id: &JobId) -> Result<(), BackendError> {
             number,
             due: due.map_or(Due::Now, Due::At),
         };
+        moving.note(moved);
         finish(mill, id, moved)?;
     }
     drop(moving);
@@ -309,6 +320,16 @@ impl Mill {
             }
         }
         Ok(current)
+    }
+
+    /// Waits until a job is not being edited. Returns where an edit that went on has moved it.
+    pub(crate) fn moved_meanwhile(&self, id: &JobId) -> Result<Option<JobId>, BackendError> {
+        let moves = &self.inner.before.moves;
+        if !moves.has(id) {
+            return Ok(None);
+        }
+        drop(moves.lock()?);
+        self.moved_to(id)
     }
 
     /// Where a job was moved by an edit.
@@ -446,6 +467,73 @@ mod tests {
         assert_eq!(again.outcome(), Outcome::New);
     }
 
+    fn seen(mill: &Mill, id: &JobId) -> Option<Seen> {
+        let queue = mill.inner.existing_queue(id.place()).unwrap().unwrap();
+        queue.queue.look(id.number()).unwrap()
+    }
+
+    #[test]
+    fn a_job_that_is_cancelled_while_it_is_edited_does_not_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let mill = Mill::open(dir.path().join("jobs")).unwrap();
+        let handle = mill.enqueue(Note("old".to_owned())).unwrap();
+        let id = handle.id().clone();
+        let queue = mill.inner.existing_queue("default").unwrap().unwrap();
+        let lock = mill.inner.before.moves.lock().unwrap();
+        let moving = Moving::begin(&mill, &id).unwrap();
+        let seen_before = seen(&mill, &id).unwrap();
+        let new = New {
+            arguments: Some(br#""new""#.to_vec()),
+            due: Due::Now,
+            has_new_time: false,
+            expires_after: None,
+        };
+        let moved = store(&mill, &id, &seen_before, &queue, new).unwrap();
+        let cancels = {
+            let (mill, id) = (mill.clone(), id.clone());
+            std::thread::spawn(move || mill.cancel(&id, "enough").unwrap())
+        };
+        // It waits for the edit. If it did not, it would be done by now.
+        std::thread::sleep(Duration::from_millis(50));
+        moving.note(moved);
+        finish(&mill, &id, moved).unwrap();
+        drop((moving, lock));
+        assert_eq!(cancels.join().unwrap(), Cancelled::Waiting);
+        let current = mill.current_id(&id).unwrap();
+        assert_ne!(current, id);
+        assert!(seen(&mill, &current).is_none(), "it still waits");
+        let reason = "enough".to_owned();
+        assert_eq!(mill.status(&id).unwrap(), Status::Cancelled { reason });
+    }
+
+    #[test]
+    fn a_job_that_is_being_cancelled_is_not_edited() {
+        let dir = tempfile::tempdir().unwrap();
+        let mill = Mill::open(dir.path().join("jobs")).unwrap();
+        let handle = mill.enqueue(Note("old".to_owned())).unwrap();
+        // The call goes on.
+        assert!(mill.inner.cancelling.begin(handle.id(), "enough"));
+        let edited = mill.run_now(handle.id());
+        assert!(matches!(edited, Err(EditError::Gone(_))), "{edited:?}");
+        assert_eq!(mill.current_id(handle.id()).unwrap(), *handle.id());
+    }
+
+    #[test]
+    fn a_job_that_is_cancelled_before_its_edit_is_stored_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let mill = Mill::open(dir.path().join("jobs")).unwrap();
+        let handle = mill.enqueue(Note("old".to_owned())).unwrap();
+        let moving = Moving::begin(&mill, handle.id()).unwrap();
+        // By a call that had looked before whether the job is edited.
+        let queue = mill.inner.existing_queue("default").unwrap().unwrap();
+        mill.inner.cancelling.begin(handle.id(), "enough");
+        queue.queue.cancel(handle.id().number()).unwrap();
+        drop(moving);
+        let reason = "enough".to_owned();
+        let status = mill.status(handle.id()).unwrap();
+        assert_eq!(status, Status::Cancelled { reason });
+    }
+
     #[test]
     fn what_was_kept_runs_once_if_the_process_died_when_the_job_before_it_had_ended() {
         let dir = tempfile::tempdir().unwrap();
@@ -461,7 +549,13 @@ mod tests {
         let kept = call("kept", Unique::by("x").keep_latest());
         assert_eq!(kept.outcome(), Outcome::Kept);
         // It has ended, and its process dies before it could say so.
-        let moving = Moving::begin(&mill, first.id());
+        let moving = Moving::begin(&mill, first.id()).unwrap();
+        moving.note(Moved {
+            ticket: 0,
+            place: "default",
+            number: None,
+            due: Due::Now,
+        });
         let queue = mill.inner.existing_queue("default").unwrap().unwrap();
         queue.queue.cancel(first.id().number()).unwrap();
         drop((moving, queue, first, kept));
