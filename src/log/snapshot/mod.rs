@@ -240,6 +240,8 @@ impl LogFiles {
         let limit = match (seal, reused_from) {
             (Some(end), _) if bytes.len() as u64 == bytes_to(end) => ScanLimit::Exactly(end),
             (Some(_), _) => ScanLimit::CutOff(all),
+            // The seal says that every batch was complete.
+            (None, _) if opened.is_cut_off => ScanLimit::CutOff(all),
             (None, Some(from)) => ScanLimit::Reused(all, from),
             (None, None) => ScanLimit::AtMost(all),
         };

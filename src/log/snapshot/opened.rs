@@ -14,6 +14,8 @@ pub(super) struct Opened {
     pub(super) records: ReadFile,
     pub(super) acks: Option<ReadFile>,
     pub(super) headers: Headers,
+    /// Whether it was sealed and is shorter than its seal says. It is scanned, as an open does it.
+    pub(super) is_cut_off: bool,
 }
 
 /// What the headers of a segment's two files say; None where a header is not valid.
@@ -21,6 +23,7 @@ pub(super) struct Opened {
 pub(super) struct Headers {
     own: Option<Identity>,
     pub(super) copied: Option<Identity>,
+    /// None also if the file is cut off.
     pub(super) seal: Option<Position>,
     /// From where on bytes of an earlier life of the files may stand.
     pub(super) reused_from: Option<u32>,
@@ -47,14 +50,15 @@ impl LogFiles {
         };
         let acks = ReadFile::open(self.entry(base, "ack"))?;
         let mut headers = self.headers(base, &records, acks.as_ref())?;
-        // A file that is cut off is scanned, as an open does it.
         let len = records.len()?;
-        headers.seal = headers.seal.filter(|end| bytes_to(*end) <= len);
+        let is_cut_off = headers.seal.is_some_and(|end| bytes_to(end) > len);
+        headers.seal = headers.seal.filter(|_| !is_cut_off);
         Ok(Some(Opened {
             base,
             records,
             acks,
             headers,
+            is_cut_off,
         }))
     }
 

@@ -182,6 +182,33 @@ fn a_batch_is_in_the_copy_once_it_is_complete() {
 }
 
 #[test]
+fn of_a_sealed_segment_that_is_cut_off_what_is_there_of_a_batch_is_in_the_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let segment = create(dir.path(), SIZE);
+    let payloads = [&b"one"[..], b"two", b"three"];
+    let batch = Batch::new(payloads.into_iter().map(record), 4096);
+    let Ok(batch) = batch else {
+        panic!("it fits");
+    };
+    assert!(matches!(segment.append_batch(&batch), Append::Done(_)));
+    append(&segment, b"last");
+    segment.close_now();
+    segment.seal().unwrap();
+    let files = files(dir.path(), SIZE);
+    assert_eq!(jobs(&files, segment.base()).len(), 4);
+    let path = &segment.paths().segment;
+    let mut cut = fs::read(path).unwrap();
+    // The batch is not complete, and the last record ends too early.
+    cut[64] ^= 1;
+    cut.truncate(cut.len() - 16);
+    fs::write(path, cut).unwrap();
+    let expected = [&b"two"[..], b"three"];
+    assert_eq!(jobs(&files, segment.base()), expected);
+    let held = files.held(segment.base(), &BTreeSet::new()).unwrap();
+    assert_eq!(held.unwrap().jobs, 2);
+}
+
+#[test]
 fn a_segment_that_is_sealed_in_between_is_read_all_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let segment = create(dir.path(), SIZE);
