@@ -142,12 +142,12 @@ pub use flow::{
 #[doc(hidden)]
 pub use flow::{Noted, StoredInputs};
 pub use handle::{JobHandle, Outcome, Status};
-#[cfg(feature = "tokio")]
-pub use handler::AsyncHandler;
 #[cfg(feature = "tower")]
 pub use handler::JobRequest;
 #[doc(hidden)]
 pub use handler::checks as handler_checks;
+#[cfg(feature = "tokio")]
+pub use handler::{AsyncChunkHandler, AsyncHandler};
 pub use handler::{Chunk, ChunkHandler, ChunkJob, ChunkJobs};
 pub use handler::{FromAttempt, FromRef, Handler, State};
 pub use id::{JobId, ParseIdError};

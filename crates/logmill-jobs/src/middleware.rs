@@ -10,10 +10,10 @@ use std::sync::Arc;
 use crate::context::Attempt;
 use crate::error::EnqueueError;
 use crate::failure::{Failure, JobResult};
-use crate::handler::{Called, ChunkRoute, Intake, Part, Route, not_called};
+use crate::handler::{Called, CalledChunk, ChunkRoute, Intake, Part, Route, not_called};
 use crate::mill::Mill;
 use crate::settle::Returned;
-use crate::{ChunkOptions, KindOptions, user_code};
+use crate::{ChunkOptions, KindOptions, span, user_code};
 
 /// Code around each attempt of a pool, see [`Workers::with`](crate::Workers::with).
 ///
@@ -82,7 +82,8 @@ impl After {
     /// A failure that becomes `Ok` completes the job, without an output. If the call panics, the attempt
     /// ends as if there were none. For an async handler it is called on a thread of the runtime; if
     /// the attempt is dropped as its time is up or the runtime ends, it is called with a failure, and
-    /// what it returns is ignored.
+    /// what it returns is ignored. (The jobs of a [chunk](crate::Chunk) whose time is up have ended, and
+    /// what it returns counts.)
     pub fn call(call: impl FnOnce(JobResult) -> JobResult + Send + 'static) -> Self {
         Self(Some(Box::new(call)))
     }
@@ -174,22 +175,31 @@ impl<S: 'static> ChunkRoute<S> for Wrapped<S> {
         inner.map_or_else(|| ChunkOptions::up_to(1), ChunkRoute::chunk_options)
     }
 
-    fn call_chunk(&self, state: &S, parts: &[Part<'_>]) -> Vec<Returned> {
+    fn call_chunk(&self, state: &S, parts: &[Part<'_>]) -> CalledChunk {
         let before = |part: &Part<'_>| part.within(|| self.before(part.attempt));
         let begun: Vec<_> = parts.iter().map(before).collect();
         let called = parts.iter().zip(&begun).filter(|(_, begun)| begun.is_ok());
         let called: Vec<_> = called.map(|(part, _)| *part).collect();
         let inner = self.route.of_chunks().filter(|_| !called.is_empty());
-        let returned = inner.map(|inner| inner.call_chunk(state, &called));
-        let mut returned = returned.into_iter().flatten();
-        let ended = parts.iter().zip(begun).map(|(part, begun)| match begun {
-            Ok(afters) => {
-                let returned = returned.next().unwrap_or_else(not_called);
-                part.within(|| afters.end(returned))
-            }
-            Err(returned) => returned,
-        });
-        ended.collect()
+        let inner = inner.map(|inner| inner.call_chunk(state, &called));
+        let CalledChunk { called, end } = inner.unwrap_or_else(CalledChunk::of_none);
+        let spans = parts.iter().map(|part| part.span.cloned());
+        let begun: Vec<_> = spans.zip(begun).collect();
+        let end = move |returned| {
+            let mut returned = end(returned).into_iter();
+            let ended = begun.into_iter().map(|(span, begun)| match begun {
+                Ok(afters) => {
+                    let returned = returned.next().unwrap_or_else(not_called);
+                    span::within(span.as_deref(), || afters.end(returned))
+                }
+                Err(returned) => returned,
+            });
+            ended.collect()
+        };
+        CalledChunk {
+            called,
+            end: Box::new(end),
+        }
     }
 }
 

@@ -102,7 +102,7 @@ fn of_slow(attempt: &Attempt<'_>, trace_context: Option<&Arc<dyn TraceContext>>)
 pub(crate) fn of_chunk<'a>(
     kind: &str,
     jobs: usize,
-    attempts: impl Iterator<Item = &'a Entering>,
+    attempts: impl Iterator<Item = &'a Arc<Entering>>,
 ) -> Option<Entering> {
     let mut attempts = attempts.peekable();
     attempts.peek()?;

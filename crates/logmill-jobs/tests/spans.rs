@@ -98,6 +98,8 @@ fn each_attempt_runs_in_a_span_and_a_subscriber_that_panics_harms_nothing() {
 
     assert!(pool.shutdown(PATIENCE).finished_in_time);
     chunks_run_in_a_span_that_follows_from_those_of_their_jobs(&mill, &log);
+    #[cfg(feature = "tokio")]
+    chunks_are_polled_in_their_span_and_those_of_their_jobs_last_until_the_end(&mill, &log);
 
     let quiet = |_: Touch| JobResult::Ok(());
     log.0.1.store(true, Ordering::SeqCst);
@@ -138,4 +140,46 @@ fn chunks_run_in_a_span_that_follows_from_those_of_their_jobs(mill: &Mill, log: 
     // Each job's own part is in its span; the call of the handler in that of the chunk.
     let entered = ["enter", "enter", "exit", "enter", "exit", "said", "exit"];
     assert_eq!(log[5..12], entered);
+}
+
+#[cfg(feature = "tokio")]
+fn chunks_are_polled_in_their_span_and_those_of_their_jobs_last_until_the_end(
+    mill: &Mill,
+    log: &Log,
+) {
+    log.0.0.lock().clear();
+    let runtime = tokio::runtime::Builder::new_multi_thread().build().unwrap();
+    let is_in_span = || tracing::info!(target: "spans", "said");
+    let handler = move |_: Chunk<Touch>| async move {
+        is_in_span();
+        tokio::task::yield_now().await;
+        is_in_span();
+        JobResult::Ok(())
+    };
+    let after = move |_: &logmill_jobs::Attempt<'_>| {
+        Ok(logmill_jobs::After::call(move |result| {
+            is_in_span();
+            result
+        }))
+    };
+    let chunks = ChunkOptions::up_to(2).within(Duration::MAX);
+    let workers = Workers::new(()).on_chunk_async(handler, chunks).with(after);
+    let pool = runtime.block_on(async { workers.threads(1).start(mill).unwrap() });
+    let handles = [mill.enqueue(Touch).unwrap(), mill.enqueue(Touch).unwrap()];
+    for handle in handles {
+        handle.wait_timeout(PATIENCE).unwrap();
+    }
+    assert!(pool.shutdown(PATIENCE).finished_in_time);
+    let log = log.0.0.lock();
+    let of_chunk = ["chunk kind=\"touch\" jobs=2", "follows", "follows"];
+    assert_eq!(log[2..5], of_chunk);
+    let lines = log
+        .iter()
+        .filter(|line| ["said", "close"].contains(&&***line));
+    let ends = [
+        "said", "said", "close", // two polls, and the end of the chunk's span
+        "said", "said", "close",
+        "close", // what is called after each job, and the ends of theirs
+    ];
+    assert_eq!(lines.collect::<Vec<_>>(), ends);
 }

@@ -8,8 +8,12 @@ mod route;
 #[cfg(feature = "tower")]
 mod service;
 
+#[cfg(feature = "tokio")]
+pub use self::chunk::AsyncChunkHandler;
+#[cfg(feature = "tokio")]
+pub(crate) use self::chunk::{Awaited, EndOfChunk};
+pub(crate) use self::chunk::{Blocking, CalledChunk, ChunkRoute, Part, RouteOfChunks, not_called};
 pub use self::chunk::{Chunk, ChunkHandler, ChunkJob, ChunkJobs};
-pub(crate) use self::chunk::{ChunkRoute, Part, RouteOfChunks, not_called};
 pub use self::extract::{FromAttempt, FromRef, State};
 #[cfg(feature = "tokio")]
 pub(crate) use self::route::AsyncRoute;

@@ -33,7 +33,8 @@ pub(crate) trait Route<S>: Send + Sync {
 
     /// Whether its attempts go on as tasks.
     fn is_async(&self) -> bool {
-        self.intake() == Intake::Task
+        let intake = self.intake();
+        matches!(intake, Intake::Task | Intake::Chunks { is_async: true })
     }
 
     /// Runs an attempt, or begins it.
@@ -47,8 +48,8 @@ pub(crate) enum Intake {
     Thread,
     /// One at a time, as a task.
     Task,
-    /// Several at a time, on a worker's thread: see [`ChunkRoute`].
-    Chunks,
+    /// Several at a time, on a worker's thread or as a task: see [`ChunkRoute`].
+    Chunks { is_async: bool },
 }
 
 /// What a handler has done so far.

@@ -66,12 +66,28 @@ pub(super) struct State {
     /// Async handlers that may run at the same time.
     pub(super) max_tasks: usize,
     /// What runs as tasks.
-    pub(super) tasks: HashMap<u64, JobId>,
+    pub(super) tasks: HashMap<u64, JobsOfTask>,
     /// Jobs of async handlers that were taken while as many ran as may.
     pub(super) held: Vec<Box<dyn Held>>,
     /// Tasks so far.
     #[cfg(feature = "tokio")]
     begun: u64,
+}
+
+/// What a task runs.
+#[cfg_attr(not(feature = "tokio"), expect(dead_code))]
+pub(super) enum JobsOfTask {
+    One(JobId),
+    Chunk(Vec<JobId>),
+}
+
+impl JobsOfTask {
+    fn ids(&self) -> &[JobId] {
+        match self {
+            Self::One(id) => std::slice::from_ref(id),
+            Self::Chunk(ids) => ids,
+        }
+    }
 }
 
 /// A task of a pool, until it is dropped.
@@ -210,13 +226,30 @@ impl Shared {
             drop(held);
             return None;
         }
+        Some(self.enter_task(&mut state, JobsOfTask::One(id.clone())))
+    }
+
+    /// Begins a task for a chunk, whose jobs [`Task::runs`] names. Waits while as many run as may; None
+    /// if the pool stops before.
+    #[cfg(feature = "tokio")]
+    pub(super) fn begin_task_of_chunk(self: &Arc<Self>) -> Option<Task> {
+        let mut state = self.state.lock();
+        while state.tasks.len() >= state.max_tasks && !self.is_stopping() {
+            self.changed.wait(&mut state);
+        }
+        let is_stopping = self.is_stopping();
+        (!is_stopping).then(|| self.enter_task(&mut state, JobsOfTask::Chunk(Vec::new())))
+    }
+
+    #[cfg(feature = "tokio")]
+    fn enter_task(self: &Arc<Self>, state: &mut State, jobs: JobsOfTask) -> Task {
         state.begun += 1;
         let number = state.begun;
-        state.tasks.insert(number, id.clone());
-        Some(Task {
+        state.tasks.insert(number, jobs);
+        Task {
             shared: Arc::clone(self),
             number,
-        })
+        }
     }
 
     pub(super) fn leave_mill(self: &Arc<Self>) {
@@ -253,6 +286,12 @@ impl Shared {
 
 #[cfg(feature = "tokio")]
 impl Task {
+    /// Names the jobs of its chunk.
+    pub(super) fn runs(&self, ids: Vec<JobId>) {
+        let mut state = self.shared.state.lock();
+        state.tasks.insert(self.number, JobsOfTask::Chunk(ids));
+    }
+
     /// Stops the pool that it is of.
     pub(super) fn stop_pool(&self) {
         self.shared.stop();
@@ -319,7 +358,10 @@ impl Pool {
         let on_threads = seats.flat_map(|seat| seat.jobs()).collect::<Vec<_>>();
         let report = ShutdownReport {
             finished_in_time: state.have_ended(),
-            still_running: state.tasks.values().cloned().chain(on_threads).collect(),
+            still_running: {
+                let in_tasks = state.tasks.values().flat_map(JobsOfTask::ids);
+                in_tasks.cloned().chain(on_threads).collect()
+            },
         };
         drop(state);
         if report.finished_in_time {

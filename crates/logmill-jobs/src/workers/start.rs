@@ -88,7 +88,10 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
             let workers = match route.intake() {
                 Intake::Task => tasks,
                 Intake::Thread => threads,
-                Intake::Chunks => threads.saturating_mul(chunks::most_of(&**route)),
+                Intake::Chunks { is_async } => {
+                    let calls = if is_async { tasks } else { threads };
+                    calls.saturating_mul(chunks::most_of(&**route))
+                }
             };
             let queues = self.queues.keys().map(String::as_str);
             let queues = queues.chain(std::iter::once(route.options().queue));

@@ -27,23 +27,34 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         span: Option<span::Entering>,
     ) {
         let route = Arc::clone(route);
-        let clock = begun.mill.inner.clock.clone();
+        let mut begun = begun;
+        self.have_awaited(deadline, future, span, move |returned| {
+            begun.end(route.options(), returned);
+        });
+    }
+
+    /// Has the runtime await a handler until its time is up, and then call this. What is to be called is
+    /// dropped after the future if the runtime ends before.
+    pub(super) fn have_awaited(
+        &self,
+        deadline: Option<Instant>,
+        future: Running,
+        span: Option<span::Entering>,
+        end: impl FnOnce(settle::Returned) + Send + 'static,
+    ) {
+        let clock = self.shared.mill.inner.clock.clone();
         let returned = Guarded::new(Box::pin(until(clock, deadline, future, span)));
         match &self.runtime {
             Runtime::None => {}
             Runtime::Tokio(runtime) => {
                 runtime.spawn(async move {
-                    let mut begun = begun;
+                    let end = end;
                     let returned = returned.await;
-                    begun.end(route.options(), returned);
+                    end(returned);
                 });
             }
             #[cfg(feature = "testing")]
-            Runtime::Inline => {
-                let mut begun = begun;
-                let returned = super::inline::block_on(returned);
-                begun.end(route.options(), returned);
-            }
+            Runtime::Inline => end(super::inline::block_on(returned)),
         }
     }
 }

@@ -261,7 +261,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         }
         let kept = self.shared.leases.keep(&self.id, claim);
         let intake = route.intake();
-        if intake == Intake::Chunks {
+        if let Intake::Chunks { .. } = intake {
             let member = Member::new(&self.id, claim, permit.detach(), kept);
             return self.gather(kind, route, member);
         }

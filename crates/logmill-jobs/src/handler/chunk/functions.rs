@@ -15,7 +15,8 @@ use crate::{Failure, FromRef, Job, State};
     note = "the first argument of a handler of chunks is a `Chunk` of its job, a type with \
             `#[derive(Job)]`, by value",
     note = "each further argument is a `State<T>`",
-    note = "it returns `Result<(), E>`, where E is any error that can be displayed"
+    note = "it returns `Result<(), E>`, where E is any error that can be displayed",
+    note = "an `async fn` is registered by `on_chunk_async`, any other function by `on_chunk`"
 )]
 pub trait ChunkHandler<J: Job, S, M>: Send + Sync + 'static {
     /// Runs a chunk.
@@ -23,6 +24,26 @@ pub trait ChunkHandler<J: Job, S, M>: Send + Sync + 'static {
     /// # Errors
     /// The attempts have not completed the jobs of which the handler has said nothing.
     fn call(&self, chunk: Chunk<J>, state: &S) -> Result<(), Failure>;
+}
+
+/// An async function that runs chunks of jobs of type `J`, see [`ChunkHandler`].
+#[cfg(feature = "tokio")]
+#[diagnostic::on_unimplemented(
+    message = "this function cannot run chunks of jobs as an async handler",
+    label = "not an async handler of chunks",
+    note = "the first argument of a handler of chunks is a `Chunk` of its job, a type with \
+            `#[derive(Job)]`, by value",
+    note = "each further argument is a `State<T>`",
+    note = "its future is `Send` and returns `Result<(), E>`, where E is any error that can be \
+            displayed"
+)]
+pub trait AsyncChunkHandler<J: Job, S, M>: Send + Sync + 'static {
+    /// Begins to run a chunk.
+    fn call(
+        &self,
+        chunk: Chunk<J>,
+        state: &S,
+    ) -> impl Future<Output = Result<(), Failure>> + Send + 'static;
 }
 
 macro_rules! handler {
@@ -37,6 +58,26 @@ macro_rules! handler {
             #[allow(unused_variables)]
             fn call(&self, chunk: Chunk<J>, state: &S) -> Result<(), Failure> {
                 self(chunk, $(State($part::from_ref(state))),*).map_err(Into::into)
+            }
+        }
+
+        #[cfg(feature = "tokio")]
+        impl<F, U, J, S, E, $($part),*> AsyncChunkHandler<J, S, (J, U, E, $($part),*)> for F
+        where
+            F: Fn(Chunk<J>, $(State<$part>),*) -> U + Send + Sync + 'static,
+            U: Future<Output = Result<(), E>> + Send + 'static,
+            J: Job,
+            E: Into<Failure>,
+            $($part: FromRef<S>,)*
+        {
+            #[allow(unused_variables)]
+            fn call(
+                &self,
+                chunk: Chunk<J>,
+                state: &S,
+            ) -> impl Future<Output = Result<(), Failure>> + Send + 'static {
+                let future = self(chunk, $(State($part::from_ref(state))),*);
+                async move { future.await.map_err(Into::into) }
             }
         }
     };

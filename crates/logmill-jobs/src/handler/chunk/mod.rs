@@ -6,6 +6,8 @@
 //!                 ▼                         ▼ Ok, an error or a panic: for all others
 //!                 └───────▶ a result for each attempt
 //! ```
+//!
+//! One that is awaited has been called when its future is made, and ends when that does.
 
 mod functions;
 mod route;
@@ -16,13 +18,22 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+#[cfg(feature = "tokio")]
+pub use self::functions::AsyncChunkHandler;
 pub use self::functions::ChunkHandler;
-pub(crate) use self::route::{ChunkRoute, Part, RouteOfChunks, not_called};
+#[cfg(feature = "tokio")]
+pub(crate) use self::route::{Awaited, EndOfChunk};
+pub(crate) use self::route::{Blocking, CalledChunk, ChunkRoute, Part, RouteOfChunks, not_called};
 use crate::context::Context;
 use crate::{Failure, JobId, JobResult, user_code};
 
 /// Jobs of a kind that a handler takes at once, registered by
-/// [`Workers::on_chunk`](crate::Workers::on_chunk).
+/// [`Workers::on_chunk`](crate::Workers::on_chunk) or
+#[cfg_attr(
+    feature = "tokio",
+    doc = "[`Workers::on_chunk_async`](crate::Workers::on_chunk_async)."
+)]
+#[cfg_attr(not(feature = "tokio"), doc = "`Workers::on_chunk_async`.")]
 ///
 /// It is used as the slice of [`ChunkJob`]s that it is, and has at least one. What the handler returns
 /// is how those jobs end of which it has said nothing:

@@ -1,8 +1,11 @@
 //! The way from several attempts to a handler of chunks, and back to a result for each.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use super::super::route::{Called, Intake, Route, decode, kinds_of};
+#[cfg(feature = "tokio")]
+use super::AsyncChunkHandler;
 use super::{Chunk, ChunkHandler, ChunkJob, Said};
 use crate::context::Attempt;
 use crate::settle::Returned;
@@ -14,21 +17,51 @@ pub(crate) trait ChunkRoute<S> {
     /// How large a chunk is, and how long a job waits for it.
     fn chunk_options(&self) -> ChunkOptions;
 
-    /// Runs these attempts. Returns as many results, in their order.
-    fn call_chunk(&self, state: &S, parts: &[Part<'_>]) -> Vec<Returned>;
+    /// Runs these attempts, or begins them.
+    fn call_chunk(&self, state: &S, parts: &[Part<'_>]) -> CalledChunk;
 }
 
 /// An attempt that runs together with others, and its span.
 #[derive(Clone, Copy)]
 pub(crate) struct Part<'a> {
     pub(crate) attempt: &'a Attempt<'a>,
-    pub(crate) span: Option<&'a Entering>,
+    pub(crate) span: Option<&'a Arc<Entering>>,
 }
 
 impl Part<'_> {
     /// Runs code that concerns this attempt alone.
     pub(crate) fn within<T>(&self, code: impl FnOnce() -> T) -> T {
-        span::within(self.span, code)
+        span::within(self.span.map(|span| &**span), code)
+    }
+}
+
+/// Attempts whose handler was called.
+pub(crate) struct CalledChunk {
+    pub(crate) called: Called,
+    pub(crate) end: EndOfChunk,
+}
+
+/// From what the handler has returned to a result for each attempt, in their order.
+pub(crate) type EndOfChunk = Box<dyn FnOnce(Returned) -> Vec<Returned> + Send>;
+
+impl CalledChunk {
+    /// A handler that is not called, as no attempt needs it.
+    pub(crate) fn of_none() -> Self {
+        Self {
+            called: Called::Returned(Ok(None)),
+            end: Box::new(|_| Vec::new()),
+        }
+    }
+
+    /// The handler of a chunk of one.
+    fn of_one(self) -> Called {
+        let Self { called, end } = self;
+        let last = |returned| end(returned).pop().unwrap_or_else(not_called);
+        match called {
+            Called::Returned(returned) => Called::Returned(last(returned)),
+            #[cfg(feature = "tokio")]
+            Called::Begun(future) => Called::Begun(Box::pin(async move { last(future.await) })),
+        }
     }
 }
 
@@ -37,18 +70,46 @@ pub(crate) fn not_called() -> Returned {
     Err(Failure::retry("the handler was not called".to_owned()))
 }
 
-/// A handler that runs on the worker's thread.
-pub(crate) struct RouteOfChunks<J, H, M> {
-    handler: H,
+/// A handler of chunks of `J`s, which is called by a `C`.
+pub(crate) struct RouteOfChunks<J, C> {
+    caller: C,
     options: KindOptions,
     chunks: ChunkOptions,
-    types: PhantomData<fn() -> (J, M)>,
+    types: PhantomData<fn() -> J>,
 }
 
-impl<J: Job, H, M> RouteOfChunks<J, H, M> {
-    pub(crate) fn new(handler: H, chunks: ChunkOptions) -> Self {
+/// How a handler is called.
+pub(crate) trait Caller<J, S>: Send + Sync {
+    const IS_ASYNC: bool;
+
+    /// Calls the handler. Its panics are failures.
+    fn call(&self, chunk: Chunk<J>, state: &S) -> Called;
+}
+
+/// A handler that runs on the worker's thread.
+pub(crate) struct Blocking<H, M>(H, PhantomData<fn() -> M>);
+
+/// A handler that is awaited.
+#[cfg(feature = "tokio")]
+pub(crate) struct Awaited<H, M>(H, PhantomData<fn() -> M>);
+
+impl<H, M> Blocking<H, M> {
+    pub(crate) fn new(handler: H) -> Self {
+        Self(handler, PhantomData)
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<H, M> Awaited<H, M> {
+    pub(crate) fn new(handler: H) -> Self {
+        Self(handler, PhantomData)
+    }
+}
+
+impl<J: Job, C> RouteOfChunks<J, C> {
+    pub(crate) fn new(caller: C, chunks: ChunkOptions) -> Self {
         Self {
-            handler,
+            caller,
             options: J::kind_options(),
             chunks,
             types: PhantomData,
@@ -56,7 +117,29 @@ impl<J: Job, H, M> RouteOfChunks<J, H, M> {
     }
 }
 
-impl<S, J: Job, H: ChunkHandler<J, S, M>, M> Route<S> for RouteOfChunks<J, H, M> {
+impl<J: Job, S, H: ChunkHandler<J, S, M>, M> Caller<J, S> for Blocking<H, M> {
+    const IS_ASYNC: bool = false;
+
+    fn call(&self, chunk: Chunk<J>, state: &S) -> Called {
+        let called = user_code::call(|| self.0.call(chunk, state));
+        let result = called.unwrap_or_else(|panic| Err(Failure::retry(panic)));
+        Called::Returned(result.map(|()| None))
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<J: Job, S, H: AsyncChunkHandler<J, S, M>, M> Caller<J, S> for Awaited<H, M> {
+    const IS_ASYNC: bool = true;
+
+    fn call(&self, chunk: Chunk<J>, state: &S) -> Called {
+        match user_code::call(|| self.0.call(chunk, state)) {
+            Ok(future) => Called::Begun(Box::pin(async move { future.await.map(|()| None) })),
+            Err(panic) => Called::Returned(Err(Failure::retry(panic))),
+        }
+    }
+}
+
+impl<S, J: Job, C: Caller<J, S>> Route<S> for RouteOfChunks<J, C> {
     fn kinds(&self) -> Vec<&'static str> {
         kinds_of::<J>()
     }
@@ -66,7 +149,9 @@ impl<S, J: Job, H: ChunkHandler<J, S, M>, M> Route<S> for RouteOfChunks<J, H, M>
     }
 
     fn intake(&self) -> Intake {
-        Intake::Chunks
+        Intake::Chunks {
+            is_async: C::IS_ASYNC,
+        }
     }
 
     fn of_chunks(&self) -> Option<&dyn ChunkRoute<S>> {
@@ -78,17 +163,16 @@ impl<S, J: Job, H: ChunkHandler<J, S, M>, M> Route<S> for RouteOfChunks<J, H, M>
             attempt,
             span: None,
         };
-        let returned = self.call_chunk(state, &[part]).pop();
-        Called::Returned(returned.unwrap_or_else(not_called))
+        self.call_chunk(state, &[part]).of_one()
     }
 }
 
-impl<S, J: Job, H: ChunkHandler<J, S, M>, M> ChunkRoute<S> for RouteOfChunks<J, H, M> {
+impl<S, J: Job, C: Caller<J, S>> ChunkRoute<S> for RouteOfChunks<J, C> {
     fn chunk_options(&self) -> ChunkOptions {
         self.chunks
     }
 
-    fn call_chunk(&self, state: &S, parts: &[Part<'_>]) -> Vec<Returned> {
+    fn call_chunk(&self, state: &S, parts: &[Part<'_>]) -> CalledChunk {
         let said = Said::of(parts.len());
         let mut chunk = Chunk { jobs: Vec::new() };
         for (at, part) in parts.iter().enumerate() {
@@ -97,18 +181,23 @@ impl<S, J: Job, H: ChunkHandler<J, S, M>, M> ChunkRoute<S> for RouteOfChunks<J, 
                 Ok(job) => chunk.jobs.push(ChunkJob {
                     job,
                     context: part.attempt.context().clone(),
-                    said: std::sync::Arc::clone(&said),
+                    said: Arc::clone(&said),
                     at,
                 }),
                 Err(failure) => said.say(at, Err(failure)),
             }
         }
-        let mut rest = Ok(());
-        if !chunk.is_empty() {
-            let called = user_code::call(|| self.handler.call(chunk, state));
-            rest = called.unwrap_or_else(|panic| Err(Failure::retry(panic)));
+        let called = match chunk.is_empty() {
+            true => Called::Returned(Ok(None)),
+            false => self.caller.call(chunk, state),
+        };
+        let end = move |returned: Returned| {
+            let results = said.end(&returned.map(|_| ())).into_iter();
+            results.map(|result| result.map(|()| None)).collect()
+        };
+        CalledChunk {
+            called,
+            end: Box::new(end),
         }
-        let results = said.end(&rest).into_iter();
-        results.map(|result| result.map(|()| None)).collect()
     }
 }

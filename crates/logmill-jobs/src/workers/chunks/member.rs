@@ -66,14 +66,25 @@ impl Member {
         is_wanted
     }
 
-    /// The attempt begins.
-    pub(super) fn begin(&mut self, watch: &mut Watch) {
+    /// The attempt begins, on this thread or as a task.
+    pub(super) fn begin(&mut self, watch: &mut Watch, is_task: bool) {
         let Some(claim) = &self.claim else {
             return;
         };
         self.permit.begin();
         let begun = watch.begin(&self.id, claim.kind(), &**claim, true);
-        self.watched = Some((begun, Arc::clone(watch.cell())));
+        let cell = match is_task {
+            #[cfg(feature = "tokio")]
+            true => watch.shared_cell(),
+            _ => Arc::clone(watch.cell()),
+        };
+        self.watched = Some((begun, cell));
+    }
+
+    /// Gives the job back although its attempt has begun: it has not failed.
+    #[cfg(feature = "tokio")]
+    pub(super) fn give_back(mut self) {
+        self.watched = None;
     }
 
     /// Ends the attempt.

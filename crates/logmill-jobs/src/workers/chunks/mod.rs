@@ -14,6 +14,8 @@
 mod member;
 mod options;
 mod run;
+#[cfg(feature = "tokio")]
+mod task;
 mod timer;
 
 use std::collections::HashMap;

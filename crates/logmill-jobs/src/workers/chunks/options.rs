@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::handler::{ChunkHandler, RouteOfChunks};
+use crate::handler::{Blocking, ChunkHandler, RouteOfChunks};
 use crate::{Job, Workers};
 
 /// How large the chunks of a handler are, and how long a job waits for others, for
@@ -96,8 +96,73 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
         M: 'static,
         H: ChunkHandler<J, S, M>,
     {
-        let route = RouteOfChunks::<J, H, M>::new(handler, chunks);
+        let route = RouteOfChunks::<J, _>::new(Blocking::<H, M>::new(handler), chunks);
         self.has_blocking = true;
+        self.routes.push(Arc::new(route));
+        self
+    }
+
+    /// Registers an async handler that takes several jobs of its kind at once. It runs as a task of the
+    /// tokio runtime in which the workers are started.
+    ///
+    /// Its jobs gather as those of [`on_chunk`](Self::on_chunk) do, and what it says of them counts in the
+    /// same way. A chunk that runs counts as one of the [`tasks`](Self::tasks). One that is full or due
+    /// while as many run as may has its thread wait until one of them ends. When the time of its kind is
+    /// up, the future is dropped, and the jobs of which it has said nothing have failed an attempt. If the
+    /// runtime ends, all jobs of its chunks are given back.
+    ///
+    /// ```
+    /// use logmill_jobs::{Chunk, ChunkOptions, Job, JobResult, Mill, State, Workers, discard};
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Serialize, Deserialize, Job)]
+    /// #[job(kind = "push")]
+    /// struct Push {
+    ///     device: u64,
+    /// }
+    ///
+    /// #[derive(Clone)]
+    /// struct Gateway;
+    ///
+    /// impl Gateway {
+    ///     /// Returns which devices are not there any more.
+    ///     async fn push(&self, devices: &[u64]) -> std::io::Result<Vec<u64>> {
+    ///         # let _ = devices;
+    ///         Ok(vec![404])
+    ///     }
+    /// }
+    ///
+    /// async fn push(pushes: Chunk<Push>, State(gateway): State<Gateway>) -> JobResult {
+    ///     let devices: Vec<_> = pushes.iter().map(|one| one.job.device).collect();
+    ///     let gone = gateway.push(&devices).await?;
+    ///     for one in pushes.iter().filter(|one| gone.contains(&one.job.device)) {
+    ///         one.fail(discard("no such device"));
+    ///     }
+    ///     Ok(())
+    /// }
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let mill = Mill::open(dir.path().join("jobs"))?;
+    /// let workers = Workers::new(Gateway).on_chunk_async(push, ChunkOptions::up_to(500));
+    /// let pool = workers.start(&mill)?;
+    /// let handle = mill.enqueue(Push { device: 404 })?;
+    /// assert!(handle.wait_async().await.is_err());
+    /// # drop(pool);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "tokio")]
+    pub fn on_chunk_async<J, M, H>(mut self, handler: H, chunks: ChunkOptions) -> Self
+    where
+        J: Job<Output = (), Inputs = ()>,
+        M: 'static,
+        H: crate::handler::AsyncChunkHandler<J, S, M>,
+    {
+        let caller = crate::handler::Awaited::<H, M>::new(handler);
+        let route = RouteOfChunks::<J, _>::new(caller, chunks);
+        self.has_async = true;
         self.routes.push(Arc::new(route));
         self
     }

@@ -1,5 +1,7 @@
 //! Handlers that take several jobs at once.
 
+#[cfg(feature = "tokio")]
+mod awaited;
 mod intake;
 mod pools;
 mod settling;

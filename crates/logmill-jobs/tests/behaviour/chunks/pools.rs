@@ -17,7 +17,7 @@ use super::{Index, Seen, index, noting};
 use crate::common::{Note, PATIENCE, note, until, wait_for_end};
 
 /// A mill whose clock stands still until it is advanced.
-fn mill() -> (Mill, ManualClock, TempDir) {
+pub(super) fn mill() -> (Mill, ManualClock, TempDir) {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     (open(dir.path(), &clock), clock, dir)
 }
