@@ -256,10 +256,10 @@ impl Shared {
         self.mill.inner.pools.leave(self);
     }
 
-    /// Waits until another task may begin, or a chunk is due. Returns false if the pool stops before.
+    /// Waits until another task may begin, or a chunk is to run. Returns false if the pool stops before.
     pub(super) fn wait_for_task(&self) -> bool {
         let mut state = self.state.lock();
-        let goes_on = || !self.is_stopping() && !self.chunks.has_due();
+        let goes_on = || !self.is_stopping() && self.chunks.call().is_none();
         while state.tasks.len() >= state.max_tasks && goes_on() {
             self.changed.wait(&mut state);
         }

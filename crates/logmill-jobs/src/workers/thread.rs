@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::chunks::Member;
+use super::chunks::{Call, Member};
 use super::concurrency::Spawn;
 use super::pool::{Pool, Shared};
 use super::seat::{Seat, Timed};
@@ -150,6 +150,8 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
                 Err(error) => tracing::error!(%error, "a new level of a queue is not served yet"),
             }
         }
+        // This thread was to run them.
+        self.shared.chunks.have_others_run_enough();
         // What the application gave is dropped before the thread counts as ended.
         drop(consumer);
         user_code::discard(self);
@@ -169,9 +171,10 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             if has_async && !shared.wait_for_task() {
                 return false;
             }
-            let taken = user_code::call(|| match chunks.has_due() {
-                false => consumer.next(None, &stopped, &mut |claim| self.run(&routes, claim)),
-                true => self.run_due(&routes),
+            let taken = user_code::call(|| match chunks.call() {
+                None => consumer.next(None, &stopped, &mut |claim| self.run(&routes, claim)),
+                Some(Call::Run) => self.run_due(&routes),
+                Some(Call::Fill) => self.fill(consumer, &routes),
             });
             match taken {
                 Ok(Next::Closed) => return false,

@@ -3,9 +3,12 @@
 //! ```text
 //!            take: limits, orders, pauses ...              full: at once, on this thread
 //!  worker ──────────────────────────────────▶ open chunk ──────────────────────────────▶ run
-//!                                                 │                                       ▲
-//!                                     first job   ▼ has waited for `within`               │
-//!                                      timer: has_due, wakes a thread ──▶ the next free thread
+//!                                               │  │                                    ▲  ▲
+//!              first job has waited for `within`│  │ `at_least` so many                 │  │
+//!                                               ▼  ▼                                    │  │
+//!                                               │  a thread that takes what is there ───┘  │
+//!                                               │          until there is no more for it   │
+//!                                               timer: wakes a thread ──▶ the next free ───┘
 //! ```
 //!
 //! An open chunk belongs to the pool and to no thread, so the one that has opened it goes on to other
@@ -20,7 +23,7 @@ mod timer;
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
@@ -37,12 +40,26 @@ pub(super) struct Chunks {
     /// Which of the chunks the jobs of a kind join.
     by_kind: HashMap<&'static str, usize>,
     clock: Clock,
-    /// Whether a chunk is due, which threads ask between two jobs.
-    has_due: AtomicBool,
+    /// What threads ask between two jobs: [`DUE`], [`ENOUGH`].
+    calls: AtomicU8,
     state: Mutex<State>,
     /// What the timer waits for.
     changed: Condvar,
     advances: OnceLock<Advances>,
+}
+
+/// A chunk is due.
+const DUE: u8 = 1;
+/// A chunk has as many jobs as it is to have at least.
+const ENOUGH: u8 = 2;
+
+/// What the chunks of a pool ask of a thread that is free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    /// To run one that is due.
+    Run,
+    /// To take jobs that are there, and run one that has enough when there are no others.
+    Fill,
 }
 
 struct State {
@@ -79,6 +96,10 @@ pub(super) fn most_of<S>(route: &dyn Route<S>) -> usize {
 }
 
 impl Open {
+    fn has_enough(&self) -> bool {
+        self.members.len() >= self.options.least()
+    }
+
     /// The jobs, which do not wait any more.
     fn take(&mut self) -> Option<Ready> {
         self.due = None;
@@ -117,7 +138,7 @@ impl Chunks {
         Self {
             by_kind,
             clock: mill.inner.clock.clone(),
-            has_due: AtomicBool::new(false),
+            calls: AtomicU8::new(0),
             state: Mutex::new(State {
                 open,
                 looks_at: None,
@@ -134,7 +155,16 @@ impl Chunks {
     pub(super) fn has_due(&self) -> bool {
         // Relaxed: the timer wakes whoever sleeps after it has stored this, and a thread that is awake
         // asks again after its job.
-        self.has_due.load(Ordering::Relaxed)
+        self.calls.load(Ordering::Relaxed) & DUE != 0
+    }
+
+    #[inline]
+    pub(super) fn call(&self) -> Option<Call> {
+        match self.calls.load(Ordering::Relaxed) {
+            0 => None,
+            ENOUGH => Some(Call::Fill),
+            _ => Some(Call::Run),
+        }
     }
 
     /// A chunk that has this job only.
@@ -156,8 +186,12 @@ impl Chunks {
         open.members.extend(member.take());
         if open.members.len() >= open.options.most() {
             let full = open.take();
-            self.unless_due(&state, now);
+            self.note_taken(&state, now);
             return full;
+        }
+        if open.has_enough() {
+            // Relaxed: this thread asks next.
+            self.calls.fetch_or(ENOUGH, Ordering::Relaxed);
         }
         if open.members.len() == 1 {
             open.due = now.checked_add(open.options.longest_wait());
@@ -179,8 +213,38 @@ impl Chunks {
         // The one that has waited for longest.
         let due = state.open.iter_mut().filter(is_due);
         let ready = due.min_by_key(|open| open.due).and_then(Open::take);
-        self.unless_due(&state, now);
+        self.note_taken(&state, now);
         ready
+    }
+
+    /// A chunk that has enough jobs.
+    fn take_enough(&self) -> Option<Ready> {
+        let mut state = self.state.lock();
+        let ready = state.open.iter_mut().find(|open| open.has_enough());
+        let ready = ready.and_then(Open::take);
+        self.note_taken(&state, self.clock.now());
+        ready
+    }
+
+    /// Whether a job of this kind would join a chunk.
+    fn is_for_chunk(&self, kind: &str) -> bool {
+        self.by_kind.contains_key(kind)
+    }
+
+    /// Has chunks that have enough run on the next thread that is free, as this one has other work.
+    pub(super) fn have_others_run_enough(&self) {
+        if self.calls.load(Ordering::Relaxed) & ENOUGH == 0 {
+            return;
+        }
+        let mut state = self.state.lock();
+        let now = self.clock.now();
+        for open in state.open.iter_mut().filter(|open| open.has_enough()) {
+            // It may be due by then.
+            open.due = open.due.map_or(Some(now), |due| Some(due.min(now)));
+        }
+        self.calls.fetch_and(!ENOUGH, Ordering::Relaxed);
+        state.looks_again = true;
+        self.changed.notify_one();
     }
 
     /// A chunk that has jobs, whether or not it is due.
@@ -189,11 +253,14 @@ impl Chunks {
         self.state.lock().open.iter_mut().find_map(Open::take)
     }
 
-    /// Notes that no chunk is due, if none is. That one is, only the timer notes: it also wakes a thread
-    /// for it.
-    fn unless_due(&self, state: &State, now: Instant) {
+    /// Notes that no chunk is due, or has enough, if none is. That one is due, only the timer notes: it
+    /// also wakes a thread for it.
+    fn note_taken(&self, state: &State, now: Instant) {
         if state.first_due().is_none_or(|due| due > now) {
-            self.has_due.store(false, Ordering::SeqCst);
+            self.calls.fetch_and(!DUE, Ordering::SeqCst);
+        }
+        if !state.open.iter().any(Open::has_enough) {
+            self.calls.fetch_and(!ENOUGH, Ordering::Relaxed);
         }
     }
 
@@ -202,7 +269,7 @@ impl Chunks {
         let waiting: Vec<_> = {
             let mut state = self.state.lock();
             state.is_closed = true;
-            self.has_due.store(false, Ordering::SeqCst);
+            self.calls.store(0, Ordering::SeqCst);
             state.open.iter_mut().filter_map(Open::take).collect()
         };
         self.changed.notify_all();

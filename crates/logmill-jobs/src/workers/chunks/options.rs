@@ -12,6 +12,8 @@ use crate::{Job, Workers};
 #[must_use = "it is for `Workers::on_chunk`"]
 pub struct ChunkOptions {
     most: usize,
+    /// `usize::MAX` if only a full one is enough.
+    least: usize,
     within: Duration,
 }
 
@@ -20,6 +22,7 @@ impl ChunkOptions {
     pub const fn up_to(jobs: usize) -> Self {
         Self {
             most: if jobs == 0 { 1 } else { jobs },
+            least: usize::MAX,
             within: Duration::from_millis(10),
         }
     }
@@ -29,6 +32,20 @@ impl ChunkOptions {
     pub const fn within(mut self, time: Duration) -> Self {
         self.within = time;
         self
+    }
+
+    /// Has a chunk run without a further wait once it has so many jobs: it takes those that are there, up
+    /// to the [most](Self::up_to), and waits for no others. Default: it waits until it is full.
+    ///
+    /// With fewer jobs, it runs when the first one has waited for [`within`](Self::within), as without
+    /// this. Chunks of what is there, without any wait, are those with `at_least(1)`.
+    pub const fn at_least(mut self, jobs: usize) -> Self {
+        self.least = if jobs == 0 { 1 } else { jobs };
+        self
+    }
+
+    pub(super) fn least(&self) -> usize {
+        self.least
     }
 
     pub(super) fn most(&self) -> usize {
@@ -45,9 +62,10 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
     /// rows. It runs on a thread of the pool.
     ///
     /// Each job is taken, limited, counted and settled as a single one; only the call of the handler is
-    /// one for all. It runs as soon as the chunk is full, on the thread that has filled it; or when its
-    /// first job has waited for [`within`](ChunkOptions::within), on the next thread that is free. While
-    /// a chunk waits, threads run other jobs.
+    /// one for all. It runs as soon as the chunk is full, on the thread that has filled it; when it has
+    /// [enough](ChunkOptions::at_least) and there are no others to take; or when its first job has waited
+    /// for [`within`](ChunkOptions::within), on the next thread that is free. While a chunk waits, threads
+    /// run other jobs.
     ///
     /// Such a job has no output and takes no inputs. The timeout of its kind is that of the handler's
     /// call, and does not cover the wait. A job whose arguments cannot be decoded fails by itself. At a

@@ -2,11 +2,12 @@
 
 use std::cell::OnceCell;
 use std::sync::Arc;
+use std::time::Instant;
 
 #[cfg(feature = "tokio")]
 use super::task::Begun;
 use super::{Member, Ready};
-use crate::backend::Next;
+use crate::backend::{Claim, Consumer, Next};
 use crate::context::{Attempt, Context};
 use crate::handler::{Called, CalledChunk, Part, Route};
 use crate::mill::Mill;
@@ -32,8 +33,37 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             false => self.shared.chunks.join(kind, member),
         };
         if let Some(full) = ready {
+            self.shared.chunks.have_others_run_enough();
             self.run_chunk(route, full);
         }
+    }
+
+    /// Takes a job that is there, for chunks that have enough. If none is, one of them runs; if it is not
+    /// for a chunk, they run on other threads.
+    #[cold]
+    pub(in crate::workers) fn fill(
+        &mut self,
+        consumer: &mut dyn Consumer,
+        routes: &Routes<S>,
+    ) -> Next {
+        let shared = Arc::clone(&self.shared);
+        let mut take = |claim: &mut dyn Claim| {
+            if !shared.chunks.is_for_chunk(claim.kind()) {
+                shared.chunks.have_others_run_enough();
+            }
+            self.run(routes, claim);
+        };
+        let next = consumer.next(Some(Instant::now()), &|| shared.is_stopping(), &mut take);
+        if next != Next::Nothing || shared.is_stopping() {
+            return next;
+        }
+        if let Some(enough) = shared.chunks.take_enough()
+            && let Some(route) = routes.get(enough.kind)
+        {
+            shared.chunks.have_others_run_enough();
+            self.run_chunk(route, enough);
+        }
+        Next::Taken
     }
 
     /// Runs a chunk that is due, unless another thread was faster.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::Chunks;
+use super::{Chunks, DUE};
 use crate::error::StartError;
 use crate::user_code;
 use crate::workers::pool::Shared;
@@ -82,7 +82,7 @@ impl Chunks {
             let now = self.clock.now();
             let is_due = state.first_due().is_some_and(|due| due <= now);
             if is_due {
-                self.has_due.store(true, Ordering::SeqCst);
+                self.calls.fetch_or(DUE, Ordering::SeqCst);
             }
             is_due
         };

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "tokio")]
 mod awaited;
+mod enough;
 mod intake;
 mod pools;
 mod settling;

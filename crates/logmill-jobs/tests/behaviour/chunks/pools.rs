@@ -30,28 +30,32 @@ fn open(dir: &Path, clock: &ManualClock) -> Mill {
 
 /// Where handlers wait.
 #[derive(Clone, Default)]
-struct Gate {
+pub(super) struct Gate {
     inside: Arc<AtomicUsize>,
     is_open: Arc<AtomicBool>,
 }
 
 impl Gate {
-    fn pass(&self) {
+    pub(super) fn pass(&self) {
         self.inside.fetch_add(1, Ordering::SeqCst);
         until("the gate opens", || self.is_open.load(Ordering::SeqCst));
     }
 
-    fn inside(&self) -> usize {
+    pub(super) fn inside(&self) -> usize {
         self.inside.load(Ordering::SeqCst)
     }
 
-    fn open(&self) {
+    pub(super) fn open(&self) {
         self.is_open.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn close(&self) {
+        self.is_open.store(false, Ordering::SeqCst);
     }
 }
 
 /// Opens the gate at the end of a test, however it ends, so that no thread is left behind.
-struct Opens(Gate);
+pub(super) struct Opens(pub(super) Gate);
 
 impl Drop for Opens {
     fn drop(&mut self) {
@@ -60,7 +64,10 @@ impl Drop for Opens {
 }
 
 /// Enqueues jobs, and waits until workers have them in a chunk.
-fn gather(mill: &Mill, jobs: std::ops::Range<u64>) -> Vec<logmill_jobs::JobHandle<Index>> {
+pub(super) fn gather(
+    mill: &Mill,
+    jobs: std::ops::Range<u64>,
+) -> Vec<logmill_jobs::JobHandle<Index>> {
     let handles = mill.enqueue_all(jobs.map(index)).unwrap();
     for handle in &handles {
         until("a worker has it", || {
@@ -70,7 +77,7 @@ fn gather(mill: &Mill, jobs: std::ops::Range<u64>) -> Vec<logmill_jobs::JobHandl
     handles
 }
 
-fn shut_down(pool: Pool) {
+pub(super) fn shut_down(pool: Pool) {
     assert!(pool.shutdown(PATIENCE).finished_in_time);
 }
 
@@ -121,7 +128,7 @@ fn an_idle_thread_runs_the_chunk_that_one_has_opened_which_is_busy_by_then() {
     // Whichever thread it is that has opened the chunk, in some of the rounds it is the one that is
     // busy in the end.
     for round in 1..=10 {
-        gate.is_open.store(false, Ordering::SeqCst);
+        gate.close();
         gather(&mill, 0..1);
         let busy = mill.enqueue(note("busy")).unwrap();
         until("a thread is busy", || gate.inside() == round);
