@@ -111,7 +111,7 @@ pub(super) fn decode<J: Job>(attempt: &Attempt<'_>) -> Result<J, Failure> {
 }
 
 #[inline]
-fn encode<T: serde::Serialize + 'static>(mill: &Mill, output: T) -> Returned {
+pub(super) fn encode<T: serde::Serialize + 'static>(mill: &Mill, output: T) -> Returned {
     if is_unit::<T>() {
         return Ok(None);
     }

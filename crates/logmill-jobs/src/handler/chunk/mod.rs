@@ -1,7 +1,7 @@
 //! Handlers that take several jobs of their kind at once, and say of each how it ends.
 //!
 //! ```text
-//!  attempts ─▶ decode each ─▶ Chunk ─▶ handler: done(), fail() of single jobs
+//!  attempts ─▶ decode each ─▶ Chunk ─▶ handler: done(), done_with(), fail() of single jobs
 //!                 │ fails alone             │
 //!                 ▼                         ▼ Ok, an error or a panic: for all others
 //!                 └───────▶ a result for each attempt
@@ -24,8 +24,10 @@ pub use self::functions::ChunkHandler;
 #[cfg(feature = "tokio")]
 pub(crate) use self::route::{Awaited, EndOfChunk};
 pub(crate) use self::route::{Blocking, CalledChunk, ChunkRoute, Part, RouteOfChunks, not_called};
+use super::route::encode;
 use crate::context::Context;
-use crate::{Failure, JobId, JobResult, user_code};
+use crate::settle::Returned;
+use crate::{Failure, Job, JobId, JobResult, user_code};
 
 /// Jobs of a kind that a handler takes at once, registered by
 /// [`Workers::on_chunk`](crate::Workers::on_chunk) or
@@ -76,7 +78,7 @@ pub struct ChunkJob<J> {
 }
 
 /// What a handler has said of the jobs of its chunk.
-struct Said(Mutex<Vec<Option<JobResult>>>);
+struct Said(Mutex<Vec<Option<Returned>>>);
 
 impl<J> Chunk<J> {
     /// Whether the handler should end: its time is up, or the workers are being shut down.
@@ -124,8 +126,42 @@ impl<J> ChunkJob<J> {
 
     /// Has the job completed when the handler ends, also if that returns an error or panics. What was
     /// said last of a job counts.
-    pub fn done(&self) {
-        self.say(Ok(()));
+    pub fn done(&self)
+    where
+        J: Job<Output = ()>,
+    {
+        self.say(Ok(None));
+    }
+
+    /// Has the job completed with this output when the handler ends, also if that returns an error or
+    /// panics. A job that has an output and of which a handler says nothing has failed an attempt.
+    ///
+    /// The output is encoded at once. If it cannot be, the attempt has failed.
+    ///
+    /// ```
+    /// use logmill_jobs::{Chunk, Job, JobResult};
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Serialize, Deserialize, Job)]
+    /// #[job(kind = "embed", output = Vec<f32>)]
+    /// struct Embed {
+    ///     text: String,
+    /// }
+    ///
+    /// # fn model(texts: &[&str]) -> Vec<Vec<f32>> { vec![Vec::new(); texts.len()] }
+    /// fn embed(chunk: Chunk<Embed>) -> JobResult {
+    ///     let texts: Vec<_> = chunk.iter().map(|one| &*one.job.text).collect();
+    ///     for (one, embedding) in chunk.iter().zip(model(&texts)) {
+    ///         one.done_with(embedding);
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn done_with(&self, output: J::Output)
+    where
+        J: Job,
+    {
+        self.say(encode(self.context.mill(), output));
     }
 
     /// Has the attempt end with this failure when the handler ends, whatever that returns.
@@ -137,7 +173,7 @@ impl<J> ChunkJob<J> {
         self.say(Err(failure.into()));
     }
 
-    fn say(&self, result: JobResult) {
+    fn say(&self, result: Returned) {
         self.said.say(self.at, result);
     }
 }
@@ -148,7 +184,7 @@ impl Said {
         Arc::new(Self(Mutex::new(nothing.take(jobs).collect())))
     }
 
-    fn say(&self, at: usize, result: JobResult) {
+    fn say(&self, at: usize, result: Returned) {
         // There is none any more once the handler has ended: a job can outlive it.
         if let Some(said) = self.0.lock().get_mut(at) {
             *said = Some(result);
@@ -156,7 +192,7 @@ impl Said {
     }
 
     /// How each attempt ends, with this for those of which nothing was said.
-    fn end(&self, rest: &JobResult) -> Vec<JobResult> {
+    fn end(&self, rest: &Returned) -> Vec<Returned> {
         let said = std::mem::take(&mut *self.0.lock());
         let said = said.into_iter();
         said.map(|said| said.unwrap_or_else(|| rest.clone()))

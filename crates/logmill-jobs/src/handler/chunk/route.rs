@@ -8,6 +8,7 @@ use super::super::route::{Called, Intake, Route, decode, kinds_of};
 use super::AsyncChunkHandler;
 use super::{Chunk, ChunkHandler, ChunkJob, Said};
 use crate::context::Attempt;
+use crate::handle::is_unit;
 use crate::settle::Returned;
 use crate::span::{self, Entering};
 use crate::{ChunkOptions, Failure, Job, KindOptions, user_code};
@@ -68,6 +69,11 @@ impl CalledChunk {
 /// The result of an attempt for which there is none: a fault of this layer, that loses no job.
 pub(crate) fn not_called() -> Returned {
     Err(Failure::retry("the handler was not called".to_owned()))
+}
+
+/// The result of an attempt of which a handler has said nothing, although its job has an output.
+fn no_output() -> Failure {
+    Failure::retry("the handler has said no output of this job".to_owned())
 }
 
 /// A handler of chunks of `J`s, which is called by a `C`.
@@ -192,8 +198,10 @@ impl<S, J: Job, C: Caller<J, S>> ChunkRoute<S> for RouteOfChunks<J, C> {
             false => self.caller.call(chunk, state),
         };
         let end = move |returned: Returned| {
-            let results = said.end(&returned.map(|_| ())).into_iter();
-            results.map(|result| result.map(|()| None)).collect()
+            said.end(&match returned {
+                Ok(_) if !is_unit::<J::Output>() => Err(no_output()),
+                returned => returned,
+            })
         };
         CalledChunk {
             called,

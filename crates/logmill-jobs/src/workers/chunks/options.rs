@@ -67,7 +67,8 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
     /// for [`within`](ChunkOptions::within), on the next thread that is free. While a chunk waits, threads
     /// run other jobs.
     ///
-    /// Such a job has no output and takes no inputs. The timeout of its kind is that of the handler's
+    /// Such a job takes no inputs. If it has an output, the handler says that by
+    /// [`ChunkJob::done_with`](crate::ChunkJob::done_with). The timeout of its kind is that of the handler's
     /// call, and does not cover the wait. A job whose arguments cannot be decoded fails by itself. At a
     /// shutdown, jobs of chunks that have not begun are given back without an attempt.
     ///
@@ -110,7 +111,7 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
     /// ```
     pub fn on_chunk<J, M, H>(mut self, handler: H, chunks: ChunkOptions) -> Self
     where
-        J: Job<Output = (), Inputs = ()>,
+        J: Job<Inputs = ()>,
         M: 'static,
         H: ChunkHandler<J, S, M>,
     {
@@ -174,7 +175,7 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
     #[cfg(feature = "tokio")]
     pub fn on_chunk_async<J, M, H>(mut self, handler: H, chunks: ChunkOptions) -> Self
     where
-        J: Job<Output = (), Inputs = ()>,
+        J: Job<Inputs = ()>,
         M: 'static,
         H: crate::handler::AsyncChunkHandler<J, S, M>,
     {

@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use logmill_jobs::testing::{How, TestMill};
 use logmill_jobs::{
-    After, Attempt, Chunk, ChunkJob, ChunkOptions, Context, EventKind, Failure, Job, JobResult,
-    MillOptions, StopCause, Workers, cancel, discard, minutes, retry_in, secs, snooze,
+    After, Attempt, Chunk, ChunkJob, ChunkOptions, Context, EventKind, Failure, Inputs, Job,
+    JobResult, MillOptions, StopCause, Workers, cancel, discard, minutes, retry_in, secs, snooze,
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::{Index, index, test_mill};
-use crate::common::{Note, note};
+use crate::common::{Double, Note, note};
 
 /// Runs a chunk of so many jobs; returns how their attempts ended, in the order of the documents.
 fn run(
@@ -335,4 +335,100 @@ fn a_kind_may_have_one_handler_only_whatever_it_takes() {
     let workers = Workers::new(()).on(|_: Note, _: Context| JobResult::Ok(()));
     let workers = workers.on_chunk(|_: Chunk<Note>| JobResult::Ok(()), ChunkOptions::up_to(2));
     assert!(workers.start(&mill).is_err());
+}
+
+#[test]
+fn each_job_of_a_chunk_may_have_an_output_of_its_own() {
+    let mill = TestMill::open().unwrap();
+    let numbers = 0..6;
+    let handles = mill
+        .enqueue_all(numbers.map(|number| Double { number }))
+        .unwrap();
+    let handler = |chunk: Chunk<Double>| -> JobResult {
+        for one in &chunk {
+            match one.job.number {
+                0 => {}
+                1 => one.fail(discard("not this one")),
+                // What was said last counts.
+                2 => one.done_with(1),
+                number => one.done_with(2 * number),
+            }
+        }
+        chunk[2].done_with(4);
+        match chunk[0].attempt() {
+            1 => Ok(()),
+            _ => Err(discard("of the handler")),
+        }
+    };
+    let workers = Workers::new(()).on_chunk(handler, ChunkOptions::up_to(10));
+    let report = mill.run_until_idle(&workers).unwrap();
+    let output = |at: usize| handles[at].wait().map_err(|error| error.to_string());
+    for (at, expected) in [(2, 4), (3, 6), (4, 8), (5, 10)] {
+        assert_eq!(output(at), Ok(expected), "{report}");
+    }
+    assert!(output(1).unwrap_err().contains("not this one"));
+    let forgotten = report.ran.iter().find(|ran| ran.id == *handles[0].id());
+    let How::Retried { reason, .. } = &forgotten.unwrap().how else {
+        panic!("{report}");
+    };
+    assert!(reason.contains("no output"), "{reason}");
+}
+
+#[test]
+fn an_output_that_cannot_be_encoded_fails_its_job_alone() {
+    struct Unencodable(bool);
+    impl Serialize for Unencodable {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            match self.0 {
+                true => Err(serde::ser::Error::custom("of the output")),
+                false => serializer.serialize_bool(false),
+            }
+        }
+    }
+    impl<'de> Deserialize<'de> for Unencodable {
+        fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            bool::deserialize(from).map(Self)
+        }
+    }
+    #[derive(Serialize, Deserialize, Job)]
+    #[job(kind = "fickle", output = Unencodable, max_retries = 0)]
+    struct Fickle(bool);
+    let mill = TestMill::open().unwrap();
+    let handles = mill.enqueue_all([Fickle(true), Fickle(false)]).unwrap();
+    let handler = |chunk: Chunk<Fickle>| -> JobResult {
+        for one in &chunk {
+            one.done_with(Unencodable(one.job.0));
+        }
+        Ok(())
+    };
+    let workers = Workers::new(()).on_chunk(handler, ChunkOptions::up_to(10));
+    let report = mill.run_until_idle(&workers).unwrap();
+    assert_eq!((report.done(), report.dead()), (1, 1), "{report}");
+    let error = handles[0].wait().map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("of the output"), "{error}");
+    assert!(!handles[1].wait().unwrap().0);
+}
+
+#[test]
+fn outputs_of_a_chunk_are_inputs_of_what_waits_for_them() {
+    #[derive(Serialize, Deserialize, Job)]
+    #[job(kind = "total", inputs = Vec<Double>, output = u64)]
+    struct Total;
+    fn total(_: Total, Inputs(doubled): Inputs<Total>) -> JobResult<u64> {
+        Ok(doubled.iter().sum())
+    }
+    let mill = TestMill::open().unwrap();
+    let mut flow = mill.flow("total");
+    let parts: Vec<_> = (1..=3).map(|number| flow.add(Double { number })).collect();
+    let last = flow.join(Total, &parts);
+    let running = flow.enqueue().unwrap();
+    let handler = |chunk: Chunk<Double>| -> JobResult {
+        for one in &chunk {
+            one.done_with(2 * one.job.number);
+        }
+        Ok(())
+    };
+    let workers = Workers::new(()).on_chunk(handler, ChunkOptions::up_to(10));
+    mill.run_until_idle(&workers.on(total)).unwrap();
+    assert_eq!(running.result(&last).unwrap(), 12);
 }
