@@ -11,6 +11,9 @@ use crate::signature::{Argument, Signature};
 /// How many arguments a handler takes beside its job.
 const EXTRACTORS: usize = 6;
 
+/// How many `State<T>`s a handler takes beside its chunk.
+const STATES: usize = 4;
+
 /// The function as it is, followed by its checks or by what is wrong with its shape.
 pub(crate) fn expand(options: TokenStream, item: TokenStream) -> TokenStream {
     let checks = checks(options, &item).unwrap_or_else(Error::into_compile_error);
@@ -27,11 +30,22 @@ fn checks(options: TokenStream, item: &TokenStream) -> syn::Result<TokenStream> 
         None => assumed_state(extractors)?,
     };
 
-    let output = Place::of(job).output_of(job);
+    // What is checked of a function of several jobs differs, and with it the names of the checks.
+    let in_chunk = inside(job, "Chunk");
+    let of_chunk = if in_chunk.is_some() { "_of_chunk" } else { "" };
+    let of_job = in_chunk.map(|job| Place::of(job).check("chunk", quote!(#job), None));
+    let output = match in_chunk {
+        Some(_) => quote!(),
+        None => {
+            let output = Place::of(job).output_of(job);
+            quote!(#output,)
+        }
+    };
     let of_extractors = extractors.iter().map(|ty| {
-        let at_extractor = Place::of(ty);
-        at_extractor.check("argument", quote!(#state, #ty), None)
+        let check = format!("argument{of_chunk}");
+        Place::of(ty).check(&check, quote!(#state, #ty), None)
     });
+    let (handler, future) = (format!("handler{of_chunk}"), format!("future{of_chunk}"));
     // Nothing tells whether the function is in reach by its name or, in an `impl`, by `Self`. So a
     // copy of it is called, unless it mentions `Self`, which the copy could not.
     let is_associated = mentions_self_type(item);
@@ -39,19 +53,19 @@ fn checks(options: TokenStream, item: &TokenStream) -> syn::Result<TokenStream> 
     let (name, values) = (&signature.name, values(types.len()));
     let (at_name, at_returned) = (Place::of(name), Place::of(returned));
     let ending = if signature.is_async {
-        let types = quote!(#output, ::logmill_jobs::handler_checks::Value, #returned);
-        let handler = at_returned.check("handler", types, None);
+        let types = quote!(#output ::logmill_jobs::handler_checks::Value, #returned);
+        let handler = at_returned.check(&handler, types, None);
         let call = at_name.call(name, is_associated, &values);
         let sent = at_name.check("sent", at_name.inferred(), Some(call));
         quote!(#copy #handler #sent)
     } else if let Type::ImplTrait(_) = returned {
         // A type that cannot be written.
         let call = at_returned.call(name, is_associated, &values);
-        let future = at_returned.inferred();
-        let future = at_returned.check("future", quote!(#output, #future), Some(call));
+        let inferred = at_returned.inferred();
+        let future = at_returned.check(&future, quote!(#output #inferred), Some(call));
         quote!(#copy #future)
     } else {
-        at_returned.check("handler", quote!(#output, _, #returned), None)
+        at_returned.check(&handler, quote!(#output _, #returned), None)
     };
 
     let check = format_ident!("__logmill_jobs_check_{}", name);
@@ -62,6 +76,7 @@ fn checks(options: TokenStream, item: &TokenStream) -> syn::Result<TokenStream> 
         #[doc(hidden)]
         #[allow(warnings, clippy::all, clippy::pedantic)]
         fn #check(#(#values: #types),*) {
+            #of_job
             #(#of_extractors)*
             #ending
         }
@@ -125,11 +140,26 @@ fn parts(signature: &Signature) -> syn::Result<(Vec<&Type>, &Type)> {
             _ => {}
         }
     }
-    if let Some(surplus) = types.get(EXTRACTORS + 1) {
-        let error = format!(
-            "a handler takes its job and at most {EXTRACTORS} other arguments: put some of them \
-             into a type that implements `FromAttempt`"
-        );
+    let is_of_chunk = types
+        .first()
+        .is_some_and(|job| inside(job, "Chunk").is_some());
+    let (most, error) = match is_of_chunk {
+        false => (
+            EXTRACTORS,
+            format!(
+                "a handler takes its job and at most {EXTRACTORS} other arguments: put some of them \
+                 into a type that implements `FromAttempt`"
+            ),
+        ),
+        true => (
+            STATES,
+            format!(
+                "a handler takes its chunk and at most {STATES} other arguments: take the state as a \
+                 whole, or put some of its parts into a type that implements `FromRef`"
+            ),
+        ),
+    };
+    if let Some(surplus) = types.get(most + 1) {
         errors.add(surplus, &error);
     }
     if signature.arguments.is_empty() {
@@ -171,7 +201,7 @@ impl Errors {
 
 /// The state of the workers where the attribute does not name it: that of the only `State<T>`.
 fn assumed_state(extractors: &[&Type]) -> syn::Result<Type> {
-    let mut states = extractors.iter().copied().filter_map(in_state);
+    let mut states = extractors.iter().filter_map(|ty| inside(ty, "State"));
     let Some(first) = states.next() else {
         return Ok(syn::parse_quote!(()));
     };
@@ -186,8 +216,8 @@ fn assumed_state(extractors: &[&Type]) -> syn::Result<Type> {
     }
 }
 
-/// The type `T` of a `State<T>`.
-fn in_state(ty: &Type) -> Option<&Type> {
+/// The type `T` of a `State<T>`, or of another type of this name.
+fn inside<'a>(ty: &'a Type, name: &str) -> Option<&'a Type> {
     let Type::Path(path) = ty else {
         return None;
     };
@@ -195,7 +225,7 @@ fn in_state(ty: &Type) -> Option<&Type> {
         .path
         .segments
         .last()
-        .filter(|last| last.ident == "State")?;
+        .filter(|last| last.ident == name)?;
     match &last.arguments {
         PathArguments::AngleBracketed(arguments) => match arguments.args.first()? {
             GenericArgument::Type(ty) => Some(ty),

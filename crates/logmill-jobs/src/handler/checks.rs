@@ -3,8 +3,8 @@
 //!
 //! Of use to the code that the macro writes, and to nobody else.
 
-use super::FromAttempt;
-use crate::Failure;
+use super::{FromAttempt, FromRef, State};
+use crate::{Failure, Job};
 
 /// Checks an argument beside the job, for workers with this state.
 pub fn argument<S, A: FromAttempt<S>>() {}
@@ -24,6 +24,31 @@ where
     F: Future + Send + 'static,
     F::Output: Returned<Value>,
     <F::Output as Returned<Value>>::Output: IsOutput<O>,
+    <F::Output as Returned<Value>>::Error: IsFailure,
+{
+}
+
+/// Checks the jobs of a chunk.
+pub fn chunk<J: Job + HasNoInputs>() {}
+
+/// Checks an argument beside a chunk, for workers with this state.
+pub fn argument_of_chunk<S, A: BesideChunk<S>>() {}
+
+/// Checks what a handler of chunks returns.
+pub fn handler_of_chunk<M, R>()
+where
+    R: Returned<M>,
+    R::Output: IsNothing,
+    R::Error: IsFailure,
+{
+}
+
+/// Checks the future that a function of a chunk returns without naming its type.
+pub fn future_of_chunk<F>(_: F)
+where
+    F: Future + Send + 'static,
+    F::Output: Returned<Value>,
+    <F::Output as Returned<Value>>::Output: IsNothing,
     <F::Output as Returned<Value>>::Error: IsFailure,
 {
 }
@@ -93,6 +118,41 @@ impl<R: Never> Returned<Nothing> for R {
 pub trait IsOutput<T> {}
 
 impl<T> IsOutput<T> for T {}
+
+/// What a handler of chunks returns of itself.
+#[diagnostic::on_unimplemented(
+    message = "a handler of chunks returns `Result<(), E>`, not one of `{Self}`",
+    label = "not `()`",
+    note = "the output of each job is said by `done_with` of that job in the chunk"
+)]
+pub trait IsNothing {}
+
+impl IsNothing for () {}
+
+/// A job that may come in a chunk.
+#[diagnostic::on_unimplemented(
+    message = "a handler of chunks does not take `{Self}`, which has inputs",
+    label = "has inputs",
+    note = "a job with `#[job(inputs = ...)]` is for a handler of single jobs"
+)]
+pub trait HasNoInputs {}
+
+#[diagnostic::do_not_recommend]
+impl<J: Job<Inputs = ()>> HasNoInputs for J {}
+
+/// An argument beside a chunk.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an argument that a handler of chunks of an application with the state \
+               `{S}` can take",
+    label = "not a `State<T>`",
+    note = "beside its chunk, a handler takes `State<T>`s, where T is the state or implements `FromRef` \
+            for it; the context of an attempt is that of its job in the chunk, by `context()`",
+    note = "if the state is another one, `#[debug_handler(state = App)]` says so"
+)]
+pub trait BesideChunk<S> {}
+
+#[diagnostic::do_not_recommend]
+impl<S, T: FromRef<S>> BesideChunk<S> for State<T> {}
 
 /// The error of a handler.
 #[diagnostic::on_unimplemented(

@@ -3,7 +3,8 @@
 #![deny(unused, unreachable_code)]
 
 use logmill_jobs::{
-    Attempt, Context, FromAttempt, FromRef, Job, JobResult, State, Workers, debug_handler,
+    Attempt, Chunk, ChunkOptions, Context, FromAttempt, FromRef, Job, JobResult, State, Workers,
+    debug_handler,
 };
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +54,19 @@ fn r#move(_: Note, state: logmill_jobs::State<App>) -> JobResult {
 #[job(kind = "noted", output = String)]
 struct Noted;
 
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "count", output = u64)]
+struct Count;
+
+#[debug_handler(state = App)]
+fn count(chunk: Chunk<Count>, State(factor): State<u64>, app: State<App>) -> JobResult {
+    assert_eq!(factor, app.0.factor);
+    for one in &chunk {
+        one.done_with(factor);
+    }
+    Ok(())
+}
+
 struct Notes;
 
 impl Notes {
@@ -75,7 +89,8 @@ fn a_handler_with_the_attribute_runs_as_without_it() {
     let workers = Workers::new(App { factor: 2 })
         .on(double)
         .on(r#move)
-        .on(Notes::noted);
+        .on(Notes::noted)
+        .on_chunk(count, ChunkOptions::up_to(2));
     let pool = workers.start(&mill).unwrap();
     let handle = mill.enqueue(Double { number: 4 }).unwrap();
     assert_eq!(handle.wait_timeout(PATIENCE).unwrap(), 8);
@@ -83,6 +98,8 @@ fn a_handler_with_the_attribute_runs_as_without_it() {
     handle.wait_timeout(PATIENCE).unwrap();
     let handle = mill.enqueue(Noted).unwrap();
     assert_eq!(handle.wait_timeout(PATIENCE).unwrap(), "noted");
+    let handle = mill.enqueue(Count).unwrap();
+    assert_eq!(handle.wait_timeout(PATIENCE).unwrap(), 2);
     let _ = pool.shutdown(PATIENCE);
 }
 
@@ -92,8 +109,8 @@ mod awaited {
     use std::pin::Pin;
 
     use super::{
-        App, Context, Double, JobResult, Note, Noted, Notes, State, Workers, debug_handler, mill,
-        note,
+        App, Chunk, ChunkOptions, Context, Double, JobResult, Note, Noted, Notes, State, Workers,
+        debug_handler, mill, note,
     };
 
     #[debug_handler(state = App)]
@@ -136,6 +153,20 @@ mod awaited {
     }
 
     #[debug_handler]
+    async fn several(chunk: Chunk<Note>, State(app): State<App>) -> Result<(), String> {
+        tokio::task::yield_now().await;
+        match chunk.len() == usize::try_from(app.factor).unwrap_or(0) {
+            true => Ok(()),
+            false => Err("not so many".to_owned()),
+        }
+    }
+
+    #[debug_handler]
+    fn several_at_once(_: logmill_jobs::Chunk<Note>) -> impl Future<Output = JobResult> {
+        ready(Ok(()))
+    }
+
+    #[debug_handler]
     fn ready_at_once(_: Note) -> Ready<JobResult> {
         ready(Ok(()))
     }
@@ -160,6 +191,9 @@ mod awaited {
         assert_eq!(handle.wait_async().await.unwrap(), "noted");
         drop(pool);
         // Others are handlers as well.
+        let two = ChunkOptions::up_to(2);
+        let _ = Workers::new(App { factor: 2 }).on_chunk_async(several, two);
+        let _ = Workers::new(()).on_chunk_async(several_at_once, two);
         let _ = Workers::new(()).on_async(ready_at_once);
         let _ = Workers::new(()).on_async(boxed);
         let _ = Workers::new(()).on_async(with_items_of_its_own);
