@@ -161,8 +161,8 @@ pub use logmill_jobs_macros::Job;
 ///
 /// Without it, the error is at [`Workers::on`], and says that the function is not a handler. With it, the
 /// error is at the argument, the type that is returned, or the value in an async function that keeps its
-/// future from being `Send`. It belongs to functions without generic parameters, blocking or async, and
-/// changes nothing at run time. Of an async function, a copy is checked: an `impl` in its body has to be
+/// future from being `Send`. It belongs to functions without generic parameters, blocking or async, of a
+/// job or of a [`Chunk`], and changes nothing at run time. Of an async function, a copy is checked: an `impl` in its body has to be
 /// for a type that the body defines.
 ///
 /// ```
