@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use logmill_jobs::testing::{How, TestMill, simulate};
+use logmill_jobs::testing::{How, TestMill};
 use logmill_jobs::{
-    After, Attempt, Chunk, ChunkOptions, Job, JobHandle, JobResult, Limit, MillOptions, StartError,
-    State, Status, StopCause, Workers, discard, hours, minutes, secs,
+    After, Attempt, Chunk, ChunkOptions, Job, JobHandle, JobResult, StartError, State, Status,
+    StopCause, Workers, discard, hours, minutes, secs,
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -411,61 +411,6 @@ fn chunks_of_blocking_and_of_async_handlers_share_a_pool() {
     assert_eq!(all, (0..1000).collect::<Vec<_>>());
     assert_eq!(removed.load(Ordering::SeqCst), 250);
     assert!(pool.shutdown(PATIENCE).finished_in_time);
-}
-
-#[test]
-fn a_chunk_whose_process_dies_at_any_step_of_its_future_does_each_of_its_jobs_once() {
-    let simulated = simulate(7, |sim| {
-        let (outside, indexed) = (sim.outside(), Arc::new(Mutex::new(Vec::new())));
-        let notes = Arc::clone(&indexed);
-        sim.options(|| MillOptions::new().limit(Limit::on_kind("index").at_once(5)));
-        sim.workers(move || {
-            let (outside, indexed) = (outside.clone(), Arc::clone(&notes));
-            let handler = move |chunk: Chunk<Index>| {
-                let (outside, indexed) = (outside.clone(), Arc::clone(&indexed));
-                async move {
-                    for one in &chunk {
-                        match one.job.document {
-                            2 => one.fail(discard("no such document")),
-                            3 if one.attempt() == 1 => one.fail("once more"),
-                            document => {
-                                let mut indexed = indexed.lock();
-                                if !indexed.contains(&document) {
-                                    indexed.push(document);
-                                }
-                            }
-                        }
-                        one.context().then(note("follows"))?;
-                    }
-                    tokio::task::yield_now().await;
-                    outside.moment("in the handler");
-                    JobResult::Ok(())
-                }
-            };
-            let chunks = ChunkOptions::up_to(4).within(hours(1));
-            Workers::new(()).on_chunk_async::<Index, _, _>(handler, chunks)
-        });
-        let jobs = || (0..6).map(index);
-        sim.call_once(|mill| mill.enqueue_all(jobs()).map(drop).unwrap());
-        sim.run_until_idle();
-        // Of a call that was not answered, either all are there or none.
-        let is_there = !indexed.lock().is_empty();
-        if !is_there {
-            sim.call(|mill| mill.enqueue_all(jobs()).map(drop).unwrap());
-            sim.run_until_idle();
-        }
-        // A retry that is stored is due a moment later.
-        sim.run_for(secs(10));
-        let mut indexed = indexed.lock().clone();
-        indexed.sort_unstable();
-        assert_eq!(indexed, [0, 1, 3, 4, 5]);
-        let stats = sim.mill().queue("index").unwrap().stats().unwrap();
-        assert_eq!((stats.ready, stats.running, stats.dead), (0, 0, 1));
-        // One follows from each that is done, and none from the one that is not.
-        let follows = sim.mill().queue("notes").unwrap().stats().unwrap();
-        assert_eq!(follows.ready, 5);
-    });
-    assert!(simulated.calls >= 10, "{simulated:?}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use logmill_jobs::{ChunkOptions, Job, JobResult, Workers, hours};
 use serde::{Deserialize, Serialize};
 
 use super::pools::{Gate, Opens, gather, mill, shut_down};
-use super::{Index, Seen, index, notes};
+use super::{Seen, index, notes};
 use crate::common::{Note, note, until, wait_for_end};
 
 fn enough(least: usize, most: usize) -> ChunkOptions {
@@ -24,7 +24,7 @@ fn a_chunk_that_has_enough_runs_when_no_other_job_is_there() {
         .threads(2)
         .start(&mill)
         .unwrap();
-    for round in 1..=20 {
+    for round in 1..=5 {
         gather(&mill, 0..2);
         assert_eq!(seen.sizes().len(), round - 1);
         mill.enqueue(index(2)).unwrap();
@@ -84,7 +84,7 @@ fn a_job_that_takes_long_does_not_hold_a_chunk_up_that_has_enough() {
         JobResult::Ok(())
     });
     let pool = workers.threads(2).start(&mill).unwrap();
-    for round in 1..=50 {
+    for round in 1..=25 {
         gate.close();
         gather(&mill, 0..2);
         until("both threads are idle", || pool.health().busy_threads == 0);
@@ -104,7 +104,7 @@ fn a_job_that_takes_long_does_not_hold_a_chunk_up_that_has_enough() {
 fn a_chunk_of_an_async_handler_that_has_enough_is_awaited() {
     use logmill_jobs::{Chunk, State};
 
-    async fn later(chunk: Chunk<Index>, State(seen): State<Seen>) -> JobResult {
+    async fn later(chunk: Chunk<super::Index>, State(seen): State<Seen>) -> JobResult {
         tokio::task::yield_now().await;
         seen.note(&chunk);
         Ok(())
@@ -115,7 +115,7 @@ fn a_chunk_of_an_async_handler_that_has_enough_is_awaited() {
     let workers = Workers::new(seen.clone()).on_chunk_async(later, enough(2, 10));
     let workers = workers.threads(2).tasks(1);
     let pool = runtime.block_on(async { workers.start(&mill).unwrap() });
-    for round in 1..=20 {
+    for round in 1..=5 {
         gather(&mill, 0..1);
         mill.enqueue(index(1)).unwrap();
         until("it has enough", || seen.sizes() == vec![2; round]);

@@ -10,7 +10,7 @@ use logmill_jobs::{
 use parking_lot::Mutex;
 
 use super::{Index, index};
-use crate::common::{Note, note};
+use crate::common::{Double, Note, note};
 
 /// What is outside of the process.
 #[derive(Clone, Default)]
@@ -127,4 +127,100 @@ fn jobs_whose_process_dies_in_their_handler_are_delivered_again_all_of_them() {
         let stats = sim.mill().queue("index").unwrap().stats().unwrap();
         assert_eq!((stats.ready, stats.running, stats.dead), (0, 0, 0));
     });
+}
+
+#[cfg(feature = "tokio")]
+#[test]
+fn a_chunk_whose_process_dies_at_any_step_of_its_future_does_each_of_its_jobs_once() {
+    let simulated = simulate(7, |sim| {
+        let (outside, indexed) = (sim.outside(), Arc::new(Mutex::new(Vec::new())));
+        let notes = Arc::clone(&indexed);
+        sim.options(|| MillOptions::new().limit(Limit::on_kind("index").at_once(5)));
+        sim.workers(move || {
+            let (outside, indexed) = (outside.clone(), Arc::clone(&notes));
+            let handler = move |chunk: Chunk<Index>| {
+                let (outside, indexed) = (outside.clone(), Arc::clone(&indexed));
+                async move {
+                    for one in &chunk {
+                        match one.job.document {
+                            2 => one.fail(discard("no such document")),
+                            3 if one.attempt() == 1 => one.fail("once more"),
+                            document => {
+                                let mut indexed = indexed.lock();
+                                if !indexed.contains(&document) {
+                                    indexed.push(document);
+                                }
+                            }
+                        }
+                        one.context().then(note("follows"))?;
+                    }
+                    tokio::task::yield_now().await;
+                    outside.moment("in the handler");
+                    JobResult::Ok(())
+                }
+            };
+            let chunks = ChunkOptions::up_to(4).within(hours(1));
+            Workers::new(()).on_chunk_async::<Index, _, _>(handler, chunks)
+        });
+        let jobs = || (0..6).map(index);
+        sim.call_once(|mill| mill.enqueue_all(jobs()).map(drop).unwrap());
+        sim.run_until_idle();
+        // Of a call that was not answered, either all are there or none.
+        let is_there = !indexed.lock().is_empty();
+        if !is_there {
+            sim.call(|mill| mill.enqueue_all(jobs()).map(drop).unwrap());
+            sim.run_until_idle();
+        }
+        // A retry that is stored is due a moment later.
+        sim.run_for(secs(10));
+        let mut indexed = indexed.lock().clone();
+        indexed.sort_unstable();
+        assert_eq!(indexed, [0, 1, 3, 4, 5]);
+        let stats = sim.mill().queue("index").unwrap().stats().unwrap();
+        assert_eq!((stats.ready, stats.running, stats.dead), (0, 0, 1));
+        // One follows from each that is done, and none from the one that is not.
+        let follows = sim.mill().queue("notes").unwrap().stats().unwrap();
+        assert_eq!(follows.ready, 5);
+    });
+    assert!(simulated.calls >= 10, "{simulated:?}");
+}
+
+#[test]
+fn outputs_of_a_chunk_whose_process_dies_are_those_of_their_jobs() {
+    let simulated = simulate(5, |sim| {
+        let outside = sim.outside();
+        sim.workers(move || {
+            let outside = outside.clone();
+            let handler = move |chunk: Chunk<Double>| -> JobResult {
+                for (at, one) in chunk.iter().enumerate() {
+                    match one.job.number {
+                        // Said by a later attempt only.
+                        0 if one.attempt() == 1 => {}
+                        number => one.done_with(2 * number),
+                    }
+                    if at == 1 {
+                        outside.moment("when some are said");
+                    }
+                }
+                Ok(())
+            };
+            Workers::new(()).on_chunk(handler, ChunkOptions::up_to(3))
+        });
+        let jobs = || (0..3).map(|number| Double { number });
+        let ids = Arc::new(Mutex::new(Vec::new()));
+        // Repeated if it is not answered: then there may be others that run too.
+        sim.call(|mill| {
+            let handles = mill.enqueue_all(jobs()).unwrap();
+            let all = handles.iter().map(|handle| handle.id().clone());
+            *ids.lock() = all.collect();
+        });
+        sim.run_until_idle();
+        // A retry that is stored, and a job that has crashed twice, is due a moment later.
+        sim.run_for(secs(600));
+        for (number, id) in (0..).zip(&*ids.lock()) {
+            let handle = sim.mill().handle::<Double>(id.clone());
+            assert_eq!(handle.wait().unwrap(), 2 * number);
+        }
+    });
+    assert!(simulated.calls >= 5, "{simulated:?}");
 }
