@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -244,10 +243,11 @@ fn a_view_of_a_directory_that_is_deleted_ends() {
 fn a_view_works_during_opens_and_closes() {
     let dir = tempfile::tempdir().unwrap();
     let queue_dir = dir.path().join("queue");
-    let is_over = AtomicBool::new(false);
+    let is_over = Over::default();
     let waiting = Mutex::new(None);
     thread::scope(|scope| {
         scope.spawn(|| {
+            let _over = is_over.at_end();
             let policy = RetryPolicy::fixed(Duration::ZERO).unlimited_attempts();
             for turn in 0..40 {
                 let queue = open(builder(&queue_dir).retry(policy.clone()));
@@ -269,9 +269,8 @@ fn a_view_works_during_opens_and_closes() {
                 drop(consumer);
                 queue.close().unwrap();
             }
-            is_over.store(true, Ordering::Relaxed);
         });
-        while !is_over.load(Ordering::Relaxed) {
+        while !is_over.is_set() {
             let expected = *waiting.lock().unwrap();
             match View::open(&queue_dir) {
                 Ok(view) => {

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -204,11 +203,12 @@ fn a_walk_finds_each_key_once_while_others_come_change_and_go() {
         let key = format!("stays/{number}");
         keys.put(key.as_bytes(), b"", Keep::Forever).unwrap();
     }
-    let is_over = AtomicBool::new(false);
+    let is_over = Over::default();
     thread::scope(|scope| {
+        let over = is_over.at_end();
         scope.spawn(|| {
             for number in 0u64.. {
-                if is_over.load(Ordering::Relaxed) {
+                if is_over.is_set() {
                     return;
                 }
                 let brief = format!("brief/{}", number % 500);
@@ -230,7 +230,7 @@ fn a_walk_finds_each_key_once_while_others_come_change_and_go() {
             assert!(found.values().all(|&times| times == 1));
             assert_eq!(keys.with_prefix(b"stays/").count(), 300);
         }
-        is_over.store(true, Ordering::Relaxed);
+        drop(over);
     });
 }
 

@@ -5,7 +5,6 @@ use std::fs;
 use std::path::Path;
 use std::process::{self, Command};
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -102,10 +101,11 @@ fn a_queue_held_by_another_process_is_refused_until_that_process_is_dead() {
 fn a_closed_queue_can_be_opened_at_once_even_while_processes_are_started() {
     // A process that is being started has a copy of every file descriptor for a moment.
     let dir = tempfile::tempdir().unwrap();
-    let is_over = AtomicBool::new(false);
+    let is_over = Over::default();
     thread::scope(|scope| {
+        let over = is_over.at_end();
         scope.spawn(|| {
-            while !is_over.load(Ordering::Relaxed) {
+            while !is_over.is_set() {
                 let status = Command::new("true").status();
                 assert!(status.expect("the process starts").success());
             }
@@ -117,7 +117,7 @@ fn a_closed_queue_can_be_opened_at_once_even_while_processes_are_started() {
                 break;
             }
         }
-        is_over.store(true, Ordering::Relaxed);
+        drop(over);
         opened.unwrap();
     });
 }

@@ -15,7 +15,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -500,8 +500,9 @@ fn max_bytes_is_never_exceeded_at_whatever_pace() {
             Ok::<(), Failure>(())
         })
         .unwrap();
-    let done = AtomicBool::new(false);
+    let is_over = Over::default();
     thread::scope(|scope| {
+        let over = is_over.at_end();
         let producers: Vec<_> = (0..2)
             .map(|at| {
                 let queue = &queue;
@@ -517,7 +518,7 @@ fn max_bytes_is_never_exceeded_at_whatever_pace() {
             .collect();
         scope.spawn(|| {
             let mut looks = 0;
-            while !done.load(Ordering::Relaxed) || looks < 10 {
+            while !is_over.is_set() || looks < 10 {
                 // No name is used twice, so the segments that are in both lists existed together
                 // between the two.
                 let before = segments_on_disk(dir.path());
@@ -530,7 +531,7 @@ fn max_bytes_is_never_exceeded_at_whatever_pace() {
         for producer in producers {
             producer.join().unwrap();
         }
-        done.store(true, Ordering::Relaxed);
+        drop(over);
     });
     eventually("all jobs are done", || queue.stats().depth() == 0);
     assert!(workers.shutdown(PATIENCE).finished_in_time);

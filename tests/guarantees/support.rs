@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,28 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < deadline, "never came true: {what}");
         thread::sleep(Duration::from_micros(300));
+    }
+}
+
+/// Whether a test is over, for the threads of its scope.
+#[derive(Default)]
+pub(crate) struct Over(AtomicBool);
+
+impl Over {
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Set once this is dropped, also by a panic: a scope waits for its threads before it passes one
+    /// on.
+    pub(crate) fn at_end(&self) -> impl Drop + '_ {
+        struct AtEnd<'a>(&'a AtomicBool);
+        impl Drop for AtEnd<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        AtEnd(&self.0)
     }
 }
 
