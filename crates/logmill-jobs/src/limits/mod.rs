@@ -173,10 +173,12 @@ impl Limits {
             }
             if let Some(grant) = permit.granted.take_if(|grant| grant.gate == number) {
                 let ended = match gate.arrive(grant.key, grant.cost) {
-                    Arrived::Begins => {
+                    Arrived::Begins if grant.cost == cost => {
                         permit.places.push(grant);
                         continue;
                     }
+                    // Arguments that cost another amount have replaced those that waited.
+                    Arrived::Begins => Ended::AboutToBegin,
                     Arrived::Closed => Ended::LetThrough,
                     // The time for which it was let through has passed.
                     Arrived::TooMany => Ended::Begun,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use logmill_jobs::testing::{How, TestMill};
 use logmill_jobs::{
-    Chunk, ChunkOptions, Job, JobResult, Limit, MillOptions, Workers, rate_limited, secs,
+    Chunk, ChunkOptions, Job, JobResult, Limit, MillOptions, Unique, Workers, rate_limited, secs,
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -102,6 +102,33 @@ fn a_job_behind_a_costly_one_that_is_cancelled_begins_at_once() {
     assert_eq!(done(), 0);
     costly.cancel("not wanted").unwrap();
     assert_eq!(done(), 1);
+}
+
+#[test]
+fn a_job_takes_as_many_cells_as_the_arguments_cost_that_it_runs_with() {
+    let limit = Limit::on_queue("calls").rate(1, secs(1)).burst(4);
+    for (before, cost, expected) in [(1, 3, [0, 0, 1, 0, 1]), (3, 1, [0, 0, 2, 0, 0])] {
+        let mill = TestMill::with_options(MillOptions::new().limit(limit.clone())).unwrap();
+        let workers = Workers::new(()).on(|_: Call| JobResult::Ok(()));
+        let done = || mill.run_until_idle(&workers).unwrap().done();
+        mill.job(Call).cost(4).enqueue().unwrap();
+        assert_eq!(done(), 1);
+        let replace = |cost| {
+            let unique = Unique::by("7").while_waiting().replacing();
+            mill.job(Call).unique(unique).cost(cost).enqueue().unwrap()
+        };
+        replace(before);
+        assert_eq!(done(), 0);
+        replace(cost);
+        mill.job(Call).cost(2).enqueue().unwrap();
+        let begun: Vec<_> = (0..5)
+            .map(|_| {
+                mill.advance(secs(1));
+                done()
+            })
+            .collect();
+        assert_eq!(begun, expected, "from {before} to {cost}");
+    }
 }
 
 #[test]

@@ -100,9 +100,8 @@ impl Model {
             let mut others = self.jobs.iter().filter(|other| is_of(other, group));
             // The first of the line lacks something, or has a place and cannot begin yet.
             others.any(|other| {
-                let cost = other.subject().cost;
                 let cannot = is_stopped(other) || other.new.queue < from;
-                cannot || self.limits.may_wait(group, cost, self.now)
+                cannot || self.limits.may_wait(group, other.most_cost, self.now)
             })
         });
         let is_held = self.limits.is_held(&subject, self.now);

@@ -40,6 +40,9 @@ pub(crate) struct Job {
     pub(crate) phase: Phase,
     /// None until it was seen.
     pub(crate) id: Option<JobId>,
+    /// The most that it has cost. It may wait at a rate for that much, though other arguments have
+    /// replaced those that came to it.
+    pub(crate) most_cost: u32,
     /// The number of the call whose arguments it has: its own, unless they were replaced.
     pub(crate) arguments: usize,
     /// Attempts that failed.
@@ -149,6 +152,7 @@ impl Model {
             is_letter: false,
             is_of_flow: false,
             may_be_there: false,
+            most_cost: new.cost.unwrap_or(1),
             backs_off: false,
             scheduled: None,
             place: None,

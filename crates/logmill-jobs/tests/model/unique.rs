@@ -170,6 +170,7 @@ impl Model {
         replaced.arguments = number;
         // No call brings it forward.
         replaced.not_before = replaced.not_before.max(not_before);
+        replaced.most_cost = replaced.most_cost.max(new.cost.unwrap_or(1));
         replaced.expires = new.expires.map(|after| now + after);
         replaced.new = New {
             queue: replaced.new.queue,
