@@ -69,6 +69,25 @@ fn jobs_that_were_let_through_during_a_pause_do_not_begin_together_at_its_end() 
 }
 
 #[test]
+fn a_job_that_waits_for_a_rate_keeps_no_place_at_another_limit() {
+    let options = MillOptions::new()
+        .limit(Limit::on_kind("call").at_once(1))
+        .limit(Limit::on_queue("calls").rate(1, secs(10)));
+    let mill = TestMill::with_options(options).unwrap();
+    let workers = Workers::new(()).on(|_: Call| JobResult::Ok(()));
+    let workers = workers.queue("calls", 1).queue("others", 1);
+    for _ in 0..2 {
+        mill.enqueue(Call).unwrap();
+    }
+    let done = || mill.run_until_idle(&workers).unwrap().done();
+    assert_eq!(done(), 1);
+    mill.job(Call).queue("others").enqueue().unwrap();
+    assert_eq!(done(), 1);
+    mill.advance(secs(10));
+    assert_eq!(done(), 1);
+}
+
+#[test]
 fn a_job_that_is_cancelled_gives_back_the_place_that_was_kept_for_it() {
     let limit = Limit::on_queue("calls").at_once(1).rate(1, secs(10));
     let mill = TestMill::with_options(MillOptions::new().limit(limit)).unwrap();

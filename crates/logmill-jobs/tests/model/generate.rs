@@ -41,16 +41,19 @@ fn schedule() -> impl Strategy<Value = OfSchedule> {
         prop::option::weighted(0.2, 0..60_u64),
         prop::option::weighted(0.2, 1..5_u64),
     );
-    let definition = (new(), 2..25_u64, bounds, missed).prop_map(
-        |(new, every, (starts, ends, at_most), missed)| Definition {
-            new,
-            every,
-            starts,
-            ends,
-            at_most,
-            missed,
-        },
-    );
+    // Mostly so often that several ticks are missed at once.
+    let every = prop_oneof![2 => 2..8_u64, 1 => 8..25_u64];
+    let definition =
+        (new(), every, bounds, missed).prop_map(|(new, every, (starts, ends, at_most), missed)| {
+            Definition {
+                new,
+                every,
+                starts,
+                ends,
+                at_most,
+                missed,
+            }
+        });
     prop_oneof![
         4 => definition.prop_map(|definition| OfSchedule::Store(Some(definition))),
         1 => Just(OfSchedule::Store(None)),
