@@ -55,6 +55,7 @@ impl Model {
             !self.is_blocked(number),
             "job {number} begins, and another one of its line does not let it: {job:?}"
         );
+        self.check_turn(number)?;
         if let Err(limit) = self.limits.check(&job.subject(), self.now) {
             bail!("job {number} begins in spite of {limit}: {job:?}");
         }

@@ -8,6 +8,7 @@ use crate::operations::{Change, What};
 
 impl Model {
     pub(crate) fn pause(&mut self, what: What) {
+        self.lose_turns_in_pause(what);
         match what {
             What::Queue(queue) => _ = self.paused.insert(queue),
             What::Kind(kind) => _ = self.paused_kinds.insert(kind),
@@ -44,7 +45,9 @@ impl Model {
             Change::Priority(is_high) => job.new.is_high = is_high,
             Change::Queue(queue) => job.new.queue = queue,
         }
-        (job.failed, job.backs_off) = (0, false);
+        (job.failed, job.backs_off, job.has_turn) = (0, false, false);
+        let new = job.new;
+        self.use_level(new);
         self.step += 1;
         self.line_up(number);
         self.know(number, id)
@@ -56,6 +59,7 @@ impl Model {
         job.phase = Phase::Waits;
         (job.failed, job.due, job.not_before) = (0, self.now, 0);
         job.expires = None;
+        job.has_turn = false;
         (job.is_letter, job.node) = (false, None);
         self.leave_schedule(number);
         self.replay_in_line(number);
@@ -65,6 +69,7 @@ impl Model {
     /// The process ends, in whatever way, and another one begins.
     pub(crate) fn restart(&mut self) {
         self.limits.forget();
+        self.levels.clear();
         for job in &mut self.jobs {
             job.backs_off = job.phase == Phase::Waits && job.failed > 0;
             Self::restart_line(job);

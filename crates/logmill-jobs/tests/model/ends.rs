@@ -17,6 +17,7 @@ impl Model {
         job.is_cancelled = false;
         if let Outcome::RateLimited(after) = outcome {
             self.limits.hold(&subject, now, now + after);
+            self.lose_turns_in_hold((subject.kind, subject.key));
         }
         let back = match outcome {
             Outcome::Done => return self.ended(number, End::Done),
@@ -38,7 +39,9 @@ impl Model {
             Outcome::Snooze(after) => (0, after),
             Outcome::RateLimited(_) => (0, 0),
         };
+        let job = &mut self.jobs[number];
         job.failed += back.0;
+        job.has_turn = false;
         job.due = now + back.1;
         job.phase = Phase::Waits;
     }

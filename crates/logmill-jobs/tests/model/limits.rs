@@ -106,6 +106,11 @@ impl Limits {
         until.is_some_and(|until| *until > now)
     }
 
+    /// Whether a limit may ever hold a job, by what is known of the process.
+    pub(crate) fn may_hold(&self, job: &Subject) -> bool {
+        self.held.contains_key(&(job.kind, job.key)) || !self.groups(job).is_empty()
+    }
+
     /// The groups that let a job begin, or the one that does not.
     pub(crate) fn check(&self, job: &Subject, now: u64) -> Result<(), String> {
         if self.is_held(job, now) {

@@ -63,6 +63,8 @@ pub(crate) struct Job {
     pub(crate) may_be_there: bool,
     /// It had failed when a process died: the engine backs off once more when it comes to it.
     pub(crate) backs_off: bool,
+    /// It begins before those that were enqueued after it.
+    pub(crate) has_turn: bool,
     /// The schedule and the tick that have enqueued it; without a tick between those.
     pub(crate) scheduled: Option<(usize, Option<u64>)>,
     /// Its place in a strict order.
@@ -105,6 +107,8 @@ pub(crate) struct Model {
     /// The step in which something is enqueued.
     pub(crate) step: u64,
     pub(crate) orders: Vec<Scope>,
+    /// The queues whose high level this process has used.
+    pub(crate) levels: BTreeSet<usize>,
     pub(crate) keys: Keys,
     pub(crate) plans: [Option<Plan>; SCHEDULES.len()],
     /// The job that runs with the arguments of a call, by their numbers. The number of a call is also that
@@ -125,6 +129,7 @@ impl Model {
             limits: Limits::new(case.limits.clone(), case.is_punctual),
             step: 0,
             orders: case.orders.clone(),
+            levels: BTreeSet::new(),
             keys: Keys::new(case.modes.clone()),
             plans: [const { None }; SCHEDULES.len()],
             jobs_of: HashMap::new(),
@@ -137,6 +142,7 @@ impl Model {
 
     /// A call with these options. Returns its number.
     pub(crate) fn call(&mut self, new: New) -> usize {
+        self.use_level(new);
         let number = self.jobs.len();
         self.jobs.push(Job {
             new,
@@ -154,6 +160,7 @@ impl Model {
             may_be_there: false,
             most_cost: new.cost.unwrap_or(1),
             backs_off: false,
+            has_turn: false,
             scheduled: None,
             place: None,
             node: None,
@@ -177,6 +184,7 @@ impl Model {
         job.due = now + job.new.delay;
         job.expires = job.new.expires.map(|after| now + after);
         self.line_up(number);
+        self.use_level(self.jobs[number].new);
     }
 
     /// A flow of these jobs, which is made of their numbers.
