@@ -63,4 +63,9 @@ async fn is_not_sent(chunk: Chunk<Welcome>) -> JobResult {
     Ok(())
 }
 
+/// Has the compiler write `logmill_jobs::Job`, whatever else is named so in the crates that are there.
+pub mod another {
+    pub struct Job;
+}
+
 fn main() {}
