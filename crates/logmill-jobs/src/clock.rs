@@ -16,6 +16,7 @@ pub(crate) struct Clock {
     manual: Option<ManualClock>,
     /// Threads that would only do what is due do not start, as who advances the clock does that.
     #[cfg(feature = "testing")]
+    #[cfg_attr(not(feature = "schedules"), expect(dead_code))]
     is_stepped: bool,
 }
 
