@@ -275,7 +275,8 @@ impl Hand<'_> {
             // With what is beside the payload in a record.
             let beside = Task::labels(ids[0]).len() + 256;
             let bytes: usize = payloads.iter().map(|one| one.len() + beside).sum();
-            let fits_a_batch = bytes <= self.queue.max_payload();
+            let max_depth = self.load.max_depth.unwrap_or(u64::MAX);
+            let fits_a_batch = bytes <= self.queue.max_payload() && ids.len() as u64 <= max_depth;
             match self.rng.u32(..4) {
                 0 if fits_a_batch => {
                     let begins = |&id| Event::EnqueueBegins { id, in_batch: true };
