@@ -106,8 +106,32 @@ fn row_6_damage_that_was_set_aside_is_not_reported_again_because_the_ack_file_te
 }
 
 #[test]
+fn row_1_a_kill_leaves_any_part_of_the_headers_of_a_segment_that_was_being_created() {
+    // The headers are written word by word.
+    for kept in 0..=u8::MAX {
+        for has_ack_file in [false, true] {
+            let fixture = Fixture::open(&[]);
+            let cut = |bytes: &mut Vec<u8>| {
+                for word in (0..8).filter(|word| kept & (1 << word) == 0) {
+                    bytes[8 * word..8 * word + 8].fill(0);
+                }
+            };
+            fixture.change_segment(cut);
+            match has_ack_file {
+                // As far as it was written before the segment's.
+                true => fs::write(&fixture.paths.ack, [0; 2000]).unwrap(),
+                false => fs::remove_file(&fixture.paths.ack).unwrap(),
+            }
+            let (log, report) = fixture.recover();
+            assert!(log.segments.is_empty() && report.is_clean(), "{kept}");
+            assert_eq!(report.quarantined, [], "{kept}, {has_ack_file}");
+        }
+    }
+}
+
+#[test]
 fn row_2_a_segment_with_bytes_but_no_header_is_quarantined_whole() {
-    for len in [5, 63, 64, SIZE as usize - 3, SIZE as usize] {
+    for len in [5, 63, 65, SIZE as usize - 3, SIZE as usize] {
         let fixture = Fixture::open(&[]);
         let mut bytes = vec![0; len];
         bytes[len - 1] = 1;
