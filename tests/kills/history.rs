@@ -74,6 +74,8 @@ struct JobState {
     /// In this process, a lease timeout may have failed attempts of the job.
     may_time_out: bool,
     ack: Call,
+    /// A handler may have acked the job after its lease had timed out, which withdraws its letter.
+    may_be_acked_late: bool,
     /// The attempts in which a consumer declared the job dead.
     deaths: Vec<u32>,
     /// In this process, its consumer has handed the job over to the dead letter log.
@@ -226,7 +228,11 @@ impl History {
                 }
                 Event::FailureBegins { job } => self.known_job(job).failure = Call::Begun,
                 Event::FailureReturned { job } => self.known_job(job).end_failure(),
-                Event::AckBegins { job } => self.known_job(job).ack.begin(),
+                Event::AckBegins { job } => {
+                    let state = self.known_job(job);
+                    state.ack.begin();
+                    state.may_be_acked_late |= load.lease_timeout.is_some();
+                }
                 Event::AckReturned { job } => {
                     self.known_job(job).ack = Call::Returned;
                     figures.acked += 1;
@@ -413,15 +419,18 @@ impl History {
         }
     }
 
-    /// Checks that letters which are no longer there were replayed or purged.
+    /// Checks that letters which are no longer there were replayed or purged, or withdrawn since
+    /// their jobs were acked late.
     fn check_letters(&mut self, present: &HashSet<u64>) {
-        let letters = &mut self.letters;
+        let (letters, jobs) = (&mut self.letters, &self.jobs);
         self.unsettled_letters.retain(|sequence| {
             let state = letters.get_mut(sequence).expect("known");
             let is_present = present.contains(sequence);
+            let job = &jobs[&state.job];
+            let may_be_gone = state.removal != Call::NotBegun || job.may_be_acked_late;
             assert!(
-                is_present || state.removal != Call::NotBegun,
-                "a letter was lost: {sequence:x} {state:?}"
+                is_present || may_be_gone,
+                "a letter was lost: {sequence:x} {state:?} of {job:?}"
             );
             state.settled = !is_present;
             is_present
@@ -467,7 +476,8 @@ impl History {
         );
     }
 
-    /// Checks that each replayed letter became exactly one more job.
+    /// Checks that each replayed letter became exactly one more job. Of one that a late ack may have
+    /// withdrawn, only a replay that returned is sure.
     fn check_tasks(&mut self, figures: &mut Figures) {
         let groups: HashSet<_> = self.touched.iter().map(|id| id / GROUP).collect();
         for group in groups {
@@ -475,18 +485,25 @@ impl History {
         }
         for id in std::mem::take(&mut self.touched) {
             let task = &self.tasks[&id];
-            let is_replayed = |letter: &&u64| {
+            let gone = |letter: &&u64| {
                 self.letters[*letter].settled && Disposal::of(**letter) == Disposal::Replay
             };
-            let replayed = task.letters.iter().filter(is_replayed).count();
-            let enqueued = task.returned.is_some() || !task.jobs.is_empty();
-            assert_eq!(
-                task.jobs.len(),
-                usize::from(enqueued) + replayed,
-                "wrong number of jobs of {id:x}: {task:x?}, {replayed} of its letters were replayed"
+            let is_replayed = |letter: &&u64| {
+                let state = &self.letters[*letter];
+                let is_sure = !self.jobs[&state.job].may_be_acked_late;
+                is_sure || state.removal == Call::Returned
+            };
+            let gone: Vec<_> = task.letters.iter().filter(gone).collect();
+            let replayed = gone.iter().copied().filter(is_replayed).count();
+            let enqueued = usize::from(task.returned.is_some() || !task.jobs.is_empty());
+            assert!(
+                (enqueued + replayed..=enqueued + gone.len()).contains(&task.jobs.len()),
+                "wrong number of jobs of {id:x}: {task:x?}, {replayed} to {} of its letters were \
+                 replayed",
+                gone.len()
             );
             if task.returned.is_none() && !task.refused {
-                figures.in_flight_kept += u64::from(enqueued);
+                figures.in_flight_kept += enqueued as u64;
                 let task = self.tasks.get_mut(&id).expect("known");
                 match task.jobs.first() {
                     // The job is there, so the enqueue counts as returned from here on.
