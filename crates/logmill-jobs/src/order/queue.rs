@@ -118,14 +118,15 @@ impl Queue for OrderedQueue {
     }
 
     fn replay(&self, letter: u64) -> Result<Option<u64>, BackendError> {
+        // Of two that replay it, the second finds no letter; that of a job that has died again since is
+        // another one.
+        let _deciding = self.orders.deciding.lock()?;
         let Some((dead, spot)) = self.dead(letter)? else {
             return self.inner.replay(letter);
         };
         let Some(lines) = self.orders.lines(&spot) else {
             return self.inner.replay(letter);
         };
-        // Of two that replay it, the second finds no letter.
-        let _deciding = self.orders.deciding.lock()?;
         let revival = lines.revive(&spot.key, spot.position);
         let replayed = self.inner.replay(letter);
         match &replayed {
@@ -148,10 +149,10 @@ impl Queue for OrderedQueue {
     }
 
     fn purge(&self, letter: u64) -> Result<bool, BackendError> {
+        let _deciding = self.orders.deciding.lock()?;
         let Some((dead, spot)) = self.dead(letter)? else {
             return self.inner.purge(letter);
         };
-        let _deciding = self.orders.deciding.lock()?;
         let purged = self.inner.purge(letter)?;
         if purged {
             if let Some(lines) = self.orders.lines(&spot) {

@@ -248,6 +248,35 @@ fn a_dead_job_blocks_its_key_until_it_is_replayed_and_goes_first_then() {
 }
 
 #[test]
+fn a_dead_job_that_several_operators_replay_at_once_goes_on_blocking_its_key() {
+    let healed = Arc::default();
+    let (mill, _dir, pool, book, handles) = with_a_dead_head(&healed);
+    let queue = mill.queue("ledger").unwrap();
+    let next_dead = || {
+        until("the first has died again", || {
+            !queue.dead_jobs().unwrap().is_empty() || !book.done(1).is_empty()
+        });
+        queue.dead_jobs().unwrap().pop()
+    };
+    for _ in 0..100 {
+        let Some(dead) = next_dead() else { break };
+        // It dies again at once, and has another letter, before the last of them has replayed this one.
+        std::thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| queue.replay(&dead).unwrap());
+            }
+        });
+    }
+    assert!(book.done(1).is_empty(), "{:?}", book.done(1));
+    healed.store(true, Ordering::SeqCst);
+    queue.replay(&next_dead().unwrap()).unwrap();
+    wait_for_end(&handles[1]);
+    wait_for_end(&handles[2]);
+    assert_eq!(book.done(1), [0, 1, 2]);
+    let _ = pool.shutdown(PATIENCE);
+}
+
+#[test]
 fn a_dead_job_that_is_purged_or_skipped_blocks_its_key_no_longer() {
     let (mill, _dir, pool, book, handles) = with_a_dead_head(&Arc::default());
     let queue = mill.queue("ledger").unwrap();
