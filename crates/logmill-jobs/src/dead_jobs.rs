@@ -1,6 +1,6 @@
 //! Many dead jobs: lists page by page, and what is done to all that a filter selects.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::JobId;
@@ -53,8 +53,8 @@ struct Selected {
     kinds: HashMap<String, u64>,
     /// The places of those that are of flows.
     flows: Vec<Vec<u8>>,
-    /// The headers of those that were unique.
-    uniques: Vec<Vec<u8>>,
+    /// Those of unique jobs, with their headers.
+    uniques: Vec<(u64, Vec<u8>)>,
 }
 
 impl JobQueue {
@@ -187,11 +187,17 @@ impl JobQueue {
         filter: impl FnMut(&DeadJob) -> bool,
     ) -> Result<u64, BackendError> {
         let mut sum = 0;
-        for one in self.select(limit, filter)? {
-            sum += one.level.queue.purge_all(&one.letters)?;
-            for unique in &one.uniques {
-                crate::unique::forget_letter(&self.mill, Some(unique))?;
+        for mut one in self.select(limit, filter)? {
+            // Each by itself: it matters whether it is there still.
+            let mut alone = HashSet::new();
+            for (letter, unique) in &one.uniques {
+                if crate::unique::keeps_of_letter(&self.mill, unique)? {
+                    sum += u64::from(self.purge_letter(&one.level, *letter, Some(unique))?);
+                    alone.insert(*letter);
+                }
             }
+            one.letters.retain(|letter| !alone.contains(letter));
+            sum += one.level.queue.purge_all(&one.letters)?;
         }
         Ok(sum)
     }
@@ -219,7 +225,7 @@ impl JobQueue {
                         letters.push(number);
                         *kinds.entry(dead.kind).or_default() += 1;
                         flows.extend(dead.flow);
-                        uniques.extend(dead.unique);
+                        uniques.extend(dead.unique.map(|unique| (number, unique)));
                         left -= 1;
                     }
                     Ok(false) => {}

@@ -235,13 +235,23 @@ impl JobQueue {
     /// The storage failed.
     pub fn purge(&self, dead: &DeadJob) -> Result<bool, BackendError> {
         match self.level_of(dead) {
-            Some(level) => {
-                let was_there = level.queue.purge(dead.letter)?;
-                unique::forget_letter(&self.mill, dead.unique.as_deref())?;
-                Ok(was_there)
-            }
+            Some(level) => self.purge_letter(&level, dead.letter, dead.unique.as_deref()),
             None => Ok(false),
         }
+    }
+
+    /// Removes a letter, and what is kept of it if it was there: one that has been replayed needs it.
+    pub(crate) fn purge_letter(
+        &self,
+        level: &OpenQueue,
+        letter: u64,
+        unique: Option<&[u8]>,
+    ) -> Result<bool, BackendError> {
+        let was_there = level.queue.purge(letter)?;
+        if was_there {
+            unique::forget_letter(&self.mill, unique)?;
+        }
+        Ok(was_there)
     }
 
     fn level_of(&self, dead: &DeadJob) -> Option<Arc<OpenQueue>> {

@@ -23,7 +23,9 @@ use std::time::{Duration, SystemTime};
 
 pub(crate) use self::enqueue::{Call, enqueue};
 pub(crate) use self::merge::by as merge_by;
-pub(crate) use self::release::{Release, finish_interrupted, forget_letter, job_of_letter};
+pub(crate) use self::release::{
+    Release, finish_interrupted, forget_letter, job_of_letter, keeps_of_letter,
+};
 pub(crate) use self::tickets::Tickets;
 pub(crate) use self::turn::{Began, begin, is_turn, moving};
 use self::value::Until;

@@ -259,7 +259,15 @@ pub(crate) fn job_of_letter(
     Ok(kept.map(|stored| stored.job))
 }
 
-/// Removes what was kept of a dead job that is purged.
+/// Whether anything is kept of a dead job: the arguments with which it ran, if they are not its first.
+pub(crate) fn keeps_of_letter(mill: &Mill, unique: &[u8]) -> Result<bool, BackendError> {
+    match letter_of(Some(unique)) {
+        Some(key) => Ok(mill.inner.backend.get(&key)?.is_some()),
+        None => Ok(false),
+    }
+}
+
+/// Removes what was kept of a dead job that was purged.
 pub(crate) fn forget_letter(mill: &Mill, unique: Option<&[u8]>) -> Result<(), BackendError> {
     let Some(key) = letter_of(unique) else {
         return Ok(());

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use logmill_jobs::{
-    EnqueueError, Job, JobHandle, JobResult, Mill, MillOptions, Outcome, Pool, Unique, Workers,
-    discard, hours, retry_in,
+    DeadJob, EnqueueError, Job, JobHandle, JobQueue, JobResult, Mill, MillOptions, Outcome, Pool,
+    Unique, Workers, discard, hours, retry_in,
 };
 use serde::{Deserialize, Serialize};
 
@@ -339,6 +339,40 @@ fn a_dead_job_shows_and_is_replayed_with_the_arguments_that_it_ran_with() {
     let replayed = mill.handle::<Sync>(id);
     assert_eq!(replayed.wait_timeout(PATIENCE).unwrap(), "newest");
     let _ = pool.shutdown(PATIENCE);
+}
+
+#[test]
+fn a_dead_job_that_is_replayed_before_it_is_purged_keeps_its_arguments() {
+    type Purge = fn(&JobQueue, &DeadJob) -> bool;
+    let afterwards: Purge = |queue, dead| {
+        queue.replay(dead).unwrap();
+        queue.purge(dead).unwrap()
+    };
+    let meanwhile: Purge = |queue, _| {
+        let replays = |dead: &DeadJob| queue.replay(dead).unwrap().is_some();
+        queue.purge_where(1, replays).unwrap() > 0
+    };
+    for purge in [afterwards, meanwhile] {
+        let (mill, _dir) = mill();
+        let unique = || Unique::by("x").replacing();
+        call(&mill, "first", unique());
+        call(&mill, "newest", unique());
+        let (pool, begins, end) = by_hand(&mill);
+        assert_eq!(next(&begins), "newest");
+        end.send("die").unwrap();
+        let queue = mill.queue("default").unwrap();
+        until("it is dead", || !queue.dead_jobs().unwrap().is_empty());
+        let dead = queue.dead_jobs().unwrap().remove(0);
+        call(&mill, "other", unique());
+        assert_eq!(next(&begins), "other");
+        assert!(!purge(&queue, &dead));
+        end.send("done").unwrap();
+        assert_eq!(next(&begins), "newest");
+        end.send("die").unwrap();
+        until("it is dead", || !queue.dead_jobs().unwrap().is_empty());
+        assert_eq!(queue.purge_where(1, |_| true).unwrap(), 1);
+        let _ = pool.shutdown(PATIENCE);
+    }
 }
 
 #[test]
