@@ -30,6 +30,9 @@ pub(crate) struct Figures {
     pub flushes: u64,
     /// Letters, each counted when it is first seen.
     pub letters: u64,
+    /// Letters that were gone although nobody had begun to replay or purge them: their jobs were
+    /// acked late.
+    pub withdrawn: u64,
     /// Enqueues that a kill interrupted, and how many of these had enqueued their job.
     pub in_flight: u64,
     pub in_flight_kept: u64,
@@ -85,12 +88,14 @@ impl fmt::Display for Figures {
             purged,
             flushes,
             letters,
+            withdrawn,
             ..
         } = self;
         writeln!(
             f,
             "{enqueued} enqueued, {refused} refused, {delivered} delivered, {acked} acked, \
-             {letters} letters, {replayed} replayed, {purged} purged, {flushes} flushes"
+             {letters} letters, {replayed} replayed, {purged} purged, {withdrawn} withdrawn, \
+             {flushes} flushes"
         )?;
         let Self {
             in_flight,

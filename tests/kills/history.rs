@@ -325,7 +325,7 @@ impl History {
                 letter.sequence
             );
         }
-        self.check_letters(&letters);
+        self.check_letters(&letters, figures);
 
         let mut present = HashSet::new();
         let mut unnoted = 0;
@@ -421,7 +421,7 @@ impl History {
 
     /// Checks that letters which are no longer there were replayed or purged, or withdrawn since
     /// their jobs were acked late.
-    fn check_letters(&mut self, present: &HashSet<u64>) {
+    fn check_letters(&mut self, present: &HashSet<u64>, figures: &mut Figures) {
         let (letters, jobs) = (&mut self.letters, &self.jobs);
         self.unsettled_letters.retain(|sequence| {
             let state = letters.get_mut(sequence).expect("known");
@@ -432,6 +432,8 @@ impl History {
                 is_present || may_be_gone,
                 "a letter was lost: {sequence:x} {state:?} of {job:?}"
             );
+            let is_withdrawn = !is_present && state.removal == Call::NotBegun;
+            figures.withdrawn += u64::from(is_withdrawn);
             state.settled = !is_present;
             is_present
         });

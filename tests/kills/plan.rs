@@ -142,6 +142,12 @@ impl Load {
                 traits: GRIM,
                 ..load
             },
+            Kind::Usual if one_in(rng, 6) => Self {
+                traits: LATE,
+                lease_timeout: Some(millis(rng, 2..8)),
+                custodians: 2,
+                ..load
+            },
             Kind::Usual => load,
             Kind::Fat => Self {
                 producers: 4,
@@ -233,6 +239,11 @@ const POISON: u64 = 1 << 63;
 const GRIM: u64 = 1 << 62;
 /// A bit of an id: the payload is large.
 const HEAVY: u64 = 1 << 61;
+/// A bit of an id: the task has one attempt, which is likely to outlast its lease, so that its ack
+/// comes when there is a letter.
+const LATE: u64 = 1 << 60;
+/// All bits of an id that say such things.
+const TRAITS: u64 = POISON | GRIM | HEAVY | LATE;
 
 /// Payloads repeat after this many bytes, a prime number.
 const BLOCK: usize = 241;
@@ -244,7 +255,7 @@ impl Task {
 
     /// Identifies the child and the producer of a task.
     pub(crate) fn producer_of(id: u64) -> u64 {
-        (id & !(POISON | GRIM | HEAVY)) >> 36
+        (id & !TRAITS) >> 36
     }
 
     /// The position of a task among the tasks of its producer.
@@ -327,6 +338,9 @@ impl Task {
         if id & POISON != 0 {
             return Some(Some(2));
         }
+        if id & LATE != 0 {
+            return Some(Some(1));
+        }
         let mut rng = rng(&[id / GROUP, 3]);
         match rng.u32(..20) {
             0..3 => Some(Some(rng.u8(1..=3))),
@@ -375,6 +389,7 @@ impl Task {
             14..20 if Self::limit(id).is_some() => Outcome::Retry,
             20..60 if id & GRIM != 0 => Outcome::DeadLetter,
             20..24 => Outcome::DeadLetter,
+            24..80 if id & LATE != 0 => Outcome::SlowAck(millis(&mut rng, 2..14)),
             24..27 => Outcome::SlowAck(millis(&mut rng, 0..12)),
             _ => Outcome::Ack,
         }
