@@ -269,7 +269,10 @@ fn a_dead_job_that_several_operators_replay_at_once_goes_on_blocking_its_key() {
     }
     assert!(book.done(1).is_empty(), "{:?}", book.done(1));
     healed.store(true, Ordering::SeqCst);
-    queue.replay(&next_dead().unwrap()).unwrap();
+    // Unless the last attempt comes after that.
+    if let Some(dead) = next_dead() {
+        queue.replay(&dead).unwrap();
+    }
     wait_for_end(&handles[1]);
     wait_for_end(&handles[2]);
     assert_eq!(book.done(1), [0, 1, 2]);
