@@ -89,6 +89,20 @@ impl Identity {
     }
 }
 
+/// Whether this may be the header of a segment of which some words are still zero. It is written
+/// word by word, so a kill may leave it like that.
+pub(crate) fn may_be_half_written(bytes: &[u8], base: Sequence, segment_size: u64) -> bool {
+    let Some(bytes) = bytes.first_chunk() else {
+        return false;
+    };
+    let is_zero_or = |offset, whole| [0, whole].contains(&u64_at(bytes, offset));
+    is_zero_or(0, u64::from_le_bytes(SEGMENT_MAGIC))
+        && (u64_at(bytes, 8) == 0 || u32_at(bytes, 8) == VERSION)
+        && is_zero_or(16, base.get())
+        && is_zero_or(24, segment_size)
+        && bytes[SEAL_OFFSET..].iter().all(|&byte| byte == 0)
+}
+
 fn check(bytes: &[u8; FILE_HEADER_BYTES]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&bytes[0..12]);
@@ -176,6 +190,33 @@ mod tests {
             let mut bad = good;
             bad[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Identity::decode(FileKind::Ack, &bad), None, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_header_that_is_half_written_has_no_other_bytes() {
+        let Identity {
+            base, segment_size, ..
+        } = identity();
+        let is_one = |bytes: &[u8]| may_be_half_written(bytes, base, segment_size);
+        let whole = identity().encode(FileKind::Segment);
+        for kept in 0..=u8::MAX {
+            let mut half = whole;
+            for (word, bytes) in half.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                if kept & (1 << word) == 0 {
+                    *bytes = [0; 8];
+                }
+            }
+            assert!(is_one(&half), "{kept}");
+        }
+        assert!(!is_one(&whole[..63]));
+        for bit in 0..FILE_HEADER_BYTES * 8 {
+            let mut bad = whole;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            // The check, the time and the salt may be anything.
+            let is_free = (12..16).contains(&(bit / 8)) || (32..48).contains(&(bit / 8));
+            let is_zero = u64_at(&bad, bit / 64 * 8) == 0;
+            assert_eq!(is_one(&bad), is_free || is_zero, "bit {bit}");
         }
     }
 

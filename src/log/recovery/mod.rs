@@ -5,7 +5,7 @@
 //!
 //! | # | segment header | ack header | segment file | decision |
 //! |---|---|---|---|---|
-//! | 1 | invalid | invalid, or the segment file ends within its header | all bytes zero; beside an invalid ack header, all after the header | `Nothing`: a crash while it was created; remove |
+//! | 1 | invalid | invalid, or the segment file ends within its header | all bytes zero; beside an invalid ack header, also one with any words of a header | `Nothing`: a crash while it was created; remove |
 //! | 2 | invalid | as above | any | `Quarantine`: whole, reported; remove |
 //! | 3 | invalid | valid | - | mend the header from the ack file's copy, then as below |
 //! | 4 | valid | - | sealed, as long as the seal says | `Trust`: scanned when first claimed |
@@ -246,10 +246,11 @@ impl Recovery<'_> {
                 let mut records = Records::open(paths.segment.clone(), file_len, Purpose::Look)?;
                 records.read_in()?;
                 let access = records.sole_access();
-                // A kill may leave a header of which some words are not written yet.
-                let begins = match copy {
-                    None if units >= START.units => header::FILE_HEADER_BYTES,
-                    _ => 0,
+                let is_half_written = copy.is_none()
+                    && header::may_be_half_written(&own_header, base, self.segment_size);
+                let begins = match is_half_written {
+                    true => header::FILE_HEADER_BYTES,
+                    false => 0,
                 };
                 if access.bytes().iter().skip(begins).any(|&byte| byte != 0) {
                     let damage = match copy {
