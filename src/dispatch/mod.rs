@@ -285,6 +285,7 @@ impl Dispatch {
             self.note_waiting(first);
             let is_cancelled = |record| self.is_cancelled(record);
             let due = self.timer.schedule_all(held.waiting, now, is_cancelled);
+            self.tell_of_waiting();
             if !due.is_empty() {
                 self.inject_all(due);
             }
@@ -389,7 +390,10 @@ impl Dispatch {
         self.note_waiting(&lease);
         let is_cancelled = |record| self.is_cancelled(record);
         match self.timer.schedule(lease, when, late, is_cancelled) {
-            Scheduled::Waits => true,
+            Scheduled::Waits => {
+                self.tell_of_waiting();
+                true
+            }
             Scheduled::Acked => false,
             Scheduled::Cancelled(lease) => {
                 // The consumer that gets it finds out.
@@ -407,6 +411,13 @@ impl Dispatch {
     /// Whether a job was cancelled, or is about to be, see [`Cancels::has`].
     pub(crate) fn is_cancelled(&self, record: Sequence) -> bool {
         self.cancels.has(&self.gate, record)
+    }
+
+    /// Has maintenance look at jobs that have begun to wait, if it rests.
+    fn tell_of_waiting(&self) {
+        if self.timer.take_watch() {
+            self.stripes[0].kick();
+        }
     }
 
     fn note_waiting(&self, lease: &Lease) {

@@ -7,6 +7,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -72,6 +73,8 @@ const _: () = assert!(size_of::<(Tick, Sequence, Lease)>() <= 32);
 pub(crate) struct Timer {
     state: Mutex<State>,
     task: Waker,
+    /// Whether maintenance is to be told when a job begins to wait. Set under the lock.
+    is_watched: AtomicBool,
 }
 
 struct State {
@@ -167,6 +170,7 @@ impl Timer {
                 interrupted: false,
             }),
             task,
+            is_watched: AtomicBool::new(false),
         }
     }
 
@@ -304,6 +308,23 @@ impl Timer {
     pub(crate) fn len(&self) -> usize {
         let state = self.state.lock();
         state.len() + state.moving
+    }
+
+    /// Whether jobs wait, for maintenance, which moves them. If none does, the thread that makes the
+    /// first one wait is [told so](Self::take_watch).
+    pub(crate) fn watch(&self) -> bool {
+        let state = self.state.lock();
+        let has_any = state.len() + state.moving > 0;
+        // Relaxed: a thread that makes a job wait has the lock after this one, and looks after that,
+        // or has had it before, and its job is counted.
+        self.is_watched.store(!has_any, Ordering::Relaxed);
+        has_any
+    }
+
+    /// Whether maintenance has to look, for a thread that has just made jobs wait.
+    #[inline]
+    pub(crate) fn take_watch(&self) -> bool {
+        self.is_watched.load(Ordering::Relaxed) && self.is_watched.swap(false, Ordering::Relaxed)
     }
 
     /// Records that this many of the jobs taken out have their copies, or are back.

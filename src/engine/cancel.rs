@@ -146,7 +146,11 @@ impl Engine {
             Lease::ack,
         );
         match decided {
-            Decided::Running => Cancelled::Running,
+            Decided::Running => {
+                // It looks from now on whether the handler has ended.
+                self.signal.kick();
+                Cancelled::Running
+            }
             Decided::Waits => {
                 self.dead.failures.forget(job);
                 self.count_cancelled(job, seen);

@@ -213,7 +213,7 @@ impl Maintenance {
         let stripes = engine.dispatch().stripes();
         let retry = self.failed.then_some(RETRY_INTERVAL);
         // Waiting jobs may keep segments alive.
-        let has_waiting = engine.dispatch().timer.len() > 0;
+        let has_waiting = engine.dispatch().timer.watch();
         let compaction = (has_waiting && has_place_to_move_to(engine))
             .then(|| self.next_compaction.saturating_duration_since(now));
         let logs = stripes.iter().chain([engine.dead().log()]);
@@ -387,6 +387,56 @@ mod tests {
         assert!(turns_in(10) < 40);
         assert!(running.close().is_err());
         assert!(turns_in(10) < 40);
+        stopped::set(None);
+    }
+
+    #[test]
+    fn a_job_that_begins_to_wait_while_maintenance_rests_has_it_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
+        let mut now = Duration::from_secs(1);
+        stopped::set(Some(now));
+        let running = Arc::new(Running::open_idle(&builder).unwrap().0);
+        let mut maintenance = Maintenance::new();
+        let consumer = Consumer::new(Arc::clone(&running));
+        let hour = crate::EnqueueOptions::new().delay(Duration::from_secs(3600));
+        for is_first in [true, false] {
+            let place = crate::engine::enqueue::Place::of_this_thread(&running);
+            running.enqueue_with(place, b"later", &hour).unwrap();
+            turns_in(10, &mut now, &mut maintenance, &running);
+            let rests = maintenance.deadline(&running).is_none();
+            assert_eq!(rests, is_first);
+            let _ = running.signal.take();
+            // The claimed job is put into the timer.
+            assert!(consumer.try_next().is_none());
+            assert_eq!(running.signal.take().is_some(), is_first);
+            assert!(maintenance.deadline(&running).is_some());
+        }
+        stopped::set(None);
+    }
+
+    #[test]
+    fn a_cancelled_job_that_runs_while_maintenance_rests_has_it_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
+        let mut now = Duration::from_secs(1);
+        stopped::set(Some(now));
+        let running = Arc::new(Running::open_idle(&builder).unwrap().0);
+        let mut maintenance = Maintenance::new();
+        let consumer = Consumer::new(Arc::clone(&running));
+        for _ in 0..2 {
+            let place = crate::engine::enqueue::Place::of_this_thread(&running);
+            running.enqueue(place, b"runs").unwrap();
+            let job = consumer.try_next().unwrap();
+            turns_in(10, &mut now, &mut maintenance, &running);
+            assert!(maintenance.deadline(&running).is_none());
+            let _ = running.signal.take();
+            running.cancel(job.id().sequence()).unwrap();
+            assert!(running.signal.take().is_some());
+            job.ack();
+            turns_in(10, &mut now, &mut maintenance, &running);
+            assert!(!running.has_cancels_to_sweep());
+        }
         stopped::set(None);
     }
 
