@@ -18,7 +18,7 @@ use crate::log::meta::{JobOptions, MAX_META_BYTES, Meta};
 use crate::log::poison::Poison;
 use crate::log::record::NewRecord;
 use crate::log::segment::{Segment, Unsettled};
-use crate::log::{Log, RollError};
+use crate::log::{Log, LogStats, RollError};
 use crate::sequence::SequenceMap;
 use crate::storage::StorageError;
 use crate::{Sequence, Timestamp};
@@ -51,6 +51,9 @@ struct Waiting {
     /// Letters that are not in the log yet: those of `deaths`, and that of a job that is acked
     /// while its letter is being written.
     unwritten: u64,
+    /// Where the log ended before the letter that is being written: the base of its last segment,
+    /// and the index of the next record.
+    writing: Option<(Sequence, u32)>,
     /// Letters of jobs that a handler still has although its delivery timed out, by job.
     late: SequenceMap<Sequence>,
     /// Jobs that were acked late, and whose letters could not be withdrawn immediately.
@@ -98,7 +101,8 @@ impl DeadLog {
         let (log, unwritten, dying) = {
             let waiting = self.waiting.lock();
             let dying = waiting.dying.len() as u64;
-            (self.log.stats(), waiting.unwritten, dying)
+            let (log, unwritten) = self.counted(&waiting);
+            (log, unwritten, dying)
         };
         // A letter may have been withdrawn just before it was withheld.
         let is_live = |letter: &&Sequence| matches!(self.log.pin_live(**letter), Ok(Some(_)));
@@ -110,6 +114,36 @@ impl DeadLog {
             segments: log.segments,
             quarantined: self.log.damaged_regions(),
         }
+    }
+
+    /// What is in the log, and how many letters are to come.
+    fn counted(&self, waiting: &Waiting) -> (LogStats, u64) {
+        loop {
+            let is_there = self.is_there(waiting);
+            let log = self.log.stats();
+            // At most one letter comes while the lock is held.
+            if self.is_there(waiting) == is_there {
+                return (log, waiting.unwritten.saturating_sub(is_there.into()));
+            }
+        }
+    }
+
+    /// Where the next record of the log comes to, before a roll.
+    fn end(&self) -> (Sequence, u32) {
+        let active = self.log.active();
+        (active.base(), active.reached().index)
+    }
+
+    /// Whether the letter that is being written is in the log, and is counted among the unwritten.
+    fn is_there(&self, waiting: &Waiting) -> bool {
+        let end = self.end();
+        waiting
+            .writing
+            .is_some_and(|before| match end.0 == before.0 {
+                true => end.1 > before.1,
+                // Nothing else is written to a new segment.
+                false => end.1 > 0,
+            })
     }
 
     /// Whether a job is dead or dying, so that a late ack of it withdraws its letter.
@@ -301,16 +335,21 @@ impl DeadLog {
                     continue;
                 }
                 waiting.dying.insert(sequence, true);
+                waiting.writing = Some(self.end());
             }
             // The lock is not held here, so that a late ack of another job does not wait for the
             // disk.
             match self.write(&mut active, &death) {
                 Ok((letter, unsettled)) => {
-                    self.waiting.lock().unwritten -= 1;
+                    let mut waiting = self.waiting.lock();
+                    waiting.writing = None;
+                    waiting.unwritten -= 1;
+                    drop(waiting);
                     written.push((death.lease, letter, unsettled));
                 }
                 Err(error) => {
                     let mut waiting = self.waiting.lock();
+                    waiting.writing = None;
                     if waiting.acked.remove(&death.lease.job()) {
                         waiting.unwritten -= 1;
                     } else {

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
@@ -239,4 +240,43 @@ fn late_handlers_leave_no_letter_of_a_job_that_was_acked() {
     let waiting = dead_log.waiting.lock();
     assert!(waiting.late.is_empty() && waiting.acked.is_empty() && waiting.dying.is_empty());
     assert_eq!((waiting.unwritten, dead_log.failures.jobs().len()), (0, 0));
+}
+
+#[test]
+fn a_letter_that_is_being_written_counts_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = open(&dir).0;
+    let stripe = &running.dispatch().stripes()[0];
+    running.enqueue(Place::on(stripe), b"job").unwrap();
+    let consumer = crate::Consumer::new(Arc::clone(&running));
+    consumer.try_next().unwrap().dead_letter("no use");
+    let (begun, begins) = channel();
+    let (go, goes_on) = channel();
+    thread::scope(|scope| {
+        let (dead, running) = (dir.path().join("dead"), &running);
+        scope.spawn(move || {
+            // The first letter has a segment made.
+            let mut once = Some((begun, goes_on));
+            let observer = move |_, _: &Path, _| {
+                if let Some((begun, goes_on)) = once.take() {
+                    begun.send(()).unwrap();
+                    goes_on.recv().unwrap();
+                }
+                Ok(())
+            };
+            faults::observe(Some((dead, Box::new(observer))));
+            running.write_letters().unwrap();
+            faults::observe(None);
+        });
+        begins.recv().unwrap();
+        // The writer comes no further than to its next look at this.
+        let waiting = running.dead().waiting.lock();
+        go.send(()).unwrap();
+        while running.dead().log().stats().appended == 0 {
+            thread::yield_now();
+        }
+        let (log, unwritten) = running.dead().counted(&waiting);
+        assert_eq!((log.live, unwritten), (1, 0));
+    });
+    assert_eq!(running.dead().stats().letters, 1);
 }
