@@ -12,6 +12,7 @@ impl Engine {
         let Some(stripe) = dispatch.stripes().get(usize::from(job.stripe())) else {
             return Ok(false);
         };
+        self.end_dying(job)?;
         let mut before = None;
         loop {
             let found = if dispatch.has_any_in_two_places() {
@@ -33,6 +34,9 @@ impl Engine {
             if dispatch.is_gone(record) {
                 return Ok(false);
             }
+            if record != job {
+                self.end_dying(record)?;
+            }
             if !found.is_done() {
                 return Ok(true);
             }
@@ -42,6 +46,20 @@ impl Engine {
             }
             before = Some(record);
         }
+    }
+
+    /// Has the letter of a job written that has died: its death was told, so it is not there any
+    /// more.
+    fn end_dying(&self, record: Sequence) -> Result<(), Arc<StorageError>> {
+        if self.dead.is_dying(record) {
+            self.write_letters()?;
+        }
+        if self.dead.is_dying(record) {
+            // Its letter waits until what the job came from is settled.
+            self.flush()?;
+            self.write_letters()?;
+        }
+        Ok(())
     }
 }
 
@@ -95,6 +113,22 @@ mod tests {
         assert_eq!(running.keep_delays().is_ok(), flushes);
         faults::observe(None);
         (job, found.take().expect("flushed"))
+    }
+
+    #[test]
+    fn a_job_that_has_died_is_not_there_though_its_letter_was_not_written_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
+        let running = Arc::new(Running::open_idle(&builder).unwrap().0);
+        let place = Place::on(&running.dispatch().stripes()[0]);
+        let job = running.enqueue(place, b"job").unwrap().sequence();
+        let consumer = crate::Consumer::new(Arc::clone(&running));
+        consumer.try_next().unwrap().dead_letter("no use");
+        let full = faults::fill_disk(&dir.path().join("dead"));
+        assert!(running.contains(job).unwrap_err().is_full());
+        drop(full);
+        assert!(!running.contains(job).unwrap());
+        assert_eq!(running.dead().log().stats().live, 1);
     }
 
     #[test]

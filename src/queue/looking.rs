@@ -101,7 +101,8 @@ impl Queue {
     ///
     /// For a job that has not ended this is a look at its place in the log. For one that has, it
     /// looks whether compaction has moved the job: through later segments of its stripe that may hold
-    /// such jobs. It does so for any job in the moments in which some are being moved.
+    /// such jobs. It does so for any job in the moments in which some are being moved. A job that
+    /// has just died has ended: its letter is written first if it is not yet, which takes a flush.
     ///
     /// ```
     /// # use logmill::Queue;
@@ -117,7 +118,8 @@ impl Queue {
     /// ```
     ///
     /// # Errors
-    /// A segment could not be read in which the job may be.
+    /// A segment could not be read in which the job may be, or the job has died and its letter cannot
+    /// be written.
     pub fn contains(&self, id: JobId) -> Result<bool, Arc<StorageError>> {
         self.running.contains(id.sequence())
     }

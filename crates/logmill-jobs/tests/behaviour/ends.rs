@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use logmill_jobs::{
     Backoff, Context, EnqueueError, Job, JobResult, Outcome, Status, WaitError, Workers,
-    backend::Cancelled,
+    backend::Cancelled, discard,
 };
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,36 @@ fn a_cancel_that_meets_a_failing_attempt_is_told_and_releases_the_key() {
             "{number}, after {cancelled:?}"
         );
         again.cancel("enough").unwrap();
+    }
+    let _ = pool.shutdown(PATIENCE);
+}
+
+#[derive(Serialize, Deserialize, Job)]
+#[job(kind = "doomed")]
+struct Doomed;
+
+#[test]
+fn a_wait_for_a_job_that_has_just_died_ends() {
+    let (mill, _dir) = mill();
+    let (died, deaths) = channel();
+    let handler = move |_: Doomed, cx: Context| -> JobResult {
+        died.send(cx.id().clone()).unwrap();
+        Err(discard("no use"))
+    };
+    let pool = Workers::new(())
+        .on(handler)
+        .threads(2)
+        .start(&mill)
+        .unwrap();
+    for pause in (0..300_u64).map(|number| number * 7 % 400) {
+        let handle = mill.enqueue(Doomed).unwrap();
+        assert_eq!(deaths.recv_timeout(PATIENCE).as_ref(), Ok(handle.id()));
+        // It is dead before its letter is written, which takes a flush.
+        std::thread::sleep(Duration::from_micros(pause));
+        let (told, ends) = channel();
+        std::thread::spawn(move || told.send(handle.wait().unwrap_err()));
+        let error = ends.recv_timeout(PATIENCE).expect("an end");
+        assert!(matches!(error, WaitError::Dead(_)), "{error}");
     }
     let _ = pool.shutdown(PATIENCE);
 }
