@@ -162,7 +162,9 @@ impl LogFiles {
                 _ if !is_unchanged => {}
                 Ok(Some(found)) => return Ok(Some(found)),
                 // It is being made, or was emptied.
-                Ok(None) if opened.headers.is_zero => return Ok(None),
+                Ok(None) if opened.headers.is_zero || self.is_half_made(&opened)? => {
+                    return Ok(None);
+                }
                 Ok(None) => is_damaged = true,
                 Err(error) => return Err(error),
             }
@@ -177,6 +179,17 @@ impl LogFiles {
             path.path(),
             io::Error::other(why),
         ))
+    }
+
+    /// Whether a segment without a valid header has nothing but a part of one: a kill, or this moment,
+    /// came between two of its words.
+    fn is_half_made(&self, opened: &Opened) -> Result<bool, StorageError> {
+        if !opened.headers.may_be_half_written {
+            return Ok(false);
+        }
+        let len = opened.records.len()?.min(self.segment_size);
+        let bytes = read(&opened.records, len, 0)?;
+        Ok(bytes[FILE_HEADER_BYTES..].iter().all(|&byte| byte == 0))
     }
 
     /// Copies the acks, and then the records. A job may be moved behind the end of the same segment

@@ -2,7 +2,9 @@
 
 use super::LogFiles;
 use crate::Sequence;
-use crate::log::header::{FILE_HEADER_BYTES, FileKind, Identity, decode_reused};
+use crate::log::header::{
+    FILE_HEADER_BYTES, FileKind, Identity, decode_reused, may_be_half_written,
+};
 use crate::log::record::UNIT;
 use crate::log::recovery::seal_of;
 use crate::log::tail::Position;
@@ -29,6 +31,8 @@ pub(super) struct Headers {
     pub(super) reused_from: Option<u32>,
     /// Whether the header of the segment file is all zero.
     pub(super) is_zero: bool,
+    /// Whether it may be a header of which some words are not written yet.
+    pub(super) may_be_half_written: bool,
 }
 
 impl Headers {
@@ -99,6 +103,7 @@ impl LogFiles {
                 .and_then(|identity| seal_of(&identity, &header)),
             reused_from,
             is_zero: header == [0; FILE_HEADER_BYTES],
+            may_be_half_written: may_be_half_written(&header, base, self.segment_size),
         })
     }
 

@@ -316,9 +316,17 @@ fn either_header_replaces_the_other_and_without_both_there_is_an_error() {
         error.to_string().ends_with("its header is damaged"),
         "{error}"
     );
-    // One that is being made has none yet.
-    fs::write(&segment.paths().segment, vec![0; SIZE as usize]).unwrap();
+    // One that is being made has none yet, or a part of it.
+    let mut bytes = vec![0; SIZE as usize];
+    fs::write(&segment.paths().segment, &bytes).unwrap();
     assert!(files.snapshot(segment.base()).unwrap().is_none());
+    bytes[..8].copy_from_slice(b"logmillS");
+    fs::write(&segment.paths().segment, &bytes).unwrap();
+    assert!(files.snapshot(segment.base()).unwrap().is_none());
+    // With a record it was complete.
+    bytes[100] = 1;
+    fs::write(&segment.paths().segment, &bytes).unwrap();
+    assert!(files.snapshot(segment.base()).is_err());
 }
 
 #[test]
