@@ -228,7 +228,8 @@ pub trait Queue: Send + Sync {
     /// The storage failed.
     fn look(&self, number: u64) -> Result<Option<Seen>, BackendError>;
 
-    /// Whether a job has not ended.
+    /// Whether a job has not ended. False as soon as its end was told: who begins to wait for it after
+    /// that is told nothing more.
     ///
     /// # Errors
     /// The storage failed.
