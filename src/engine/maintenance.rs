@@ -344,6 +344,14 @@ mod tests {
     use crate::time::stopped;
     use crate::{Builder, Consumer};
 
+    /// A queue without threads, on a clock that is stopped at the time that is returned.
+    fn idle(dir: &tempfile::TempDir) -> (Arc<Running>, Duration) {
+        let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
+        let now = Duration::from_secs(1);
+        stopped::set(Some(now));
+        (Arc::new(Running::open_idle(&builder).unwrap().0), now)
+    }
+
     /// Runs like the thread for so many seconds of a stopped clock; returns how many turns it took.
     fn turns_in(
         seconds: u64,
@@ -367,10 +375,7 @@ mod tests {
     #[test]
     fn maintenance_comes_to_rest_though_jobs_wait_also_after_a_failed_flush_and_once_closed() {
         let dir = tempfile::tempdir().unwrap();
-        let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
-        let mut now = Duration::from_secs(1);
-        stopped::set(Some(now));
-        let running = Arc::new(Running::open_idle(&builder).unwrap().0);
+        let (running, mut now) = idle(&dir);
         let place = crate::engine::enqueue::Place::of_this_thread(&running);
         let hour = crate::EnqueueOptions::new().delay(Duration::from_secs(3600));
         running.enqueue_with(place, b"later", &hour).unwrap();
@@ -393,10 +398,7 @@ mod tests {
     #[test]
     fn a_job_that_begins_to_wait_while_maintenance_rests_has_it_look() {
         let dir = tempfile::tempdir().unwrap();
-        let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
-        let mut now = Duration::from_secs(1);
-        stopped::set(Some(now));
-        let running = Arc::new(Running::open_idle(&builder).unwrap().0);
+        let (running, mut now) = idle(&dir);
         let mut maintenance = Maintenance::new();
         let consumer = Consumer::new(Arc::clone(&running));
         let hour = crate::EnqueueOptions::new().delay(Duration::from_secs(3600));
@@ -418,10 +420,7 @@ mod tests {
     #[test]
     fn a_cancelled_job_that_runs_while_maintenance_rests_has_it_look() {
         let dir = tempfile::tempdir().unwrap();
-        let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
-        let mut now = Duration::from_secs(1);
-        stopped::set(Some(now));
-        let running = Arc::new(Running::open_idle(&builder).unwrap().0);
+        let (running, mut now) = idle(&dir);
         let mut maintenance = Maintenance::new();
         let consumer = Consumer::new(Arc::clone(&running));
         for _ in 0..2 {
@@ -443,10 +442,7 @@ mod tests {
     #[test]
     fn what_fails_for_long_is_told_rarely_and_when_it_is_well_again() {
         let dir = tempfile::tempdir().unwrap();
-        let builder = Builder::new(dir.path()).stripes(1).segment_size(16 * 1024);
-        let mut now = Duration::from_secs(1);
-        stopped::set(Some(now));
-        let running = Arc::new(Running::open_idle(&builder).unwrap().0);
+        let (running, mut now) = idle(&dir);
         let place = crate::engine::enqueue::Place::of_this_thread(&running);
         running.enqueue(place, b"dies").unwrap();
         let consumer = Consumer::new(Arc::clone(&running));
