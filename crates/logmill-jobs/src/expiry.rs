@@ -114,6 +114,8 @@ mod tests {
                     // The attempt has failed.
                     let (after, reason) = (crate::secs(0), "full");
                     self.claim.settle(Settlement::Retry { after, reason })?;
+                    // Another worker comes to it before this one hears of that.
+                    std::thread::sleep(std::time::Duration::from_millis(2));
                     return Err(BackendError::Full("the disk".to_owned()));
                 }
                 self.claim.settle(settlement)

@@ -272,13 +272,12 @@ pub(crate) fn end_unbegun(mill: &Mill, claim: &mut dyn Claim, id: &JobId, record
     let (kind, failed) = (claim.kind().to_owned(), claim.attempt().saturating_sub(1));
     let refused = &mill.inner.refused;
     let is_unbegun = failed == 0 && claim.crashes() == 0 || refused.is_unbegun(id);
+    // First: if its end cannot be stored, another worker may have it before this one hears of that.
+    refused.add(id, is_unbegun);
     let stored = end(mill, claim, id, None, Some(&record), Followed::default());
-    match stored {
-        Ok(()) | Err(BackendError::NotDurable(_)) => {
-            refused.forget(id);
-            note_for_figures(mill, id, &kind, failed, &ended);
-        }
-        Err(_) => refused.add(id, is_unbegun),
+    if let Ok(()) | Err(BackendError::NotDurable(_)) = stored {
+        refused.forget(id);
+        note_for_figures(mill, id, &kind, failed, &ended);
     }
     report(mill, id, stored, ended, None);
 }
