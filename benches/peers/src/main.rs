@@ -51,6 +51,9 @@ enum Command {
     /// Runs a turn of walrus-rust
     #[command(hide = true)]
     Walrus(peers::walrus::Args),
+    /// Runs a turn of persistent-queue on sled
+    #[command(hide = true)]
+    Sled(peers::persistent_queue::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -64,5 +67,6 @@ fn main() -> anyhow::Result<()> {
         Some(Command::All(args)) => all::run(args),
         Some(Command::Child(args)) => child::run(&args),
         Some(Command::Walrus(args)) => peers::walrus::run(&args),
+        Some(Command::Sled(args)) => peers::persistent_queue::run(&args),
     }
 }
