@@ -1,0 +1,23 @@
+//! What a mill keeps in memory of single jobs, for tests that nothing is left of those that have ended.
+
+use crate::Mill;
+
+impl Mill {
+    /// How many jobs each part keeps something of in memory.
+    #[doc(hidden)]
+    pub fn kept_of_jobs(&self) -> [(&'static str, usize); 10] {
+        let inner = &self.inner;
+        [
+            ("refused", inner.refused.len()),
+            ("progressed", inner.progressed.len()),
+            ("cancelling", inner.cancelling.len()),
+            ("running", inner.running.len()),
+            ("waited for", inner.waiters.len()),
+            ("edited", inner.before.moves.len()),
+            ("paused", inner.before.paused.len()),
+            ("parked", inner.parked.len()),
+            ("limited", inner.limits.len()),
+            ("in an order", inner.orders.len()),
+        ]
+    }
+}
