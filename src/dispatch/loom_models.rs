@@ -1,9 +1,10 @@
 //! Loom models of how consumers sleep and are woken, of stealing, and of suspects; in the folder, of
-//! pausing, watching, cancelling, and leases at hand. They are run as those of `log/loom_models.rs`.
+//! pausing, watching, cancelling, leases at hand, and the rest of maintenance. They are run as those
+//! of `log/loom_models.rs`.
 //!
 //! A lost wake-up is a deadlock, which loom reports. No sleeper has a deadline, as that would hide
 //! a lost wake-up. The types under test are the real ones: the event count, the tail, the cursor,
-//! the marks, the suspects, the leases at hand, the gate and the cancelled jobs.
+//! the marks, the suspects, the leases at hand, the gate, the cancelled jobs and the rest.
 //!
 //! Loom knows no barrier that one thread runs on all others. In the models, the consumer's side has
 //! a fence instead, which gives the same two outcomes.
@@ -15,6 +16,7 @@
 mod at_hand;
 mod cancelling;
 mod pausing;
+mod resting;
 #[cfg(feature = "async")]
 mod wakers;
 mod watching;

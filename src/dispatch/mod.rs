@@ -21,6 +21,7 @@ mod naps;
 #[cfg(feature = "async")]
 mod polling;
 mod registry;
+mod rest;
 pub(crate) mod source;
 pub(crate) mod suspects;
 #[cfg(all(test, not(loom)))]

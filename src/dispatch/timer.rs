@@ -7,11 +7,11 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::rest::Rest;
 use crate::Timestamp;
 use crate::log::lease::Lease;
 use crate::runtime::Waker;
@@ -73,8 +73,8 @@ const _: () = assert!(size_of::<(Tick, Sequence, Lease)>() <= 32);
 pub(crate) struct Timer {
     state: Mutex<State>,
     task: Waker,
-    /// Whether maintenance is to be told when a job begins to wait. Set under the lock.
-    is_watched: AtomicBool,
+    /// Set under the lock.
+    rest: Rest,
 }
 
 struct State {
@@ -170,7 +170,7 @@ impl Timer {
                 interrupted: false,
             }),
             task,
-            is_watched: AtomicBool::new(false),
+            rest: Rest::new(),
         }
     }
 
@@ -315,16 +315,14 @@ impl Timer {
     pub(crate) fn watch(&self) -> bool {
         let state = self.state.lock();
         let has_any = state.len() + state.moving > 0;
-        // Relaxed: a thread that makes a job wait has the lock after this one, and looks after that,
-        // or has had it before, and its job is counted.
-        self.is_watched.store(!has_any, Ordering::Relaxed);
+        self.rest.set(!has_any);
         has_any
     }
 
     /// Whether maintenance has to look, for a thread that has just made jobs wait.
     #[inline]
     pub(crate) fn take_watch(&self) -> bool {
-        self.is_watched.load(Ordering::Relaxed) && self.is_watched.swap(false, Ordering::Relaxed)
+        self.rest.end()
     }
 
     /// Records that this many of the jobs taken out have their copies, or are back.
