@@ -25,9 +25,11 @@ fn a_backend_with_orders_does_what_a_backend_has_to_do() {
     });
 }
 
+#[cfg(feature = "testing")]
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Entry;
 
+#[cfg(feature = "testing")]
 impl crate::Job for Entry {
     type Output = ();
     type Inputs = ();

@@ -174,6 +174,26 @@ impl<J: Job> TestAttempt<'_, J> {
         self.run_route(&route, &state)
     }
 
+    /// Calls a service of `tower`, as one that is
+    /// [registered](crate::Workers::on_service), and waits for it on this thread.
+    ///
+    /// # Errors
+    /// The output cannot be decoded.
+    #[cfg(feature = "tower")]
+    pub fn run_service<T>(&mut self, service: T) -> Result<Attempted<J>, CodecError>
+    where
+        T: tower_service::Service<crate::JobRequest<J>, Response = J::Output>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        T::Error: Into<crate::Failure>,
+        T::Future: Send + 'static,
+    {
+        use crate::handler::{OfService, ServiceHandler};
+        self.run_async::<(), OfService, _>(ServiceHandler(service), ())
+    }
+
     fn run_route<S>(
         &mut self,
         route: &dyn Route<S>,

@@ -304,3 +304,23 @@ async fn a_service_that_a_shutdown_interrupts_has_not_failed() {
         assert_eq!(handle.status().unwrap(), waits);
     }
 }
+
+#[cfg(feature = "testing")]
+#[test]
+fn a_service_is_called_for_one_job_without_a_queue() {
+    use logmill_jobs::testing::{How, TestMill, attempt};
+    let mill = TestMill::open().unwrap();
+    let service = ServiceBuilder::new().concurrency_limit(1).service_fn(
+        |request: JobRequest<Call>| async move {
+            match request.context.attempt() {
+                1 => Err(Failure::from("not yet")),
+                attempt => Ok(request.job.number + attempt),
+            }
+        },
+    );
+    let mut job = attempt(&mill, Call { number: 40 }).unwrap();
+    let first = job.run_service(service.clone()).unwrap();
+    assert!(matches!(first.how, How::Retried { reason, .. } if reason == "not yet"));
+    let second = job.run_service(service).unwrap();
+    assert_eq!((second.how, second.output), (How::Done, Some(42)));
+}
