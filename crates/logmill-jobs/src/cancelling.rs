@@ -22,6 +22,12 @@ pub(crate) struct Cancelling {
 }
 
 impl Cancelling {
+    /// How many jobs.
+    #[cfg(feature = "testing")]
+    pub(crate) fn len(&self) -> usize {
+        self.reasons.lock().len()
+    }
+
     /// Enters the reason of a call, unless another call has entered its own. Returns whether it did.
     pub(crate) fn begin(&self, id: &JobId, reason: &str) -> bool {
         let mut reasons = self.reasons.lock();

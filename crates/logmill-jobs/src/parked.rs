@@ -34,6 +34,12 @@ pub struct ParkedKind {
 }
 
 impl Parked {
+    /// How many jobs wait.
+    #[cfg(feature = "testing")]
+    pub(crate) fn len(&self) -> usize {
+        self.kinds.lock().values().map(Vec::len).sum()
+    }
+
     /// Has a job wait for a handler.
     #[cold]
     pub(crate) fn park(&self, mill: &Mill, id: &JobId, claim: &mut dyn Claim) {

@@ -122,6 +122,12 @@ impl State {
 }
 
 impl Paused {
+    /// How many jobs wait.
+    #[cfg(feature = "testing")]
+    pub(crate) fn len(&self) -> usize {
+        self.state.lock().waiting.values().map(Vec::len).sum()
+    }
+
     /// Whether a job does not run, as its kind or its key is paused.
     pub(crate) fn holds(&self, id: &JobId, claim: &mut dyn Claim) -> bool {
         let Some(pause) = self.state.lock().pause_of(claim) else {

@@ -60,6 +60,12 @@ pub(crate) struct Progressed {
 }
 
 impl Progressed {
+    /// How many jobs.
+    #[cfg(feature = "testing")]
+    pub(crate) fn len(&self) -> usize {
+        self.jobs.lock().len()
+    }
+
     pub(crate) fn note(&self, id: &JobId) {
         let mut jobs = self.jobs.lock();
         jobs.insert(id.clone());

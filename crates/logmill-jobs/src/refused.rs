@@ -23,6 +23,12 @@ struct Count {
 }
 
 impl Refused {
+    /// Of how many jobs.
+    #[cfg(feature = "testing")]
+    pub(crate) fn len(&self) -> usize {
+        self.counts.lock().len()
+    }
+
     pub(crate) fn count(&self, id: &JobId) -> u32 {
         self.get(id).ends
     }

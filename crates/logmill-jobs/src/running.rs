@@ -60,6 +60,12 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// How many jobs, those of flows twice.
+    #[cfg(feature = "testing")]
+    pub(crate) fn len(&self) -> usize {
+        self.jobs.lock().len() + self.nodes.lock().len()
+    }
+
     pub(crate) fn begin(&self, id: &JobId, node: Option<NodeId>) -> Arc<Signals> {
         let signals = Arc::<Signals>::default();
         self.jobs.lock().insert(id.clone(), Arc::clone(&signals));

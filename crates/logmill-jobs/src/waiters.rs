@@ -55,6 +55,12 @@ pub(crate) struct Waiter<'a> {
 }
 
 impl Waiters {
+    /// For how many jobs somebody waits.
+    #[cfg(feature = "testing")]
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.lock().len()
+    }
+
     pub(crate) fn new(is_shared: bool) -> Arc<Self> {
         Arc::new(Self {
             is_shared,

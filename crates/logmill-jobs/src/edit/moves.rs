@@ -37,6 +37,12 @@ enum Stage {
 }
 
 impl Moves {
+    /// How many jobs.
+    #[cfg(feature = "testing")]
+    pub(crate) fn len(&self) -> usize {
+        self.jobs.lock().len()
+    }
+
     /// Whether a job is being edited.
     pub(crate) fn has(&self, id: &JobId) -> bool {
         self.jobs.lock().contains_key(id)

@@ -122,6 +122,14 @@ impl State {
 }
 
 impl Gate {
+    /// How many jobs wait.
+    #[cfg(feature = "testing")]
+    pub(super) fn len(&self) -> usize {
+        let state = self.state.lock();
+        let waiting = state.buckets.values().map(|bucket| bucket.waiting.len());
+        waiting.sum()
+    }
+
     pub(super) fn new(
         limit: Limit,
         weights: Weights,

@@ -85,6 +85,13 @@ pub(crate) struct Counts {
 }
 
 impl Limits {
+    /// How many jobs wait, or have a place kept for them.
+    #[cfg(feature = "testing")]
+    pub(crate) fn len(&self) -> usize {
+        let waiting = self.gates.iter().map(Gate::len);
+        self.granted.lock().len() + waiting.sum::<usize>()
+    }
+
     pub(crate) fn new(limits: Vec<Limit>, clock: Clock) -> Arc<Self> {
         let has_rates = limits.iter().any(|limit| limit.rate.is_some());
         let has_costs = has_rates || limits.iter().any(Limit::is_in_turn);

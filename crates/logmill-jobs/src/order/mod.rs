@@ -172,6 +172,12 @@ pub(crate) struct Orders {
 }
 
 impl Orders {
+    /// How many jobs are in lines.
+    #[cfg(feature = "testing")]
+    pub(crate) fn len(&self) -> usize {
+        self.orders.iter().map(|(_, lines)| lines.len()).sum()
+    }
+
     pub(crate) fn new(orders: Vec<Order>, clock: Clock, limits: &Arc<Limits>) -> Arc<Self> {
         let orders = orders.into_iter();
         Arc::new(Self {

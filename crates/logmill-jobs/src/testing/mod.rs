@@ -9,6 +9,7 @@ mod attempt;
 mod backend;
 mod enqueued;
 mod files;
+mod memory;
 mod mill;
 mod probe;
 mod report;

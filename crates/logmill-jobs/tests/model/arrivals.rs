@@ -7,17 +7,17 @@ use crate::model::{Job, Model};
 use crate::operations::{New, What};
 
 impl Model {
-    /// A call has enqueued a job. It has its turn if nothing holds it up.
+    /// A job has come to its queue. It has its turn if nothing holds it up.
     pub(crate) fn arrive(&mut self, number: usize) {
         let (job, subject) = (&self.jobs[number], self.jobs[number].subject());
-        let is_free = job.new.delay == 0
+        let is_free = job.begins() <= self.now
             && job.place.is_none()
             && !self.limits.may_hold(&subject)
             && !self.paused_kinds.contains(&subject.kind)
             && !subject
                 .key
                 .is_some_and(|key| self.paused_keys.contains(&key));
-        self.jobs[number].has_turn = is_free;
+        self.jobs[number].turn = is_free.then_some(self.step);
         if self.jobs[number].new.is_high {
             self.levels.insert(subject.queue);
         }
@@ -26,7 +26,7 @@ impl Model {
     /// Some of the jobs that wait are put back, or are about to be.
     fn lose_turns(&mut self, of: impl Fn(&Job) -> bool) {
         for job in self.jobs.iter_mut().filter(|job| of(job)) {
-            job.has_turn = false;
+            job.turn = None;
         }
     }
 
@@ -56,12 +56,14 @@ impl Model {
     pub(crate) fn check_turn(&self, number: usize) -> Result<()> {
         let job = &self.jobs[number];
         let level = |job: &Job| (job.new.queue, job.new.is_high);
-        let mut earlier = self.jobs[..number].iter();
-        let passed = earlier.position(|other| {
-            let has_turn = other.has_turn && level(other) == level(job);
-            has_turn && self.obstacle(other).is_none()
+        let Some(turn) = job.turn else {
+            return Ok(());
+        };
+        let passed = self.jobs.iter().position(|other| {
+            let is_before = other.turn.is_some_and(|before| before < turn);
+            is_before && level(other) == level(job) && self.obstacle(other).is_none()
         });
-        match passed.filter(|_| job.has_turn) {
+        match passed {
             None => Ok(()),
             Some(passed) => bail!("job {number} begins before job {passed}: {job:?}"),
         }

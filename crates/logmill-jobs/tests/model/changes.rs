@@ -45,7 +45,7 @@ impl Model {
             Change::Priority(is_high) => job.new.is_high = is_high,
             Change::Queue(queue) => job.new.queue = queue,
         }
-        (job.failed, job.backs_off, job.has_turn) = (0, false, false);
+        (job.failed, job.backs_off, job.turn) = (0, false, None);
         let new = job.new;
         self.use_level(new);
         self.step += 1;
@@ -59,7 +59,7 @@ impl Model {
         job.phase = Phase::Waits;
         (job.failed, job.due, job.not_before) = (0, self.now, 0);
         job.expires = None;
-        job.has_turn = false;
+        job.turn = None;
         (job.is_letter, job.node) = (false, None);
         self.leave_schedule(number);
         self.replay_in_line(number);

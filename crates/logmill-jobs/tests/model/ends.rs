@@ -41,7 +41,7 @@ impl Model {
         };
         let job = &mut self.jobs[number];
         job.failed += back.0;
-        job.has_turn = false;
+        job.turn = None;
         job.due = now + back.1;
         job.phase = Phase::Waits;
     }

@@ -7,11 +7,12 @@
 //! time, and proptest makes it short. Jobs run at the same time although there is one thread: a handler
 //! may run the jobs of the queues behind its own, three levels deep.
 //!
-//! Of the order among jobs that may begin the model knows that of `Order`, and that of calls that enqueue
-//! one job each, unless something has held it up: it does not say which of two priorities or of two keys
-//! that take turns is first, or which of two failures in one step counts. All calls with a key of unique
-//! jobs have the same mode. Threads are not among the operations, no process dies within a call, and
-//! ticks are those of intervals: those have tests of their own.
+//! Of the order among jobs that may begin the model knows that of `Order`, and that jobs begin in the order
+//! of the steps that have enqueued them, unless something has held them up: it does not say which of two
+//! priorities, of two jobs of one step, or of two keys that take turns is first, or which of two failures
+//! in one step counts. All calls with a key of unique jobs have the same mode. Threads are not among the
+//! operations, no process dies within a call, and ticks are those of intervals, in no order with other
+//! jobs: those have tests of their own.
 
 mod arrivals;
 mod begins;

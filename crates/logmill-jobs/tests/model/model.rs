@@ -63,8 +63,8 @@ pub(crate) struct Job {
     pub(crate) may_be_there: bool,
     /// It had failed when a process died: the engine backs off once more when it comes to it.
     pub(crate) backs_off: bool,
-    /// It begins before those that were enqueued after it.
-    pub(crate) has_turn: bool,
+    /// The step in which it was enqueued, if it begins before those that were enqueued later.
+    pub(crate) turn: Option<u64>,
     /// The schedule and the tick that have enqueued it; without a tick between those.
     pub(crate) scheduled: Option<(usize, Option<u64>)>,
     /// Its place in a strict order.
@@ -160,7 +160,7 @@ impl Model {
             may_be_there: false,
             most_cost: new.cost.unwrap_or(1),
             backs_off: false,
-            has_turn: false,
+            turn: None,
             scheduled: None,
             place: None,
             node: None,
@@ -185,6 +185,7 @@ impl Model {
         job.expires = job.new.expires.map(|after| now + after);
         self.line_up(number);
         self.use_level(self.jobs[number].new);
+        self.arrive(number);
     }
 
     /// A flow of these jobs, which is made of their numbers.

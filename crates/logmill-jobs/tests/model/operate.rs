@@ -78,12 +78,7 @@ impl World {
     }
 
     fn enqueue(&self, new: New) -> Result<()> {
-        let number = {
-            let mut model = self.model.lock().unwrap();
-            let number = model.enqueue(new);
-            model.arrive(number);
-            number
-        };
+        let number = self.model.lock().unwrap().enqueue(new);
         let mill = self.mill.read().unwrap();
         let id = match new.kind {
             0 => {

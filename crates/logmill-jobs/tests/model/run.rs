@@ -231,6 +231,17 @@ impl World {
             !nodes.any(|node| node.state == flows::State::Waits),
             "a flow waits for ever"
         );
+        self.check_memory(&model)
+    }
+
+    /// Nothing is kept in memory of jobs that have ended, but of dead ones the places in their lines.
+    fn check_memory(&self, model: &Model) -> Result<()> {
+        let kept = self.mill.read().unwrap().kept_of_jobs();
+        let dead = model.jobs.iter().filter(|job| job.is_letter).count();
+        for (part, jobs) in kept {
+            let most = if part == "in an order" { dead } else { 0 };
+            ensure!(jobs <= most, "of ended jobs are kept in memory: {kept:?}");
+        }
         Ok(())
     }
 }

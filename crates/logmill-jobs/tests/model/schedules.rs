@@ -213,6 +213,10 @@ impl Model {
         job.arguments = call;
         job.scheduled = Some((schedule, tick));
         job.due = tick.unwrap_or(now) + job.new.delay;
+        if tick.is_some() {
+            // A thread of the mill may have enqueued it.
+            job.turn = None;
+        }
         if let Some(plan) = &mut self.plans[schedule] {
             plan.jobs.push(number);
         }

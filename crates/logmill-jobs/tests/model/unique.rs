@@ -152,6 +152,7 @@ impl Model {
                 } else {
                     taken.first = before.kept.map_or(now, |kept| kept.first);
                     self.jobs[number].due = self.due_after(mode, &new, taken.first);
+                    self.jobs[number].turn = None;
                 }
             }
             _ => {}
@@ -170,6 +171,9 @@ impl Model {
         replaced.arguments = number;
         // No call brings it forward.
         replaced.not_before = replaced.not_before.max(not_before);
+        if replaced.not_before > now {
+            replaced.turn = None;
+        }
         replaced.most_cost = replaced.most_cost.max(new.cost.unwrap_or(1));
         replaced.expires = new.expires.map(|after| now + after);
         replaced.new = New {
@@ -217,7 +221,9 @@ impl Model {
             };
             let job = &mut self.jobs[kept.job];
             (job.phase, job.due) = (Phase::Waits, kept.due);
-            self.line_up(kept.job);
+            let kept = kept.job;
+            self.line_up(kept);
+            self.arrive(kept);
         } else if now < taken.until {
             *taken = Taken {
                 until: taken.until,
