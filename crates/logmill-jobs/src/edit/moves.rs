@@ -161,11 +161,14 @@ pub(super) fn store<'a>(
     let mut found = seen.headers.iter();
     let own = found.find(|(key, _)| key == header::UNIQUE);
     let own = own.map(|(_, value)| &**value);
-    let is_new = (new.arguments.is_some(), new.has_new_time);
-    let under_key = {
-        let expires = expires.as_ref().map(|bytes| &bytes[..]);
-        unique::moving(mill, &seen.kind, own, &to.name, is_new, expires)?
+    let edited = unique::Edited {
+        to: &to.name,
+        arguments: new.arguments.as_deref(),
+        codec: own_codec,
+        expires: expires.as_ref(),
+        has_new_time: new.has_new_time,
     };
+    let under_key = unique::moving(mill, &seen.kind, own, &edited)?;
     let job = NewJob {
         kind: &seen.kind,
         payload: new.arguments.as_deref().unwrap_or(&seen.payload),

@@ -27,7 +27,7 @@ pub(crate) use self::release::{
     Release, finish_interrupted, forget_letter, job_of_letter, keeps_of_letter,
 };
 pub(crate) use self::tickets::Tickets;
-pub(crate) use self::turn::{Began, begin, is_turn, moving};
+pub(crate) use self::turn::{Began, Edited, begin, is_turn, moving};
 use self::value::Until;
 
 /// Within which key a job is unique among those of its kind, for how long, and what another call

@@ -78,6 +78,13 @@ impl Next {
     }
 }
 
+/// What a dead job is replayed with. It does not expire, see [`backend::Queue::replay`].
+fn for_replay(mut stored: Stored) -> Vec<u8> {
+    let headers = &mut stored.job.headers;
+    headers.retain(|(key, _)| key != header::EXPIRES);
+    stored.to_bytes()
+}
+
 /// The headers of the job that follows, which the changes borrow.
 pub(crate) type Headers<'a> = Vec<(&'a str, &'a [u8])>;
 
@@ -116,10 +123,14 @@ impl<'a> Release<'a> {
         match value {
             Some(value) => release.decide(value, has_died),
             None if header.until == Until::Turn => {
-                // A replayed job, whose arguments were kept.
+                // One that was replayed, or whose key another one has taken: its arguments were kept.
                 let letter = keys::of_letter(header.ticket);
-                if !has_died && mill.inner.backend.get(&letter)?.is_some() {
-                    release.letter = Some((letter, None));
+                if let Some(kept) = mill.inner.backend.get(&letter)? {
+                    let stored = Stored::parse(&kept.value).filter(|_| has_died);
+                    // Bytes that are not such arguments stay with a dead job as they are.
+                    if stored.is_some() || !has_died {
+                        release.letter = Some((letter, stored.map(for_replay)));
+                    }
                 }
             }
             None => {}
@@ -135,12 +146,9 @@ impl<'a> Release<'a> {
             kept,
             ..
         } = value.turn.clone();
-        if has_died && let Some(mut stored) = instead {
-            // A job that is replayed does not expire, see `backend::Queue::replay`.
-            let headers = &mut stored.job.headers;
-            headers.retain(|(key, _)| key != header::EXPIRES);
+        if has_died && let Some(stored) = instead {
             let letter = keys::of_letter(self.ticket);
-            self.letter = Some((letter, Some(stored.to_bytes())));
+            self.letter = Some((letter, Some(for_replay(stored))));
         }
         if let Some(next) = kept.and_then(Next::new) {
             self.then = Then::Next(Box::new(next));

@@ -4,9 +4,11 @@ use std::ops::DerefMut;
 use std::time::Duration;
 
 use super::tickets::Running;
-use super::value::{Header, Stored, Until, Value};
+use super::value::{Header, Stored, Ticket, Until, Value};
 use crate::JobId;
-use crate::backend::{BackendError, Changes, Claim, Held, Settlement, forward_claim};
+use crate::backend::{
+    BackendError, Changes, Claim, Held, Keep, KeyChange, Settlement, forward_claim,
+};
 use crate::enqueue::header;
 use crate::keys;
 use crate::locks::Locked;
@@ -159,73 +161,114 @@ where
     }
 }
 
-/// What an edit changes under the key of the job that it moves. See [`crate::edit`].
+/// What an edit changes of what is stored beside the job that it moves. See [`crate::edit`].
 pub(crate) struct Moving<'a> {
     _lock: Locked<'a>,
     mill: &'a Mill,
     key: Vec<u8>,
     version: u64,
     value: Vec<u8>,
-    ticket: u64,
+    /// If the job has its key.
+    ticket: Option<Ticket>,
 }
 
-/// Finds the key of a job that moves to another place, or gets other arguments or another time, if it
-/// has one. The job's new record has the same header.
+/// What an edit changes of a job.
+pub(crate) struct Edited<'a> {
+    /// Its backend's queue.
+    pub(crate) to: &'a str,
+    pub(crate) arguments: Option<&'a [u8]>,
+    /// How new arguments are encoded.
+    pub(crate) codec: Option<&'a [u8]>,
+    pub(crate) expires: Option<&'a [u8; 8]>,
+    pub(crate) has_new_time: bool,
+}
+
+impl Edited<'_> {
+    /// Changes what replaces the arguments and the options of the job's record.
+    fn apply(&self, stored: &mut Stored) {
+        let job = &mut stored.job;
+        let mut set = |key: &str, value: Option<&[u8]>| {
+            job.headers.retain(|(name, _)| name != key);
+            job.headers
+                .extend(value.map(|value| (key.to_owned(), value.to_vec())));
+        };
+        if self.arguments.is_some() {
+            set(header::CODEC, self.codec);
+        }
+        if let Some(expires) = self.expires {
+            set(header::EXPIRES, Some(expires));
+        }
+        if let Some(arguments) = self.arguments {
+            job.payload = arguments.to_vec();
+        }
+    }
+}
+
+/// Finds what is stored beside a job that is edited: the value of its key, or the arguments with which it
+/// runs without one. The job's new record has the same header.
 pub(crate) fn moving<'a>(
     mill: &'a Mill,
     kind: &str,
     header: Option<&[u8]>,
-    to: &str,
-    (has_new_arguments, has_new_time): (bool, bool),
-    expires: Option<&[u8]>,
+    edited: &Edited<'_>,
 ) -> Result<Option<Moving<'a>>, BackendError> {
-    let Some(header) = header.and_then(Header::parse) else {
+    let header = header.and_then(Header::parse);
+    let Some(header) = header.filter(|header| header.until != Until::Period) else {
         return Ok(None);
     };
     let key = keys::of_unique(kind, header.key);
     // After that of edits.
     let lock = mill.inner.unique_locks.lock_after(1, &key)?;
-    let Some(current) = mill.inner.backend.get(&key)? else {
-        return Ok(None);
-    };
-    let value = Value::parse(&current.value).filter(|value| value.ticket == header.ticket);
-    let Some(mut value) = value.filter(|value| value.until != Until::Period) else {
-        return Ok(None);
-    };
-    value.place = to.to_owned();
-    value.number = None;
-    if has_new_arguments {
-        value.turn.instead = None;
-    }
-    if let (Some(expires), Some(stored)) = (expires, &mut value.turn.instead) {
-        let headers = &mut stored.job.headers;
-        headers.retain(|(key, _)| key != header::EXPIRES);
-        headers.push((header::EXPIRES.to_owned(), expires.to_vec()));
-    }
-    if has_new_time {
-        value.turn.due = None;
-    }
-    Ok(Some(Moving {
+    let moving = |key, version, value, ticket| Moving {
         _lock: lock,
         mill,
         key,
-        version: current.version,
-        value: value.to_bytes(),
-        ticket: header.ticket,
-    }))
+        version,
+        value,
+        ticket,
+    };
+    if let Some(current) = mill.inner.backend.get(&key)?
+        && let Some(mut value) = Value::parse(&current.value)
+        && value.ticket == header.ticket
+    {
+        value.place = edited.to.to_owned();
+        value.number = None;
+        if let Some(stored) = &mut value.turn.instead {
+            edited.apply(stored);
+        }
+        if edited.has_new_time {
+            value.turn.due = None;
+        }
+        let ticket = Some(header.ticket);
+        return Ok(Some(moving(key, current.version, value.to_bytes(), ticket)));
+    }
+    // One that was replayed, or whose key another one has taken.
+    let letter = keys::of_letter(header.ticket);
+    let Some(current) = mill.inner.backend.get(&letter)? else {
+        return Ok(None);
+    };
+    let Some(mut stored) = Stored::parse(&current.value) else {
+        return Ok(None);
+    };
+    edited.apply(&mut stored);
+    Ok(Some(moving(
+        letter,
+        current.version,
+        stored.to_bytes(),
+        None,
+    )))
 }
 
 impl Moving<'_> {
     pub(crate) fn add_to<'b>(&'b self, changes: &mut Changes<'b>) {
-        use crate::backend::{Keep, KeyChange};
         let keys = &mut changes.keys;
         keys.push(KeyChange::Expect(&self.key, Some(self.version)));
         keys.push(KeyChange::Put(&self.key, &self.value, Keep::Forever));
     }
 
     pub(crate) fn done(self, number: Option<u64>) {
-        if let Some(number) = number {
-            self.mill.inner.tickets.note(self.ticket, number);
+        if let (Some(ticket), Some(number)) = (self.ticket, number) {
+            self.mill.inner.tickets.note(ticket, number);
         }
     }
 }

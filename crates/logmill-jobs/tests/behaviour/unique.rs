@@ -165,3 +165,78 @@ fn a_job_whose_key_another_one_has_taken_over_does_not_release_it() {
     let third = mill.job(note("third")).unique(unique()).enqueue().unwrap();
     assert_eq!(third.outcome(), Outcome::Existing);
 }
+
+#[cfg(feature = "testing")]
+#[test]
+fn a_job_whose_key_another_one_has_taken_over_does_not_expire_once_it_is_dead_and_replayed() {
+    use crate::common::{Note, note};
+    use logmill_jobs::{Context, secs, testing::TestMill};
+
+    let mill = TestMill::open().unwrap();
+    let unique = || Unique::by("key").while_waiting().replacing();
+    let first = mill.job(note("first")).unique(unique()).enqueue().unwrap();
+    assert_eq!(first.outcome(), Outcome::New);
+    let replacing = mill.job(note("second")).unique(unique());
+    let second = replacing.expires_after(secs(1)).enqueue().unwrap();
+    assert_eq!(second.outcome(), Outcome::Replaced);
+    let handler = move |job: Note, cx: Context| -> JobResult {
+        if job.text == "third" {
+            return Ok(());
+        }
+        let third = cx.mill().job(note("third")).unique(unique()).enqueue()?;
+        assert_eq!(third.outcome(), Outcome::New);
+        Err(discard("no use"))
+    };
+    let ran = mill.run_until_idle(&Workers::new(()).on(handler)).unwrap();
+    assert_eq!((ran.dead(), ran.done()), (1, 1));
+
+    // Also if it dies once more.
+    let queue = mill.queue("notes").unwrap();
+    for how in ["dies", "is done"] {
+        let dead = queue.dead_jobs().unwrap().remove(0);
+        queue.replay(&dead).unwrap().expect("it was there");
+        mill.advance(secs(60));
+        let handler = move |job: Note| -> JobResult {
+            assert_eq!(job.text, "second");
+            match how {
+                "dies" => Err(discard("no use")),
+                _ => Ok(()),
+            }
+        };
+        let ran = mill.run_until_idle(&Workers::new(()).on(handler)).unwrap();
+        assert_eq!(
+            (ran.dead(), ran.done()),
+            if how == "dies" { (1, 0) } else { (0, 1) }
+        );
+    }
+}
+
+#[cfg(feature = "testing")]
+#[test]
+fn an_edit_of_a_replayed_job_changes_the_arguments_that_had_replaced_its_own() {
+    use crate::common::{Note, note};
+    use logmill_jobs::{secs, testing::TestMill};
+
+    let mill = TestMill::open().unwrap();
+    let unique = || Unique::by("key").replacing();
+    mill.job(note("first")).unique(unique()).enqueue().unwrap();
+    let second = mill.job(note("second")).unique(unique()).enqueue().unwrap();
+    assert_eq!(second.outcome(), Outcome::Replaced);
+    let dies = Workers::new(()).on(|_: Note| JobResult::<()>::Err(discard("no use")));
+    assert_eq!(mill.run_until_idle(&dies).unwrap().dead(), 1);
+
+    let queue = mill.queue("notes").unwrap();
+    let dead = queue.dead_jobs().unwrap().remove(0);
+    let id = queue.replay(&dead).unwrap().expect("it was there");
+    let edit = mill.edit(&id).arguments(&note("edited"));
+    let id = edit.expires_after(secs(60)).apply().unwrap();
+    let seen = std::sync::Mutex::new(Vec::new());
+    let seen = Arc::new(seen);
+    let noted = Arc::clone(&seen);
+    let workers = Workers::new(()).on(move |job: Note| -> JobResult {
+        noted.lock().unwrap().push(job.text);
+        Ok(())
+    });
+    assert_eq!(mill.run_until_idle(&workers).unwrap().done(), 1);
+    assert_eq!(*seen.lock().unwrap(), ["edited"], "{id}");
+}

@@ -13,6 +13,7 @@ impl Model {
         let is_free = job.begins() <= self.now
             && job.place.is_none()
             && !self.limits.may_hold(&subject)
+            && !self.paused.contains(&subject.queue)
             && !self.paused_kinds.contains(&subject.kind)
             && !subject
                 .key

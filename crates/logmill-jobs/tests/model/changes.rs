@@ -36,7 +36,14 @@ impl Model {
         }
     }
 
-    pub(crate) fn edit(&mut self, number: usize, change: Change, id: &JobId) -> Result<()> {
+    /// `arguments` are those of a call that nothing else has made.
+    pub(crate) fn edit(
+        &mut self,
+        number: usize,
+        change: Change,
+        arguments: usize,
+        id: &JobId,
+    ) -> Result<()> {
         let now = self.now;
         let job = &mut self.jobs[number];
         match change {
@@ -44,7 +51,13 @@ impl Model {
             Change::After(after) => (job.due, job.not_before) = (now + after, 0),
             Change::Priority(is_high) => job.new.is_high = is_high,
             Change::Queue(queue) => job.new.queue = queue,
+            Change::Arguments => {
+                job.arguments = arguments;
+                self.jobs_of.insert(arguments, number);
+            }
+            Change::ExpiresAfter(after) => job.expires = Some(now + after),
         }
+        let job = &mut self.jobs[number];
         (job.failed, job.backs_off, job.turn) = (0, false, None);
         let new = job.new;
         self.use_level(new);

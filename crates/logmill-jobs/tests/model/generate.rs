@@ -134,6 +134,8 @@ fn change() -> impl Strategy<Value = Change> {
         (1..20_u64).prop_map(Change::After),
         any::<bool>().prop_map(Change::Priority),
         (0..QUEUES.len()).prop_map(Change::Queue),
+        Just(Change::Arguments),
+        (1..20_u64).prop_map(Change::ExpiresAfter),
     ]
 }
 

@@ -249,8 +249,16 @@ impl World {
             return Ok(());
         };
         let mill = self.mill.read().unwrap();
+        let (kind, arguments) = {
+            let mut model = self.model.lock().unwrap();
+            let new = model.jobs[number].new;
+            (new.kind, model.call(new))
+        };
         let edit = mill.edit(&id);
         let edited = match change {
+            Change::Arguments if kind == 0 => edit.arguments(&Work::<0, 0> { number: arguments }),
+            Change::Arguments => edit.arguments(&Work::<0, 1> { number: arguments }),
+            Change::ExpiresAfter(after) => edit.expires_after(secs(after)),
             Change::Now => edit.now(),
             Change::After(after) => edit.after(secs(after)),
             Change::Priority(is_high) => edit.priority(priority(is_high)),
@@ -261,7 +269,7 @@ impl World {
         let job = &model.jobs[number];
         let has_place = job.is_of_flow || job.place.is_some();
         match (edited, phase) {
-            (Ok(id), Phase::Waits) if !has_place => model.edit(number, change, &id)?,
+            (Ok(id), Phase::Waits) if !has_place => model.edit(number, change, arguments, &id)?,
             (Err(EditError::InPlace(_)), Phase::Waits) if has_place => {}
             (Err(EditError::Running(_)), Phase::Runs) => {}
             (Err(EditError::Gone(_)), Phase::NotYet | Phase::Ended(_)) => {}

@@ -196,6 +196,8 @@ pub(crate) enum Change {
     After(u64),
     Priority(bool),
     Queue(usize),
+    Arguments,
+    ExpiresAfter(u64),
 }
 
 /// An attempt: what happens while its handler runs, and how it ends.

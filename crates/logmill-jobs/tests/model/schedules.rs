@@ -2,7 +2,7 @@
 
 use logmill_jobs::Scheduled;
 
-use crate::model::Model;
+use crate::model::{Model, Phase};
 use crate::operations::{Missed, New, SCHEDULES};
 
 /// A schedule as its user has said it. Times are seconds since the case began.
@@ -203,7 +203,8 @@ impl Model {
     fn is_running(&self, schedule: usize) -> bool {
         let jobs = self.plans[schedule].iter().flat_map(|plan| &plan.jobs);
         let mut jobs = jobs.map(|&job| &self.jobs[job]);
-        is_unless_running(schedule) && jobs.any(|job| job.is_listed())
+        is_unless_running(schedule)
+            && jobs.any(|job| matches!(job.phase, Phase::Waits | Phase::Runs))
     }
 
     fn enqueue_tick(&mut self, schedule: usize, call: usize, tick: Option<u64>) -> usize {

@@ -59,12 +59,10 @@ impl Model {
         let taken = self.keys.taken.get(&at).cloned().unwrap_or_default();
         let mode = self.keys.mode(key);
         let (job, outcome) = match taken.job {
-            Some(job) if self.has_key(mode, &taken, job) => {
-                match self.second_call(mode, &taken, job) {
-                    Outcome::New => (number, Outcome::New),
-                    outcome => (job, outcome),
-                }
-            }
+            Some(job) if self.has_key(mode, &taken) => match self.second_call(mode, &taken, job) {
+                Outcome::New => (number, Outcome::New),
+                outcome => (job, outcome),
+            },
             _ => (number, Outcome::New),
         };
         match outcome {
@@ -92,10 +90,11 @@ impl Model {
         self.know(job, id)
     }
 
-    fn has_key(&self, mode: Mode, taken: &Taken, job: usize) -> bool {
+    /// One that was cancelled has its key until its handler has ended.
+    fn has_key(&self, mode: Mode, taken: &Taken) -> bool {
         match mode {
             Mode::Period(_) => self.now < taken.until,
-            _ => !self.jobs[job].is_cancelled,
+            _ => true,
         }
     }
 
