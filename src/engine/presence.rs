@@ -1,8 +1,9 @@
-//! Whether a job has not ended, by its id.
+//! Whether a job has not ended, and where it is, by its id.
 
 use std::sync::Arc;
 
 use super::Engine;
+use crate::log::lookup::FoundJob;
 use crate::{Sequence, StorageError};
 
 impl Engine {
@@ -13,39 +14,61 @@ impl Engine {
             return Ok(false);
         };
         self.end_dying(job)?;
+        if !dispatch.has_any_in_two_places() {
+            // Asked before the done bit is read: a job that was cancelled is marked done before its
+            // entry is dropped.
+            let is_gone = dispatch.is_gone(job);
+            if stripe.pin_live(job)?.is_some() {
+                // At this place is the job, or another one that was moved here.
+                return Ok(!is_gone);
+            }
+        }
+        Ok(self.find_present(job)?.is_some())
+    }
+
+    /// The record of a job that has not ended.
+    fn find_present(&self, job: Sequence) -> Result<Option<FoundJob>, Arc<StorageError>> {
+        let dispatch = &self.dispatch;
+        let Some(stripe) = dispatch.stripes().get(usize::from(job.stripe())) else {
+            return Ok(None);
+        };
         let mut before = None;
         loop {
-            let found = if dispatch.has_any_in_two_places() {
-                stripe.find_last(job)?
-            } else {
-                // Asked before the done bit is read: a job that was cancelled is marked done before
-                // its entry is dropped.
-                let is_gone = dispatch.is_gone(job);
-                if stripe.pin_live(job)?.is_some() {
-                    // At this place is the job, or another one that was moved here.
-                    return Ok(!is_gone);
-                }
-                stripe.find_job(job)?
+            let found = match dispatch.has_any_in_two_places() {
+                true => stripe.find_last(job)?,
+                false => stripe.find_job(job)?,
             };
             let Some(found) = found else {
-                return Ok(false);
+                return Ok(None);
             };
             let record = found.sequence();
             if dispatch.is_gone(record) {
-                return Ok(false);
+                return Ok(None);
             }
-            if record != job {
-                self.end_dying(record)?;
-            }
+            self.end_dying(record)?;
             if !found.is_done() {
-                return Ok(true);
+                return Ok(Some(found));
             }
             // It has ended since, or was moved on, and then is found behind this place.
             if before == Some(record) {
-                return Ok(false);
+                return Ok(None);
             }
             before = Some(record);
         }
+    }
+
+    /// See [`Queue::get`](crate::Queue::get). A job that was cancelled has ended, also while a
+    /// handler has it.
+    pub(crate) fn find_alive(&self, job: Sequence) -> Result<Option<FoundJob>, Arc<StorageError>> {
+        let found = self.find_present(job)?;
+        Ok(found.filter(|found| {
+            // The done bit last: a cancelled job is marked done before its entry is dropped.
+            !self
+                .dispatch
+                .cancels
+                .is_decided(self.gate(), found.sequence())
+                && !found.is_done()
+        }))
     }
 
     /// Has the letter of a job written that has died: its death was told, so it is not there any

@@ -102,7 +102,8 @@ impl Queue {
     /// For a job that has not ended this is a look at its place in the log. For one that has, it
     /// looks whether compaction has moved the job: through later segments of its stripe that may hold
     /// such jobs. It does so for any job in the moments in which some are being moved. A job that
-    /// has just died has ended: its letter is written first if it is not yet, which takes a flush.
+    /// has just died has ended: its letter is written first if it is not yet, which takes a flush. Only
+    /// where the letter waits for the transaction that the job came by, a moment longer, is it there.
     ///
     /// ```
     /// # use logmill::Queue;
@@ -126,11 +127,11 @@ impl Queue {
 
     /// Looks for one job; None if it is acked, dead or expired, or was never enqueued.
     ///
-    /// As [`jobs`](Self::jobs), this reads files and stops nobody. It reads the segments of the
-    /// job's stripe and of the dead letter log that are not sealed, usually one or two of each, and
-    /// the segment in which the job was enqueued. If the job is not there, compaction may have moved
-    /// it: then all later segments of the stripe are read as well, so that it costs most to learn
-    /// that a job is gone.
+    /// This walks over the records before the job in its segment, a few nanoseconds for each, and
+    /// copies the job; nobody waits for it. If the job is not there, compaction may have moved it: then
+    /// it walks over the later segments of its stripe that may hold such jobs, so that it costs most to
+    /// learn that a job is gone. It does so for any job in the moments in which some are being moved.
+    /// For a job that has just died, its letter is written first, as by [`contains`](Self::contains).
     ///
     /// [`ViewedJob::state`] tells whether it is ready, delayed, in flight or a suspect. For a job
     /// that is dead, see [`dead_letters`](Self::dead_letters).
@@ -151,8 +152,10 @@ impl Queue {
     /// ```
     ///
     /// # Errors
-    /// A segment could not be read in which the job may be.
+    /// A segment could not be read in which the job may be, or the job has died and its letter cannot
+    /// be written.
     pub fn get(&self, id: JobId) -> Result<Option<ViewedJob>, Arc<StorageError>> {
-        View::of(&self.running).get(id)
+        let found = self.running.find_alive(id.sequence())?;
+        Ok(found.as_ref().map(ViewedJob::of_job))
     }
 }

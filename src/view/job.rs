@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use super::looking::JobCursor;
 use super::walk::Found;
 use crate::log::headers::Headers;
+use crate::log::lookup::FoundJob;
 use crate::log::records::name_of;
 use crate::{JobId, Sequence, Timestamp};
 
@@ -43,6 +44,11 @@ pub enum JobState {
 }
 
 impl ViewedJob {
+    /// A job of a queue that is open in this process.
+    pub(crate) fn of_job(found: &FoundJob) -> Self {
+        Self::of(Found::of_job(found))
+    }
+
     pub(super) fn of(found: Found) -> Self {
         let deliveries = found.deliveries;
         let (attempts, crashes) = (deliveries.failed(), deliveries.crashes());

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use crate::engine::home::directory_of_log;
 use crate::log::ack::Deliveries;
 use crate::log::headers::headers_of;
+use crate::log::lookup::FoundJob;
 use crate::log::meta::{Meta, has_engine_fields};
+use crate::log::record::Header;
 use crate::log::snapshot::{LogFiles, Snapshot};
 use crate::log::{DEAD_ORIGIN, record};
 use crate::storage::Directory;
@@ -86,6 +88,35 @@ pub(super) struct Found {
 }
 
 impl Found {
+    fn copy(
+        sequence: Sequence,
+        header: &Header,
+        content: &record::Content<'_>,
+        deliveries: Deliveries,
+    ) -> Self {
+        let meta = content.meta;
+        Self {
+            sequence,
+            enqueued_at: header.enqueued_at,
+            due_at: header.due_at,
+            name: content.name.to_vec(),
+            headers: headers_of(meta).to_vec(),
+            meta: match has_engine_fields(meta) {
+                true => Meta::decode(meta),
+                false => Meta::default(),
+            },
+            payload: content.payload.to_vec(),
+            deliveries,
+        }
+    }
+
+    /// A job that was found in the log of a queue that is open.
+    pub(super) fn of_job(found: &FoundJob) -> Self {
+        let record = found.record();
+        let (header, content) = (record.header(), record.content());
+        Self::copy(found.sequence(), header, &content, found.deliveries())
+    }
+
     /// The sequence that the job was first enqueued under.
     pub(super) fn job(&self) -> Sequence {
         self.meta.original.unwrap_or(self.sequence)
@@ -219,24 +250,9 @@ impl Walk {
             if settled.is_some_and(|settled| settled.contains(&sequence)) {
                 continue;
             }
-            let record::Content {
-                name,
-                meta,
-                payload,
-            } = record.content();
-            return Some(Found {
-                sequence,
-                enqueued_at: header.enqueued_at,
-                due_at: header.due_at,
-                name: name.to_vec(),
-                headers: headers_of(meta).to_vec(),
-                meta: match has_engine_fields(meta) {
-                    true => Meta::decode(meta),
-                    false => Meta::default(),
-                },
-                payload: payload.to_vec(),
-                deliveries: snapshot.deliveries(header.index),
-            });
+            let deliveries = snapshot.deliveries(header.index);
+            let content = record.content();
+            return Some(Found::copy(sequence, header, &content, deliveries));
         }
         self.segment = None;
         None
