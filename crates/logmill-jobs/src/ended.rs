@@ -35,6 +35,7 @@ pub(crate) fn ended_otherwise(mill: &Mill, ended: &backend::Ended<'_>) {
             (
                 Record::Dead {
                     reason: reason.clone(),
+                    told_by: Some(mill.inner.identity),
                 },
                 Ended::Dead(reason),
             )

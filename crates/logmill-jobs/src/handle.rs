@@ -289,7 +289,7 @@ impl<J: Job> JobHandle<J> {
             }
             Record::Cancelled { reason } => Err(WaitError::Cancelled(reason)),
             Record::Expired => Err(WaitError::Expired),
-            Record::Dead { reason } => Err(WaitError::Dead(reason)),
+            Record::Dead { reason, .. } => Err(WaitError::Dead(reason)),
         }
     }
 }
@@ -435,12 +435,14 @@ impl Mill {
     fn record(&self, id: &JobId) -> Result<Option<Record>, BackendError> {
         let value = self.inner.backend.get(&keys::of_record(id))?;
         let record = value.and_then(|value| Record::parse(&value.value));
-        if let Some(Record::Dead { .. }) = &record
+        if let Some(Record::Dead { told_by, .. }) = &record
+            && *told_by != Some(self.inner.identity)
             && let Some(queue) = self.inner.existing_queue(id.place())?
             && queue.queue.contains(id.number())?
             && queue.queue.look(id.number())?.is_some()
         {
-            // The process died before the letter was written, so the job came back.
+            // The process that has told of it died before the letter was written, so the job came
+            // back. Of a death that this one has told, the letter is about to be written.
             return Ok(None);
         }
         Ok(record)
@@ -464,7 +466,7 @@ fn status_of(record: Record) -> Status {
         Record::Done { .. } => Status::Done,
         Record::Cancelled { reason } => Status::Cancelled { reason },
         Record::Expired => Status::Expired,
-        Record::Dead { reason } => Status::Dead { reason },
+        Record::Dead { reason, .. } => Status::Dead { reason },
     }
 }
 

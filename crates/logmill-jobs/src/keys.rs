@@ -125,6 +125,8 @@ pub(crate) enum Record {
     Expired,
     Dead {
         reason: String,
+        /// The [identity](crate::mill::Inner::identity) of the mill that has told of the death.
+        told_by: Option<u64>,
     },
 }
 
@@ -138,7 +140,14 @@ impl Record {
             }
             Self::Cancelled { reason } => [b"C", reason.as_bytes()].concat(),
             Self::Expired => b"E".to_vec(),
-            Self::Dead { reason } => [b"X", reason.as_bytes()].concat(),
+            Self::Dead {
+                reason,
+                told_by: None,
+            } => [b"X", reason.as_bytes()].concat(),
+            Self::Dead {
+                reason,
+                told_by: Some(mill),
+            } => [b"Y", &mill.to_le_bytes()[..], reason.as_bytes()].concat(),
         }
     }
 
@@ -151,7 +160,15 @@ impl Record {
             (b'E', _) => Some(Self::Expired),
             (b'X', reason) => Some(Self::Dead {
                 reason: text(reason),
+                told_by: None,
             }),
+            (b'Y', rest) => {
+                let (mill, reason) = rest.split_first_chunk()?;
+                Some(Self::Dead {
+                    reason: text(reason),
+                    told_by: Some(u64::from_le_bytes(*mill)),
+                })
+            }
             (b'D', rest) => {
                 let (len, rest) = rest.split_first()?;
                 let (tag, output) = rest.split_at_checked(usize::from(*len))?;
@@ -192,7 +209,14 @@ mod tests {
             done(None, b""),
             Record::Cancelled { reason: reason() },
             Record::Expired,
-            Record::Dead { reason: reason() },
+            Record::Dead {
+                reason: reason(),
+                told_by: None,
+            },
+            Record::Dead {
+                reason: reason(),
+                told_by: Some(7),
+            },
         ];
         for record in records {
             assert_eq!(Record::parse(&record.to_bytes()), Some(record));

@@ -78,6 +78,8 @@ pub struct Mill {
 }
 
 pub(crate) struct Inner {
+    /// A random number that no other mill has, and none that is opened later.
+    pub(crate) identity: u64,
     pub(crate) backend: Box<dyn Backend>,
     /// Whether other processes may change what is stored.
     pub(crate) is_shared: bool,
@@ -183,6 +185,7 @@ impl Mill {
         };
         let is_shared = backend.capabilities().is_shared;
         let inner = Arc::new(Inner {
+            identity: crate::identity::new(),
             backend,
             is_shared,
             codec: Codec::new(format, layer, other_layers),

@@ -265,7 +265,7 @@ pub(crate) fn end_unbegun(mill: &Mill, claim: &mut dyn Claim, id: &JobId, record
     let ended = match &record {
         Record::Done { .. } => Ended::Done,
         Record::Cancelled { reason } => Ended::Cancelled(reason.clone()),
-        Record::Dead { reason } => Ended::Dead(reason.clone()),
+        Record::Dead { reason, .. } => Ended::Dead(reason.clone()),
         Record::Expired => Ended::Expired,
     };
     // No attempt at it has begun.
@@ -353,7 +353,10 @@ fn fail(
 fn note_death(mill: &Mill, claim: &dyn Claim, id: &JobId, reason: &str) {
     let outcome = || {
         let reason = reason.to_owned();
-        Outcome::Record(Record::Dead { reason })
+        Outcome::Record(Record::Dead {
+            reason,
+            told_by: None,
+        })
     };
     let flow = claim.header(header::FLOW);
     let noted = again(mill, || {

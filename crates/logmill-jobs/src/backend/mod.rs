@@ -228,8 +228,8 @@ pub trait Queue: Send + Sync {
     /// The storage failed.
     fn look(&self, number: u64) -> Result<Option<Seen>, BackendError>;
 
-    /// Whether a job has not ended. False as soon as its end was told: who begins to wait for it after
-    /// that is told nothing more.
+    /// Whether a job has not ended. False once its end was told; of one that has died, at the latest
+    /// when its letter is there.
     ///
     /// # Errors
     /// The storage failed.

@@ -95,7 +95,7 @@ fn admit(mill: &Mill, id: &JobId, node: NodeId, claim: &mut dyn Claim) -> bool {
     });
     let record = match found {
         Ok((Found::Open, _) | (_, true)) => return true,
-        Ok((Found::Ended(Outcome::Record(Record::Dead { reason })), _)) => {
+        Ok((Found::Ended(Outcome::Record(Record::Dead { reason, .. })), _)) => {
             // The process died before the job did.
             let _ = claim.settle(Settlement::Dead { reason: &reason });
             return false;
@@ -198,7 +198,12 @@ fn note_letter(mill: &Mill, letter: &DeadJob) -> Result<(), BackendError> {
     let reason = letter.reasons.last().cloned().unwrap_or_default();
     again(mill, || {
         let reason = reason.clone();
-        let outcome = || Outcome::Record(Record::Dead { reason });
+        let outcome = || {
+            Outcome::Record(Record::Dead {
+                reason,
+                told_by: None,
+            })
+        };
         match Ending::of(mill, letter.flow.as_deref(), outcome, Vec::new(), None)? {
             Some(ending) => ending.commit(mill),
             None => Ok(()),

@@ -276,7 +276,9 @@ pub(super) fn cut(text: &str, most: usize) -> &str {
 
 fn reason_of(outcome: &Outcome) -> String {
     match outcome {
-        Outcome::Record(Record::Dead { reason } | Record::Cancelled { reason }) => reason.clone(),
+        Outcome::Record(Record::Dead { reason, .. } | Record::Cancelled { reason }) => {
+            reason.clone()
+        }
         Outcome::Record(Record::Expired) => "it expired".to_owned(),
         Outcome::Record(Record::Done { .. }) | Outcome::NotNeeded => String::new(),
     }
@@ -490,7 +492,7 @@ mod tests {
                 let node = world.enqueued.swap_remove(at);
                 let reason = "failed".to_owned();
                 let outcome = match how {
-                    0 => Outcome::Record(Record::Dead { reason }),
+                    0 => Outcome::Record(Record::Dead { reason, told_by: None }),
                     1 => Outcome::Record(Record::Expired),
                     _ => Outcome::Record(Record::Done { tag: None, output: Vec::new() }),
                 };

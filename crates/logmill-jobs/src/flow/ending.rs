@@ -232,7 +232,7 @@ impl<'a> Ending<'a> {
                 mill.inner.running.cancel_node(NodeId { flow, node });
             }
             let told = match outcome {
-                Outcome::Record(Record::Dead { reason }) => Ended::Dead(reason),
+                Outcome::Record(Record::Dead { reason, .. }) => Ended::Dead(reason),
                 Outcome::Record(Record::Cancelled { reason }) => Ended::Cancelled(reason),
                 Outcome::Record(Record::Expired) => Ended::Expired,
                 Outcome::Record(Record::Done { .. }) | Outcome::NotNeeded => Ended::Done,

@@ -117,7 +117,7 @@ impl FlowHandle {
                 let decoded = self.mill.inner.codec.decode(tag.as_deref(), &output);
                 decoded.map_err(WaitError::Decode)
             }
-            Outcome::Record(Record::Dead { reason }) => Err(WaitError::Dead(reason)),
+            Outcome::Record(Record::Dead { reason, .. }) => Err(WaitError::Dead(reason)),
             Outcome::Record(Record::Cancelled { reason }) => Err(WaitError::Cancelled(reason)),
             Outcome::Record(Record::Expired) => Err(WaitError::Expired),
             Outcome::NotNeeded => Err(WaitError::Cancelled("it was not needed".to_owned())),
@@ -289,7 +289,7 @@ fn status_of(state: NodeState) -> NodeStatus {
         Phase::Ended(Outcome::NotNeeded) => NodeStatus::NotNeeded,
         Phase::Ended(Outcome::Record(record)) => match record {
             Record::Done { .. } => NodeStatus::Done,
-            Record::Dead { reason } => NodeStatus::Dead(reason),
+            Record::Dead { reason, .. } => NodeStatus::Dead(reason),
             Record::Cancelled { reason } => NodeStatus::Cancelled(reason),
             Record::Expired => NodeStatus::Expired,
         },

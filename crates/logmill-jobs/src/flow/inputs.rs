@@ -114,7 +114,7 @@ impl StoredInputs<'_> {
                 Ok(decoded.map_err(undecodable)?)
             }
             Phase::Ended(Outcome::Record(
-                Record::Dead { reason } | Record::Cancelled { reason },
+                Record::Dead { reason, .. } | Record::Cancelled { reason },
             )) => Err(reason),
             Phase::Ended(Outcome::Record(Record::Expired)) => Err("it expired".to_owned()),
             Phase::Ended(Outcome::NotNeeded) => Err("it was not needed".to_owned()),

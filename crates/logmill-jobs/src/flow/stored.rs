@@ -351,7 +351,10 @@ mod tests {
             Phase::Waiting,
             Phase::Enqueued,
             Phase::Ended(Outcome::NotNeeded),
-            Phase::Ended(Outcome::Record(Record::Dead { reason })),
+            Phase::Ended(Outcome::Record(Record::Dead {
+                reason,
+                told_by: None,
+            })),
         ];
         for phase in phases {
             let state = NodeState { pending: 5, phase };

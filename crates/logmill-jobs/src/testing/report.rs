@@ -94,7 +94,7 @@ impl How {
                 });
                 match record {
                     Some(Record::Cancelled { reason }) => Self::Cancelled { reason },
-                    Some(Record::Dead { reason }) => Self::Dead { reason },
+                    Some(Record::Dead { reason, .. }) => Self::Dead { reason },
                     Some(Record::Expired) => Self::Expired,
                     _ => Self::Done,
                 }

@@ -29,7 +29,12 @@ fn a_cancel_that_meets_a_failing_attempt_is_told_and_releases_the_key() {
         let handle = mill.enqueue(Flaky(number)).unwrap();
         std::thread::sleep(Duration::from_micros(u64::from(number) * 7 % 300));
         let cancelled = handle.cancel("enough").unwrap();
-        let error = handle.wait_timeout(PATIENCE).unwrap_err();
+        // Without a timeout: at its end, a wait looks once more.
+        let (told, ended) = channel();
+        let waits = handle.clone();
+        std::thread::spawn(move || told.send(waits.wait()));
+        let ended = ended.recv_timeout(PATIENCE).expect("the wait ends");
+        let error = ended.unwrap_err();
         match cancelled {
             Cancelled::Gone => assert!(matches!(error, WaitError::Dead(_)), "{error}"),
             _ => assert!(
