@@ -15,6 +15,8 @@
 
 mod bucket;
 mod gate;
+#[cfg(all(test, feature = "embedded"))]
+mod handovers;
 mod hold;
 mod limit;
 mod lines;
@@ -251,7 +253,8 @@ impl Limits {
     }
 
     fn take_grant(&self, id: &JobId) -> Option<Grant> {
-        // Relaxed: a job that was granted a place was put back after that.
+        // Relaxed: a job that is granted a place is put back by the thread that has counted the grant
+        // before, or by one that has not found it in its line, under the lock of that, since.
         if self.grants.load(Ordering::Relaxed) == 0 {
             return None;
         }
@@ -282,6 +285,9 @@ impl Limits {
         loop {
             // A job is in the line or granted for whoever looks for it under this lock.
             let mut granted = self.granted.lock();
+            // Before the job is taken out of the line: the thread that is about to hold it does not find
+            // it there then, and puts it back at once, and a worker is to look for its grant.
+            self.grants.store(granted.len() + 1, Ordering::Relaxed);
             let (next, until) = gate.next(key, gate.now());
             let next = next.map(|next| {
                 let grant = Grant {
@@ -291,9 +297,9 @@ impl Limits {
                     came: next.came,
                 };
                 granted.insert(next.id, grant);
-                self.grants.store(granted.len(), Ordering::Relaxed);
                 next.held
             });
+            self.grants.store(granted.len(), Ordering::Relaxed);
             drop(granted);
             if let Some(until) = until {
                 self.timer.ring_at(until);
