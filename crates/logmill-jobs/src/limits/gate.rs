@@ -122,14 +122,6 @@ impl State {
 }
 
 impl Gate {
-    /// How many jobs wait.
-    #[cfg(feature = "testing")]
-    pub(super) fn len(&self) -> usize {
-        let state = self.state.lock();
-        let waiting = state.buckets.values().map(|bucket| bucket.waiting.len());
-        waiting.sum()
-    }
-
     pub(super) fn new(
         limit: Limit,
         weights: Weights,
@@ -413,7 +405,7 @@ impl Gate {
     }
 
     /// Jobs that have a place, jobs that wait.
-    #[cfg(all(test, feature = "embedded"))]
+    #[cfg(any(all(test, feature = "embedded"), feature = "testing"))]
     pub(super) fn counts(&self) -> (u64, u64) {
         let state = self.state.lock();
         let buckets = state.buckets.values();

@@ -77,7 +77,7 @@ struct Grant {
 }
 
 /// What limits have at a moment.
-#[cfg(all(test, feature = "embedded"))]
+#[cfg(any(all(test, feature = "embedded"), feature = "testing"))]
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) running: u64,
@@ -87,13 +87,6 @@ pub(crate) struct Counts {
 }
 
 impl Limits {
-    /// How many jobs wait, or have a place kept for them.
-    #[cfg(feature = "testing")]
-    pub(crate) fn len(&self) -> usize {
-        let waiting = self.gates.iter().map(Gate::len);
-        self.granted.lock().len() + waiting.sum::<usize>()
-    }
-
     pub(crate) fn new(limits: Vec<Limit>, clock: Clock) -> Arc<Self> {
         let has_rates = limits.iter().any(|limit| limit.rate.is_some());
         let has_costs = has_rates || limits.iter().any(Limit::is_in_turn);
@@ -370,7 +363,7 @@ impl Limits {
         next
     }
 
-    #[cfg(all(test, feature = "embedded"))]
+    #[cfg(any(all(test, feature = "embedded"), feature = "testing"))]
     pub(crate) fn counts(&self) -> Counts {
         let gates = self.gates.iter().map(Gate::counts);
         let (running, waiting) = gates.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));

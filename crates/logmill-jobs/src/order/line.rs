@@ -200,13 +200,6 @@ impl Line {
 }
 
 impl Lines {
-    /// How many jobs are in line.
-    #[cfg(feature = "testing")]
-    pub(super) fn len(&self) -> usize {
-        let keys = self.keys.lock();
-        keys.values().map(|line| line.jobs.len()).sum()
-    }
-
     /// Changes a line, and wakes the job whose turn it is after that. What is returned is to be dropped
     /// without a lock.
     fn change<T>(&self, key: &[u8], change: impl FnOnce(&mut Line, &mut Woken) -> T) -> Option<T> {
@@ -430,7 +423,7 @@ impl Lines {
     }
 
     /// Keys, jobs that have not ended.
-    #[cfg(all(test, feature = "embedded"))]
+    #[cfg(any(all(test, feature = "embedded"), feature = "testing"))]
     pub(super) fn counts(&self) -> (usize, usize) {
         let keys = self.keys.lock();
         (keys.len(), keys.values().map(|line| line.jobs.len()).sum())

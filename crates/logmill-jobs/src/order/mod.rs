@@ -172,12 +172,6 @@ pub(crate) struct Orders {
 }
 
 impl Orders {
-    /// How many jobs are in lines.
-    #[cfg(feature = "testing")]
-    pub(crate) fn len(&self) -> usize {
-        self.orders.iter().map(|(_, lines)| lines.len()).sum()
-    }
-
     pub(crate) fn new(orders: Vec<Order>, clock: Clock, limits: &Arc<Limits>) -> Arc<Self> {
         let orders = orders.into_iter();
         Arc::new(Self {
@@ -260,7 +254,7 @@ impl Orders {
     }
 
     /// Keys and jobs that are in lines.
-    #[cfg(all(test, feature = "embedded"))]
+    #[cfg(any(all(test, feature = "embedded"), feature = "testing"))]
     pub(crate) fn counts(&self) -> (usize, usize) {
         let counts = self.orders.iter().map(|(_, lines)| lines.counts());
         counts.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))

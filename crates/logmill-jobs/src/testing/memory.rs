@@ -5,8 +5,10 @@ use crate::Mill;
 impl Mill {
     /// How many jobs each part keeps something of in memory.
     #[doc(hidden)]
-    pub fn kept_of_jobs(&self) -> [(&'static str, usize); 10] {
+    pub fn kept_of_jobs(&self) -> [(&'static str, usize); 11] {
         let inner = &self.inner;
+        let limits = inner.limits.counts();
+        let count = |jobs: u64| usize::try_from(jobs).unwrap_or(usize::MAX);
         [
             ("refused", inner.refused.len()),
             ("progressed", inner.progressed.len()),
@@ -16,8 +18,9 @@ impl Mill {
             ("edited", inner.before.moves.len()),
             ("paused", inner.before.paused.len()),
             ("parked", inner.parked.len()),
-            ("limited", inner.limits.len()),
-            ("in an order", inner.orders.len()),
+            ("at a limit", count(limits.running + limits.waiting)),
+            ("granted a place", count(limits.granted)),
+            ("in an order", inner.orders.counts().1),
         ]
     }
 }
