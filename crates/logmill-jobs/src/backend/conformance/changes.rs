@@ -119,8 +119,8 @@ pub(super) fn values_have_versions_and_expire(backend: &dyn Backend) {
             (b"a/2".to_vec(), Vec::new())
         ]
     );
-    put(b"short", b"z", Keep::For(Duration::from_millis(50)));
     let start = Instant::now();
+    put(b"short", b"z", Keep::For(Duration::from_millis(50)));
     while backend.get(b"short").ok().flatten().is_some() {
         assert!(start.elapsed() < PATIENCE, "a value does not expire");
         std::thread::sleep(Duration::from_millis(5));
