@@ -210,8 +210,14 @@ impl Segment {
         let (Some(end), Some(maps)) = (self.closed(), self.maps_to_look()?) else {
             return Ok(());
         };
+        let (records, acks) = (&maps.records.file, &maps.acks.file);
+        if !self.is_settled() {
+            // Consumers that read it meanwhile, and settle its jobs, meet a page fault for each page of acks
+            // as after any flush.
+            records.release_pages();
+            acks.release_pages();
+        }
         self.flush(true)?;
-        let records = &maps.records.file;
         let (word, check) = header::encode_seal(self.identity.salt, end);
         records
             .word64(header::SEAL_OFFSET)
