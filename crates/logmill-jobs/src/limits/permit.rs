@@ -38,6 +38,7 @@ impl Permit<'_> {
         self.has_begun = true;
     }
 
+    #[inline]
     pub(crate) fn none() -> Self {
         Self {
             limits: None,

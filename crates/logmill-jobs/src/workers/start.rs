@@ -1,6 +1,5 @@
 //! The start of workers: what they serve, and where their handlers run.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::chunks::{self, Chunks};
@@ -114,7 +113,7 @@ impl<S: Clone + Send + Sync + 'static> Workers<S> {
     /// The handlers by kind, and the queues.
     #[cfg_attr(not(feature = "schedules"), expect(unused_variables))]
     pub(super) fn parts(&self, mill: &Mill) -> Result<(thread::Routes<S>, Served), StartError> {
-        let mut by_kind = HashMap::new();
+        let mut by_kind = thread::Routes::default();
         let mut queues = self.queues.clone();
         let chain: Chain = self.middleware.iter().map(Arc::clone).collect();
         for route in &self.routes {

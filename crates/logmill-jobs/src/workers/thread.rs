@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
+
 use super::chunks::{Call, Member};
 use super::concurrency::Spawn;
 use super::pool::{Pool, Shared};
@@ -24,7 +26,7 @@ use crate::limits::Permit;
 use crate::unique::Began;
 use crate::{expiry, settle, span, user_code};
 
-pub(super) type Routes<S> = HashMap<&'static str, Arc<dyn Route<S>>>;
+pub(super) type Routes<S> = HashMap<&'static str, Arc<dyn Route<S>>, RandomState>;
 
 /// One thread of a pool.
 pub(super) struct Worker<S> {
