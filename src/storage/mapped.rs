@@ -31,6 +31,10 @@ use crate::storage::{Entry, Operation, StorageError, faults};
 
 /// The smallest page size. The kernel, and the crate that calls it, round to larger ones.
 const SMALLEST_PAGE: usize = 4096;
+/// At the end of a range that is flushed, producers may still write to so many bytes.
+const IN_USE: usize = 2 * SMALLEST_PAGE;
+/// To release no more than this takes as long as it saves.
+const FEW: usize = 4 * SMALLEST_PAGE;
 
 /// The header of a record in the mapping; the layout is in `log/record.rs`.
 #[repr(C)]
@@ -178,12 +182,15 @@ impl MappedFile {
     /// last flush.
     pub(crate) fn flush_range(&self, range: Range<usize>) -> Result<(), StorageError> {
         if !self.is_based.load(Ordering::Acquire) {
-            // All of them would be write-protected.
             self.release_pages();
             return self.flush();
         }
         let end = range.end.next_multiple_of(SMALLEST_PAGE).min(self.len());
         let start = (range.start / SMALLEST_PAGE * SMALLEST_PAGE).min(end);
+        let left = start..end.saturating_sub(IN_USE).max(start);
+        if left.len() > FEW {
+            self.release(left);
+        }
         let flush = || self.map.flush_range(start, end - start);
         faults::flushing(start..end, || {
             Operation::Flush.run(self.entry.path(), flush)
@@ -194,12 +201,22 @@ impl MappedFile {
     /// of many pages that nobody is about to write to. For each page that is in the table and dirty, a
     /// flush interrupts every core on which the process runs; this does so once for all of them.
     pub(crate) fn release_pages(&self) {
+        self.release(0..self.len());
+    }
+
+    /// As [`release_pages`](Self::release_pages), for these bytes of whole pages.
+    #[cfg_attr(fuzzing, expect(unused_variables))]
+    fn release(&self, range: Range<usize>) {
         // What a fuzzer has in memory has no file to come back from.
         #[cfg(not(fuzzing))]
         {
+            let advice = UncheckedAdvice::DontNeed;
             // SAFETY: the mapping is a shared one of a file, so its bytes stay in the page cache, dirty ones
             // too, and any access by any thread finds them there.
-            let released = unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) };
+            let released = unsafe {
+                self.map
+                    .unchecked_advise_range(advice, range.start, range.len())
+            };
             if let Err(error) = released {
                 // The flush then just takes longer.
                 event!(debug, %error, "the pages stay in the page table");

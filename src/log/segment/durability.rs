@@ -210,12 +210,10 @@ impl Segment {
         let (Some(end), Some(maps)) = (self.closed(), self.maps_to_look()?) else {
             return Ok(());
         };
-        let (records, acks) = (&maps.records.file, &maps.acks.file);
+        let records = &maps.records.file;
         if !self.is_settled() {
-            // Consumers that read it meanwhile, and settle its jobs, meet a page fault for each page of acks
-            // as after any flush.
-            records.release_pages();
-            acks.release_pages();
+            // Consumers that settle its jobs meanwhile meet a page fault for each page, as after any flush.
+            maps.acks.file.release_pages();
         }
         self.flush(true)?;
         let (word, check) = header::encode_seal(self.identity.salt, end);
