@@ -160,6 +160,7 @@ impl<'a> Job<'a> {
     /// [`RetryPolicy::max_crashes`](crate::RetryPolicy::max_crashes) sets the limit. A job with a
     /// crash is not delivered while a handler has another such job, unless the delivery of that one
     /// has [timed out](crate::Builder::lease_timeout).
+    #[inline]
     pub fn crashes(&self) -> u32 {
         self.lease.as_ref().map_or(0, Lease::crashes)
     }
@@ -189,6 +190,7 @@ impl<'a> Job<'a> {
     /// Until when the job waited; None if it was enqueued without a delay.
     ///
     /// The end of a backoff or of a snooze is not told, unless it was stored with a copy of the job.
+    #[inline]
     pub fn due_at(&self) -> Option<SystemTime> {
         due_at(self.lease.as_ref()?)
     }
@@ -327,6 +329,7 @@ impl<'a> Job<'a> {
 }
 
 /// When a leased job is due, if it was delayed.
+#[inline]
 fn due_at(lease: &Lease) -> Option<SystemTime> {
     let due = lease.record().header().due_at;
     (due != Timestamp::ZERO).then(|| due.into())

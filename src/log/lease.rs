@@ -218,8 +218,12 @@ impl Lease {
         meta::original_of(self.encoded_meta()).unwrap_or(self.sequence())
     }
 
+    #[inline]
     fn encoded_meta(&self) -> &[u8] {
-        self.record().meta()
+        match self.is_bare() {
+            true => &[],
+            false => self.record().meta(),
+        }
     }
 
     /// Whether the engine has noted anything about the job in its record.
@@ -235,8 +239,12 @@ impl Lease {
     }
 
     /// The job's headers, encoded.
+    #[inline]
     pub(crate) fn headers(&self) -> &[u8] {
-        headers_of(self.record().meta())
+        match self.is_bare() {
+            true => &[],
+            false => headers_of(self.record().meta()),
+        }
     }
 
     pub(crate) fn meta(&self) -> Meta {
@@ -255,7 +263,12 @@ impl Lease {
     }
 
     /// How often the process died while a handler had the job, wherever it was in the log.
+    #[inline]
     pub(crate) fn crashes(&self) -> u32 {
+        if self.is_bare() {
+            // It was appended by this process.
+            return 0;
+        }
         let crashes = self.deliveries().crashes().into();
         meta::prior_crashes_of(self.encoded_meta()).saturating_add(crashes)
     }
