@@ -176,13 +176,19 @@ impl Meta {
 
     /// Decodes the fields that [`encode`](Self::encode) wrote, up to the headers. Unknown tags are
     /// skipped, so that a later minor version may add fields; a field that is cut short ends the
-    /// list.
+    /// list. Of several fields with one tag the first counts, but for the reasons.
     pub(crate) fn decode(bytes: &[u8]) -> Self {
         let mut meta = Self::default();
+        let mut seen = 0_u128;
         for (tag, value) in Fields(bytes) {
             if tag >= TAG_HEADER {
                 break;
             }
+            let bit = 1 << tag;
+            if seen & bit != 0 && tag != TAG_REASON {
+                continue;
+            }
+            seen |= bit;
             let word = value.try_into().ok().map(u64::from_le_bytes);
             let count = value.try_into().map_or(0, u32::from_le_bytes);
             match tag {
@@ -299,9 +305,8 @@ pub(crate) fn max_attempts_of(meta: &[u8]) -> Option<Option<u8>> {
 
 /// Whether the record settles another one.
 pub(crate) fn settles_another(meta: &[u8]) -> bool {
-    [TAG_SETTLES, TAG_SETTLES_ELSEWHERE]
-        .into_iter()
-        .any(|tag| field(meta, tag).is_some())
+    let has = |tag, len| field(meta, tag).is_some_and(|value| value.len() == len);
+    has(TAG_SETTLES, 8) || has(TAG_SETTLES_ELSEWHERE, 16)
 }
 
 #[inline]
@@ -380,6 +385,30 @@ mod tests {
             prop_assert_eq!(max_attempts_of(&encoded), meta.options.max_attempts);
             prop_assert_eq!(settles_another(&encoded), meta.settles.is_some());
             prop_assert_eq!(Meta::decode(&encoded), meta);
+        }
+
+        #[test]
+        fn whoever_reads_a_field_reads_the_same(
+            fields in proptest::collection::vec(
+                (prop_oneof![1u8..5, 7u8..9, 12u8..13, 128u8..129], prop_oneof![
+                    proptest::collection::vec(any::<u8>(), 8),
+                    proptest::collection::vec(any::<u8>(), 4),
+                    proptest::collection::vec(any::<u8>(), 0..20),
+                ]),
+                0..6,
+            ),
+        ) {
+            let mut encoded = MetaBytes::new();
+            for (tag, value) in &fields {
+                put(&mut encoded, *tag, value);
+            }
+            let meta = Meta::decode(&encoded);
+            prop_assert_eq!(original_of(&encoded), meta.original);
+            prop_assert_eq!(prior_attempts_of(&encoded), meta.prior_attempts);
+            prop_assert_eq!(prior_crashes_of(&encoded), meta.prior_crashes);
+            prop_assert_eq!(max_attempts_of(&encoded), meta.options.max_attempts);
+            let settles = meta.settles.is_some() || meta.settles_elsewhere.is_some();
+            prop_assert_eq!(settles_another(&encoded), settles);
         }
 
         #[test]

@@ -182,11 +182,12 @@ pub struct Fields {
     pub headers: Vec<(String, Vec<u8>)>,
 }
 
-/// Decodes metadata. The last of several fields with one tag counts, and a field of the wrong
-/// length is ignored.
+/// Decodes metadata. The first of several fields with one tag counts, but for the reasons; if that has the
+/// wrong length, there is none.
 pub fn fields(mut meta: &[u8]) -> Fields {
     let mut fields = Fields::default();
     let mut has_headers = false;
+    let mut seen = Vec::new();
     while meta.len() >= 3 {
         let len = usize::from(u16::from_le_bytes([meta[1], meta[2]]));
         let Some(value) = meta[3..].get(..len) else {
@@ -199,6 +200,7 @@ pub fn fields(mut meta: &[u8]) -> Fields {
             // The first header ends the other fields.
             HEADER.. => fields.headers.extend(header(meta[0], value)),
             _ if has_headers => {}
+            tag if tag != 7 && seen.contains(&tag) => {}
             1 => fields.max_attempts = value.first().copied(),
             2 => fields.settles = word,
             12 => {
@@ -220,6 +222,7 @@ pub fn fields(mut meta: &[u8]) -> Fields {
             )),
             _ => {}
         }
+        seen.push(meta[0]);
         meta = &meta[3 + len..];
     }
     fields
