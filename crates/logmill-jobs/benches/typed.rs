@@ -91,22 +91,45 @@ fn typed<J: Job<Output = ()>>(
     make: impl Fn(u64) -> J,
     user_of: fn(&J) -> u64,
 ) -> Duration {
-    let dir = tempfile::tempdir().expect("a directory");
-    let builder = Mill::builder(dir.path().join("jobs")).options(options);
-    let mill = builder.open().expect("a mill");
     let done = Done::default();
-    let handler = move |job: J, State(done): State<Done>| -> JobResult {
+    let count = Arc::clone(&done);
+    let handler = move |job: J| -> JobResult {
         black_box(user_of(&job));
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    };
+    typed_on(jobs, options, make, &done, Workers::new(()).on(handler))
+}
+
+/// The same, by a handler that is given a state, of which each call has a clone.
+fn typed_with_state(jobs: u64) -> Duration {
+    let done = Done::default();
+    let handler = |job: Plain, State(done): State<Done>| -> JobResult {
+        black_box(job.user);
         done.fetch_add(1, Ordering::Relaxed);
         Ok(())
     };
-    let workers = Workers::new(Arc::clone(&done)).on(handler).threads(1);
-    let pool = workers.start(&mill).expect("workers");
+    let workers = Workers::new(Arc::clone(&done)).on(handler);
+    typed_on(jobs, MillOptions::new(), plain, &done, workers)
+}
+
+/// Jobs that these workers run and count.
+fn typed_on<J: Job, S: Clone + Send + Sync + 'static>(
+    jobs: u64,
+    options: MillOptions,
+    make: impl Fn(u64) -> J,
+    done: &Done,
+    workers: Workers<S>,
+) -> Duration {
+    let dir = tempfile::tempdir().expect("a directory");
+    let builder = Mill::builder(dir.path().join("jobs")).options(options);
+    let mill = builder.open().expect("a mill");
+    let pool = workers.threads(1).start(&mill).expect("workers");
     let start = Instant::now();
     for user in 0..jobs {
         mill.enqueue(make(user)).expect("room");
     }
-    until(&done, jobs);
+    until(done, jobs);
     let took = start.elapsed();
     assert!(pool.shutdown(secs(60)).finished_in_time);
     mill.close().expect("closed");
@@ -160,6 +183,9 @@ fn end_to_end(criterion: &mut Criterion) {
     group.bench_function("engine_and_serde", |bencher| bencher.iter_custom(engine));
     group.bench_function("typed", |bencher| {
         bencher.iter_custom(|jobs| typed(jobs, MillOptions::new(), plain, |job| job.user));
+    });
+    group.bench_function("typed_with_state", |bencher| {
+        bencher.iter_custom(typed_with_state);
     });
     group.bench_function("typed_with_key", |bencher| {
         bencher.iter_custom(|jobs| typed(jobs, MillOptions::new(), touch, |job| job.user));
