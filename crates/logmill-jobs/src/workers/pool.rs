@@ -354,14 +354,17 @@ impl Pool {
                 }
             }
         }
-        let seats = state.seats.iter();
-        let on_threads = seats.flat_map(|seat| seat.jobs()).collect::<Vec<_>>();
+        let in_tasks = state.tasks.values().flat_map(JobsOfTask::ids);
+        let mut still_running: Vec<_> = in_tasks.cloned().collect();
+        for job in state.seats.iter().flat_map(|seat| seat.jobs()) {
+            // A thread may be about to leave a job that it has made a task of.
+            if !still_running.contains(&job) {
+                still_running.push(job);
+            }
+        }
         let report = ShutdownReport {
             finished_in_time: state.have_ended(),
-            still_running: {
-                let in_tasks = state.tasks.values().flat_map(JobsOfTask::ids);
-                in_tasks.cloned().chain(on_threads).collect()
-            },
+            still_running,
         };
         drop(state);
         if report.finished_in_time {

