@@ -558,6 +558,31 @@ mod tests {
         assert_eq!(watch.take_calls()[0].range, None);
     }
 
+    /// How many page faults this thread has met that needed no disk.
+    fn page_faults() -> u64 {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        // The name in brackets may have spaces; the count is the eighth field behind it.
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        fields.split_whitespace().nth(7).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn a_flush_of_many_pages_takes_those_out_of_the_page_table_that_were_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pages, page) = (64, SMALLEST_PAGE);
+        let len = (pages * page) as u64;
+        let mapped = MappedFile::create(Entry::at(&dir.path().join("f")), len, len).unwrap();
+        let read = |page: usize| mapped.word64(page * SMALLEST_PAGE).load(Ordering::Relaxed);
+        // The first one is of the whole file.
+        for _ in 0..2 {
+            (0..pages).for_each(|at| mapped.word64(at * page).store(7, Ordering::Relaxed));
+            mapped.flush_range(0..pages * page).unwrap();
+            let before = page_faults();
+            assert!((0..pages - 2).all(|page| read(page) == 7));
+            assert!(page_faults() > before);
+        }
+    }
+
     #[test]
     fn what_was_stored_is_there_after_its_pages_were_released() {
         let dir = tempfile::tempdir().unwrap();
