@@ -33,7 +33,7 @@ use crate::storage::{Entry, Operation, StorageError, faults};
 const SMALLEST_PAGE: usize = 4096;
 /// At the end of a range that is flushed, producers may still write to so many bytes.
 const IN_USE: usize = 2 * SMALLEST_PAGE;
-/// To release no more than this takes as long as it saves.
+/// So little is not worth a system call.
 const FEW: usize = 4 * SMALLEST_PAGE;
 
 /// The header of a record in the mapping; the layout is in `log/record.rs`.
