@@ -8,6 +8,7 @@ pub mod logmill;
 pub mod memory;
 pub mod persistent_queue;
 pub mod raft_engine;
+pub mod ring;
 pub mod servers;
 pub mod walrus;
 

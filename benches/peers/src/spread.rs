@@ -46,6 +46,7 @@ struct Figure {
     logmill: f64,
     channel: f64,
     limit: f64,
+    limit_zeroed: f64,
     ratio: f64,
 }
 
@@ -60,14 +61,18 @@ pub fn run(args: &Args) -> Result<()> {
     let mut figures = Vec::new();
     for (threads, size) in RUNS {
         let outcome = logmill_and_channel(&context, threads, size)?.run(&context);
-        let [logmill, channel, limit] = &outcome.rows[..] else {
+        let [logmill, channel, limit, limit_zeroed] = &outcome.rows[..] else {
             anyhow::bail!("{} has other rows", outcome.title);
         };
         let failed = || logmill.missing.clone().or(channel.missing.clone());
         let ratio = logmill.ratio_to(channel);
-        let (Some(logmill), Some(channel), Some(limit), Some(ratio)) =
-            (logmill.median(0), channel.median(0), limit.median(0), ratio)
-        else {
+        let (Some(logmill), Some(channel), Some(limit), Some(limit_zeroed), Some(ratio)) = (
+            logmill.median(0),
+            channel.median(0),
+            limit.median(0),
+            limit_zeroed.median(0),
+            ratio,
+        ) else {
             anyhow::bail!("{}: {}", outcome.title, failed().unwrap_or_default());
         };
         figures.push(Figure {
@@ -75,6 +80,7 @@ pub fn run(args: &Args) -> Result<()> {
             logmill,
             channel,
             limit,
+            limit_zeroed,
             ratio: ratio.median,
         });
     }
@@ -108,7 +114,8 @@ fn report(runs: &[Run]) -> String {
     let mut table = format!(
         "{} runs in {hours:.1} hours, each of {} rounds. A cell is the median of the runs' medians, \
          with the smallest and the largest.\n\n\
-         | | logmill | crossbeam channel | ratio | limit |\n|---|---:|---:|---:|---:|\n",
+         | | logmill | crossbeam channel | ratio | limit | limit, zeroed |\n\
+         |---|---:|---:|---:|---:|---:|\n",
         runs.len(),
         Pace::FULL.rounds,
     );
@@ -129,11 +136,12 @@ fn report(runs: &[Run]) -> String {
         };
         let time = |value| Unit::Nanoseconds.show(value);
         table.push_str(&format!(
-            "| {title} | {} | {} | {} | {} |\n",
+            "| {title} | {} | {} | {} | {} | {} |\n",
             cell(|figure| figure.logmill, &time),
             cell(|figure| figure.channel, &time),
             cell(|figure| figure.ratio, &|ratio| format!("{ratio:.2}")),
             cell(|figure| figure.limit, &time),
+            cell(|figure| figure.limit_zeroed, &time),
         ));
     }
     table
@@ -153,13 +161,14 @@ mod tests {
                 logmill,
                 channel: 100.0,
                 limit: 10.0,
+                limit_zeroed: 15.0,
                 ratio: 100.0 / logmill,
             }],
         };
         let report = report(&[run(0, 20.0), run(3600, 40.0), run(5400, 25.0)]);
         assert!(report.starts_with("3 runs in 1.5 hours"), "{report}");
         let row = "| one | 25.0 ns (20.0 ns to 40.0 ns) | 100 ns (100 ns to 100 ns) | \
-                   4.00 (2.50 to 5.00) | 10.0 ns (10.0 ns to 10.0 ns) |";
+                   4.00 (2.50 to 5.00) | 10.0 ns (10.0 ns to 10.0 ns) | 15.0 ns (15.0 ns to 15.0 ns) |";
         assert!(report.contains(row), "{report}");
     }
 }

@@ -11,7 +11,9 @@ use crate::contender::{Comparison, Contender, Outcome};
 use crate::context::Context;
 use crate::format::Unit;
 use crate::peers::servers::{self, PIPELINE, Server};
-use crate::peers::{databases, files, limit, logmill, memory, persistent_queue as persistent};
+use crate::peers::{
+    databases, files, limit, logmill, memory, persistent_queue as persistent, ring,
+};
 
 const NOTE: &str = "Time per job or message, from the first enqueue until the last job is acked or \
                     the last message is received. Producers and consumers run at once; the title \
@@ -22,7 +24,9 @@ const NOTE: &str = "Time per job or message, from the first enqueue until the la
                     a reserve and an ack, each a transaction of its database; Redis LPUSH, BLMOVE and LREM; \
                     beanstalkd put, reserve and delete. *limit* is a ring in memory for each producer and \
                     its consumer: what the limit of an enqueue does, and a load, a look at the \
-                    payload and one locked add for each record, 256 at a time.";
+                    payload and one locked add for each record, 256 at a time. *limit, zeroed* is the \
+                    same, and another thread zeroes what was read, a third of the ring at a time, \
+                    before it is written again.";
 
 pub fn run(context: &Context) -> Result<Vec<Outcome>> {
     // All comparisons use the same instance of each server.
@@ -79,13 +83,13 @@ fn persistent_queue(context: &Context, size: usize) -> [Contender; 4] {
     ]
 }
 
-/// logmill, the channel and the limit alone.
+/// logmill, the channel and the limits alone.
 pub fn logmill_and_channel(context: &Context, threads: usize, size: usize) -> Result<Comparison> {
     let contenders = memory_and_logmill(context, threads, size)?;
     Ok(of(contenders.into(), threads, size))
 }
 
-fn memory_and_logmill(context: &Context, threads: usize, size: usize) -> Result<[Contender; 3]> {
+fn memory_and_logmill(context: &Context, threads: usize, size: usize) -> Result<[Contender; 4]> {
     Ok([
         Contender::jobs(
             "logmill",
@@ -97,7 +101,16 @@ fn memory_and_logmill(context: &Context, threads: usize, size: usize) -> Result<
             memory::NOTHING,
             memory::channel_end_to_end(threads, size),
         ),
-        Contender::jobs("limit", limit::ANONYMOUS, limit::end_to_end(threads, size)),
+        Contender::jobs(
+            "limit",
+            limit::ANONYMOUS,
+            ring::end_to_end(threads, size, false),
+        ),
+        Contender::jobs(
+            "limit, zeroed",
+            limit::ANONYMOUS,
+            ring::end_to_end(threads, size, true),
+        ),
     ])
 }
 

@@ -1,12 +1,11 @@
 //! The limits of the machine: bare loops that do only what cannot be left out.
 
 use std::fs::{File, OpenOptions};
-use std::hint::{black_box, spin_loop};
+use std::hint::black_box;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -22,7 +21,7 @@ pub const ANONYMOUS: &str = "nothing survives the process";
 pub const FLUSHED: &str = "bytes survive a power cut";
 
 /// As large as the three segments of default size that a stripe uses while consumers keep up.
-const REGION: usize = 3 * 8 * 1024 * 1024;
+pub const REGION: usize = 3 * 8 * 1024 * 1024;
 /// Bytes of a record's header.
 const HEADER: usize = 32;
 /// Buffer for reading files.
@@ -128,114 +127,6 @@ impl Log {
         let end = self.records.min(place + records);
         self.region[place as usize * self.record..end as usize * self.record].fill(0);
     }
-}
-
-/// A ring of records in memory between one producer and one consumer.
-struct Ring {
-    words: Vec<AtomicU64>,
-    /// Acks, of 32 records each.
-    acks: Vec<AtomicU64>,
-    /// Records committed, and records read.
-    committed: CachePadded<AtomicU64>,
-    read: CachePadded<AtomicU64>,
-    /// Whether the producer is done.
-    is_over: AtomicBool,
-}
-
-/// The consumer reads so many at a time, so that it does not follow the producer record by record.
-const READ_AT_ONCE: u64 = 256;
-
-/// The producer tells of so many at a time.
-const TOLD_AT_ONCE: u64 = 64;
-/// Spins between two looks at what is committed: about a microsecond.
-const PAUSE: u32 = 24;
-
-/// The least that a checked append and an acked read can do, with producers and consumers at work
-/// at once: what [`append`] does, and one load, one look at the payload and one locked add for each
-/// record. Each producer has a ring, and a consumer for itself, which wait for each other only when
-/// the ring is full or nearly empty.
-pub fn end_to_end(threads: usize, size: usize) -> Result<Jobs> {
-    let payload = payload(size);
-    let words_each = record_bytes(size) / 8;
-    let records = (REGION / record_bytes(size)) as u64;
-    let zeroed = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
-    let rings: Vec<Ring> = (0..threads)
-        .map(|_| Ring {
-            words: zeroed(records as usize * words_each),
-            acks: zeroed(records as usize / 32 + 1),
-            committed: CachePadded::default(),
-            read: CachePadded::default(),
-            is_over: AtomicBool::new(false),
-        })
-        .collect();
-    Ok(Box::new(move |jobs| {
-        for ring in &rings {
-            ring.committed.store(0, Ordering::Relaxed);
-            ring.read.store(0, Ordering::Relaxed);
-            ring.is_over.store(false, Ordering::Relaxed);
-        }
-        let tails: Vec<_> = rings
-            .iter()
-            .map(|_| CachePadded::new(AtomicU64::new(0)))
-            .collect();
-        threads::timed(
-            threads,
-            |thread| {
-                let (ring, tail) = (&rings[thread], &tails[thread]);
-                for _ in 0..threads::share(jobs, threads, thread) {
-                    let payload = black_box(&payload[..]);
-                    let index = tail.fetch_add(1, Ordering::Relaxed);
-                    while index - ring.read.load(Ordering::Acquire) >= records {
-                        thread::yield_now();
-                    }
-                    let at = (index % records) as usize * words_each;
-                    let record = &ring.words[at..at + words_each];
-                    let check = crc32fast::hash(payload) ^ index as u32;
-                    record[1].store(check.into(), Ordering::Relaxed);
-                    record[2].store(index, Ordering::Relaxed);
-                    record[3].store(payload.len() as u64, Ordering::Relaxed);
-                    for (word, bytes) in record[4..].iter().zip(payload.chunks_exact(8)) {
-                        let bytes = bytes.try_into().map_or(0, u64::from_le_bytes);
-                        word.store(bytes, Ordering::Relaxed);
-                    }
-                    record[0].store(index + 1, Ordering::Release);
-                    if index % TOLD_AT_ONCE == TOLD_AT_ONCE - 1 {
-                        ring.committed.store(index + 1, Ordering::Release);
-                    }
-                }
-                let all = tail.load(Ordering::Relaxed);
-                ring.committed.store(all, Ordering::Release);
-                ring.is_over.store(true, Ordering::Release);
-                Ok(())
-            },
-            |thread, others| {
-                let ring = &rings[thread];
-                let mut index = 0;
-                loop {
-                    let is_over = ring.is_over.load(Ordering::Acquire);
-                    let committed = ring.committed.load(Ordering::Acquire);
-                    if committed - index < READ_AT_ONCE && !is_over {
-                        others.check()?;
-                        (0..PAUSE).for_each(|_| spin_loop());
-                        continue;
-                    }
-                    if index == committed {
-                        return Ok(());
-                    }
-                    let end = committed.min(index + READ_AT_ONCE);
-                    while index < end {
-                        let at = (index % records) as usize * words_each;
-                        black_box(ring.words[at].load(Ordering::Acquire));
-                        black_box(ring.words[at + words_each - 1].load(Ordering::Relaxed));
-                        let ack = (index % records) as usize / 32;
-                        ring.acks[ack].fetch_add(1, Ordering::AcqRel);
-                        index += 1;
-                    }
-                    ring.read.store(index, Ordering::Release);
-                }
-            },
-        )
-    }))
 }
 
 /// A file of one region, written and flushed in advance, so that a flush has no metadata to write.
