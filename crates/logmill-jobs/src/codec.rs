@@ -59,6 +59,7 @@ impl Format {
         }
     }
 
+    #[inline(always)]
     fn decode<T: DeserializeOwned>(self, bytes: &[u8]) -> Result<T, CodecError> {
         match self {
             Self::Json => serde_json::from_slice(bytes).map_err(CodecError::new),
@@ -175,7 +176,7 @@ impl Codec {
     }
 
     /// Decodes a value as the record says that it was encoded.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn decode<T: DeserializeOwned>(
         &self,
         tag: Option<&[u8]>,

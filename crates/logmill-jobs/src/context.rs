@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
-pub(crate) use self::following::Followed;
 use self::following::Follows;
+pub(crate) use self::following::{Followed, followed_by};
 use crate::JobId;
 use crate::backend::Claim;
 use crate::cancelling;

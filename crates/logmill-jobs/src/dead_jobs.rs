@@ -118,7 +118,7 @@ impl JobQueue {
         }
         let last = jobs.last().filter(|_| is_more);
         let next = last.map(|last| DeadCursor {
-            after: JobId::new(last.id.place_arc(), last.letter),
+            after: JobId::new(Arc::clone(last.id.place_arc()), last.letter),
         });
         Ok(DeadPage { jobs, next })
     }

@@ -49,8 +49,8 @@ impl JobId {
         &self.place
     }
 
-    pub(crate) fn place_arc(&self) -> Arc<str> {
-        Arc::clone(&self.place)
+    pub(crate) fn place_arc(&self) -> &Arc<str> {
+        &self.place
     }
 
     /// The same queue, another job.

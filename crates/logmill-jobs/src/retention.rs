@@ -309,7 +309,7 @@ fn rebuild(mill: &Mill) -> Result<(), BackendError> {
                 // One text for all jobs of a queue.
                 let place = match places.get(id.place()) {
                     Some(place) => Arc::clone(place),
-                    None => id.place_arc(),
+                    None => Arc::clone(id.place_arc()),
                 };
                 places.insert(Arc::clone(&place));
                 let id = JobId::new(place, id.number());

@@ -26,7 +26,7 @@ const MOST_ATTEMPTS: u32 = 250;
 /// The most bytes of a reason that are kept.
 const MOST_REASON: usize = 1024;
 
-/// Ends an attempt as its handler says.
+/// Ends an attempt as its handler says, and stores what is to follow from that, if anything is.
 #[inline]
 pub(crate) fn settle(
     mill: &Mill,
@@ -34,27 +34,35 @@ pub(crate) fn settle(
     id: &JobId,
     kind: &KindOptions,
     returned: Returned,
-    followed: Followed,
+    followed: Option<Followed>,
     ran: &Ran<'_>,
 ) {
     match returned {
-        Ok(None) if followed.is_empty() && ends_alone(mill, claim, id) => {
-            let done = claim.settle(Settlement::Done(None)).map(|_| ());
-            report(mill, id, done, Ended::Done, Some(ran));
+        Ok(None) if followed.is_none() && ends_alone(mill, claim, id) => {
+            match claim.settle(Settlement::Done(None)) {
+                Ok(_) => note_end(mill, id, Ended::Done, Some(ran)),
+                Err(error) => report(mill, id, Err(error), Ended::Done, Some(ran)),
+            }
         }
-        Ok(output) => done(mill, claim, id, kind, output, followed, ran),
-        Err(failure) => fail(mill, claim, id, kind, failure, followed, ran),
+        Ok(output) => {
+            let followed = followed.unwrap_or_default();
+            done(mill, claim, id, kind, output, followed, ran);
+        }
+        Err(failure) => {
+            let followed = followed.unwrap_or_default();
+            fail(mill, claim, id, kind, failure, followed, ran);
+        }
     }
 }
 
 /// Whether nothing else is stored at the end of a job.
 #[inline]
 fn ends_alone(mill: &Mill, claim: &dyn Claim, id: &JobId) -> bool {
-    claim.header(header::UNIQUE).is_none()
-        && claim.header(header::FLOW).is_none()
-        // A process that has cancelled it looks for the record of its completion.
-        && !(mill.is_shared() && claim.is_cancelled())
-        && !may_have_progress(mill, claim, id)
+    let has = |key| claim.header(key).is_some();
+    let has_more = claim.may_have_headers() && (has(header::UNIQUE) || has(header::FLOW));
+    // A process that has cancelled it looks for the record of its completion.
+    let leaves_record = mill.is_shared() && claim.is_cancelled();
+    !(has_more || leaves_record || may_have_progress(mill, claim, id))
 }
 
 /// Whether an earlier attempt may have stored how far the job is.
@@ -64,7 +72,6 @@ fn may_have_progress(mill: &Mill, claim: &dyn Claim, id: &JobId) -> bool {
 }
 
 /// Tells how a job has ended, if that is stored.
-#[inline]
 fn report(
     mill: &Mill,
     id: &JobId,
@@ -91,6 +98,12 @@ fn report(
             return;
         }
     }
+    note_end(mill, id, ended, ran);
+}
+
+/// Tells how a job has ended, which is stored.
+#[inline]
+fn note_end(mill: &Mill, id: &JobId, ended: Ended, ran: Option<&Ran<'_>>) {
     mill.inner.cancelling.forget(id);
     if let Some(ran) = ran {
         ran.ended(mill, id, &ended);

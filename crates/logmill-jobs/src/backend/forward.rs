@@ -27,6 +27,10 @@ macro_rules! forward_claim {
         fn header(&self, key: &str) -> Option<&[u8]> {
             self.$field.header(key)
         }
+
+        fn may_have_headers(&self) -> bool {
+            self.$field.may_have_headers()
+        }
     };
     (@ $field:ident attempt) => {
         fn attempt(&self) -> u32 {

@@ -354,6 +354,11 @@ pub trait Claim {
     fn payload(&self) -> &[u8];
     /// The value of a header.
     fn header(&self, key: &str) -> Option<&[u8]>;
+    /// Whether it may have headers. Most jobs have none, and a backend that knows that spares the asking
+    /// for each of them.
+    fn may_have_headers(&self) -> bool {
+        true
+    }
     /// The number of this attempt: 1, and one more for each that failed.
     fn attempt(&self) -> u32;
     /// How often the process died during an attempt.

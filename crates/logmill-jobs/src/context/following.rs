@@ -36,9 +36,15 @@ pub(crate) struct Followed {
     pub(crate) steps: Vec<Vec<u8>>,
 }
 
+/// Ends an attempt that had this context; returns what is to be stored with the completion of its job, if
+/// anything is.
+#[inline]
+pub(crate) fn followed_by(context: Option<Context>) -> Option<Followed> {
+    context?.end()
+}
+
 impl Followed {
-    #[inline]
-    pub(crate) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.jobs.is_empty() && self.beside.is_empty() && self.steps.is_empty()
     }
 }
@@ -174,14 +180,15 @@ impl Context {
         Ok(result)
     }
 
-    /// Ends the attempt; returns what is to be stored with the completion of the job.
-    pub(crate) fn end(&self) -> Followed {
+    /// Ends the attempt; returns what is to be stored with the completion of the job, if anything is.
+    fn end(&self) -> Option<Followed> {
         let inner = &self.inner;
         let running = &inner.mill.inner.running;
         running.end(&inner.id, inner.node, &inner.signals);
         let mut follows = inner.follows.lock();
         follows.has_ended = true;
-        std::mem::take(&mut follows.followed)
+        let followed = std::mem::take(&mut follows.followed);
+        (!followed.is_empty()).then_some(followed)
     }
 }
 

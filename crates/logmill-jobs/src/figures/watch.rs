@@ -17,8 +17,9 @@ pub(crate) struct Watch {
     cells: Vec<Arc<Cell>>,
     /// The cells that tasks write, if they were used.
     shared: Vec<Option<Arc<Cell>>>,
-    /// The one that was used last.
+    /// The one that was used last, and the place of its job, of which the next one mostly is.
     last: usize,
+    last_place: Option<Arc<str>>,
     /// The same moment on both clocks, so that one look at them says both times.
     moment: (Instant, SystemTime),
 }
@@ -49,6 +50,7 @@ impl Watch {
             cells: Vec::new(),
             shared: Vec::new(),
             last: 0,
+            last_place: None,
         }
     }
 
@@ -61,8 +63,9 @@ impl Watch {
         claim: &dyn Claim,
         is_task: bool,
     ) -> Begun {
-        let is_last = |cell: &Arc<Cell>| *cell.kind == *kind && *cell.place == *id.place();
-        if !self.cells.get(self.last).is_some_and(is_last) {
+        let is_there = |place| Arc::ptr_eq(place, id.place_arc());
+        if !(self.last_place.as_ref().is_some_and(is_there) && *self.cells[self.last].kind == *kind)
+        {
             self.find(id, kind);
         }
         let listens = self.mill.inner.events.is_on();
@@ -101,6 +104,7 @@ impl Watch {
             self.shared.push(None);
             self.cells.len() - 1
         });
+        self.last_place = Some(Arc::clone(id.place_arc()));
     }
 
     fn measure(&mut self, id: &JobId, claim: &dyn Claim, stands_for: u64, listens: bool) -> Begun {

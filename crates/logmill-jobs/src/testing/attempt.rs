@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use super::report::How;
 use crate::backend::{BackendError, Claim, Held, KeyChange, Settlement};
-use crate::context::Attempt;
+use crate::context::{Attempt, followed_by};
 use crate::enqueue::header;
 use crate::error::EnqueueError;
 use crate::figures::Watch;
@@ -222,7 +222,7 @@ impl<J: Job> TestAttempt<'_, J> {
             #[cfg(feature = "tokio")]
             Called::Begun(future) => crate::workers::wait_for(clock, deadline, future),
         };
-        let followed = context.map(|context| context.end()).unwrap_or_default();
+        let followed = followed_by(context);
         let ran = begun.end(mill, watch.cell(), &self.claim);
         let claim = &mut self.claim;
         settle::settle(

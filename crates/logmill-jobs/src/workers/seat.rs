@@ -66,7 +66,7 @@ impl Seat {
     #[inline]
     pub(super) fn begin(&self, id: &JobId, is_other_queue: bool) {
         if is_other_queue {
-            *self.queue.lock() = Some(id.place_arc());
+            *self.queue.lock() = Some(Arc::clone(id.place_arc()));
         }
         // Relaxed, here and below: read for reports.
         self.number.store(id.number(), Ordering::Relaxed);

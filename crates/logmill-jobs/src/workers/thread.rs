@@ -17,7 +17,7 @@ use super::start::Runtime;
 use super::task::Begun;
 use crate::JobId;
 use crate::backend::{Claim, Consumer, Next};
-use crate::context::{Attempt, Context, Followed};
+use crate::context::{Attempt, followed_by};
 use crate::enqueue::header;
 use crate::error::StartError;
 use crate::figures::Watch;
@@ -249,8 +249,10 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
     #[inline]
     fn attempt(&mut self, routes: &Routes<S>, claim: &mut dyn Claim) {
         let mill = &self.shared.mill;
-        if expiry::end_expired(mill, &self.id, claim)
-            || !mill.inner.flows.admit(mill, &self.id, claim)
+        let has_headers = claim.may_have_headers();
+        if has_headers
+            && (expiry::end_expired(mill, &self.id, claim)
+                || !mill.inner.flows.admit(mill, &self.id, claim))
         {
             // A place that was kept for it is for others.
             return mill.inner.limits.forget_grant(&self.id);
@@ -283,7 +285,8 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         let watched = self.watch.begin(&self.id, kind, claim, is_task);
         let seat = &*self.seat;
         seat.begin(&self.id, std::mem::take(&mut self.is_other_queue));
-        let timeout = own_timeout(claim).or(options.timeout);
+        let own = has_headers.then(|| own_timeout(claim)).flatten();
+        let timeout = own.or(options.timeout);
         let deadline = timeout.and_then(|timeout| self.begin_timed(kind, timeout, &**route));
         let attempt = Attempt {
             mill,
@@ -371,9 +374,4 @@ pub(super) fn give_back(claim: &mut dyn Claim) {
             let _ = claim.settle(crate::backend::Settlement::Snooze { after });
         }
     }
-}
-
-/// What is stored with the completion.
-pub(super) fn followed_by(context: Option<Context>) -> Followed {
-    context.map(|context| context.end()).unwrap_or_default()
 }

@@ -48,6 +48,10 @@ pub(super) fn a_job_comes_as_it_was_published(backend: &dyn Backend) {
         assert_eq!(claim.header("one"), Some(&b"\x00\xff"[..]));
         assert_eq!(claim.header("two"), Some(&b""[..]));
         assert_eq!(claim.header("three"), None);
+        assert!(
+            claim.may_have_headers(),
+            "it has headers, and says that it has none"
+        );
         assert_eq!((claim.attempt(), claim.crashes()), (1, 0));
         assert!(!claim.is_cancelled() && claim.enqueued_at() >= before);
         let seen = queue.look(number).ok().flatten().expect("it runs");

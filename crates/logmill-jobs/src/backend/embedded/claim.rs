@@ -43,8 +43,15 @@ impl Present {
         self.0 & Self::bit(key) != 0
     }
 
+    #[inline]
+    fn may_have_any(self) -> bool {
+        self.0 != 0
+    }
+
     fn bit(key: &str) -> u64 {
-        key.as_bytes().first().map_or(0, |byte| 1 << (byte % 64))
+        // That of an empty key as well: then there is a header.
+        let first = key.as_bytes().first().copied().unwrap_or_default();
+        1 << (first % 64)
     }
 }
 
@@ -85,6 +92,10 @@ macro_rules! claim {
                     true => self.job.as_ref()?.headers().get(key),
                     false => None,
                 }
+            }
+
+            fn may_have_headers(&self) -> bool {
+                self.headers.may_have_any()
             }
 
             fn attempt(&self) -> u32 {

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use crate::backend::Claim;
 use crate::context::Context;
+use crate::context::followed_by;
 use crate::figures::{self, Cell, Watch};
 use crate::limits::Permit;
 use crate::mill::Mill;
 use crate::workers::leases::Kept;
-use crate::workers::thread::{followed_by, give_back};
+use crate::workers::thread::give_back;
 use crate::{JobId, KindOptions, settle, user_code};
 
 /// A job of a chunk. Dropped before the handler is called, it is given back without an attempt; after

@@ -6,13 +6,13 @@ use super::Member;
 use super::run::settle;
 use crate::KindOptions;
 use crate::context::Context;
+use crate::context::followed_by;
 use crate::handler::EndOfChunk;
 use crate::mill::Mill;
 use crate::settle::Returned;
 use crate::span::Entering;
 use crate::user_code;
 use crate::workers::pool::Task;
-use crate::workers::thread::followed_by;
 
 /// A chunk that goes on as a task. Dropped before it has ended, as the runtime ends, it gives its jobs
 /// back without a failed attempt, and stops its pool, which could not run another one.
