@@ -354,8 +354,8 @@ pub trait Claim {
     fn payload(&self) -> &[u8];
     /// The value of a header.
     fn header(&self, key: &str) -> Option<&[u8]>;
-    /// Whether it may have headers. Most jobs have none, and a backend that knows that spares the asking
-    /// for each of them.
+    /// Whether [`header`](Self::header) may find any: false promises that the job has none, and spares a
+    /// worker the questions. By default, they are asked.
     fn may_have_headers(&self) -> bool {
         true
     }
