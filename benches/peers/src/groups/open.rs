@@ -249,9 +249,11 @@ fn build_heap_program() -> Result<PathBuf> {
         cargo.arg("--release");
     }
     match cargo.status() {
-        Ok(status) if status.success() && program.exists() => Ok(program),
-        // It may have been built before.
+        // Built now, or before.
         _ if program.exists() => Ok(program),
+        Ok(status) if status.success() => Err(anyhow!(
+            "{HEAP} is not in the directory of this program, which was moved"
+        )),
         Ok(status) => Err(anyhow!("{HEAP} was not built: {status}")),
         Err(error) => Err(anyhow!("{HEAP} was not built: {error}")),
     }
